@@ -1,0 +1,1 @@
+"""Config, search space, data sets, `train()`, the sweep, tracking, reports and the command line."""

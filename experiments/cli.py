@@ -1,0 +1,221 @@
+"""The command line. Nothing heavy is imported before the command needs it: `--help` answers at once."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+from experiments.config import RunConfig, config_help, load_config
+
+EXIT_DONE, EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run one command.
+
+    Returns:
+        0 done, 1 failed, 2 wrong use, 130 interrupted.
+    """
+    arguments, rest = _parser().parse_known_args(argv)
+    try:
+        arguments.overrides = parse_overrides(rest)
+        config = load_config(arguments.config, arguments.overrides)
+    except (ValueError, FileNotFoundError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_USAGE
+    _quiet_libraries()
+    try:
+        arguments.command(config, arguments)
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    except Exception as error:
+        return _explain(error)
+    return EXIT_DONE
+
+
+def parse_overrides(tokens: Sequence[str]) -> dict[str, str]:
+    """`--section.field value` and `--section.field=value` as a mapping.
+
+    Raises:
+        ValueError: for anything else.
+    """
+    overrides: dict[str, str] = {}
+    rest = list(tokens)
+    while rest:
+        token = rest.pop(0)
+        if not token.startswith("--"):
+            raise ValueError(f"unexpected argument {token!r}; fields are set as --section.field value")
+        name, equals, value = token[2:].partition("=")
+        if not equals:
+            if not rest:
+                raise ValueError(f"--{name} needs a value")
+            value = rest.pop(0)
+        overrides[name] = value
+    return overrides
+
+
+def _sweep(config: RunConfig, arguments: argparse.Namespace) -> None:
+    import optuna
+
+    from experiments.sweep import run_sweep
+    from experiments.tracking import tracking_uri
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    result = run_sweep(config, more=arguments.more)
+    metric = config.sweep.metric
+    print(f"\nstudy {result.study.study_name}: {len(result.study.get_trials(deepcopy=False))} trials")
+    if result.best is None:
+        print("no trial is complete")
+    else:
+        print(f"best trial {result.best.number}: {metric} {result.best.value:.4f}, ", end="")
+        print(f"val_accuracy {result.best.user_attrs['val_accuracy']:.4f}")
+        for name, value in result.best.params.items():
+            print(f"  {name}: {value}")
+        print(f"model:  {result.folder / 'trials' / f'{result.best.number:04d}' / 'export'}")
+    print(f"report: {result.report}")
+    print(f"runs:   MLflow experiment '{config.tracking.experiment}' in {tracking_uri(config)}")
+    print(f"look:   {_ui_command(config)}")
+
+
+def _train(config: RunConfig, arguments: argparse.Namespace) -> None:
+    from experiments.training import train_and_register
+
+    if arguments.from_best and arguments.config:
+        raise ValueError("--from-best takes the study's own config: leave --config out")
+    result = train_and_register(config, from_best=arguments.from_best, overrides=arguments.overrides)
+    for name, value in sorted(result.metrics.items()):
+        print(f"{name}: {value:.6g}")
+    print(f"model:    {result.export}")
+    print(f"registry: {result.model_uri}{' (champion)' if result.champion else ''}")
+    print(f"look:     {_ui_command(config)}")
+
+
+def _evaluate(config: RunConfig, arguments: argparse.Namespace) -> None:
+    from experiments.predict import evaluate_export, locate_export
+
+    metrics = evaluate_export(locate_export(arguments.model, config), config, arguments.split)
+    if arguments.json:
+        print(json.dumps(metrics))
+        return
+    for name, value in metrics.items():
+        print(f"{name}: {value:.6g}")
+
+
+def _predict(config: RunConfig, arguments: argparse.Namespace) -> None:
+    from experiments.predict import locate_export, predict_photos, prediction_table
+
+    predictions = predict_photos(arguments.images, locate_export(arguments.model, config), arguments.top_k)
+    if arguments.json:
+        print(json.dumps([prediction.to_dict() for prediction in predictions], indent=2))
+    else:
+        print(prediction_table(predictions))
+    if any(prediction.error for prediction in predictions):
+        raise ValueError(f"{sum(bool(one.error) for one in predictions)} of {len(predictions)} photos can't be read")
+
+
+def _report(config: RunConfig, arguments: argparse.Namespace) -> None:
+    from experiments.study import load_study
+    from experiments.sweep import report_study
+
+    for name in arguments.studies:
+        print(report_study(load_study(config, name), config))
+
+
+def _ui(config: RunConfig, arguments: argparse.Namespace) -> None:
+    from experiments.tracking import tracking_uri
+
+    uri = tracking_uri(config)
+    if uri.startswith(("http://", "https://")):
+        raise ValueError(f"tracking.uri {uri} is a server with a UI of its own: open it in a browser")
+    print(f"MLflow at http://127.0.0.1:{arguments.port} (Ctrl-C ends it)", flush=True)
+    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--workers", "1"]
+    os.execv(sys.executable, [*command, "--host", "127.0.0.1", "--port", str(arguments.port)])
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments",
+        description="Fine-tune an image classifier, sweep over its settings and compare the runs in MLflow.",
+        allow_abbrev=False,
+    )
+    commands = parser.add_subparsers(
+        title="commands", metavar="COMMAND", required=True, parser_class=_CommandParser
+    )
+
+    def add(name: str, run: object, text: str) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+        command.add_argument("--config", type=Path, metavar="PRESET", help="YAML preset, such as conf/quick.yaml")
+        command.set_defaults(command=run)
+        return command
+
+    sweep = add("sweep", _sweep, "Search for the best settings; the same command continues a study.")
+    sweep.add_argument(
+        "--more", type=int, default=0, metavar="N", help="add N trials to a study that has all its trials"
+    )
+    train = add("train", _train, "Train one model, score it on the test split and register it.")
+    train.add_argument("--from-best", metavar="STUDY", help="with the settings of the study's best trial")
+    evaluate = add("evaluate", _evaluate, "Score a model on a split of a data set.")
+    predict = add("predict", _predict, "Name what is on photos.")
+    predict.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
+    predict.add_argument("--top-k", type=int, default=5, metavar="K", help="classes to show (default 5)")
+    for command in (evaluate, predict):
+        command.add_argument(
+            "--model", required=True, help="export folder, or registry URI such as models:/NAME@champion"
+        )
+        command.add_argument("--json", action="store_true", help="print JSON")
+    evaluate.add_argument("--split", choices=("valid", "test"), default="test")
+    report = add("report", _report, "Write a study's report, one HTML page that opens without a network.")
+    report.add_argument("studies", nargs="+", metavar="STUDY")
+    ui = add("ui", _ui, "Open MLflow on the local runs, on 127.0.0.1 only.")
+    ui.add_argument("--port", type=int, default=5000)
+    return parser
+
+
+class _CommandParser(argparse.ArgumentParser):
+    """A command whose help goes on with the fields of the config."""
+
+    def format_help(self) -> str:
+        """Made only when somebody asks for it."""
+        return f"{super().format_help()}\nFields of the config, set as --section.field value:\n\n{config_help()}"
+
+
+def _ui_command(config: RunConfig) -> str:
+    fields = "" if config.output_dir == RunConfig.output_dir else f" --output_dir {config.output_dir}"
+    fields += "" if config.tracking.uri is None else f" --tracking.uri {config.tracking.uri}"
+    return f"python -m experiments ui{fields}"
+
+
+def _explain(error: Exception) -> int:
+    """One plain line for what a user can mend; a traceback for what only we can."""
+    from experiments.interrupts import InterruptedRunError
+
+    if isinstance(error, InterruptedRunError):
+        print("interrupted; the same command goes on from here", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    known = isinstance(error, ValueError | FileNotFoundError) or type(error).__module__.startswith("experiments")
+    if not known:
+        raise error
+    print(f"error: {error}", file=sys.stderr)
+    return EXIT_FAILED
+
+
+def _quiet_libraries() -> None:
+    """Leave out what the libraries say about themselves."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    # Lightning and Optuna set the level of their own loggers when they are imported: filter what they pass on.
+    logging.getLogger().handlers[0].addFilter(lambda record: record.levelno >= logging.WARNING)
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    # Loader processes are a choice that data.num_workers makes.
+    warnings.filterwarnings("ignore", ".*does not have many workers.*")
+    warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec.*")
+    warnings.filterwarnings("ignore", ".*smaller than the logging interval.*")
+    # A resumed run writes its checkpoints where the first part did.
+    warnings.filterwarnings("ignore", ".*Checkpoint directory .* exists and is not empty.*")

@@ -1,0 +1,386 @@
+"""What a run is: the configuration a person types, as frozen dataclasses.
+
+`load_config` reads a YAML preset and overrides; `override` applies the point that a sampler drew, be it Optuna's at
+home or SageMaker's in a job. Both go through the same typed parser, so the same values give the same `RunConfig`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+from argparse import ArgumentError
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, is_dataclass
+from pathlib import Path
+from typing import Literal, get_type_hints
+
+import yaml
+from jsonargparse import ArgumentParser, set_parsing_settings
+
+ConfigValue = bool | int | float | str | None
+"""What one field holds once flattened."""
+
+
+def require(condition: bool, key: str, rule: str, value: object) -> None:
+    """Refuse a value with the key, the rule and the value.
+
+    Raises:
+        ValueError: if `condition` is false.
+    """
+    if not condition:
+        raise ValueError(f"{key} must {rule}, got {value!r}")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """The photos."""
+
+    name: Literal["digits", "folder", "dog_images"] = "digits"
+    """Data set: `digits` (embedded, no download), `folder` (your own class folders), `dog_images` (133 breeds)."""
+    root: Path | None = None
+    """Folder with train, valid and test class folders; for digits and dog_images, where they are kept."""
+    image_size: int = 224
+    """Side of the square that the network sees, in pixels."""
+    crop_fraction: float = 0.875
+    """Share of the resized short side that the evaluation crop keeps; 1.0 keeps all of it."""
+    batch_size: int = 64
+    """Images a step (on each device)."""
+    num_workers: int = 0
+    """Processes that decode images for the training loader; 0 decodes in the training process."""
+    fraction: float = 1.0
+    """Share of the training images used, stratified by class and drawn with the seed."""
+    valid_fraction: float = 0.2
+    """Share of train cut off as validation split where there is no valid folder."""
+    augment: Literal["none", "light", "strong"] = "light"
+    """Training augmentation: light is a random crop and flip, strong adds TrivialAugment and random erasing."""
+    max_bad_fraction: float = 0.01
+    """Largest share of unreadable image files that a run accepts before it stops."""
+    cache: Literal["auto", "none"] = "auto"
+    """Image cache. Only `none` exists so far, and `auto` chooses it."""
+    cache_dir: Path = Path("runs/cache")
+    """Where what was learned about the files (hashes, unreadable ones) is kept."""
+
+    def __post_init__(self) -> None:
+        """Refuse what no run can use."""
+        require(
+            self.name != "folder" or self.root is not None,
+            "data.root",
+            "name the folder of class folders when data.name is 'folder'",
+            self.root,
+        )
+        require(16 <= self.image_size <= 1024, "data.image_size", "be 16..1024", self.image_size)
+        require(0.5 <= self.crop_fraction <= 1, "data.crop_fraction", "be 0.5..1", self.crop_fraction)
+        require(self.batch_size >= 1, "data.batch_size", "be >= 1", self.batch_size)
+        require(self.num_workers >= 0, "data.num_workers", "be >= 0", self.num_workers)
+        require(0 < self.fraction <= 1, "data.fraction", "be in (0, 1]", self.fraction)
+        require(0 < self.valid_fraction < 1, "data.valid_fraction", "be in (0, 1)", self.valid_fraction)
+        require(0 <= self.max_bad_fraction <= 1, "data.max_bad_fraction", "be 0..1", self.max_bad_fraction)
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The classifier."""
+
+    backbone: str = "resnet50"
+    """Any torchvision classifier by its torchvision name."""
+    weights: str = "imagenet"
+    """`imagenet` (torchvision's best), `none` (random), or the path of a .safetensors or .pth state dict."""
+    trainable: Literal["head", "last_block", "all"] = "head"
+    """What training changes; the rest stays frozen, its BatchNorm statistics included."""
+    dropout: float = 0.0
+    """Share of the features dropped in front of the head while training."""
+    label_smoothing: float = 0.0
+    """Label smoothing of the training loss; validation and test losses are plain cross entropy."""
+
+    def __post_init__(self) -> None:
+        """Refuse what no run can use."""
+        require(0 <= self.dropout < 1, "model.dropout", "be in [0, 1)", self.dropout)
+        require(0 <= self.label_smoothing < 1, "model.label_smoothing", "be in [0, 1)", self.label_smoothing)
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """The optimiser and its schedule."""
+
+    name: Literal["sgd", "adamw"] = "adamw"
+    """SGD (Nesterov momentum 0.9) or AdamW; neither decays norms and biases."""
+    learning_rate: float = 1e-3
+    """Peak step size after warm-up."""
+    weight_decay: float = 1e-2
+    """Decay of the weights with two or more dimensions."""
+    backbone_learning_rate_scale: float = 1.0
+    """Step size of the backbone as a share of learning_rate."""
+    schedule: Literal["constant", "cosine", "one_cycle"] = "cosine"
+    """Course of the step size over the whole run."""
+    warmup_epochs: float = 0.0
+    """Epochs of linear warm-up (of the rising part, for one_cycle: 0 means 30 % of the run)."""
+
+    def __post_init__(self) -> None:
+        """Refuse what no run can use."""
+        require(self.learning_rate > 0, "optimizer.learning_rate", "be > 0", self.learning_rate)
+        require(self.weight_decay >= 0, "optimizer.weight_decay", "be >= 0", self.weight_decay)
+        require(
+            self.backbone_learning_rate_scale > 0,
+            "optimizer.backbone_learning_rate_scale",
+            "be > 0",
+            self.backbone_learning_rate_scale,
+        )
+        require(self.warmup_epochs >= 0, "optimizer.warmup_epochs", "be >= 0", self.warmup_epochs)
+
+
+@dataclass(frozen=True)
+class TrainerConfig:
+    """How long and on what."""
+
+    max_epochs: int = 5
+    """Passes over the training images."""
+    accelerator: Literal["auto", "cpu", "gpu", "mps"] = "auto"
+    """Lightning's accelerator."""
+    devices: int = 1
+    """Devices a node; more than one trains with DDP."""
+    num_nodes: int = 1
+    """Machines that train together."""
+    precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = "auto"
+    """Lightning's precision; auto is bf16-mixed on a CUDA device that has it, else 32-true."""
+    compile: bool = False
+    """Compile the network with torch.compile."""
+    gradient_clip: float = 0.0
+    """Largest gradient norm; 0 does not clip."""
+    early_stopping_patience: int = 0
+    """Epochs without a better val_loss before training stops; 0 never stops early."""
+
+    def __post_init__(self) -> None:
+        """Refuse what no run can use."""
+        require(self.max_epochs >= 1, "trainer.max_epochs", "be >= 1", self.max_epochs)
+        require(self.devices >= 1, "trainer.devices", "be >= 1", self.devices)
+        require(self.num_nodes >= 1, "trainer.num_nodes", "be >= 1", self.num_nodes)
+        require(self.gradient_clip >= 0, "trainer.gradient_clip", "be >= 0", self.gradient_clip)
+        require(
+            self.early_stopping_patience >= 0,
+            "trainer.early_stopping_patience",
+            "be >= 0",
+            self.early_stopping_patience,
+        )
+
+
+@dataclass(frozen=True)
+class TrackingConfig:
+    """Where MLflow keeps the runs."""
+
+    uri: str | None = None
+    """MLflow tracking server or database; by default SQLite under output_dir."""
+    experiment: str = "experiments"
+    """Name of the MLflow experiment."""
+    flush_timeout_seconds: float = 120.0
+    """How long the end of a run waits for a tracking server that is away before it stops with an error."""
+
+    def __post_init__(self) -> None:
+        """Refuse what no run can use."""
+        require(
+            self.flush_timeout_seconds > 0,
+            "tracking.flush_timeout_seconds",
+            "be > 0",
+            self.flush_timeout_seconds,
+        )
+
+
+@dataclass(frozen=True)
+class SweepConfig:
+    """The Optuna study."""
+
+    n_trials: int = 20
+    """Finished trials (complete, pruned or failed) that the study ends with."""
+    timeout_seconds: float | None = None
+    """No new trial starts after this long; running ones finish."""
+    sampler: Literal["tpe", "gp", "cmaes", "random", "grid"] = "tpe"
+    """How Optuna chooses the next point."""
+    pruner: Literal["hyperband", "median", "none"] = "hyperband"
+    """How Optuna stops trials that fall behind, at each epoch's end."""
+    storage: str | None = None
+    """Optuna storage URL (postgresql://, mysql://, sqlite:///); by default a journal file under output_dir."""
+    study_name: str = "sweep"
+    """Name of the study; the same name continues it."""
+    workers: int = 1
+    """Processes that work on the study, each on its share of the cores or on one GPU."""
+    metric: Literal["val_loss", "val_accuracy"] = "val_loss"
+    """Objective, read at the best epoch."""
+    direction: Literal["minimize", "maximize"] = "minimize"
+    """Whether a smaller or a larger metric is better."""
+
+    def __post_init__(self) -> None:
+        """Refuse what no run can use."""
+        require(self.n_trials >= 1, "sweep.n_trials", "be >= 1", self.n_trials)
+        require(
+            self.timeout_seconds is None or self.timeout_seconds > 0,
+            "sweep.timeout_seconds",
+            "be > 0",
+            self.timeout_seconds,
+        )
+        require(self.workers >= 1, "sweep.workers", "be >= 1", self.workers)
+        require(
+            self.study_name not in ("", ".", "..") and not set(self.study_name) & set('/\\\0'),
+            "sweep.study_name",
+            "be usable as a folder name",
+            self.study_name,
+        )
+        better = {"val_loss": "minimize", "val_accuracy": "maximize"}[self.metric]
+        require(
+            self.direction == better, "sweep.direction", f"be {better} for {self.metric}", self.direction
+        )
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything that decides what a run does."""
+
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    trainer: TrainerConfig = TrainerConfig()
+    tracking: TrackingConfig = TrackingConfig()
+    sweep: SweepConfig = SweepConfig()
+    seed: int = 0
+    """Seed of the initial head, the order of images, augmentation, splits and the sampler."""
+    search: Path | None = None
+    """Search-space YAML that a sweep draws from."""
+    output_dir: Path = Path("runs")
+    """Where studies, runs and the local MLflow store are kept."""
+
+    def __post_init__(self) -> None:
+        """Refuse what no run can use."""
+        require(self.seed >= 0, "seed", "be >= 0", self.seed)
+
+
+def field_names(section: type = RunConfig, prefix: str = "") -> list[str]:
+    """Dotted names of all fields, in the order a person reads them."""
+    hints = get_type_hints(section)
+    names: list[str] = []
+    for one in fields(section):
+        hint = hints[one.name]
+        if is_dataclass(hint):
+            names += field_names(hint, f"{prefix}{one.name}.")  # type: ignore[arg-type]
+        else:
+            names.append(prefix + one.name)
+    return names
+
+
+def unknown_field(name: str, where: str) -> ValueError:
+    """The error for a name that is no field: says where it stands and which field was meant."""
+    known = field_names()
+    near = [one for one in known if _abbreviates(name, one)]
+    near = near or difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    hint = f"; did you mean {near[0]}?" if near else f"; fields are {', '.join(known)}"
+    return ValueError(f"{where} names unknown field '{name}'{hint}")
+
+
+def _abbreviates(typed: str, name: str) -> bool:
+    """Whether `typed` is the same field without its section, or shortened like optimizer.lr."""
+    section, _, last = typed.rpartition(".")
+    letters = iter(name.rpartition(".")[2])
+    return section in ("", name.rpartition(".")[0]) and all(one in letters for one in last)
+
+
+def to_flat(config: RunConfig) -> dict[str, ConfigValue]:
+    """The config as dotted names and plain values: `override(RunConfig(), to_flat(config)) == config`."""
+    flat: dict[str, ConfigValue] = {}
+    for name in field_names():
+        value: object = functools.reduce(getattr, name.split("."), config)
+        flat[name] = str(value) if isinstance(value, Path) else value  # type: ignore[assignment]
+    return flat
+
+
+def to_yaml(config: RunConfig) -> str:
+    """The config as a preset that `load_config` reads back."""
+    return yaml.safe_dump(_nest(to_flat(config)), sort_keys=False)
+
+
+def override(config: RunConfig, values: Mapping[str, object]) -> RunConfig:
+    """The same run with some fields replaced.
+
+    Args:
+        values: dotted field name to value; text is read as on the command line ("1e-05", "false", "null").
+
+    Raises:
+        ValueError: for an unknown field or a value that its field refuses, naming both.
+    """
+    return _build({**to_flat(config), **_known(values, "override")})
+
+
+def load_config(preset: Path | None = None, overrides: Mapping[str, object] | None = None) -> RunConfig:
+    """Read a preset and apply overrides.
+
+    Args:
+        preset: YAML file with the sections of `RunConfig`; relative paths in it are kept as written.
+        overrides: dotted field name to value, as for `override`.
+
+    Raises:
+        FileNotFoundError: if there is no such preset.
+        ValueError: for an unknown field or a value that its field refuses, naming both.
+    """
+    values: dict[str, object] = {}
+    if preset is not None:
+        try:
+            loaded = yaml.safe_load(preset.read_text()) or {}
+        except yaml.YAMLError as error:
+            raise ValueError(f"{preset} is not YAML: {error}") from error
+        require(isinstance(loaded, dict), str(preset), "hold sections (data:, model:, ...)", loaded)
+        values = _known(_flatten(loaded), str(preset))
+    return _build({**values, **_known(overrides or {}, "override")})
+
+
+def config_help() -> str:
+    """All fields with their values, defaults and docstrings."""
+    # What stands before the first section is the usage line, which lists every field once more.
+    return _parser().format_help().partition("\n\n")[2]
+
+
+@functools.cache
+def _parser() -> ArgumentParser:
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    # allow_abbrev=True would take --max_ep for trainer.max_epochs in silence.
+    parser = ArgumentParser(allow_abbrev=False, exit_on_error=False, add_help=False)
+    parser.add_class_arguments(RunConfig, None)
+    return parser
+
+
+def _build(values: Mapping[str, object]) -> RunConfig:
+    parser = _parser()
+    try:
+        built = parser.instantiate(parser.parse_object(_nest(values)))
+    except ArgumentError as error:
+        raise ValueError(_plain(str(error))) from error
+    return RunConfig(**vars(built))
+
+
+def _plain(message: str) -> str:
+    """jsonargparse's multi-line refusal as one line: key, rule, value."""
+    text = " ".join(message.split())
+    return text.removeprefix("Parser key ").replace('":', '" is refused:').replace("typing.", "")
+
+
+def _known(values: Mapping[str, object], where: str) -> dict[str, object]:
+    known = set(field_names())
+    for name in values:
+        if name not in known:
+            raise unknown_field(name, where)
+    return dict(values)
+
+
+def _flatten(nested: Mapping[str, object], prefix: str = "") -> dict[str, object]:
+    flat: dict[str, object] = {}
+    for key, value in nested.items():
+        if isinstance(value, Mapping):
+            flat |= _flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _nest(flat: Mapping[str, object]) -> dict[str, object]:
+    nested: dict[str, object] = {}
+    for name, value in flat.items():
+        section, _, key = name.rpartition(".")
+        target = nested.setdefault(section, {}) if section else nested
+        assert isinstance(target, dict)
+        target[key] = value
+    return nested

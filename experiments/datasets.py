@@ -1,0 +1,92 @@
+"""Getting the photos: the embedded digits, a folder of one's own, or the dogImages download."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+from filelock import FileLock
+from tqdm import tqdm
+
+from experiments.config import DataConfig
+from experiments.download import fetch_dog_images
+from lightning_modules.folders import ClassFolders, scan_class_folders
+
+_log = logging.getLogger(__name__)
+
+
+def open_data(config: DataConfig, *, seed: int) -> ClassFolders:
+    """Get a data set, look through it and say what is wrong with it.
+
+    Raises:
+        FileNotFoundError, ValueError: as `scan_class_folders`.
+        DownloadError: if dogImages is neither here nor to be had.
+    """
+    folders = scan_class_folders(
+        locate(config),
+        valid_fraction=config.valid_fraction,
+        fraction=config.fraction,
+        max_bad_fraction=config.max_bad_fraction,
+        seed=seed,
+        cache_dir=config.cache_dir,
+        progress=_progress,
+    )
+    if folders.bad_files:
+        listing = "\n".join(f"  {name}: {why}" for name, why in folders.bad_files.items())
+        _log.warning("%d files can't be read and are left out:\n%s", len(folders.bad_files), listing)
+    if folders.leaked:
+        _log.warning(
+            "%d photos stand byte for byte in more than one split: validation and test flatter the model",
+            folders.leaked,
+        )
+    if folders.test is None:
+        _log.warning("data.root %s has no test folder: this run has no test score", folders.root)
+    return folders
+
+
+def locate(config: DataConfig) -> Path:
+    """The folder with the splits, made or downloaded if need be."""
+    if config.name == "folder":
+        assert config.root is not None
+        return config.root
+    if config.name == "dog_images":
+        return fetch_dog_images(config.root or Path("data"))
+    root = config.root or config.cache_dir / "digits"
+    root.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{root}.lock"):
+        if not root.is_dir():
+            write_digits(root)
+    return root
+
+
+def write_digits(root: Path) -> None:
+    """Write scikit-learn's 1,797 handwritten digits (8x8 pixels) as PNG class folders, split 70/15/15 by class.
+
+    Source: E. Alpaydin, C. Kaynak, UCI Machine Learning Repository 1998, doi:10.24432/C50P49 (its test part).
+    """
+    from PIL import Image
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    images, labels = load_digits(return_X_y=True)
+    pixels = (images.reshape(-1, 8, 8) * (255 / 16)).astype("uint8")
+    rows = range(len(labels))
+    train, rest = train_test_split(rows, test_size=0.3, stratify=labels, random_state=0)
+    valid, test = train_test_split(rest, test_size=0.5, stratify=labels[rest], random_state=0)
+    part = root.with_name(f".{root.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    for split, members in (("train", train), ("valid", valid), ("test", test)):
+        for index in members:
+            folder = part / split / f"{labels[index] + 1:03d}.{labels[index]}"
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels[index]).save(folder / f"digit_{index:04d}.png")
+    part.replace(root)
+
+
+def _progress(paths: Iterable[Path], total: int) -> Iterable[Path]:
+    return tqdm(
+        paths, total=total, desc="looking through the photos", unit="file", disable=not sys.stderr.isatty() or not total
+    )

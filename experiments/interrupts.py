@@ -1,0 +1,65 @@
+"""Ctrl-C: the first one stops cleanly after the running batch, the second one at once."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from types import FrameType, TracebackType
+from typing import Any
+
+from pytorch_lightning.callbacks import Callback
+
+EXIT_INTERRUPTED = 130
+
+
+class InterruptedRunError(Exception):
+    """The user asked to stop; the run goes on from its last checkpoint when the same command runs again."""
+
+
+class Interrupts(Callback):
+    """While it is entered, signals ask for a stop; as a callback, it stops training after the batch."""
+
+    def __init__(self, signals: Sequence[int] = (signal.SIGINT, signal.SIGTERM)) -> None:
+        self.requested = False
+        self._signals = signals
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Interrupts:
+        for number in self._signals:
+            self._before[number] = signal.signal(number, self._on_signal)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def raise_if_requested(self) -> None:
+        """Stop here if somebody asked for it.
+
+        Raises:
+            InterruptedRunError: if so.
+        """
+        if self.requested:
+            raise InterruptedRunError
+
+    def on_train_batch_end(self, *args: Any, **kwargs: Any) -> None:
+        """Stop between two batches."""
+        self.raise_if_requested()
+
+    def on_validation_batch_end(self, *args: Any, **kwargs: Any) -> None:
+        """Stop between two batches."""
+        self.raise_if_requested()
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        del number, frame
+        if self.requested:
+            # No clean-up: checkpoints and run folders are whole at any moment.
+            os._exit(EXIT_INTERRUPTED)
+        self.requested = True
+        print("\nstopping after this batch; once more to stop at once", file=sys.stderr, flush=True)
+
+

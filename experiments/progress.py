@@ -1,0 +1,102 @@
+"""What a person sees while it runs: bars with an ETA on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any
+
+import pytorch_lightning as pl
+from pytorch_lightning.callbacks import Callback
+from tqdm import tqdm
+
+from lightning_modules import metrics
+
+
+class EpochProgress(Callback):
+    """Shows how far one run is, and what each epoch came to."""
+
+    def __init__(self, name: str, position: int = 0) -> None:
+        self.name, self.position = name, position
+        self._bar: tqdm[Any] | None = None
+        self._started, self._first_epoch = 0.0, 0
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Begin, maybe from a checkpoint."""
+        self._started, self._first_epoch = time.monotonic(), trainer.current_epoch
+        if self._first_epoch:
+            say(f"{self.name}: goes on from its checkpoint after epoch {self._first_epoch}")
+        if sys.stderr.isatty():
+            batches = int(trainer.num_training_batches)
+            self._bar = tqdm(
+                total=batches * (trainer.max_epochs or 1),
+                initial=batches * self._first_epoch,
+                desc=self.name,
+                unit="batch",
+                position=self.position,
+                leave=False,
+            )
+
+    def on_train_batch_end(self, *args: Any, **kwargs: Any) -> None:
+        """Move the bar."""
+        if self._bar is not None:
+            self._bar.update()
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Say what the epoch came to, once the metrics are in."""
+        values = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        done, of = trainer.current_epoch + 1, trainer.max_epochs or 1
+        text = f"val_loss {values[metrics.VAL_LOSS]:.4f} val_accuracy {values[metrics.VAL_ACCURACY]:.4f}"
+        if self._bar is not None:
+            self._bar.set_postfix_str(text)
+            return
+        each = (time.monotonic() - self._started) / (done - self._first_epoch)
+        say(f"{self.name}: epoch {done}/{of} {text} ({each:.0f} s an epoch, {duration(each * (of - done))} to go)")
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Take the bar away, also after an error."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+
+class SweepProgress:
+    """Shows how far a study is."""
+
+    def __init__(self, target: int, finished: int) -> None:
+        self.target, self._finished, self._first = target, finished, finished
+        self._started = time.monotonic()
+        self._bar: tqdm[Any] | None = None
+        if sys.stderr.isatty():
+            self._bar = tqdm(total=target, initial=finished, desc="sweep", unit="trial", position=0)
+
+    def update(self, finished: int, best: str) -> None:
+        """Note how many trials of the study have finished, here or elsewhere."""
+        if finished == self._finished:
+            return
+        if self._bar is not None:
+            self._bar.set_postfix_str(best)
+            self._bar.update(finished - self._finished)
+        else:
+            each = (time.monotonic() - self._started) / (finished - self._first)
+            to_go = duration(each * (self.target - finished))
+            say(f"sweep: {finished}/{self.target} trials, {best}, {to_go} to go")
+        self._finished = finished
+
+    def close(self) -> None:
+        """Leave the bar as it stands."""
+        if self._bar is not None:
+            self._bar.close()
+
+
+def say(text: str) -> None:
+    """A line for the person who waits, past any bar, on standard error: results go to standard output."""
+    tqdm.write(text, file=sys.stderr)
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person says them: 45 s, 3 min, 1 h 20 min."""
+    minutes = round(seconds / 60)
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"

@@ -1,0 +1,160 @@
+"""One search space for both engines: the part that Optuna and SageMaker can both express.
+
+    optimizer.learning_rate: {type: float, low: 1.0e-5, high: 1.0e-1, log: true}
+    data.batch_size: {type: choice, values: [32, 64, 128]}
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from types import MappingProxyType
+
+import yaml
+
+from experiments.config import RunConfig, field_names, override, require, unknown_field
+
+Choice = bool | int | float | str
+Point = dict[str, Choice]
+"""One drawn point: dotted field name to value."""
+
+MAX_PARAMETERS = 30
+"""SageMaker tunes at most 30 hyperparameters a job (AWS service quotas, read 2026-11)."""
+MAX_CHOICES = 30
+"""Values that one categorical range may list in SageMaker (CategoricalParameterRange, read 2026-11)."""
+NOT_TUNABLE = ("tracking.", "sweep.", "output_dir", "search", "data.root", "data.name", "data.cache_dir")
+"""Fields that say where a run is kept or which problem it solves, not how well it does."""
+
+
+@dataclass(frozen=True)
+class FloatRange:
+    """A real number in [low, high]."""
+
+    low: float
+    high: float
+    log: bool = False
+
+
+@dataclass(frozen=True)
+class IntRange:
+    """A whole number in [low, high], both included."""
+
+    low: int
+    high: int
+    log: bool = False
+
+
+@dataclass(frozen=True)
+class ChoiceRange:
+    """One of a list of values, without order."""
+
+    values: tuple[Choice, ...]
+
+
+Range = FloatRange | IntRange | ChoiceRange
+SearchSpace = Mapping[str, Range]
+"""Dotted field name to range, in the order of the file."""
+
+_KINDS: Mapping[str, type[Range]] = MappingProxyType(
+    {"float": FloatRange, "int": IntRange, "choice": ChoiceRange}
+)
+
+
+def load_search_space(path: Path) -> SearchSpace:
+    """Read a search space and refuse what one of the engines cannot express.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: naming the field, the rule and the value.
+    """
+    try:
+        loaded = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not YAML: {error}") from error
+    require(isinstance(loaded, dict) and len(loaded) > 0, str(path), "map field names to ranges", loaded)
+    require(len(loaded) <= MAX_PARAMETERS, str(path), f"tune at most {MAX_PARAMETERS} fields", len(loaded))
+    return MappingProxyType({name: _range(str(name), raw) for name, raw in loaded.items()})
+
+
+def dump_search_space(space: SearchSpace) -> str:
+    """The space as YAML that `load_search_space` reads back."""
+    kinds = {kind: name for name, kind in _KINDS.items()}
+    plain = {
+        name: {"type": kinds[type(one)]}
+        | {part.name: _plain(getattr(one, part.name)) for part in fields(one)}
+        for name, one in space.items()
+    }
+    return yaml.safe_dump(plain, sort_keys=False)
+
+
+def check_against(space: SearchSpace, config: RunConfig) -> None:
+    """Refuse a space whose extremes the config would refuse, before a trial finds out.
+
+    Raises:
+        ValueError: naming the field and the value that `RunConfig` refuses.
+    """
+    for name, one in space.items():
+        for value in one.values if isinstance(one, ChoiceRange) else (one.low, one.high):
+            try:
+                override(config, {name: value})
+            except ValueError as error:
+                raise ValueError(f"search space: {name} can't take {value!r}: {error}") from error
+
+
+def grid_points(space: SearchSpace) -> dict[str, list[Choice]]:
+    """The lists that a grid goes through.
+
+    Raises:
+        ValueError: if a range is not a list of choices, which is all that SageMaker's Grid takes.
+    """
+    for name, one in space.items():
+        require(isinstance(one, ChoiceRange), f"search space: {name}", "be a choice for sampler grid", one)
+    return {name: list(one.values) for name, one in space.items() if isinstance(one, ChoiceRange)}
+
+
+def _range(name: str, raw: object) -> Range:
+    where = f"search space: {name}"
+    if name not in field_names():
+        raise unknown_field(name, "search space")
+    require(not name.startswith(NOT_TUNABLE), where, "be a field that changes the result", name)
+    require(isinstance(raw, dict), where, "be a mapping such as {type: float, low: 0.1, high: 1.0}", raw)
+    assert isinstance(raw, dict)
+    parts = dict(raw)
+    kind = parts.pop("type", None)
+    require(kind in _KINDS, f"{where}: type", f"be one of {', '.join(_KINDS)}", kind)
+    known = [part.name for part in fields(_KINDS[kind])]
+    for key in parts:
+        # `step`, `q` and conditional spaces exist in Optuna only, `ScalingType: ReverseLogarithmic` in SageMaker only.
+        require(key in known, f"{where}: {kind} range", f"have only {', '.join(known)}", key)
+    if kind == "choice":
+        return _choice(where, parts.get("values"))
+    number = (int, float) if kind == "float" else (int,)
+    for key in ("low", "high"):
+        value = parts.get(key)
+        right = isinstance(value, number) and not isinstance(value, bool)
+        hint = " (YAML reads 1e-5 as text: write 1.0e-5)" if isinstance(value, str) else ""
+        require(right, f"{where}: {key}", f"be a number of type {kind}{hint}", value)
+    low, high, log = parts["low"], parts["high"], parts.get("log", False)
+    require(isinstance(log, bool), f"{where}: log", "be true or false", log)
+    require(low < high, where, "have low < high", (low, high))
+    require(not log or low > 0, f"{where}: low", "be > 0 on a log scale", low)
+    if kind == "float":
+        return FloatRange(float(low), float(high), log)
+    return IntRange(low, high, log)
+
+
+def _choice(where: str, values: object) -> ChoiceRange:
+    require(isinstance(values, list) and len(values) > 0, f"{where}: values", "be a list", values)
+    assert isinstance(values, list)
+    require(len(values) <= MAX_CHOICES, f"{where}: values", f"be at most {MAX_CHOICES}", len(values))
+    for value in values:
+        require(isinstance(value, Choice), f"{where}: values", "be numbers, text or true/false", value)
+    texts = [str(value) for value in values]
+    # SageMaker sends choices as text, so 1 and "1" would be the same choice there.
+    require(len(set(texts)) == len(texts), f"{where}: values", "be different as text", values)
+    return ChoiceRange(tuple(values))
+
+
+def _plain(value: object) -> object:
+    return list(value) if isinstance(value, tuple) else value

@@ -1,0 +1,106 @@
+"""`experiments train`: one model, scored once on the test split, exported and registered."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from experiments.config import RunConfig, override, to_flat
+from experiments.evaluation import score_split, write_pictures
+from experiments.interrupts import InterruptedRunError, Interrupts
+from experiments.progress import EpochProgress
+from experiments.registry import register
+from experiments.run_folder import Outcome, RunFolder
+from experiments.study import best_config, load_study
+from experiments.tracking import RunFolderLogger, RunStore, environment_tags, pushing, run_params
+from experiments.train import export, train
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """What `experiments train` leaves."""
+
+    metrics: Mapping[str, float]
+    export: Path
+    model_uri: str
+    champion: bool
+    """Whether it is now the model's champion: no earlier one had a smaller val_loss."""
+
+
+def train_and_register(
+    config: RunConfig, *, from_best: str | None = None, overrides: Mapping[str, object] | None = None
+) -> TrainedModel:
+    """Train, score the test split once, export, register.
+
+    Args:
+        from_best: take the settings of this study's best trial instead of those in `config`.
+        overrides: what the user set on top of them.
+
+    Raises:
+        ValueError: for settings that do not fit, or a study without a complete trial.
+        TrackingError: if MLflow stays away; the same command goes on from there.
+        InterruptedRunError: after Ctrl-C; the same command goes on from there.
+    """
+    tags = dict(environment_tags())
+    if from_best is not None:
+        best, trial = best_config(load_study(config, from_best))
+        config = override(best, {"output_dir": config.output_dir, **(overrides or {})})
+        tags |= {"study": from_best, "trial": str(trial.number)}
+    folder, lock = _claim_folder(config)
+    store = RunStore(config)
+    with lock, Interrupts() as interrupts:
+        if not folder.exists:
+            folder.start(f"train {from_best or config.data.name}", run_params(config), tags)
+        try:
+            with pushing(store, folder):
+                result = train(
+                    config,
+                    output_dir=folder.path,
+                    logger=RunFolderLogger(folder),
+                    callbacks=[EpochProgress("train"), interrupts],
+                )
+        except InterruptedRunError:
+            store.set_status(folder, "KILLED")
+            raise
+        except Exception as error:
+            folder.finish(Outcome("FAIL", reason=f"{type(error).__name__}: {error}"))
+            store.push_or_wait(folder)
+            raise
+        network, folders = result.model.network, result.data.folders
+        test_metrics: dict[str, float] = {}
+        scores = score_split(network, result.data, folders.valid)
+        if folders.test is not None:
+            scores = score_split(network, result.data, folders.test)
+            test_metrics = scores.metrics("test")
+        write_pictures(scores, result.data, result.history, folder.artifacts)
+        export(result, folder.export, test_metrics)
+        metrics = {**result.metrics, **test_metrics}
+        folder.finish(Outcome("COMPLETE", result.metrics[config.sweep.metric], metrics))
+        run_id = store.push_or_wait(folder)
+        model_uri, champion = register(store, run_id, folder.export, name=config.tracking.experiment)
+    return TrainedModel(metrics, folder.export, model_uri, champion)
+
+
+def _claim_folder(config: RunConfig) -> tuple[RunFolder, FileLock]:
+    """The folder of the newest run of this config that was cut off, or a new one.
+
+    The same command goes on where it was killed, and trains anew where it had ended.
+    """
+    key = hashlib.sha256(json.dumps(to_flat(config)).encode()).hexdigest()[:8]
+    for number in range(10_000):
+        folder = RunFolder(config.output_dir / "train" / f"{key}-{number:03d}")
+        folder.path.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder.path / "lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            continue  # somebody is training it right now
+        if folder.outcome is None:
+            return folder, lock
+        lock.release()
+    raise ValueError(f"output_dir must have room for one more run of {key}, got 10,000 of them")

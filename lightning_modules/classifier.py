@@ -1,0 +1,219 @@
+"""The LightningModule: fine-tunes a torchvision classifier."""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import Any, Literal
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+from torchmetrics import MeanMetric
+from torchmetrics.classification import MulticlassAccuracy
+
+from lightning_modules import metrics
+from lightning_modules.data import IGNORED_LABEL, Batch
+from lightning_modules.network import Trainable, find_head, trainable_modules
+
+Schedule = Literal["constant", "cosine", "one_cycle"]
+
+
+class ImageClassifier(pl.LightningModule):
+    """Cross-entropy fine-tuning of the head, the last block or all of a network.
+
+    Frozen parts stay in eval mode, so neither their weights nor their BatchNorm statistics move, and they are left out
+    of checkpoints: those hold what training changes, and go into a network built the same way.
+    """
+
+    strict_loading = False
+
+    def __init__(
+        self,
+        network: nn.Module,
+        *,
+        num_classes: int,
+        trainable: Trainable = "head",
+        optimizer: Literal["sgd", "adamw"] = "adamw",
+        learning_rate: float = 1e-3,
+        weight_decay: float = 0.0,
+        backbone_learning_rate_scale: float = 1.0,
+        schedule: Schedule = "constant",
+        warmup_epochs: float = 0.0,
+        label_smoothing: float = 0.0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.optimizer_name, self.schedule = optimizer, schedule
+        self.learning_rate, self.weight_decay = learning_rate, weight_decay
+        self.backbone_learning_rate_scale, self.warmup_epochs = backbone_learning_rate_scale, warmup_epochs
+        self.seed = seed
+        # Modules, not functions: SageMaker's debugger finds a loss by its module.
+        self.train_criterion = nn.CrossEntropyLoss(label_smoothing=label_smoothing)
+        self.criterion = nn.CrossEntropyLoss(ignore_index=IGNORED_LABEL)
+        self._trained = trainable_modules(network, trainable)
+        network.requires_grad_(False)
+        for part in self._trained:
+            part.requires_grad_(True)
+        # torchmetrics would drop NaN from a mean, and a diverged run would look well.
+        self.train_loss = MeanMetric(nan_strategy="disable")
+        self.val_loss = MeanMetric(nan_strategy="disable")
+        self.train_accuracy = _accuracy(num_classes)
+        self.val_accuracy = _accuracy(num_classes)
+        self.val_top5_accuracy = _accuracy(num_classes, top_k=min(5, num_classes))
+        self._epoch_started, self._epoch_seconds = 0.0, 0.0
+        self._epoch_loss, self._epoch_images = 0.0, 0
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Score a batch of images.
+
+        Args:
+            images: (B, 3, H, W) float32, normalised with the statistics in `model.json`.
+
+        Returns:
+            (B, num_classes) float32 logits.
+        """
+        scores: Tensor = self.network(images)
+        return scores.float()
+
+    def train(self, mode: bool = True) -> ImageClassifier:
+        """Switch to training mode, but for the frozen parts."""
+        super().train(mode)
+        self.network.eval()
+        for part in self._trained:
+            part.train(mode)
+        return self
+
+    def on_train_epoch_start(self) -> None:
+        """Seed dropout by the epoch, so that a resumed run draws what the uninterrupted one did."""
+        torch.manual_seed(self.seed * 100_003 + self.current_epoch)
+        self._epoch_started, self._epoch_images = time.perf_counter(), 0
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Loss of one batch; metrics stay on the device until the epoch's end."""
+        del batch_idx
+        images, labels = batch
+        scores = self(images)
+        loss: Tensor = self.train_criterion(scores, labels)
+        self.train_loss.update(loss.detach(), weight=len(labels))
+        self.train_accuracy.update(scores.detach(), labels)
+        self._epoch_images += len(labels)
+        return loss
+
+    def on_validation_epoch_start(self) -> None:
+        """Stop the clock of the training epoch: Lightning validates inside it."""
+        self._epoch_loss = float(self.train_loss.compute())  # waits for the device
+        self._epoch_seconds = time.perf_counter() - self._epoch_started
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Add one batch to the validation metrics."""
+        del batch_idx
+        images, labels = batch
+        scores = self(images)
+        counted = (labels != IGNORED_LABEL).sum()
+        # A batch of nothing but padding has no mean: its loss of weight 0 must be a number all the same.
+        loss = torch.where(counted > 0, self.criterion(scores, labels), 0.0)
+        self.val_loss.update(loss, weight=counted)
+        self.val_accuracy.update(scores, labels)
+        self.val_top5_accuracy.update(scores, labels)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the averages over the whole validation split, and what the training epoch came to."""
+        values = {
+            metrics.VAL_LOSS: float(self.val_loss.compute()),
+            metrics.VAL_ACCURACY: float(self.val_accuracy.compute()),
+            metrics.VAL_TOP5_ACCURACY: float(self.val_top5_accuracy.compute()),
+            metrics.TRAIN_LOSS: self._epoch_loss,
+            metrics.TRAIN_ACCURACY: float(self.train_accuracy.compute()),
+            metrics.LEARNING_RATE: self._head_learning_rate(),
+            metrics.EPOCH_SECONDS: self._epoch_seconds,
+            metrics.IMAGES_PER_SECOND: self._epoch_images * self.trainer.world_size / self._epoch_seconds,
+        }
+        # torchmetrics has already reduced them over all devices.
+        self.log_dict(values)
+        for one in (self.train_loss, self.train_accuracy, self.val_loss, self.val_accuracy, self.val_top5_accuracy):
+            one.reset()
+
+    def configure_optimizers(self) -> Any:
+        """The optimiser with its parameter groups, and the step size's course over the run."""
+        options: dict[str, Any] = {"lr": self.learning_rate}
+        if self.device.type == "cuda":
+            options["fused"] = True
+        optimizer: Optimizer
+        if self.optimizer_name == "sgd":
+            optimizer = torch.optim.SGD(self._parameter_groups(), momentum=0.9, nesterov=True, **options)
+        else:
+            optimizer = torch.optim.AdamW(self._parameter_groups(), **options)
+        total = int(self.trainer.estimated_stepping_batches)
+        warmup = round(self.warmup_epochs * total / (self.trainer.max_epochs or 1))
+        scheduler = LambdaLR(
+            optimizer,
+            lambda step: learning_rate_factor(step, total, schedule=self.schedule, warmup_steps=warmup),
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Leave out what training does not change."""
+        trained = {id(tensor) for part in self._trained for tensor in part.state_dict(keep_vars=True).values()}
+        own = self.state_dict(keep_vars=True)
+        checkpoint["state_dict"] = {
+            name: value for name, value in checkpoint["state_dict"].items() if id(own[name]) in trained
+        }
+
+    def _parameter_groups(self) -> list[dict[str, Any]]:
+        """Head and backbone, each with and without decay: norms and biases (one dimension) are not decayed."""
+        head = {id(one) for one in self.network.get_submodule(find_head(self.network)).parameters()}
+        groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+        for one in self.network.parameters():
+            if one.requires_grad:
+                groups.setdefault((id(one) in head, one.ndim > 1), []).append(one)
+        return [
+            {
+                "params": parameters,
+                "lr": self.learning_rate * (1.0 if in_head else self.backbone_learning_rate_scale),
+                "weight_decay": self.weight_decay if decayed else 0.0,
+                "name": f"{'head' if in_head else 'backbone'}{'' if decayed else ' (norms and biases)'}",
+            }
+            for (in_head, decayed), parameters in sorted(groups.items(), reverse=True)
+        ]
+
+    def _head_learning_rate(self) -> float:
+        optimizer = self.optimizers(use_pl_optimizer=False)
+        assert isinstance(optimizer, Optimizer)
+        return float(optimizer.param_groups[0]["lr"])
+
+
+def _accuracy(num_classes: int, top_k: int = 1) -> MulticlassAccuracy:
+    # Checking the arguments of every update would make the device wait.
+    return MulticlassAccuracy(
+        num_classes, top_k=top_k, average="micro", ignore_index=IGNORED_LABEL, validate_args=False
+    )
+
+
+def learning_rate_factor(step: int, total_steps: int, *, schedule: Schedule, warmup_steps: int) -> float:
+    """Share of the peak step size that `step` (0-based) takes.
+
+    A pure function of the step, so that it can be computed for many trials at once and after any resume.
+
+    Source: cosine, Loshchilov & Hutter 2016, arXiv:1608.03983; one-cycle, Smith & Topin 2017, arXiv:1708.07120, with
+    the constants of `torch.optim.lr_scheduler.OneCycleLR` (start at 1/25 of the peak, end at 1e-4 of the start).
+    """
+    if schedule == "one_cycle":
+        rise = warmup_steps or 0.3 * total_steps
+        start, end = 1 / 25, 1 / 25 * 1e-4
+        if step < rise - 1:
+            return _cosine(start, 1.0, step / (rise - 1))
+        return _cosine(1.0, end, min(1.0, (step - rise + 1) / max(1.0, total_steps - rise)))
+    if step < warmup_steps:
+        return (step + 1) / (warmup_steps + 1)
+    if schedule == "constant":
+        return 1.0
+    return _cosine(1.0, 0.0, min(1.0, (step - warmup_steps) / max(1, total_steps - warmup_steps)))
+
+
+def _cosine(start: float, end: float, share: float) -> float:
+    """Half a cosine wave from start (share 0) to end (share 1)."""
+    return end + (start - end) * (1 + math.cos(math.pi * share)) / 2

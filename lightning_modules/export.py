@@ -1,0 +1,91 @@
+"""Write what a finished run leaves: the export folder, the same at home and inside `model.tar.gz`."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from torch import nn
+
+from lightning_modules import inference
+from lightning_modules.inference import MANIFEST_FILE, WEIGHTS_FILE, Preprocessing
+
+PACKAGES = ("torch", "torchvision", "pytorch-lightning", "pillow", "safetensors")
+
+
+def write_export(
+    network: nn.Module,
+    folder: Path,
+    *,
+    backbone: str,
+    class_names: tuple[str, ...],
+    preprocessing: Preprocessing,
+    metrics: Mapping[str, float],
+    config: Mapping[str, object],
+    golden_photo: Path,
+) -> Path:
+    """Write an export folder beside its place and move it there whole.
+
+    Args:
+        network: in eval mode on any device; its weights are written as float32.
+        metrics: the metrics of these weights.
+        config: the run's config, for whoever wants to repeat it.
+        golden_photo: a photo that the network never trained on; every place that serves the model must score it alike.
+
+    Returns:
+        `folder`.
+    """
+    part = folder.with_name(f".{folder.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    (part / "code").mkdir(parents=True)
+    (part / "golden").mkdir()
+    state = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
+    save_file(state, part / WEIGHTS_FILE)
+    (part / WEIGHTS_FILE).chmod(0o644)  # safetensors writes 0600, and a server may run as another user
+    manifest = {
+        "backbone": backbone,
+        "class_names": list(class_names),
+        "preprocessing": preprocessing.to_dict(),
+        "metrics": dict(metrics),
+        "packages": {name: metadata.version(name) for name in PACKAGES},
+        "config": dict(config),
+        "sha256": hashlib.sha256((part / WEIGHTS_FILE).read_bytes()).hexdigest(),
+    }
+    (part / MANIFEST_FILE).write_text(json.dumps(manifest, indent=2) + "\n")
+    shutil.copy(inference.__file__, part / "code" / "inference.py")
+    # SageMaker's containers have torch, torchvision and Pillow; nothing more is needed, nothing may be installed.
+    (part / "code" / "requirements.txt").write_text("")
+    with Image.open(golden_photo) as photo:
+        photo.convert("RGB").save(part / "golden" / "image.jpg", quality=95)
+    model = inference.Model(network, preprocessing, class_names, version=str(manifest["sha256"]))
+    scores = model.score([inference.decode_image((part / "golden" / "image.jpg").read_bytes())])[0]
+    golden = {"class_name": class_names[int(scores.argmax())], "logits": scores.tolist()}
+    (part / "golden" / "scores.json").write_text(json.dumps(golden, indent=2) + "\n")
+    check_golden(part)
+    shutil.rmtree(folder, ignore_errors=True)
+    part.replace(folder)
+    return folder
+
+
+def check_golden(folder: Path, *, tolerance: float = 1e-4) -> None:
+    """Score the golden photo again.
+
+    Raises:
+        BadExportError: if the scores are off by more than `tolerance`, or the best class changed.
+    """
+    model = inference.load_export(folder)
+    wanted = json.loads((folder / "golden" / "scores.json").read_text())
+    scores = model.score([inference.decode_image((folder / "golden" / "image.jpg").read_bytes())])[0]
+    difference = float((scores - torch.tensor(wanted["logits"])).abs().max())
+    name = model.class_names[int(scores.argmax())]
+    if difference > tolerance or name != wanted["class_name"]:
+        raise inference.BadExportError(
+            f"{folder}: the golden photo scores {name}, off by {difference:.2g}; the trainer got {wanted['class_name']}"
+        )

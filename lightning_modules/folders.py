@@ -1,0 +1,215 @@
+"""Class folders: which photos there are, which of them can be read, and what split and class they belong to."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from lightning_modules.inference import BadImageError, decode_image
+
+SPLIT_FOLDERS = {"train": ("train",), "valid": ("valid", "validation", "val"), "test": ("test",)}
+Progress = Callable[[Iterable[Path], int], Iterable[Path]]
+"""Wraps an iterable of known length to show how far it is, as tqdm does."""
+
+
+class TooManyBadImagesError(ValueError):
+    """More files than `data.max_bad_fraction` allows can't be read; the message lists them."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """The photos of one split, in the order of their paths."""
+
+    paths: tuple[Path, ...]
+    labels: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+
+@dataclass(frozen=True)
+class ClassFolders:
+    """A data set that was looked through before training."""
+
+    root: Path
+    class_names: tuple[str, ...]
+    train: Split
+    valid: Split
+    test: Split | None
+    """None where the data set has no test folder."""
+    bad_files: dict[str, str]
+    """Files that were left out: path relative to root, and why."""
+    leaked: int
+    """Files whose exact bytes stand in more than one split."""
+    fingerprint: str
+    """SHA-256 over the names and contents of all photos used."""
+
+
+def scan_class_folders(
+    root: Path,
+    *,
+    valid_fraction: float,
+    fraction: float,
+    max_bad_fraction: float,
+    seed: int,
+    cache_dir: Path,
+    progress: Progress = lambda paths, _: paths,
+) -> ClassFolders:
+    """Look through `root/{train,valid,test}/CLASS/PHOTO`; every file is decoded once, and remembered by size and date.
+
+    Without a valid folder a stratified part of train, drawn with `seed`, takes its place.
+
+    Raises:
+        FileNotFoundError: if there is no root or no train folder.
+        ValueError: if a split has classes that train lacks, or too few photos.
+        TooManyBadImagesError: if more than `max_bad_fraction` of the files can't be read.
+    """
+    if not root.is_dir():
+        raise FileNotFoundError(f"data.root must be a folder that holds train/CLASS/PHOTO, got {str(root)!r}")
+    folders = {
+        split: next((root / name for name in names if (root / name).is_dir()), None)
+        for split, names in SPLIT_FOLDERS.items()
+    }
+    if folders["train"] is None:
+        raise FileNotFoundError(f"data.root {root} must have a folder 'train' with one folder a class")
+    listed = {split: _list_photos(folder) for split, folder in folders.items() if folder is not None}
+    folder_names = sorted({path.parent.name for path in listed["train"]})
+    for split, paths in listed.items():
+        extra = sorted({path.parent.name for path in paths} - set(folder_names))
+        if extra:
+            raise ValueError(f"data.root {root}: {split} has classes that train lacks: {', '.join(extra)}")
+    if len(folder_names) < 2:
+        raise ValueError(f"data.root {root}: train must have at least 2 class folders with photos, got {folder_names}")
+
+    everything = [path for paths in listed.values() for path in paths]
+    facts = _look_at(everything, root, cache_dir, progress)
+    bad = {str(path.relative_to(root)): facts[path].problem for path in everything if facts[path].problem}
+    if len(bad) > max_bad_fraction * len(everything):
+        listing = "\n".join(f"  {name}: {why}" for name, why in bad.items())
+        raise TooManyBadImagesError(
+            f"data.max_bad_fraction must be at least {len(bad) / len(everything):.4f} for {root}, got {max_bad_fraction}: "
+            f"{len(bad)} of {len(everything)} files can't be read; mend or remove them, or raise it\n{listing}"
+        )
+    label = {name: index for index, name in enumerate(folder_names)}
+    splits = {
+        split: Split(tuple(good), tuple(label[path.parent.name] for path in good))
+        for split, paths in listed.items()
+        if (good := [path for path in paths if not facts[path].problem])
+    }
+    if "valid" not in splits:
+        splits["valid"], splits["train"] = _cut(splits["train"], valid_fraction, seed)
+    if fraction < 1:
+        splits["train"], _ = _cut(splits["train"], fraction, seed)
+    return ClassFolders(
+        root=root,
+        class_names=tuple(_class_name(name) for name in folder_names),
+        train=splits["train"],
+        valid=splits["valid"],
+        test=splits.get("test"),
+        bad_files=bad,
+        leaked=_leaked(splits, facts),
+        fingerprint=_fingerprint(root, splits, facts),
+    )
+
+
+@dataclass(frozen=True)
+class _Fact:
+    """What one look at a file found."""
+
+    sha256: str
+    problem: str
+
+
+def _list_photos(folder: Path) -> list[Path]:
+    """All files in the class folders of a split; hidden ones (.DS_Store) are no photos."""
+    return sorted(
+        Path(where) / name
+        for entry in os.scandir(folder)
+        if entry.is_dir() and not entry.name.startswith(".")
+        for where, _, names in os.walk(entry.path)
+        for name in names
+        if not name.startswith(".") and where == entry.path
+    )
+
+
+def _look_at(paths: Sequence[Path], root: Path, cache_dir: Path, progress: Progress) -> dict[Path, _Fact]:
+    """Hash and decode every file once; a file of the same size and date is not looked at again."""
+    cache = cache_dir / f"files-{hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:16]}.json"
+    known: dict[str, list[str]] = json.loads(cache.read_text()) if cache.is_file() else {}
+    keys = {path: _file_key(path, root) for path in paths}
+    new = [path for path in paths if keys[path] not in known]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # decoding and hashing release the GIL
+        looks = pool.map(_look, new)
+        for path, fact in zip(progress(new, len(new)), looks, strict=True):
+            known[keys[path]] = [fact.sha256, fact.problem]
+    if new:
+        cache_dir.mkdir(parents=True, exist_ok=True)
+        part = cache.with_suffix(f".{os.getpid()}.tmp")
+        part.write_text(json.dumps({key: known[key] for key in keys.values()}))
+        part.replace(cache)
+    return {path: _Fact(*known[keys[path]]) for path in paths}
+
+
+def _file_key(path: Path, root: Path) -> str:
+    status = path.stat()
+    return f"{path.relative_to(root)}|{status.st_size}|{status.st_mtime_ns}"
+
+
+def _look(path: Path) -> _Fact:
+    data = path.read_bytes()
+    try:
+        decode_image(data)
+        problem = ""
+    except BadImageError as error:
+        problem = str(error)
+    return _Fact(hashlib.sha256(data).hexdigest(), problem)
+
+
+def _cut(split: Split, fraction: float, seed: int) -> tuple[Split, Split]:
+    """Cut a stratified part off a split: (the part, the rest), at least one photo a class in either."""
+    by_class: dict[int, list[int]] = defaultdict(list)
+    for index, label in enumerate(split.labels):
+        by_class[label].append(index)
+    taken: set[int] = set()
+    for label, indices in sorted(by_class.items()):
+        if len(indices) < 2:
+            raise ValueError(f"a stratified part needs at least 2 photos a class, class {label + 1} has {len(indices)}")
+        count = min(max(1, round(fraction * len(indices))), len(indices) - 1)
+        taken |= set(np.random.default_rng([seed, label]).permutation(indices)[:count].tolist())
+    part = sorted(taken)
+    rest = [index for index in range(len(split)) if index not in taken]
+    return _select(split, part), _select(split, rest)
+
+
+def _select(split: Split, indices: Sequence[int]) -> Split:
+    return Split(tuple(split.paths[i] for i in indices), tuple(split.labels[i] for i in indices))
+
+
+def _class_name(folder: str) -> str:
+    """dogImages numbers its folders: `001.Affenpinscher` is class 1, `Affenpinscher`."""
+    return re.sub(r"^\d+\.", "", folder)
+
+
+def _leaked(splits: dict[str, Split], facts: dict[Path, _Fact]) -> int:
+    """Photos that stand, byte for byte, in two splits: counted once for each split beyond the first."""
+    splits_of = Counter(
+        digest for split in splits.values() for digest in {facts[path].sha256 for path in split.paths}
+    )
+    return sum(count - 1 for count in splits_of.values())
+
+
+def _fingerprint(root: Path, splits: dict[str, Split], facts: dict[Path, _Fact]) -> str:
+    digest = hashlib.sha256()
+    for name, split in sorted(splits.items()):
+        for path in split.paths:
+            digest.update(f"{name}|{path.relative_to(root).as_posix()}|{facts[path].sha256}\n".encode())
+    return digest.hexdigest()

@@ -1,0 +1,164 @@
+"""The network: any torchvision classifier, its weights, its head, and which part of it trains."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Literal
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn import functional
+from torchvision import models
+
+from lightning_modules.inference import build_network
+
+Trainable = Literal["head", "last_block", "all"]
+
+_log = logging.getLogger(__name__)
+
+
+class DropoutLinear(nn.Linear):
+    """A linear head with dropout in front, under the same parameter names as the head it replaces.
+
+    So an export loads into torchvision's own network without renaming.
+    """
+
+    def __init__(self, head: nn.Linear, dropout: float) -> None:
+        super().__init__(head.in_features, head.out_features, bias=head.bias is not None)
+        self.load_state_dict(head.state_dict())
+        self.dropout = dropout
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Map (..., in_features) to (..., out_features)."""
+        return super().forward(functional.dropout(input, self.dropout, self.training))
+
+
+def classifier_names() -> list[str]:
+    """Every torchvision classifier by name."""
+    return models.list_models(module=models)
+
+
+def create_network(backbone: str, num_classes: int, *, weights: str, dropout: float = 0.0) -> nn.Module:
+    """Build a classifier, load its weights and give it a new head.
+
+    Args:
+        weights: `imagenet`, `none`, or the path of a .safetensors or .pth state dict.
+
+    Raises:
+        ValueError: for an unknown backbone, or a weights file of another network.
+        FileNotFoundError: if the weights are neither here nor to be had; the message says where to place them.
+    """
+    if backbone not in classifier_names():
+        raise ValueError(
+            f"model.backbone must be a torchvision classifier, got {backbone!r}; known: {', '.join(classifier_names())}"
+        )
+    network = build_network(backbone, num_classes)
+    head_name = find_head(network)
+    if weights == "imagenet":
+        _load(network, _imagenet_weights(backbone), head_name, weights)
+    elif weights != "none":
+        _load(network, _read_weights(Path(weights)), head_name, weights)
+    head = network.get_submodule(head_name)
+    if dropout and isinstance(head, nn.Linear):
+        network.set_submodule(head_name, DropoutLinear(head, dropout))
+    elif dropout:
+        raise ValueError(f"model.dropout must be 0 for {backbone}, whose head is not linear, got {dropout}")
+    return network
+
+
+def find_head(network: nn.Module) -> str:
+    """Name of the last layer with weights: what maps features to classes."""
+    heads = [name for name, part in network.named_modules() if isinstance(part, nn.Linear | nn.Conv2d)]
+    return heads[-1]
+
+
+def trainable_modules(network: nn.Module, trainable: Trainable) -> list[nn.Module]:
+    """The modules that training changes.
+
+    `last_block` is the last stage of the trunk (`layer4` of a ResNet, the last encoder layer of a ViT) with every norm
+    behind it, and the head.
+    """
+    head = network.get_submodule(find_head(network))
+    if trainable == "all":
+        return [network]
+    if trainable == "head":
+        return [head]
+    return [*_last_block(network, head), head]
+
+
+def _last_block(trunk: nn.Module, head: nn.Module) -> list[nn.Module]:
+    parts = [part for part in trunk.children() if part is not head and _weights(part, head)]
+    last = max(index for index, part in enumerate(parts) if _weights(part, head, norms=False))
+    block = parts[last]
+    # A trunk kept in one container (features of a VGG, encoder of a ViT) is no block: look inside.
+    if len(list(block.children())) > 1 and _weights(block, head) > 0.9 * _weights(trunk, head):
+        return [*_last_block(block, head), *parts[last + 1 :]]
+    if any(part is head for part in block.modules()):
+        return [part for part in block.children() if part is not head] + parts[last + 1 :]
+    return parts[last:]
+
+
+def _weights(module: nn.Module, head: nn.Module, *, norms: bool = True) -> int:
+    skip = {id(one) for one in head.parameters()}
+    return sum(
+        one.numel() for one in module.parameters() if id(one) not in skip and (norms or one.ndim > 1)
+    )
+
+
+def _imagenet_weights(backbone: str) -> dict[str, Tensor]:
+    best = models.get_model_weights(backbone).DEFAULT
+    cache = Path(torch.hub.get_dir()) / "checkpoints" / Path(best.url).name
+    try:
+        return best.get_state_dict(progress=True, check_hash=True)
+    except OSError as error:
+        raise FileNotFoundError(
+            f"model.weights imagenet: {best.url} can't be downloaded ({error}); place that file at {cache}, "
+            "or name another file in model.weights"
+        ) from error
+
+
+def _read_weights(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise FileNotFoundError(f"model.weights must be imagenet, none or an existing file, got {str(path)!r}")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # each reader has its own kinds; all of them mean that the file is of no use
+        raise ValueError(f"model.weights: {path} can't be read as a state dict: {error}") from error
+    return loaded.get("state_dict", loaded)  # type: ignore[no-any-return]
+
+
+def _load(network: nn.Module, state: dict[str, Tensor], head_name: str, source: str) -> None:
+    """Load a state dict into the network, upcast to float32, without a head of another size."""
+    own = network.state_dict()
+    head = {key for key in own if key.startswith(f"{head_name}.")}
+    other_head = {key for key in head if key in state and state[key].shape != own[key].shape}
+    if other_head:
+        _log.warning(
+            "model.weights %s: its head has %d classes, not %d: left out, the new head starts from random weights",
+            source,
+            len(state[f"{head_name}.weight"]),
+            len(own[f"{head_name}.weight"]),
+        )
+    kept = {key: value for key, value in state.items() if key not in other_head and not _auxiliary(key)}
+    wrong = [key for key, value in kept.items() if key in own and value.shape != own[key].shape]
+    # Files saved by old PyTorch versions lack the counters of BatchNorm, which nothing reads with a fixed momentum.
+    missing = [key for key in own if key not in kept and key not in head and "num_batches" not in key]
+    unexpected = [key for key in kept if key not in own]
+    if wrong or missing or unexpected:
+        raise ValueError(
+            f"model.weights {source} is of another network: {len(missing)} tensors missing, {len(unexpected)} unknown, "
+            f"{len(wrong)} of another shape, e.g. {(missing + unexpected + wrong)[0]}"
+        )
+    network.load_state_dict(
+        {key: value.float() if value.is_floating_point() else value for key, value in kept.items()},
+        strict=False,
+    )
+
+
+def _auxiliary(key: str) -> bool:
+    """Whether a tensor belongs to the auxiliary heads of GoogLeNet and Inception, which are not built."""
+    return key.startswith(("aux1.", "aux2.", "AuxLogits."))
