@@ -134,7 +134,16 @@ def _ui(config: RunConfig, arguments: argparse.Namespace) -> None:
     if uri.startswith(("http://", "https://")):
         raise ValueError(f"tracking.uri {uri} is a server with a UI of its own: open it in a browser")
     print(f"MLflow at http://127.0.0.1:{arguments.port} (Ctrl-C ends it)", flush=True)
-    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--workers", "1"]
+    command = [
+        sys.executable,
+        "-m",
+        "mlflow",
+        "server",
+        "--backend-store-uri",
+        uri,
+        "--workers",
+        "1",
+    ]
     os.execv(sys.executable, [*command, "--host", "127.0.0.1", "--port", str(arguments.port)])
 
 
@@ -144,9 +153,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Fine-tune an image classifier, sweep over its settings and compare the runs in MLflow.",
         allow_abbrev=False,
     )
-    commands = parser.add_subparsers(
-        title="commands", metavar="COMMAND", required=True, parser_class=_CommandParser
-    )
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=_CommandParser)
 
     def add(name: str, run: object, text: str) -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
@@ -156,7 +163,11 @@ def _parser() -> argparse.ArgumentParser:
 
     sweep = add("sweep", _sweep, "Search for the best settings; the same command continues a study.")
     sweep.add_argument(
-        "--more", type=int, default=0, metavar="N", help="add N trials to a study that has all its trials"
+        "--more",
+        type=int,
+        default=0,
+        metavar="N",
+        help="add N trials to a study that has all its trials",
     )
     train = add("train", _train, "Train one model, score it on the test split and register it.")
     train.add_argument("--from-best", metavar="STUDY", help="with the settings of the study's best trial")
@@ -166,7 +177,9 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument("--top-k", type=int, default=5, metavar="K", help="classes to show (default 5)")
     for command in (evaluate, predict):
         command.add_argument(
-            "--model", required=True, help="export folder, or registry URI such as models:/NAME@champion"
+            "--model",
+            required=True,
+            help="export folder, or registry URI such as models:/NAME@champion",
         )
         command.add_argument("--json", action="store_true", help="print JSON")
     evaluate.add_argument("--split", choices=("valid", "test"), default="test")

@@ -74,7 +74,12 @@ class DataConfig:
         require(self.num_workers >= 0, "data.num_workers", "be >= 0", self.num_workers)
         require(0 < self.fraction <= 1, "data.fraction", "be in (0, 1]", self.fraction)
         require(0 < self.valid_fraction < 1, "data.valid_fraction", "be in (0, 1)", self.valid_fraction)
-        require(0 <= self.max_bad_fraction <= 1, "data.max_bad_fraction", "be 0..1", self.max_bad_fraction)
+        require(
+            0 <= self.max_bad_fraction <= 1,
+            "data.max_bad_fraction",
+            "be 0..1",
+            self.max_bad_fraction,
+        )
 
 
 @dataclass(frozen=True)
@@ -95,7 +100,12 @@ class ModelConfig:
     def __post_init__(self) -> None:
         """Refuse what no run can use."""
         require(0 <= self.dropout < 1, "model.dropout", "be in [0, 1)", self.dropout)
-        require(0 <= self.label_smoothing < 1, "model.label_smoothing", "be in [0, 1)", self.label_smoothing)
+        require(
+            0 <= self.label_smoothing < 1,
+            "model.label_smoothing",
+            "be in [0, 1)",
+            self.label_smoothing,
+        )
 
 
 @dataclass(frozen=True)
@@ -218,14 +228,17 @@ class SweepConfig:
         )
         require(self.workers >= 1, "sweep.workers", "be >= 1", self.workers)
         require(
-            self.study_name not in ("", ".", "..") and not set(self.study_name) & set('/\\\0'),
+            self.study_name not in ("", ".", "..") and not set(self.study_name) & set("/\\\0"),
             "sweep.study_name",
             "be usable as a folder name",
             self.study_name,
         )
         better = {"val_loss": "minimize", "val_accuracy": "maximize"}[self.metric]
         require(
-            self.direction == better, "sweep.direction", f"be {better} for {self.metric}", self.direction
+            self.direction == better,
+            "sweep.direction",
+            f"be {better} for {self.metric}",
+            self.direction,
         )
 
 
@@ -281,7 +294,7 @@ def _abbreviates(typed: str, name: str) -> bool:
 
 
 def to_flat(config: RunConfig) -> dict[str, ConfigValue]:
-    """The config as dotted names and plain values: `override(RunConfig(), to_flat(config)) == config`."""
+    """Dotted names and plain values, from which `override` builds the same config."""
     flat: dict[str, ConfigValue] = {}
     for name in field_names():
         value: object = functools.reduce(getattr, name.split("."), config)
@@ -353,7 +366,7 @@ def _build(values: Mapping[str, object]) -> RunConfig:
 
 
 def _plain(message: str) -> str:
-    """jsonargparse's multi-line refusal as one line: key, rule, value."""
+    """Jsonargparse's multi-line refusal as one line: key, rule, value."""
     text = " ".join(message.split())
     return text.removeprefix("Parser key ").replace('":', '" is refused:').replace("typing.", "")
 

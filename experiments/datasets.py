@@ -12,7 +12,6 @@ from filelock import FileLock
 from tqdm import tqdm
 
 from experiments.config import DataConfig
-from experiments.download import fetch_dog_images
 from lightning_modules.folders import ClassFolders, scan_class_folders
 
 _log = logging.getLogger(__name__)
@@ -53,6 +52,8 @@ def locate(config: DataConfig) -> Path:
         assert config.root is not None
         return config.root
     if config.name == "dog_images":
+        from experiments.download import fetch_dog_images
+
         return fetch_dog_images(config.root or Path("data"))
     root = config.root or config.cache_dir / "digits"
     root.parent.mkdir(parents=True, exist_ok=True)
@@ -88,5 +89,9 @@ def write_digits(root: Path) -> None:
 
 def _progress(paths: Iterable[Path], total: int) -> Iterable[Path]:
     return tqdm(
-        paths, total=total, desc="looking through the photos", unit="file", disable=not sys.stderr.isatty() or not total
+        paths,
+        total=total,
+        desc="looking through the photos",
+        unit="file",
+        disable=not sys.stderr.isatty() or not total,
     )

@@ -93,9 +93,7 @@ def fetch_dog_images(root: Path, *, url: str = DOG_IMAGES_URL) -> Path:
 
 def _fetch(root: Path, folder: Path, url: str) -> None:
     if folder.exists():
-        raise DownloadError(
-            f"{folder} must hold {', '.join(SPLITS)} but does not; move it away or complete it"
-        )
+        raise DownloadError(f"{folder} must hold {', '.join(SPLITS)} but does not; move it away or complete it")
     placed_by_hand = root / "dogImages.zip"
     by_hand = placed_by_hand.exists()
     archive = placed_by_hand if by_hand else _download(root, url)
@@ -337,14 +335,10 @@ def _write_json(path: Path, content: Mapping[str, object]) -> None:
 
 
 @contextmanager
-def _progress(
-    task: str, total: int | None, unit: str, done: int = 0
-) -> Iterator[Callable[[int], object]]:
+def _progress(task: str, total: int | None, unit: str, done: int = 0) -> Iterator[Callable[[int], object]]:
     """Give a function to call with each step: a bar on a terminal, else a line every 10 %."""
     if sys.stderr.isatty():
-        with tqdm(
-            desc=task, total=total, initial=done, unit=unit, unit_scale=unit == "B", file=sys.stderr
-        ) as bar:
+        with tqdm(desc=task, total=total, initial=done, unit=unit, unit_scale=unit == "B", file=sys.stderr) as bar:
             yield bar.update
         return
 

@@ -62,9 +62,7 @@ _PAD_INCHES = 0.1
 _PYPLOT = threading.Lock()
 
 
-def confusion_matrix_figure(
-    labels: IntArray, predictions: IntArray, class_names: Sequence[str]
-) -> Figure:
+def confusion_matrix_figure(labels: IntArray, predictions: IntArray, class_names: Sequence[str]) -> Figure:
     """Draw which classes are taken for which.
 
     Args:
@@ -95,9 +93,7 @@ def confusion_matrix_figure(
     axes.set_xticks(ticks, names, rotation=90 if num_classes > MAX_CLASSES_WITH_COUNTS else 45)
     axes.set_yticks(ticks, names)
     for tick_label in axes.get_xticklabels():
-        tick_label.set(
-            horizontalalignment="right", rotation_mode="anchor", verticalalignment="center"
-        )
+        tick_label.set(horizontalalignment="right", rotation_mode="anchor", verticalalignment="center")
     axes.set_xlabel("predicted class")
     axes.set_ylabel("true class")
     accuracy = np.trace(counts) / counts.sum()
@@ -109,9 +105,7 @@ def confusion_matrix_figure(
     return figure
 
 
-def per_class_accuracy_figure(
-    labels: IntArray, predictions: IntArray, class_names: Sequence[str]
-) -> Figure:
+def per_class_accuracy_figure(labels: IntArray, predictions: IntArray, class_names: Sequence[str]) -> Figure:
     """Draw the accuracy of each class, worst first.
 
     Args:
@@ -137,9 +131,7 @@ def per_class_accuracy_figure(
     if len(worst_first) > MAX_BARS:
         half = MAX_BARS // 2
         shown = np.concatenate([worst_first[:half], worst_first[-half:]])
-        title = (
-            f"Accuracy of the {half} worst and the {half} best of {len(worst_first)} classes (%)"
-        )
+        title = f"Accuracy of the {half} worst and the {half} best of {len(worst_first)} classes (%)"
     if len(seen) < num_classes:
         title += f"\n{num_classes - len(seen)} of {num_classes} classes have no image"
 
@@ -148,9 +140,7 @@ def per_class_accuracy_figure(
     names = [f"{class_names[index]} ({images[index]})" for index in shown]
     # Positions, not names, on the axis: two classes of one name would share a bar.
     bars = axes.barh(range(len(shown)), percent[shown], color=BLUE)
-    axes.bar_label(
-        bars, fmt="%.0f", padding=3, bbox={"facecolor": "white", "edgecolor": "none", "pad": 1}
-    )
+    axes.bar_label(bars, fmt="%.0f", padding=3, bbox={"facecolor": "white", "edgecolor": "none", "pad": 1})
     axes.set_yticks(range(len(shown)), names)
     axes.set_ylim(len(shown) - 0.4, -0.6)
     overall = 100 * correct.sum() / images.sum()
@@ -203,9 +193,7 @@ def worst_errors_figure(
     wrong = hardest_first[(predictions != labels)[hardest_first]]
     if len(wrong) == 0:
         figure = _figure(6.0, 2.0)
-        figure.text(
-            0.5, 0.5, f"No errors: {_images(len(labels))}, all predicted right", ha="center"
-        )
+        figure.text(0.5, 0.5, f"No errors: {_images(len(labels))}, all predicted right", ha="center")
         return figure
 
     shown = wrong[:count]
@@ -270,9 +258,7 @@ def study_figures(study: Study) -> dict[str, Figure]:
         figure.axes[0].set(title=f"{metric} by trial", xlabel="trial")
         figures["optimization_history"] = figure
     if ranked:
-        figure = _optuna_figure(
-            plots.plot_param_importances, study, params=ranked, target_name=metric
-        )
+        figure = _optuna_figure(plots.plot_param_importances, study, params=ranked, target_name=metric)
         axes = figure.axes[0]
         axes.set_title("", loc="left")
         axes.set(title=f"What moved {metric}", xlabel="share of importance", ylabel="")
@@ -283,9 +269,7 @@ def study_figures(study: Study) -> dict[str, Figure]:
             axes.set_title("")
         figure.suptitle(f"{metric} by parameter, one dot a finished trial")
         figures["slice"] = figure
-        figure = _optuna_figure(
-            plots.plot_parallel_coordinate, study, params=varying, target_name=metric
-        )
+        figure = _optuna_figure(plots.plot_parallel_coordinate, study, params=varying, target_name=metric)
         axes = figure.axes[0]
         axes.set_title("")
         # Optuna's palest lines vanish on white.
@@ -318,11 +302,7 @@ def metric_name(study: Study) -> str:
 def completed_trials(study: Study) -> list[FrozenTrial]:
     """List the trials that ended with a finite value, in the order of their numbers."""
     trials = study.get_trials(deepcopy=False)
-    return [
-        trial
-        for trial in trials
-        if trial.state.name == "COMPLETE" and math.isfinite(objective_value(trial))
-    ]
+    return [trial for trial in trials if trial.state.name == "COMPLETE" and math.isfinite(objective_value(trial))]
 
 
 def objective_value(trial: FrozenTrial) -> float:

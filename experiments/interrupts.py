@@ -32,7 +32,10 @@ class Interrupts(Callback):
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
@@ -61,5 +64,3 @@ class Interrupts(Callback):
             os._exit(EXIT_INTERRUPTED)
         self.requested = True
         print("\nstopping after this batch; once more to stop at once", file=sys.stderr, flush=True)
-
-

@@ -75,7 +75,9 @@ def evaluate_export(export: Path, config: RunConfig, split: str) -> dict[str, fl
     if chosen is None:
         raise ValueError(f"--split must be one that {folders.root} has, got {split!r}")
     if folders.class_names != model.class_names:
-        raise ValueError(f"data.root {folders.root} must have the model's classes {model.class_names}, got {folders.class_names}")
+        raise ValueError(
+            f"data.root {folders.root} must have the model's classes {model.class_names}, got {folders.class_names}"
+        )
     data = ClassFolderData(folders, preprocessing=model.preprocessing, batch_size=config.data.batch_size)
     return score_split(model.network, data, chosen).metrics("test" if split == "test" else "val")
 

@@ -6,12 +6,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import mlflow
 import pandas as pd
+from mlflow.models import set_model
+from mlflow.pyfunc.model import PythonModel
 
 
-class PhotoClassifier(mlflow.pyfunc.PythonModel):
-    """Takes a column `image` of image bytes, base64 or paths; answers with label, score and all scores by class name."""
+class PhotoClassifier(PythonModel):
+    """Takes a column `image` of bytes, base64 or paths; answers with label, score and all scores by class name."""
 
     def load_context(self, context: Any) -> None:
         """Load the export with the code that came with it."""
@@ -52,4 +53,4 @@ def _image_bytes(image: bytes | str) -> bytes:
         raise ValueError(f"image must be bytes, base64 or an existing path, got {image[:100]!r}") from error
 
 
-mlflow.models.set_model(PhotoClassifier())
+set_model(PhotoClassifier())

@@ -30,7 +30,13 @@ def register(store: RunStore, run_id: str, export: Path, *, name: str) -> tuple[
     golden = (export / "golden" / "image.jpg").read_bytes()
     signature = ModelSignature(
         Schema([ColSpec(AnyType(), "image")]),
-        Schema([ColSpec(DataType.string, "label"), ColSpec(DataType.double, "score"), ColSpec(AnyType(), "scores")]),
+        Schema(
+            [
+                ColSpec(DataType.string, "label"),
+                ColSpec(DataType.double, "score"),
+                ColSpec(AnyType(), "scores"),
+            ]
+        ),
     )
     with mlflow.start_run(run_id=run_id):
         logged = mlflow.pyfunc.log_model(
@@ -39,7 +45,9 @@ def register(store: RunStore, run_id: str, export: Path, *, name: str) -> tuple[
             artifacts={"export": str(export)},
             signature=signature,
             input_example=pd.DataFrame({"image": [golden]}),
-            pip_requirements=[f"{one}=={metadata.version(one)}" for one in ("torch", "torchvision", "pillow", "pandas")],
+            pip_requirements=[
+                f"{one}=={metadata.version(one)}" for one in ("torch", "torchvision", "pillow", "pandas")
+            ],
         )
     version = mlflow.register_model(logged.model_uri, name)
     own = json.loads((export / MANIFEST_FILE).read_text())["metrics"][metrics.VAL_LOSS]

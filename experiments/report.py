@@ -151,19 +151,14 @@ def report_page(
     overview_facts = tuple(dict.fromkeys(fact for section in sections for fact in section.facts))
     template = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    ).from_string(
-        resources.files("experiments").joinpath("report.html.j2").read_text(encoding="utf-8")
-    )
+    ).from_string(resources.files("experiments").joinpath("report.html.j2").read_text(encoding="utf-8"))
     return template.render(
-        title=f"Sweep report: {names[0]}"
-        if len(names) == 1
-        else f"Sweep report: {len(names)} studies",
+        title=f"Sweep report: {names[0]}" if len(names) == 1 else f"Sweep report: {len(names)} studies",
         sections=sections,
         overview=Table(
             ("Study", *overview_facts),
             tuple(
-                (section.name, *(section.facts.get(fact, NOTHING) for fact in overview_facts))
-                for section in sections
+                (section.name, *(section.facts.get(fact, NOTHING) for fact in overview_facts)) for section in sections
             ),
         ),
         plotly_js=Markup(get_plotlyjs()),
@@ -191,9 +186,7 @@ def _section(study: Study, *, pictures: Sequence[Path], command: str) -> Section
     )
 
 
-def _facts(
-    study: Study, trials: Sequence[FrozenTrial], best: FrozenTrial | None
-) -> Mapping[str, str]:
+def _facts(study: Study, trials: Sequence[FrozenTrial], best: FrozenTrial | None) -> Mapping[str, str]:
     states = Counter(trial.state for trial in trials)
     seconds = [trial.duration.total_seconds() for trial in trials if trial.duration is not None]
     better = "higher" if study.direction.name == "MAXIMIZE" else "lower"
@@ -221,9 +214,7 @@ def _trial_table(metric: str, trials: Sequence[FrozenTrial], best: FrozenTrial |
             if isinstance(value, int | float) and not isinstance(value, bool)
         }
     )
-    reasons = (
-        ["Failure reason"] if any(FAILURE_REASON in trial.user_attrs for trial in trials) else []
-    )
+    reasons = ["Failure reason"] if any(FAILURE_REASON in trial.user_attrs for trial in trials) else []
     rows = tuple(
         (
             str(trial.number),
@@ -346,9 +337,7 @@ def _plots(
     if started:
         timeline = visualization.plot_timeline(study)
         for bars in timeline.data:
-            bars.update(
-                marker_color=STATE_COLORS[bars.name], name=STATE_WORDS[TrialState[bars.name]]
-            )
+            bars.update(marker_color=STATE_COLORS[bars.name], name=STATE_WORDS[TrialState[bars.name]])
         timeline.update_layout(xaxis_title="time", yaxis_title="trial")
         plots.append(
             Plot(
@@ -363,9 +352,7 @@ def _plots(
                             str(trial.number),
                             STATE_WORDS[trial.state],
                             f"{trial.datetime_start:%Y-%m-%d %H:%M:%S}",
-                            f"{trial.datetime_complete:%Y-%m-%d %H:%M:%S}"
-                            if trial.datetime_complete
-                            else NOTHING,
+                            f"{trial.datetime_complete:%Y-%m-%d %H:%M:%S}" if trial.datetime_complete else NOTHING,
                             _seconds(trial),
                         )
                         for trial in started
@@ -376,9 +363,7 @@ def _plots(
     return plots
 
 
-def _learning_curves(
-    metric: str, trials: Sequence[FrozenTrial], best: FrozenTrial | None
-) -> go.Figure:
+def _learning_curves(metric: str, trials: Sequence[FrozenTrial], best: FrozenTrial | None) -> go.Figure:
     figure = go.Figure()
     named: set[str] = set()
     # The best trial is drawn last, over the others.

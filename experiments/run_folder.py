@@ -1,10 +1,10 @@
 """A run on disk: what it was, its metrics by epoch, how it ended. Written first; MLflow is a copy of it.
 
-    run.json        name, key, params, tags, times, outcome
-    metrics.jsonl   one line an epoch
-    checkpoints/    while it runs
-    artifacts/      pictures and tables
-    export/         the model
+run.json        name, key, params, tags, times, outcome
+metrics.jsonl   one line an epoch
+checkpoints/    while it runs
+artifacts/      pictures and tables
+export/         the model
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """One search space for both engines: the part that Optuna and SageMaker can both express.
 
-    optimizer.learning_rate: {type: float, low: 1.0e-5, high: 1.0e-1, log: true}
-    data.batch_size: {type: choice, values: [32, 64, 128]}
+optimizer.learning_rate: {type: float, low: 1.0e-5, high: 1.0e-1, log: true}
+data.batch_size: {type: choice, values: [32, 64, 128]}
 """
 
 from __future__ import annotations
@@ -23,7 +23,15 @@ MAX_PARAMETERS = 30
 """SageMaker tunes at most 30 hyperparameters a job (AWS service quotas, read 2026-11)."""
 MAX_CHOICES = 30
 """Values that one categorical range may list in SageMaker (CategoricalParameterRange, read 2026-11)."""
-NOT_TUNABLE = ("tracking.", "sweep.", "output_dir", "search", "data.root", "data.name", "data.cache_dir")
+NOT_TUNABLE = (
+    "tracking.",
+    "sweep.",
+    "output_dir",
+    "search",
+    "data.root",
+    "data.name",
+    "data.cache_dir",
+)
 """Fields that say where a run is kept or which problem it solves, not how well it does."""
 
 
@@ -56,9 +64,7 @@ Range = FloatRange | IntRange | ChoiceRange
 SearchSpace = Mapping[str, Range]
 """Dotted field name to range, in the order of the file."""
 
-_KINDS: Mapping[str, type[Range]] = MappingProxyType(
-    {"float": FloatRange, "int": IntRange, "choice": ChoiceRange}
-)
+_KINDS: Mapping[str, type[Range]] = MappingProxyType({"float": FloatRange, "int": IntRange, "choice": ChoiceRange})
 
 
 def load_search_space(path: Path) -> SearchSpace:
@@ -73,7 +79,12 @@ def load_search_space(path: Path) -> SearchSpace:
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is not YAML: {error}") from error
     require(isinstance(loaded, dict) and len(loaded) > 0, str(path), "map field names to ranges", loaded)
-    require(len(loaded) <= MAX_PARAMETERS, str(path), f"tune at most {MAX_PARAMETERS} fields", len(loaded))
+    require(
+        len(loaded) <= MAX_PARAMETERS,
+        str(path),
+        f"tune at most {MAX_PARAMETERS} fields",
+        len(loaded),
+    )
     return MappingProxyType({name: _range(str(name), raw) for name, raw in loaded.items()})
 
 
@@ -81,8 +92,7 @@ def dump_search_space(space: SearchSpace) -> str:
     """The space as YAML that `load_search_space` reads back."""
     kinds = {kind: name for name, kind in _KINDS.items()}
     plain = {
-        name: {"type": kinds[type(one)]}
-        | {part.name: _plain(getattr(one, part.name)) for part in fields(one)}
+        name: {"type": kinds[type(one)]} | {part.name: _plain(getattr(one, part.name)) for part in fields(one)}
         for name, one in space.items()
     }
     return yaml.safe_dump(plain, sort_keys=False)
@@ -109,7 +119,12 @@ def grid_points(space: SearchSpace) -> dict[str, list[Choice]]:
         ValueError: if a range is not a list of choices, which is all that SageMaker's Grid takes.
     """
     for name, one in space.items():
-        require(isinstance(one, ChoiceRange), f"search space: {name}", "be a choice for sampler grid", one)
+        require(
+            isinstance(one, ChoiceRange),
+            f"search space: {name}",
+            "be a choice for sampler grid",
+            one,
+        )
     return {name: list(one.values) for name, one in space.items() if isinstance(one, ChoiceRange)}
 
 

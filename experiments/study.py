@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -13,7 +12,14 @@ import optuna
 import yaml
 from filelock import FileLock, Timeout
 from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner
-from optuna.samplers import BaseSampler, CmaEsSampler, GPSampler, GridSampler, RandomSampler, TPESampler
+from optuna.samplers import (
+    BaseSampler,
+    CmaEsSampler,
+    GPSampler,
+    GridSampler,
+    RandomSampler,
+    TPESampler,
+)
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import FrozenTrial, Trial, TrialState
@@ -101,7 +107,9 @@ def open_storage(config: RunConfig) -> BaseStorage:
     except Exception as error:  # SQLAlchemy's drivers have kinds of their own
         # The URL may hold a password: only what stands behind the @ is shown.
         place = config.sweep.storage.rpartition("@")[2]
-        raise ValueError(f"sweep.storage must be a database that answers, got {place}: {type(error).__name__}") from error
+        raise ValueError(
+            f"sweep.storage must be a database that answers, got {place}: {type(error).__name__}"
+        ) from error
 
 
 def open_study(config: RunConfig, space: SearchSpace, *, more: int = 0) -> tuple[optuna.Study, int]:
@@ -200,7 +208,9 @@ def suggest(trial: Trial, space: SearchSpace) -> Point:
     point: Point = {}
     for name, one in space.items():
         if isinstance(one, ChoiceRange):
-            point[name] = trial.suggest_categorical(name, one.values)
+            drawn = trial.suggest_categorical(name, one.values)
+            assert drawn is not None, "a search space holds no null"
+            point[name] = drawn
         elif isinstance(one, FloatRange):
             point[name] = trial.suggest_float(name, one.low, one.high, log=one.log)
         else:
@@ -289,19 +299,20 @@ def _check_same(config: RunConfig, space: SearchSpace, attrs: Mapping[str, objec
     name = config.sweep.study_name
     advice = "choose another sweep.study_name, or go back"
     if yaml.safe_load(str(attrs["search_space"])) != yaml.safe_load(dump_search_space(space)):
-        raise ValueError(
-            f"search must stay as it was for study {name!r}: {advice}; it was\n{attrs['search_space']}"
-        )
+        raise ValueError(f"search must stay as it was for study {name!r}: {advice}; it was\n{attrs['search_space']}")
     before = attrs["config"]
     assert isinstance(before, dict)
     for key, value in to_flat(config).items():
         if not key.startswith(MAY_CHANGE) and key not in space:
-            require(before.get(key, value) == value, key, f"stay {before.get(key)!r} for study {name!r} ({advice})", value)
+            require(
+                before.get(key, value) == value,
+                key,
+                f"stay {before.get(key)!r} for study {name!r} ({advice})",
+                value,
+            )
 
 
 def _known(config: RunConfig) -> str:
     folder = study_folder(config).parent
     names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
     return f"there are {', '.join(names)}" if names else "there is none yet"
-
-

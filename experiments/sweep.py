@@ -89,7 +89,12 @@ def run_sweep(config: RunConfig, *, more: int = 0) -> SweepResult:
     """
     if config.search is None:
         raise ValueError("search must name a search-space YAML such as conf/search/head.yaml, got None")
-    require(config.trainer.devices == 1, "trainer.devices", "be 1 in a sweep (use sweep.workers)", config.trainer.devices)
+    require(
+        config.trainer.devices == 1,
+        "trainer.devices",
+        "be 1 in a sweep (use sweep.workers)",
+        config.trainer.devices,
+    )
     space = load_search_space(config.search)
     check_against(space, config)
     study, target = open_study(config, space, more=more)
@@ -97,7 +102,11 @@ def run_sweep(config: RunConfig, *, more: int = 0) -> SweepResult:
     parent = RunFolder(study_folder(config) / "study")
     if not parent.exists:
         params = run_params(config) | {f"search.{name}": one for name, one in space.items()}
-        parent.start(config.sweep.study_name, params, {"study": config.sweep.study_name, **environment_tags()})
+        parent.start(
+            config.sweep.study_name,
+            params,
+            {"study": config.sweep.study_name, **environment_tags()},
+        )
     elif parent.outcome:
         parent.reopen()
     parent_run_id = store.push_or_wait(parent)
@@ -158,7 +167,11 @@ def _run_trial(job: _Job, claimed: Claim, interrupts: Interrupts) -> Outcome:
     trial, folder = claimed.trial, claimed.folder
     if not folder.exists:
         config = override(job.config, claimed.point)
-        tags = {"study": job.config.sweep.study_name, "trial": str(trial.number), **environment_tags()}
+        tags = {
+            "study": job.config.sweep.study_name,
+            "trial": str(trial.number),
+            **environment_tags(),
+        }
         folder.start(f"trial {trial.number:04d}", run_params(config), tags)
     outcome = folder.outcome
     if outcome is None:
@@ -187,7 +200,11 @@ def _attempt(job: _Job, claimed: Claim, interrupts: Interrupts) -> Outcome:
                 config,
                 output_dir=folder.path,
                 logger=RunFolderLogger(folder),
-                callbacks=[PruningCallback(trial, metric), EpochProgress(name, position=1), interrupts],
+                callbacks=[
+                    PruningCallback(trial, metric),
+                    EpochProgress(name, position=1),
+                    interrupts,
+                ],
             )
             scores = score_split(result.model.network, result.data, result.data.folders.valid)
             write_pictures(scores, result.data, result.history, folder.artifacts)
@@ -241,11 +258,7 @@ def _conclude(config: RunConfig, study: optuna.Study, store: RunStore, parent: R
     study.trials_dataframe().to_csv(parent.artifacts / "trials.csv", index=False)
     report = report_study(study, config)
     shutil.copy(report, parent.artifacts / "report.html")
-    metrics = {
-        name: value
-        for name, value in (best.user_attrs if best else {}).items()
-        if isinstance(value, float)
-    }
+    metrics = {name: value for name, value in (best.user_attrs if best else {}).items() if isinstance(value, float)}
     parent.finish(Outcome("COMPLETE", best.value if best else None, metrics))
     run_id = store.push_or_wait(parent)
     return SweepResult(study, best, study_folder(config), report, run_id)
@@ -258,9 +271,7 @@ def report_study(study: optuna.Study, config: RunConfig) -> Path:
     best = best_trial(study)
     pictures = sorted(trial_folder(config, best.number).artifacts.glob("*.png")) if best else []
     command = f"python -m experiments train --from-best {study.study_name}"
-    write_report(
-        [study], path, pictures={study.study_name: pictures}, commands={study.study_name: command}
-    )
+    write_report([study], path, pictures={study.study_name: pictures}, commands={study.study_name: command})
     return path
 
 
@@ -283,7 +294,9 @@ def _supervise(
     def start(index: int) -> BaseProcess:
         seconds = deadline - time.monotonic()
         process = context.Process(
-            target=_worker_main, args=(config, target, parent_run_id, seconds, index), name=f"worker-{index}"
+            target=_worker_main,
+            args=(config, target, parent_run_id, seconds, index),
+            name=f"worker-{index}",
         )
         if gpus := torch.cuda.device_count():
             os.environ["CUDA_VISIBLE_DEVICES"] = str(index % gpus)  # the child reads it before CUDA starts

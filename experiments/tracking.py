@@ -75,7 +75,8 @@ class RunStore:
         with FileLock(config.output_dir / "mlflow.lock"):
             self.client = MlflowClient(self.uri)
             self.experiment_id = self._retry(
-                lambda: self._experiment(config.tracking.experiment, local), "nothing has started yet"
+                lambda: self._experiment(config.tracking.experiment, local),
+                "nothing has started yet",
             )
         # What this process knows to stand in MLflow, by run: metric points and params.
         self._sent: dict[str, set[tuple[str, int]]] = {}
@@ -91,15 +92,11 @@ class RunStore:
             tags = dict(noted["tags"]) | {KEY_TAG: noted["key"]}
             if parent_run_id:
                 tags["mlflow.parentRunId"] = parent_run_id
-            run = self.client.create_run(
-                self.experiment_id, noted["started_ms"], tags=tags, run_name=noted["name"]
-            )
+            run = self.client.create_run(self.experiment_id, noted["started_ms"], tags=tags, run_name=noted["name"])
             found = str(run.info.run_id)
         # After a crash the run may already hold some of what stands in the folder.
         keys = {key for line in folder.metric_lines() for key in line.metrics}
-        self._sent[found] = {
-            (key, point.step) for key in keys for point in self.client.get_metric_history(found, key)
-        }
+        self._sent[found] = {(key, point.step) for key in keys for point in self.client.get_metric_history(found, key)}
         if not noted["outcome"]:
             self.client.update_run(found, "RUNNING")
         folder.update(run_id=found)
@@ -158,7 +155,12 @@ class RunStore:
         try:
             self.client.update_run(self.run_id(folder), status)
         except AWAY as error:
-            _log.warning("MLflow at %s did not hear that a run is %s: %s", self.uri, status, _first_line(error))
+            _log.warning(
+                "MLflow at %s did not hear that a run is %s: %s",
+                self.uri,
+                status,
+                _first_line(error),
+            )
 
     def _retry(self, call: Callable[[], str], kept: str) -> str:
         deadline = time.monotonic() + self.flush_timeout_seconds
@@ -167,7 +169,9 @@ class RunStore:
             try:
                 return call()
             except AWAY as error:
-                refused = isinstance(error, MlflowException) and error.error_code == ErrorCode.Name(INVALID_PARAMETER_VALUE)
+                refused = isinstance(error, MlflowException) and error.error_code == ErrorCode.Name(
+                    INVALID_PARAMETER_VALUE
+                )
                 if refused or time.monotonic() + pause > deadline:
                     raise TrackingError(
                         f"tracking.uri {self.uri} does not take the run ({_first_line(error)}): {kept}"
@@ -189,9 +193,7 @@ class RunStore:
                 # The database was deleted: the folder makes a new one whole again.
                 if error.error_code != ErrorCode.Name(RESOURCE_DOES_NOT_EXIST):
                     raise
-        found = self.client.search_runs(
-            [self.experiment_id], f"tags.`{KEY_TAG}` = '{noted['key']}'", max_results=1
-        )
+        found = self.client.search_runs([self.experiment_id], f"tags.`{KEY_TAG}` = '{noted['key']}'", max_results=1)
         return str(found[0].info.run_id) if found else None
 
     def _push_params(self, run_id: str, params: Mapping[str, str]) -> None:
@@ -201,7 +203,7 @@ class RunStore:
         new = [Param(key, value) for key, value in params.items() if key not in run.data.params]
         for chunk in _chunks(new, 100):  # MLflow's limit a request
             self.client.log_batch(run_id, params=chunk)
-        if "data.fingerprint" in params and not run.inputs.dataset_inputs:
+        if "data.fingerprint" in params and not (run.inputs and run.inputs.dataset_inputs):
             self.client.log_inputs(run_id, [_dataset(params)])
         self._params[run_id] = params
 
@@ -278,11 +280,24 @@ def run_params(config: RunConfig) -> dict[str, object]:
 @functools.cache
 def environment_tags() -> Mapping[str, str]:
     """Where a run was made: commit, Python and the packages that decide its numbers."""
-    names = ("torch", "torchvision", "pytorch-lightning", "torchmetrics", "optuna", "mlflow", "numpy", "pillow")
+    names = (
+        "torch",
+        "torchvision",
+        "pytorch-lightning",
+        "torchmetrics",
+        "optuna",
+        "mlflow",
+        "numpy",
+        "pillow",
+    )
     tags = {f"package.{name}": metadata.version(name) for name in names}
     tags |= {"origin": "local", "python": platform.python_version(), "host": platform.node()}
     git = subprocess.run(
-        ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False, cwd=Path(__file__).parent
+        ["git", "rev-parse", "HEAD"],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=Path(__file__).parent,
     )
     if git.returncode == 0:
         tags["mlflow.source.git.commit"] = git.stdout.strip()

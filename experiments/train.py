@@ -57,9 +57,7 @@ class TrainResult:
         return self.history[self.best_epoch]
 
 
-def train(
-    config: RunConfig, *, output_dir: Path, logger: Logger, callbacks: Sequence[Callback] = ()
-) -> TrainResult:
+def train(config: RunConfig, *, output_dir: Path, logger: Logger, callbacks: Sequence[Callback] = ()) -> TrainResult:
     """Train one classifier, from the last checkpoint in `output_dir` if there is one.
 
     Args:
@@ -76,9 +74,7 @@ def train(
     pl.seed_everything(config.seed, verbose=False)
     folders = open_data(config.data, seed=config.seed)
     logger.log_hyperparams(data_facts(folders))
-    preprocessing = Preprocessing(
-        config.data.image_size, round(config.data.image_size / config.data.crop_fraction)
-    )
+    preprocessing = Preprocessing(config.data.image_size, round(config.data.image_size / config.data.crop_fraction))
     data = ClassFolderData(
         folders,
         preprocessing=preprocessing,
@@ -211,9 +207,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     Lightning's own writer goes through a temporary folder, which may be on another file system.
     """
 
-    def save_checkpoint(
-        self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None
-    ) -> None:
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
         """Write `checkpoint` to `path` whole or not at all."""
         del storage_options
         target = Path(path)

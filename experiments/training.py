@@ -33,7 +33,10 @@ class TrainedModel:
 
 
 def train_and_register(
-    config: RunConfig, *, from_best: str | None = None, overrides: Mapping[str, object] | None = None
+    config: RunConfig,
+    *,
+    from_best: str | None = None,
+    overrides: Mapping[str, object] | None = None,
 ) -> TrainedModel:
     """Train, score the test split once, export, register.
 

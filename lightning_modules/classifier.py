@@ -46,10 +46,13 @@ class ImageClassifier(pl.LightningModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        self.network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.network = network.to(memory_format=torch.channels_last)
         self.optimizer_name, self.schedule = optimizer, schedule
         self.learning_rate, self.weight_decay = learning_rate, weight_decay
-        self.backbone_learning_rate_scale, self.warmup_epochs = backbone_learning_rate_scale, warmup_epochs
+        self.backbone_learning_rate_scale, self.warmup_epochs = (
+            backbone_learning_rate_scale,
+            warmup_epochs,
+        )
         self.seed = seed
         # Modules, not functions: SageMaker's debugger finds a loss by its module.
         self.train_criterion = nn.CrossEntropyLoss(label_smoothing=label_smoothing)
@@ -134,7 +137,13 @@ class ImageClassifier(pl.LightningModule):
         }
         # torchmetrics has already reduced them over all devices.
         self.log_dict(values)
-        for one in (self.train_loss, self.train_accuracy, self.val_loss, self.val_accuracy, self.val_top5_accuracy):
+        for one in (
+            self.train_loss,
+            self.train_accuracy,
+            self.val_loss,
+            self.val_accuracy,
+            self.val_top5_accuracy,
+        ):
             one.reset()
 
     def configure_optimizers(self) -> Any:
@@ -153,7 +162,10 @@ class ImageClassifier(pl.LightningModule):
             optimizer,
             lambda step: learning_rate_factor(step, total, schedule=self.schedule, warmup_steps=warmup),
         )
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
+        }
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Leave out what training does not change."""

@@ -31,7 +31,8 @@ Batch = tuple[Tensor, Tensor]
 class Draw(NamedTuple):
     """One image of an epoch, as a sampler hands it to the data set."""
 
-    index: int
+    photo: int
+    """Its place in the split."""
     seed: int
     """Seeds this image's augmentation in this epoch."""
     padding: bool
@@ -76,8 +77,8 @@ class PhotoDataset(Dataset[tuple[Tensor, int]]):
 
     def __getitem__(self, draw: Draw) -> tuple[Tensor, int]:
         """One image, (3, S, S) uint8, and its label."""
-        data = self.split.paths[draw.index].read_bytes()
-        label = IGNORED_LABEL if draw.padding else self.split.labels[draw.index]
+        data = self.split.paths[draw.photo].read_bytes()
+        label = IGNORED_LABEL if draw.padding else self.split.labels[draw.photo]
         if self.augmentation is None:
             image = decode_image(data, short_side=self.preprocessing.resize_size)
             return self.preprocessing.crop(image), label
@@ -92,7 +93,10 @@ def augmentation(augment: Augment, image_size: int) -> v2.Transform | None:
     """The training augmentation of one uint8 image; None where there is none."""
     if augment == "none":
         return None
-    light = [v2.RandomResizedCrop(image_size, scale=(0.35, 1.0), antialias=True), v2.RandomHorizontalFlip()]
+    light = [
+        v2.RandomResizedCrop(image_size, scale=(0.35, 1.0), antialias=True),
+        v2.RandomHorizontalFlip(),
+    ]
     if augment == "light":
         return v2.Compose(light)
     return v2.Compose([*light, v2.TrivialAugmentWide(), v2.RandomErasing(p=0.25)])
@@ -134,9 +138,7 @@ class ClassFolderData(pl.LightningDataModule):
         images, labels = batch
         return self.preprocessing.normalise(images).contiguous(memory_format=torch.channels_last), labels
 
-    def _loader(
-        self, split: Split, augment: Augment, *, shuffle: bool, distributed: bool = True
-    ) -> DataLoader[Batch]:
+    def _loader(self, split: Split, augment: Augment, *, shuffle: bool, distributed: bool = True) -> DataLoader[Batch]:
         divided = distributed and self.trainer is not None
         sampler = ShardedSampler(
             len(split),

@@ -88,7 +88,7 @@ def scan_class_folders(
         if extra:
             raise ValueError(f"data.root {root}: {split} has classes that train lacks: {', '.join(extra)}")
     if len(folder_names) < 2:
-        raise ValueError(f"data.root {root}: train must have at least 2 class folders with photos, got {folder_names}")
+        raise ValueError(f"data.root {root}: train must have 2 or more class folders with photos, got {folder_names}")
 
     everything = [path for paths in listed.values() for path in paths]
     facts = _look_at(everything, root, cache_dir, progress)
@@ -195,15 +195,13 @@ def _select(split: Split, indices: Sequence[int]) -> Split:
 
 
 def _class_name(folder: str) -> str:
-    """dogImages numbers its folders: `001.Affenpinscher` is class 1, `Affenpinscher`."""
+    """DogImages numbers its folders: `001.Affenpinscher` is class 1, `Affenpinscher`."""
     return re.sub(r"^\d+\.", "", folder)
 
 
 def _leaked(splits: dict[str, Split], facts: dict[Path, _Fact]) -> int:
     """Photos that stand, byte for byte, in two splits: counted once for each split beyond the first."""
-    splits_of = Counter(
-        digest for split in splits.values() for digest in {facts[path].sha256 for path in split.paths}
-    )
+    splits_of = Counter(digest for split in splits.values() for digest in {facts[path].sha256 for path in split.paths})
     return sum(count - 1 for count in splits_of.values())
 
 

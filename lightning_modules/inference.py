@@ -225,7 +225,7 @@ def load_export(folder: Path, device: str = "cpu") -> Model:
         network.load_state_dict(read_safetensors(folder / WEIGHTS_FILE))
     except RuntimeError as error:
         raise BadExportError(f"{folder} holds weights of another network: {error}") from error
-    network = network.eval().to(device, memory_format=torch.channels_last)
+    network = network.eval().to(device).to(memory_format=torch.channels_last)
     return Model(network, preprocessing, class_names, version)
 
 

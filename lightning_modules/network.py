@@ -102,9 +102,7 @@ def _last_block(trunk: nn.Module, head: nn.Module) -> list[nn.Module]:
 
 def _weights(module: nn.Module, head: nn.Module, *, norms: bool = True) -> int:
     skip = {id(one) for one in head.parameters()}
-    return sum(
-        one.numel() for one in module.parameters() if id(one) not in skip and (norms or one.ndim > 1)
-    )
+    return sum(one.numel() for one in module.parameters() if id(one) not in skip and (norms or one.ndim > 1))
 
 
 def _imagenet_weights(backbone: str) -> dict[str, Tensor]:
@@ -128,7 +126,7 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # each reader has its own kinds; all of them mean that the file is of no use
         raise ValueError(f"model.weights: {path} can't be read as a state dict: {error}") from error
-    return loaded.get("state_dict", loaded)  # type: ignore[no-any-return]
+    return loaded.get("state_dict", loaded)
 
 
 def _load(network: nn.Module, state: dict[str, Tensor], head_name: str, source: str) -> None:
