@@ -229,6 +229,7 @@ def _quiet_libraries() -> None:
     # Loader processes are a choice that data.num_workers makes.
     warnings.filterwarnings("ignore", ".*does not have many workers.*")
     warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec.*")
-    warnings.filterwarnings("ignore", ".*smaller than the logging interval.*")
+    # Frozen parts are in eval mode on purpose.
+    warnings.filterwarnings("ignore", "Found .* in eval mode at the start of training.*")
     # A resumed run writes its checkpoints where the first part did.
     warnings.filterwarnings("ignore", ".*Checkpoint directory .* exists and is not empty.*")

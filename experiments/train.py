@@ -107,16 +107,16 @@ def train(config: RunConfig, *, output_dir: Path, logger: Logger, callbacks: Seq
 
     checkpoint_dir = output_dir / CHECKPOINT_FOLDER
     history = History()
-    checkpoints = ModelCheckpoint(
-        dirpath=checkpoint_dir,
-        filename="best",
-        monitor=config.sweep.metric,
-        mode=config.sweep.direction[:3],
-        save_last=True,
-        save_on_train_epoch_end=True,  # after everything else that happens in an epoch
-        enable_version_counter=False,
+    # Two callbacks, because save_last writes only when there is a new best; both after all else of an epoch.
+    saving: dict[str, Any] = {
+        "dirpath": checkpoint_dir,
+        "save_on_train_epoch_end": True,
+        "enable_version_counter": False,
+    }
+    best_checkpoint = ModelCheckpoint(
+        filename="best", monitor=config.sweep.metric, mode=config.sweep.direction[:3], **saving
     )
-    own: list[Callback] = [history, *callbacks, checkpoints]
+    own: list[Callback] = [history, *callbacks, best_checkpoint, ModelCheckpoint(filename="last", **saving)]
     if config.trainer.early_stopping_patience:
         own.append(EarlyStopping(metrics.VAL_LOSS, patience=config.trainer.early_stopping_patience))
     trainer = pl.Trainer(
@@ -131,7 +131,7 @@ def train(config: RunConfig, *, output_dir: Path, logger: Logger, callbacks: Seq
         plugins=[AtomicCheckpointIO()],
         use_distributed_sampler=False,  # the data module divides the images itself, without counting one twice
         num_sanity_val_steps=0,
-        log_every_n_steps=2**31,  # metrics are logged at the epoch's end
+        log_every_n_steps=1,  # nothing is logged in a step, and larger values draw a warning
         enable_progress_bar=False,
         enable_model_summary=False,
     )

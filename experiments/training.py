@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 from filelock import FileLock, Timeout
+from pytorch_lightning.utilities import rank_zero_only
 
 from experiments.config import RunConfig, override, to_flat
 from experiments.evaluation import score_split, write_pictures
@@ -19,6 +23,10 @@ from experiments.run_folder import Outcome, RunFolder
 from experiments.study import best_config, load_study
 from experiments.tracking import RunFolderLogger, RunStore, environment_tags, pushing, run_params
 from experiments.train import export, train
+
+
+RUN_FOLDER = "EXPERIMENTS_RUN_FOLDER"
+"""Environment variable that tells the processes of further devices where the first one trains."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +62,10 @@ def train_and_register(
         best, trial = best_config(load_study(config, from_best))
         config = override(best, {"output_dir": config.output_dir, **(overrides or {})})
         tags |= {"study": from_best, "trial": str(trial.number)}
+    if rank_zero_only.rank:
+        _train_along(config)
     folder, lock = _claim_folder(config)
+    os.environ[RUN_FOLDER] = str(folder.path)
     store = RunStore(config)
     with lock, Interrupts() as interrupts:
         if not folder.exists:
@@ -87,6 +98,14 @@ def train_and_register(
         run_id = store.push_or_wait(folder)
         model_uri, champion = register(store, run_id, folder.export, name=config.tracking.experiment)
     return TrainedModel(metrics, folder.export, model_uri, champion)
+
+
+def _train_along(config: RunConfig) -> NoReturn:
+    """Be one of the further devices: Lightning runs the same command once more for each of them."""
+    folder = RunFolder(Path(os.environ[RUN_FOLDER]))
+    with Interrupts() as interrupts:
+        train(config, output_dir=folder.path, logger=RunFolderLogger(folder), callbacks=[interrupts])
+    sys.exit()
 
 
 def _claim_folder(config: RunConfig) -> tuple[RunFolder, FileLock]:

@@ -90,15 +90,20 @@ class ImageClassifier(pl.LightningModule):
             part.train(mode)
         return self
 
+    def on_fit_start(self) -> None:
+        """Freeze before the first batch: Lightning keeps the modes that it finds and does not call `train`."""
+        self.train()
+
     def on_train_epoch_start(self) -> None:
-        """Seed dropout by the epoch, so that a resumed run draws what the uninterrupted one did."""
-        torch.manual_seed(self.seed * 100_003 + self.current_epoch)
+        """Start the epoch's clock."""
         self._epoch_started, self._epoch_images = time.perf_counter(), 0
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Loss of one batch; metrics stay on the device until the epoch's end."""
         del batch_idx
         images, labels = batch
+        # Dropout depends on the step only, so that a resumed run draws what the uninterrupted one did.
+        torch.manual_seed((self.seed * 1_000_003 + self.global_step) * 1024 + self.global_rank)
         scores = self(images)
         loss: Tensor = self.train_criterion(scores, labels)
         self.train_loss.update(loss.detach(), weight=len(labels))

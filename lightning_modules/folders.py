@@ -88,7 +88,7 @@ def scan_class_folders(
         if extra:
             raise ValueError(f"data.root {root}: {split} has classes that train lacks: {', '.join(extra)}")
     if len(folder_names) < 2:
-        raise ValueError(f"data.root {root}: train must have 2 or more class folders with photos, got {folder_names}")
+        raise ValueError(f"data.root {root}: train must have 2 or more classes with photos, got {folder_names}")
 
     everything = [path for paths in listed.values() for path in paths]
     facts = _look_at(everything, root, cache_dir, progress)

@@ -25,7 +25,7 @@ def class_colour(index: int, classes: int) -> Colour:
 def smooth_picture(width: int = 24, height: int = 16) -> Image.Image:
     """An RGB picture without edges that looks different after every turn and mirroring.
 
-    It survives JPEG compression and scaling almost unchanged, so that it can be compared after them.
+    JPEG compression and scaling leave it almost unchanged, so that it can be compared after them.
     """
     across = np.linspace(30, 220, width)[None, :]
     down = np.linspace(40, 200, height)[:, None]
@@ -35,9 +35,7 @@ def smooth_picture(width: int = 24, height: int = 16) -> Image.Image:
     return Image.fromarray(np.stack([red, green, blue], axis=-1).round().astype(np.uint8))
 
 
-def noisy_picture(
-    colour: Colour, size: int = 24, seed: int = 0, noise: float = 20.0
-) -> Image.Image:
+def noisy_picture(colour: Colour, size: int = 24, seed: int = 0, noise: float = 20.0) -> Image.Image:
     """A square RGB picture of one colour with noise, so that no two seeds give the same file."""
     random = np.random.default_rng(seed)
     pixels = np.array(colour) + random.normal(0, noise, (size, size, 3))
@@ -65,7 +63,7 @@ def make_class_folders(
 ) -> Path:
     """Write `root/SPLIT/NNN.ClassN/photo_I.jpg`; the classes can be told apart by their colour.
 
-    No two photos have the same bytes. The folders are named as dogImages names them: `001.Class1` is class 1.
+    No two photos have the same bytes. The folders are named as in dogImages: `001.Class1` is class 1.
 
     Args:
         per_class: photos a class in each split; a split that is not named gets no folder.

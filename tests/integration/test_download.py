@@ -51,11 +51,7 @@ def zipped(members: Iterable[Member], compression: int = zipfile.ZIP_STORED) -> 
 
 
 def files_under(folder: Path) -> dict[str, bytes]:
-    return {
-        path.relative_to(folder).as_posix(): path.read_bytes()
-        for path in folder.rglob("*")
-        if path.is_file()
-    }
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def unpacked(members: Iterable[Member]) -> dict[str, bytes]:
@@ -289,9 +285,7 @@ def test_a_file_without_etag_resumes_by_its_date(server: Server, root: Path) -> 
 
 
 @pytest.mark.parametrize("knows_if_range", [True, False])
-@pytest.mark.parametrize(
-    "changed", [photos(seed=1), photos(seed=1)[::4]], ids=["same size", "shorter"]
-)
+@pytest.mark.parametrize("changed", [photos(seed=1), photos(seed=1)[::4]], ids=["same size", "shorter"])
 def test_a_file_that_changed_on_the_server_starts_over(
     server: Server, root: Path, knows_if_range: bool, changed: list[Member]
 ) -> None:
@@ -352,9 +346,7 @@ def test_no_network_gives_one_line_with_the_remedy(root: Path, closed_url: str) 
     )
 
 
-def test_a_silent_server_times_out(
-    server: Server, root: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_silent_server_times_out(server: Server, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(download, "TIMEOUT_SECONDS", 0.1)
     server.may_answer.clear()
     with pytest.raises(DownloadError, match=r"no answer within 0\.1 s"):

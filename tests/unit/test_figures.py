@@ -74,9 +74,7 @@ def test_confusion_matrix_writes_each_count_into_its_cell() -> None:
     labels, predictions = np.array([0, 0, 0, 1]), np.array([0, 0, 1, 1])
     figure = confusion_matrix_figure(labels, predictions, ["cat", "dog", "unseen"])
     axes = figure.axes[0]
-    cells = {
-        (text.get_position()[1], text.get_position()[0]): text.get_text() for text in axes.texts
-    }
+    cells = {(text.get_position()[1], text.get_position()[0]): text.get_text() for text in axes.texts}
     counts = [[2, 1, 0], [0, 1, 0], [0, 0, 0]]
     assert cells == {(r, c): str(counts[r][c]) for r in range(3) for c in range(3)}
     percent = np.asarray(axes.images[0].get_array())
@@ -92,10 +90,7 @@ def test_confusion_matrix_of_133_breeds_has_no_text_and_few_tick_labels() -> Non
     indices = np.arange(133)
     axes = confusion_matrix_figure(indices, indices, names).axes[0]
     assert not axes.texts
-    shown = {
-        int(tick): label.get_text()
-        for tick, label in zip(axes.get_xticks(), axes.get_xticklabels(), strict=True)
-    }
+    shown = {int(tick): label.get_text() for tick, label in zip(axes.get_xticks(), axes.get_xticklabels(), strict=True)}
     assert 20 < len(shown) <= 45
     assert all(names[tick] == label for tick, label in shown.items())
 
@@ -142,7 +137,8 @@ def test_per_class_accuracy_of_many_classes_shows_the_20_worst_and_20_best() -> 
 
 def test_worst_errors_open_only_the_costliest_errors_in_order() -> None:
     images = [Path(name) for name in ("right.jpg", "mild.jpg", "worst.jpg", "bad.jpg")]
-    probabilities = np.array([[0.9, 0.1], [0.4, 0.6], [0.93, 0.07], [0.2, 0.8]])
+    # The most confident error is not the costliest: what counts is what the true class got.
+    probabilities = np.array([[0.9, 0.1, 0.0], [0.3, 0.4, 0.3], [0.55, 0.05, 0.4], [0.2, 0.8, 0.0]])
     opened: list[str] = []
 
     def open_image(path: Path) -> np.ndarray:
@@ -153,12 +149,12 @@ def test_worst_errors_open_only_the_costliest_errors_in_order() -> None:
         images,
         np.array([0, 0, 1, 0]),
         probabilities,
-        ["cat", "dog"],
+        ["cat", "dog", "fox"],
         open_image=open_image,
         count=2,
     )
     assert opened == ["worst.jpg", "bad.jpg"]
-    assert [axes.get_title() for axes in figure.axes] == ["dog → cat 0.93", "cat → dog 0.80"]
+    assert [axes.get_title() for axes in figure.axes] == ["dog → cat 0.55", "cat → dog 0.80"]
     assert figure.get_suptitle() == "Worst 2 of 3 errors among 4 images"
     assert png(figure)
 
@@ -205,9 +201,7 @@ def test_learning_curves_draw_losses_left_and_accuracies_right() -> None:
     assert png(figure)
 
 
-@pytest.mark.parametrize(
-    "history", [{}, {"val_loss": {}}, {"val_loss": {1: 0.4}}, {"val_loss": {1: float("nan")}}]
-)
+@pytest.mark.parametrize("history", [{}, {"val_loss": {}}, {"val_loss": {1: 0.4}}, {"val_loss": {1: float("nan")}}])
 def test_learning_curves_need_no_second_epoch(history: Mapping[str, Mapping[int, float]]) -> None:
     figure = learning_curves_figure(history)
     assert "nothing recorded" in [text.get_text() for text in figure.axes[1].texts]

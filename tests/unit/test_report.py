@@ -94,11 +94,7 @@ class Page(HTMLParser):
 
     def table(self, caption: str) -> list[list[str]]:
         """Read the rows, heading first, of the one table whose caption starts so."""
-        (table,) = [
-            table
-            for table in self.all("table")
-            if table.all("caption")[0].full_text().startswith(caption)
-        ]
+        (table,) = [table for table in self.all("table") if table.all("caption")[0].full_text().startswith(caption)]
         return [[cell.full_text() for cell in row.children] for row in table.all("tr")]
 
     def facts(self) -> dict[str, str]:
@@ -112,11 +108,7 @@ class Page(HTMLParser):
             for script in self.all("script")
             if script.attributes.get("type") == "application/json"
         ]
-        labels = [
-            div.attributes["aria-label"]
-            for div in self.all("div")
-            if div.attributes.get("role") == "img"
-        ]
+        labels = [div.attributes["aria-label"] for div in self.all("div") if div.attributes.get("role") == "img"]
         return {label.split(" of study")[0]: f for label, f in zip(labels, figures, strict=True)}
 
 
@@ -209,17 +201,13 @@ def test_learning_curves_highlight_the_best_trial(page: Page) -> None:
 
 def test_parallel_coordinates_color_the_best_trial_blue(page: Page) -> None:
     figure = page.plots()["Parallel coordinates"]
-    lines = {
-        line["y"][0]: line["line"]["color"] for line in figure["data"] if line["mode"] == "lines"
-    }
+    lines = {line["y"][0]: line["line"]["color"] for line in figure["data"] if line["mode"] == "lines"}
     assert lines[0] == "rgb(0, 114, 178)"
     assert lines[1] == "rgb(213, 94, 0)"
 
 
 def test_the_page_loads_nothing(page: Page) -> None:
-    every = [
-        element for tag in ("script", "link", "img", "a", "iframe") for element in page.all(tag)
-    ]
+    every = [element for tag in ("script", "link", "img", "a", "iframe") for element in page.all(tag)]
     for element in every:
         for name in ("src", "href"):
             address = element.attributes.get(name) or ""
@@ -235,9 +223,7 @@ def test_the_page_loads_nothing(page: Page) -> None:
 def test_the_page_is_made_for_phones_and_screen_readers(page: Page) -> None:
     (html,) = page.all("html")
     assert html.attributes["lang"] == "en"
-    metas = {
-        meta.attributes.get("name"): meta.attributes.get("content") for meta in page.all("meta")
-    }
+    metas = {meta.attributes.get("name"): meta.attributes.get("content") for meta in page.all("meta")}
     assert metas["viewport"] == "width=device-width, initial-scale=1"
     assert "prefers-color-scheme: dark" in page.all("style")[0].text
     assert all(image.attributes.get("alt") for image in page.all("img"))
@@ -280,9 +266,7 @@ def test_what_comes_from_outside_is_escaped(tmp_path: Path, picture: Path) -> No
     assert page.table("A row for each trial")[-1].count(EVIL) == 2
 
 
-@pytest.mark.parametrize(
-    "states", [[], [TrialState.FAIL], [TrialState.PRUNED, TrialState.RUNNING, TrialState.WAITING]]
-)
+@pytest.mark.parametrize("states", [[], [TrialState.FAIL], [TrialState.PRUNED, TrialState.RUNNING, TrialState.WAITING]])
 def test_a_study_without_a_finished_trial_says_so(tmp_path: Path, states: list[TrialState]) -> None:
     study = optuna.create_study(study_name="young")
     for state in states:
@@ -298,9 +282,7 @@ def test_a_study_without_a_finished_trial_says_so(tmp_path: Path, states: list[T
 def test_values_that_json_cannot_hold_still_give_a_page(tmp_path: Path) -> None:
     study = sweep()
     for value in (float("inf"), 0.3):
-        study.add_trial(
-            optuna.trial.create_trial(value=value, intermediate_values={1: float("nan"), 2: value})
-        )
+        study.add_trial(optuna.trial.create_trial(value=value, intermediate_values={1: float("nan"), 2: value}))
     write_report([study], tmp_path / "report.html")
     page = Page(tmp_path / "report.html")
     assert page.plots()
@@ -334,9 +316,7 @@ def test_a_report_of_nothing_is_refused(tmp_path: Path) -> None:
         write_report([], tmp_path / "report.html")
 
 
-def test_an_old_page_survives_a_failure_and_is_replaced_whole(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_old_page_survives_a_failure_and_is_replaced_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "report.html"
     path.write_text("old")
     study = optuna.create_study(study_name="young")

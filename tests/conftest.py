@@ -1,0 +1,53 @@
+"""Shared fixtures: a learnable data set of a few dozen tiny pictures and a run that trains on it in seconds."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+# Real photos and weights are not part of the project: tests that need them are skipped where they are absent.
+REAL_DATA = Path(os.environ.get("EXPERIMENTS_TEST_DATA", REPOSITORY.parent / "shared"))
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three classes of tiny pictures that colour tells apart, in the dogImages layout."""
+    from tests.pictures import make_class_folders
+
+    root = tmp_path_factory.mktemp("photos")
+    make_class_folders(root, classes=3, per_class={"train": 8, "valid": 4, "test": 4}, size=24, seed=0)
+    return root
+
+
+def tiny(photos: Path, output_dir: Path) -> dict[str, object]:
+    """Overrides for a run of a second: the head of a small network with random weights."""
+    return {
+        "data.name": "folder",
+        "data.root": photos,
+        "data.cache_dir": output_dir / "cache",
+        "data.image_size": 32,
+        "data.crop_fraction": 1.0,
+        "data.batch_size": 8,
+        "data.augment": "none",
+        "model.backbone": "shufflenet_v2_x0_5",
+        "model.weights": "none",
+        "optimizer.learning_rate": 0.01,
+        "trainer.max_epochs": 3,
+        "trainer.accelerator": "cpu",
+        "output_dir": output_dir,
+        "search": REPOSITORY / "conf" / "search" / "quick.yaml",
+        "sweep.study_name": "tiny",
+        "sweep.n_trials": 3,
+        "sweep.pruner": "none",
+    }
+
+
+def real(name: str) -> Path:
+    """A file or folder of real data, or a skip that says why."""
+    path = REAL_DATA / name
+    if not path.exists():
+        pytest.skip(f"needs {path}: set EXPERIMENTS_TEST_DATA to a folder that holds {name}")
+    return path

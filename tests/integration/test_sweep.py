@@ -1,0 +1,300 @@
+"""The sweep for real: what it leaves in Optuna and MLflow, and what a kill at any moment costs."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import random
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+from mlflow import MlflowClient
+from optuna.trial import TrialState
+
+from experiments import sweep
+from experiments.config import RunConfig, load_config, override
+from experiments.interrupts import InterruptedRunError, Interrupts
+from experiments.study import load_study, study_folder, trial_folder
+from experiments.tracking import TrackingError, tracking_uri
+from lightning_modules.export import check_golden
+from lightning_modules.inference import load_export
+from tests.conftest import REPOSITORY, tiny
+
+
+@pytest.fixture
+def config(photos: Path, tmp_path: Path) -> RunConfig:
+    return load_config(None, tiny(photos, tmp_path / "runs"))
+
+
+def runs_of(config: RunConfig) -> list[Any]:
+    client = MlflowClient(tracking_uri(config))
+    experiment = client.get_experiment_by_name(config.tracking.experiment)
+    assert experiment is not None
+    return list(client.search_runs([experiment.experiment_id], max_results=1000))
+
+
+def check_whole(config: RunConfig, n_trials: int) -> None:
+    """Nothing lost and nothing twice: in the study, on disk and in MLflow."""
+    study = load_study(config, config.sweep.study_name)
+    trials = study.get_trials()
+    assert [trial.state.is_finished() for trial in trials] == [True] * n_trials
+    client = MlflowClient(tracking_uri(config))
+    runs = runs_of(config)
+    parents = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
+    assert len(parents) == 1
+    children = {run.data.tags["trial"]: run for run in runs if run not in parents}
+    assert len(runs) == n_trials + 1
+    assert sorted(children, key=int) == [str(number) for number in range(n_trials)]
+    for trial in trials:
+        run = children[str(trial.number)]
+        assert run.data.tags["mlflow.parentRunId"] == parents[0].info.run_id
+        assert run.data.tags["trial_state"] == trial.state.name
+        assert run.info.status == ("FAILED" if trial.state == TrialState.FAIL else "FINISHED")
+        points = client.get_metric_history(run.info.run_id, "val_loss")
+        logged = {point.step: point.value for point in points}
+        assert len(points) == len(logged), "an epoch was logged twice"
+        assert logged == pytest.approx(trial.intermediate_values)
+
+
+def test_a_sweep_leaves_a_study_runs_pictures_and_one_export(config: RunConfig) -> None:
+    result = sweep.run_sweep(config)
+    check_whole(config, 3)
+    assert result.best is not None
+    client = MlflowClient(tracking_uri(config))
+    runs = {run.data.tags.get("trial"): run for run in runs_of(config)}
+    child, parent = runs["1"], runs[None]
+    assert child.data.params["optimizer.learning_rate"] == str(result.study.trials[1].params["optimizer.learning_rate"])
+    assert child.data.params["data.bad_files"] == "0"
+    assert len(child.inputs.dataset_inputs[0].dataset.digest) == 36
+    for tag in ("package.torch", "python", "origin", "mlflow.source.git.commit"):
+        assert child.data.tags[tag]
+    metrics = {"val_loss", "val_accuracy", "train_loss", "learning_rate", "images_per_second", "epoch_seconds"}
+    assert metrics | {"system/cpu_utilization_percentage"} <= child.data.metrics.keys()
+    pictures = {item.path for item in client.list_artifacts(child.info.run_id)}
+    assert {"confusion_matrix.png", "per_class_accuracy.png", "worst_errors.png", "learning_curves.png"} <= pictures
+    study_artifacts = {item.path for item in client.list_artifacts(parent.info.run_id)}
+    assert {"optimization_history.png", "slice.png", "timeline.png", "trials.csv", "report.html"} <= study_artifacts
+    exports = [number for number in range(3) if trial_folder(config, number).export.is_dir()]
+    assert exports == [result.best.number]
+    check_golden(trial_folder(config, result.best.number).export)
+    assert not list(study_folder(config).rglob("*.ckpt"))
+
+
+def test_the_same_command_continues_and_more_adds_trials(config: RunConfig) -> None:
+    sweep.run_sweep(override(config, {"sweep.n_trials": 1}))
+    sweep.run_sweep(override(config, {"sweep.n_trials": 2}))
+    check_whole(config, 2)
+    sweep.run_sweep(override(config, {"sweep.n_trials": 2}))
+    check_whole(config, 2)
+    sweep.run_sweep(override(config, {"sweep.n_trials": 2}), more=1)
+    check_whole(config, 3)
+
+
+def test_a_pruned_trial_is_a_finished_run(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(optuna.trial.Trial, "should_prune", lambda trial: trial.number == 1)
+    sweep.run_sweep(config)
+    check_whole(config, 3)
+    states = [trial.state for trial in load_study(config, "tiny").trials]
+    assert states == [TrialState.COMPLETE, TrialState.PRUNED, TrialState.COMPLETE]
+
+
+def test_a_failed_trial_has_its_reason_and_the_sweep_goes_on(
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[int] = []
+
+    def failing(*args: Any, **kwargs: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 2:
+            raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return train(*args, **kwargs)
+
+    train = sweep.train
+    monkeypatch.setattr(sweep, "train", failing)
+    sweep.run_sweep(config)
+    check_whole(config, 3)
+    failed = load_study(config, "tiny").trials[1]
+    assert failed.state == TrialState.FAIL
+    assert failed.user_attrs["failure_reason"] == "RuntimeError: CUDA out of memory. Tried to allocate 2.00 GiB"
+    run = next(run for run in runs_of(config) if run.data.tags.get("trial") == "1")
+    assert "out of memory" in run.data.tags["failure_reason"]
+
+
+def test_three_equal_failures_at_the_start_stop_the_sweep(config: RunConfig) -> None:
+    broken = override(config, {"model.weights": "/nowhere/weights.pth", "sweep.n_trials": 9})
+    with pytest.raises(sweep.SweepError, match=r"first three trials all failed.*model\.weights"):
+        sweep.run_sweep(broken)
+    assert len(load_study(config, "tiny").trials) == 3
+
+
+def test_an_interrupted_sweep_goes_on_from_the_checkpoint(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(self: Interrupts, trainer: Any, *args: Any, **kwargs: Any) -> None:
+        if trainer.current_epoch == 2:
+            raise InterruptedRunError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Interrupts, "on_train_batch_end", stop)
+        with pytest.raises(InterruptedRunError):
+            sweep.run_sweep(config)
+    assert {run.info.status for run in runs_of(config)} == {"KILLED"}
+    started: list[int] = []
+    monkeypatch.setattr(
+        sweep.EpochProgress, "on_train_start", lambda self, trainer, module: started.append(trainer.current_epoch)
+    )
+    sweep.run_sweep(config)
+    assert started == [2, 0, 0]
+    check_whole(config, 3)
+
+
+def test_a_tracking_server_that_is_away_at_the_end_loses_nothing(
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = override(config, {"tracking.flush_timeout_seconds": 1.0})
+    with monkeypatch.context() as patched:
+
+        def away(*args: Any, **kwargs: Any) -> None:
+            raise ConnectionError("connection refused")
+
+        patched.setattr(MlflowClient, "log_batch", away)
+        patched.setattr(sweep, "_push_pending", lambda *args: None)
+        patched.setattr(sweep.RunStore, "push_or_wait", first_call_succeeds(sweep.RunStore.push_or_wait))
+        with pytest.raises(TrackingError, match="is sent when the same command runs again"):
+            sweep.run_sweep(config)
+    sweep.run_sweep(config)
+    check_whole(config, 3)
+
+
+def first_call_succeeds(real: Any) -> Any:
+    """The parent run is made before the server goes away."""
+    calls: list[int] = []
+
+    def push(self: Any, folder: Any, parent: str | None = None) -> str:
+        calls.append(1)
+        return str(self.run_id(folder, parent)) if len(calls) == 1 else str(real(self, folder, parent))
+
+    return push
+
+
+def test_another_search_space_is_refused_for_the_same_study(config: RunConfig) -> None:
+    sweep.run_sweep(override(config, {"sweep.n_trials": 1}))
+    with pytest.raises(ValueError, match="search must stay as it was"):
+        sweep.run_sweep(override(config, {"search": REPOSITORY / "conf/search/full.yaml"}))
+    with pytest.raises(ValueError, match="model.trainable must stay 'head'"):
+        sweep.run_sweep(override(config, {"model.trainable": "all"}))
+
+
+# Kills
+
+
+def sweep_in_a_child(config: RunConfig) -> None:
+    os.setpgid(0, 0)
+    import torch
+
+    torch.set_num_threads(1)
+    sweep.run_sweep(config)
+
+
+def start_child(config: RunConfig) -> Any:
+    # The fork server has imported everything once: a child is at work in a moment.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.integration.test_sweep"])
+    process = context.Process(target=sweep_in_a_child, args=(config,))
+    process.start()
+    return process
+
+
+def test_twenty_kills_at_random_moments_lose_nothing(config: RunConfig) -> None:
+    config = override(config, {"sweep.n_trials": 6, "trainer.max_epochs": 4, "sweep.pruner": "median"})
+    seed = random.randrange(10_000)
+    print(f"seed {seed}")
+    moments = random.Random(seed)
+    kills = 0
+    deadline = time.monotonic() + 480
+    while kills < 20 and time.monotonic() < deadline:
+        process = start_child(config)
+        process.join(moments.uniform(0.3, 4.0))
+        if process.is_alive():
+            os.kill(process.pid, signal.SIGKILL)
+            kills += 1
+        process.join()
+        if process.exitcode == 0:  # the study has all its trials: go on killing with two more
+            config = override(config, {"sweep.n_trials": config.sweep.n_trials + 2})
+    assert kills == 20
+    last = start_child(config)
+    last.join(240)
+    assert last.exitcode == 0
+    check_whole(config, config.sweep.n_trials)
+    for number in range(config.sweep.n_trials):
+        lines = [line.step for line in trial_folder(config, number).metric_lines() if "val_loss" in line.metrics]
+        assert lines == sorted(set(lines))
+
+
+def test_a_killed_sweep_ends_as_an_uninterrupted_one(config: RunConfig) -> None:
+    config = override(config, {"sweep.sampler": "random"})
+    sweep.run_sweep(config)
+    other = override(config, {"output_dir": config.output_dir.parent / "killed"})
+    kills = 0
+    while True:
+        process = start_child(other)
+        process.join(2.5 if kills < 4 else 240)
+        if process.exitcode == 0:
+            break
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+        kills += 1
+    studies = [load_study(one, "tiny") for one in (config, other)]
+    assert [trial.params for trial in studies[0].trials] == [trial.params for trial in studies[1].trials]
+    assert [trial.value for trial in studies[0].trials] == [trial.value for trial in studies[1].trials]
+
+
+# Several processes
+
+
+def test_two_sweeps_at_once_share_the_study(config: RunConfig) -> None:
+    config = override(config, {"sweep.n_trials": 5})
+    processes = [start_child(config), start_child(config)]
+    for process in processes:
+        process.join(240)
+    assert [process.exitcode for process in processes] == [0, 0]
+    check_whole(config, 5)
+
+
+def test_workers_share_the_study_and_a_killed_one_is_replaced(config: RunConfig) -> None:
+    config = override(config, {"sweep.workers": 2, "sweep.n_trials": 8, "trainer.max_epochs": 6})
+    context = multiprocessing.get_context("spawn")
+    process = context.Process(target=sweep_in_a_child, args=(config,))
+    process.start()
+    victim = first_worker(process.pid)
+    os.kill(victim, signal.SIGKILL)
+    process.join(300)
+    assert process.exitcode == 0
+    check_whole(config, 8)
+    logs = [study_folder(config) / f"worker-{index}.log" for index in range(2)]
+    assert all("epoch 6/6" in log.read_text() for log in logs)
+
+
+def first_worker(supervisor: int | None) -> int:
+    """The first worker that has begun to train."""
+    import psutil
+
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        workers = [
+            child
+            for child in psutil.Process(supervisor).children()
+            if "spawn_main" in " ".join(child.cmdline()) and len(child.threads()) > 1 and child.cpu_times().user > 6
+        ]
+        if workers:
+            return int(workers[0].pid)
+        time.sleep(0.2)
+    raise AssertionError("no worker came up")
+
+
+def test_an_export_of_the_best_trial_loads(config: RunConfig) -> None:
+    result = sweep.run_sweep(override(config, {"sweep.n_trials": 1}))
+    assert result.best is not None
+    assert load_export(trial_folder(config, 0).export).class_names == ("Class1", "Class2", "Class3")
