@@ -24,7 +24,6 @@ from experiments.study import best_config, load_study
 from experiments.tracking import RunFolderLogger, RunStore, environment_tags, pushing, run_params
 from experiments.train import export, train
 
-
 RUN_FOLDER = "EXPERIMENTS_RUN_FOLDER"
 """Environment variable that tells the processes of further devices where the first one trains."""
 

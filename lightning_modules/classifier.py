@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
-from torchmetrics import MeanMetric
+from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAccuracy
 
 from lightning_modules import metrics
@@ -61,9 +61,7 @@ class ImageClassifier(pl.LightningModule):
         network.requires_grad_(False)
         for part in self._trained:
             part.requires_grad_(True)
-        # torchmetrics would drop NaN from a mean, and a diverged run would look well.
-        self.train_loss = MeanMetric(nan_strategy="disable")
-        self.val_loss = MeanMetric(nan_strategy="disable")
+        self.train_loss, self.val_loss = AverageLoss(), AverageLoss()
         self.train_accuracy = _accuracy(num_classes)
         self.val_accuracy = _accuracy(num_classes)
         self.val_top5_accuracy = _accuracy(num_classes, top_k=min(5, num_classes))
@@ -106,15 +104,16 @@ class ImageClassifier(pl.LightningModule):
         torch.manual_seed((self.seed * 1_000_003 + self.global_step) * 1024 + self.global_rank)
         scores = self(images)
         loss: Tensor = self.train_criterion(scores, labels)
-        self.train_loss.update(loss.detach(), weight=len(labels))
+        self.train_loss.update(loss.detach(), len(labels))
         self.train_accuracy.update(scores.detach(), labels)
         self._epoch_images += len(labels)
         return loss
 
     def on_validation_epoch_start(self) -> None:
         """Stop the clock of the training epoch: Lightning validates inside it."""
-        self._epoch_loss = float(self.train_loss.compute())  # waits for the device
-        self._epoch_seconds = time.perf_counter() - self._epoch_started
+        if self._epoch_images:
+            self._epoch_loss = float(self.train_loss.compute())  # waits for the device
+            self._epoch_seconds = time.perf_counter() - self._epoch_started
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Add one batch to the validation metrics."""
@@ -122,34 +121,33 @@ class ImageClassifier(pl.LightningModule):
         images, labels = batch
         scores = self(images)
         counted = (labels != IGNORED_LABEL).sum()
-        # A batch of nothing but padding has no mean: its loss of weight 0 must be a number all the same.
+        # A batch of nothing but padding has no mean; counted as 0 images it must be a number all the same.
         loss = torch.where(counted > 0, self.criterion(scores, labels), 0.0)
-        self.val_loss.update(loss, weight=counted)
+        self.val_loss.update(loss, counted)
         self.val_accuracy.update(scores, labels)
         self.val_top5_accuracy.update(scores, labels)
 
     def on_validation_epoch_end(self) -> None:
-        """Log the averages over the whole validation split, and what the training epoch came to."""
+        """Log the averages over the whole validation split, and what the training epoch came to if there was one."""
         values = {
             metrics.VAL_LOSS: float(self.val_loss.compute()),
             metrics.VAL_ACCURACY: float(self.val_accuracy.compute()),
             metrics.VAL_TOP5_ACCURACY: float(self.val_top5_accuracy.compute()),
-            metrics.TRAIN_LOSS: self._epoch_loss,
-            metrics.TRAIN_ACCURACY: float(self.train_accuracy.compute()),
-            metrics.LEARNING_RATE: self._head_learning_rate(),
-            metrics.EPOCH_SECONDS: self._epoch_seconds,
-            metrics.IMAGES_PER_SECOND: self._epoch_images * self.trainer.world_size / self._epoch_seconds,
         }
+        if self._epoch_images:
+            images = self._epoch_images * self.trainer.world_size
+            values |= {
+                metrics.TRAIN_LOSS: self._epoch_loss,
+                metrics.TRAIN_ACCURACY: float(self.train_accuracy.compute()),
+                metrics.LEARNING_RATE: self._head_learning_rate(),
+                metrics.EPOCH_SECONDS: self._epoch_seconds,
+                metrics.IMAGES_PER_SECOND: images / self._epoch_seconds,
+            }
         # torchmetrics has already reduced them over all devices.
         self.log_dict(values)
-        for one in (
-            self.train_loss,
-            self.train_accuracy,
-            self.val_loss,
-            self.val_accuracy,
-            self.val_top5_accuracy,
-        ):
+        for one in (self.train_loss, self.train_accuracy, self.val_loss, self.val_accuracy, self.val_top5_accuracy):
             one.reset()
+        self._epoch_images = 0
 
     def configure_optimizers(self) -> Any:
         """The optimiser with its parameter groups, and the step size's course over the run."""
@@ -201,6 +199,31 @@ class ImageClassifier(pl.LightningModule):
         optimizer = self.optimizers(use_pl_optimizer=False)
         assert isinstance(optimizer, Optimizer)
         return float(optimizer.param_groups[0]["lr"])
+
+
+class AverageLoss(Metric):
+    """Mean loss over images, from the means over batches; NaN stays NaN.
+
+    torchmetrics' MeanMetric drops NaN, so that a diverged run looks well, and with `nan_strategy="disable"` it drops
+    the weights instead (1.9.0).
+    """
+
+    total: Tensor
+    images: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("total", torch.tensor(0.0), dist_reduce_fx="sum")
+        self.add_state("images", torch.tensor(0.0), dist_reduce_fx="sum")
+
+    def update(self, loss: Tensor, images: Tensor | int) -> None:
+        """Add one batch: its mean loss, and over how many images."""
+        self.total += loss * images
+        self.images += images
+
+    def compute(self) -> Tensor:
+        """Mean over all images so far."""
+        return self.total / self.images
 
 
 def _accuracy(num_classes: int, top_k: int = 1) -> MulticlassAccuracy:

@@ -19,7 +19,7 @@ from torchvision.transforms.v2 import functional as F
 
 WEIGHTS_FILE = "model.safetensors"
 MANIFEST_FILE = "model.json"
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "MPO")
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 MAX_PIXELS = 40_000_000
 """Pixels that an image may have before it is decoded: a small file can unpack to gigabytes."""
 MAX_SIDE = 16_384

@@ -183,7 +183,7 @@ def test_another_search_space_is_refused_for_the_same_study(config: RunConfig) -
     sweep.run_sweep(override(config, {"sweep.n_trials": 1}))
     with pytest.raises(ValueError, match="search must stay as it was"):
         sweep.run_sweep(override(config, {"search": REPOSITORY / "conf/search/full.yaml"}))
-    with pytest.raises(ValueError, match="model.trainable must stay 'head'"):
+    with pytest.raises(ValueError, match=r"model\.trainable must stay 'head'"):
         sweep.run_sweep(override(config, {"model.trainable": "all"}))
 
 

@@ -1,0 +1,104 @@
+"""The commands a person types, one after the other, in processes of their own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import mlflow
+import pandas as pd
+import pytest
+from mlflow import MlflowClient
+
+from experiments.config import load_config, override
+from experiments.tracking import tracking_uri
+from tests.conftest import REPOSITORY, tiny
+
+
+def command(*arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        [sys.executable, "-m", "experiments", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=REPOSITORY,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == code, done.stderr
+    return done
+
+
+@pytest.fixture(scope="module")
+def flags(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    values = tiny(photos, tmp_path_factory.mktemp("commands") / "runs")
+    return [f"--{name}={value}" for name, value in values.items()]
+
+
+def value_of(flags: list[str], name: str) -> str:
+    return next(flag.partition("=")[2] for flag in flags if flag.startswith(f"--{name}="))
+
+
+def test_sweep_train_register_evaluate_predict_report(flags: list[str], photos: Path) -> None:
+    swept = command("sweep", *flags)
+    assert "best trial" in swept.stdout
+    assert "sweep: 3/3 trials" in swept.stderr
+    assert "python -m experiments ui" in swept.stdout
+
+    output = ["--output_dir", value_of(flags, "output_dir")]
+    trained = command("train", "--from-best", "tiny", *output)
+    assert "test_accuracy" in trained.stdout
+    assert "models:/experiments/1 (champion)" in trained.stdout
+    again = command("train", "--from-best", "tiny", *output)
+    assert "models:/experiments/2\n" in again.stdout, "an equal model does not beat the champion"
+    export = next(line.split()[1] for line in trained.stdout.splitlines() if line.startswith("model:"))
+
+    client = MlflowClient(tracking_uri(override(load_config(), {"output_dir": value_of(flags, "output_dir")})))
+    runs = client.search_runs(["1"], "tags.study = 'tiny' and attributes.run_name = 'train tiny'")
+    assert len(runs) == 2
+    assert {"test_loss", "test_accuracy", "val_loss"} <= runs[0].data.metrics.keys()
+
+    photo = next((photos / "test" / "002.Class2").iterdir())
+    named = command("predict", str(photo), "--model", export, "--json")
+    prediction = json.loads(named.stdout)[0]
+    assert sum(score for _, score in prediction["classes"]) == pytest.approx(1)
+    registered = command("predict", str(photo), "--model", "models:/experiments@champion", "--json", *output)
+    assert json.loads(registered.stdout) == json.loads(named.stdout)
+    table = command("predict", str(photo), str(photos / "absent.jpg"), "--model", export, code=1)
+    assert "%  Class" in table.stdout
+    assert "1 of 2 photos can't be read" in table.stderr
+
+    evaluated = command("evaluate", "--model", export, "--json", *flags)
+    metrics = json.loads(evaluated.stdout)
+    assert metrics["test_accuracy"] == pytest.approx(runs[0].data.metrics["test_accuracy"])
+
+    report = Path(command("report", "tiny", *output).stdout.strip())
+    assert "optimizer.learning_rate" in report.read_text()
+    unknown = command("report", "absent", *output, code=1)
+    assert "there are tiny" in unknown.stderr
+
+    loaded = plain_pyfunc(client, "models:/experiments@champion")
+    by_path = loaded.predict(pd.DataFrame({"image": [str(photo)]}))
+    by_bytes = loaded.predict(pd.DataFrame({"image": [photo.read_bytes()]}))
+    assert by_path.to_dict() == by_bytes.to_dict()
+    assert by_path["label"][0] == prediction["classes"][0][0]
+    assert loaded.metadata.signature.inputs.input_names() == ["image"]
+
+
+def plain_pyfunc(client: MlflowClient, uri: str) -> mlflow.pyfunc.PyFuncModel:
+    mlflow.set_tracking_uri(client.tracking_uri)
+    return mlflow.pyfunc.load_model(uri)
+
+
+def test_two_devices_see_every_image_once(flags: list[str], tmp_path: Path) -> None:
+    """DDP on two processes with almost no learning: the metrics are those of one process."""
+    still = ["--optimizer.learning_rate=1e-12", "--data.batch_size=5", "--trainer.max_epochs=1"]
+    values = []
+    for devices in (1, 2):
+        run = [f"--trainer.devices={devices}", f"--output_dir={tmp_path / str(devices)}"]
+        done = command("train", *flags, *still, *run)
+        lines = dict(line.split(": ") for line in done.stdout.splitlines() if ": " in line)
+        values.append({name: float(lines[name]) for name in ("val_loss", "val_accuracy", "train_accuracy")})
+    assert values[0] == pytest.approx(values[1], rel=1e-4)

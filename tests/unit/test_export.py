@@ -1,0 +1,468 @@
+"""The export folder: whole, checked, and read by a file that stands alone."""
+
+from __future__ import annotations
+
+import ast
+import base64
+import hashlib
+import json
+import math
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from lightning_modules import inference
+from lightning_modules.export import PACKAGES, check_golden, write_export
+from lightning_modules.inference import (
+    MAX_IMAGES,
+    BadExportError,
+    BadImageError,
+    Model,
+    Preprocessing,
+    build_network,
+    decode_image,
+    input_fn,
+    load_export,
+    model_fn,
+    output_fn,
+    predict_fn,
+    read_safetensors,
+)
+from tests.pictures import encoded, jpeg_bytes, smooth_picture
+
+BACKBONE = "shufflenet_v2_x0_5"
+CLASS_NAMES = ("Affenpinscher", "Briard", "Collie")
+PREPROCESSING = Preprocessing(image_size=32, resize_size=36, mean=(0.5, 0.4, 0.3), std=(0.2, 0.25, 0.3))
+
+
+def tiny_network() -> nn.Module:
+    """A network with random weights whose scores depend on the picture."""
+    torch.manual_seed(0)
+    network = build_network(BACKBONE, len(CLASS_NAMES))
+    # Without statistics of its own activations an untrained network scores every picture alike.
+    for part in network.modules():
+        if isinstance(part, nn.BatchNorm2d):
+            part.momentum = 1.0
+    with torch.no_grad():
+        network(torch.randn(16, 3, 32, 32))
+    return network.eval()
+
+
+def export(network: nn.Module, folder: Path, **options: object) -> Path:
+    photo = folder.parent / "photo.png"
+    photo.write_bytes(encoded(smooth_picture(60, 44), "PNG"))
+    given: dict[str, object] = {
+        "backbone": BACKBONE,
+        "class_names": CLASS_NAMES,
+        "preprocessing": PREPROCESSING,
+        "metrics": {"val_loss": 0.5},
+        "config": {"seed": 3},
+        "golden_photo": photo,
+    }
+    return write_export(network, folder, **{**given, **options})  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def network() -> nn.Module:
+    return tiny_network()
+
+
+@pytest.fixture(scope="module")
+def written(network: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One export for all tests that only read."""
+    return export(network, tmp_path_factory.mktemp("export") / "model")
+
+
+@pytest.fixture
+def folder(written: Path, tmp_path: Path) -> Path:
+    """A copy to damage."""
+    return Path(shutil.copytree(written, tmp_path / "model"))
+
+
+@pytest.fixture(scope="module")
+def model(written: Path) -> Model:
+    return load_export(written)
+
+
+def change_manifest(folder: Path, change: Callable[[dict[str, object]], object]) -> None:
+    manifest = json.loads((folder / "model.json").read_text())
+    change(manifest)
+    (folder / "model.json").write_text(json.dumps(manifest))
+
+
+# Writing
+
+
+def test_export_holds_what_design_promises_and_nothing_else(written: Path) -> None:
+    assert {path.relative_to(written).as_posix() for path in written.rglob("*") if path.is_file()} == {
+        "model.safetensors",
+        "model.json",
+        "golden/image.jpg",
+        "golden/scores.json",
+        "code/inference.py",
+        "code/requirements.txt",
+    }
+    assert not [path for path in written.parent.iterdir() if path.name.startswith(".")]
+
+
+def test_manifest_is_complete(written: Path) -> None:
+    manifest = json.loads((written / "model.json").read_text())
+    assert manifest["backbone"] == BACKBONE
+    assert tuple(manifest["class_names"]) == CLASS_NAMES
+    assert Preprocessing.from_dict(manifest["preprocessing"]) == PREPROCESSING
+    assert manifest["metrics"] == {"val_loss": 0.5}
+    assert manifest["config"] == {"seed": 3}
+    assert set(manifest["packages"]) == set(PACKAGES)
+    assert manifest["packages"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
+    assert manifest["sha256"] == hashlib.sha256((written / "model.safetensors").read_bytes()).hexdigest()
+
+
+def test_exported_files_are_readable_by_other_users(written: Path) -> None:
+    for path in written.rglob("*"):
+        assert path.stat().st_mode & 0o044 == 0o044, path
+
+
+def test_export_replaces_an_older_one_and_its_leftovers(network: nn.Module, tmp_path: Path) -> None:
+    for leftover in (tmp_path / "model" / "stale.txt", tmp_path / ".model.part" / "stale.txt"):
+        leftover.parent.mkdir()
+        leftover.write_text("from an older export")
+    assert export(network, tmp_path / "model") == tmp_path / "model"
+    assert not list(tmp_path.rglob("stale.txt"))
+    load_export(tmp_path / "model")
+
+
+def test_failed_export_leaves_the_older_one_alone(network: nn.Module, folder: Path) -> None:
+    with pytest.raises(BadExportError):
+        export(network, folder, backbone="squeezenet1_1")
+    load_export(folder)
+
+
+def test_network_that_scores_no_numbers_is_not_exported(tmp_path: Path) -> None:
+    network = tiny_network()
+    nn.init.constant_(network.get_parameter("fc.weight"), math.nan)
+    with pytest.raises(BadExportError):
+        export(network, tmp_path / "model")
+
+
+def test_exported_weights_are_plain_torchvision_weights(network: nn.Module, written: Path) -> None:
+    state = load_file(written / "model.safetensors")
+    assert state.keys() == network.state_dict().keys()
+    build_network(BACKBONE, 3).load_state_dict(state)
+
+
+# Loading
+
+
+def test_loaded_network_scores_like_the_exported_one(network: nn.Module, model: Model) -> None:
+    picture = decode_image(jpeg_bytes(size=50))
+    wanted = network(PREPROCESSING.normalise(PREPROCESSING.crop(picture)[None]))
+    torch.testing.assert_close(model.score([picture]), wanted.detach(), atol=1e-5, rtol=1e-5)
+    assert model.class_names == CLASS_NAMES
+    assert model.preprocessing == PREPROCESSING
+    assert not model.network.training
+
+
+def test_golden_scores_are_those_of_the_trained_network(network: nn.Module, written: Path) -> None:
+    golden = json.loads((written / "golden" / "scores.json").read_text())
+    picture = decode_image((written / "golden" / "image.jpg").read_bytes())
+    scores = network(PREPROCESSING.normalise(PREPROCESSING.crop(picture)[None]))[0]
+    assert golden["logits"] == pytest.approx(scores.tolist(), abs=1e-5)
+    assert golden["class_name"] == CLASS_NAMES[int(scores.argmax())]
+
+
+@pytest.mark.parametrize("place", [0, 8, 200, -1])
+def test_one_changed_byte_of_the_weights_is_refused(folder: Path, place: int) -> None:
+    weights = bytearray((folder / "model.safetensors").read_bytes())
+    weights[place] ^= 1
+    (folder / "model.safetensors").write_bytes(weights)
+    with pytest.raises(BadExportError, match=r"model\.safetensors has SHA-256 .* but model\.json says"):
+        load_export(folder)
+
+
+@pytest.mark.parametrize("length", [0, 5, 8, 1_000, -1])
+def test_truncated_weights_are_refused_even_with_a_hash_that_fits(folder: Path, length: int) -> None:
+    cut = (folder / "model.safetensors").read_bytes()[:length]
+    (folder / "model.safetensors").write_bytes(cut)
+    with pytest.raises(BadExportError, match="SHA-256"):
+        load_export(folder)
+    change_manifest(folder, lambda manifest: manifest.update(sha256=hashlib.sha256(cut).hexdigest()))
+    with pytest.raises(BadExportError, match="not a whole safetensors file"):
+        load_export(folder)
+
+
+@pytest.mark.parametrize("name", ["model.json", "model.safetensors"])
+def test_missing_file_is_refused(folder: Path, name: str) -> None:
+    (folder / name).unlink()
+    with pytest.raises(BadExportError, match=name):
+        load_export(folder)
+
+
+def test_missing_folder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BadExportError, match="absent"):
+        load_export(tmp_path / "absent")
+
+
+@pytest.mark.parametrize("key", ["backbone", "class_names", "preprocessing", "sha256"])
+def test_missing_manifest_key_is_refused_by_name(folder: Path, key: str) -> None:
+    change_manifest(folder, lambda manifest: manifest.pop(key))
+    with pytest.raises(BadExportError, match=key):
+        load_export(folder)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"class_names": None},
+        {"class_names": ["one", "two"]},
+        {"preprocessing": {"image_size": 32}},
+        {"preprocessing": None},
+        {"backbone": "squeezenet1_1"},
+        {"backbone": "no_such_network"},
+        {"backbone": None},
+    ],
+    ids=str,
+)
+def test_manifest_that_does_not_fit_is_refused(folder: Path, change: dict[str, object]) -> None:
+    change_manifest(folder, lambda manifest: manifest.update(change))
+    with pytest.raises(BadExportError, match="model"):
+        load_export(folder)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", "\x00"])
+def test_torn_manifest_is_refused(folder: Path, text: str) -> None:
+    (folder / "model.json").write_text(text)
+    with pytest.raises(BadExportError):
+        load_export(folder)
+
+
+def test_loading_never_unpickles_and_never_downloads(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for place in ("torch.load", "pickle.load", "pickle.loads", "socket.socket.connect", "urllib.request.urlopen"):
+        monkeypatch.setattr(place, lambda *args, **kwargs: pytest.fail("unpickled or downloaded"))
+    load_export(folder)
+
+
+# The golden photo
+
+
+def test_golden_photo_scores_as_before(written: Path) -> None:
+    check_golden(written)
+
+
+@pytest.mark.parametrize("change", [{"logits": [0.0, 0.0, 9.0]}, {"class_name": "Poodle"}], ids=["logits", "class"])
+def test_other_golden_scores_are_refused(folder: Path, change: dict[str, object]) -> None:
+    path = folder / "golden" / "scores.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises(BadExportError, match="golden photo scores"):
+        check_golden(folder)
+
+
+def test_other_preprocessing_is_noticed(folder: Path) -> None:
+    other = {**PREPROCESSING.to_dict(), "mean": [0.9, 0.9, 0.9]}
+    change_manifest(folder, lambda manifest: manifest.update(preprocessing=other))
+    with pytest.raises(BadExportError, match="golden photo scores"):
+        check_golden(folder)
+
+
+@pytest.mark.parametrize("text", [None, "{", "{}", '{"class_name": "Collie", "logits": [1, 2]}'])
+def test_damaged_golden_scores_are_refused(folder: Path, text: str | None) -> None:
+    (folder / "golden" / "scores.json").unlink()
+    if text is not None:
+        (folder / "golden" / "scores.json").write_text(text)
+    with pytest.raises(BadExportError):
+        check_golden(folder)
+
+
+# code/inference.py on its own
+
+SCORE_GOLDEN_PHOTO = """
+import sys
+
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {"lightning_modules", "experiments", "sagemaker_launch", "pytorch_lightning",
+                                  "torchmetrics", "safetensors", "mlflow", "optuna", "boto3"}:
+            raise ImportError(f"{name} is not there when a model is served")
+
+sys.meta_path.insert(0, Refuse())
+sys.path.insert(0, "code")
+import inference
+
+model = inference.model_fn(".")
+images = inference.input_fn(open("golden/image.jpg", "rb").read(), "image/jpeg")
+print(inference.output_fn(inference.predict_fn(images, model), "application/json"))
+"""
+
+
+def test_inference_file_alone_gives_the_golden_scores(folder: Path) -> None:
+    run = subprocess.run(
+        [sys.executable, "-I", "-c", SCORE_GOLDEN_PHOTO], cwd=folder, capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stderr
+    golden = json.loads((folder / "golden" / "scores.json").read_text())
+    assert json.loads(run.stdout)[0] == pytest.approx(golden["logits"], abs=1e-4)
+
+
+def test_inference_file_imports_only_what_a_server_has(written: Path) -> None:
+    source = (written / "code" / "inference.py").read_text()
+    assert source == Path(inference.__file__).read_text()
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0
+            names.add(str(node.module))
+    allowed = {"torch", "torchvision", "PIL", *sys.stdlib_module_names}
+    assert {name.split(".")[0] for name in names} <= allowed
+    assert "pickle" not in names
+
+
+# Reading weights without the package
+
+
+@pytest.mark.parametrize("dtype", inference._DTYPES.values(), ids=inference._DTYPES)
+def test_weights_are_read_as_the_package_reads_them(dtype: torch.dtype, tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    values = torch.randint(-9 if dtype.is_signed else 0, 9, (3, 4, 5), generator=generator)
+    state = {
+        "odd.number.of.bytes": values[0, 0, :3].to(dtype).clone(),
+        "many": values.to(dtype),
+        "one": values[0, 0, 0].to(dtype).clone(),
+        "single": values[0, 0, :1].to(dtype).clone(),
+    }
+    save_file(state, tmp_path / "weights.safetensors", metadata={"format": "pt"})
+    own, wanted = read_safetensors(tmp_path / "weights.safetensors"), load_file(tmp_path / "weights.safetensors")
+    assert own.keys() == wanted.keys()
+    for name, value in own.items():
+        assert value.dtype == dtype
+        assert value.shape == wanted[name].shape
+        assert torch.equal(value, wanted[name])
+
+
+@pytest.mark.parametrize("shape", [(0,), (0, 3), (2, 0, 4)])
+def test_empty_tensors_are_read_as_the_package_reads_them(shape: tuple[int, ...], tmp_path: Path) -> None:
+    save_file({"empty": torch.zeros(shape), "more": torch.ones(2)}, tmp_path / "weights.safetensors")
+    own = read_safetensors(tmp_path / "weights.safetensors")
+    assert own["empty"].shape == shape
+    assert own["more"].tolist() == [1, 1]
+
+
+def test_read_weights_can_be_changed_without_changing_each_other(tmp_path: Path) -> None:
+    save_file({"one": torch.zeros(2), "two": torch.zeros(2)}, tmp_path / "weights.safetensors")
+    state = read_safetensors(tmp_path / "weights.safetensors")
+    state["one"] += 1
+    assert state["two"].tolist() == [0, 0]
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        b"",
+        b"not json",
+        b"[]",
+        b"null",
+        b'{"one": 3}',
+        b'{"one": {"dtype": "F32", "shape": [1]}}',
+        b'{"one": {"dtype": "F77", "shape": [1], "data_offsets": [0, 4]}}',
+        b'{"one": {"dtype": "F32", "shape": [3], "data_offsets": [0, 4]}}',
+        b'{"one": {"dtype": "F32", "shape": [1], "data_offsets": [0, 3]}}',
+        b'{"one": {"dtype": "F32", "shape": [1], "data_offsets": []}}',
+        b'{"one": {"dtype": "F32", "shape": "x", "data_offsets": [0, 4]}}',
+    ],
+)
+def test_nonsense_in_place_of_weights_is_refused(header: bytes, tmp_path: Path) -> None:
+    (tmp_path / "weights.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
+    with pytest.raises(BadExportError, match="not a whole safetensors file"):
+        read_safetensors(tmp_path / "weights.safetensors")
+
+
+# Requests
+
+
+def json_request(*images: bytes) -> bytes:
+    return json.dumps({"images": [base64.b64encode(image).decode() for image in images]}).encode()
+
+
+@pytest.mark.parametrize("content_type", ["image/jpeg", "IMAGE/JPEG", " image/jpeg ; charset=binary", "image/png"])
+def test_image_request_is_decoded(content_type: str) -> None:
+    (image,) = input_fn(jpeg_bytes(), content_type)
+    assert torch.equal(image, decode_image(jpeg_bytes()))
+
+
+def test_image_request_may_come_as_a_bytearray() -> None:
+    (image,) = input_fn(bytearray(jpeg_bytes()), "image/jpeg")  # type: ignore[arg-type]  # as some servers pass it
+    assert torch.equal(image, decode_image(jpeg_bytes()))
+
+
+@pytest.mark.parametrize("content_type", ["application/json", "application/json; charset=utf-8"])
+def test_json_request_holds_several_images(content_type: str) -> None:
+    first, second = jpeg_bytes(size=20), encoded(smooth_picture(), "PNG")
+    images = input_fn(json_request(first, second), content_type)
+    assert [image.shape for image in images] == [(3, 20, 20), (3, 16, 24)]
+    assert torch.equal(images[0], decode_image(first))
+
+
+def test_request_may_hold_the_most_images_but_no_more() -> None:
+    tiny = jpeg_bytes(size=2)
+    assert len(input_fn(json_request(*[tiny] * MAX_IMAGES), "application/json")) == MAX_IMAGES
+    with pytest.raises(BadImageError, match=f"{MAX_IMAGES + 1} images; 1 to {MAX_IMAGES}"):
+        input_fn(json_request(*[tiny] * (MAX_IMAGES + 1)), "application/json")
+    with pytest.raises(BadImageError, match="0 images"):
+        input_fn(json_request(), "application/json")
+
+
+@pytest.mark.parametrize("content_type", ["application/x-npy", "text/plain", "image/gif", "", "json"])
+def test_other_content_types_are_refused_with_the_known_ones(content_type: str) -> None:
+    with pytest.raises(BadImageError, match="is not one of image/jpeg, image/png, image/webp, application/json"):
+        input_fn(jpeg_bytes(), content_type)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b'"text"',
+        b"\xff\xfe",
+        b"{}",
+        b'{"image": []}',
+        b'{"images": 5}',
+        b'{"images": null}',
+        b'{"images": [5]}',
+        b'{"images": [null]}',
+        b'{"images": "aGVsbG8="}',
+        b'{"images": ["not base64!"]}',
+        b'{"images": ["aGVsbG8"]}',
+        '{"images": ["é"]}'.encode(),
+        pytest.param(b"[" * 100_000, id="deep"),
+    ],
+)
+def test_malformed_json_is_refused_with_what_is_wanted(body: bytes) -> None:
+    with pytest.raises(BadImageError, match=r'must be \{"images": \[base64, \.\.\.\]\}'):
+        input_fn(body, "application/json")
+
+
+def test_what_is_no_image_inside_json_is_refused() -> None:
+    with pytest.raises(BadImageError, match=r"^the "):
+        input_fn(json_request(jpeg_bytes(), b"hello"), "application/json")
+
+
+def test_scores_are_the_plain_list_that_clients_expect(model: Model) -> None:
+    images = input_fn(json_request(jpeg_bytes(size=20), jpeg_bytes(size=50)), "application/json")
+    scores = predict_fn(images, model)
+    response = json.loads(output_fn(scores, "application/json"))
+    assert len(response) == 2
+    assert all(len(row) == len(CLASS_NAMES) for row in response)
+    assert response[0] == pytest.approx(model.score(images[:1])[0].tolist(), abs=1e-4)
+
+
+def test_endpoint_loads_the_folder_it_is_given(written: Path, model: Model) -> None:
+    assert model_fn(str(written)).version == model.version

@@ -1,0 +1,394 @@
+"""Networks of every family: their head, their last block, and the weights that they start from."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from urllib.error import URLError
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torchvision import models
+
+from lightning_modules.inference import build_network
+from lightning_modules.network import classifier_names, create_network, find_head, trainable_modules
+
+NORMS = (nn.BatchNorm2d, nn.LayerNorm)
+# Backbone, head, and the modules that `last_block` trains.
+FAMILIES = [
+    ("alexnet", "classifier.6", {"classifier.4"}),
+    ("convnext_tiny", "classifier.2", {"features.7", "classifier"}),
+    ("densenet121", "classifier", {"features.denseblock4", "features.norm5"}),
+    ("efficientnet_b0", "classifier.1", {"features.8"}),
+    ("efficientnet_v2_s", "classifier.1", {"features.7"}),
+    ("googlenet", "fc", {"inception5b"}),
+    ("inception_v3", "fc", {"Mixed_7c"}),
+    ("mnasnet0_5", "classifier.1", {"layers.14", "layers.15"}),
+    ("mobilenet_v2", "classifier.1", {"features.18"}),
+    ("regnet_y_400mf", "fc", {"trunk_output.block4"}),
+    ("resnet18", "fc", {"layer4"}),
+    ("resnet50", "fc", {"layer4"}),
+    ("resnext50_32x4d", "fc", {"layer4"}),
+    ("shufflenet_v2_x0_5", "fc", {"conv5"}),
+    ("squeezenet1_1", "classifier.1", {"features.12"}),
+    ("swin_t", "head", {"features.7", "norm"}),
+    ("swin_v2_t", "head", {"features.7", "norm"}),
+    ("vgg11", "classifier.6", {"classifier.3"}),
+    ("vit_b_32", "heads.head", {"encoder.layers.encoder_layer_11", "encoder.ln"}),
+]
+# Their head is a small network of its own, and that is what trains.
+DEEP_HEADS = [("maxvit_t", "classifier.5"), ("mobilenet_v3_small", "classifier.3")]
+
+BACKBONE = "shufflenet_v2_x0_5"
+
+
+def empty_network(backbone: str) -> nn.Module:
+    """A network of seven classes without memory for its weights, where that can be had."""
+    if backbone.startswith("regnet"):  # rounds a tensor while it is built
+        return build_network(backbone, 7)
+    with torch.device("meta"):
+        return build_network(backbone, 7)
+
+
+def trained_parameters(network: nn.Module, trained: list[nn.Module]) -> list[bool]:
+    """Whether each parameter of the network trains, in the network's order."""
+    ids = {id(parameter) for part in trained for parameter in part.parameters()}
+    return [id(parameter) in ids for parameter in network.parameters()]
+
+
+def names_of(network: nn.Module, parts: list[nn.Module]) -> set[str]:
+    names = {id(part): name for name, part in network.named_modules()}
+    return {names[id(part)] for part in parts}
+
+
+# Head and last block
+
+
+@pytest.mark.parametrize(("backbone", "head"), [(one[0], one[1]) for one in FAMILIES] + DEEP_HEADS)
+def test_head_is_the_layer_that_gives_the_classes(backbone: str, head: str) -> None:
+    network = empty_network(backbone)
+    assert find_head(network) == head
+    layer = network.get_submodule(head)
+    assert layer.out_channels == 7 if isinstance(layer, nn.Conv2d) else layer.out_features == 7
+    assert names_of(network, trainable_modules(network, "head")) == {head}
+
+
+@pytest.mark.parametrize(("backbone", "head", "block"), FAMILIES, ids=[one[0] for one in FAMILIES])
+def test_last_block_is_the_end_of_the_trunk_with_its_norms(backbone: str, head: str, block: set[str]) -> None:
+    network = empty_network(backbone)
+    parts = trainable_modules(network, "last_block")
+    names = names_of(network, parts)
+    assert names - {head} == block
+    trained = trained_parameters(network, parts)
+    first = trained.index(True)
+    assert 0 < first < len(trained) - 2
+    assert all(trained[first:]), "what trains is everything from one place to the end"
+
+
+@pytest.mark.parametrize("backbone", [one[0] for one in DEEP_HEADS])
+def test_deep_head_trains_whole_and_without_the_trunk(backbone: str) -> None:
+    network = empty_network(backbone)
+    trained = trained_parameters(network, trainable_modules(network, "last_block"))
+    assert sum(trained) == len(list(network.get_submodule("classifier").parameters()))
+    assert all(trained[-sum(trained) :])
+
+
+@pytest.mark.parametrize("backbone", [one[0] for one in FAMILIES] + [one[0] for one in DEEP_HEADS])
+def test_last_block_leaves_no_norm_behind_it_frozen(backbone: str) -> None:
+    network = empty_network(backbone)
+    trained = [part for block in trainable_modules(network, "last_block") for part in block.modules()]
+    order = list(network.modules())
+    ids = {id(part) for part in trained}
+    first = next(index for index, part in enumerate(order) if id(part) in ids and not list(part.children()))
+    assert all(id(part) in ids for part in order[first:] if isinstance(part, NORMS))
+
+
+@pytest.mark.parametrize("depth", ["vgg13", "vgg16", "vgg19", "vgg16_bn"])
+def test_last_block_of_a_vgg_does_not_depend_on_its_depth(depth: str) -> None:
+    network = empty_network(depth)
+    assert names_of(network, trainable_modules(network, "last_block")) == {"classifier.3", "classifier.6"}
+
+
+@pytest.mark.parametrize("backbone", ["resnet18", "vit_b_32"])
+def test_all_trains_the_whole_network(backbone: str) -> None:
+    network = empty_network(backbone)
+    assert all(trained_parameters(network, trainable_modules(network, "all")))
+
+
+def test_every_classifier_has_a_head_and_a_last_block() -> None:
+    for backbone in classifier_names():
+        if backbone.startswith("regnet"):
+            continue
+        network = empty_network(backbone)
+        trained = trained_parameters(network, trainable_modules(network, "last_block"))
+        assert any(trained), backbone
+        assert not all(trained), backbone
+
+
+# Building
+
+
+def test_unknown_backbone_is_named_with_the_known_ones() -> None:
+    with pytest.raises(ValueError, match=r"model\.backbone .* got 'resnet19'; known: alexnet, .*resnet18") as caught:
+        create_network("resnet19", 3, weights="none")
+    assert "resnet50" in str(caught.value)
+
+
+@pytest.mark.parametrize("backbone", ["", "deeplabv3_resnet50", "fasterrcnn_resnet50_fpn", "raft_small", "r3d_18"])
+def test_what_is_no_image_classifier_is_refused(backbone: str) -> None:
+    with pytest.raises(ValueError, match=r"model\.backbone must be a torchvision classifier"):
+        create_network(backbone, 3, weights="none")
+
+
+def test_no_weights_means_random_ones_from_the_global_seed() -> None:
+    states = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        states.append(create_network(BACKBONE, 3, weights="none").state_dict())
+    assert torch.equal(states[0]["fc.weight"], states[1]["fc.weight"])
+    assert not torch.equal(states[0]["fc.weight"], states[2]["fc.weight"])
+    assert states[0]["fc.weight"].shape[0] == 3
+
+
+@pytest.mark.parametrize("backbone", ["googlenet", "inception_v3"])
+def test_networks_with_auxiliary_heads_return_scores_only(backbone: str) -> None:
+    network = empty_network(backbone)
+    assert not [name for name in network.state_dict() if name.lower().startswith("aux")]
+    side = 299 if backbone == "inception_v3" else 64
+    assert network.train()(torch.zeros(2, 3, side, side, device="meta")).shape == (2, 7)
+
+
+# Weights from a file
+
+
+@pytest.fixture(scope="module")
+def state() -> dict[str, Tensor]:
+    """The state dict of a network of three classes."""
+    torch.manual_seed(0)
+    return build_network(BACKBONE, 3).state_dict()
+
+
+def assert_holds(network: nn.Module, state: dict[str, Tensor]) -> None:
+    own = network.state_dict()
+    for name, value in state.items():
+        assert torch.equal(own[name], value.to(own[name].dtype)), name
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_safetensors_of_any_precision_become_float32(
+    dtype: torch.dtype, state: dict[str, Tensor], tmp_path: Path
+) -> None:
+    other = {name: value.to(dtype) if value.is_floating_point() else value for name, value in state.items()}
+    save_file(other, tmp_path / "weights.safetensors")
+    network = create_network(BACKBONE, 3, weights=str(tmp_path / "weights.safetensors"))
+    assert {value.dtype for value in network.state_dict().values()} == {torch.float32, torch.int64}
+    assert_holds(network, other)
+
+
+@pytest.mark.parametrize("wrapped", [False, True], ids=["plain", "in state_dict"])
+@pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
+def test_pth_files_are_loaded(wrapped: bool, legacy: bool, state: dict[str, Tensor], tmp_path: Path) -> None:
+    content = {"state_dict": state, "epoch": 3} if wrapped else state
+    torch.save(content, tmp_path / "weights.pth", _use_new_zipfile_serialization=not legacy)
+    assert_holds(create_network(BACKBONE, 3, weights=str(tmp_path / "weights.pth")), state)
+
+
+def test_head_of_the_same_size_is_loaded_in_silence(
+    state: dict[str, Tensor], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    save_file(state, tmp_path / "weights.safetensors")
+    network = create_network(BACKBONE, 3, weights=str(tmp_path / "weights.safetensors"))
+    assert torch.equal(network.get_parameter("fc.weight"), state["fc.weight"])
+    assert not caplog.records
+
+
+def test_head_of_another_size_is_left_out_with_both_sizes(
+    state: dict[str, Tensor], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    save_file(state, tmp_path / "weights.safetensors")
+    with caplog.at_level(logging.WARNING):
+        network = create_network(BACKBONE, 11, weights=str(tmp_path / "weights.safetensors"))
+    assert network.get_parameter("fc.weight").shape[0] == 11
+    assert_holds(network, {name: value for name, value in state.items() if not name.startswith("fc.")})
+    (record,) = caplog.records
+    assert record.levelno == logging.WARNING
+    assert "3 classes, not 11" in record.getMessage()
+    assert "weights.safetensors" in record.getMessage()
+
+
+def test_missing_head_is_warned_of(state: dict[str, Tensor], tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    trunk = {name: value for name, value in state.items() if not name.startswith("fc.")}
+    save_file(trunk, tmp_path / "weights.safetensors")
+    assert_holds(create_network(BACKBONE, 3, weights=str(tmp_path / "weights.safetensors")), trunk)
+    assert "head" in caplog.text
+
+
+def test_half_a_head_is_refused_or_warned_of(
+    state: dict[str, Tensor], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    save_file({name: value for name, value in state.items() if name != "fc.weight"}, tmp_path / "weights.safetensors")
+    try:
+        create_network(BACKBONE, 5, weights=str(tmp_path / "weights.safetensors"))
+    except ValueError:
+        return
+    assert "head" in caplog.text
+
+
+def test_batchnorm_counters_may_be_missing(state: dict[str, Tensor], tmp_path: Path) -> None:
+    old = {name: value for name, value in state.items() if "num_batches_tracked" not in name}
+    save_file(old, tmp_path / "weights.safetensors")
+    assert_holds(create_network(BACKBONE, 3, weights=str(tmp_path / "weights.safetensors")), old)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"conv5.0.weight": None},
+        {"conv5.0.weight": torch.zeros(2)},
+        {"conv6.0.weight": torch.zeros(2)},
+        {"fc.weights": torch.zeros(2)},
+    ],
+    ids=["missing", "other shape", "unknown", "unknown in the head"],
+)
+def test_weights_of_another_network_are_refused_with_an_example(
+    damage: dict[str, Tensor | None], state: dict[str, Tensor], tmp_path: Path
+) -> None:
+    changed = {name: value for name, value in {**state, **damage}.items() if value is not None}
+    save_file(changed, tmp_path / "weights.safetensors")
+    with pytest.raises(
+        ValueError, match=rf"weights\.safetensors is of another network: .* e\.g\. {next(iter(damage))}"
+    ):
+        create_network(BACKBONE, 3, weights=str(tmp_path / "weights.safetensors"))
+
+
+def test_weights_of_another_family_are_refused(state: dict[str, Tensor], tmp_path: Path) -> None:
+    save_file(state, tmp_path / "weights.safetensors")
+    with pytest.raises(ValueError, match="is of another network"):
+        create_network("squeezenet1_1", 3, weights=str(tmp_path / "weights.safetensors"))
+
+
+@pytest.mark.parametrize("name", ["absent.pth", "absent.safetensors", ".", ""])
+def test_missing_weights_file_is_named(name: str, tmp_path: Path) -> None:
+    path = str(tmp_path / name) if name else ""
+    with pytest.raises(FileNotFoundError, match=r"model\.weights must be imagenet, none or an existing file, got '"):
+        create_network(BACKBONE, 3, weights=path)
+
+
+@pytest.mark.parametrize("suffix", ["pth", "safetensors", "bin"])
+@pytest.mark.parametrize("content", [b"", b"hello", bytes(1000)], ids=["empty", "text", "zeros"])
+def test_damaged_weights_file_is_refused_by_name(suffix: str, content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / f"weights.{suffix}"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=rf"model\.weights: .*weights\.{suffix} can't be read as a state dict"):
+        create_network(BACKBONE, 3, weights=str(path))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [[1, 2], torch.zeros(2), {1: torch.zeros(2)}, {"state_dict": [1]}, {"conv1.0.weight": 3}],
+    ids=["list", "tensor", "numbered", "list in state_dict", "number"],
+)
+def test_file_without_a_state_dict_is_refused(content: object, tmp_path: Path) -> None:
+    torch.save(content, tmp_path / "weights.pth")
+    with pytest.raises(ValueError, match=r"model\.weights.*weights\.pth"):
+        create_network(BACKBONE, 3, weights=str(tmp_path / "weights.pth"))
+
+
+class TouchesAFile:
+    """Leaves a mark where it is unpickled."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return Path.touch, (self.mark,)
+
+
+@pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
+def test_pickled_code_is_refused_and_not_run(legacy: bool, state: dict[str, Tensor], tmp_path: Path) -> None:
+    content = {**state, "extra": TouchesAFile(tmp_path / "mark")}
+    torch.save(content, tmp_path / "weights.pth", _use_new_zipfile_serialization=not legacy)
+    with pytest.raises(ValueError, match=r"model\.weights: .*weights\.pth can't be read as a state dict"):
+        create_network(BACKBONE, 3, weights=str(tmp_path / "weights.pth"))
+    assert not (tmp_path / "mark").exists()
+    torch.load(tmp_path / "weights.pth", weights_only=False)
+    assert (tmp_path / "mark").exists(), "the file would have done harm"
+
+
+# ImageNet weights
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty weights cache on a machine without a network."""
+
+    def no_network(*args: object, **kwargs: object) -> None:
+        raise URLError("Name or service not known")
+
+    monkeypatch.setattr("torch.hub.urlopen", no_network)
+    monkeypatch.setattr("torch.hub._hub_dir", str(tmp_path))
+    return tmp_path / "checkpoints"
+
+
+def test_imagenet_without_a_network_says_what_to_place_where(hub: Path) -> None:
+    url = models.get_model_weights(BACKBONE).DEFAULT.url
+    with pytest.raises(FileNotFoundError) as caught:
+        create_network(BACKBONE, 3, weights="imagenet")
+    message = str(caught.value)
+    assert url in message
+    assert str(hub / Path(url).name) in message
+    assert "Name or service not known" in message
+
+
+def test_imagenet_weights_that_were_placed_are_used(hub: Path, caplog: pytest.LogCaptureFixture) -> None:
+    torch.manual_seed(1)
+    published = build_network(BACKBONE, 1000).state_dict()
+    hub.mkdir(exist_ok=True)
+    torch.save(published, hub / Path(models.get_model_weights(BACKBONE).DEFAULT.url).name)
+    network = create_network(BACKBONE, 3, weights="imagenet")
+    assert_holds(network, {name: value for name, value in published.items() if not name.startswith("fc.")})
+    assert "1000 classes, not 3" in caplog.text
+
+
+def test_torn_imagenet_file_is_named(hub: Path) -> None:
+    hub.mkdir(exist_ok=True)
+    name = Path(models.get_model_weights(BACKBONE).DEFAULT.url).name
+    (hub / name).write_bytes(b"half a download")
+    with pytest.raises((ValueError, FileNotFoundError), match=name):
+        create_network(BACKBONE, 3, weights="imagenet")
+
+
+# Dropout
+
+
+def test_dropout_keeps_names_and_weights(state: dict[str, Tensor], tmp_path: Path) -> None:
+    save_file(state, tmp_path / "weights.safetensors")
+    network = create_network(BACKBONE, 3, weights=str(tmp_path / "weights.safetensors"), dropout=0.5)
+    assert list(network.state_dict()) == list(state)
+    assert_holds(network, state)
+    assert find_head(network) == "fc"
+    build_network(BACKBONE, 3).load_state_dict(network.state_dict())
+
+
+def test_dropout_works_in_training_only() -> None:
+    head = create_network(BACKBONE, 3, weights="none", dropout=0.5).get_submodule("fc")
+    features = torch.ones(4, 1024)
+    assert torch.equal(head.eval()(features), head(features))
+    torch.manual_seed(0)
+    assert not torch.equal(head.train()(features), head(features))
+
+
+@pytest.mark.parametrize(("backbone", "size"), [("vit_b_32", 768), ("swin_t", 768), ("densenet121", 1024)])
+def test_dropout_fits_heads_of_other_names(backbone: str, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    with torch.device("meta"):
+        network = create_network(backbone, 3, weights="none", dropout=0.1)
+    head = network.get_submodule(find_head(network))
+    assert type(head).__name__ == "DropoutLinear"
+    assert head.in_features == size
+
+
+def test_dropout_before_a_head_that_is_not_linear_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"model\.dropout must be 0 for squeezenet1_1, .* got 0\.2"):
+        create_network("squeezenet1_1", 3, weights="none", dropout=0.2)
