@@ -24,9 +24,10 @@ class PhotoClassifier(PythonModel):
         spec.loader.exec_module(self.inference)
         self.model = self.inference.load_export(export)
 
-    def predict(self, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
-        """Score photos."""
-        del params
+    # No type hints: MLflow would take them for the model's schema.
+    def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]
+        """Score a data frame of photos."""
+        del context, params
         images = [self.inference.decode_image(_image_bytes(one)) for one in model_input["image"]]
         rows = self.model.score(images).double().softmax(dim=1).tolist()
         names = self.model.class_names

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import NoReturn
 
 from filelock import FileLock, Timeout
-from pytorch_lightning.utilities import rank_zero_only
 
 from experiments.config import RunConfig, override, to_flat
 from experiments.evaluation import score_split, write_pictures
@@ -61,7 +60,7 @@ def train_and_register(
         best, trial = best_config(load_study(config, from_best))
         config = override(best, {"output_dir": config.output_dir, **(overrides or {})})
         tags |= {"study": from_best, "trial": str(trial.number)}
-    if rank_zero_only.rank:
+    if int(os.environ.get("LOCAL_RANK", 0)):  # set by Lightning
         _train_along(config)
     folder, lock = _claim_folder(config)
     os.environ[RUN_FOLDER] = str(folder.path)

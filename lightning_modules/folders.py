@@ -96,8 +96,9 @@ def scan_class_folders(
     if len(bad) > max_bad_fraction * len(everything):
         listing = "\n".join(f"  {name}: {why}" for name, why in bad.items())
         raise TooManyBadImagesError(
-            f"data.max_bad_fraction must be at least {len(bad) / len(everything):.4f} for {root}, got {max_bad_fraction}: "
-            f"{len(bad)} of {len(everything)} files can't be read; mend or remove them, or raise it\n{listing}"
+            f"data.max_bad_fraction must be at least {len(bad) / len(everything):.4f} for {root}, got "
+            f"{max_bad_fraction}: {len(bad)} of {len(everything)} files can't be read; mend or remove them, or raise it"
+            f"\n{listing}"
         )
     label = {name: index for index, name in enumerate(folder_names)}
     splits = {

@@ -71,7 +71,7 @@ def test_head_is_the_layer_that_gives_the_classes(backbone: str, head: str) -> N
     network = empty_network(backbone)
     assert find_head(network) == head
     layer = network.get_submodule(head)
-    assert layer.out_channels == 7 if isinstance(layer, nn.Conv2d) else layer.out_features == 7
+    assert (layer.out_channels if isinstance(layer, nn.Conv2d) else layer.out_features) == 7
     assert names_of(network, trainable_modules(network, "head")) == {head}
 
 
@@ -381,7 +381,7 @@ def test_dropout_works_in_training_only() -> None:
 
 
 @pytest.mark.parametrize(("backbone", "size"), [("vit_b_32", 768), ("swin_t", 768), ("densenet121", 1024)])
-def test_dropout_fits_heads_of_other_names(backbone: str, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dropout_fits_heads_of_other_names(backbone: str, size: int) -> None:
     with torch.device("meta"):
         network = create_network(backbone, 3, weights="none", dropout=0.1)
     head = network.get_submodule(find_head(network))

@@ -1,0 +1,529 @@
+"""Class folders are looked through once and honestly; batches depend on seed and epoch only."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from lightning_modules import folders
+from lightning_modules.data import (
+    IGNORED_LABEL,
+    Augment,
+    Batch,
+    ClassFolderData,
+    Draw,
+    PhotoDataset,
+    ShardedSampler,
+    load_photo,
+)
+from lightning_modules.folders import ClassFolders, Split, TooManyBadImagesError, scan_class_folders
+from lightning_modules.inference import Preprocessing
+from tests.pictures import encoded, jpeg_bytes, make_class_folders, smooth_picture
+
+PREPROCESSING = Preprocessing(image_size=16, resize_size=16)
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return make_class_folders(tmp_path / "photos", size=16)
+
+
+@pytest.fixture
+def root_without_valid(tmp_path: Path) -> Path:
+    return make_class_folders(tmp_path / "photos", per_class={"train": 8, "test": 2}, size=16)
+
+
+def scan(root: Path, **options: object) -> ClassFolders:
+    given: dict[str, object] = {
+        "valid_fraction": 0.25,
+        "fraction": 1.0,
+        "max_bad_fraction": 0.0,
+        "seed": 0,
+        "cache_dir": root.parent / "cache",
+    }
+    return scan_class_folders(root, **{**given, **options})  # type: ignore[arg-type]
+
+
+def labels_by_folder(split: Split) -> set[tuple[str, int]]:
+    return {(path.parent.name, label) for path, label in zip(split.paths, split.labels, strict=True)}
+
+
+# Splits and classes
+
+
+def test_every_photo_is_found_once_and_in_order(root: Path) -> None:
+    found = scan(root)
+    assert found.test is not None
+    assert [len(found.train), len(found.valid), len(found.test)] == [24, 12, 12]
+    for split in (found.train, found.valid, found.test):
+        assert list(split.paths) == sorted(split.paths)
+    assert set(found.train.paths + found.valid.paths + found.test.paths) == set(root.rglob("*.jpg"))
+    assert found.bad_files == {}
+    assert found.leaked == 0
+    assert found.root == root
+
+
+def test_numbers_of_dog_images_are_no_part_of_the_class_names(tmp_path: Path) -> None:
+    for name in ("001.Affenpinscher", "002.Afghan_hound", "010.Anatolian.dog"):
+        (tmp_path / "photos" / "train" / name).mkdir(parents=True)
+        for index in range(4):
+            (tmp_path / "photos" / "train" / name / f"{index}.jpg").write_bytes(jpeg_bytes(seed=index))
+    found = scan(tmp_path / "photos")
+    assert found.class_names == ("Affenpinscher", "Afghan_hound", "Anatolian.dog")
+    assert labels_by_folder(found.train) == {
+        ("001.Affenpinscher", 0),
+        ("002.Afghan_hound", 1),
+        ("010.Anatolian.dog", 2),
+    }
+
+
+@pytest.mark.parametrize("names", [("cats", "dogs"), ("3", "7"), ("2021 cats", "v1.dogs")])
+def test_other_folder_names_stay_as_they_are(names: tuple[str, str], root: Path) -> None:
+    for split in ("train", "valid", "test"):
+        shutil.rmtree(root / split / "003.Class3")
+        for index, name in enumerate(names):
+            (root / split / f"00{index + 1}.Class{index + 1}").rename(root / split / name)
+    assert scan(root).class_names == names
+
+
+def test_two_folders_that_come_to_one_class_name_are_refused(root: Path) -> None:
+    for split in ("train", "valid", "test"):
+        (root / split / "002.Class2").rename(root / split / "002.Class1")
+    with pytest.raises(ValueError, match="Class1"):
+        scan(root)
+
+
+@pytest.mark.parametrize("name", ["valid", "validation", "val"])
+def test_validation_folder_goes_by_three_names(name: str, root: Path) -> None:
+    (root / "valid").rename(root / name)
+    found = scan(root)
+    assert len(found.train) == 24
+    assert {path.parent.parent.name for path in found.valid.paths} == {name}
+
+
+def test_class_that_a_split_lacks_is_no_error(root: Path) -> None:
+    shutil.rmtree(root / "valid" / "002.Class2")
+    assert set(scan(root).valid.labels) == {0, 2}
+
+
+@pytest.mark.parametrize("split", ["valid", "test"])
+def test_class_that_train_lacks_is_refused_by_name(split: str, root: Path) -> None:
+    shutil.copytree(root / split / "001.Class1", root / split / "004.Stranger")
+    with pytest.raises(ValueError, match=rf"{split} has classes that train lacks: 004\.Stranger"):
+        scan(root)
+
+
+def test_no_test_folder_means_no_test_split(root: Path) -> None:
+    shutil.rmtree(root / "test")
+    assert scan(root).test is None
+
+
+def test_missing_root_and_missing_train_are_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"data\.root must be a folder .*absent"):
+        scan(tmp_path / "absent")
+    (tmp_path / "photos" / "valid").mkdir(parents=True)
+    with pytest.raises(FileNotFoundError, match=r"data\.root .*photos must have a folder 'train'"):
+        scan(tmp_path / "photos")
+
+
+def test_one_class_is_too_few(tmp_path: Path) -> None:
+    root = make_class_folders(tmp_path / "photos", classes=1, size=16)
+    with pytest.raises(ValueError, match=r"data\.root .*: train must have 2 or more classes"):
+        scan(root)
+
+
+# A validation split cut from train, and a fraction of train
+
+
+def test_without_valid_a_stratified_part_of_train_is_cut_off(root_without_valid: Path) -> None:
+    found = scan(root_without_valid)
+    assert Counter(found.valid.labels) == {0: 2, 1: 2, 2: 2}
+    assert Counter(found.train.labels) == {0: 6, 1: 6, 2: 6}
+    assert not set(found.train.paths) & set(found.valid.paths)
+    assert labels_by_folder(found.valid) == labels_by_folder(found.train)
+
+
+def test_cut_depends_on_the_seed_only(root_without_valid: Path, tmp_path: Path) -> None:
+    first = scan(root_without_valid)
+    assert scan(root_without_valid, cache_dir=tmp_path / "elsewhere") == first
+    assert scan(root_without_valid, seed=1).valid != first.valid
+
+
+@pytest.mark.parametrize(("valid_fraction", "count"), [(0.01, 1), (0.5, 4), (0.99, 7)])
+def test_cut_leaves_photos_of_every_class_on_both_sides(
+    valid_fraction: float, count: int, root_without_valid: Path
+) -> None:
+    found = scan(root_without_valid, valid_fraction=valid_fraction)
+    assert Counter(found.valid.labels) == dict.fromkeys(range(3), count)
+    assert Counter(found.train.labels) == dict.fromkeys(range(3), 8 - count)
+
+
+def test_class_too_small_for_a_cut_is_named(root_without_valid: Path) -> None:
+    for index in range(1, 8):
+        (root_without_valid / "train" / "002.Class2" / f"photo_{index}.jpg").unlink()
+    with pytest.raises(ValueError, match=r"at least 2 photos a class, .*2 has 1"):
+        scan(root_without_valid)
+
+
+def test_fraction_keeps_a_stratified_part_of_train_only(root: Path) -> None:
+    found, whole = scan(root, fraction=0.5), scan(root)
+    assert Counter(found.train.labels) == {0: 4, 1: 4, 2: 4}
+    assert set(found.train.paths) < set(whole.train.paths)
+    assert found.valid == whole.valid
+    assert found.test == whole.test
+    assert scan(root, fraction=0.5) == found
+    assert scan(root, fraction=0.5, seed=1).train != found.train
+
+
+def test_fraction_does_not_move_photos_into_the_validation_cut(root_without_valid: Path) -> None:
+    found, whole = scan(root_without_valid, fraction=0.5), scan(root_without_valid)
+    assert found.valid == whole.valid
+    assert set(found.train.paths) < set(whole.train.paths)
+
+
+# Files that are no photos
+
+
+def plant_bad_files(folder: Path) -> set[str]:
+    """One of each kind of bad file; returns their names."""
+    bad = {
+        "cut.jpg": jpeg_bytes()[:200],
+        "cut.png": encoded(smooth_picture(), "PNG")[:100],
+        "notes.txt": b"not a picture",
+        "empty.jpg": b"",
+        "random.jpg": np.random.default_rng(0).bytes(500),
+    }
+    for name, data in bad.items():
+        (folder / name).write_bytes(data)
+    return set(bad)
+
+
+def test_bad_files_are_listed_with_reasons_and_left_out(root: Path) -> None:
+    names = plant_bad_files(root / "train" / "001.Class1")
+    found = scan(root, max_bad_fraction=0.2)
+    assert set(found.bad_files) == {f"train/001.Class1/{name}" for name in names}
+    assert "damaged" in found.bad_files["train/001.Class1/cut.jpg"]
+    assert "JPEG" in found.bad_files["train/001.Class1/notes.txt"]
+    assert all(found.bad_files.values())
+    assert len(found.train) == 24
+    assert not {path.name for path in found.train.paths} & names
+
+
+def test_too_many_bad_files_are_refused_with_the_whole_list(root: Path) -> None:
+    names = plant_bad_files(root / "valid" / "002.Class2")
+    with pytest.raises(TooManyBadImagesError, match=r"data\.max_bad_fraction must be at least 0\.09") as caught:
+        scan(root, max_bad_fraction=0.05)
+    message = str(caught.value)
+    assert "5 of 53 files" in message
+    for name in names:
+        assert f"valid/002.Class2/{name}: the " in message
+
+
+def test_bad_fraction_may_be_as_large_as_allowed(root: Path) -> None:
+    for path in sorted((root / "train" / "001.Class1").iterdir())[:6]:
+        path.write_bytes(b"")
+    assert len(scan(root, max_bad_fraction=6 / 48).bad_files) == 6
+    with pytest.raises(TooManyBadImagesError):
+        scan(root, max_bad_fraction=6 / 48 - 1e-6)
+
+
+def test_picture_with_too_many_pixels_is_a_bad_file(root: Path) -> None:
+    bomb = encoded(Image.new("1", (8_000, 6_000)), "PNG")
+    (root / "train" / "001.Class1" / "bomb.png").write_bytes(bomb)
+    assert "8000x6000" in scan(root, max_bad_fraction=0.1).bad_files["train/001.Class1/bomb.png"]
+
+
+def test_hidden_files_and_folders_are_ignored(root: Path) -> None:
+    whole = scan(root)
+    for name in (".DS_Store", "._photo_0.jpg"):
+        (root / "train" / "001.Class1" / name).write_bytes(b"no photo")
+    (root / "train" / ".ipynb_checkpoints").mkdir()
+    (root / "train" / ".ipynb_checkpoints" / "photo.jpg").write_bytes(jpeg_bytes())
+    assert scan(root) == whole
+
+
+def test_dangling_link_is_a_bad_file(root: Path) -> None:
+    (root / "train" / "001.Class1" / "link.jpg").symlink_to(root / "nowhere.jpg")
+    assert set(scan(root, max_bad_fraction=0.1).bad_files) == {"train/001.Class1/link.jpg"}
+
+
+def test_linked_photos_are_photos(root: Path, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere.jpg").write_bytes(jpeg_bytes(seed=77))
+    (root / "train" / "001.Class1" / "link.jpg").symlink_to(tmp_path / "elsewhere.jpg")
+    assert len(scan(root).train) == 25
+
+
+@pytest.mark.parametrize("classes", [["001.Class1"], ["001.Class1", "002.Class2", "003.Class3"]], ids=["one", "all"])
+def test_class_without_a_readable_training_photo_is_refused(classes: list[str], root: Path) -> None:
+    for name in classes:
+        for path in (root / "train" / name).iterdir():
+            path.write_bytes(b"")
+    with pytest.raises(ValueError, match=r"Class1|train"):
+        scan(root, max_bad_fraction=1.0)
+
+
+# What a scan remembers
+
+
+def forbid_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(folders, "decode_image", lambda data: pytest.fail("a known file was decoded again"))
+
+
+def count_decoding(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
+    decoded: list[bytes] = []
+    decode = folders.decode_image
+
+    def counted(data: bytes) -> Tensor:
+        decoded.append(data)
+        return decode(data)
+
+    monkeypatch.setattr(folders, "decode_image", counted)
+    return decoded
+
+
+def test_second_scan_decodes_nothing_and_finds_the_same(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plant_bad_files(root / "train" / "001.Class1")
+    first = scan(root, max_bad_fraction=0.2)
+    forbid_decoding(monkeypatch)
+    assert scan(root, max_bad_fraction=0.2) == first
+
+
+def test_only_changed_and_new_files_are_looked_at_again(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scan(root)
+    decoded = count_decoding(monkeypatch)
+    changed, new = jpeg_bytes(size=20, seed=5), jpeg_bytes(seed=6)
+    (root / "train" / "001.Class1" / "photo_0.jpg").write_bytes(changed)
+    (root / "train" / "001.Class1" / "photo_new.jpg").write_bytes(new)
+    assert len(scan(root).train) == 25
+    assert sorted(decoded) == sorted([changed, new])
+
+
+def test_file_that_was_mended_is_no_longer_bad(root: Path) -> None:
+    path = root / "train" / "001.Class1" / "photo_0.jpg"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:100])
+    assert len(scan(root, max_bad_fraction=0.1).bad_files) == 1
+    path.write_bytes(whole)
+    assert scan(root).bad_files == {}
+
+
+@pytest.mark.parametrize("text", ["", '{"train/001.Class1/pho', "[]", "null", '{"a": 3}', "\x00"])
+def test_torn_memory_is_made_anew(text: str, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = scan(root)
+    (cache,) = (root.parent / "cache").iterdir()
+    cache.write_text(text)
+    assert scan(root) == first
+    forbid_decoding(monkeypatch)
+    assert scan(root) == first
+
+
+def test_memory_with_rows_of_another_form_is_made_anew(root: Path) -> None:
+    first = scan(root)
+    (cache,) = (root.parent / "cache").iterdir()
+    cache.write_text(json.dumps({key: ["only one value"] for key in json.loads(cache.read_text())}))
+    assert scan(root) == first
+
+
+def test_data_sets_with_one_cache_folder_do_not_mix(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other_root = make_class_folders(tmp_path / "other", size=16, seed=1)
+    first, other = scan(root), scan(other_root)
+    assert first.fingerprint != other.fingerprint
+    forbid_decoding(monkeypatch)
+    assert scan(root) == first
+    assert scan(other_root) == other
+
+
+def test_progress_sees_every_new_file(root: Path) -> None:
+    seen: list[tuple[int, int]] = []
+
+    def progress(paths: object, total: int) -> list[Path]:
+        listed = list(paths)  # type: ignore[call-overload]
+        seen.append((len(listed), total))
+        return listed
+
+    scan(root, progress=progress)
+    assert seen == [(48, 48)]
+
+
+# Leakage and fingerprint
+
+
+def test_photos_in_two_splits_are_counted(root: Path) -> None:
+    train = root / "train" / "001.Class1"
+    shutil.copy(train / "photo_0.jpg", root / "valid" / "001.Class1" / "copy.jpg")
+    shutil.copy(train / "photo_1.jpg", root / "valid" / "002.Class2" / "under_another_class.jpg")
+    shutil.copy(train / "photo_1.jpg", root / "test" / "001.Class1" / "copy.jpg")
+    shutil.copy(train / "photo_2.jpg", train / "copy_in_the_same_split.jpg")
+    assert scan(root).leaked == 3
+
+
+def test_fingerprint_does_not_know_dates_and_places(root: Path, tmp_path: Path) -> None:
+    first = scan(root).fingerprint
+    for path in root.rglob("*.jpg"):
+        os.utime(path, (1_000_000_000, 1_000_000_000))
+    assert scan(root).fingerprint == first
+    moved = Path(shutil.copytree(root, tmp_path / "moved"))
+    assert scan(moved).fingerprint == first
+
+
+def test_fingerprint_knows_every_byte_class_split_and_name(root: Path) -> None:
+    photo = root / "train" / "001.Class1" / "photo_0.jpg"
+    whole = photo.read_bytes()
+    fingerprints = [scan(root).fingerprint]
+    photo.write_bytes(whole + b"\0")
+    fingerprints.append(scan(root).fingerprint)
+    photo.write_bytes(whole)
+    for place in ("train/002.Class2/photo_x.jpg", "valid/001.Class1/photo_x.jpg", "train/001.Class1/photo_x.jpg"):
+        photo.rename(root / place)
+        fingerprints.append(scan(root).fingerprint)
+        (root / place).rename(photo)
+    assert len(set(fingerprints)) == 5
+    assert scan(root).fingerprint == fingerprints[0]
+
+
+# Sampling
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+@pytest.mark.parametrize("length", [1, 2, 7, 12])
+@pytest.mark.parametrize("world_size", [1, 2, 3, 4])
+def test_shards_cover_everything_once_and_are_equally_long(world_size: int, length: int, shuffle: bool) -> None:
+    shards = [
+        list(ShardedSampler(length, seed=3, shuffle=shuffle, rank=rank, world_size=world_size))
+        for rank in range(world_size)
+    ]
+    assert {len(shard) for shard in shards} == {-(-length // world_size)}
+    assert len(ShardedSampler(length, seed=3, shuffle=shuffle, world_size=world_size)) == len(shards[0])
+    drawn = [draw for shard in shards for draw in shard]
+    assert sorted(draw.photo for draw in drawn if not draw.padding) == list(range(length))
+    assert all(0 <= draw.photo < length for draw in drawn)
+
+
+def test_order_depends_on_seed_and_epoch_only() -> None:
+    def order(seed: int, epoch: int) -> list[Draw]:
+        sampler = ShardedSampler(50, seed=seed, shuffle=True)
+        sampler.set_epoch(epoch)
+        return list(sampler)
+
+    first = order(0, 0)
+    torch.manual_seed(99)
+    assert order(0, 0) == first
+    assert order(1, 0) != first
+    assert order(0, 1) != first
+    assert [draw.photo for draw in order(0, 1)] != [draw.photo for draw in first]
+
+
+def test_drawing_leaves_the_global_random_state_alone() -> None:
+    before = torch.get_rng_state()
+    list(ShardedSampler(10, seed=0, shuffle=True))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_unshuffled_order_is_that_of_the_paths() -> None:
+    assert [draw.photo for draw in ShardedSampler(9, seed=5, shuffle=False)] == list(range(9))
+
+
+def test_augmentation_of_a_photo_does_not_depend_on_the_number_of_devices() -> None:
+    def seeds(world_size: int) -> dict[int, int]:
+        samplers = [ShardedSampler(12, seed=0, shuffle=True, rank=r, world_size=world_size) for r in range(world_size)]
+        return {draw.photo: draw.seed for sampler in samplers for draw in sampler}
+
+    assert seeds(1) == seeds(3)
+
+
+# Photos and batches
+
+
+@pytest.mark.parametrize("augment", ["none", "light", "strong"])
+def test_photo_is_a_square_of_bytes_with_its_label(augment: Augment, root: Path) -> None:
+    split = scan(root).train
+    image, label = PhotoDataset(split, PREPROCESSING, augment)[Draw(9, 5, False)]
+    assert image.shape == (3, 16, 16)
+    assert image.dtype == torch.uint8
+    assert label == split.labels[9]
+
+
+def test_padding_has_a_label_that_nothing_counts(root: Path) -> None:
+    _, label = PhotoDataset(scan(root).train, PREPROCESSING, "none")[Draw(0, 5, True)]
+    assert label == IGNORED_LABEL
+
+
+@pytest.mark.parametrize("augment", ["light", "strong"])
+def test_augmentation_depends_on_the_draw_only(augment: Augment, root: Path) -> None:
+    photos = PhotoDataset(scan(root).train, PREPROCESSING, augment)
+    torch.manual_seed(0)
+    first, _ = photos[Draw(3, 123, False)]
+    before = torch.get_rng_state()
+    assert torch.equal(photos[Draw(3, 123, False)][0], first)
+    assert torch.equal(torch.get_rng_state(), before)
+    others = [photos[Draw(3, seed, False)][0] for seed in range(5)]
+    assert not any(torch.equal(other, first) for other in others)
+
+
+def test_photo_without_augmentation_is_what_the_network_sees_when_it_serves(root: Path) -> None:
+    split = scan(root).valid
+    preprocessing = Preprocessing(image_size=8, resize_size=12)
+    image, _ = PhotoDataset(split, preprocessing, "none")[Draw(2, 0, False)]
+    assert torch.equal(image, load_photo(split.paths[2], preprocessing))
+
+
+def batches(loader: DataLoader[Batch], epoch: int) -> list[Batch]:
+    loader.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
+    return list(loader)
+
+
+def data_module(root: Path, *, num_workers: int = 0, seed: int = 0) -> ClassFolderData:
+    return ClassFolderData(
+        scan(root), preprocessing=PREPROCESSING, batch_size=5, num_workers=num_workers, augment="strong", seed=seed
+    )
+
+
+def test_batches_do_not_depend_on_the_number_of_loader_processes(root: Path) -> None:
+    none, two = (data_module(root, num_workers=count).train_dataloader() for count in (0, 2))
+    for epoch in (0, 1):
+        for (images, labels), (other_images, other_labels) in zip(
+            batches(none, epoch), batches(two, epoch), strict=True
+        ):
+            assert torch.equal(images, other_images)
+            assert torch.equal(labels, other_labels)
+
+
+def test_training_batches_depend_on_seed_and_epoch_only(root: Path) -> None:
+    loader = data_module(root).train_dataloader()
+    first = torch.cat([images for images, _ in batches(loader, 0)])
+    assert first.shape == (24, 3, 16, 16)
+    other_epoch = torch.cat([images for images, _ in batches(loader, 1)])
+    other_seed = torch.cat([images for images, _ in batches(data_module(root, seed=1).train_dataloader(), 0)])
+    assert not torch.equal(other_epoch, first)
+    assert not torch.equal(other_seed, first)
+    assert torch.equal(torch.cat([images for images, _ in batches(loader, 0)]), first)
+
+
+def test_validation_batches_are_in_order_and_never_augmented(root: Path) -> None:
+    data = data_module(root)
+    (images, labels), *_ = data.val_dataloader()
+    assert labels.tolist() == list(data.folders.valid.labels[:5])
+    assert torch.equal(images[0], load_photo(data.folders.valid.paths[0], PREPROCESSING))
+    assert sum(len(labels) for _, labels in data.val_dataloader()) == 12
+
+
+def test_batches_are_normalised_after_they_travelled(root: Path) -> None:
+    data = data_module(root)
+    batch = next(iter(data.val_dataloader()))
+    assert batch[0].dtype == torch.uint8
+    images, labels = data.on_after_batch_transfer(batch, 0)
+    assert torch.equal(images, PREPROCESSING.normalise(batch[0]))
+    assert images.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(labels, batch[1])

@@ -1,0 +1,208 @@
+"""A run on disk: what a kill or two threads must not lose."""
+
+from __future__ import annotations
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from experiments.run_folder import Outcome, RunFolder
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> RunFolder:
+    """A run that has started."""
+    folder = RunFolder(tmp_path / "run")
+    folder.start("trial 0003", {"seed": 0, "data.root": Path("photos")}, {"study": "digits"})
+    return folder
+
+
+def again(folder: RunFolder) -> RunFolder:
+    """The same run as a new process sees it."""
+    return RunFolder(folder.path)
+
+
+def steps(folder: RunFolder) -> list[int]:
+    return [line.step for line in again(folder).metric_lines()]
+
+
+# Start, finish, reopen
+
+
+def test_a_folder_without_a_run_has_no_outcome_and_no_metrics(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "none")
+    assert not folder.exists
+    assert folder.outcome is None
+    assert folder.metric_lines() == []
+    assert not folder.path.exists()
+
+
+def test_a_started_run_is_read_back_with_params_as_text(folder: RunFolder) -> None:
+    noted = again(folder).read()
+    assert folder.exists
+    assert folder.outcome is None
+    assert noted["name"] == "trial 0003"
+    assert noted["params"] == {"seed": "0", "data.root": "photos"}
+    assert noted["tags"] == {"study": "digits"}
+    assert noted["pushed"] is False
+    assert noted["started_ms"] > 1_700_000_000_000
+
+
+def test_every_run_gets_a_key_of_its_own(tmp_path: Path) -> None:
+    keys = set()
+    for name in ("a", "b"):
+        run = RunFolder(tmp_path / name)
+        run.start(name, {}, {})
+        keys.add(run.read()["key"])
+    assert len(keys) == 2
+
+
+@pytest.mark.parametrize(
+    "outcome",
+    [
+        Outcome("COMPLETE", 0.25, {"val_loss": 0.25, "test_accuracy": 1.0}),
+        Outcome("PRUNED", 1.5, reason="pruned after epoch 2"),
+        Outcome("FAIL", reason="ValueError: “quoted” \n second line"),
+    ],
+    ids=lambda outcome: outcome.state,
+)
+def test_an_outcome_is_read_back_as_it_was(folder: RunFolder, outcome: Outcome) -> None:
+    folder.update(pushed=True)
+    folder.finish(outcome)
+    assert again(folder).outcome == outcome
+    assert again(folder).read()["pushed"] is False, "what MLflow has no longer is the whole run"
+    assert again(folder).read()["ended_ms"] >= again(folder).read()["started_ms"]
+
+
+def test_a_reopened_run_has_no_outcome_and_keeps_the_rest(folder: RunFolder) -> None:
+    folder.record(1, {"val_loss": 0.5})
+    key = folder.read()["key"]
+    folder.finish(Outcome("COMPLETE", 0.5))
+    folder.update(pushed=True, run_id="abc")
+    folder.reopen()
+    noted = again(folder).read()
+    assert folder.outcome is None
+    assert (noted["key"], noted["run_id"], noted["pushed"]) == (key, "abc", False)
+    assert noted["params"] == {"seed": "0", "data.root": "photos"}
+    assert steps(folder) == [1]
+
+
+def test_update_and_add_params_replace_only_what_they_name(folder: RunFolder) -> None:
+    folder.update(run_id="abc")
+    folder.add_params({"data.classes": 10, "seed": 1})
+    noted = again(folder).read()
+    assert noted["run_id"] == "abc"
+    assert noted["params"] == {"seed": "1", "data.root": "photos", "data.classes": "10"}
+
+
+# Metrics
+
+
+def test_metrics_of_an_epoch_are_noted_once(folder: RunFolder) -> None:
+    folder.record(1, {"val_loss": 0.5})
+    folder.record(1, {"val_loss": 0.4})
+    again(folder).record(1, {"val_loss": 0.3})
+    assert [(line.step, line.metrics) for line in folder.metric_lines()] == [(1, {"val_loss": 0.5})]
+
+
+def test_other_metrics_of_the_same_step_are_noted_beside_them(folder: RunFolder) -> None:
+    folder.record(1, {"val_loss": 0.5})
+    folder.record(1, {"system/cpu": 90.0})
+    again(folder).record(1, {"system/cpu": 80.0})
+    again(folder).record(2, {"val_loss": 0.4})
+    assert [(line.step, line.metrics) for line in folder.metric_lines()] == [
+        (1, {"val_loss": 0.5}),
+        (1, {"system/cpu": 90.0}),
+        (2, {"val_loss": 0.4}),
+    ]
+
+
+def test_a_loss_that_is_no_number_is_read_back(folder: RunFolder) -> None:
+    folder.record(1, {"val_loss": float("nan"), "train_loss": float("inf")})
+    [line] = again(folder).metric_lines()
+    assert str(line.metrics) == "{'val_loss': nan, 'train_loss': inf}"
+
+
+def test_a_line_torn_at_any_byte_is_skipped_and_the_next_record_is_whole(folder: RunFolder) -> None:
+    path = folder.path / "metrics.jsonl"
+    for step in (1, 2):
+        folder.record(step, {"val_loss": 0.5, "größe": 1e-5})
+    whole = path.read_bytes()
+    ends = [index for index, byte in enumerate(whole) if byte == ord("\n")]
+    for cut in range(len(whole) + 1):
+        path.write_bytes(whole[:cut])
+        # A line that lacks nothing but its end is whole.
+        kept = [step for step, end in zip((1, 2), ends, strict=True) if cut >= end]
+        assert steps(folder) == kept, f"cut at byte {cut}"
+        resumed = again(folder)
+        for step in (1, 2, 3):
+            resumed.record(step, {"val_loss": 0.5, "größe": 1e-5})
+        assert steps(folder) == [1, 2, 3], f"cut at byte {cut}"
+        assert path.read_bytes().endswith(b"\n")
+
+
+@pytest.mark.parametrize("torn", [b"\0" * 64, b'{"step": 2, "metrics": {"\xff'], ids=["zeros", "no text"])
+def test_what_a_power_cut_leaves_at_the_end_is_skipped(folder: RunFolder, torn: bytes) -> None:
+    # A file system may have noted the new length of a file before its data: the end then reads as zeros.
+    folder.record(1, {"val_loss": 0.5})
+    with (folder.path / "metrics.jsonl").open("ab") as file:
+        file.write(torn)
+    resumed = again(folder)
+    resumed.record(2, {"val_loss": 0.4})
+    assert steps(folder) == [1, 2]
+
+
+# run.json
+
+
+@pytest.mark.parametrize("left", ["", "{", '{"name": "half'])
+def test_what_a_kill_left_beside_run_json_is_harmless(folder: RunFolder, left: str) -> None:
+    (folder.path / ".run.json.part").write_text(left)
+    assert again(folder).read()["name"] == "trial 0003"
+    again(folder).update(run_id="abc")
+    assert again(folder).read()["run_id"] == "abc"
+    assert sorted(path.name for path in folder.path.iterdir()) == ["run.json"]
+
+
+def test_a_kill_while_writing_leaves_the_earlier_run_json(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = folder.read()
+
+    def killed(values: object, file: Any, **options: object) -> None:
+        file.write(json.dumps(values)[:20])
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("experiments.run_folder.json.dump", killed)
+        with pytest.raises(KeyboardInterrupt):
+            folder.finish(Outcome("COMPLETE", 0.5))
+    assert again(folder).read() == before
+
+
+def test_a_reader_never_sees_half_of_run_json(folder: RunFolder) -> None:
+    folder.update(filler="x" * 100_000)
+    with ThreadPoolExecutor(1) as writer:
+        writing = writer.submit(lambda: [folder.update(round=number) for number in range(30)])
+        while not writing.done():
+            assert again(folder).read()["name"] == "trial 0003"
+        writing.result()
+    assert folder.read()["round"] == 29
+
+
+def test_two_threads_lose_nothing(folder: RunFolder) -> None:
+    def work(thread: int) -> None:
+        for number in range(10):
+            folder.record(number, {f"metric_{thread}": 1.0})
+            folder.update(**{f"entry_{thread}_{number}": number})
+            folder.add_params({f"param_{thread}_{number}": number})
+
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(work, range(4)))
+    lines = [(line.step, *line.metrics) for line in again(folder).metric_lines()]
+    wanted = [(number, thread) for thread in range(4) for number in range(10)]
+    assert sorted(lines) == sorted((number, f"metric_{thread}") for number, thread in wanted)
+    noted = again(folder).read()
+    assert {f"entry_{thread}_{number}" for number, thread in wanted} <= noted.keys()
+    assert {f"param_{thread}_{number}" for number, thread in wanted} <= noted["params"].keys()
