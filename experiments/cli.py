@@ -22,7 +22,7 @@ def main(argv: Sequence[str]) -> int:
     Returns:
         0 done, 1 failed, 2 wrong use, 130 interrupted.
     """
-    arguments, rest = _parser().parse_known_args(argv)
+    arguments, rest = command_parser().parse_known_args(argv)
     try:
         arguments.overrides = parse_overrides(rest)
         config = load_config(arguments.config, arguments.overrides)
@@ -147,7 +147,8 @@ def _ui(config: RunConfig, arguments: argparse.Namespace) -> None:
     os.execv(sys.executable, [*command, "--host", "127.0.0.1", "--port", str(arguments.port)])
 
 
-def _parser() -> argparse.ArgumentParser:
+def command_parser() -> argparse.ArgumentParser:
+    """The commands and their own options; the fields of the config are what they leave over."""
     parser = argparse.ArgumentParser(
         prog="python -m experiments",
         description="Fine-tune an image classifier, sweep over its settings and compare the runs in MLflow.",

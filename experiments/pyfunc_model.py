@@ -24,8 +24,7 @@ class PhotoClassifier(PythonModel):
         spec.loader.exec_module(self.inference)
         self.model = self.inference.load_export(export)
 
-    # No type hints: MLflow would take them for the model's schema.
-    def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]
+    def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
         """Score a data frame of photos."""
         del context, params
         images = [self.inference.decode_image(_image_bytes(one)) for one in model_input["image"]]

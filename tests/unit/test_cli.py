@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import statistics
 import subprocess
 import sys
@@ -10,18 +11,32 @@ from pathlib import Path
 
 import pytest
 
-from experiments.cli import EXIT_FAILED, EXIT_USAGE, main, parse_overrides
-from experiments.config import field_names
+from experiments import cli
+from experiments.cli import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, main, parse_overrides
+from experiments.config import RunConfig, field_names
+from tests.conftest import REPOSITORY
 
 COMMANDS = ("sweep", "train", "evaluate", "predict", "report", "ui")
 
 
 def test_overrides_are_read_in_both_forms() -> None:
     assert parse_overrides(["--a.b", "1", "--c=x=y"]) == {"a.b": "1", "c": "x=y"}
+    assert parse_overrides([]) == {}
+
+
+def test_a_value_may_be_negative_empty_or_begin_with_dashes() -> None:
+    assert parse_overrides(["--a", "-1", "--b=", "--c=--d", "--e", ""]) == {"a": "-1", "b": "", "c": "--d", "e": ""}
 
 
 @pytest.mark.parametrize(
-    ("tokens", "message"), [(["stray"], "unexpected argument 'stray'"), (["--a"], "needs a value")]
+    ("tokens", "message"),
+    [
+        (["stray"], "unexpected argument 'stray'"),
+        (["-a", "1"], "unexpected argument '-a'"),
+        (["--a", "1", "2"], "unexpected argument '2'"),
+        (["--a"], "--a needs a value"),
+        (["--a=1", "--b"], "--b needs a value"),
+    ],
 )
 def test_what_is_no_override_is_refused(tokens: list[str], message: str) -> None:
     with pytest.raises(ValueError, match=message):
@@ -48,6 +63,27 @@ def test_help_answers_within_half_a_second() -> None:
     assert min(seconds) < 0.5
 
 
+@pytest.mark.parametrize("command", [[], *([name] for name in COMMANDS if name != "sweep")], ids=str)
+def test_help_of_each_command_exits_0_at_once(command: list[str]) -> None:
+    started = time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, "-m", "experiments", *command, "--help"], capture_output=True, text=True, check=False
+    )
+    seconds = time.perf_counter() - started
+    print(f"{' '.join(command)} --help: {seconds:.2f} s")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "usage: python -m experiments" in done.stdout
+    assert seconds < 1.5
+
+
+def test_the_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_info:
+        main(["--help"])
+    assert exit_info.value.code == 0
+    shown = capsys.readouterr().out
+    assert all(f"\n  {command} " in shown or f"\n    {command} " in shown for command in COMMANDS)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -56,21 +92,146 @@ def test_help_answers_within_half_a_second() -> None:
         (["train", "--config", "absent.yaml"], "absent.yaml"),
         (["train", "--seed"], "--seed needs a value"),
         (["sweep", "--conf", "conf/quick.yaml"], "unknown field 'conf'"),
+        (["sweep", "--conf=conf/quick.yaml"], "unknown field 'conf'"),
+        (["sweep", "--mor", "3"], "unknown field 'mor'"),
+        (["train", "--trainer.max_ep", "3"], "did you mean trainer.max_epochs"),
+        (["train", "--trainer.max_epochs", "many"], "trainer.max_epochs"),
+        (["train", "conf/quick.yaml"], "unexpected argument 'conf/quick.yaml'"),
+        (["train", "--config", "LICENSE"], "LICENSE"),
+        (["train", "--config", "conf"], "conf"),
     ],
 )
 def test_wrong_use_is_one_line_and_exit_code_2(
-    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.chdir(REPOSITORY)
     assert main(arguments) == EXIT_USAGE
     shown = capsys.readouterr().err
     assert message in shown
     assert shown.count("\n") == 1
 
 
-def test_an_unknown_command_is_wrong_use() -> None:
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["swep"],
+        [],
+        ["predict", "photo.jpg"],  # no --model
+        ["predict", "--model", "export"],  # no photo
+        ["report"],
+        ["train", "--config"],
+        ["sweep", "--more", "many"],
+        ["evaluate", "--model", "export", "--split", "train"],
+        ["ui", "--port", "http"],
+    ],
+    ids=" ".join,
+)
+def test_what_the_command_line_does_not_know_is_wrong_use(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit) as exit_info:
-        main(["swep"])
+        main(arguments)
     assert exit_info.value.code == EXIT_USAGE
+    assert "python -m experiments" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["sweep", "--more", "-1"],
+        ["predict", "photo.jpg", "--model", "export", "--top-k", "0"],
+        ["ui", "--port", "99999"],
+    ],
+    ids=" ".join,
+)
+def test_a_number_that_no_command_can_use_is_wrong_use(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in COMMANDS:
+        monkeypatch.setattr(cli, f"_{name}", lambda *_: None)
+    with pytest.raises(SystemExit) as exit_info:
+        main(arguments)
+    assert exit_info.value.code == EXIT_USAGE
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["report", "digits", "dogs", "--output_dir", "out"],
+        ["report", "digits", "dogs", "--output_dir=out"],
+        ["report", "--output_dir=out", "digits", "dogs"],
+        ["report", "--output_dir", "out", "digits", "dogs"],
+    ],
+    ids=" ".join,
+)
+def test_fields_may_stand_anywhere_behind_the_command(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    called: list[tuple[RunConfig, list[str]]] = []
+    monkeypatch.setattr(cli, "_report", lambda config, parsed: called.append((config, parsed.studies)))
+    assert main(arguments) == EXIT_DONE
+    [(config, studies)] = called
+    assert config.output_dir == Path("out")
+    assert studies == ["digits", "dogs"]
+
+
+def test_overrides_reach_the_command_as_typed(monkeypatch: pytest.MonkeyPatch) -> None:
+    called: list[tuple[RunConfig, argparse.Namespace]] = []
+    monkeypatch.setattr(cli, "_train", lambda *arguments: called.append(arguments))
+    preset = str(REPOSITORY / "conf" / "quick.yaml")
+    assert main(["train", "--config", preset, "--seed", "7", "--optimizer.learning_rate=1e-05"]) == EXIT_DONE
+    [(config, arguments)] = called
+    assert (config.seed, config.optimizer.learning_rate, config.data.image_size) == (7, 1e-5, 32)
+    assert arguments.overrides == {"seed": "7", "optimizer.learning_rate": "1e-05"}
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ValueError("data.root must exist"),
+        FileNotFoundError(2, "No such file or directory", "photo.jpg"),
+        PermissionError(13, "Permission denied", "/root/runs"),
+        NotADirectoryError(20, "Not a directory", "LICENSE/runs"),
+        OSError(28, "No space left on device"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_what_a_user_can_mend_is_one_line_and_exit_code_1(
+    error: Exception, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(cli, "_report", fail)
+    assert main(["report", "digits"]) == EXIT_FAILED
+    assert capsys.readouterr().err == f"error: {error}\n"
+
+
+def test_a_mistake_of_ours_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli, "_report", lambda *_: {}["missing"])
+    with pytest.raises(KeyError):
+        main(["report", "digits"])
+
+
+def test_an_interrupt_is_exit_code_130(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    from experiments.interrupts import InterruptedRunError
+
+    for error in (KeyboardInterrupt(), InterruptedRunError()):
+
+        def fail(*_: object, error: BaseException = error) -> None:
+            raise error
+
+        monkeypatch.setattr(cli, "_report", fail)
+        assert main(["report", "digits"]) == EXIT_INTERRUPTED
+    assert "the same command goes on from here" in capsys.readouterr().err
+
+
+def test_a_process_ends_with_the_code_and_a_single_line(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "experiments", "sweep", "--optimizer.lr", "1", "--output_dir", str(tmp_path / "runs")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (EXIT_USAGE, "")
+    assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "runs").exists()
 
 
 def test_a_failure_is_one_line_and_exit_code_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,11 +6,12 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from experiments.config import RunConfig
+from experiments.config import RunConfig, field_names, override, to_flat
 from experiments.search_space import (
+    NOT_TUNABLE,
     ChoiceRange,
     FloatRange,
     IntRange,
@@ -34,12 +35,16 @@ ranges = st.one_of(
 names = st.sampled_from(["optimizer.learning_rate", "data.batch_size", "trainer.max_epochs", "model.dropout", "seed"])
 
 
+@settings(max_examples=30, deadline=None)
 @given(st.dictionaries(names, ranges, min_size=1))
 def test_a_space_written_as_yaml_loads_as_itself(space: dict[str, Range]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "space.yaml"
         path.write_text(dump_search_space(space))
-        assert dict(load_search_space(path)) == space
+        loaded = dict(load_search_space(path))
+    assert loaded == space
+    # Equality takes 1, 1.0 and True for the same.
+    assert repr(loaded) == repr(space)
 
 
 @pytest.mark.parametrize(
@@ -61,6 +66,26 @@ def test_a_space_written_as_yaml_loads_as_itself(space: dict[str, Range]) -> Non
         ("sweep.n_trials: {type: int, low: 1, high: 2}", "must be a field that changes the result"),
         ("data.root: {type: choice, values: [a, b]}", "must be a field that changes the result"),
         ("", "must map field names to ranges"),
+        ("[]", "must map field names to ranges"),
+        ("{}", "must map field names to ranges"),
+        ("optimizer: {learning_rate: {type: float, low: 1, high: 2}}", "unknown field 'optimizer'"),
+        ("1: {type: int, low: 1, high: 2}", "unknown field '1'"),
+        ("data.batch_size:", "must be a mapping such as .*, got None"),
+        ("data.batch_size: {low: 1, high: 2}", "type must be one of float, int, choice, got None"),
+        ("data.batch_size: {type: [int], low: 1, high: 2}", "type must be one of float, int, choice"),
+        ("data.batch_size: {type: {int: 1}, low: 1, high: 2}", "type must be one of float, int, choice"),
+        ("data.batch_size: {type: int, high: 2}", "low must be a number of type int, got None"),
+        ("data.batch_size: {type: int, low: 2, high: 2}", r"must have low < high, got \(2, 2\)"),
+        ("data.batch_size: {type: int, low: 0, high: 2, log: true}", "must be > 0 on a log scale, got 0"),
+        ("data.batch_size: {type: int, low: 1, high: 2, log: 1}", "log must be true or false, got 1"),
+        ("data.batch_size: {type: int, low: 1, high: 64, ScalingType: Linear}", "got 'ScalingType'"),
+        ("data.batch_size: {type: choice, values: [1], low: 1}", "choice range must have only values, got 'low'"),
+        ("data.batch_size: {type: choice}", "must be a list, got None"),
+        ("data.batch_size: {type: choice, values: 32}", "must be a list, got 32"),
+        ("data.batch_size: {type: choice, values: [32, null]}", "must be numbers, text or true/false, got None"),
+        ("data.batch_size: {type: choice, values: [32, 32]}", "different as text"),
+        ("seed: {type: int, low: 1, high: 2}\nseed: {type: int, low: 1, high: 3}", "seed"),
+        ("seed: [", "is not YAML"),
     ],
 )
 def test_what_an_engine_cannot_express_is_refused(tmp_path: Path, text: str, message: str) -> None:
@@ -68,6 +93,101 @@ def test_what_an_engine_cannot_express_is_refused(tmp_path: Path, text: str, mes
     path.write_text(text)
     with pytest.raises(ValueError, match=message):
         load_search_space(path)
+
+
+def test_a_refusal_is_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "space.yaml"
+    path.write_text("seed: [")
+    with pytest.raises(ValueError, match="is not YAML") as error:
+        load_search_space(path)
+    assert "\n" not in str(error.value)
+
+
+def test_more_than_thirty_choices_or_fields_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "space.yaml"
+    path.write_text(f"data.batch_size: {{type: choice, values: {list(range(1, 31))}}}")
+    load_search_space(path)
+    path.write_text(f"data.batch_size: {{type: choice, values: {list(range(1, 32))}}}")
+    with pytest.raises(ValueError, match="values must be at most 30, got 31"):
+        load_search_space(path)
+    path.write_text("\n".join(f"field_{number}: {{type: int, low: 1, high: 2}}" for number in range(31)))
+    with pytest.raises(ValueError, match="must tune at most 30 fields, got 31"):
+        load_search_space(path)
+
+
+def test_a_file_that_is_missing_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"absent\.yaml"):
+        load_search_space(tmp_path / "absent.yaml")
+
+
+def test_fields_that_do_not_change_the_result_are_not_tunable(tmp_path: Path) -> None:
+    path = tmp_path / "space.yaml"
+    refused = [name for name in field_names() if name.startswith(NOT_TUNABLE)]
+    assert {"sweep.n_trials", "output_dir", "data.root", "tracking.uri", "search"} <= set(refused)
+    for name in refused:
+        path.write_text(f"{name}: {{type: choice, values: [a, b]}}")
+        with pytest.raises(ValueError, match=f"^search space: {name} must be a field that changes the result"):
+            load_search_space(path)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{type: float, low: 1.0, high: .inf}",
+        "{type: float, low: -.inf, high: 1.0}",
+        "{type: float, low: .nan, high: 1.0}",
+        "{type: choice, values: [0.1, .inf]}",
+        "{type: choice, values: [0.1, .nan]}",
+    ],
+)
+def test_what_is_no_finite_number_is_refused_before_a_trial(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "space.yaml"
+    path.write_text(f"optimizer.weight_decay: {text}")
+    with pytest.raises(ValueError, match=r"optimizer\.weight_decay.*(inf|nan)"):
+        check_against(load_search_space(path), RunConfig())
+
+
+# A sweep trains each trial on one device of this machine, and shares its processors among the workers itself.
+@pytest.mark.parametrize("name", ["trainer.devices", "trainer.num_nodes"])
+def test_how_many_machines_a_trial_takes_is_not_tunable(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "space.yaml"
+    path.write_text(f"{name}: {{type: int, low: 1, high: 2}}")
+    with pytest.raises(ValueError, match="must be a field that changes the result"):
+        load_search_space(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "one", "value"),
+    [
+        ("model.dropout", FloatRange(-0.1, 0.5), "-0.1"),
+        ("trainer.max_epochs", IntRange(0, 3), "0"),
+        ("trainer.max_epochs", FloatRange(1.0, 3.0), "1.0"),
+        ("data.image_size", ChoiceRange((32, 64, 4096)), "4096"),
+        ("optimizer.name", ChoiceRange(("sgd", "adamW")), "'adamW'"),
+        ("trainer.compile", ChoiceRange((True, 1)), "1"),
+        ("optimizer.learning_rate", ChoiceRange((0.1, "fast")), "'fast'"),
+    ],
+)
+def test_a_value_that_the_config_refuses_is_named(name: str, one: Range, value: str) -> None:
+    with pytest.raises(ValueError, match=f"^search space: {name} can't take {value}: .*{name}"):
+        check_against({name: one}, RunConfig())
+
+
+def test_a_range_of_whole_numbers_fits_a_real_field() -> None:
+    check_against({"optimizer.weight_decay": IntRange(0, 3)}, RunConfig())
+
+
+def test_choices_fit_as_the_text_that_a_tuning_job_sends() -> None:
+    space = {
+        "trainer.compile": ChoiceRange((True, False)),
+        "data.batch_size": ChoiceRange((32, 64)),
+        "optimizer.learning_rate": ChoiceRange((1e-5, 0.1)),
+        "model.trainable": ChoiceRange(("head", "all")),
+    }
+    check_against(space, RunConfig())
+    for name, one in space.items():
+        for value in one.values:
+            assert to_flat(override(RunConfig(), {name: str(value)}))[name] == value
 
 
 def test_extremes_that_the_config_refuses_are_refused_before_a_trial() -> None:
@@ -79,3 +199,5 @@ def test_a_grid_needs_choices() -> None:
     assert grid_points({"data.batch_size": ChoiceRange((32, 64))}) == {"data.batch_size": [32, 64]}
     with pytest.raises(ValueError, match="must be a choice for sampler grid"):
         grid_points({"model.dropout": FloatRange(0.0, 0.5)})
+    with pytest.raises(ValueError, match=r"trainer\.max_epochs must be a choice for sampler grid"):
+        grid_points({"data.batch_size": ChoiceRange((32, 64)), "trainer.max_epochs": IntRange(1, 3)})

@@ -1,0 +1,90 @@
+"""Ctrl-C: once for a clean stop, twice for one at once."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from experiments.interrupts import EXIT_INTERRUPTED, InterruptedRunError, Interrupts
+
+
+def interrupt(number: int = signal.SIGINT) -> None:
+    """Send this process a signal; its handler has run when this returns."""
+    os.kill(os.getpid(), number)
+    time.sleep(0)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_first_signal_asks_for_a_stop_and_says_so(number: int, capsys: pytest.CaptureFixture[str]) -> None:
+    with Interrupts() as interrupts:
+        interrupts.raise_if_requested()
+        assert not interrupts.requested
+        interrupt(number)
+        assert interrupts.requested
+        with pytest.raises(InterruptedRunError):
+            interrupts.raise_if_requested()
+    shown = capsys.readouterr()
+    assert "stopping after this batch; once more to stop at once" in shown.err
+    assert shown.out == "", "results go to standard output"
+
+
+@pytest.mark.parametrize("hook", ["on_train_batch_end", "on_validation_batch_end"])
+def test_training_stops_between_two_batches(hook: str) -> None:
+    with Interrupts() as interrupts:
+        getattr(interrupts, hook)(None, None, None, None, 0)
+        interrupt()
+        with pytest.raises(InterruptedRunError):
+            getattr(interrupts, hook)(None, None, None, None, 1)
+
+
+def test_handlers_are_as_they_were_on_exit_also_after_an_error() -> None:
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    with pytest.raises(InterruptedRunError), Interrupts() as interrupts:
+        assert signal.getsignal(signal.SIGINT) != before[signal.SIGINT]
+        interrupt()
+        interrupts.raise_if_requested()
+    assert {number: signal.getsignal(number) for number in before} == before
+    with pytest.raises(KeyboardInterrupt):
+        interrupt()
+
+
+def test_only_the_named_signals_are_caught() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    with Interrupts([signal.SIGTERM]) as interrupts:
+        assert signal.getsignal(signal.SIGINT) is before
+        interrupt(signal.SIGTERM)
+        assert interrupts.requested
+
+
+def test_a_second_interrupt_ends_the_process_at_once() -> None:
+    code = (
+        "import time\n"
+        "from experiments.interrupts import Interrupts\n"
+        "with Interrupts() as interrupts:\n"
+        "    print('ready', flush=True)\n"
+        "    while not interrupts.requested:\n"
+        "        time.sleep(0.01)\n"
+        "    print('requested', flush=True)\n"
+        "    try:\n"
+        "        time.sleep(60)\n"
+        "    finally:\n"
+        "        print('cleaned up', flush=True)\n"
+    )
+    command = [sys.executable, "-c", code]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(signal.SIGINT)
+        assert process.stdout.readline() == "requested\n"
+        started = time.monotonic()
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=30)
+    assert process.returncode == EXIT_INTERRUPTED
+    assert time.monotonic() - started < 5
+    assert out == ""
+    assert "Traceback" not in err

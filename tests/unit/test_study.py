@@ -1,0 +1,652 @@
+"""The study: what continues it, who works on which trial, and what a kill leaves behind. Nothing is trained here."""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import json
+import math
+import multiprocessing
+import platform
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import optuna
+import pytest
+from filelock import FileLock, Timeout
+from optuna.pruners import HyperbandPruner, MedianPruner, NopPruner
+from optuna.trial import Trial, TrialState
+
+from experiments import study as study_module
+from experiments.config import RunConfig, load_config, override, to_flat
+from experiments.search_space import ChoiceRange, FloatRange, IntRange, Point, SearchSpace
+from experiments.study import (
+    HOST_ATTR,
+    Claim,
+    NothingToClaim,
+    best_config,
+    best_trial,
+    claim,
+    load_study,
+    make_pruner,
+    make_sampler,
+    open_storage,
+    open_study,
+    study_folder,
+    suggest,
+    trial_folder,
+)
+
+SPACE: SearchSpace = {
+    "optimizer.learning_rate": FloatRange(1e-4, 1e-1, log=True),
+    "model.dropout": FloatRange(0.0, 0.5),
+    "data.batch_size": ChoiceRange((32, 64, 128)),
+    "trainer.max_epochs": IntRange(2, 8),
+}
+GRID: SearchSpace = {
+    "optimizer.name": ChoiceRange(("sgd", "adamw")),
+    "data.batch_size": ChoiceRange((32, 64)),
+    "trainer.compile": ChoiceRange((False, True)),
+}
+
+
+def make_config(folder: Path, **values: object) -> RunConfig:
+    """A config of a quick sampler; `sampler` and the like are fields of the sweep."""
+    sweep = {"sampler": "random", "pruner": "none", "n_trials": 3, **values}
+    return load_config(None, {"output_dir": folder, **{f"sweep.{name}": value for name, value in sweep.items()}})
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> RunConfig:
+    return make_config(tmp_path / "runs")
+
+
+def objective(point: Point) -> float:
+    """Any function that tells points apart."""
+    return sum(abs(math.log(float(value) + 2)) for value in point.values() if not isinstance(value, str))
+
+
+def finish(study: optuna.Study, claimed: Claim | NothingToClaim, state: TrialState = TrialState.COMPLETE) -> None:
+    assert isinstance(claimed, Claim)
+    study.tell(claimed.trial, objective(claimed.point) if state == TrialState.COMPLETE else None, state=state)
+    claimed.lock.release()
+
+
+def run_trials(config: RunConfig, space: SearchSpace, count: int, *, reopen: bool = False) -> list[Point]:
+    """The points of `count` finished trials; with `reopen`, each step is done by what looks like a new process."""
+    study, target = open_study(config, space)
+    points = []
+    for _ in range(count):
+        claimed = claim(study, config, space, target)
+        if reopen:
+            assert isinstance(claimed, Claim)
+            claimed.lock.release()
+            study, target = open_study(config, space)
+            claimed = claim(study, config, space, target)
+        assert isinstance(claimed, Claim)
+        points.append(claimed.point)
+        finish(study, claimed)
+        if reopen:
+            study, target = open_study(config, space)
+    return points
+
+
+def is_inside(point: Point, space: SearchSpace) -> bool:
+    """Whether every value has its range's type and lies in it."""
+    for name, one in space.items():
+        value = point[name]
+        if isinstance(one, ChoiceRange):
+            if (type(value), value) not in [(type(choice), choice) for choice in one.values]:
+                return False
+        elif type(value) is not (float if isinstance(one, FloatRange) else int) or not one.low <= value <= one.high:
+            return False
+    return point.keys() == space.keys()
+
+
+@contextmanager
+def another_process(code: str, *arguments: object) -> Iterator[subprocess.Popen[str]]:
+    """A process that has printed its first line; it is killed at the end, if not before."""
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "ready\n"
+            yield process
+        finally:
+            process.kill()
+
+
+HOLD_A_LOCK = """
+import sys
+from filelock import FileLock
+lock = FileLock(sys.argv[1])
+lock.acquire()
+print("ready", flush=True)
+sys.stdin.read()
+"""
+
+
+# The journal
+
+
+def test_a_torn_last_line_of_the_journal_is_mended_and_the_study_goes_on(config: RunConfig) -> None:
+    open_study(config, SPACE)[0].set_user_attr("torn", "x" * 40)
+    journal = study_folder(config) / "journal.log"
+    whole = journal.read_bytes()
+    start = whole.rindex(b"\n", 0, -1) + 1
+    for cut in (start, start + 1, (start + len(whole)) // 2, len(whole) - 2, len(whole) - 1):
+        journal.write_bytes(whole[:cut])
+        study = load_study(config, "sweep")
+        assert "torn" not in study.user_attrs
+        study.set_user_attr("after", cut)
+        attrs = load_study(config, "sweep").user_attrs
+        assert attrs["after"] == cut
+        assert attrs["metric"] == "val_loss"
+        assert all(json.loads(line) for line in journal.read_bytes().splitlines())
+
+
+def test_a_process_that_reads_on_after_a_torn_line_sees_what_others_write(config: RunConfig) -> None:
+    reader, _ = open_study(config, SPACE)
+    with (study_folder(config) / "journal.log").open("ab") as journal:
+        journal.write(b'{"op_code":2,"worker_id":"gone","study')
+    assert reader.user_attrs["metric"] == "val_loss"
+    load_study(config, "sweep").set_user_attr("other", 1)
+    assert reader.user_attrs["other"] == 1
+    reader.set_user_attr("own", 2)
+    assert load_study(config, "sweep").user_attrs["own"] == 2
+
+
+def test_a_lock_that_a_killed_process_held_does_not_block(config: RunConfig) -> None:
+    open_study(config, SPACE)
+    lock = study_folder(config) / "journal.log.lock"
+    with another_process(HOLD_A_LOCK, lock) as process:
+        with pytest.raises(Timeout):
+            FileLock(lock).acquire(timeout=0)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert lock.exists(), "the file stays; the lock must not"
+    started = time.monotonic()
+    open_study(config, SPACE)[0].set_user_attr("after", 1)
+    assert time.monotonic() - started < 5
+
+
+# Opening
+
+
+def test_a_new_study_notes_what_it_was_made_with(config: RunConfig) -> None:
+    study, target = open_study(config, SPACE)
+    assert target == 3
+    assert study.direction.name == "MINIMIZE"
+    assert study.user_attrs["metric"] == "val_loss"
+    assert study.user_attrs["config"] == to_flat(config)
+    assert (config.output_dir / "studies" / "sweep" / "journal.log").is_file()
+
+
+def test_a_maximized_metric_makes_a_maximizing_study(tmp_path: Path) -> None:
+    config = make_config(tmp_path, metric="val_accuracy", direction="maximize")
+    assert open_study(config, SPACE)[0].direction.name == "MAXIMIZE"
+
+
+def test_a_study_that_was_killed_while_it_was_made_is_completed(config: RunConfig) -> None:
+    optuna.create_study(study_name="sweep", storage=open_storage(config))
+    study, target = open_study(config, SPACE)
+    assert target == 3
+    assert study.user_attrs["config"] == to_flat(config)
+
+
+@pytest.mark.parametrize(
+    ("finished", "n_trials", "more", "target"),
+    [
+        (0, 3, 0, 3),
+        (1, 3, 0, 3),
+        (1, 3, 2, 3),  # it has not got its trials yet
+        (3, 3, 0, 3),
+        (3, 3, 2, 5),
+        (3, 5, 0, 5),
+        (3, 5, 2, 5),
+        (1, 2, 0, 3),  # what was promised earlier stays
+        (3, 1, 0, 3),
+        (3, 1, 1, 4),
+    ],
+)
+def test_how_many_trials_a_continued_study_ends_with(
+    config: RunConfig, finished: int, n_trials: int, more: int, target: int
+) -> None:
+    run_trials(config, SPACE, finished)
+    now = override(config, {"sweep.n_trials": n_trials})
+    assert open_study(now, SPACE, more=more)[1] == target
+    assert open_study(now, SPACE)[1] == target, "the same command without more goes on to the same end"
+
+
+def test_pruned_and_failed_trials_count_as_finished(config: RunConfig) -> None:
+    study, target = open_study(config, SPACE)
+    for state in (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL):
+        finish(study, claim(study, config, SPACE, target), state)
+    assert claim(study, config, SPACE, target) == NothingToClaim(done=True)
+    assert open_study(config, SPACE, more=1)[1] == 4
+
+
+def test_fewer_than_no_more_trials_are_refused(config: RunConfig) -> None:
+    run_trials(config, SPACE, 3)
+    with pytest.raises(ValueError, match="more"):
+        open_study(config, SPACE, more=-1)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {**SPACE, "data.batch_size": ChoiceRange((32, 64))},
+        {**SPACE, "optimizer.weight_decay": FloatRange(0.0, 1.0)},
+        {name: one for name, one in SPACE.items() if name != "model.dropout"},
+        {**SPACE, "model.dropout": FloatRange(0.0, 0.6)},
+    ],
+    ids=["choices", "one more", "one less", "wider"],
+)
+def test_another_search_space_is_refused(config: RunConfig, other: SearchSpace) -> None:
+    open_study(config, SPACE)
+    with pytest.raises(ValueError, match=r"search must stay .* study 'sweep'.*sweep\.study_name"):
+        open_study(config, other)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("optimizer.weight_decay", 0.5),
+        ("model.backbone", "resnet18"),
+        ("model.weights", "none"),
+        ("data.fraction", 0.5),
+        ("data.image_size", 64),
+        ("trainer.precision", "bf16-mixed"),
+        ("trainer.early_stopping_patience", 3),
+        ("seed", 1),
+    ],
+)
+def test_another_config_is_refused_by_key(config: RunConfig, name: str, value: object) -> None:
+    open_study(config, SPACE)
+    rule = f"{name} must stay {to_flat(config)[name]!r} for study 'sweep'"
+    with pytest.raises(ValueError, match=f"^{re.escape(rule)}.*, got {re.escape(repr(value))}$"):
+        open_study(override(config, {name: value}), SPACE)
+
+
+def test_another_metric_is_refused(config: RunConfig) -> None:
+    open_study(config, SPACE)
+    other = override(config, {"sweep.metric": "val_accuracy", "sweep.direction": "maximize"})
+    with pytest.raises(ValueError, match=r"^sweep\.metric must stay 'val_loss'"):
+        open_study(other, SPACE)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("sweep.n_trials", 9),
+        ("sweep.timeout_seconds", 60.0),
+        ("sweep.sampler", "tpe"),
+        ("sweep.pruner", "median"),
+        ("sweep.workers", 2),
+        ("tracking.uri", "http://127.0.0.1:5000"),
+        ("tracking.experiment", "other"),
+        ("data.root", "elsewhere"),
+        ("data.num_workers", 2),
+        ("data.cache_dir", "elsewhere"),
+        ("trainer.accelerator", "cpu"),
+        ("trainer.compile", True),
+        ("search", "conf/search/head.yaml"),
+        # The search decides it anyway.
+        ("data.batch_size", 256),
+    ],
+)
+def test_what_leaves_trials_comparable_may_change(config: RunConfig, name: str, value: object) -> None:
+    made, _ = open_study(config, SPACE)
+    study, _ = open_study(override(config, {name: value}), SPACE)
+    assert study._study_id == made._study_id
+
+
+# Claiming
+
+
+def test_a_claimed_trial_is_new_locked_and_inside_the_space(config: RunConfig) -> None:
+    study, target = open_study(config, SPACE)
+    claimed = claim(study, config, SPACE, target)
+    assert isinstance(claimed, Claim)
+    assert claimed.trial.number == 0
+    assert claimed.folder.path == trial_folder(config, 0).path
+    assert is_inside(claimed.point, SPACE)
+    assert study.trials[0].params == claimed.point
+    with pytest.raises(Timeout):
+        FileLock(claimed.folder.path / "lock").acquire(timeout=0)
+
+
+def test_nothing_is_claimed_once_all_trials_have_finished(config: RunConfig) -> None:
+    run_trials(config, SPACE, 3)
+    study, target = open_study(config, SPACE)
+    assert claim(study, config, SPACE, target) == NothingToClaim(done=True, waiting_for=())
+    assert len(study.trials) == 3
+
+
+def test_a_trial_that_nobody_holds_is_taken_over_as_it_was_drawn(config: RunConfig) -> None:
+    study, target = open_study(config, SPACE)
+    first = claim(study, config, SPACE, target)
+    assert isinstance(first, Claim)
+    first.lock.release()
+    study, target = open_study(config, SPACE)
+    again = claim(study, config, SPACE, target)
+    assert isinstance(again, Claim)
+    assert (again.trial.number, again.point) == (0, first.point)
+    assert len(study.trials) == 1
+
+
+def test_a_free_trial_is_taken_over_even_where_no_new_one_may_start(config: RunConfig) -> None:
+    study, target = open_study(config, SPACE)
+    assert claim(study, config, SPACE, target, new=False) == NothingToClaim(done=True)
+    first = claim(study, config, SPACE, target)
+    assert isinstance(first, Claim)
+    first.lock.release()
+    again = claim(study, config, SPACE, target, new=False)
+    assert isinstance(again, Claim)
+    assert again.trial.number == 0
+
+
+CLAIM_AND_WAIT = """
+import sys
+from pathlib import Path
+from experiments.study import claim, open_study
+from tests.unit.test_study import SPACE, make_config
+config = make_config(Path(sys.argv[1]), n_trials=1)
+study, target = open_study(config, SPACE)
+claimed = claim(study, config, SPACE, target)
+print("ready", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_trial_waits_for_its_process_and_is_taken_over_when_that_is_killed(tmp_path: Path) -> None:
+    config = make_config(tmp_path, n_trials=1)
+    with another_process(CLAIM_AND_WAIT, tmp_path) as process:
+        study, target = open_study(config, SPACE)
+        assert claim(study, config, SPACE, target) == NothingToClaim(done=False, waiting_for=(0,))
+        drawn = study.trials[0].params
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    claimed = claim(study, config, SPACE, target)
+    assert isinstance(claimed, Claim)
+    assert (claimed.trial.number, claimed.point) == (0, drawn)
+    finish(study, claimed)
+    assert claim(study, config, SPACE, target) == NothingToClaim(done=True)
+
+
+def test_a_held_trial_is_left_alone_and_a_new_one_starts_beside_it(config: RunConfig) -> None:
+    study, target = open_study(config, SPACE)
+    first = claim(study, config, SPACE, target)
+    assert isinstance(first, Claim)
+    first.lock.release()
+    with FileLock(first.folder.path / "lock"):
+        second = claim(study, config, SPACE, target)
+    assert isinstance(second, Claim)
+    assert second.trial.number == 1
+
+
+def test_threads_that_claim_at_once_share_the_trials(config: RunConfig) -> None:
+    config = override(config, {"sweep.n_trials": 8})
+    open_study(config, SPACE)
+    start, end = threading.Barrier(4, timeout=30), threading.Barrier(4, timeout=30)
+
+    def work(_: int) -> list[int]:
+        study, target = open_study(config, SPACE)
+        claims = []
+        start.wait()
+        while isinstance(claimed := claim(study, config, SPACE, target), Claim):
+            claims.append(claimed)
+        assert not claimed.done
+        end.wait()
+        return [one.trial.number for one in claims]
+
+    with ThreadPoolExecutor(4) as threads:
+        numbers = [number for one in threads.map(work, range(4)) for number in one]
+    assert sorted(numbers) == list(range(8))
+
+
+def claim_until_done(folder: Path) -> list[int]:
+    """In a process of its own: run trials until the study has them all."""
+    config = make_config(folder, n_trials=12)
+    study, target = open_study(config, SPACE)
+    numbers = []
+    while True:
+        claimed = claim(study, config, SPACE, target)
+        if isinstance(claimed, Claim):
+            numbers.append(claimed.trial.number)
+            finish(study, claimed)
+        elif claimed.done:
+            return numbers
+
+
+def test_processes_that_claim_at_once_share_the_trials(tmp_path: Path) -> None:
+    with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as processes:
+        numbers = [number for one in processes.map(claim_until_done, [tmp_path] * 2) for number in one]
+    assert sorted(numbers) == list(range(12))
+    study = load_study(make_config(tmp_path), "sweep")
+    assert [trial.state for trial in study.trials] == [TrialState.COMPLETE] * 12
+
+
+def test_a_shared_database_says_whose_trial_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = make_config(tmp_path, storage=f"sqlite:///{tmp_path}/studies.db", n_trials=1)
+    study, target = open_study(config, SPACE)
+    asked = study.ask()
+    waiting = NothingToClaim(done=False, waiting_for=(0,))
+    assert claim(study, config, SPACE, target) == waiting, "somebody may be about to write the host"
+    asked.set_user_attr(HOST_ATTR, f"not-{platform.node()}")
+    assert claim(study, config, SPACE, target) == waiting, "its lock and checkpoints are elsewhere"
+    asked.set_user_attr(HOST_ATTR, platform.node())
+    claimed = claim(study, config, SPACE, target)
+    assert isinstance(claimed, Claim)
+    finish(study, claimed)
+    study, target = open_study(config, SPACE, more=1)
+    study.ask()
+    monkeypatch.setattr(study_module, "GRACE_SECONDS", -1.0)
+    assert isinstance(claim(study, config, SPACE, target), Claim), "nobody wrote a host for a minute"
+    study._storage.remove_session()
+
+
+# Drawing
+
+
+@pytest.mark.parametrize(("sampler", "trials"), [("random", 4), ("tpe", 13), ("cmaes", 5)])
+def test_an_interrupted_study_draws_what_it_would_have_drawn(tmp_path: Path, sampler: str, trials: int) -> None:
+    whole = make_config(tmp_path / "whole", sampler=sampler, n_trials=trials)
+    cut = make_config(tmp_path / "cut", sampler=sampler, n_trials=trials)
+    assert run_trials(cut, SPACE, trials, reopen=True) == run_trials(whole, SPACE, trials)
+
+
+def kill_after(drawn: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let no process draw more than so many values."""
+    suggest_one, count = Trial._suggest, itertools.count()
+
+    def killed(trial: Trial, *arguments: object) -> object:
+        if next(count) == drawn:
+            raise KeyboardInterrupt
+        return suggest_one(trial, *arguments)
+
+    monkeypatch.setattr(Trial, "_suggest", killed)
+
+
+@pytest.mark.parametrize("drawn", [0, 2])
+@pytest.mark.parametrize("sampler", ["random", "tpe", "cmaes", "grid"])
+def test_a_trial_that_was_cut_off_while_it_was_drawn_is_completed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sampler: str, drawn: int
+) -> None:
+    space = GRID if sampler == "grid" else SPACE
+    [whole] = run_trials(make_config(tmp_path / "whole", sampler=sampler), space, 1)
+    config = make_config(tmp_path / "cut", sampler=sampler)
+    study, target = open_study(config, space)
+    with monkeypatch.context() as patch:
+        kill_after(drawn, patch)
+        with pytest.raises(KeyboardInterrupt):
+            claim(study, config, space, target)
+    gc.collect()  # the lock goes with the frames that held it
+    study, target = open_study(config, space)
+    noted = study.trials[0].params
+    assert list(noted.items()) == list(whole.items())[:drawn]
+    claimed = claim(study, config, space, target)
+    assert isinstance(claimed, Claim)
+    assert claimed.trial.number == 0
+    assert is_inside(claimed.point, space)
+    assert study.trials[0].params == claimed.point
+    assert claimed.point.items() >= noted.items()
+    if drawn == 0 or sampler == "grid":
+        assert claimed.point == whole, "it must draw what it would have drawn"
+
+
+@pytest.mark.parametrize(
+    ("sampler", "trials"),
+    # TPE and GP draw at random for their first ten trials.
+    [("random", 5), ("tpe", 12), ("gp", 12), ("cmaes", 6)],
+)
+def test_every_sampler_draws_inside_the_space(tmp_path: Path, sampler: str, trials: int) -> None:
+    points = run_trials(make_config(tmp_path, sampler=sampler, n_trials=trials), SPACE, trials)
+    assert all(is_inside(point, SPACE) for point in points)
+    assert len({point["optimizer.learning_rate"] for point in points}) == trials
+
+
+def test_a_grid_goes_through_all_combinations_once(tmp_path: Path) -> None:
+    points = run_trials(make_config(tmp_path, sampler="grid", n_trials=8), GRID, 8)
+    assert all(is_inside(point, GRID) for point in points)
+    combinations = itertools.product(*(one.values for one in GRID.values() if isinstance(one, ChoiceRange)))
+    assert sorted(map(str, (tuple(point.values()) for point in points))) == sorted(map(str, combinations))
+
+
+def test_a_grid_of_ranges_is_refused(tmp_path: Path) -> None:
+    config = make_config(tmp_path, sampler="grid")
+    with pytest.raises(ValueError, match=r"optimizer\.learning_rate must be a choice for sampler grid"):
+        make_sampler(config, SPACE, seed=0)
+
+
+def test_another_seed_draws_other_points(tmp_path: Path) -> None:
+    config = make_config(tmp_path / "0")
+    other = override(config, {"seed": 1, "output_dir": tmp_path / "1"})
+    assert run_trials(config, SPACE, 2) != run_trials(other, SPACE, 2)
+
+
+@pytest.mark.parametrize("seed", [2**16, 2**31, 2**32 - 1])
+def test_every_seed_that_torch_takes_can_draw(tmp_path: Path, seed: int) -> None:
+    config = override(make_config(tmp_path), {"seed": seed})
+    [point] = run_trials(config, SPACE, 1)
+    assert is_inside(point, SPACE)
+
+
+def test_a_drawn_point_is_read_back_and_makes_a_config(config: RunConfig) -> None:
+    study, _ = open_study(config, {**SPACE, **GRID})
+    trial = study.ask()
+    drawn = suggest(trial, {**SPACE, **GRID})
+    stored = load_study(config, "sweep")
+    assert suggest(Trial(stored, trial._trial_id), {**SPACE, **GRID}) == drawn
+    flat = to_flat(override(config, drawn))
+    assert {name: (type(flat[name]), flat[name]) for name in drawn} == {
+        name: (type(value), value) for name, value in drawn.items()
+    }
+
+
+# Pruning
+
+
+def pruned_after(pruner: optuna.pruners.BasePruner) -> list[int]:
+    """Epochs after which trials are pruned that are worse than all those before them."""
+    study = optuna.create_study(pruner=pruner)
+    pruned = []
+    for number in range(24):
+        trial = study.ask()
+        for epoch in range(1, 10):
+            trial.report(float(number), epoch)
+            if trial.should_prune():
+                pruned.append(epoch)
+                break
+        study.tell(trial, float(number))
+    return pruned
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "prunes"),
+    [("hyperband", HyperbandPruner, True), ("median", MedianPruner, True), ("none", NopPruner, False)],
+)
+def test_pruners_act_on_trials_that_fall_behind(tmp_path: Path, name: str, kind: type, prunes: bool) -> None:
+    config = override(make_config(tmp_path, pruner=name), {"trainer.max_epochs": 9})
+    pruner = make_pruner(config)
+    assert type(pruner) is kind
+    assert bool(pruned_after(pruner)) is prunes
+
+
+def test_hyperband_takes_a_run_of_one_epoch(tmp_path: Path) -> None:
+    config = override(make_config(tmp_path, pruner="hyperband"), {"trainer.max_epochs": 1})
+    trial = optuna.create_study(pruner=make_pruner(config)).ask()
+    trial.report(1.0, 1)
+    assert trial.should_prune() in (False, True)
+
+
+# Finding a study again
+
+
+def test_the_best_config_has_the_best_trials_settings(config: RunConfig) -> None:
+    study, _ = open_study(config, SPACE)
+    assert best_trial(study) is None
+    with pytest.raises(ValueError, match="study 'sweep' has no complete trial yet"):
+        best_config(study)
+    points = run_trials(config, SPACE, 3)
+    best = min(points, key=objective)
+    found, trial = best_config(load_study(config, "sweep"))
+    assert found == override(config, best)
+    assert trial.params == best
+
+
+def sqlite(folder: Path) -> str:
+    return f"sqlite:///{folder}/studies.db"
+
+
+def journal(folder: Path) -> None:
+    del folder
+
+
+@pytest.mark.parametrize("storage", [journal, sqlite])
+def test_an_unknown_study_is_refused_with_those_there_are(
+    tmp_path: Path, storage: Callable[[Path], str | None]
+) -> None:
+    config = make_config(tmp_path, storage=storage(tmp_path))
+    for name in ("digits", "dogs"):
+        study, _ = open_study(override(config, {"sweep.study_name": name}), SPACE)
+        study._storage.remove_session()
+    with pytest.raises(ValueError, match=r"study must exist .*'cats'") as error:
+        load_study(config, "cats")
+    assert "digits" in str(error.value)
+    assert "dogs" in str(error.value)
+    assert not study_folder(override(config, {"sweep.study_name": "cats"})).exists()
+
+
+def test_a_folder_without_a_study_in_it_is_not_said_to_be_in_a_database(config: RunConfig) -> None:
+    study_folder(config).mkdir(parents=True)
+    with pytest.raises(ValueError, match="'sweep'") as error:
+        load_study(config, "sweep")
+    assert "sweep.storage" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://user:secret@127.0.0.1:1/db",
+        "postgresql+psycopg://user:s3%40secret@127.0.0.1:1/db",
+        "postgresql://127.0.0.1:1/db?user=user&password=secret",
+        "nonsense://user:secret@127.0.0.1:1/db",
+        "mysql://user:secret@127.0.0.1:1/db",
+    ],
+)
+def test_a_password_in_the_storage_url_is_never_shown(tmp_path: Path, url: str) -> None:
+    config = make_config(tmp_path, storage=url)
+    with pytest.raises(ValueError, match=r"sweep\.storage must be a database that answers") as error:
+        open_study(config, SPACE)
+    assert "127.0.0.1:1/db" in str(error.value)
+    assert "secret" not in "".join(traceback.format_exception(error.value))
