@@ -246,7 +246,7 @@ def learning_rate_factor(step: int, total_steps: int, *, schedule: Schedule, war
         start, end = 1 / 25, 1 / 25 * 1e-4
         if step < rise - 1:
             return _cosine(start, 1.0, step / (rise - 1))
-        return _cosine(1.0, end, min(1.0, (step - rise + 1) / max(1.0, total_steps - rise)))
+        return _cosine(1.0, end, min(1.0, (step - rise + 1) / (total_steps - rise if total_steps > rise else 1.0)))
     if step < warmup_steps:
         return (step + 1) / (warmup_steps + 1)
     if schedule == "constant":

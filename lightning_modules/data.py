@@ -62,7 +62,7 @@ class ShardedSampler(Sampler[Draw]):
         seeds = torch.randint(2**62, (self.length,), generator=generator)
         for place in range(self.rank, len(self) * self.world_size, self.world_size):
             index = int(order[place % self.length])
-            yield Draw(index, int(seeds[index]), padding=place >= self.length)
+            yield Draw(index, int(seeds[index]), padding=place >= self.length and not self.shuffle)
 
 
 class PhotoDataset(Dataset[tuple[Tensor, int]]):
@@ -80,8 +80,7 @@ class PhotoDataset(Dataset[tuple[Tensor, int]]):
         data = self.split.paths[draw.photo].read_bytes()
         label = IGNORED_LABEL if draw.padding else self.split.labels[draw.photo]
         if self.augmentation is None:
-            image = decode_image(data, short_side=self.preprocessing.resize_size)
-            return self.preprocessing.crop(image), label
+            return self.preprocessing.crop(decode_image(data)), label  # in full, as an endpoint does
         image = decode_image(data, short_side=2 * self.preprocessing.image_size)
         # Its own random stream: the same image in the same epoch is augmented alike in any loader process.
         with torch.random.fork_rng(devices=[]):

@@ -100,6 +100,14 @@ def scan_class_folders(
             f"{max_bad_fraction}: {len(bad)} of {len(everything)} files can't be read; mend or remove them, or raise it"
             f"\n{listing}"
         )
+    readable = {path.parent.name for path in listed["train"] if not facts[path].problem}
+    if len(readable) < len(folder_names):
+        lacking = ", ".join(name for name in folder_names if name not in readable)
+        raise ValueError(f"data.root {root}: train has no photo that can be read of: {lacking}")
+    class_names = tuple(_class_name(name) for name in folder_names)
+    twice = [name for name, count in Counter(class_names).items() if count > 1]
+    if twice:
+        raise ValueError(f"data.root {root}: two folders in train come to one class name: {', '.join(twice)}")
     label = {name: index for index, name in enumerate(folder_names)}
     splits = {
         split: Split(tuple(good), tuple(label[path.parent.name] for path in good))
@@ -112,7 +120,7 @@ def scan_class_folders(
         splits["train"], _ = _cut(splits["train"], fraction, seed)
     return ClassFolders(
         root=root,
-        class_names=tuple(_class_name(name) for name in folder_names),
+        class_names=class_names,
         train=splits["train"],
         valid=splits["valid"],
         test=splits.get("test"),
@@ -145,7 +153,7 @@ def _list_photos(folder: Path) -> list[Path]:
 def _look_at(paths: Sequence[Path], root: Path, cache_dir: Path, progress: Progress) -> dict[Path, _Fact]:
     """Hash and decode every file once; a file of the same size and date is not looked at again."""
     cache = cache_dir / f"files-{hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:16]}.json"
-    known: dict[str, list[str]] = json.loads(cache.read_text()) if cache.is_file() else {}
+    known = _read_cache(cache)
     keys = {path: _file_key(path, root) for path in paths}
     new = [path for path in paths if keys[path] not in known]
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # decoding and hashing release the GIL
@@ -160,13 +168,27 @@ def _look_at(paths: Sequence[Path], root: Path, cache_dir: Path, progress: Progr
     return {path: _Fact(*known[keys[path]]) for path in paths}
 
 
+def _read_cache(cache: Path) -> dict[str, list[str]]:
+    """What earlier scans found; a file that is torn or of another form is made anew."""
+    try:
+        return {key: [sha256, problem] for key, (sha256, problem) in json.loads(cache.read_text()).items()}
+    except (OSError, ValueError, TypeError, AttributeError):
+        return {}
+
+
 def _file_key(path: Path, root: Path) -> str:
-    status = path.stat()
+    try:
+        status = path.stat()
+    except OSError:  # a link to nowhere
+        return str(path.relative_to(root))
     return f"{path.relative_to(root)}|{status.st_size}|{status.st_mtime_ns}"
 
 
 def _look(path: Path) -> _Fact:
-    data = path.read_bytes()
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        return _Fact("", f"the file can't be opened: {error.strerror}")
     try:
         decode_image(data)
         problem = ""

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 from torch import Tensor, nn
 from torchvision.models import get_model
 from torchvision.transforms.v2 import functional as F
@@ -27,6 +27,16 @@ MAX_IMAGES = 32
 """Images that one JSON request may hold."""
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 # safetensors' header names; source: github.com/huggingface/safetensors, README 'Format'.
 _DTYPES = {
@@ -69,6 +79,10 @@ class Preprocessing:
         Returns:
             (3, image_size, image_size) uint8.
         """
+        longest = 8 * min(image.shape[-2:])
+        if max(image.shape[-2:]) > longest:
+            # Only the middle stays: resizing all of a 1x16384 strip would take gigabytes.
+            image = F.center_crop(image, [min(side, longest) for side in image.shape[-2:]])
         resized = F.resize(image, [self.resize_size], antialias=True)
         return F.center_crop(resized, [self.image_size, self.image_size])
 
@@ -121,9 +135,10 @@ def decode_image(data: bytes, short_side: int = 0) -> Tensor:
                 )
             if short_side:
                 # libjpeg scales by 1/2, 1/4 or 1/8 while decoding: the pixels that a resize would drop cost nothing.
-                scale = short_side / min(width, height)
-                image.draft(None, (int(width * scale) + 1, int(height * scale) + 1))
-            return F.pil_to_tensor(_to_rgb(ImageOps.exif_transpose(image)))
+                shortest = min(width, height)
+                image.draft(None, (-(-width * short_side // shortest), -(-height * short_side // shortest)))
+            image.load()
+            return F.pil_to_tensor(_to_rgb(_upright(image)))
     except BadImageError:
         raise
     except UnidentifiedImageError as error:
@@ -135,10 +150,19 @@ def decode_image(data: bytes, short_side: int = 0) -> Tensor:
         raise BadImageError(f"the image is too large: {error}") from error
 
 
+def _upright(image: Image.Image) -> Image.Image:
+    """Turn as EXIF says. Pillow's exif_transpose rewrites the EXIF too, and fails on tags that it can't write."""
+    try:
+        turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # broken EXIF costs no photo; Pillow raises SyntaxError, struct.error and more for it
+        return image
+    return image if turn is None else image.transpose(turn)
+
+
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):
         # Pillow's own conversion cuts 16-bit values at 255 and shows white.
-        image = image.point(lambda value: value * (1 / 257), "L")
+        image = image.convert("I").point(lambda value: value * (1 / 257), "L")
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         layer = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
@@ -163,20 +187,22 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
     Raises:
         BadExportError: if the file is not whole.
     """
-    data = path.read_bytes()
+    data = memoryview(path.read_bytes())
     try:
         header_size = int.from_bytes(data[:8], "little")
-        header = json.loads(data[8 : 8 + header_size])
+        header = json.loads(bytes(data[8 : 8 + header_size]))
         header.pop("__metadata__", None)
-        return {
-            name: torch.frombuffer(
-                bytearray(data[8 + header_size + part["data_offsets"][0] : 8 + header_size + part["data_offsets"][1]]),
-                dtype=_DTYPES[part["dtype"]],
-            ).reshape(part["shape"])
-            for name, part in header.items()
-        }
+        return {name: _tensor(data[8 + header_size :], part) for name, part in header.items()}
     except (ValueError, KeyError, TypeError, RuntimeError, AttributeError) as error:
         raise BadExportError(f"{path} is not a whole safetensors file: {error}") from error
+
+
+def _tensor(data: memoryview, part: dict) -> Tensor:  # type: ignore[type-arg]
+    start, end = part["data_offsets"]
+    dtype = _DTYPES[part["dtype"]]
+    # frombuffer takes no empty buffer.
+    values = torch.frombuffer(bytearray(data[start:end]), dtype=dtype) if end > start else torch.empty(0, dtype=dtype)
+    return values.reshape(part["shape"])
 
 
 @dataclass(frozen=True)
@@ -213,14 +239,17 @@ def load_export(folder: Path, device: str = "cpu") -> Model:
     try:
         manifest = json.loads((folder / MANIFEST_FILE).read_text())
         class_names = tuple(manifest["class_names"])
-        version = manifest["sha256"]
+        version, backbone = manifest["sha256"], str(manifest["backbone"])
         digest = hashlib.sha256((folder / WEIGHTS_FILE).read_bytes()).hexdigest()
         preprocessing = Preprocessing.from_dict(manifest["preprocessing"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BadExportError(f"{folder} is not an export folder: {error}") from error
     if digest != version:
         raise BadExportError(f"{folder / WEIGHTS_FILE} has SHA-256 {digest}, but {MANIFEST_FILE} says {version}")
-    network = build_network(manifest["backbone"], len(class_names))
+    try:
+        network = build_network(backbone, len(class_names))
+    except ValueError as error:
+        raise BadExportError(f"{folder / MANIFEST_FILE}: {error}") from error
     try:
         network.load_state_dict(read_safetensors(folder / WEIGHTS_FILE))
     except RuntimeError as error:
@@ -251,7 +280,7 @@ def input_fn(body: bytes, content_type: str) -> list[Tensor]:
     try:
         encoded = json.loads(body)["images"]
         images = [base64.b64decode(one, validate=True) for one in encoded]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise BadImageError('the JSON must be {"images": [base64, ...]}') from error
     if not 1 <= len(images) <= MAX_IMAGES:
         raise BadImageError(f"the request has {len(images)} images; 1 to {MAX_IMAGES} are taken")

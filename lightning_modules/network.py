@@ -93,7 +93,7 @@ def _last_block(trunk: nn.Module, head: nn.Module) -> list[nn.Module]:
     last = max(index for index, part in enumerate(parts) if _weights(part, head, norms=False))
     block = parts[last]
     # A trunk kept in one container (features of a VGG, encoder of a ViT) is no block: look inside.
-    if len(list(block.children())) > 1 and _weights(block, head) > 0.9 * _weights(trunk, head):
+    if len(list(block.children())) > 1 and _weights(block, head) > 0.8 * _weights(trunk, head):
         return [*_last_block(block, head), *parts[last + 1 :]]
     if any(part is head for part in block.modules()):
         return [part for part in block.children() if part is not head] + parts[last + 1 :]
@@ -115,6 +115,8 @@ def _imagenet_weights(backbone: str) -> dict[str, Tensor]:
             f"model.weights imagenet: {best.url} can't be downloaded ({error}); place that file at {cache}, "
             "or name another file in model.weights"
         ) from error
+    except Exception as error:  # a torn file: each reader has its own kinds
+        raise ValueError(f"model.weights imagenet: {cache} can't be read, remove it: {error}") from error
 
 
 def _read_weights(path: Path) -> dict[str, Tensor]:
@@ -126,15 +128,22 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # each reader has its own kinds; all of them mean that the file is of no use
         raise ValueError(f"model.weights: {path} can't be read as a state dict: {error}") from error
-    return loaded.get("state_dict", loaded)
+    state = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else loaded
+    if not isinstance(state, dict) or not all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items()
+    ):
+        raise ValueError(f"model.weights: {path} must hold a state dict, tensors by name")
+    return state
 
 
 def _load(network: nn.Module, state: dict[str, Tensor], head_name: str, source: str) -> None:
     """Load a state dict into the network, upcast to float32, without a head of another size."""
     own = network.state_dict()
     head = {key for key in own if key.startswith(f"{head_name}.")}
-    other_head = {key for key in head if key in state and state[key].shape != own[key].shape}
-    if other_head:
+    other_head = head if any(key not in state or state[key].shape != own[key].shape for key in head) else set()
+    if other_head and f"{head_name}.weight" not in state:
+        _log.warning("model.weights %s: it has no whole head, the new head starts from random weights", source)
+    elif other_head:
         _log.warning(
             "model.weights %s: its head has %d classes, not %d: left out, the new head starts from random weights",
             source,

@@ -116,7 +116,7 @@ def test_a_missing_root_or_train_folder_is_said(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 4])
 def test_the_shards_of_all_devices_hold_every_image_once(world_size: int) -> None:
-    shards = [list(ShardedSampler(10, seed=1, shuffle=True, rank=r, world_size=world_size)) for r in range(world_size)]
+    shards = [list(ShardedSampler(10, seed=1, shuffle=False, rank=r, world_size=world_size)) for r in range(world_size)]
     assert len({len(shard) for shard in shards}) == 1
     drawn = [draw.photo for shard in shards for draw in shard if not draw.padding]
     assert sorted(drawn) == list(range(10))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -13,18 +12,12 @@ import pytest
 from experiments.interrupts import EXIT_INTERRUPTED, InterruptedRunError, Interrupts
 
 
-def interrupt(number: int = signal.SIGINT) -> None:
-    """Send this process a signal; its handler has run when this returns."""
-    os.kill(os.getpid(), number)
-    time.sleep(0)
-
-
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_the_first_signal_asks_for_a_stop_and_says_so(number: int, capsys: pytest.CaptureFixture[str]) -> None:
     with Interrupts() as interrupts:
         interrupts.raise_if_requested()
         assert not interrupts.requested
-        interrupt(number)
+        signal.raise_signal(number)
         assert interrupts.requested
         with pytest.raises(InterruptedRunError):
             interrupts.raise_if_requested()
@@ -37,27 +30,32 @@ def test_the_first_signal_asks_for_a_stop_and_says_so(number: int, capsys: pytes
 def test_training_stops_between_two_batches(hook: str) -> None:
     with Interrupts() as interrupts:
         getattr(interrupts, hook)(None, None, None, None, 0)
-        interrupt()
+        signal.raise_signal(signal.SIGINT)
         with pytest.raises(InterruptedRunError):
             getattr(interrupts, hook)(None, None, None, None, 1)
 
 
 def test_handlers_are_as_they_were_on_exit_also_after_an_error() -> None:
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    with pytest.raises(InterruptedRunError), Interrupts() as interrupts:
-        assert signal.getsignal(signal.SIGINT) != before[signal.SIGINT]
-        interrupt()
-        interrupts.raise_if_requested()
+
+    def run() -> None:
+        with Interrupts() as interrupts:
+            assert signal.getsignal(signal.SIGINT) != before[signal.SIGINT]
+            signal.raise_signal(signal.SIGINT)
+            interrupts.raise_if_requested()
+
+    with pytest.raises(InterruptedRunError):
+        run()
     assert {number: signal.getsignal(number) for number in before} == before
     with pytest.raises(KeyboardInterrupt):
-        interrupt()
+        signal.raise_signal(signal.SIGINT)
 
 
 def test_only_the_named_signals_are_caught() -> None:
     before = signal.getsignal(signal.SIGINT)
     with Interrupts([signal.SIGTERM]) as interrupts:
         assert signal.getsignal(signal.SIGINT) is before
-        interrupt(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
         assert interrupts.requested
 
 

@@ -1,0 +1,168 @@
+"""The classifier: padding, smoothing, NaN and the course of the step size."""
+
+from __future__ import annotations
+
+import math
+from typing import get_args
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from lightning_modules import metrics
+from lightning_modules.classifier import ImageClassifier, Schedule, learning_rate_factor
+from lightning_modules.data import IGNORED_LABEL
+
+
+def small_network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3)
+    )
+
+
+def loader(labels: list[int], batch_size: int = 4) -> DataLoader[tuple[Tensor, ...]]:
+    images = torch.randn(len(labels), 3, 8, 8, generator=torch.Generator().manual_seed(1))
+    return DataLoader(TensorDataset(images, torch.tensor(labels)), batch_size=batch_size)
+
+
+def images_and_labels(batches: DataLoader[tuple[Tensor, ...]]) -> tuple[Tensor, Tensor]:
+    dataset = batches.dataset
+    assert isinstance(dataset, TensorDataset)
+    images, labels = dataset.tensors
+    return images, labels
+
+
+def fit(
+    model: ImageClassifier,
+    train: DataLoader[tuple[Tensor, ...]],
+    valid: DataLoader[tuple[Tensor, ...]],
+    epochs: int = 1,
+) -> pl.Trainer:
+    trainer = pl.Trainer(
+        max_epochs=epochs,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        log_every_n_steps=1,
+    )
+    trainer.fit(model, train, valid)
+    return trainer
+
+
+def metric(trainer: pl.Trainer, name: str) -> float:
+    return float(trainer.callback_metrics[name])
+
+
+def eval_loss(model: ImageClassifier, images: Tensor, labels: Tensor) -> float:
+    model.eval()
+    with torch.no_grad():
+        return float(nn.functional.cross_entropy(model(images), labels))
+
+
+# Metrics
+
+
+def test_padded_labels_do_not_count_in_validation() -> None:
+    model = ImageClassifier(small_network(), num_classes=3)
+    labels = [0, 1, 2, IGNORED_LABEL, 1, IGNORED_LABEL, IGNORED_LABEL, IGNORED_LABEL, *[IGNORED_LABEL] * 3]
+    valid = loader(labels)  # the last batch is padding and nothing else
+    trainer = fit(model, loader([0, 1, 2, 0]), valid)
+    images, wanted = images_and_labels(valid)
+    counted = wanted != IGNORED_LABEL
+    assert metric(trainer, metrics.VAL_LOSS) == pytest.approx(
+        eval_loss(model, images[counted], wanted[counted]), rel=1e-5
+    )
+    right = (model(images[counted]).argmax(1) == wanted[counted]).float().mean()
+    assert metric(trainer, metrics.VAL_ACCURACY) == pytest.approx(float(right))
+
+
+@pytest.mark.parametrize("where", ["train", "valid"])
+def test_one_image_that_is_no_number_shows_in_the_loss(where: str) -> None:
+    train, valid = loader([0, 1, 2] * 3), loader([0, 1, 2] * 3)
+    images_and_labels(train if where == "train" else valid)[0][5] = math.nan
+    trainer = fit(ImageClassifier(small_network(), num_classes=3), train, valid)
+    assert math.isnan(metric(trainer, metrics.TRAIN_LOSS if where == "train" else metrics.VAL_LOSS))
+
+
+def test_metrics_start_anew_each_epoch() -> None:
+    model = ImageClassifier(small_network(), num_classes=3, learning_rate=0.5, optimizer="sgd")
+    valid = loader([0, 1, 2] * 3)
+    trainer = fit(model, loader([0, 1, 2] * 4), valid, epochs=4)
+    assert metric(trainer, metrics.VAL_LOSS) == pytest.approx(eval_loss(model, *images_and_labels(valid)), rel=1e-5)
+
+
+def test_label_smoothing_touches_the_training_loss_only() -> None:
+    train, valid = loader([0, 1, 2, 0]), loader([0, 1, 2, 1, 0])
+    plain, smooth = (
+        fit(ImageClassifier(small_network(), num_classes=3, label_smoothing=amount, learning_rate=1e-30), train, valid)
+        for amount in (0.0, 0.3)
+    )
+    assert metric(smooth, metrics.VAL_LOSS) == pytest.approx(metric(plain, metrics.VAL_LOSS), rel=1e-6)
+    assert metric(smooth, metrics.TRAIN_LOSS) != pytest.approx(metric(plain, metrics.TRAIN_LOSS), rel=1e-3)
+    model = ImageClassifier(small_network(), num_classes=3)
+    scores, labels = model.eval()(images_and_labels(train)[0]).detach(), images_and_labels(train)[1]
+    wanted = nn.functional.cross_entropy(scores, labels, label_smoothing=0.3)
+    assert metric(smooth, metrics.TRAIN_LOSS) == pytest.approx(float(wanted), rel=1e-4)
+
+
+# The optimiser
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_optimizer_holds_every_trained_parameter_once_and_no_other(optimizer: str) -> None:
+    model = ImageClassifier(small_network(), num_classes=3, trainable="last_block", optimizer=optimizer)  # type: ignore[arg-type]
+    trainer = fit(model, loader([0, 1, 2, 0]), loader([0, 1, 2]))
+    held = [id(one) for group in trainer.optimizers[0].param_groups for one in group["params"]]
+    assert sorted(held) == sorted(id(one) for one in model.network.parameters() if one.requires_grad)
+
+
+def test_head_step_size_is_what_is_logged() -> None:
+    model = ImageClassifier(
+        small_network(), num_classes=3, trainable="all", learning_rate=0.25, backbone_learning_rate_scale=0.5
+    )
+    trainer = fit(model, loader([0, 1, 2, 0]), loader([0, 1, 2]))
+    assert metric(trainer, metrics.LEARNING_RATE) == pytest.approx(0.25)
+    assert {group["lr"] for group in trainer.optimizers[0].param_groups} == {0.25, 0.125}
+
+
+# The course of the step size
+
+
+@pytest.mark.parametrize("total", [1, 2, 3, 4, 5, 7, 10, 33, 100, 1_001])
+@pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step:UserWarning")  # nothing is optimised here
+def test_one_cycle_equals_that_of_torch_step_for_step(total: int) -> None:
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, max_lr=1.0, total_steps=total, pct_start=0.3, cycle_momentum=False
+    )
+    for step in range(total):
+        factor = learning_rate_factor(step, total, schedule="one_cycle", warmup_steps=0)
+        assert factor == pytest.approx(optimizer.param_groups[0]["lr"], abs=1e-9), step
+        if step + 1 < total:
+            scheduler.step()
+
+
+@pytest.mark.parametrize("schedule", get_args(Schedule))
+@pytest.mark.parametrize("total", [1, 2, 3, 10, 100])
+@pytest.mark.parametrize("warmup", [0, 1, 2, 10, 100, 150])
+def test_factor_is_always_a_share(schedule: Schedule, total: int, warmup: int) -> None:
+    for step in range(2 * total + 2):  # Lightning asks for one step more than it takes
+        assert 0 <= learning_rate_factor(step, total, schedule=schedule, warmup_steps=warmup) <= 1
+
+
+@pytest.mark.parametrize("schedule", ["constant", "cosine"])
+def test_warmup_rises_in_equal_steps_to_the_peak(schedule: Schedule) -> None:
+    factors = [learning_rate_factor(step, 40, schedule=schedule, warmup_steps=9) for step in range(10)]
+    assert factors == pytest.approx([(step + 1) / 10 for step in range(10)])
+
+
+def test_one_cycle_peaks_where_the_warmup_ends() -> None:
+    factors = [learning_rate_factor(step, 40, schedule="one_cycle", warmup_steps=9) for step in range(40)]
+    assert factors.index(max(factors)) == 8
+    assert max(factors) == 1
