@@ -8,10 +8,10 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from experiments.config import RunConfig, config_help, load_config
+from experiments.config import RunConfig, config_help, field_names, load_config
 
 EXIT_DONE, EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130
 
@@ -22,11 +22,12 @@ def main(argv: Sequence[str]) -> int:
     Returns:
         0 done, 1 failed, 2 wrong use, 130 interrupted.
     """
-    arguments, rest = command_parser().parse_known_args(argv)
+    own, fields = _split(argv)
+    arguments, rest = command_parser().parse_known_args(own)
     try:
-        arguments.overrides = parse_overrides(rest)
+        arguments.overrides = parse_overrides([*fields, *rest])
         config = load_config(arguments.config, arguments.overrides)
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_USAGE
     _quiet_libraries()
@@ -37,6 +38,23 @@ def main(argv: Sequence[str]) -> int:
     except Exception as error:
         return _explain(error)
     return EXIT_DONE
+
+
+def _split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The command's own arguments, and the fields of the config, which may stand between them."""
+    names = set(field_names())
+    own: list[str] = []
+    fields: list[str] = []
+    rest = list(argv)
+    while rest:
+        token = rest.pop(0)
+        name, equals, _ = token[2:].partition("=")
+        if not (token.startswith("--") and (name in names or "." in name)):
+            own.append(token)
+            continue
+        fields += [token] if equals else [token, *rest[:1]]
+        rest = rest if equals else rest[1:]
+    return own, fields
 
 
 def parse_overrides(tokens: Sequence[str]) -> dict[str, str]:
@@ -165,7 +183,7 @@ def command_parser() -> argparse.ArgumentParser:
     sweep = add("sweep", _sweep, "Search for the best settings; the same command continues a study.")
     sweep.add_argument(
         "--more",
-        type=int,
+        type=_number(0),
         default=0,
         metavar="N",
         help="add N trials to a study that has all its trials",
@@ -175,7 +193,7 @@ def command_parser() -> argparse.ArgumentParser:
     evaluate = add("evaluate", _evaluate, "Score a model on a split of a data set.")
     predict = add("predict", _predict, "Name what is on photos.")
     predict.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
-    predict.add_argument("--top-k", type=int, default=5, metavar="K", help="classes to show (default 5)")
+    predict.add_argument("--top-k", type=_number(1), default=5, metavar="K", help="classes to show (default 5)")
     for command in (evaluate, predict):
         command.add_argument(
             "--model",
@@ -187,8 +205,20 @@ def command_parser() -> argparse.ArgumentParser:
     report = add("report", _report, "Write a study's report, one HTML page that opens without a network.")
     report.add_argument("studies", nargs="+", metavar="STUDY")
     ui = add("ui", _ui, "Open MLflow on the local runs, on 127.0.0.1 only.")
-    ui.add_argument("--port", type=int, default=5000)
+    ui.add_argument("--port", type=_number(1, 65_535), default=5000)
     return parser
+
+
+def _number(low: int, high: int = sys.maxsize) -> Callable[[str], int]:
+    """An argparse type: a whole number in a range."""
+
+    def read(text: str) -> int:
+        if not low <= int(text) <= high:
+            raise argparse.ArgumentTypeError(f"must be {low}{f'..{high}' if high < sys.maxsize else ' or more'}")
+        return int(text)
+
+    read.__name__ = "whole number"
+    return read
 
 
 class _CommandParser(argparse.ArgumentParser):
@@ -212,7 +242,7 @@ def _explain(error: Exception) -> int:
     if isinstance(error, InterruptedRunError):
         print("interrupted; the same command goes on from here", file=sys.stderr)
         return EXIT_INTERRUPTED
-    known = isinstance(error, ValueError | FileNotFoundError) or type(error).__module__.startswith("experiments")
+    known = isinstance(error, ValueError | OSError) or type(error).__module__.startswith("experiments")
     if not known:
         raise error
     print(f"error: {error}", file=sys.stderr)

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import difflib
 import functools
+import math
+import re
 from argparse import ArgumentError
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Literal, get_type_hints
@@ -261,7 +263,9 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         """Refuse what no run can use."""
-        require(self.seed >= 0, "seed", "be >= 0", self.seed)
+        require(0 <= self.seed < 2**32, "seed", "be >= 0 and < 2**32", self.seed)
+        for name, value in to_flat(self).items():
+            require(not isinstance(value, float) or math.isfinite(value), name, "be finite", value)
 
 
 def field_names(section: type = RunConfig, prefix: str = "") -> list[str]:
@@ -287,10 +291,12 @@ def unknown_field(name: str, where: str) -> ValueError:
 
 
 def _abbreviates(typed: str, name: str) -> bool:
-    """Whether `typed` is the same field without its section, or shortened like optimizer.lr."""
+    """Whether `typed` is the field without its section, or each of its words shortened, like optimizer.lr."""
     section, _, last = typed.rpartition(".")
-    letters = iter(name.rpartition(".")[2])
-    return section in ("", name.rpartition(".")[0]) and all(one in letters for one in last)
+    words = name.rpartition(".")[2].split("_")
+    # learning -> l(?:e(?:a(?:r ...)?)?)?
+    shortened = [word[0] + "".join(f"(?:{letter}" for letter in word[1:]) + ")?" * (len(word) - 1) for word in words]
+    return section in ("", name.rpartition(".")[0]) and re.fullmatch("_?".join(shortened), last) is not None
 
 
 def to_flat(config: RunConfig) -> dict[str, ConfigValue]:
@@ -332,13 +338,37 @@ def load_config(preset: Path | None = None, overrides: Mapping[str, object] | No
     """
     values: dict[str, object] = {}
     if preset is not None:
-        try:
-            loaded = yaml.safe_load(preset.read_text()) or {}
-        except yaml.YAMLError as error:
-            raise ValueError(f"{preset} is not YAML: {error}") from error
+        loaded = read_yaml(preset)
+        loaded = {} if loaded is None else loaded
         require(isinstance(loaded, dict), str(preset), "hold sections (data:, model:, ...)", loaded)
+        assert isinstance(loaded, dict)
         values = _known(_flatten(loaded), str(preset))
     return _build({**values, **_known(overrides or {}, "override")})
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """Refuses a key that stands twice, of which YAML would keep the last in silence."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, object]:
+        """Build a mapping from its node."""
+        keys = [key.value for key, _ in node.value]
+        twice = [key for key in keys if keys.count(key) > 1]
+        if twice:
+            raise yaml.constructor.ConstructorError(None, None, f"{twice[0]} stands there twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+def read_yaml(path: Path) -> object:
+    """Read a YAML file.
+
+    Raises:
+        OSError: if it can't be read.
+        ValueError: if it is not YAML, or names a key twice.
+    """
+    try:
+        return yaml.load(path.read_bytes(), _UniqueKeys)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
 
 
 def config_help() -> str:
@@ -372,17 +402,18 @@ def _plain(message: str) -> str:
 
 
 def _known(values: Mapping[str, object], where: str) -> dict[str, object]:
-    known = set(field_names())
-    for name in values:
-        if name not in known:
+    defaults = to_flat(RunConfig())
+    for name, value in values.items():
+        if name not in defaults:
             raise unknown_field(name, where)
+        require(value is not None or defaults[name] is None, name, "have a value", value)
     return dict(values)
 
 
 def _flatten(nested: Mapping[str, object], prefix: str = "") -> dict[str, object]:
     flat: dict[str, object] = {}
     for key, value in nested.items():
-        if isinstance(value, Mapping):
+        if isinstance(value, Mapping) and (value or f"{prefix}{key}" in get_type_hints(RunConfig)):
             flat |= _flatten(value, f"{prefix}{key}.")
         else:
             flat[f"{prefix}{key}"] = value

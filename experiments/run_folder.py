@@ -141,7 +141,7 @@ def now_ms() -> int:
 def _parse(line: bytes) -> Any:
     try:
         return json.loads(line)
-    except json.JSONDecodeError:
+    except ValueError:  # no JSON, or no text
         return None
 
 

@@ -13,7 +13,7 @@ from types import MappingProxyType
 
 import yaml
 
-from experiments.config import RunConfig, field_names, override, require, unknown_field
+from experiments.config import RunConfig, field_names, override, read_yaml, require, unknown_field
 
 Choice = bool | int | float | str
 Point = dict[str, Choice]
@@ -31,8 +31,10 @@ NOT_TUNABLE = (
     "data.root",
     "data.name",
     "data.cache_dir",
+    "trainer.devices",
+    "trainer.num_nodes",
 )
-"""Fields that say where a run is kept or which problem it solves, not how well it does."""
+"""Fields that say where a run is kept, which problem it solves and on what, not how well it does."""
 
 
 @dataclass(frozen=True)
@@ -74,11 +76,9 @@ def load_search_space(path: Path) -> SearchSpace:
         FileNotFoundError: if there is no such file.
         ValueError: naming the field, the rule and the value.
     """
-    try:
-        loaded = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not YAML: {error}") from error
+    loaded = read_yaml(path)
     require(isinstance(loaded, dict) and len(loaded) > 0, str(path), "map field names to ranges", loaded)
+    assert isinstance(loaded, dict)
     require(
         len(loaded) <= MAX_PARAMETERS,
         str(path),
@@ -137,7 +137,7 @@ def _range(name: str, raw: object) -> Range:
     assert isinstance(raw, dict)
     parts = dict(raw)
     kind = parts.pop("type", None)
-    require(kind in _KINDS, f"{where}: type", f"be one of {', '.join(_KINDS)}", kind)
+    require(isinstance(kind, str) and kind in _KINDS, f"{where}: type", f"be one of {', '.join(_KINDS)}", kind)
     known = [part.name for part in fields(_KINDS[kind])]
     for key in parts:
         # `step`, `q` and conditional spaces exist in Optuna only, `ScalingType: ReverseLogarithmic` in SageMaker only.

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import optuna
 import yaml
@@ -23,6 +24,8 @@ from optuna.samplers import (
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import FrozenTrial, Trial, TrialState
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError
 
 from experiments.config import RunConfig, override, require, to_flat
 from experiments.run_folder import RunFolder
@@ -103,13 +106,17 @@ def open_storage(config: RunConfig) -> BaseStorage:
         journal = study_folder(config) / "journal.log"
         return JournalStorage(JournalFileBackend(str(journal), JournalLock(journal)))
     try:
+        url = make_url(config.sweep.storage)
+    except ArgumentError:
+        raise ValueError("sweep.storage must be a URL such as postgresql+psycopg://user@host/database") from None
+    try:
         return RDBStorage(config.sweep.storage)
     except Exception as error:  # SQLAlchemy's drivers have kinds of their own
-        # The URL may hold a password: only what stands behind the @ is shown.
-        place = config.sweep.storage.rpartition("@")[2]
+        # The URL may hold a password, in more than one place, and the driver's own message may repeat it.
+        place = f"{url.host or ''}{f':{url.port}' if url.port else ''}/{url.database or ''}"
         raise ValueError(
             f"sweep.storage must be a database that answers, got {place}: {type(error).__name__}"
-        ) from error
+        ) from None
 
 
 def open_study(config: RunConfig, space: SearchSpace, *, more: int = 0) -> tuple[optuna.Study, int]:
@@ -124,6 +131,7 @@ def open_study(config: RunConfig, space: SearchSpace, *, more: int = 0) -> tuple
     Raises:
         ValueError: if the study was made with another search space or another config.
     """
+    require(more >= 0, "--more", "be >= 0", more)
     storage = open_storage(config)
     with FileLock(_lock_path(config)):
         study = optuna.create_study(
@@ -155,12 +163,16 @@ def load_study(config: RunConfig, name: str) -> optuna.Study:
         ValueError: if it does not, with the names of those that do.
     """
     config = override(config, {"sweep.study_name": name})
-    if config.sweep.storage is None and not study_folder(config).is_dir():
-        raise ValueError(f"study must exist under {study_folder(config).parent}, got {name!r}; {_known(config)}")
-    try:
-        return optuna.load_study(study_name=name, storage=open_storage(config))
-    except KeyError as error:
-        raise ValueError(f"study must exist in sweep.storage, got {name!r}") from error
+    if config.sweep.storage is None:
+        where = f"under {study_folder(config).parent}"
+        names = sorted(path.parent.name for path in study_folder(config).parent.glob("*/journal.log"))
+    else:
+        where = "in sweep.storage"
+        names = sorted(optuna.get_all_study_names(open_storage(config)))
+    if name not in names:
+        known = f"there are {', '.join(names)}" if names else "there is none yet"
+        raise ValueError(f"study must exist {where}, got {name!r}; {known}")
+    return optuna.load_study(study_name=name, storage=open_storage(config))
 
 
 def best_config(study: optuna.Study) -> tuple[RunConfig, FrozenTrial]:
@@ -184,7 +196,7 @@ def best_trial(study: optuna.Study) -> FrozenTrial | None:
 def make_sampler(config: RunConfig, space: SearchSpace, seed: int) -> BaseSampler:
     """The sampler that `sweep.sampler` names."""
     if config.sweep.sampler == "grid":
-        return GridSampler(grid_points(space), seed=config.seed)
+        return _Grid(grid_points(space), seed=config.seed)
     if config.sweep.sampler == "random":
         return RandomSampler(seed=seed)
     if config.sweep.sampler == "gp":
@@ -192,6 +204,13 @@ def make_sampler(config: RunConfig, space: SearchSpace, seed: int) -> BaseSample
     if config.sweep.sampler == "cmaes":
         return CmaEsSampler(seed=seed)
     return TPESampler(seed=seed)
+
+
+class _Grid(GridSampler):
+    """Leaves it to `n_trials` when the study ends: Optuna's own stops `optimize()`, which nobody calls here."""
+
+    def after_trial(self, *args: Any, **kwargs: Any) -> None:
+        """Do nothing."""
 
 
 def make_pruner(config: RunConfig) -> BasePruner:
@@ -252,18 +271,23 @@ def claim(
             if _is_ours(trial, config):
                 taken = _lock_trial(config, trial.number)
                 if taken is not None:
+                    study.sampler = make_sampler(config, space, seed=_draw_seed(config, trial.number))
                     resumed = Trial(study, trial._trial_id)
                     return _claimed(resumed, config, space, taken)
         finished = sum(trial.state.is_finished() for trial in trials)
         if not new or finished + len(running) >= target:
             return NothingToClaim(not running, tuple(trial.number for trial in running))
-        # Seeded by the number of trials, so that a study that was interrupted draws what it would have drawn.
-        study.sampler = make_sampler(config, space, seed=config.seed * 100_003 + len(trials))
+        study.sampler = make_sampler(config, space, seed=_draw_seed(config, len(trials)))
         asked = study.ask()
         asked.set_user_attr(HOST_ATTR, platform.node())
         taken = _lock_trial(config, asked.number)
         assert taken is not None, "a trial that was just asked for can't be somebody else's"
         return _claimed(asked, config, space, taken)
+
+
+def _draw_seed(config: RunConfig, number: int) -> int:
+    """Seeded by the trial's number, so that a study that was interrupted draws what it would have drawn."""
+    return (config.seed * 100_003 + number) % 2**32
 
 
 def _claimed(trial: Trial, config: RunConfig, space: SearchSpace, lock: FileLock) -> Claim:
@@ -310,9 +334,3 @@ def _check_same(config: RunConfig, space: SearchSpace, attrs: Mapping[str, objec
                 f"stay {before.get(key)!r} for study {name!r} ({advice})",
                 value,
             )
-
-
-def _known(config: RunConfig) -> str:
-    folder = study_folder(config).parent
-    names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
-    return f"there are {', '.join(names)}" if names else "there is none yet"

@@ -105,6 +105,8 @@ def test_wrong_use_is_one_line_and_exit_code_2(
     arguments: list[str], message: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(REPOSITORY)
+    for name in COMMANDS:
+        monkeypatch.setattr(cli, f"_{name}", lambda *_: None)
     assert main(arguments) == EXIT_USAGE
     shown = capsys.readouterr().err
     assert message in shown

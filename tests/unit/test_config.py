@@ -139,6 +139,14 @@ def test_what_a_preset_does_not_have_is_refused_at_every_level(tmp_path: Path, t
         load_config(preset)
 
 
+@pytest.mark.parametrize("name", ["seed", "search", "output_dir"])
+def test_an_empty_mapping_is_no_value_for_a_field_outside_the_sections(tmp_path: Path, name: str) -> None:
+    preset = tmp_path / "mine.yaml"
+    preset.write_text(f"{name}: {{}}")
+    with pytest.raises(ValueError, match=name):
+        load_config(preset)
+
+
 def test_a_key_that_stands_twice_in_a_preset_is_refused(tmp_path: Path) -> None:
     preset = tmp_path / "mine.yaml"
     preset.write_text("trainer: {max_epochs: 1}\ndata: {batch_size: 8}\ntrainer: {devices: 2}\n")
@@ -187,6 +195,7 @@ REFUSED = [
     ("sweep.study_name", "", "must be usable as a folder name, got ''"),
     ("sweep.direction", "maximize", "must be minimize for val_loss, got 'maximize'"),
     ("seed", -1, "must be >= 0, got -1"),
+    ("seed", 2**32, "must be < 2**32, got 4294967296"),
 ]
 
 
