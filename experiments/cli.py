@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from experiments.config import RunConfig, config_help, field_names, load_config
+from experiments.config import RunConfig, config_help, field_names, load_config, public_url
 
 EXIT_DONE, EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130
 
@@ -97,7 +97,7 @@ def _sweep(config: RunConfig, arguments: argparse.Namespace) -> None:
             print(f"  {name}: {value}")
         print(f"model:  {result.folder / 'trials' / f'{result.best.number:04d}' / 'export'}")
     print(f"report: {result.report}")
-    print(f"runs:   MLflow experiment '{config.tracking.experiment}' in {tracking_uri(config)}")
+    print(f"runs:   MLflow experiment '{config.tracking.experiment}' in {public_url(tracking_uri(config))}")
     print(f"look:   {_ui_command(config)}")
 
 
@@ -150,7 +150,7 @@ def _ui(config: RunConfig, arguments: argparse.Namespace) -> None:
 
     uri = tracking_uri(config)
     if uri.startswith(("http://", "https://")):
-        raise ValueError(f"tracking.uri {uri} is a server with a UI of its own: open it in a browser")
+        raise ValueError(f"tracking.uri {public_url(uri)} is a server with a UI of its own: open it in a browser")
     print(f"MLflow at http://127.0.0.1:{arguments.port} (Ctrl-C ends it)", flush=True)
     command = [
         sys.executable,
@@ -231,15 +231,13 @@ class _CommandParser(argparse.ArgumentParser):
 
 def _ui_command(config: RunConfig) -> str:
     fields = "" if config.output_dir == RunConfig.output_dir else f" --output_dir {config.output_dir}"
-    fields += "" if config.tracking.uri is None else f" --tracking.uri {config.tracking.uri}"
+    fields += "" if config.tracking.uri is None else f" --tracking.uri {public_url(config.tracking.uri)}"
     return f"python -m experiments ui{fields}"
 
 
 def _explain(error: Exception) -> int:
     """One plain line for what a user can mend; a traceback for what only we can."""
-    from experiments.interrupts import InterruptedRunError
-
-    if isinstance(error, InterruptedRunError):
+    if type(error).__name__ == "InterruptedRunError":  # its module takes seconds to import
         print("interrupted; the same command goes on from here", file=sys.stderr)
         return EXIT_INTERRUPTED
     known = isinstance(error, ValueError | OSError) or type(error).__module__.startswith("experiments")

@@ -19,6 +19,9 @@ from typing import Literal, get_type_hints
 import yaml
 from jsonargparse import ArgumentParser, set_parsing_settings
 
+URLS = ("tracking.uri", "sweep.storage")
+"""Fields that may hold a password."""
+BLOT = "***"
 ConfigValue = bool | int | float | str | None
 """What one field holds once flattened."""
 
@@ -263,7 +266,8 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         """Refuse what no run can use."""
-        require(0 <= self.seed < 2**32, "seed", "be >= 0 and < 2**32", self.seed)
+        require(self.seed >= 0, "seed", "be >= 0", self.seed)
+        require(self.seed < 2**32, "seed", "be < 2**32", self.seed)
         for name, value in to_flat(self).items():
             require(not isinstance(value, float) or math.isfinite(value), name, "be finite", value)
 
@@ -306,6 +310,17 @@ def to_flat(config: RunConfig) -> dict[str, ConfigValue]:
         value: object = functools.reduce(getattr, name.split("."), config)
         flat[name] = str(value) if isinstance(value, Path) else value  # type: ignore[assignment]
     return flat
+
+
+def to_public(config: RunConfig) -> dict[str, ConfigValue]:
+    """`to_flat` without the passwords that URLs may hold: what may be stored beside a run and shown."""
+    return {name: public_url(value) if name in URLS and value else value for name, value in to_flat(config).items()}
+
+
+def public_url(url: object) -> str:
+    """A URL with its passwords blotted out."""
+    blotted = re.sub(r"(://[^:/@]*:)[^@]*@", rf"\1{BLOT}@", str(url))
+    return re.sub(r"(?i)((?:password|token|secret)=)[^&]*", rf"\1{BLOT}", blotted)
 
 
 def to_yaml(config: RunConfig) -> str:
@@ -413,7 +428,7 @@ def _known(values: Mapping[str, object], where: str) -> dict[str, object]:
 def _flatten(nested: Mapping[str, object], prefix: str = "") -> dict[str, object]:
     flat: dict[str, object] = {}
     for key, value in nested.items():
-        if isinstance(value, Mapping) and (value or f"{prefix}{key}" in get_type_hints(RunConfig)):
+        if isinstance(value, Mapping) and (value or is_dataclass(get_type_hints(RunConfig).get(f"{prefix}{key}"))):
             flat |= _flatten(value, f"{prefix}{key}.")
         else:
             flat[f"{prefix}{key}"] = value

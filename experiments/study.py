@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
-from experiments.config import RunConfig, override, require, to_flat
+from experiments.config import BLOT, RunConfig, override, require, to_flat, to_public
 from experiments.run_folder import RunFolder
 from experiments.search_space import (
     ChoiceRange,
@@ -85,9 +86,9 @@ class JournalLock(JournalFileOpenLock):
         """Wait for the lock."""
         self._lock.acquire()
         with self._journal.open("r+b") as file:
-            data = file.read()
-            if not data.endswith(b"\n"):
-                file.truncate(data.rfind(b"\n") + 1)
+            if file.seek(0, os.SEEK_END) and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n":
+                file.seek(0)
+                file.truncate(file.read().rfind(b"\n") + 1)
         return True
 
     def release(self) -> None:
@@ -145,7 +146,7 @@ def open_study(config: RunConfig, space: SearchSpace, *, more: int = 0) -> tuple
         if "config" not in attrs:
             study.set_user_attr("metric", config.sweep.metric)
             study.set_user_attr("search_space", dump_search_space(space))
-            study.set_user_attr("config", to_flat(config))
+            study.set_user_attr("config", to_public(config))
         else:
             _check_same(config, space, attrs)
         finished = sum(trial.state.is_finished() for trial in study.get_trials(deepcopy=False))
@@ -165,7 +166,9 @@ def load_study(config: RunConfig, name: str) -> optuna.Study:
     config = override(config, {"sweep.study_name": name})
     if config.sweep.storage is None:
         where = f"under {study_folder(config).parent}"
-        names = sorted(path.parent.name for path in study_folder(config).parent.glob("*/journal.log"))
+        # A journal without a line is what a kill leaves before the study was created.
+        journals = study_folder(config).parent.glob("*/journal.log")
+        names = sorted(path.parent.name for path in journals if path.stat().st_size)
     else:
         where = "in sweep.storage"
         names = sorted(optuna.get_all_study_names(open_storage(config)))
@@ -175,8 +178,8 @@ def load_study(config: RunConfig, name: str) -> optuna.Study:
     return optuna.load_study(study_name=name, storage=open_storage(config))
 
 
-def best_config(study: optuna.Study) -> tuple[RunConfig, FrozenTrial]:
-    """The config of the study's best trial.
+def best_config(study: optuna.Study, config: RunConfig) -> tuple[RunConfig, FrozenTrial]:
+    """The config of the study's best trial, kept and tracked where `config` says.
 
     Raises:
         ValueError: if no trial is complete.
@@ -184,7 +187,11 @@ def best_config(study: optuna.Study) -> tuple[RunConfig, FrozenTrial]:
     best = best_trial(study)
     if best is None:
         raise ValueError(f"study {study.study_name!r} has no complete trial yet")
-    return override(RunConfig(), {**study.user_attrs["config"], **best.params}), best
+    values = {**study.user_attrs["config"], **best.params}
+    values |= {name: to_flat(config)[name] for name in ("output_dir", "sweep.storage")}
+    if config.tracking.uri is not None or BLOT in str(values["tracking.uri"]):
+        values["tracking.uri"] = config.tracking.uri
+    return override(RunConfig(), values), best
 
 
 def best_trial(study: optuna.Study) -> FrozenTrial | None:

@@ -155,8 +155,10 @@ def _work(job: _Job, interrupts: Interrupts, progress: SweepProgress | None) -> 
                 return
             time.sleep(POLL_SECONDS)
             continue
-        with claimed.lock:
+        try:
             outcome = _run_trial(job, claimed, interrupts)
+        finally:
+            claimed.lock.release()
         reasons.append(f"{outcome.state} {re.sub(r'[0-9.e+-]+', '#', outcome.reason)}")
         if len(reasons) == 3 and outcome.state == "FAIL" and len(set(reasons)) == 1:
             raise SweepError(f"the first three trials all failed for the same reason: {outcome.reason}")

@@ -33,7 +33,7 @@ from mlflow.system_metrics.metrics.network_monitor import NetworkMonitor
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities import rank_zero_only
 
-from experiments.config import RunConfig, to_flat
+from experiments.config import RunConfig, public_url, to_public
 from experiments.run_folder import RunFolder
 
 PUSH_SECONDS = 2.0
@@ -174,7 +174,7 @@ class RunStore:
                 )
                 if refused or time.monotonic() + pause > deadline:
                     raise TrackingError(
-                        f"tracking.uri {self.uri} does not take the run ({_first_line(error)}): {kept}"
+                        f"tracking.uri {public_url(self.uri)} does not take the run ({_first_line(error)}): {kept}"
                     ) from error
             time.sleep(pause)
             pause = min(2 * pause, 10.0)
@@ -258,7 +258,9 @@ def pushing(store: RunStore, folder: RunFolder, parent_run_id: str | None = None
                 away = False
             except AWAY as error:
                 if not away:
-                    _log.warning("MLflow at %s is away, training goes on: %s", store.uri, _first_line(error))
+                    _log.warning(
+                        "MLflow at %s is away, training goes on: %s", public_url(store.uri), _first_line(error)
+                    )
                 away = True
             if closing.wait(PUSH_SECONDS):
                 return
@@ -274,7 +276,7 @@ def pushing(store: RunStore, folder: RunFolder, parent_run_id: str | None = None
 
 def run_params(config: RunConfig) -> dict[str, object]:
     """The config as MLflow params, under the names a person types."""
-    return dict(to_flat(config))
+    return dict(to_public(config))
 
 
 @functools.cache

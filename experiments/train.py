@@ -20,7 +20,7 @@ from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
 from pytorch_lightning.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from pytorch_lightning.loggers import Logger
 
-from experiments.config import RunConfig, TrainerConfig, to_flat
+from experiments.config import RunConfig, TrainerConfig, to_public
 from experiments.datasets import open_data
 from lightning_modules import metrics
 from lightning_modules.classifier import ImageClassifier
@@ -157,7 +157,7 @@ def export(result: TrainResult, folder: Path, extra_metrics: Mapping[str, float]
         class_names=result.data.folders.class_names,
         preprocessing=result.data.preprocessing,
         metrics={**result.metrics, **(extra_metrics or {})},
-        config=to_flat(result.config),
+        config=to_public(result.config),
         golden_photo=result.data.folders.valid.paths[0],
     )
 

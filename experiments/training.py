@@ -57,8 +57,8 @@ def train_and_register(
     """
     tags = dict(environment_tags())
     if from_best is not None:
-        best, trial = best_config(load_study(config, from_best))
-        config = override(best, {"output_dir": config.output_dir, **(overrides or {})})
+        best, trial = best_config(load_study(config, from_best), config)
+        config = override(best, overrides or {})
         tags |= {"study": from_best, "trial": str(trial.number)}
     if int(os.environ.get("LOCAL_RANK", 0)):  # set by Lightning
         _train_along(config)

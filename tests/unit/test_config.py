@@ -17,7 +17,17 @@ from hypothesis import strategies as st
 
 from experiments import config as config_module
 from experiments.cli import parse_overrides
-from experiments.config import RunConfig, config_help, field_names, load_config, override, to_flat, to_yaml
+from experiments.config import (
+    RunConfig,
+    config_help,
+    field_names,
+    load_config,
+    override,
+    public_url,
+    to_flat,
+    to_public,
+    to_yaml,
+)
 from experiments.search_space import check_against, load_search_space
 from tests.conftest import REPOSITORY
 
@@ -390,3 +400,18 @@ def test_reading_a_config_imports_nothing_heavy() -> None:
     code = "import sys, experiments.config; print([m for m in ('torch', 'mlflow', 'optuna') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql+psycopg://user:hunter2@host:5432/db",
+        "postgresql://host/db?user=me&password=hunter2&x=1",
+        "https://me:hunter2@mlflow.example.org/path",
+    ],
+)
+def test_no_password_is_in_what_is_stored_beside_a_run(url: str) -> None:
+    config = load_config(None, {"tracking.uri": url, "sweep.storage": url})
+    assert "hunter2" not in str(to_public(config))
+    assert "host" in public_url(url) or "example.org" in public_url(url)
+    assert to_public(load_config(None)) == to_flat(load_config(None))

@@ -597,7 +597,7 @@ def test_the_best_config_has_the_best_trials_settings(config: RunConfig) -> None
     study, _ = open_study(config, SPACE)
     assert best_trial(study) is None
     with pytest.raises(ValueError, match="study 'sweep' has no complete trial yet"):
-        best_config(study)
+        best_config(study, config)
     points = run_trials(config, SPACE, 3)
     best = min(points, key=objective)
     found, trial = best_config(load_study(config, "sweep"))
