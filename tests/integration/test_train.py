@@ -109,7 +109,7 @@ def test_training_learns_and_the_best_epoch_counts(config: RunConfig, tmp_path: 
     losses = {epoch: metrics["val_loss"] for epoch, metrics in result.history.items()}
     assert list(losses) == [1, 2, 3, 4, 5, 6]
     assert result.best_epoch == min(losses, key=losses.__getitem__)
-    assert result.metrics["train_loss"] < result.history[1]["train_loss"]
+    assert result.history[6]["train_loss"] < result.history[1]["train_loss"]
 
 
 def test_early_stopping_stops(config: RunConfig, tmp_path: Path) -> None:

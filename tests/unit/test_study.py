@@ -600,7 +600,7 @@ def test_the_best_config_has_the_best_trials_settings(config: RunConfig) -> None
         best_config(study, config)
     points = run_trials(config, SPACE, 3)
     best = min(points, key=objective)
-    found, trial = best_config(load_study(config, "sweep"))
+    found, trial = best_config(load_study(config, "sweep"), config)
     assert found == override(config, best)
     assert trial.params == best
 
