@@ -73,6 +73,8 @@ class RunStore:
         local = None if config.tracking.uri else (config.output_dir / "mlartifacts").resolve().as_uri()
         # Two processes that create the database at once break its migrations.
         with FileLock(config.output_dir / "mlflow.lock"):
+            if config.tracking.uri is None:
+                _create_database(config.output_dir / "mlflow.db")
             self.client = MlflowClient(self.uri)
             self.experiment_id = self._retry(
                 lambda: self._experiment(config.tracking.experiment, local),
@@ -304,6 +306,16 @@ def environment_tags() -> Mapping[str, str]:
     if git.returncode == 0:
         tags["mlflow.source.git.commit"] = git.stdout.strip()
     return tags
+
+
+def _create_database(path: Path) -> None:
+    """Make MLflow's database beside its place: a kill within its migrations would leave one that nobody can open."""
+    if path.exists():
+        return
+    part = path.with_name(".mlflow.db.part")
+    part.unlink(missing_ok=True)
+    MlflowClient(f"sqlite:///{part.resolve()}").search_experiments()
+    part.replace(path)
 
 
 def _dataset(params: Mapping[str, str]) -> DatasetInput:
