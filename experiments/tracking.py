@@ -159,7 +159,7 @@ class RunStore:
         except AWAY as error:
             _log.warning(
                 "MLflow at %s did not hear that a run is %s: %s",
-                self.uri,
+                public_url(self.uri),
                 status,
                 _first_line(error),
             )
