@@ -237,14 +237,12 @@ def _ui_command(config: RunConfig) -> str:
 
 def _explain(error: Exception) -> int:
     """One plain line for what a user can mend; a traceback for what only we can."""
-    if type(error).__name__ == "InterruptedRunError":  # its module takes seconds to import
-        print("interrupted; the same command goes on from here", file=sys.stderr)
-        return EXIT_INTERRUPTED
     known = isinstance(error, ValueError | OSError) or type(error).__module__.startswith("experiments")
     if not known:
         raise error
-    print(f"error: {error}", file=sys.stderr)
-    return EXIT_FAILED
+    code = int(getattr(error, "exit_code", EXIT_FAILED))
+    print(f"{'error: ' if code == EXIT_FAILED else ''}{error}", file=sys.stderr)
+    return code
 
 
 def _quiet_libraries() -> None:

@@ -416,8 +416,13 @@ def _plain(message: str) -> str:
     return text.removeprefix("Parser key ").replace('":', '" is refused:').replace("typing.", "")
 
 
+@functools.cache
+def _defaults() -> Mapping[str, ConfigValue]:
+    return to_flat(RunConfig())
+
+
 def _known(values: Mapping[str, object], where: str) -> dict[str, object]:
-    defaults = to_flat(RunConfig())
+    defaults = _defaults()
     for name, value in values.items():
         if name not in defaults:
             raise unknown_field(name, where)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 from collections.abc import Sequence
 from types import FrameType, TracebackType
 from typing import Any
@@ -16,6 +15,11 @@ EXIT_INTERRUPTED = 130
 
 class InterruptedRunError(Exception):
     """The user asked to stop; the run goes on from its last checkpoint when the same command runs again."""
+
+    exit_code = EXIT_INTERRUPTED
+
+    def __init__(self) -> None:
+        super().__init__("interrupted; the same command goes on from here")
 
 
 class Interrupts(Callback):
@@ -63,4 +67,5 @@ class Interrupts(Callback):
             # No clean-up: checkpoints and run folders are whole at any moment.
             os._exit(EXIT_INTERRUPTED)
         self.requested = True
-        print("\nstopping after this batch; once more to stop at once", file=sys.stderr, flush=True)
+        # Not print: the signal may have come while the main thread was in it, and its buffer can't be entered twice.
+        os.write(2, b"\nstopping after this batch; once more to stop at once\n")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import math
 import os
 import platform
 from collections.abc import Mapping
@@ -27,6 +29,7 @@ from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import FrozenTrial, Trial, TrialState
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
+from sqlalchemy.pool import NullPool
 
 from experiments.config import BLOT, RunConfig, override, require, to_flat, to_public
 from experiments.run_folder import RunFolder
@@ -59,6 +62,8 @@ MAY_CHANGE = (
 HOST_ATTR = "host"
 GRACE_SECONDS = 60.0
 """How long a running trial in a shared database may have no host before it is taken for abandoned."""
+
+_log = logging.getLogger(__name__)
 
 
 def study_folder(config: RunConfig) -> Path:
@@ -111,7 +116,8 @@ def open_storage(config: RunConfig) -> BaseStorage:
     except ArgumentError:
         raise ValueError("sweep.storage must be a URL such as postgresql+psycopg://user@host/database") from None
     try:
-        return RDBStorage(config.sweep.storage)
+        # No pool: a database closes connections that idle for the hours of a trial, and nobody is left to close ours.
+        return RDBStorage(config.sweep.storage, engine_kwargs={"poolclass": NullPool})
     except Exception as error:  # SQLAlchemy's drivers have kinds of their own
         # The URL may hold a password, in more than one place, and the driver's own message may repeat it.
         place = f"{url.host or ''}{f':{url.port}' if url.port else ''}/{url.database or ''}"
@@ -133,11 +139,10 @@ def open_study(config: RunConfig, space: SearchSpace, *, more: int = 0) -> tuple
         ValueError: if the study was made with another search space or another config.
     """
     require(more >= 0, "--more", "be >= 0", more)
-    storage = open_storage(config)
     with FileLock(_lock_path(config)):
         study = optuna.create_study(
             study_name=config.sweep.study_name,
-            storage=storage,
+            storage=open_storage(config),
             direction=config.sweep.direction,
             pruner=make_pruner(config),
             load_if_exists=True,
@@ -153,6 +158,11 @@ def open_study(config: RunConfig, space: SearchSpace, *, more: int = 0) -> tuple
         target = max(config.sweep.n_trials, int(study.user_attrs.get("n_trials", 0)))
         if finished >= target:
             target = finished + more
+        if config.sweep.sampler == "grid":
+            points = math.prod(len(values) for values in grid_points(space).values())
+            if points < target:
+                _log.warning("sweep.n_trials %d: the grid has %d points, the study ends with them", target, points)
+            target = max(finished, min(target, points))
         study.set_user_attr("n_trials", target)
     return study, target
 
@@ -165,17 +175,17 @@ def load_study(config: RunConfig, name: str) -> optuna.Study:
     """
     config = override(config, {"sweep.study_name": name})
     if config.sweep.storage is None:
-        where = f"under {study_folder(config).parent}"
+        where, storage = f"under {study_folder(config).parent}", None
         # A journal without a line is what a kill leaves before the study was created.
         journals = study_folder(config).parent.glob("*/journal.log")
         names = sorted(path.parent.name for path in journals if path.stat().st_size)
     else:
-        where = "in sweep.storage"
-        names = sorted(optuna.get_all_study_names(open_storage(config)))
+        where, storage = "in sweep.storage", open_storage(config)
+        names = sorted(optuna.get_all_study_names(storage))
     if name not in names:
         known = f"there are {', '.join(names)}" if names else "there is none yet"
         raise ValueError(f"study must exist {where}, got {name!r}; {known}")
-    return optuna.load_study(study_name=name, storage=open_storage(config))
+    return optuna.load_study(study_name=name, storage=storage or open_storage(config))
 
 
 def best_config(study: optuna.Study, config: RunConfig) -> tuple[RunConfig, FrozenTrial]:
@@ -209,7 +219,7 @@ def make_sampler(config: RunConfig, space: SearchSpace, seed: int) -> BaseSample
     if config.sweep.sampler == "gp":
         return GPSampler(seed=seed)
     if config.sweep.sampler == "cmaes":
-        return CmaEsSampler(seed=seed)
+        return CmaEsSampler(seed=seed, warn_independent_sampling=False)  # choices are drawn at random
     return TPESampler(seed=seed)
 
 
@@ -260,7 +270,8 @@ class NothingToClaim:
 
     done: bool
     """All trials have finished; otherwise others still work on the last ones, and one of them may die."""
-    waiting_for: tuple[int, ...] = ()
+    waiting_for: tuple[str, ...] = ()
+    """Those trials and the machines that run them."""
 
 
 def claim(
@@ -283,7 +294,9 @@ def claim(
                     return _claimed(resumed, config, space, taken)
         finished = sum(trial.state.is_finished() for trial in trials)
         if not new or finished + len(running) >= target:
-            return NothingToClaim(not running, tuple(trial.number for trial in running))
+            return NothingToClaim(
+                not running, tuple(f"trial {one.number} on {one.user_attrs.get(HOST_ATTR, '?')}" for one in running)
+            )
         study.sampler = make_sampler(config, space, seed=_draw_seed(config, len(trials)))
         asked = study.ask()
         asked.set_user_attr(HOST_ATTR, platform.node())

@@ -145,6 +145,7 @@ class _Job:
 def _work(job: _Job, interrupts: Interrupts, progress: SweepProgress | None) -> None:
     """Claim and run trials until there is nothing left to do."""
     reasons: list[str] = []
+    waiting_for: tuple[str, ...] = ()
     while True:
         interrupts.raise_if_requested()
         if progress is not None:
@@ -153,6 +154,9 @@ def _work(job: _Job, interrupts: Interrupts, progress: SweepProgress | None) -> 
         if not isinstance(claimed, Claim):
             if claimed.done:
                 return
+            if claimed.waiting_for != waiting_for:
+                waiting_for = claimed.waiting_for
+                say(f"waiting for {', '.join(waiting_for)}: another process works on it, here or on that machine")
             time.sleep(POLL_SECONDS)
             continue
         try:

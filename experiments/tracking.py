@@ -69,6 +69,7 @@ class RunStore:
         # A call answers or fails soon: waiting for a server is this file's business.
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+        os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # standard output is for results
         config.output_dir.mkdir(parents=True, exist_ok=True)
         local = None if config.tracking.uri else (config.output_dir / "mlartifacts").resolve().as_uri()
         # Two processes that create the database at once break its migrations.

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-from filelock import FileLock, Timeout
+from filelock import AcquireReturnProxy, FileLock, Timeout
 
 from experiments.config import RunConfig, override, to_flat
 from experiments.evaluation import score_split, write_pictures
@@ -106,7 +106,7 @@ def _train_along(config: RunConfig) -> NoReturn:
     sys.exit()
 
 
-def _claim_folder(config: RunConfig) -> tuple[RunFolder, FileLock]:
+def _claim_folder(config: RunConfig) -> tuple[RunFolder, AcquireReturnProxy[FileLock]]:
     """The folder of the newest run of this config that was cut off, or a new one.
 
     The same command goes on where it was killed, and trains anew where it had ended.
@@ -115,12 +115,11 @@ def _claim_folder(config: RunConfig) -> tuple[RunFolder, FileLock]:
     for number in range(10_000):
         folder = RunFolder(config.output_dir / "train" / f"{key}-{number:03d}")
         folder.path.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder.path / "lock")
         try:
-            lock.acquire(timeout=0)
+            lock = FileLock(folder.path / "lock", is_singleton=False).acquire(timeout=0)
         except Timeout:
             continue  # somebody is training it right now
         if folder.outcome is None:
             return folder, lock
-        lock.release()
+        lock.lock.release()
     raise ValueError(f"output_dir must have room for one more run of {key}, got 10,000 of them")

@@ -46,7 +46,10 @@ def write_export(
     shutil.rmtree(part, ignore_errors=True)
     (part / "code").mkdir(parents=True)
     (part / "golden").mkdir()
-    state = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
+    state = {
+        name: (value.float() if value.is_floating_point() else value).detach().cpu().contiguous()
+        for name, value in network.state_dict().items()
+    }
     save_file(state, part / WEIGHTS_FILE)
     (part / WEIGHTS_FILE).chmod(0o644)  # safetensors writes 0600, and a server may run as another user
     manifest = {

@@ -139,14 +139,13 @@ class _Fact:
 
 
 def _list_photos(folder: Path) -> list[Path]:
-    """All files in the class folders of a split; hidden ones (.DS_Store) are no photos."""
+    """All that stands in the class folders of a split, be it a photo or not; hidden files do not count."""
     return sorted(
-        Path(where) / name
-        for entry in os.scandir(folder)
-        if entry.is_dir() and not entry.name.startswith(".")
-        for where, _, names in os.walk(entry.path)
-        for name in names
-        if not name.startswith(".") and where == entry.path
+        Path(entry.path)
+        for class_folder in os.scandir(folder)
+        if class_folder.is_dir() and not class_folder.name.startswith(".")
+        for entry in os.scandir(class_folder)
+        if not entry.name.startswith(".")
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from pathlib import Path
 from typing import Literal
@@ -142,13 +143,11 @@ def _load(network: nn.Module, state: dict[str, Tensor], head_name: str, source: 
     head = {key for key in own if key.startswith(f"{head_name}.")}
     other_head = head if any(key not in state or state[key].shape != own[key].shape for key in head) else set()
     if other_head and f"{head_name}.weight" not in state:
-        _log.warning("model.weights %s: it has no whole head, the new head starts from random weights", source)
+        _warn_once(f"model.weights {source}: it has no whole head, the new head starts from random weights")
     elif other_head:
-        _log.warning(
-            "model.weights %s: its head has %d classes, not %d: left out, the new head starts from random weights",
-            source,
-            len(state[f"{head_name}.weight"]),
-            len(own[f"{head_name}.weight"]),
+        _warn_once(
+            f"model.weights {source}: its head has {len(state[f'{head_name}.weight'])} classes, not "
+            f"{len(own[f'{head_name}.weight'])}: left out, the new head starts from random weights"
         )
     kept = {key: value for key, value in state.items() if key not in other_head and not _auxiliary(key)}
     wrong = [key for key, value in kept.items() if key in own and value.shape != own[key].shape]
@@ -164,6 +163,12 @@ def _load(network: nn.Module, state: dict[str, Tensor], head_name: str, source: 
         {key: value.float() if value.is_floating_point() else value for key, value in kept.items()},
         strict=False,
     )
+
+
+@functools.cache
+def _warn_once(message: str) -> None:
+    """A sweep builds the same network for every trial."""
+    _log.warning(message)
 
 
 def _auxiliary(key: str) -> bool:

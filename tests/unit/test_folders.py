@@ -155,3 +155,9 @@ def test_batches_travel_as_bytes_and_are_normalised_on_the_device(root: Path) ->
     normalised, _ = data.on_after_batch_transfer((images, labels), 0)
     assert normalised.dtype == torch.float32
     assert normalised.shape == (4, 3, 16, 16)
+
+
+def test_a_folder_inside_a_class_folder_is_named_not_passed_over(root: Path) -> None:
+    (root / "train" / "001.Class1" / "more").mkdir()
+    found = scan(root, max_bad_fraction=0.1)
+    assert found.bad_files == {"train/001.Class1/more": "the file can't be opened: Is a directory"}

@@ -13,7 +13,7 @@ from experiments.interrupts import EXIT_INTERRUPTED, InterruptedRunError, Interr
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_the_first_signal_asks_for_a_stop_and_says_so(number: int, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_first_signal_asks_for_a_stop_and_says_so(number: int, capfd: pytest.CaptureFixture[str]) -> None:
     with Interrupts() as interrupts:
         interrupts.raise_if_requested()
         assert not interrupts.requested
@@ -21,7 +21,7 @@ def test_the_first_signal_asks_for_a_stop_and_says_so(number: int, capsys: pytes
         assert interrupts.requested
         with pytest.raises(InterruptedRunError):
             interrupts.raise_if_requested()
-    shown = capsys.readouterr()
+    shown = capfd.readouterr()
     assert "stopping after this batch; once more to stop at once" in shown.err
     assert shown.out == "", "results go to standard output"
 

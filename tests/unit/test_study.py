@@ -373,7 +373,9 @@ def test_a_trial_waits_for_its_process_and_is_taken_over_when_that_is_killed(tmp
     config = make_config(tmp_path, n_trials=1)
     with another_process(CLAIM_AND_WAIT, tmp_path) as process:
         study, target = open_study(config, SPACE)
-        assert claim(study, config, SPACE, target) == NothingToClaim(done=False, waiting_for=(0,))
+        assert claim(study, config, SPACE, target) == NothingToClaim(
+            done=False, waiting_for=(f"trial 0 on {platform.node()}",)
+        )
         drawn = study.trials[0].params
         process.send_signal(signal.SIGKILL)
         process.wait()
@@ -441,10 +443,11 @@ def test_a_shared_database_says_whose_trial_it_is(tmp_path: Path, monkeypatch: p
     config = make_config(tmp_path, storage=f"sqlite:///{tmp_path}/studies.db", n_trials=1)
     study, target = open_study(config, SPACE)
     asked = study.ask()
-    waiting = NothingToClaim(done=False, waiting_for=(0,))
+    waiting = NothingToClaim(done=False, waiting_for=("trial 0 on ?",))
     assert claim(study, config, SPACE, target) == waiting, "somebody may be about to write the host"
     asked.set_user_attr(HOST_ATTR, f"not-{platform.node()}")
-    assert claim(study, config, SPACE, target) == waiting, "its lock and checkpoints are elsewhere"
+    elsewhere = NothingToClaim(done=False, waiting_for=(f"trial 0 on not-{platform.node()}",))
+    assert claim(study, config, SPACE, target) == elsewhere, "its lock and checkpoints are elsewhere"
     asked.set_user_attr(HOST_ATTR, platform.node())
     claimed = claim(study, config, SPACE, target)
     assert isinstance(claimed, Claim)
@@ -521,6 +524,15 @@ def test_a_grid_goes_through_all_combinations_once(tmp_path: Path) -> None:
     assert all(is_inside(point, GRID) for point in points)
     combinations = itertools.product(*(one.values for one in GRID.values() if isinstance(one, ChoiceRange)))
     assert sorted(map(str, (tuple(point.values()) for point in points))) == sorted(map(str, combinations))
+
+
+def test_a_study_over_a_grid_ends_with_the_grid(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    size = math.prod(len(one.values) for one in GRID.values() if isinstance(one, ChoiceRange))
+    _, target = open_study(make_config(tmp_path, sampler="grid", n_trials=size + 5), GRID)
+    assert target == size
+    assert f"the grid has {size} points" in caplog.text
+    _, target = open_study(make_config(tmp_path / "fewer", sampler="grid", n_trials=size - 1), GRID)
+    assert target == size - 1
 
 
 def test_a_grid_of_ranges_is_refused(tmp_path: Path) -> None:
