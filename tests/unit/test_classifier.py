@@ -1,29 +1,49 @@
-"""The classifier: what is frozen stays frozen, what is logged is true."""
+"""The classifier: what is frozen stays frozen, what is logged is true, and the course of the step size."""
 
 from __future__ import annotations
 
 import math
-from pathlib import Path
+from typing import get_args
 
 import pytest
 import pytorch_lightning as pl
 import torch
-from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_modules.classifier import ImageClassifier, learning_rate_factor
-from lightning_modules.inference import build_network
-from lightning_modules.network import Trainable, create_network, find_head, trainable_modules
+from lightning_modules import metrics
+from lightning_modules.classifier import ImageClassifier, Schedule, learning_rate_factor
+from lightning_modules.data import IGNORED_LABEL
+from lightning_modules.network import Trainable, create_network
+
+LABELS = [0, 1, 2] * 6 + [0, 1]
 
 
-def batches(count: int = 20, batch_size: int = 8) -> DataLoader[tuple[torch.Tensor, ...]]:
-    generator = torch.Generator().manual_seed(0)
-    images, labels = torch.randn(count, 3, 32, 32, generator=generator), torch.arange(count) % 3
-    return DataLoader(TensorDataset(images, labels), batch_size=batch_size)
+def small_network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3)
+    )
 
 
-def fit(model: ImageClassifier, loader: DataLoader[tuple[torch.Tensor, ...]], epochs: int = 2) -> pl.Trainer:
+def loader(labels: list[int], batch_size: int = 4) -> DataLoader[tuple[Tensor, ...]]:
+    images = torch.randn(len(labels), 3, 8, 8, generator=torch.Generator().manual_seed(1))
+    return DataLoader(TensorDataset(images, torch.tensor(labels)), batch_size=batch_size)
+
+
+def images_and_labels(batches: DataLoader[tuple[Tensor, ...]]) -> tuple[Tensor, Tensor]:
+    dataset = batches.dataset
+    assert isinstance(dataset, TensorDataset)
+    images, labels = dataset.tensors
+    return images, labels
+
+
+def fit(
+    model: ImageClassifier,
+    train: DataLoader[tuple[Tensor, ...]],
+    valid: DataLoader[tuple[Tensor, ...]],
+    epochs: int = 1,
+) -> pl.Trainer:
     trainer = pl.Trainer(
         max_epochs=epochs,
         accelerator="cpu",
@@ -31,10 +51,21 @@ def fit(model: ImageClassifier, loader: DataLoader[tuple[torch.Tensor, ...]], ep
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
+        num_sanity_val_steps=0,
         log_every_n_steps=1,
     )
-    trainer.fit(model, loader, loader)
+    trainer.fit(model, train, valid)
     return trainer
+
+
+def metric(trainer: pl.Trainer, name: str) -> float:
+    return float(trainer.callback_metrics[name])
+
+
+def eval_loss(model: ImageClassifier, images: Tensor, labels: Tensor) -> float:
+    model.eval()
+    with torch.no_grad():
+        return float(nn.functional.cross_entropy(model(images), labels))
 
 
 def classifier(trainable: Trainable, **options: float) -> ImageClassifier:
@@ -43,11 +74,14 @@ def classifier(trainable: Trainable, **options: float) -> ImageClassifier:
     return ImageClassifier(network, num_classes=3, trainable=trainable, learning_rate=0.1, optimizer="sgd", **options)  # type: ignore[arg-type]
 
 
+# What trains
+
+
 @pytest.mark.parametrize("trainable", ["head", "last_block"])
 def test_frozen_weights_and_batchnorm_statistics_do_not_drift(trainable: Trainable) -> None:
     model = classifier(trainable)
     before = {name: value.clone() for name, value in model.network.state_dict().items()}
-    fit(model, batches())
+    fit(model, loader(LABELS, 8), loader(LABELS, 8), epochs=2)
     moved = {name for name, value in model.network.state_dict().items() if not torch.equal(value, before[name])}
     may_move = ("fc.",) if trainable == "head" else ("fc.", "layer4.")
     assert moved
@@ -57,7 +91,7 @@ def test_frozen_weights_and_batchnorm_statistics_do_not_drift(trainable: Trainab
 
 def test_a_checkpoint_holds_what_training_changes_and_restores_the_outputs() -> None:
     model = classifier("last_block")
-    trainer = fit(model, batches())
+    trainer = fit(model, loader(LABELS, 8), loader(LABELS, 8), epochs=2)
     state = dict(trainer._checkpoint_connector.dump_checkpoint()["state_dict"])
     assert state
     assert all(name.startswith(("network.layer4", "network.fc")) for name in state)
@@ -78,32 +112,107 @@ def test_norms_and_biases_are_not_decayed_and_the_backbone_steps_smaller() -> No
     assert sum(len(group["params"]) for group in groups.values()) == len(list(model.network.parameters()))
 
 
-def test_val_loss_is_the_plain_mean_over_the_split() -> None:
-    model = classifier("head", label_smoothing=0.3)
-    loader = batches(count=20, batch_size=8)  # the last batch has 4
-    trainer = fit(model, loader, epochs=1)
-    images, labels = loader.dataset.tensors  # type: ignore[attr-defined]
-    with torch.no_grad():
-        expected = nn.functional.cross_entropy(model.eval()(images), labels)
-    assert float(trainer.callback_metrics["val_loss"]) == pytest.approx(float(expected), rel=1e-5)
+# Metrics
 
 
-def test_a_loss_that_is_no_number_is_reported_as_such() -> None:
-    model = classifier("head")
-    with torch.no_grad():
-        model.network.fc.weight.fill_(math.nan)  # type: ignore[union-attr, operator]
-    trainer = fit(model, batches(), epochs=1)
-    assert math.isnan(float(trainer.callback_metrics["val_loss"]))
+def test_padded_labels_do_not_count_in_validation() -> None:
+    model = ImageClassifier(small_network(), num_classes=3)
+    labels = [0, 1, 2, IGNORED_LABEL, 1, IGNORED_LABEL, IGNORED_LABEL, IGNORED_LABEL, *[IGNORED_LABEL] * 3]
+    valid = loader(labels)  # the last batch is padding and nothing else
+    trainer = fit(model, loader([0, 1, 2, 0]), valid)
+    images, wanted = images_and_labels(valid)
+    counted = wanted != IGNORED_LABEL
+    assert metric(trainer, metrics.VAL_LOSS) == pytest.approx(
+        eval_loss(model, images[counted], wanted[counted]), rel=1e-5
+    )
+    right = (model(images[counted]).argmax(1) == wanted[counted]).float().mean()
+    assert metric(trainer, metrics.VAL_ACCURACY) == pytest.approx(float(right))
 
 
-def test_one_cycle_is_the_schedule_of_torch() -> None:
+@pytest.mark.parametrize("where", ["train", "valid"])
+def test_one_image_that_is_no_number_shows_in_the_loss(where: str) -> None:
+    train, valid = loader([0, 1, 2] * 3), loader([0, 1, 2] * 3)
+    images_and_labels(train if where == "train" else valid)[0][5] = math.nan
+    trainer = fit(ImageClassifier(small_network(), num_classes=3), train, valid)
+    assert math.isnan(metric(trainer, metrics.TRAIN_LOSS if where == "train" else metrics.VAL_LOSS))
+
+
+def test_metrics_start_anew_each_epoch() -> None:
+    model = ImageClassifier(small_network(), num_classes=3, learning_rate=0.5, optimizer="sgd")
+    valid = loader([0, 1, 2] * 3)
+    trainer = fit(model, loader([0, 1, 2] * 4), valid, epochs=4)
+    assert metric(trainer, metrics.VAL_LOSS) == pytest.approx(eval_loss(model, *images_and_labels(valid)), rel=1e-5)
+
+
+def test_label_smoothing_touches_the_training_loss_only() -> None:
+    train, valid = loader([0, 1, 2, 0]), loader([0, 1, 2, 1, 0])
+    plain, smooth = (
+        fit(ImageClassifier(small_network(), num_classes=3, label_smoothing=amount, learning_rate=1e-30), train, valid)
+        for amount in (0.0, 0.3)
+    )
+    assert metric(smooth, metrics.VAL_LOSS) == pytest.approx(metric(plain, metrics.VAL_LOSS), rel=1e-6)
+    assert metric(smooth, metrics.TRAIN_LOSS) != pytest.approx(metric(plain, metrics.TRAIN_LOSS), rel=1e-3)
+    model = ImageClassifier(small_network(), num_classes=3)
+    scores, labels = model.eval()(images_and_labels(train)[0]).detach(), images_and_labels(train)[1]
+    wanted = nn.functional.cross_entropy(scores, labels, label_smoothing=0.3)
+    assert metric(smooth, metrics.TRAIN_LOSS) == pytest.approx(float(wanted), rel=1e-4)
+
+
+# The optimiser
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_optimizer_holds_every_trained_parameter_once_and_no_other(optimizer: str) -> None:
+    model = ImageClassifier(small_network(), num_classes=3, trainable="last_block", optimizer=optimizer)  # type: ignore[arg-type]
+    trainer = fit(model, loader([0, 1, 2, 0]), loader([0, 1, 2]))
+    held = [id(one) for group in trainer.optimizers[0].param_groups for one in group["params"]]
+    assert sorted(held) == sorted(id(one) for one in model.network.parameters() if one.requires_grad)
+
+
+def test_head_step_size_is_what_is_logged() -> None:
+    model = ImageClassifier(
+        small_network(), num_classes=3, trainable="all", learning_rate=0.25, backbone_learning_rate_scale=0.5
+    )
+    trainer = fit(model, loader([0, 1, 2, 0]), loader([0, 1, 2]))
+    assert metric(trainer, metrics.LEARNING_RATE) == pytest.approx(0.25)
+    assert {group["lr"] for group in trainer.optimizers[0].param_groups} == {0.25, 0.125}
+
+
+# The course of the step size
+
+
+@pytest.mark.parametrize("total", [1, 2, 3, 4, 5, 7, 10, 33, 100, 1_001])
+@pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step:UserWarning")  # nothing is optimised here
+def test_one_cycle_equals_that_of_torch_step_for_step(total: int) -> None:
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
-    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1.0, total_steps=50, cycle_momentum=False)
-    for step in range(50):
-        own = learning_rate_factor(step, 50, schedule="one_cycle", warmup_steps=0)
-        assert own == pytest.approx(scheduler.get_last_lr()[0], abs=1e-9)
-        optimizer.step()
-        scheduler.step()
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, max_lr=1.0, total_steps=total, pct_start=0.3, cycle_momentum=False
+    )
+    for step in range(total):
+        factor = learning_rate_factor(step, total, schedule="one_cycle", warmup_steps=0)
+        assert factor == pytest.approx(optimizer.param_groups[0]["lr"], abs=1e-9), step
+        if step + 1 < total:
+            scheduler.step()
+
+
+@pytest.mark.parametrize("schedule", get_args(Schedule))
+@pytest.mark.parametrize("total", [1, 2, 3, 10, 100])
+@pytest.mark.parametrize("warmup", [0, 1, 2, 10, 100, 150])
+def test_factor_is_always_a_share(schedule: Schedule, total: int, warmup: int) -> None:
+    for step in range(2 * total + 2):  # Lightning asks for one step more than it takes
+        assert 0 <= learning_rate_factor(step, total, schedule=schedule, warmup_steps=warmup) <= 1
+
+
+@pytest.mark.parametrize("schedule", ["constant", "cosine"])
+def test_warmup_rises_in_equal_steps_to_the_peak(schedule: Schedule) -> None:
+    factors = [learning_rate_factor(step, 40, schedule=schedule, warmup_steps=9) for step in range(10)]
+    assert factors == pytest.approx([(step + 1) / 10 for step in range(10)])
+
+
+def test_one_cycle_peaks_where_the_warmup_ends() -> None:
+    factors = [learning_rate_factor(step, 40, schedule="one_cycle", warmup_steps=9) for step in range(40)]
+    assert factors.index(max(factors)) == 8
+    assert max(factors) == 1
 
 
 def test_warmup_is_linear_and_cosine_ends_at_nothing() -> None:
@@ -113,95 +222,3 @@ def test_warmup_is_linear_and_cosine_ends_at_nothing() -> None:
     assert factors[4:] == sorted(factors[4:], reverse=True)
     assert 0 <= factors[-1] < 0.02
     assert learning_rate_factor(19, 20, schedule="constant", warmup_steps=4) == 1.0
-
-
-@pytest.mark.parametrize(
-    "backbone",
-    [
-        "resnet18",
-        "vgg11",
-        "densenet121",
-        "mobilenet_v3_small",
-        "efficientnet_b0",
-        "vit_b_16",
-        "swin_t",
-        "convnext_tiny",
-        "squeezenet1_0",
-        "googlenet",
-        "shufflenet_v2_x0_5",
-    ],
-)
-def test_the_last_block_is_a_part_of_the_trunk_and_the_head(backbone: str) -> None:
-    with torch.device("meta"):
-        network = build_network(backbone, 7)
-    head = network.get_submodule(find_head(network))
-    assert 7 in (getattr(head, "out_features", 0), getattr(head, "out_channels", 0))
-    parts = trainable_modules(network, "last_block")
-    trained = {id(one) for part in parts for one in part.parameters()}
-    assert {id(one) for one in head.parameters()} < trained
-    assert len(trained) < len(list(network.parameters()))
-
-
-def test_weights_of_half_precision_are_upcast_and_another_head_is_left_out(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    donor = build_network("resnet18", 5)
-    save_file({name: value.half() for name, value in donor.state_dict().items()}, tmp_path / "w.safetensors")
-    network = create_network("resnet18", 3, weights=str(tmp_path / "w.safetensors"))
-    assert "its head has 5 classes, not 3" in caplog.text
-    assert network.conv1.weight.dtype == torch.float32  # type: ignore[union-attr]
-    assert torch.allclose(network.conv1.weight, donor.conv1.weight, atol=1e-3)  # type: ignore[arg-type, union-attr]
-    torch.save(donor.state_dict(), tmp_path / "w.pth")
-    same = create_network("resnet18", 5, weights=str(tmp_path / "w.pth"))
-    assert torch.equal(same.fc.weight, donor.fc.weight)  # type: ignore[arg-type, union-attr]
-
-
-def test_weights_that_do_not_fit_are_refused(tmp_path: Path) -> None:
-    torch.save(build_network("shufflenet_v2_x0_5", 3).state_dict(), tmp_path / "other.pth")
-    with pytest.raises(ValueError, match="is of another network"):
-        create_network("resnet18", 3, weights=str(tmp_path / "other.pth"))
-    with pytest.raises(FileNotFoundError, match=r"model\.weights must be imagenet, none or an existing file"):
-        create_network("resnet18", 3, weights=str(tmp_path / "absent.pth"))
-    with pytest.raises(ValueError, match=r"model\.backbone must be a torchvision classifier, got 'resnet5'"):
-        create_network("resnet5", 3, weights="none")
-
-
-class Planted:
-    """Writes a file when it is unpickled."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple[object, tuple[Path]]:
-        return Path.touch, (self.path,)
-
-
-def test_a_pickle_in_a_weights_file_is_never_run(tmp_path: Path) -> None:
-    torch.save({"fc.weight": Planted(tmp_path / "ran")}, tmp_path / "evil.pth")
-    with pytest.raises(ValueError, match="can't be read as a state dict"):
-        create_network("resnet18", 3, weights=str(tmp_path / "evil.pth"))
-    assert not (tmp_path / "ran").exists()
-
-
-def test_imagenet_weights_without_a_network_name_the_file_and_its_place(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from urllib.error import URLError
-
-    def refuse(*args: object, **kwargs: object) -> None:
-        raise URLError("no route to host")
-
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    monkeypatch.setattr("torch.hub.download_url_to_file", refuse)
-    with pytest.raises(
-        FileNotFoundError, match=r"resnet18-.*\.pth can't be downloaded.*place that file at .*checkpoints"
-    ):
-        create_network("resnet18", 3, weights="imagenet")
-
-
-def test_dropout_keeps_the_names_of_the_parameters() -> None:
-    plain = create_network("resnet18", 3, weights="none")
-    dropped = create_network("resnet18", 3, weights="none", dropout=0.5)
-    assert list(plain.state_dict()) == list(dropped.state_dict())
-    dropped.train()
-    assert not torch.equal(dropped.fc(torch.ones(1, 512)), dropped.fc(torch.ones(1, 512)))  # type: ignore[operator]

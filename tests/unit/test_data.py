@@ -252,6 +252,12 @@ def test_hidden_files_and_folders_are_ignored(root: Path) -> None:
     assert scan(root) == whole
 
 
+def test_a_folder_inside_a_class_folder_is_named_not_passed_over(root: Path) -> None:
+    (root / "train" / "001.Class1" / "more").mkdir()
+    found = scan(root, max_bad_fraction=0.1)
+    assert found.bad_files == {"train/001.Class1/more": "the file can't be opened: Is a directory"}
+
+
 def test_dangling_link_is_a_bad_file(root: Path) -> None:
     (root / "train" / "001.Class1" / "link.jpg").symlink_to(root / "nowhere.jpg")
     assert set(scan(root, max_bad_fraction=0.1).bad_files) == {"train/001.Class1/link.jpg"}
