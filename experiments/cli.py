@@ -11,9 +11,8 @@ import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from experiments.config import RunConfig, config_help, field_names, load_config, public_url
-
-EXIT_DONE, EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130
+from experiments.config import RunConfig, config_help, field_names, load_config, public_url, tracking_uri
+from experiments.errors import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE
 
 
 def main(argv: Sequence[str]) -> int:
@@ -82,7 +81,6 @@ def _sweep(config: RunConfig, arguments: argparse.Namespace) -> None:
     import optuna
 
     from experiments.sweep import run_sweep
-    from experiments.tracking import tracking_uri
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     result = run_sweep(config, more=arguments.more)
@@ -146,8 +144,6 @@ def _report(config: RunConfig, arguments: argparse.Namespace) -> None:
 
 
 def _ui(config: RunConfig, arguments: argparse.Namespace) -> None:
-    from experiments.tracking import tracking_uri
-
     uri = tracking_uri(config)
     if uri.startswith(("http://", "https://")):
         raise ValueError(f"tracking.uri {public_url(uri)} is a server with a UI of its own: open it in a browser")

@@ -60,10 +60,14 @@ class DataConfig:
     """Training augmentation: light is a random crop and flip, strong adds TrivialAugment and random erasing."""
     max_bad_fraction: float = 0.01
     """Largest share of unreadable image files that a run accepts before it stops."""
-    cache: Literal["auto", "none"] = "auto"
-    """Image cache. Only `none` exists so far, and `auto` chooses it."""
+    cache: Literal["auto", "none", "features"] = "auto"
+    """What is computed once for all trials: `features` (of a frozen backbone; `auto` chooses it for trainable head)."""
+    cache_views: int = 8
+    """Augmented views of each training image that a feature cache keeps; each epoch draws one."""
+    cache_max_gb: float = 20.0
+    """How large the caches in cache_dir may become, in 10^9 bytes; those not used for longest go first."""
     cache_dir: Path = Path("runs/cache")
-    """Where what was learned about the files (hashes, unreadable ones) is kept."""
+    """Where caches are kept, and what was learned about the files (hashes, unreadable ones)."""
 
     def __post_init__(self) -> None:
         """Refuse what no run can use."""
@@ -85,6 +89,8 @@ class DataConfig:
             "be 0..1",
             self.max_bad_fraction,
         )
+        require(self.cache_views >= 1, "data.cache_views", "be >= 1", self.cache_views)
+        require(self.cache_max_gb > 0, "data.cache_max_gb", "be > 0", self.cache_max_gb)
 
 
 @dataclass(frozen=True)
@@ -268,6 +274,12 @@ class RunConfig:
         """Refuse what no run can use."""
         require(self.seed >= 0, "seed", "be >= 0", self.seed)
         require(self.seed < 2**32, "seed", "be < 2**32", self.seed)
+        require(
+            self.data.cache != "features" or self.model.trainable == "head",
+            "data.cache",
+            "be auto or none unless model.trainable is head",
+            self.data.cache,
+        )
         for name, value in to_flat(self).items():
             require(not isinstance(value, float) or math.isfinite(value), name, "be finite", value)
 
@@ -321,6 +333,11 @@ def public_url(url: object) -> str:
     """A URL with its passwords blotted out."""
     blotted = re.sub(r"(://[^:/@]*:)[^@]*@", rf"\1{BLOT}@", str(url))
     return re.sub(r"(?i)((?:password|token|secret)=)[^&]*", rf"\1{BLOT}", blotted)
+
+
+def tracking_uri(config: RunConfig) -> str:
+    """Where MLflow keeps the runs of this config."""
+    return config.tracking.uri or f"sqlite:///{(config.output_dir / 'mlflow.db').resolve()}"
 
 
 def to_yaml(config: RunConfig) -> str:

@@ -199,8 +199,13 @@ def worst_errors_figure(
     shown = wrong[:count]
     columns = math.ceil(math.sqrt(len(shown)))
     rows = math.ceil(len(shown) / columns)
-    # Wide enough for the heading over a single picture.
-    figure = _figure(max(2.6 * columns, 5.0), 2.9 * rows + 0.5)
+    # Wide enough for the heading over a single picture. Pictures of one size need no layout engine, which would take
+    # ten times as long as all the rest.
+    width, height = max(2.6 * columns, 5.0), 2.9 * rows + 0.5
+    figure = Figure(figsize=(width, height), dpi=_DPI)
+    figure.subplots_adjust(
+        left=0.1 / width, right=1 - 0.1 / width, bottom=0.1 / height, top=1 - 0.9 / height, wspace=0.06, hspace=0.2
+    )
     figure.suptitle(f"Worst {len(shown)} of {len(wrong)} errors among {_images(len(labels))}")
     for position, index in enumerate(shown, start=1):
         true_name, predicted_name = class_names[labels[index]], class_names[predictions[index]]

@@ -10,16 +10,7 @@ from typing import Any
 
 from pytorch_lightning.callbacks import Callback
 
-EXIT_INTERRUPTED = 130
-
-
-class InterruptedRunError(Exception):
-    """The user asked to stop; the run goes on from its last checkpoint when the same command runs again."""
-
-    exit_code = EXIT_INTERRUPTED
-
-    def __init__(self) -> None:
-        super().__init__("interrupted; the same command goes on from here")
+from experiments.errors import EXIT_INTERRUPTED, InterruptedRunError
 
 
 class Interrupts(Callback):

@@ -10,7 +10,7 @@ import torch
 
 from experiments.config import RunConfig
 from experiments.datasets import open_data
-from experiments.evaluation import score_split
+from experiments.scoring import score_split
 from lightning_modules.data import ClassFolderData
 from lightning_modules.inference import BadImageError, Model, decode_image, load_export
 

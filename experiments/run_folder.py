@@ -1,10 +1,13 @@
 """A run on disk: what it was, its metrics by epoch, how it ended. Written first; MLflow is a copy of it.
 
-run.json        name, key, params, tags, times, outcome
-metrics.jsonl   one line an epoch
-checkpoints/    while it runs
-artifacts/      pictures and tables
-export/         the model
+run.json          name, key, params, tags, times, outcome
+metrics.jsonl     one line an epoch
+scores.npz        the validation split by the best weights, until pictures are drawn of it
+checkpoints/      while it runs
+export/           the model
+published.json    how much of it stands in MLflow         } written by the process that publishes,
+system.jsonl      one line a sample of the machine        } all else by the one that trains
+artifacts/        pictures and tables                     }
 """
 
 from __future__ import annotations
@@ -12,11 +15,14 @@ from __future__ import annotations
 import functools
 import json
 import os
+import platform
+import subprocess
 import threading
 import time
 import uuid
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
@@ -48,9 +54,10 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._lock = threading.RLock()  # the training thread and the one that pushes to MLflow share the folder
+        self._lock = threading.RLock()  # loggers may be called from any thread
         self.artifacts = path / "artifacts"
         self.export = path / "export"
+        self.scores = path / "scores.npz"
 
     @property
     def exists(self) -> bool:
@@ -60,6 +67,7 @@ class RunFolder:
     def start(self, name: str, params: Mapping[str, object], tags: Mapping[str, str]) -> None:
         """Note what the run is."""
         self._write(
+            "run.json",
             {
                 "name": name,
                 "key": uuid.uuid4().hex,
@@ -67,8 +75,7 @@ class RunFolder:
                 "params": {key: str(value) for key, value in params.items()},
                 "tags": dict(tags),
                 "outcome": None,
-                "pushed": False,
-            }
+            },
         )
 
     def read(self) -> dict[str, Any]:
@@ -79,7 +86,7 @@ class RunFolder:
     def update(self, **values: Any) -> None:
         """Replace some entries of run.json."""
         with self._lock:
-            self._write(self.read() | values)
+            self._write("run.json", self.read() | values)
 
     def add_params(self, params: Mapping[str, object]) -> None:
         """Note more of what the run is."""
@@ -89,25 +96,21 @@ class RunFolder:
     def record(self, step: int, metrics: Mapping[str, float]) -> None:
         """Append the metrics of one epoch, unless they stand there from before a kill."""
         with self._lock:
-            if (step, frozenset(metrics)) in self._recorded:
-                return
-            line = json.dumps(asdict(MetricLine(step, now_ms(), dict(metrics)))) + "\n"
-            # What a kill may cut off is the last line: it is closed here, and skipped when read.
-            with (self.path / "metrics.jsonl").open("a+b") as file:
-                if file.tell() and not _ends_with_newline(file):
-                    file.write(b"\n")
-                file.write(line.encode())
-            self._recorded.add((step, frozenset(metrics)))
+            if (step, frozenset(metrics)) not in self._recorded:
+                self._append("metrics.jsonl", MetricLine(step, now_ms(), dict(metrics)))
+                self._recorded.add((step, frozenset(metrics)))
 
-    @functools.cached_property
-    def _recorded(self) -> set[tuple[int, frozenset[str]]]:
-        return {(line.step, frozenset(line.metrics)) for line in self.metric_lines()}
+    def record_system(self, metrics: Mapping[str, float]) -> None:
+        """Append a sample of the machine."""
+        self._append("system.jsonl", MetricLine(len(self.system_lines()), now_ms(), dict(metrics)))
 
     def metric_lines(self) -> list[MetricLine]:
         """All whole lines of metrics.jsonl."""
-        path = self.path / "metrics.jsonl"
-        lines = path.read_bytes().splitlines(keepends=True) if path.is_file() else []
-        return [MetricLine(**parsed) for line in lines if (parsed := _parse(line)) is not None]
+        return self._lines("metrics.jsonl")
+
+    def system_lines(self) -> list[MetricLine]:
+        """All whole lines of system.jsonl."""
+        return self._lines("system.jsonl")
 
     @property
     def outcome(self) -> Outcome | None:
@@ -117,20 +120,85 @@ class RunFolder:
 
     def finish(self, outcome: Outcome) -> None:
         """Note how the run ended."""
-        self.update(outcome=asdict(outcome), ended_ms=now_ms(), pushed=False)
+        self.update(outcome=asdict(outcome), ended_ms=now_ms())
 
     def reopen(self) -> None:
         """Go on with a run that had ended, as a study does that gets more trials."""
-        self.update(outcome=None, pushed=False)
+        self.update(outcome=None)
 
-    def _write(self, values: Mapping[str, Any]) -> None:
+    @property
+    def run_id(self) -> str | None:
+        """Its run in MLflow; None as long as it has none."""
+        return self._published().get("run_id")
+
+    @property
+    def is_published(self) -> bool:
+        """Whether all of it stands in MLflow, the outcome included."""
+        noted = self.read()
+        return noted["outcome"] is not None and self._published().get("ended_ms") == noted["ended_ms"]
+
+    def note_published(self, run_id: str, *, ended_ms: int | None = None) -> None:
+        """Note its run in MLflow, and which outcome stands there."""
+        noted = {"run_id": run_id, "ended_ms": ended_ms}
+        if self._published() != noted:
+            self._write("published.json", noted)
+
+    def _published(self) -> dict[str, Any]:
+        path = self.path / "published.json"
+        loaded: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+        return loaded
+
+    @functools.cached_property
+    def _recorded(self) -> set[tuple[int, frozenset[str]]]:
+        return {(line.step, frozenset(line.metrics)) for line in self.metric_lines()}
+
+    def _append(self, name: str, line: MetricLine) -> None:
+        # What a kill may cut off is the last line: it is closed here, and skipped when read.
+        with (self.path / name).open("a+b") as file:
+            if file.tell() and not _ends_with_newline(file):
+                file.write(b"\n")
+            file.write(json.dumps(asdict(line)).encode() + b"\n")
+
+    def _lines(self, name: str) -> list[MetricLine]:
+        path = self.path / name
+        lines = path.read_bytes().splitlines(keepends=True) if path.is_file() else []
+        return [MetricLine(**parsed) for line in lines if (parsed := _parse(line)) is not None]
+
+    def _write(self, name: str, values: Mapping[str, Any]) -> None:
         self.path.mkdir(parents=True, exist_ok=True)
-        part = self.path / ".run.json.part"
+        part = self.path / f".{name}.part"
         with part.open("w") as file:
             json.dump(values, file, indent=1)
             file.flush()
             os.fsync(file.fileno())
-        part.replace(self.path / "run.json")
+        part.replace(self.path / name)
+
+
+@functools.cache
+def environment_tags() -> Mapping[str, str]:
+    """Where a run was made: commit, Python and the packages that decide its numbers."""
+    names = (
+        "torch",
+        "torchvision",
+        "pytorch-lightning",
+        "torchmetrics",
+        "optuna",
+        "mlflow",
+        "numpy",
+        "pillow",
+    )
+    tags = {f"package.{name}": metadata.version(name) for name in names}
+    tags |= {"origin": "local", "python": platform.python_version(), "host": platform.node()}
+    git = subprocess.run(
+        ["git", "rev-parse", "HEAD"],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=Path(__file__).parent,
+    )
+    if git.returncode == 0:
+        tags["mlflow.source.git.commit"] = git.stdout.strip()
+    return tags
 
 
 def now_ms() -> int:

@@ -13,7 +13,6 @@ import re
 import shutil
 import signal
 import sys
-import threading
 import time
 import traceback
 from collections.abc import Sequence
@@ -23,16 +22,20 @@ from pathlib import Path
 
 import optuna
 import torch
+from filelock import FileLock
 from optuna.trial import FrozenTrial, TrialState
 
-from experiments.config import RunConfig, override, require
-from experiments.evaluation import score_split, write_pictures
+from experiments.config import RunConfig, override, require, to_public
+from experiments.errors import InterruptedRunError, SweepError
 from experiments.figures import study_figures
-from experiments.interrupts import EXIT_INTERRUPTED, InterruptedRunError, Interrupts
+from experiments.inputs import forget_opened, open_data_once, open_inputs_once
+from experiments.interrupts import Interrupts
+from experiments.logger import RunFolderLogger
 from experiments.progress import EpochProgress, SweepProgress, say
 from experiments.pruning import PruningCallback
+from experiments.publisher import Publisher, die_with_parent
 from experiments.report import write_report
-from experiments.run_folder import Outcome, RunFolder
+from experiments.run_folder import Outcome, RunFolder, environment_tags
 from experiments.search_space import SearchSpace, check_against, load_search_space
 from experiments.study import (
     Claim,
@@ -42,15 +45,7 @@ from experiments.study import (
     study_folder,
     trial_folder,
 )
-from experiments.tracking import (
-    RunFolderLogger,
-    RunStore,
-    TrackingError,
-    environment_tags,
-    pushing,
-    run_params,
-)
-from experiments.train import CHECKPOINT_FOLDER, export, train
+from experiments.train import BEST_CHECKPOINT, CHECKPOINT_FOLDER, export, train
 
 POLL_SECONDS = 0.5
 """How often a worker looks whether somebody else's trial has ended."""
@@ -58,10 +53,6 @@ MAX_CRASHES = 3
 """Workers that may die in a row, without a trial finishing, before the sweep gives up."""
 
 _log = logging.getLogger(__name__)
-
-
-class SweepError(RuntimeError):
-    """The sweep can't go on; what it has done is kept."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +63,6 @@ class SweepResult:
     best: FrozenTrial | None
     folder: Path
     report: Path
-    mlflow_run_id: str
 
 
 def run_sweep(config: RunConfig, *, more: int = 0) -> SweepResult:
@@ -98,35 +88,30 @@ def run_sweep(config: RunConfig, *, more: int = 0) -> SweepResult:
     space = load_search_space(config.search)
     check_against(space, config)
     study, target = open_study(config, space, more=more)
-    store = RunStore(config)
+    forget_opened()
     parent = RunFolder(study_folder(config) / "study")
     if not parent.exists:
-        params = run_params(config) | {f"search.{name}": one for name, one in space.items()}
-        parent.start(
-            config.sweep.study_name,
-            params,
-            {"study": config.sweep.study_name, **environment_tags()},
-        )
+        params = to_public(config) | {f"search.{name}": str(one) for name, one in space.items()}
+        parent.start(config.sweep.study_name, params, {"study": config.sweep.study_name, **environment_tags()})
     elif parent.outcome:
         parent.reopen()
-    parent_run_id = store.push_or_wait(parent)
-    _push_pending(config, study, store, parent_run_id)
-
-    progress = SweepProgress(target, _finished(study))
     deadline = time.monotonic() + (config.sweep.timeout_seconds or float("inf"))
-    with Interrupts() as interrupts:
+    here = study_folder(config)
+    publishing = Publisher(config, here / "trials" / "*", lock=here / "publisher.lock", parent=parent.path)
+    with Interrupts() as interrupts, publishing as publisher:
+        if config.sweep.workers == 1:
+            open_inputs_once(config)  # while the publisher comes up
+        publisher.check()
+        progress = SweepProgress(target, _finished(study))
         try:
             if config.sweep.workers == 1:
-                job = _Job(config, space, study, target, store, parent_run_id, deadline)
-                _work(job, interrupts, progress)
+                _work(_Job(config, space, study, target, deadline), interrupts, progress, publisher)
             else:
-                _supervise(config, study, target, parent_run_id, deadline, interrupts, progress)
-        except InterruptedRunError:
-            store.set_status(parent, "KILLED")
-            raise
+                _supervise(config, study, target, deadline, interrupts, progress, publisher)
         finally:
             progress.close()
-    return _conclude(config, study, store, parent)
+        with FileLock(study_folder(config) / "conclude.lock"):  # two sweeps on one study end at the same time
+            return _conclude(config, study, parent)
 
 
 @dataclass(frozen=True)
@@ -137,12 +122,12 @@ class _Job:
     space: SearchSpace
     study: optuna.Study
     target: int
-    store: RunStore
-    parent_run_id: str
     deadline: float
 
 
-def _work(job: _Job, interrupts: Interrupts, progress: SweepProgress | None) -> None:
+def _work(
+    job: _Job, interrupts: Interrupts, progress: SweepProgress | None = None, publisher: Publisher | None = None
+) -> None:
     """Claim and run trials until there is nothing left to do."""
     reasons: list[str] = []
     waiting_for: tuple[str, ...] = ()
@@ -150,6 +135,8 @@ def _work(job: _Job, interrupts: Interrupts, progress: SweepProgress | None) -> 
         interrupts.raise_if_requested()
         if progress is not None:
             progress.update(_finished(job.study), _best_text(job.study))
+        if publisher is not None:
+            publisher.check()
         claimed = claim(job.study, job.config, job.space, job.target, new=time.monotonic() < job.deadline)
         if not isinstance(claimed, Claim):
             if claimed.done:
@@ -178,7 +165,7 @@ def _run_trial(job: _Job, claimed: Claim, interrupts: Interrupts) -> Outcome:
             "trial": str(trial.number),
             **environment_tags(),
         }
-        folder.start(f"trial {trial.number:04d}", run_params(config), tags)
+        folder.start(f"trial {trial.number:04d}", to_public(config), tags)
     outcome = folder.outcome
     if outcome is None:
         outcome = _attempt(job, claimed, interrupts)
@@ -190,8 +177,7 @@ def _run_trial(job: _Job, claimed: Claim, interrupts: Interrupts) -> Outcome:
         trial.set_user_attr("failure_reason", outcome.reason)
     values = outcome.value if outcome.state == "COMPLETE" else None
     job.study.tell(trial, values, state=TrialState[outcome.state])
-    _tidy(job.config, job.study, folder)
-    job.store.push_or_wait(folder, job.parent_run_id)
+    _tidy(job.config, job.study, trial.number)
     return outcome
 
 
@@ -201,33 +187,19 @@ def _attempt(job: _Job, claimed: Claim, interrupts: Interrupts) -> Outcome:
     name = f"trial {trial.number}"
     try:
         config = override(job.config, claimed.point)
-        with pushing(job.store, folder, job.parent_run_id):
-            result = train(
-                config,
-                output_dir=folder.path,
-                logger=RunFolderLogger(folder),
-                callbacks=[
-                    PruningCallback(trial, metric),
-                    EpochProgress(name, position=1),
-                    interrupts,
-                ],
-            )
-            scores = score_split(result.model.network, result.data, result.data.folders.valid)
-            write_pictures(scores, result.data, result.history, folder.artifacts)
-        value = result.metrics[metric]
-        best = best_trial(job.study)
-        sign = 1 if job.config.sweep.direction == "minimize" else -1
-        if best is None or sign * value < sign * _value(best):
-            export(result, folder.export)
+        result = train(
+            config,
+            output_dir=folder.path,
+            logger=RunFolderLogger(folder),
+            callbacks=[PruningCallback(trial, metric), EpochProgress(name, position=1), interrupts],
+        )
+        result.validation.save(folder.scores)
     except optuna.TrialPruned:
         frozen = job.study.get_trials(deepcopy=False)[trial.number]
         last = max(frozen.intermediate_values)
         say(f"{name}: pruned after epoch {last}")
         return Outcome("PRUNED", frozen.intermediate_values[last], reason=f"pruned after epoch {last}")
     except InterruptedRunError:
-        job.store.set_status(folder, "KILLED")
-        raise
-    except TrackingError:
         raise
     except Exception as error:
         folder.artifacts.mkdir(exist_ok=True)
@@ -235,29 +207,24 @@ def _attempt(job: _Job, claimed: Claim, interrupts: Interrupts) -> Outcome:
         reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
         say(f"{name} failed: {reason}")
         return Outcome("FAIL", reason=reason)
-    return Outcome("COMPLETE", value, dict(result.metrics))
+    return Outcome("COMPLETE", result.metrics[metric], dict(result.metrics))
 
 
-def _tidy(config: RunConfig, study: optuna.Study, folder: RunFolder) -> None:
-    """Keep the checkpoints of no finished trial, and the export of the best one only."""
-    shutil.rmtree(folder.path / CHECKPOINT_FOLDER, ignore_errors=True)
+def _tidy(config: RunConfig, study: optuna.Study, number: int) -> None:
+    """Keep the checkpoints of no finished trial but the best one, whose model the sweep ends with."""
     best = best_trial(study)
-    for trial in study.get_trials(deepcopy=False, states=[TrialState.COMPLETE]):
-        if best is not None and trial.number != best.number:
-            shutil.rmtree(trial_folder(config, trial.number).export, ignore_errors=True)
+    trials = study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
+    for one in [number, *(trial.number for trial in trials)]:
+        checkpoints = trial_folder(config, one).path / CHECKPOINT_FOLDER
+        if (best is None or one != best.number) and checkpoints.is_dir():
+            shutil.rmtree(checkpoints, ignore_errors=True)  # another worker may be at it too
 
 
-def _push_pending(config: RunConfig, study: optuna.Study, store: RunStore, parent_run_id: str) -> None:
-    """Send what an earlier process finished and could not send."""
-    for trial in study.get_trials(deepcopy=False):
-        folder = trial_folder(config, trial.number)
-        if trial.state.is_finished() and folder.exists and not folder.read()["pushed"]:
-            store.push_or_wait(folder, parent_run_id)
-
-
-def _conclude(config: RunConfig, study: optuna.Study, store: RunStore, parent: RunFolder) -> SweepResult:
-    """Draw the study, write its report and close its MLflow run."""
+def _conclude(config: RunConfig, study: optuna.Study, parent: RunFolder) -> SweepResult:
+    """Export the best model, draw the study and write its report."""
     best = best_trial(study)
+    if best is not None:
+        _export(config, study, best)
     parent.artifacts.mkdir(exist_ok=True)
     for name, figure in study_figures(study).items():
         figure.savefig(parent.artifacts / f"{name}.png")
@@ -266,8 +233,22 @@ def _conclude(config: RunConfig, study: optuna.Study, store: RunStore, parent: R
     shutil.copy(report, parent.artifacts / "report.html")
     metrics = {name: value for name, value in (best.user_attrs if best else {}).items() if isinstance(value, float)}
     parent.finish(Outcome("COMPLETE", best.value if best else None, metrics))
-    run_id = store.push_or_wait(parent)
-    return SweepResult(study, best, study_folder(config), report, run_id)
+    return SweepResult(study, best, study_folder(config), report)
+
+
+def _export(config: RunConfig, study: optuna.Study, best: FrozenTrial) -> None:
+    """Export the best trial from its checkpoint, unless that was done before or the trial ran elsewhere."""
+    folder = trial_folder(config, best.number)
+    checkpoints = folder.path / CHECKPOINT_FOLDER
+    if (checkpoints / BEST_CHECKPOINT).is_file():
+        config = override(config, best.params)
+        metrics = {name: value for name, value in best.user_attrs.items() if isinstance(value, float)}
+        export(config, open_data_once(config), folder.path, folder.export, metrics)
+        shutil.rmtree(checkpoints)
+    for trial in study.get_trials(deepcopy=False, states=[TrialState.COMPLETE]):
+        other = trial_folder(config, trial.number).export
+        if trial.number != best.number and other.is_dir():
+            shutil.rmtree(other)
 
 
 def report_study(study: optuna.Study, config: RunConfig) -> Path:
@@ -288,10 +269,10 @@ def _supervise(
     config: RunConfig,
     study: optuna.Study,
     target: int,
-    parent_run_id: str,
     deadline: float,
     interrupts: Interrupts,
     progress: SweepProgress,
+    publisher: Publisher,
 ) -> None:
     """Keep `sweep.workers` processes at work; one that dies is replaced, and its trial goes on."""
     context = multiprocessing.get_context("spawn")  # CUDA and threads do not survive a fork
@@ -301,7 +282,7 @@ def _supervise(
         seconds = deadline - time.monotonic()
         process = context.Process(
             target=_worker_main,
-            args=(config, target, parent_run_id, seconds, index),
+            args=(config, target, seconds, index),
             name=f"worker-{index}",
         )
         if gpus := torch.cuda.device_count():
@@ -316,6 +297,7 @@ def _supervise(
                 raise InterruptedRunError
             time.sleep(POLL_SECONDS)
             progress.update(_finished(study), _best_text(study))
+            publisher.check()
             for index, process in list(workers.items()):
                 if process.is_alive():
                     continue
@@ -337,25 +319,25 @@ def _supervise(
 _EXIT_SWEEP_ERROR = 3
 
 
-def _worker_main(config: RunConfig, target: int, parent_run_id: str, seconds: float, index: int) -> None:
+def _worker_main(config: RunConfig, target: int, seconds: float, index: int) -> None:
     """A worker process: its share of the cores or one GPU, and a log file of its own."""
     log = _worker_log(config, index).open("a", buffering=1)
     os.dup2(log.fileno(), sys.stdout.fileno())
     os.dup2(log.fileno(), sys.stderr.fileno())
     logging.basicConfig(level=logging.INFO)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the supervisor says what it means
-    _die_with_parent()
+    die_with_parent()
     _pin(index, config.sweep.workers)
     assert config.search is not None
     space = load_search_space(config.search)
     study, _ = open_study(config, space)
-    job = _Job(config, space, study, target, RunStore(config), parent_run_id, time.monotonic() + seconds)
+    job = _Job(config, space, study, target, time.monotonic() + seconds)
     with Interrupts([signal.SIGTERM]) as interrupts:
         try:
-            _work(job, interrupts, None)
+            _work(job, interrupts)
         except InterruptedRunError:
             return
-        except (SweepError, TrackingError):
+        except SweepError:
             traceback.print_exc()
             sys.exit(_EXIT_SWEEP_ERROR)
 
@@ -368,18 +350,6 @@ def _pin(index: int, workers: int) -> None:
     share = cores[index % len(cores) :: workers] or [cores[index % len(cores)]]
     os.sched_setaffinity(0, share)
     torch.set_num_threads(len(share))
-
-
-def _die_with_parent() -> None:
-    """Leave when the supervisor is gone, however it went: its terminal has no way to stop us any more."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def wait() -> None:
-        parent.join()
-        os._exit(EXIT_INTERRUPTED)
-
-    threading.Thread(target=wait, name="parent", daemon=True).start()
 
 
 def _stop(workers: Sequence[BaseProcess]) -> None:

@@ -6,17 +6,11 @@ folder a second time sends only what the server lacks.
 
 from __future__ import annotations
 
-import functools
 import json
 import logging
 import os
-import platform
-import subprocess
-import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from importlib import metadata
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -30,16 +24,12 @@ from mlflow.system_metrics.metrics.cpu_monitor import CPUMonitor
 from mlflow.system_metrics.metrics.disk_monitor import DiskMonitor
 from mlflow.system_metrics.metrics.gpu_monitor import GPUMonitor
 from mlflow.system_metrics.metrics.network_monitor import NetworkMonitor
-from pytorch_lightning.loggers import Logger
-from pytorch_lightning.utilities import rank_zero_only
 
-from experiments.config import RunConfig, public_url, to_public
-from experiments.run_folder import RunFolder
+from experiments.config import RunConfig, public_url, tracking_uri
+from experiments.errors import TrackingError
+from experiments.run_folder import MetricLine, RunFolder
+from lightning_modules import metrics
 
-PUSH_SECONDS = 2.0
-"""How often a running run is brought up to date in MLflow."""
-SYSTEM_METRICS_SECONDS = 10.0
-"""How often processor, memory, disk, network and GPU are sampled; MLflow's own default."""
 KEY_TAG = "experiments.key"
 """Tag by which a run folder finds its run again."""
 STATUS = {"COMPLETE": "FINISHED", "PRUNED": "FINISHED", "FAIL": "FAILED"}
@@ -49,15 +39,6 @@ AWAY = (MlflowException, OSError)
 
 _log = logging.getLogger(__name__)
 _Item = TypeVar("_Item")
-
-
-class TrackingError(RuntimeError):
-    """MLflow can't be reached; nothing is lost, and the message says how it gets there."""
-
-
-def tracking_uri(config: RunConfig) -> str:
-    """Where MLflow keeps the runs of this config."""
-    return config.tracking.uri or f"sqlite:///{(config.output_dir / 'mlflow.db').resolve()}"
 
 
 class RunStore:
@@ -85,38 +66,19 @@ class RunStore:
         self._sent: dict[str, set[tuple[str, int]]] = {}
         self._params: dict[str, Mapping[str, str]] = {}
 
-    def run_id(self, folder: RunFolder, parent_run_id: str | None = None) -> str:
-        """The MLflow run of a folder: the one it was given, the one that carries its key, or a new one."""
-        noted = folder.read()
-        if noted.get("run_id") in self._sent:
-            return str(noted["run_id"])
-        found = self._find(noted)
-        if found is None:
-            tags = dict(noted["tags"]) | {KEY_TAG: noted["key"]}
-            if parent_run_id:
-                tags["mlflow.parentRunId"] = parent_run_id
-            run = self.client.create_run(self.experiment_id, noted["started_ms"], tags=tags, run_name=noted["name"])
-            found = str(run.info.run_id)
-        # After a crash the run may already hold some of what stands in the folder.
-        keys = {key for line in folder.metric_lines() for key in line.metrics}
-        self._sent[found] = {(key, point.step) for key in keys for point in self.client.get_metric_history(found, key)}
-        if not noted["outcome"]:
-            self.client.update_run(found, "RUNNING")
-        folder.update(run_id=found)
-        return found
-
     def push(self, folder: RunFolder, parent_run_id: str | None = None) -> str:
-        """Bring MLflow up to date with a folder, once. A folder that has ended and was pushed is done.
+        """Bring MLflow up to date with a folder: what stands there is not sent again.
 
         Raises:
             MlflowException, OSError: if the server does not take it.
         """
-        run_id = self.run_id(folder, parent_run_id)
         noted = folder.read()
+        lines = [*folder.metric_lines(), *folder.system_lines()]
+        run_id = self._run_id(folder, noted, lines, parent_run_id)
         sent = self._sent[run_id]
         fresh = [
             (key, line.step, line.timestamp_ms, value)
-            for line in folder.metric_lines()
+            for line in lines
             for key, value in line.metrics.items()
             if (key, line.step) not in sent
         ]
@@ -126,8 +88,16 @@ class RunStore:
         self._push_params(run_id, noted["params"])
         if noted["outcome"]:
             outcome = noted["outcome"]
-            last = max((line.step for line in folder.metric_lines()), default=0)
-            new = [(key, value) for key, value in outcome["metrics"].items() if (key, last) not in sent]
+            epochs = folder.metric_lines()
+            last = max((line.step for line in epochs), default=0)
+            of_epochs = {key for line in epochs for key in line.metrics}
+            # MLflow shows a metric's last value, which is the last epoch's: what counts gets a name of its own.
+            final = {
+                f"{metrics.BEST}{key}" if key in of_epochs else key: value
+                for key, value in outcome["metrics"].items()
+                if key not in of_epochs or key in metrics.OBJECTIVES
+            }
+            new = [(key, value) for key, value in final.items() if (key, last) not in sent]
             tags = {"trial_state": outcome["state"]} | (
                 {"failure_reason": outcome["reason"]} if outcome["reason"] else {}
             )
@@ -139,8 +109,34 @@ class RunStore:
             if folder.artifacts.is_dir():
                 self.client.log_artifacts(run_id, str(folder.artifacts))
             self.client.set_terminated(run_id, STATUS[outcome["state"]], noted["ended_ms"])
-            folder.update(pushed=True)
+            folder.note_published(run_id, ended_ms=noted["ended_ms"])
         return run_id
+
+    def _run_id(
+        self, folder: RunFolder, noted: Mapping[str, Any], lines: Sequence[MetricLine], parent_run_id: str | None
+    ) -> str:
+        """The MLflow run of a folder: the one it was given, the one that carries its key, or a new one."""
+        known = folder.run_id
+        if known in self._sent:
+            return known
+        found = self._find(known, noted["key"])
+        if found is None:
+            tags = dict(noted["tags"]) | {KEY_TAG: noted["key"]}
+            if parent_run_id:
+                tags["mlflow.parentRunId"] = parent_run_id
+            run = self.client.create_run(self.experiment_id, noted["started_ms"], tags=tags, run_name=noted["name"])
+            found = str(run.info.run_id)
+            self._sent[found] = set()
+        else:
+            # After a crash the run may already hold some of what stands in the folder.
+            keys = {key for line in lines for key in line.metrics}
+            self._sent[found] = {
+                (key, point.step) for key in keys for point in self.client.get_metric_history(found, key)
+            }
+            if not noted["outcome"]:
+                self.client.update_run(found, "RUNNING")
+        folder.note_published(found)
+        return found
 
     def push_or_wait(self, folder: RunFolder, parent_run_id: str | None = None) -> str:
         """Push, and wait for a server that is away.
@@ -156,13 +152,13 @@ class RunStore:
     def set_status(self, folder: RunFolder, status: str) -> None:
         """Set the status of a run that goes on later, such as KILLED; not worth waiting for a server."""
         try:
-            self.client.update_run(self.run_id(folder), status)
+            self.client.update_run(self.push(folder), status)
         except AWAY as error:
             _log.warning(
                 "MLflow at %s did not hear that a run is %s: %s",
                 public_url(self.uri),
                 status,
-                _first_line(error),
+                first_line(error),
             )
 
     def _retry(self, call: Callable[[], str], kept: str) -> str:
@@ -177,7 +173,7 @@ class RunStore:
                 )
                 if refused or time.monotonic() + pause > deadline:
                     raise TrackingError(
-                        f"tracking.uri {public_url(self.uri)} does not take the run ({_first_line(error)}): {kept}"
+                        f"tracking.uri {public_url(self.uri)} does not take the run ({first_line(error)}): {kept}"
                     ) from error
             time.sleep(pause)
             pause = min(2 * pause, 10.0)
@@ -188,15 +184,15 @@ class RunStore:
             return str(found.experiment_id)
         return str(self.client.create_experiment(name, artifact_location))
 
-    def _find(self, noted: Mapping[str, Any]) -> str | None:
-        if "run_id" in noted:
+    def _find(self, run_id: str | None, key: str) -> str | None:
+        if run_id is not None:
             try:
-                return str(self.client.get_run(noted["run_id"]).info.run_id)
+                return str(self.client.get_run(run_id).info.run_id)
             except MlflowException as error:
                 # The database was deleted: the folder makes a new one whole again.
                 if error.error_code != ErrorCode.Name(RESOURCE_DOES_NOT_EXIST):
                     raise
-        found = self.client.search_runs([self.experiment_id], f"tags.`{KEY_TAG}` = '{noted['key']}'", max_results=1)
+        found = self.client.search_runs([self.experiment_id], f"tags.`{KEY_TAG}` = '{key}'", max_results=1)
         return str(found[0].info.run_id) if found else None
 
     def _push_params(self, run_id: str, params: Mapping[str, str]) -> None:
@@ -209,104 +205,6 @@ class RunStore:
         if "data.fingerprint" in params and not (run.inputs and run.inputs.dataset_inputs):
             self.client.log_inputs(run_id, [_dataset(params)])
         self._params[run_id] = params
-
-
-class RunFolderLogger(Logger):
-    """A Lightning logger that writes to a run folder; while it is open, a thread keeps MLflow up to date."""
-
-    def __init__(self, folder: RunFolder) -> None:
-        super().__init__()
-        self.folder = folder
-
-    @property
-    def name(self) -> str:
-        """The run's name."""
-        return str(self.folder.read()["name"])
-
-    @property
-    def version(self) -> str:
-        """The run's key."""
-        return str(self.folder.read()["key"])
-
-    @rank_zero_only
-    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        """Note the metrics of an epoch; epochs count from 1, whatever the global step."""
-        del step
-        values = dict(metrics)
-        self.folder.record(int(values.pop("epoch")) + 1, values)
-
-    @rank_zero_only
-    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
-        """Note facts about the run that are known only once it has started."""
-        del args, kwargs
-        self.folder.add_params(dict(params))
-
-
-@contextmanager
-def pushing(store: RunStore, folder: RunFolder, parent_run_id: str | None = None) -> Iterator[None]:
-    """Keep MLflow up to date with a running run, off the training thread; system metrics are sampled on the way."""
-    closing = threading.Event()
-
-    def work() -> None:
-        monitors = _monitors()
-        sampled, away = 0.0, False
-        samples = sum("system/cpu_utilization_percentage" in line.metrics for line in folder.metric_lines())
-        while True:
-            if time.monotonic() - sampled >= SYSTEM_METRICS_SECONDS:
-                sampled = time.monotonic()
-                folder.record(samples, _sample(monitors))
-                samples += 1
-            try:
-                store.push(folder, parent_run_id)
-                away = False
-            except AWAY as error:
-                if not away:
-                    _log.warning(
-                        "MLflow at %s is away, training goes on: %s", public_url(store.uri), _first_line(error)
-                    )
-                away = True
-            if closing.wait(PUSH_SECONDS):
-                return
-
-    thread = threading.Thread(target=work, name="mlflow", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        closing.set()
-        thread.join()
-
-
-def run_params(config: RunConfig) -> dict[str, object]:
-    """The config as MLflow params, under the names a person types."""
-    return dict(to_public(config))
-
-
-@functools.cache
-def environment_tags() -> Mapping[str, str]:
-    """Where a run was made: commit, Python and the packages that decide its numbers."""
-    names = (
-        "torch",
-        "torchvision",
-        "pytorch-lightning",
-        "torchmetrics",
-        "optuna",
-        "mlflow",
-        "numpy",
-        "pillow",
-    )
-    tags = {f"package.{name}": metadata.version(name) for name in names}
-    tags |= {"origin": "local", "python": platform.python_version(), "host": platform.node()}
-    git = subprocess.run(
-        ["git", "rev-parse", "HEAD"],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=Path(__file__).parent,
-    )
-    if git.returncode == 0:
-        tags["mlflow.source.git.commit"] = git.stdout.strip()
-    return tags
 
 
 def _create_database(path: Path) -> None:
@@ -332,22 +230,24 @@ def _dataset(params: Mapping[str, str]) -> DatasetInput:
     return DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])
 
 
-def _monitors() -> list[BaseMetricsMonitor]:
-    monitors: list[BaseMetricsMonitor] = [CPUMonitor(), DiskMonitor(), NetworkMonitor()]
-    try:
-        monitors.append(GPUMonitor())
-    except (ImportError, RuntimeError) as error:  # no nvidia-ml-py, or no NVIDIA driver
-        _log.debug("no GPU metrics: %s", error)
-    return monitors
+class SystemMonitor:
+    """Samples processor, memory, disk, network and GPU with MLflow's own monitors."""
 
+    def __init__(self) -> None:
+        self._monitors: list[BaseMetricsMonitor] = [CPUMonitor(), DiskMonitor(), NetworkMonitor()]
+        try:
+            self._monitors.append(GPUMonitor())
+        except (ImportError, RuntimeError) as error:  # no nvidia-ml-py, or no NVIDIA driver
+            _log.debug("no GPU metrics: %s", error)
 
-def _sample(monitors: Iterable[BaseMetricsMonitor]) -> dict[str, float]:
-    values: dict[str, float] = {}
-    for monitor in monitors:
-        monitor.clear_metrics()
-        monitor.collect_metrics()
-        values |= {f"system/{key}": float(value) for key, value in monitor.aggregate_metrics().items()}
-    return values
+    def sample(self) -> dict[str, float]:
+        """The state of the machine now."""
+        values: dict[str, float] = {}
+        for monitor in self._monitors:
+            monitor.clear_metrics()
+            monitor.collect_metrics()
+            values |= {f"system/{key}": float(value) for key, value in monitor.aggregate_metrics().items()}
+        return values
 
 
 def _chunks(items: list[_Item], size: int) -> Iterator[list[_Item]]:
@@ -355,5 +255,6 @@ def _chunks(items: list[_Item], size: int) -> Iterator[list[_Item]]:
         yield items[start : start + size]
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """What went wrong, without the pages that MLflow adds."""
     return str(error).splitlines()[0][:300]

@@ -14,23 +14,36 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytorch_lightning as pl
 import torch
 from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
 from pytorch_lightning.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from pytorch_lightning.loggers import Logger
+from torch import nn
 
-from experiments.config import RunConfig, TrainerConfig, to_public
-from experiments.datasets import open_data
+from experiments.config import RunConfig, to_public
+from experiments.inputs import (
+    caching,
+    feature_data,
+    new_head,
+    new_network,
+    open_data_once,
+    open_features_once,
+    photo_data,
+    precision,
+)
+from experiments.scoring import Scores, predict_probabilities
 from lightning_modules import metrics
 from lightning_modules.classifier import ImageClassifier
 from lightning_modules.data import ClassFolderData
 from lightning_modules.export import write_export
+from lightning_modules.features import FeatureData
 from lightning_modules.folders import ClassFolders
-from lightning_modules.inference import Preprocessing
-from lightning_modules.network import create_network
+from lightning_modules.network import Trainable, find_head
 
 CHECKPOINT_FOLDER = "checkpoints"
+BEST_CHECKPOINT = "best.ckpt"
 
 _log = logging.getLogger(__name__)
 
@@ -41,12 +54,13 @@ class NotANumberError(ValueError):
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What training came to: the weights of the best epoch and what was measured."""
+    """What training came to. The weights of the best epoch stand in a checkpoint: see `trained_network`."""
 
-    model: ImageClassifier
-    """In eval mode, with the weights of the best epoch, on the CPU."""
-    data: ClassFolderData
     config: RunConfig
+    output_dir: Path
+    data: ClassFolderData
+    validation: Scores
+    """The validation split, by the weights of the best epoch."""
     history: Mapping[int, Mapping[str, float]]
     """Metrics by epoch; epochs count from 1."""
     best_epoch: int
@@ -71,28 +85,24 @@ def train(config: RunConfig, *, output_dir: Path, logger: Logger, callbacks: Seq
         FileNotFoundError: if data or weights are missing.
         NotANumberError: if the loss is no longer a number.
     """
-    pl.seed_everything(config.seed, verbose=False)
-    folders = open_data(config.data, seed=config.seed)
+    folders = open_data_once(config)
     logger.log_hyperparams(data_facts(folders))
-    preprocessing = Preprocessing(config.data.image_size, round(config.data.image_size / config.data.crop_fraction))
-    data = ClassFolderData(
-        folders,
-        preprocessing=preprocessing,
-        batch_size=config.data.batch_size,
-        num_workers=config.data.num_workers,
-        augment=config.data.augment,
-        seed=config.seed,
-    )
-    network = create_network(
-        config.model.backbone,
-        len(folders.class_names),
-        weights=config.model.weights,
-        dropout=config.model.dropout,
-    )
+    photos = photo_data(config, folders)
+    network: nn.Module
+    data: ClassFolderData | FeatureData
+    trainable: Trainable = config.model.trainable
+    if caching(config) == "features":
+        features = open_features_once(config)
+        # The head alone is trained, on what the frozen backbone made of the photos.
+        network, data, trainable = new_head(features, config.model.dropout), feature_data(config, features), "all"
+    else:
+        network, data = new_network(config, len(folders.class_names)), photos
+        if config.trainer.compile:
+            network.compile()
     model = ImageClassifier(
         network,
         num_classes=len(folders.class_names),
-        trainable=config.model.trainable,
+        trainable=trainable,
         optimizer=config.optimizer.name,
         learning_rate=config.optimizer.learning_rate,
         weight_decay=config.optimizer.weight_decay,
@@ -102,8 +112,6 @@ def train(config: RunConfig, *, output_dir: Path, logger: Logger, callbacks: Seq
         label_smoothing=config.model.label_smoothing,
         seed=config.seed,
     )
-    if config.trainer.compile:
-        network.compile()
 
     checkpoint_dir = output_dir / CHECKPOINT_FOLDER
     history = History()
@@ -124,7 +132,7 @@ def train(config: RunConfig, *, output_dir: Path, logger: Logger, callbacks: Seq
         accelerator=config.trainer.accelerator,
         devices=config.trainer.devices,
         num_nodes=config.trainer.num_nodes,
-        precision=_precision(config.trainer),
+        precision=precision(config),
         gradient_clip_val=config.trainer.gradient_clip or None,
         logger=logger,
         callbacks=own,
@@ -138,27 +146,47 @@ def train(config: RunConfig, *, output_dir: Path, logger: Logger, callbacks: Seq
     last = checkpoint_dir / "last.ckpt"
     trainer.fit(model, datamodule=data, ckpt_path=str(last) if last.is_file() else None)
 
-    best = torch.load(checkpoint_dir / "best.ckpt", map_location="cpu", weights_only=True)
+    best = torch.load(checkpoint_dir / BEST_CHECKPOINT, map_location="cpu", weights_only=True)
     model.load_state_dict(best["state_dict"], strict=False)
-    best_epoch = int(best["epoch"]) + 1
-    return TrainResult(model.cpu().eval(), data, config, history.epochs, best_epoch)
+    device = trainer.strategy.root_device
+    model.eval().to(device)
+    inputs = (
+        data.on_after_batch_transfer((images.to(device), labels), 0)[0] for images, labels in data.validation_batches()
+    )
+    probabilities = predict_probabilities(model, inputs)
+    valid = Scores(folders.valid.paths, np.asarray(folders.valid.labels), probabilities, folders.class_names)
+    return TrainResult(config, output_dir, photos, valid, history.epochs, int(best["epoch"]) + 1)
 
 
-def export(result: TrainResult, folder: Path, extra_metrics: Mapping[str, float] | None = None) -> Path:
-    """Write the export folder of a finished run.
+def trained_network(config: RunConfig, num_classes: int, output_dir: Path) -> nn.Module:
+    """The whole network with the weights of the best epoch of the run in `output_dir`, in eval mode on the CPU."""
+    best = torch.load(output_dir / CHECKPOINT_FOLDER / BEST_CHECKPOINT, map_location="cpu", weights_only=True)
+    trained = {name.removeprefix("network."): value for name, value in best["state_dict"].items()}
+    network = new_network(config, num_classes)
+    if caching(config) == "features":
+        network.get_submodule(find_head(network)).load_state_dict(trained)
+    else:
+        network.load_state_dict(trained, strict=False)
+    return network.eval()
+
+
+def export(
+    config: RunConfig, folders: ClassFolders, output_dir: Path, folder: Path, metrics: Mapping[str, float]
+) -> Path:
+    """Write the export folder of the run in `output_dir`.
 
     Args:
-        extra_metrics: what was measured after training, such as the test score.
+        metrics: those of the best epoch, and what was measured after training, such as the test score.
     """
     return write_export(
-        result.model.network,
+        trained_network(config, len(folders.class_names), output_dir),
         folder,
-        backbone=result.config.model.backbone,
-        class_names=result.data.folders.class_names,
-        preprocessing=result.data.preprocessing,
-        metrics={**result.metrics, **(extra_metrics or {})},
-        config=to_public(result.config),
-        golden_photo=result.data.folders.valid.paths[0],
+        backbone=config.model.backbone,
+        class_names=folders.class_names,
+        preprocessing=photo_data(config, folders).preprocessing,
+        metrics=metrics,
+        config=to_public(config),
+        golden_photo=folders.valid.paths[0],
     )
 
 
@@ -218,10 +246,3 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             file.flush()
             os.fsync(file.fileno())
         part.replace(target)
-
-
-def _precision(config: TrainerConfig) -> Any:
-    if config.precision != "auto":
-        return config.precision
-    on_gpu = config.accelerator in ("auto", "gpu") and torch.cuda.is_available()
-    return "bf16-mixed" if on_gpu and torch.cuda.is_bf16_supported() else "32-true"

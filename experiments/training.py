@@ -13,15 +13,16 @@ from typing import NoReturn
 
 from filelock import AcquireReturnProxy, FileLock, Timeout
 
-from experiments.config import RunConfig, override, to_flat
-from experiments.evaluation import score_split, write_pictures
-from experiments.interrupts import InterruptedRunError, Interrupts
+from experiments.config import RunConfig, override, to_flat, to_public
+from experiments.errors import InterruptedRunError
+from experiments.interrupts import Interrupts
+from experiments.logger import RunFolderLogger
 from experiments.progress import EpochProgress
-from experiments.registry import register
-from experiments.run_folder import Outcome, RunFolder
+from experiments.publisher import Publisher
+from experiments.run_folder import Outcome, RunFolder, environment_tags
+from experiments.scoring import score_split
 from experiments.study import best_config, load_study
-from experiments.tracking import RunFolderLogger, RunStore, environment_tags, pushing, run_params
-from experiments.train import export, train
+from experiments.train import export, train, trained_network
 
 RUN_FOLDER = "EXPERIMENTS_RUN_FOLDER"
 """Environment variable that tells the processes of further devices where the first one trains."""
@@ -64,38 +65,43 @@ def train_and_register(
         _train_along(config)
     folder, lock = _claim_folder(config)
     os.environ[RUN_FOLDER] = str(folder.path)
-    store = RunStore(config)
     with lock, Interrupts() as interrupts:
         if not folder.exists:
-            folder.start(f"train {from_best or config.data.name}", run_params(config), tags)
-        try:
-            with pushing(store, folder):
-                result = train(
-                    config,
-                    output_dir=folder.path,
-                    logger=RunFolderLogger(folder),
-                    callbacks=[EpochProgress("train"), interrupts],
-                )
-        except InterruptedRunError:
-            store.set_status(folder, "KILLED")
-            raise
-        except Exception as error:
-            folder.finish(Outcome("FAIL", reason=f"{type(error).__name__}: {error}"))
-            store.push_or_wait(folder)
-            raise
-        network, folders = result.model.network, result.data.folders
-        test_metrics: dict[str, float] = {}
-        scores = score_split(network, result.data, folders.valid)
-        if folders.test is not None:
-            scores = score_split(network, result.data, folders.test)
-            test_metrics = scores.metrics("test")
-        write_pictures(scores, result.data, result.history, folder.artifacts)
-        export(result, folder.export, test_metrics)
-        metrics = {**result.metrics, **test_metrics}
-        folder.finish(Outcome("COMPLETE", result.metrics[config.sweep.metric], metrics))
-        run_id = store.push_or_wait(folder)
-        model_uri, champion = register(store, run_id, folder.export, name=config.tracking.experiment)
+            folder.start(f"train {from_best or config.data.name}", to_public(config), tags)
+        with Publisher(config, folder.path, lock=folder.path / "publisher.lock"):
+            try:
+                metrics = _train(config, folder, interrupts)
+            except InterruptedRunError:
+                raise
+            except Exception as error:
+                folder.finish(Outcome("FAIL", reason=f"{type(error).__name__}: {error}"))
+                raise
+            folder.finish(Outcome("COMPLETE", metrics[config.sweep.metric], metrics))
+    from experiments.registry import register  # MLflow takes seconds to import
+    from experiments.tracking import RunStore
+
+    assert folder.run_id is not None, "the publisher has published it"
+    model_uri, champion = register(RunStore(config), folder.run_id, folder.export, name=config.tracking.experiment)
     return TrainedModel(metrics, folder.export, model_uri, champion)
+
+
+def _train(config: RunConfig, folder: RunFolder, interrupts: Interrupts) -> dict[str, float]:
+    """Train, score what is to be scored, and write the export."""
+    result = train(
+        config,
+        output_dir=folder.path,
+        logger=RunFolderLogger(folder),
+        callbacks=[EpochProgress("train"), interrupts],
+    )
+    folders, scores = result.data.folders, result.validation
+    metrics = dict(result.metrics)
+    if folders.test is not None:
+        network = trained_network(config, len(folders.class_names), folder.path)
+        scores = score_split(network, result.data, folders.test)
+        metrics |= scores.metrics("test")
+    scores.save(folder.scores)
+    export(config, folders, folder.path, folder.export, metrics)
+    return metrics
 
 
 def _train_along(config: RunConfig) -> NoReturn:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Literal, NamedTuple
 
 import pytorch_lightning as pl
@@ -57,12 +56,17 @@ class ShardedSampler(Sampler[Draw]):
         return math.ceil(self.length / self.world_size)
 
     def __iter__(self) -> Iterator[Draw]:
+        yield from map(Draw, *(one.tolist() for one in self.draws()))
+
+    def draws(self) -> tuple[Tensor, Tensor, Tensor]:
+        """All draws of the epoch at once: photos (int64), seeds (int64) and padding (bool), each (len(self),)."""
         generator = torch.Generator().manual_seed(self.seed * 100_003 + self.epoch)
         order = torch.randperm(self.length, generator=generator) if self.shuffle else torch.arange(self.length)
         seeds = torch.randint(2**62, (self.length,), generator=generator)
-        for place in range(self.rank, len(self) * self.world_size, self.world_size):
-            index = int(order[place % self.length])
-            yield Draw(index, int(seeds[index]), padding=place >= self.length and not self.shuffle)
+        places = torch.arange(self.rank, len(self) * self.world_size, self.world_size)
+        photos = order[places % self.length]
+        padding = (places >= self.length) & torch.tensor(not self.shuffle)
+        return photos, seeds[photos], padding
 
 
 class PhotoDataset(Dataset[tuple[Tensor, int]]):
@@ -127,9 +131,20 @@ class ClassFolderData(pl.LightningDataModule):
         """In the order of the paths."""
         return self._loader(self.folders.valid, "none", shuffle=False)
 
-    def split_dataloader(self, split: Split) -> DataLoader[Batch]:
-        """All of a split in order, undivided between devices."""
-        return self._loader(split, "none", shuffle=False, distributed=False)
+    def validation_batches(self) -> DataLoader[Batch]:
+        """All of the validation split in order, undivided between devices."""
+        return self.split_batches(self.folders.valid)
+
+    def split_batches(self, split: Split, *, augmented: bool = False, view: int = 0) -> DataLoader[Batch]:
+        """All of a split in order, undivided between devices.
+
+        Args:
+            view: which of many random augmentations to make.
+        """
+        loader = self._loader(split, self.augment if augmented else "none", shuffle=False, distributed=False)
+        assert isinstance(loader.sampler, ShardedSampler)
+        loader.sampler.set_epoch(view)
+        return loader
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Normalise on the device: bytes travel, a quarter of the floats."""
@@ -154,8 +169,3 @@ class ClassFolderData(pl.LightningDataModule):
             pin_memory=torch.cuda.is_available(),
             persistent_workers=shuffle and self.num_workers > 0,
         )
-
-
-def load_photo(path: Path, preprocessing: Preprocessing) -> Tensor:
-    """One photo as the network sees it, (3, S, S) uint8, for looking at."""
-    return preprocessing.crop(decode_image(path.read_bytes()))

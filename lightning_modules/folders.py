@@ -31,6 +31,8 @@ class Split:
 
     paths: tuple[Path, ...]
     labels: tuple[int, ...]
+    hashes: tuple[str, ...]
+    """SHA-256 of each file."""
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -110,7 +112,9 @@ def scan_class_folders(
         raise ValueError(f"data.root {root}: two folders in train come to one class name: {', '.join(twice)}")
     label = {name: index for index, name in enumerate(folder_names)}
     splits = {
-        split: Split(tuple(good), tuple(label[path.parent.name] for path in good))
+        split: Split(
+            tuple(good), tuple(label[path.parent.name] for path in good), tuple(facts[path].sha256 for path in good)
+        )
         for split, paths in listed.items()
         if (good := [path for path in paths if not facts[path].problem])
     }
@@ -125,8 +129,8 @@ def scan_class_folders(
         valid=splits["valid"],
         test=splits.get("test"),
         bad_files=bad,
-        leaked=_leaked(splits, facts),
-        fingerprint=_fingerprint(root, splits, facts),
+        leaked=_leaked(splits),
+        fingerprint=_fingerprint(root, splits),
     )
 
 
@@ -213,7 +217,11 @@ def _cut(split: Split, fraction: float, seed: int) -> tuple[Split, Split]:
 
 
 def _select(split: Split, indices: Sequence[int]) -> Split:
-    return Split(tuple(split.paths[i] for i in indices), tuple(split.labels[i] for i in indices))
+    return Split(
+        tuple(split.paths[i] for i in indices),
+        tuple(split.labels[i] for i in indices),
+        tuple(split.hashes[i] for i in indices),
+    )
 
 
 def _class_name(folder: str) -> str:
@@ -221,15 +229,15 @@ def _class_name(folder: str) -> str:
     return re.sub(r"^\d+\.", "", folder)
 
 
-def _leaked(splits: dict[str, Split], facts: dict[Path, _Fact]) -> int:
+def _leaked(splits: dict[str, Split]) -> int:
     """Photos that stand, byte for byte, in two splits: counted once for each split beyond the first."""
-    splits_of = Counter(digest for split in splits.values() for digest in {facts[path].sha256 for path in split.paths})
+    splits_of = Counter(digest for split in splits.values() for digest in set(split.hashes))
     return sum(count - 1 for count in splits_of.values())
 
 
-def _fingerprint(root: Path, splits: dict[str, Split], facts: dict[Path, _Fact]) -> str:
+def _fingerprint(root: Path, splits: dict[str, Split]) -> str:
     digest = hashlib.sha256()
     for name, split in sorted(splits.items()):
-        for path in split.paths:
-            digest.update(f"{name}|{path.relative_to(root).as_posix()}|{facts[path].sha256}\n".encode())
+        for path, sha256 in zip(split.paths, split.hashes, strict=True):
+            digest.update(f"{name}|{path.relative_to(root).as_posix()}|{sha256}\n".encode())
     return digest.hexdigest()

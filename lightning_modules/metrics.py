@@ -15,3 +15,6 @@ LEARNING_RATE: Final = "learning_rate"
 EPOCH_SECONDS: Final = "epoch_seconds"
 """Wall-clock seconds of the training part of an epoch."""
 IMAGES_PER_SECOND: Final = "images_per_second"
+BEST: Final = "best_"
+"""Prefix under which the objectives of a run's best epoch stand beside their course."""
+OBJECTIVES: Final = (VAL_LOSS, VAL_ACCURACY)

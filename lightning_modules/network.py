@@ -61,11 +61,11 @@ def create_network(backbone: str, num_classes: int, *, weights: str, dropout: fl
         _load(network, _imagenet_weights(backbone), head_name, weights)
     elif weights != "none":
         _load(network, _read_weights(Path(weights)), head_name, weights)
-    head = network.get_submodule(head_name)
-    if dropout and isinstance(head, nn.Linear):
+    if dropout:
+        head = network.get_submodule(head_name)
+        if not isinstance(head, nn.Linear):
+            raise ValueError(f"model.dropout must be 0 for {backbone}, whose head is not linear, got {dropout}")
         network.set_submodule(head_name, DropoutLinear(head, dropout))
-    elif dropout:
-        raise ValueError(f"model.dropout must be 0 for {backbone}, whose head is not linear, got {dropout}")
     return network
 
 

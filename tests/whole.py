@@ -8,9 +8,8 @@ import pytest
 from mlflow import MlflowClient
 from optuna.trial import TrialState
 
-from experiments.config import RunConfig
+from experiments.config import RunConfig, tracking_uri
 from experiments.study import load_study
-from experiments.tracking import tracking_uri
 
 
 def runs_of(config: RunConfig) -> list[Any]:

@@ -13,8 +13,7 @@ import pandas as pd
 import pytest
 from mlflow import MlflowClient
 
-from experiments.config import load_config, override
-from experiments.tracking import tracking_uri
+from experiments.config import load_config, override, tracking_uri
 from tests.conftest import REPOSITORY, tiny
 
 

@@ -11,15 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+import psutil
 import pytest
 from mlflow import MlflowClient
 from optuna.trial import TrialState
 
 from experiments import sweep
-from experiments.config import RunConfig, load_config, override
-from experiments.interrupts import InterruptedRunError, Interrupts
+from experiments.config import RunConfig, load_config, override, tracking_uri
+from experiments.errors import InterruptedRunError, SweepError, TrackingError
+from experiments.interrupts import Interrupts
 from experiments.study import load_study, study_folder, trial_folder
-from experiments.tracking import TrackingError, tracking_uri
 from lightning_modules.export import check_golden
 from lightning_modules.inference import load_export
 from tests.conftest import REPOSITORY, tiny
@@ -44,7 +45,9 @@ def test_a_sweep_leaves_a_study_runs_pictures_and_one_export(config: RunConfig) 
     for tag in ("package.torch", "python", "origin", "mlflow.source.git.commit"):
         assert child.data.tags[tag]
     metrics = {"val_loss", "val_accuracy", "train_loss", "learning_rate", "images_per_second", "epoch_seconds"}
-    assert metrics | {"system/cpu_utilization_percentage"} <= child.data.metrics.keys()
+    metrics |= {"system/cpu_utilization_percentage", "best_val_loss", "best_val_accuracy"}
+    assert metrics <= child.data.metrics.keys()
+    assert child.data.metrics["best_val_loss"] == pytest.approx(result.study.trials[1].value)
     pictures = {item.path for item in client.list_artifacts(child.info.run_id)}
     assert {"confusion_matrix.png", "per_class_accuracy.png", "worst_errors.png", "learning_curves.png"} <= pictures
     study_artifacts = {item.path for item in client.list_artifacts(parent.info.run_id)}
@@ -95,11 +98,19 @@ def test_a_failed_trial_has_its_reason_and_the_sweep_goes_on(
     assert "out of memory" in run.data.tags["failure_reason"]
 
 
-def test_three_equal_failures_at_the_start_stop_the_sweep(config: RunConfig) -> None:
-    broken = override(config, {"model.weights": "/nowhere/weights.pth", "sweep.n_trials": 9})
-    with pytest.raises(sweep.SweepError, match=r"first three trials all failed.*model\.weights"):
+def test_three_equal_failures_at_the_start_stop_the_sweep(config: RunConfig, tmp_path: Path) -> None:
+    search = tmp_path / "diverging.yaml"
+    search.write_text("optimizer.learning_rate: {type: float, low: 1.0e+36, high: 1.0e+37, log: true}")
+    broken = override(config, {"optimizer.name": "sgd", "search": search, "sweep.n_trials": 9})
+    with pytest.raises(SweepError, match=r"first three trials all failed.*val_loss is"):
         sweep.run_sweep(broken)
     assert len(load_study(config, "tiny").trials) == 3
+
+
+def test_what_no_trial_can_open_ends_the_sweep_before_the_first(config: RunConfig) -> None:
+    with pytest.raises(FileNotFoundError, match=r"model\.weights must be imagenet, none or an existing file"):
+        sweep.run_sweep(override(config, {"model.weights": "/nowhere/weights.pth"}))
+    assert load_study(config, "tiny").trials == []
 
 
 def test_an_interrupted_sweep_goes_on_from_the_checkpoint(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,33 +132,54 @@ def test_an_interrupted_sweep_goes_on_from_the_checkpoint(config: RunConfig, mon
     check_whole(config, 3)
 
 
-def test_a_tracking_server_that_is_away_at_the_end_loses_nothing(
-    config: RunConfig, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    config = override(config, {"tracking.flush_timeout_seconds": 1.0})
-    with monkeypatch.context() as patched:
+def test_a_publisher_that_is_killed_is_replaced(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    killed: list[int] = []
+    check = sweep.Publisher.check
 
-        def away(*args: Any, **kwargs: Any) -> None:
-            raise ConnectionError("connection refused")
+    def kill_then_check(self: sweep.Publisher) -> None:
+        if len(killed) < 2:
+            os.kill(self._process.pid or 0, signal.SIGKILL)
+            self._process.join()
+            killed.append(1)
+        check(self)
 
-        patched.setattr(MlflowClient, "log_batch", away)
-        patched.setattr(sweep, "_push_pending", lambda *args: None)
-        patched.setattr(sweep.RunStore, "push_or_wait", first_call_succeeds(sweep.RunStore.push_or_wait))
-        with pytest.raises(TrackingError, match="is sent when the same command runs again"):
-            sweep.run_sweep(config)
+    monkeypatch.setattr(sweep.Publisher, "check", kill_then_check)
     sweep.run_sweep(config)
+    assert len(killed) == 2
     check_whole(config, 3)
 
 
-def first_call_succeeds(real: Any) -> Any:
-    """The parent run is made before the server goes away."""
-    calls: list[int] = []
+def test_a_publisher_that_is_killed_at_the_end_is_replaced(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    killed: list[int] = []
+    conclude = sweep._conclude
 
-    def push(self: Any, folder: Any, parent: str | None = None) -> str:
-        calls.append(1)
-        return str(self.run_id(folder, parent)) if len(calls) == 1 else str(real(self, folder, parent))
+    def kill_then_conclude(*args: Any) -> sweep.SweepResult:
+        for child in psutil.Process().children():
+            if "spawn_main" in " ".join(child.cmdline()):
+                child.kill()
+                killed.append(1)
+        return conclude(*args)
 
-    return push
+    monkeypatch.setattr(sweep, "_conclude", kill_then_conclude)
+    sweep.run_sweep(config)
+    assert killed == [1]
+    check_whole(config, 3)
+
+
+def test_a_publisher_that_keeps_dying_ends_the_sweep(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    check = sweep.Publisher.check
+
+    def kill_then_check(self: sweep.Publisher) -> None:
+        self._process.kill()
+        self._process.join()
+        check(self)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(sweep.Publisher, "check", kill_then_check)
+        with pytest.raises(TrackingError, match="keeps dying"):
+            sweep.run_sweep(override(config, {"sweep.n_trials": 9}))
+    sweep.run_sweep(config)
+    check_whole(config, 9)
 
 
 def test_another_search_space_is_refused_for_the_same_study(config: RunConfig) -> None:
@@ -251,8 +283,6 @@ def test_workers_share_the_study_and_a_killed_one_is_replaced(config: RunConfig)
 
 def first_worker(supervisor: int | None) -> int:
     """The first worker that has begun to train."""
-    import psutil
-
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
         workers = [

@@ -11,8 +11,14 @@ from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.loggers import Logger
 
 from experiments.config import RunConfig, load_config, override
-from experiments.train import CHECKPOINT_FOLDER, NotANumberError, TrainResult, export, train
+from experiments.inputs import caching, forget_opened, open_data_once, open_features_once
+from experiments.scoring import score_split
+from experiments.train import CHECKPOINT_FOLDER, NotANumberError, TrainResult, export, train, trained_network
+from lightning_modules import data
+from lightning_modules.data import ShardedSampler
 from lightning_modules.export import check_golden
+from lightning_modules.features import FeatureBatches
+from lightning_modules.inference import load_export
 from tests.conftest import tiny
 
 
@@ -64,17 +70,21 @@ def timeless(result: TrainResult) -> dict[int, dict[str, float]]:
 
 @pytest.fixture
 def config(photos: Path, tmp_path: Path) -> RunConfig:
+    forget_opened()
     return load_config(None, tiny(photos, tmp_path))
 
 
-@pytest.mark.parametrize("trainable", ["head", "last_block", "all"])
+@pytest.mark.parametrize(
+    ("trainable", "cache"), [("head", "features"), ("head", "none"), ("last_block", "none"), ("all", "none")]
+)
 def test_a_resumed_run_ends_with_the_metrics_of_an_uninterrupted_one(
-    config: RunConfig, tmp_path: Path, trainable: str
+    config: RunConfig, tmp_path: Path, trainable: str, cache: str
 ) -> None:
     config = override(
         config,
         {
             "model.trainable": trainable,
+            "data.cache": cache,
             "model.dropout": 0.3,
             "data.augment": "strong",
             "optimizer.schedule": "one_cycle",
@@ -86,12 +96,73 @@ def test_a_resumed_run_ends_with_the_metrics_of_an_uninterrupted_one(
         run(config, tmp_path / "cut", StopAfterEpoch(1))
     resumed = run(config, tmp_path / "cut")
     assert timeless(resumed) == timeless(whole)
-    for one, other in zip(resumed.model.state_dict().values(), whole.model.state_dict().values(), strict=True):
+    networks = [trained_network(config, 3, result.output_dir).state_dict() for result in (resumed, whole)]
+    for one, other in zip(*(network.values() for network in networks), strict=True):
         assert torch.equal(one, other)
 
 
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_cached_features_give_the_same_answer(config: RunConfig, tmp_path: Path, optimizer: str) -> None:
+    """To 1e-5 in val_loss, in every epoch, with dropout and label smoothing too."""
+    values = {"model.dropout": 0.2, "model.label_smoothing": 0.1, "optimizer.name": optimizer}
+    values |= {"trainer.max_epochs": 4, "data.batch_size": 5, "optimizer.learning_rate": 0.05}
+    cached = run(override(config, values | {"data.cache": "features"}), tmp_path / "cached")
+    plain = run(override(config, values | {"data.cache": "none"}), tmp_path / "plain")
+    assert cached.history.keys() == plain.history.keys()
+    for epoch, metrics in plain.history.items():
+        for name in ("val_loss", "train_loss", "val_accuracy", "train_accuracy", "learning_rate"):
+            assert cached.history[epoch][name] == pytest.approx(metrics[name], abs=1e-5), (epoch, name)
+    assert len({metrics["val_loss"] for metrics in plain.history.values()}) == 4, "nothing was learned"
+
+
+def test_the_backbone_sees_each_photo_once_for_all_trials(
+    config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+    decode = data.decode_image
+    monkeypatch.setattr(data, "decode_image", lambda *args, **kwargs: seen.append(1) or decode(*args, **kwargs))
+    run(config, tmp_path / "0")
+    assert len(seen) == 24 + 12
+    run(override(config, {"optimizer.learning_rate": 0.1, "data.batch_size": 3}), tmp_path / "1")
+    forget_opened()
+    run(override(config, {"model.dropout": 0.5}), tmp_path / "2")
+    assert len(seen) == 24 + 12, "another process finds them on disk"
+    run(override(config, {"data.augment": "light", "data.cache_views": 3}), tmp_path / "3")
+    assert len(seen) == 24 + 12 + 3 * 24, "validation is never augmented"
+
+
+def test_each_epoch_draws_one_of_the_cached_views(config: RunConfig, tmp_path: Path) -> None:
+    views = override(config, {"data.augment": "strong", "data.cache_views": 3})
+    folders = open_data_once(views)
+    features = open_features_once(views)
+    assert features.train.shape == (3, 24, 1024)
+    assert not torch.equal(features.train[0], features.train[1])
+    sampler = ShardedSampler(24, seed=0, shuffle=True)
+    batches = FeatureBatches(features.train, features.train_labels, 10, sampler)
+    seen = set()
+    for epoch in range(4):
+        sampler.set_epoch(epoch)
+        rows = torch.cat([rows for rows, _ in batches])
+        assert sorted(torch.cat([labels for _, labels in batches]).tolist()) == sorted(folders.train.labels)
+        seen |= {(photo, view) for row in rows for view, photo in (features.train == row).all(dim=2).nonzero().tolist()}
+    assert len(seen) > 48, "most photos were shown in more than two views"
+
+
+def test_a_head_that_is_not_linear_is_trained_without_a_cache(config: RunConfig, tmp_path: Path) -> None:
+    config = override(config, {"model.backbone": "squeezenet1_1", "data.image_size": 64, "trainer.max_epochs": 1})
+    assert caching(config) == "none"
+    run(config, tmp_path)
+    with pytest.raises(ValueError, match=r"data\.cache features needs a linear head, which squeezenet1_1 lacks"):
+        run(override(config, {"data.cache": "features"}), tmp_path / "cached")
+
+
+def test_a_cache_that_can_not_hold_the_features_says_what_it_needs(config: RunConfig, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"data\.cache_max_gb must be at least 9\.83e-05 for this data, got 1e-06"):
+        run(override(config, {"data.cache_max_gb": 1e-6}), tmp_path)
+
+
 def test_loader_processes_change_no_metric(config: RunConfig, tmp_path: Path) -> None:
-    config = override(config, {"data.augment": "strong", "trainer.max_epochs": 2})
+    config = override(config, {"data.augment": "strong", "trainer.max_epochs": 2, "data.cache": "none"})
     alone = run(config, tmp_path / "0")
     helped = run(override(config, {"data.num_workers": 2}), tmp_path / "2")
     assert timeless(alone) == timeless(helped)
@@ -125,8 +196,12 @@ def test_a_loss_that_is_no_number_stops_the_run_and_says_what_to_try(config: Run
 
 
 def test_the_export_scores_as_the_trainer_does(config: RunConfig, tmp_path: Path) -> None:
-    folder = export(run(config, tmp_path), tmp_path / "export")
+    result = run(config, tmp_path)
+    folder = export(config, result.data.folders, tmp_path, tmp_path / "export", result.metrics)
     check_golden(folder)
+    scores = score_split(load_export(folder).network, result.data, result.data.folders.valid)
+    assert scores.probabilities == pytest.approx(result.validation.probabilities, abs=1e-5)
+    assert scores.metrics("val")["val_loss"] == pytest.approx(result.metrics["val_loss"], abs=1e-5)
 
 
 def test_the_logger_gets_one_line_an_epoch_and_the_facts_of_the_data(config: RunConfig, tmp_path: Path) -> None:

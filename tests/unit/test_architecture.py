@@ -21,6 +21,7 @@ TENSOR_STACK = {
     "safetensors",
     "numpy",
     "PIL",
+    "filelock",  # torch itself needs it; the caches lock with it
 }
 STANDALONE = {"torch", "torchvision", "PIL"}
 ABOUT_MLFLOW = {"tracking.py", "registry.py", "pyfunc_model.py"}
@@ -143,7 +144,10 @@ def test_the_command_line_imports_nothing_heavy_until_a_command_needs_it() -> No
     tree = ast.parse((REPOSITORY / "experiments" / "cli.py").read_text())
     first = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
     names = {name for node in first for name in imports_of(node)}
-    assert {name for name in names if name.split(".")[0] not in sys.stdlib_module_names} == {"experiments.config"}
+    assert {name for name in names if name.split(".")[0] not in sys.stdlib_module_names} == {
+        "experiments.config",
+        "experiments.errors",
+    }
 
 
 def test_the_training_path_works_where_boto3_mlflow_and_optuna_are_missing() -> None:
@@ -153,8 +157,8 @@ def test_the_training_path_works_where_boto3_mlflow_and_optuna_are_missing() -> 
         "    sys.modules[name] = None\n"
         "import experiments.train\n"
         # What a job may need beside it: scores and pictures, progress, clean stops, photos.
-        "import experiments.evaluation, experiments.interrupts, experiments.predict, experiments.progress\n"
-        "import experiments.run_folder, experiments.search_space\n"
+        "import experiments.scoring, experiments.interrupts, experiments.predict, experiments.progress\n"
+        "import experiments.run_folder, experiments.search_space, experiments.publisher\n"
         "print('imported')\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from experiments import cli
-from experiments.cli import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, main, parse_overrides
+from experiments.cli import main, parse_overrides
 from experiments.config import RunConfig, field_names
+from experiments.errors import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE
 from tests.conftest import REPOSITORY
 
 COMMANDS = ("sweep", "train", "evaluate", "predict", "report", "ui")
@@ -214,7 +215,7 @@ def test_a_mistake_of_ours_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_an_interrupt_is_exit_code_130(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    from experiments.interrupts import InterruptedRunError
+    from experiments.errors import InterruptedRunError
 
     for error in (KeyboardInterrupt(), InterruptedRunError()):
 

@@ -184,6 +184,8 @@ REFUSED = [
     ("data.valid_fraction", 1.0, "must be in (0, 1), got 1.0"),
     ("data.max_bad_fraction", -0.1, "must be 0..1, got -0.1"),
     ("data.max_bad_fraction", 1.1, "must be 0..1, got 1.1"),
+    ("data.cache_views", 0, "must be >= 1, got 0"),
+    ("data.cache_max_gb", 0.0, "must be > 0, got 0.0"),
     ("model.dropout", 1.0, "must be in [0, 1), got 1.0"),
     ("model.label_smoothing", 1.0, "must be in [0, 1), got 1.0"),
     ("optimizer.learning_rate", -1.0, "must be > 0, got -1.0"),
@@ -215,13 +217,18 @@ def test_a_value_against_a_rule_is_refused_with_key_rule_and_value(name: str, va
         load_config(None, {name: value})
 
 
+def test_features_of_a_backbone_that_trains_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"^data\.cache must be auto or none unless model\.trainable is head"):
+        load_config(None, {"data.cache": "features", "model.trainable": "all"})
+
+
 def test_every_rule_of_the_config_is_tried_above() -> None:
     calls = [
         node for node in ast.walk(ast.parse(Path(config_module.__file__).read_text())) if isinstance(node, ast.Call)
     ]
     rules = [call.args[1] for call in calls if isinstance(call.func, ast.Name) and call.func.id == "require"]
     keys = {rule.value for rule in rules if isinstance(rule, ast.Constant)}
-    assert keys == {name for name, _, _ in REFUSED} | {"data.root"}
+    assert keys == {name for name, _, _ in REFUSED} | {"data.root", "data.cache"}
 
 
 @pytest.mark.parametrize(

@@ -24,10 +24,9 @@ from lightning_modules.data import (
     Draw,
     PhotoDataset,
     ShardedSampler,
-    load_photo,
 )
 from lightning_modules.folders import ClassFolders, Split, TooManyBadImagesError, scan_class_folders
-from lightning_modules.inference import Preprocessing
+from lightning_modules.inference import Preprocessing, decode_image
 from tests.pictures import encoded, jpeg_bytes, make_class_folders, smooth_picture
 
 PREPROCESSING = Preprocessing(image_size=16, resize_size=16)
@@ -490,7 +489,7 @@ def test_photo_without_augmentation_is_what_the_network_sees_when_it_serves(root
     split = scan(root).valid
     preprocessing = Preprocessing(image_size=8, resize_size=12)
     image, _ = PhotoDataset(split, preprocessing, "none")[Draw(2, 0, False)]
-    assert torch.equal(image, load_photo(split.paths[2], preprocessing))
+    assert torch.equal(image, preprocessing.crop(decode_image(split.paths[2].read_bytes())))
 
 
 def batches(loader: DataLoader[Batch], epoch: int) -> list[Batch]:
@@ -529,7 +528,7 @@ def test_validation_batches_are_in_order_and_never_augmented(root: Path) -> None
     data = data_module(root)
     (images, labels), *_ = data.val_dataloader()
     assert labels.tolist() == list(data.folders.valid.labels[:5])
-    assert torch.equal(images[0], load_photo(data.folders.valid.paths[0], PREPROCESSING))
+    assert torch.equal(images[0], PREPROCESSING.crop(decode_image(data.folders.valid.paths[0].read_bytes())))
     assert sum(len(labels) for _, labels in data.val_dataloader()) == 12
 
 

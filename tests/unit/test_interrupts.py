@@ -9,7 +9,8 @@ import time
 
 import pytest
 
-from experiments.interrupts import EXIT_INTERRUPTED, InterruptedRunError, Interrupts
+from experiments.errors import EXIT_INTERRUPTED, InterruptedRunError
+from experiments.interrupts import Interrupts
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -47,7 +47,7 @@ def test_a_started_run_is_read_back_with_params_as_text(folder: RunFolder) -> No
     assert noted["name"] == "trial 0003"
     assert noted["params"] == {"seed": "0", "data.root": "photos"}
     assert noted["tags"] == {"study": "digits"}
-    assert noted["pushed"] is False
+    assert (folder.run_id, folder.is_published) == (None, False)
     assert noted["started_ms"] > 1_700_000_000_000
 
 
@@ -70,10 +70,12 @@ def test_every_run_gets_a_key_of_its_own(tmp_path: Path) -> None:
     ids=lambda outcome: outcome.state,
 )
 def test_an_outcome_is_read_back_as_it_was(folder: RunFolder, outcome: Outcome) -> None:
-    folder.update(pushed=True)
+    folder.note_published("abc")
     folder.finish(outcome)
     assert again(folder).outcome == outcome
-    assert again(folder).read()["pushed"] is False, "what MLflow has no longer is the whole run"
+    assert not again(folder).is_published, "what MLflow has is not the whole run"
+    folder.note_published("abc", ended_ms=folder.read()["ended_ms"])
+    assert again(folder).is_published
     assert again(folder).read()["ended_ms"] >= again(folder).read()["started_ms"]
 
 
@@ -81,11 +83,11 @@ def test_a_reopened_run_has_no_outcome_and_keeps_the_rest(folder: RunFolder) -> 
     folder.record(1, {"val_loss": 0.5})
     key = folder.read()["key"]
     folder.finish(Outcome("COMPLETE", 0.5))
-    folder.update(pushed=True, run_id="abc")
+    folder.note_published("abc", ended_ms=folder.read()["ended_ms"])
     folder.reopen()
     noted = again(folder).read()
     assert folder.outcome is None
-    assert (noted["key"], noted["run_id"], noted["pushed"]) == (key, "abc", False)
+    assert (noted["key"], folder.run_id, folder.is_published) == (key, "abc", False)
     assert noted["params"] == {"seed": "0", "data.root": "photos"}
     assert steps(folder) == [1]
 
@@ -110,14 +112,31 @@ def test_metrics_of_an_epoch_are_noted_once(folder: RunFolder) -> None:
 
 def test_other_metrics_of_the_same_step_are_noted_beside_them(folder: RunFolder) -> None:
     folder.record(1, {"val_loss": 0.5})
-    folder.record(1, {"system/cpu": 90.0})
-    again(folder).record(1, {"system/cpu": 80.0})
+    folder.record(1, {"train_loss": 90.0})
+    again(folder).record(1, {"train_loss": 80.0})
     again(folder).record(2, {"val_loss": 0.4})
     assert [(line.step, line.metrics) for line in folder.metric_lines()] == [
         (1, {"val_loss": 0.5}),
-        (1, {"system/cpu": 90.0}),
+        (1, {"train_loss": 90.0}),
         (2, {"val_loss": 0.4}),
     ]
+
+
+def test_samples_of_the_machine_are_counted_apart_from_epochs(folder: RunFolder) -> None:
+    folder.record(1, {"val_loss": 0.5})
+    folder.record_system({"system/cpu": 90.0})
+    again(folder).record_system({"system/cpu": 80.0})
+    assert [(line.step, line.metrics) for line in folder.system_lines()] == [
+        (0, {"system/cpu": 90.0}),
+        (1, {"system/cpu": 80.0}),
+    ]
+    assert steps(folder) == [1]
+
+
+def test_what_is_published_does_not_touch_what_the_training_process_writes(folder: RunFolder) -> None:
+    before = (folder.path / "run.json").read_bytes()
+    again(folder).note_published("abc", ended_ms=5)
+    assert (folder.path / "run.json").read_bytes() == before
 
 
 def test_a_loss_that_is_no_number_is_read_back(folder: RunFolder) -> None:

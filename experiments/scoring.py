@@ -1,0 +1,84 @@
+"""Scores of a whole split, and the numbers that follow from them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+if TYPE_CHECKING:  # Lightning takes seconds to import, and whoever reads scores does not need it
+    from lightning_modules.data import ClassFolderData
+    from lightning_modules.folders import Split
+
+
+@dataclass(frozen=True)
+class Scores:
+    """A split and what a network made of it."""
+
+    paths: tuple[Path, ...]
+    labels: NDArray[np.int64]
+    """(N,) true classes."""
+    probabilities: NDArray[np.floating]
+    """(N, C), rows sum to 1."""
+    class_names: tuple[str, ...]
+
+    @property
+    def predictions(self) -> NDArray[np.int64]:
+        """(N,) most probable classes."""
+        return np.asarray(self.probabilities.argmax(axis=1))
+
+    def metrics(self, prefix: str) -> dict[str, float]:
+        """Average loss, top-1 and top-5 accuracy as `{prefix}_loss` and so on."""
+        right = self.probabilities[np.arange(len(self.labels)), self.labels]
+        better = (self.probabilities > right[:, None]).sum(axis=1)
+        return {
+            f"{prefix}_loss": float(-np.log(np.maximum(right, 1e-38)).mean()),
+            f"{prefix}_accuracy": float((self.predictions == self.labels).mean()),
+            f"{prefix}_top5_accuracy": float((better < 5).mean()),
+        }
+
+    def save(self, path: Path) -> None:
+        """Write an .npz beside its place and rename it."""
+        part = path.with_name(f".{path.name}.part")
+        with part.open("wb") as file:
+            np.savez(
+                file,
+                paths=np.array([str(one) for one in self.paths]),
+                labels=self.labels,
+                probabilities=self.probabilities.astype("float32"),
+                class_names=np.array(self.class_names),
+            )
+        part.replace(path)
+
+    @classmethod
+    def load(cls, path: Path) -> Scores:
+        """Read what `save` wrote."""
+        with np.load(path, allow_pickle=False) as loaded:
+            paths = tuple(Path(one) for one in loaded["paths"].tolist())
+            return cls(paths, loaded["labels"], loaded["probabilities"], tuple(loaded["class_names"].tolist()))
+
+
+def score_split(network: nn.Module, data: ClassFolderData, split: Split) -> Scores:
+    """Score every photo of a split in float32, as an endpoint will."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    network = network.eval().to(device)
+    batches = (
+        data.on_after_batch_transfer((images.to(device), labels), 0)[0] for images, labels in data.split_batches(split)
+    )
+    probabilities = predict_probabilities(network, batches)
+    network.cpu()
+    return Scores(split.paths, np.asarray(split.labels), probabilities, data.folders.class_names)
+
+
+def predict_probabilities(network: nn.Module, batches: Iterable[Tensor]) -> NDArray[np.floating]:
+    """Probabilities, (N, C), of what stands in some batches of inputs."""
+    with torch.inference_mode():
+        rows = [network(batch).double().softmax(dim=1).cpu() for batch in batches]
+    probabilities: NDArray[np.floating] = torch.cat(rows).numpy()
+    return probabilities

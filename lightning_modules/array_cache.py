@@ -1,0 +1,107 @@
+"""Arrays that are computed once and then read from disk: memory-mapped, checked by their hash, bounded in size.
+
+An entry is a folder with the array and a manifest, made beside its place under a lock and moved there whole: two
+processes never compute the same thing, and a kill leaves nothing half-done in use.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from filelock import FileLock
+from numpy.typing import DTypeLike, NDArray
+
+ARRAY_FILE = "array.npy"
+MANIFEST_FILE = "manifest.json"
+GB = 10**9
+
+_log = logging.getLogger(__name__)
+
+
+class CacheTooSmallError(ValueError):
+    """One array alone is larger than `data.cache_max_gb`."""
+
+
+def open_array(
+    folder: Path,
+    key: Mapping[str, object],
+    *,
+    shape: tuple[int, ...],
+    dtype: DTypeLike,
+    fill: Callable[[NDArray[Any]], None],
+    max_gb: float,
+) -> NDArray[Any]:
+    """The array of `key`, computed by `fill` where no whole one is there.
+
+    Args:
+        folder: of all entries; the ones that were not used for longest go first when it is full.
+        key: everything that the values depend on, as JSON can hold it.
+        fill: writes the values into an array of `shape` and `dtype`.
+        max_gb: how large all entries together may become, in 10^9 bytes.
+
+    Returns:
+        A private memory map: what is written to it stays in this process.
+
+    Raises:
+        CacheTooSmallError: if the array alone is larger than `max_gb`.
+    """
+    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    if size > max_gb * GB:
+        raise CacheTooSmallError(f"data.cache_max_gb must be at least {size / GB:.3g} for this data, got {max_gb}")
+    name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
+    entry, part = folder / name, folder / f".{name}.part"
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / f".{name}.lock"):
+        if not _is_whole(entry):
+            shutil.rmtree(entry, ignore_errors=True)
+            shutil.rmtree(part, ignore_errors=True)
+            _make_room(folder, size, max_gb)
+            part.mkdir()
+            values = np.lib.format.open_memmap(part / ARRAY_FILE, mode="w+", dtype=np.dtype(dtype), shape=shape)
+            fill(values)
+            values.flush()
+            manifest = {"sha256": _digest(part / ARRAY_FILE), "key": dict(key)}
+            (part / MANIFEST_FILE).write_text(json.dumps(manifest, indent=1))
+            part.replace(entry)
+        os.utime(entry / MANIFEST_FILE)
+        opened: NDArray[Any] = np.load(entry / ARRAY_FILE, mmap_mode="c")
+    return opened
+
+
+def _is_whole(entry: Path) -> bool:
+    if not entry.is_dir():
+        return False
+    try:
+        wanted = json.loads((entry / MANIFEST_FILE).read_text())["sha256"]
+        whole = wanted == _digest(entry / ARRAY_FILE)
+    except (OSError, ValueError, KeyError, TypeError):
+        whole = False
+    if not whole:
+        _log.warning("%s is damaged and is made anew", entry)
+    return whole
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _make_room(folder: Path, needed: int, max_gb: float) -> None:
+    """Remove the entries that were not used for longest. A process that has one open keeps it until it ends."""
+    entries = sorted((path.stat().st_mtime, path.parent) for path in folder.glob(f"*/{MANIFEST_FILE}"))
+    sizes = {entry: (entry / ARRAY_FILE).stat().st_size for _, entry in entries}
+    total = sum(sizes.values())
+    for _, entry in entries:
+        if total + needed <= max_gb * GB:
+            return
+        _log.warning("data.cache_max_gb %s is full: %s goes, it was not used for longest", max_gb, entry)
+        shutil.rmtree(entry)
+        total -= sizes[entry]

@@ -1,0 +1,197 @@
+"""The feature cache: what a frozen backbone makes of every photo, computed once for all trials of all sweeps."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from lightning_modules.array_cache import open_array
+from lightning_modules.data import IGNORED_LABEL, Batch, ClassFolderData, ShardedSampler
+from lightning_modules.folders import Split
+from lightning_modules.network import find_head
+
+Progress = Callable[[Iterable[Batch], int], Iterable[Batch]]
+"""Wraps the batches of a pass over so many images to show how far it is."""
+
+
+@dataclass(frozen=True, eq=False)
+class FeatureSet:
+    """What the frozen backbone of a network makes of a data set."""
+
+    train: Tensor
+    """(V, N, F) float32: V augmented views of each training image."""
+    train_labels: Tensor
+    """(N,) int64."""
+    valid: Tensor
+    """(1, M, F) float32."""
+    valid_labels: Tensor
+    """(M,) int64."""
+    head: nn.Linear
+    """The network's head before training."""
+
+    def to(self, device: torch.device) -> FeatureSet:
+        """The same set where it is used; the last one stays there."""
+        return _to_device(self, device)
+
+
+@functools.lru_cache(maxsize=1)
+def _to_device(features: FeatureSet, device: torch.device) -> FeatureSet:
+    return FeatureSet(
+        features.train.to(device),
+        features.train_labels.to(device),
+        features.valid.to(device),
+        features.valid_labels.to(device),
+        features.head,
+    )
+
+
+def compute_features(
+    network: nn.Module,
+    data: ClassFolderData,
+    *,
+    backbone: str,
+    views: int,
+    device: torch.device,
+    autocast: torch.dtype | None,
+    cache_dir: Path,
+    max_gb: float,
+    progress: Progress,
+) -> FeatureSet:
+    """The features of the training and validation photos: from disk, or computed and kept there.
+
+    Args:
+        network: a classifier with a linear head; everything but the head is frozen.
+        data: the photos; its augmentation decides what the training views look like.
+        backbone: the network's name.
+        views: augmented views to keep of each training image; without augmentation there is one.
+        device: where the pass runs.
+        autocast: data type to compute in where that is safe; None is float32 throughout.
+
+    Raises:
+        ValueError: if the head is not linear.
+        CacheTooSmallError: if `max_gb` is less than one split's features.
+    """
+    head_name = find_head(network)
+    head = network.get_submodule(head_name)
+    if not isinstance(head, nn.Linear):
+        raise ValueError(f"data.cache features needs a linear head, which {backbone} lacks: set data.cache none")
+    trunk_digest = _digest_of({k: v for k, v in network.state_dict().items() if not k.startswith(f"{head_name}.")})
+
+    def features(split: Split, *, augmented: bool) -> Tensor:
+        count = views if augmented else 1
+        key = {
+            "kind": "features",
+            "photos": hashlib.sha256("".join(split.hashes).encode()).hexdigest(),
+            "backbone": [backbone, trunk_digest],
+            "preprocessing": data.preprocessing.to_dict(),
+            "views": [data.augment, count, data.seed] if augmented else [],
+            "precision": str(autocast),
+            "device": device.type,
+            "packages": {name: metadata.version(name) for name in ("torch", "torchvision", "pillow")},
+        }
+
+        def fill(values: NDArray[Any]) -> None:
+            for view in range(count):
+                start = 0
+                for batch in progress(data.split_batches(split, augmented=augmented, view=view), len(split)):
+                    images, _ = data.on_after_batch_transfer((batch[0].to(device, non_blocking=True), batch[1]), 0)
+                    with torch.autocast(device.type, autocast, enabled=autocast is not None):
+                        found = network(images)
+                    values[view, start : start + len(found)] = found.float().cpu().numpy()
+                    start += len(found)
+
+        shape = (count, len(split), head.in_features)
+        return torch.from_numpy(
+            open_array(cache_dir / "arrays", key, shape=shape, dtype="float32", fill=fill, max_gb=max_gb)
+        )
+
+    folders = data.folders
+    with _without_head(network, head_name), torch.inference_mode():
+        network.eval().to(device).to(memory_format=torch.channels_last)
+        train = features(folders.train, augmented=data.augment != "none")
+        valid = features(folders.valid, augmented=False)
+    network.cpu()
+    return FeatureSet(train, torch.tensor(folders.train.labels), valid, torch.tensor(folders.valid.labels), head)
+
+
+class FeatureBatches:
+    """Batches of one epoch, cut from tensors that already are where they are used: no processes, no collation."""
+
+    batch_sampler = None  # Lightning asks whoever has a sampler for it
+
+    def __init__(self, features: Tensor, labels: Tensor, batch_size: int, sampler: ShardedSampler) -> None:
+        self.features, self.labels, self.batch_size = features, labels, batch_size
+        self.sampler = sampler  # Lightning tells it the epoch
+
+    def __len__(self) -> int:
+        return -(-len(self.sampler) // self.batch_size)
+
+    def __iter__(self) -> Iterator[Batch]:
+        places, seeds, padding = self.sampler.draws()
+        # The same (seed, epoch, image) as for a photo that is augmented on its way.
+        views = (seeds % len(self.features)).to(self.features.device)
+        places, padding = places.to(self.features.device), padding.to(self.features.device)
+        labels = self.labels[places].masked_fill(padding, IGNORED_LABEL)
+        for start in range(0, len(places), self.batch_size):
+            part = slice(start, start + self.batch_size)
+            yield self.features[views[part], places[part]], labels[part]
+
+
+class FeatureData(pl.LightningDataModule):
+    """Features in place of photos, in the order in which `ClassFolderData` would give the photos."""
+
+    def __init__(self, features: FeatureSet, *, batch_size: int, seed: int) -> None:
+        super().__init__()
+        self.features, self.batch_size, self.seed = features, batch_size, seed
+
+    def train_dataloader(self) -> FeatureBatches:
+        """Shuffled; each epoch draws one view of each image."""
+        here = self._here()
+        return FeatureBatches(here.train, here.train_labels, self.batch_size, self._sampler(here.train, shuffle=True))
+
+    def val_dataloader(self) -> FeatureBatches:
+        """In the order of the photos."""
+        here = self._here()
+        return FeatureBatches(here.valid, here.valid_labels, self.batch_size, self._sampler(here.valid, shuffle=False))
+
+    def validation_batches(self) -> Iterator[Batch]:
+        """All of the validation split in order, undivided between devices."""
+        yield self.features.valid[0], self.features.valid_labels
+
+    def _here(self) -> FeatureSet:
+        assert self.trainer is not None
+        return self.features.to(self.trainer.strategy.root_device)
+
+    def _sampler(self, features: Tensor, *, shuffle: bool) -> ShardedSampler:
+        assert self.trainer is not None
+        rank, world_size = self.trainer.global_rank, self.trainer.world_size
+        return ShardedSampler(features.shape[1], seed=self.seed, shuffle=shuffle, rank=rank, world_size=world_size)
+
+
+@contextlib.contextmanager
+def _without_head(network: nn.Module, name: str) -> Iterator[None]:
+    head = network.get_submodule(name)
+    network.set_submodule(name, nn.Identity())
+    try:
+        yield
+    finally:
+        network.set_submodule(name, head)
+
+
+def _digest_of(state: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name, value in sorted(state.items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()

@@ -1,0 +1,123 @@
+"""Arrays on disk: computed once, checked, bounded, and whole whatever was killed."""
+
+from __future__ import annotations
+
+import os
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from lightning_modules.array_cache import ARRAY_FILE, MANIFEST_FILE, CacheTooSmallError, open_array
+
+
+class Filler:
+    """Counts how often it had to compute."""
+
+    def __init__(self, value: float = 1.0) -> None:
+        self.value, self.calls = value, 0
+
+    def __call__(self, values: NDArray[Any]) -> None:
+        self.calls += 1
+        values[:] = self.value
+
+
+def open_one(folder: Path, fill: Filler, key: object = "a", *, rows: int = 10, max_gb: float = 1.0) -> NDArray[Any]:
+    return open_array(folder, {"key": key}, shape=(rows, 4), dtype="float32", fill=fill, max_gb=max_gb)
+
+
+def entries(folder: Path) -> list[Path]:
+    return [path.parent for path in folder.glob(f"*/{MANIFEST_FILE}")]
+
+
+def test_an_array_is_computed_once_and_read_from_disk_afterwards(tmp_path: Path) -> None:
+    fill = Filler(2.5)
+    first = open_one(tmp_path, fill)
+    again = open_one(tmp_path, fill)
+    assert fill.calls == 1
+    assert isinstance(again, np.memmap)
+    assert np.array_equal(first, np.full((10, 4), 2.5, "float32"))
+    assert np.array_equal(first, again)
+
+
+def test_another_key_is_another_array(tmp_path: Path) -> None:
+    fill = Filler()
+    open_one(tmp_path, fill, {"seed": 0})
+    open_one(tmp_path, fill, {"seed": 1})
+    assert fill.calls == 2
+
+
+def test_what_is_written_to_it_stays_in_the_process(tmp_path: Path) -> None:
+    fill = Filler(1.0)
+    open_one(tmp_path, fill)[:] = 7
+    assert float(open_one(tmp_path, fill).max()) == 1.0
+    assert fill.calls == 1
+
+
+@pytest.mark.parametrize("file", [ARRAY_FILE, MANIFEST_FILE])
+@pytest.mark.parametrize("damage", ["flip", "cut", "empty", "gone"])
+def test_a_damaged_entry_is_said_and_made_anew(
+    tmp_path: Path, file: str, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    fill = Filler(3.0)
+    open_one(tmp_path, fill)
+    [entry] = entries(tmp_path)
+    path = entry / file
+    content = bytearray(path.read_bytes())
+    content[-20] ^= 255
+    path.unlink()
+    if damage != "gone":
+        path.write_bytes({"flip": bytes(content), "cut": bytes(content[:-9]), "empty": b""}[damage])
+    assert float(open_one(tmp_path, fill).min()) == 3.0
+    assert "is damaged and is made anew" in caplog.text or (file, damage) == (MANIFEST_FILE, "flip")
+    assert float(open_one(tmp_path, fill).min()) == 3.0
+    assert fill.calls <= 2
+
+
+def test_a_kill_while_it_is_computed_leaves_nothing_in_use(tmp_path: Path) -> None:
+    def killed(values: NDArray[Any]) -> None:
+        values[:5] = 9
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        open_array(tmp_path, {"key": "a"}, shape=(10, 4), dtype="float32", fill=killed, max_gb=1.0)
+    assert entries(tmp_path) == []
+    assert float(open_one(tmp_path, Filler(1.0)).max()) == 1.0
+    assert not list(tmp_path.glob(".*.part"))
+
+
+def test_two_at_once_compute_it_once(tmp_path: Path) -> None:
+    fill = Filler()
+    with ThreadPoolExecutor(4) as pool:
+        opened = list(pool.map(lambda _: open_one(tmp_path, fill), range(8)))
+    assert fill.calls == 1
+    assert all(np.array_equal(one, opened[0]) for one in opened)
+
+
+def test_the_entry_that_was_not_used_for_longest_goes_first(tmp_path: Path) -> None:
+    fill, room = Filler(), 3.5 * 1000 * 4 * 4 / 10**9
+    for age, key in ((300, "a"), (200, "b"), (100, "c")):
+        before = set(entries(tmp_path))
+        opened = open_one(tmp_path, fill, key, rows=1000, max_gb=room)
+        [entry] = set(entries(tmp_path)) - before
+        os.utime(entry / MANIFEST_FILE, (time.time() - age, time.time() - age))
+    open_one(tmp_path, fill, "a", rows=1000, max_gb=room)  # used again: b is the oldest now
+    open_one(tmp_path, fill, "d", rows=1000, max_gb=room)
+    for key in "acd":
+        open_one(tmp_path, fill, key, rows=1000, max_gb=room)
+    assert fill.calls == 4, "a, c and d are still there"
+    for key in "bef":
+        open_one(tmp_path, fill, key, rows=1000, max_gb=room)
+    assert fill.calls == 7
+    assert float(opened.max()) == 1.0, "who has an entry open keeps it"
+
+
+def test_an_array_larger_than_the_cache_is_refused_and_nothing_is_removed(tmp_path: Path) -> None:
+    open_one(tmp_path, Filler(), "small", max_gb=1e-6)
+    with pytest.raises(CacheTooSmallError, match=r"data\.cache_max_gb must be at least 1\.6e-06 .*got 1e-06"):
+        open_one(tmp_path, Filler(), "large", rows=100, max_gb=1e-6)
+    assert len(entries(tmp_path)) == 1
