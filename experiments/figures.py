@@ -202,14 +202,14 @@ def worst_errors_figure(
     # Wide enough for the heading over a single picture. Pictures of one size need no layout engine, which would take
     # ten times as long as all the rest.
     width, height = max(2.6 * columns, 5.0), 2.9 * rows + 0.5
-    figure = Figure(figsize=(width, height), dpi=_DPI)
+    figure = Figure(figsize=(width, height), dpi=_DPI * 2 / 3)  # photos make large files
     figure.subplots_adjust(
         left=0.1 / width, right=1 - 0.1 / width, bottom=0.1 / height, top=1 - 0.9 / height, wspace=0.06, hspace=0.2
     )
     figure.suptitle(f"Worst {len(shown)} of {len(wrong)} errors among {_images(len(labels))}")
     for position, index in enumerate(shown, start=1):
         true_name, predicted_name = class_names[labels[index]], class_names[predictions[index]]
-        gap = "\n" if len(true_name) + len(predicted_name) > 24 else " "
+        gap = "\n" if len(true_name) + len(predicted_name) > 20 else " "
         title = f"{true_name} →{gap}{predicted_name} {probabilities[index].max():.2f}"
         axes = figure.add_subplot(rows, columns, position)
         axes.imshow(open_image(images[index]))

@@ -1,16 +1,27 @@
-"""Ctrl-C: the first one stops cleanly after the running batch, the second one at once."""
+"""What stops training between two batches: the first Ctrl-C (the second one stops at once), or a check that fails."""
 
 from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import FrameType, TracebackType
 from typing import Any
 
 from pytorch_lightning.callbacks import Callback
 
 from experiments.errors import EXIT_INTERRUPTED, InterruptedRunError
+
+
+class Watch(Callback):
+    """Looks after each batch whether something else has gone wrong, by a check that raises if so."""
+
+    def __init__(self, check: Callable[[], None]) -> None:
+        self.check = check
+
+    def on_train_batch_end(self, *args: Any, **kwargs: Any) -> None:
+        """Check."""
+        self.check()
 
 
 class Interrupts(Callback):

@@ -24,12 +24,13 @@ import optuna
 import torch
 from filelock import FileLock
 from optuna.trial import FrozenTrial, TrialState
+from pytorch_lightning.callbacks import Callback
 
 from experiments.config import RunConfig, override, require, to_public
-from experiments.errors import InterruptedRunError, SweepError
+from experiments.errors import InterruptedRunError, SweepError, TrackingError
 from experiments.figures import study_figures
 from experiments.inputs import forget_opened, open_data_once, open_inputs_once
-from experiments.interrupts import Interrupts
+from experiments.interrupts import Interrupts, Watch
 from experiments.logger import RunFolderLogger
 from experiments.progress import EpochProgress, SweepProgress, say
 from experiments.pruning import PruningCallback
@@ -101,11 +102,11 @@ def run_sweep(config: RunConfig, *, more: int = 0) -> SweepResult:
     with Interrupts() as interrupts, publishing as publisher:
         if config.sweep.workers == 1:
             open_inputs_once(config)  # while the publisher comes up
-        publisher.check()
         progress = SweepProgress(target, _finished(study))
         try:
             if config.sweep.workers == 1:
-                _work(_Job(config, space, study, target, deadline), interrupts, progress, publisher)
+                watches = [interrupts, Watch(publisher.check)]
+                _work(_Job(config, space, study, target, deadline, watches), interrupts, progress)
             else:
                 _supervise(config, study, target, deadline, interrupts, progress, publisher)
         finally:
@@ -123,11 +124,11 @@ class _Job:
     study: optuna.Study
     target: int
     deadline: float
+    watches: Sequence[Callback]
+    """What may stop training between two batches."""
 
 
-def _work(
-    job: _Job, interrupts: Interrupts, progress: SweepProgress | None = None, publisher: Publisher | None = None
-) -> None:
+def _work(job: _Job, interrupts: Interrupts, progress: SweepProgress | None = None) -> None:
     """Claim and run trials until there is nothing left to do."""
     reasons: list[str] = []
     waiting_for: tuple[str, ...] = ()
@@ -135,8 +136,6 @@ def _work(
         interrupts.raise_if_requested()
         if progress is not None:
             progress.update(_finished(job.study), _best_text(job.study))
-        if publisher is not None:
-            publisher.check()
         claimed = claim(job.study, job.config, job.space, job.target, new=time.monotonic() < job.deadline)
         if not isinstance(claimed, Claim):
             if claimed.done:
@@ -147,7 +146,7 @@ def _work(
             time.sleep(POLL_SECONDS)
             continue
         try:
-            outcome = _run_trial(job, claimed, interrupts)
+            outcome = _run_trial(job, claimed)
         finally:
             claimed.lock.release()
         reasons.append(f"{outcome.state} {re.sub(r'[0-9.e+-]+', '#', outcome.reason)}")
@@ -155,7 +154,7 @@ def _work(
             raise SweepError(f"the first three trials all failed for the same reason: {outcome.reason}")
 
 
-def _run_trial(job: _Job, claimed: Claim, interrupts: Interrupts) -> Outcome:
+def _run_trial(job: _Job, claimed: Claim) -> Outcome:
     """Train a trial, or take up one that was cut off, and tell everybody what it came to."""
     trial, folder = claimed.trial, claimed.folder
     if not folder.exists:
@@ -168,7 +167,7 @@ def _run_trial(job: _Job, claimed: Claim, interrupts: Interrupts) -> Outcome:
         folder.start(f"trial {trial.number:04d}", to_public(config), tags)
     outcome = folder.outcome
     if outcome is None:
-        outcome = _attempt(job, claimed, interrupts)
+        outcome = _attempt(job, claimed)
         folder.finish(outcome)
     # From here on a kill costs nothing: the next claim finds the outcome and goes on below.
     for name, value in outcome.metrics.items():
@@ -181,7 +180,7 @@ def _run_trial(job: _Job, claimed: Claim, interrupts: Interrupts) -> Outcome:
     return outcome
 
 
-def _attempt(job: _Job, claimed: Claim, interrupts: Interrupts) -> Outcome:
+def _attempt(job: _Job, claimed: Claim) -> Outcome:
     """Train a trial once."""
     trial, folder, metric = claimed.trial, claimed.folder, job.config.sweep.metric
     name = f"trial {trial.number}"
@@ -191,7 +190,7 @@ def _attempt(job: _Job, claimed: Claim, interrupts: Interrupts) -> Outcome:
             config,
             output_dir=folder.path,
             logger=RunFolderLogger(folder),
-            callbacks=[PruningCallback(trial, metric), EpochProgress(name, position=1), interrupts],
+            callbacks=[PruningCallback(trial, metric), EpochProgress(name, position=1), *job.watches],
         )
         result.validation.save(folder.scores)
     except optuna.TrialPruned:
@@ -199,7 +198,7 @@ def _attempt(job: _Job, claimed: Claim, interrupts: Interrupts) -> Outcome:
         last = max(frozen.intermediate_values)
         say(f"{name}: pruned after epoch {last}")
         return Outcome("PRUNED", frozen.intermediate_values[last], reason=f"pruned after epoch {last}")
-    except InterruptedRunError:
+    except (InterruptedRunError, TrackingError):
         raise
     except Exception as error:
         folder.artifacts.mkdir(exist_ok=True)
@@ -331,8 +330,8 @@ def _worker_main(config: RunConfig, target: int, seconds: float, index: int) -> 
     assert config.search is not None
     space = load_search_space(config.search)
     study, _ = open_study(config, space)
-    job = _Job(config, space, study, target, time.monotonic() + seconds)
     with Interrupts([signal.SIGTERM]) as interrupts:
+        job = _Job(config, space, study, target, time.monotonic() + seconds, [interrupts])
         try:
             _work(job, interrupts)
         except InterruptedRunError:

@@ -6,16 +6,17 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
 from filelock import AcquireReturnProxy, FileLock, Timeout
+from pytorch_lightning.callbacks import Callback
 
 from experiments.config import RunConfig, override, to_flat, to_public
-from experiments.errors import InterruptedRunError
-from experiments.interrupts import Interrupts
+from experiments.errors import InterruptedRunError, TrackingError
+from experiments.interrupts import Interrupts, Watch
 from experiments.logger import RunFolderLogger
 from experiments.progress import EpochProgress
 from experiments.publisher import Publisher
@@ -68,10 +69,10 @@ def train_and_register(
     with lock, Interrupts() as interrupts:
         if not folder.exists:
             folder.start(f"train {from_best or config.data.name}", to_public(config), tags)
-        with Publisher(config, folder.path, lock=folder.path / "publisher.lock"):
+        with Publisher(config, folder.path, lock=folder.path / "publisher.lock") as publisher:
             try:
-                metrics = _train(config, folder, interrupts)
-            except InterruptedRunError:
+                metrics = _train(config, folder, [interrupts, Watch(publisher.check)])
+            except (InterruptedRunError, TrackingError):
                 raise
             except Exception as error:
                 folder.finish(Outcome("FAIL", reason=f"{type(error).__name__}: {error}"))
@@ -85,13 +86,13 @@ def train_and_register(
     return TrainedModel(metrics, folder.export, model_uri, champion)
 
 
-def _train(config: RunConfig, folder: RunFolder, interrupts: Interrupts) -> dict[str, float]:
+def _train(config: RunConfig, folder: RunFolder, watches: Sequence[Callback]) -> dict[str, float]:
     """Train, score what is to be scored, and write the export."""
     result = train(
         config,
         output_dir=folder.path,
         logger=RunFolderLogger(folder),
-        callbacks=[EpochProgress("train"), interrupts],
+        callbacks=[EpochProgress("train"), *watches],
     )
     folders, scores = result.data.folders, result.validation
     metrics = dict(result.metrics)
