@@ -101,7 +101,7 @@ class ImageClassifier(pl.LightningModule):
         del batch_idx
         images, labels = batch
         # Dropout depends on the step only, so that a resumed run draws what the uninterrupted one did.
-        torch.manual_seed((self.seed * 1_000_003 + self.global_step) * 1024 + self.global_rank)
+        torch.manual_seed(step_seed(self.seed, self.global_step, self.global_rank))
         scores = self(images)
         loss: Tensor = self.train_criterion(scores, labels)
         self.train_loss.update(loss.detach(), len(labels))
@@ -231,6 +231,11 @@ def _accuracy(num_classes: int, top_k: int = 1) -> MulticlassAccuracy:
     return MulticlassAccuracy(
         num_classes, top_k=top_k, average="micro", ignore_index=IGNORED_LABEL, validate_args=False
     )
+
+
+def step_seed(seed: int, step: int, rank: int = 0) -> int:
+    """Seed of what a training step draws at random."""
+    return (seed * 1_000_003 + step) * 1024 + rank
 
 
 def learning_rate_factor(step: int, total_steps: int, *, schedule: Schedule, warmup_steps: int) -> float:

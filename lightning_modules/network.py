@@ -10,7 +10,6 @@ from typing import Literal
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from torch.nn import functional
 from torchvision import models
 
 from lightning_modules.inference import build_network
@@ -33,7 +32,11 @@ class DropoutLinear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """Map (..., in_features) to (..., out_features)."""
-        return super().forward(functional.dropout(input, self.dropout, self.training))
+        if self.training:
+            # Not functional.dropout: of these draws a population makes the masks of many heads at once.
+            kept = torch.rand(input.shape, device=input.device) >= self.dropout
+            input = input * kept / (1 - self.dropout)
+        return super().forward(input)
 
 
 def classifier_names() -> list[str]:

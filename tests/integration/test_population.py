@@ -1,0 +1,115 @@
+"""Heads that train together end as each would have ended alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from experiments import inputs
+from experiments.config import RunConfig, load_config, override
+from experiments.inputs import open_data_once, open_features_once
+from experiments.train import train
+from lightning_modules.features import FeatureSet
+from lightning_modules.population import HeadPopulation, Member
+from tests.conftest import tiny
+from tests.integration.test_train import MemoryLogger
+
+FIELDS = {
+    "learning_rate": "optimizer.learning_rate",
+    "weight_decay": "optimizer.weight_decay",
+    "batch_size": "data.batch_size",
+    "max_epochs": "trainer.max_epochs",
+    "warmup_epochs": "optimizer.warmup_epochs",
+    "dropout": "model.dropout",
+    "label_smoothing": "model.label_smoothing",
+}
+"""Field of a member to field of the config."""
+MEMBERS = [
+    Member(0.05, 0.1, 8, 4),
+    Member(0.003, 0.0, 5, 4, warmup_epochs=1.0),
+    Member(0.5, 0.01, 24, 4, label_smoothing=0.1),
+    Member(0.02, 0.02, 5, 4, dropout=0.3),
+    Member(0.02, 0.02, 7, 4, dropout=0.6, label_smoothing=0.2),
+]
+
+
+@pytest.fixture
+def config(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunConfig:
+    """A run whose features, three views of each photo, are made up so that heads learn from them."""
+    config = load_config(None, tiny(photos, tmp_path))
+    folders = open_data_once(config)
+    torch.manual_seed(0)
+    means = torch.randn(3, 32)
+
+    def made_up(labels: tuple[int, ...], views: int) -> torch.Tensor:
+        return means[list(labels)] + 4 * torch.randn(views, len(labels), 32)
+
+    train, valid = folders.train.labels, folders.valid.labels
+    features = FeatureSet(
+        made_up(train, 3), torch.tensor(train), made_up(valid, 1), torch.tensor(valid), nn.Linear(32, 3)
+    )
+    monkeypatch.setattr(inputs, "_open_features", lambda config: features)
+    return config
+
+
+def alone(config: RunConfig, member: Member, folder: Path) -> list[dict[str, float]]:
+    values = {field: getattr(member, name) for name, field in FIELDS.items()}
+    result = train(override(config, values), output_dir=folder, logger=MemoryLogger())
+    return [dict(result.history[epoch]) for epoch in sorted(result.history)]
+
+
+def together(config: RunConfig, members: list[Member]) -> HeadPopulation:
+    return HeadPopulation(
+        open_features_once(config),
+        members,
+        optimizer=config.optimizer.name,
+        schedule=config.optimizer.schedule,
+        seed=config.seed,
+        gradient_clip=config.trainer.gradient_clip,
+    )
+
+
+def assert_equal(one: dict[str, float], other: dict[str, float], tolerance: float = 1e-4) -> None:
+    names = ("val_loss", "val_accuracy", "val_top5_accuracy", "train_loss", "train_accuracy", "learning_rate")
+    assert {name: one[name] for name in names} == pytest.approx({name: other[name] for name in names}, abs=tolerance)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+@pytest.mark.parametrize("members", [MEMBERS, [MEMBERS[0], Member(0.01, 0.0, 8, 4)]], ids=["mixed", "one batch size"])
+def test_every_member_ends_as_its_solo_run(
+    config: RunConfig, tmp_path: Path, optimizer: str, members: list[Member]
+) -> None:
+    config = override(config, {"optimizer.name": optimizer})
+    population = together(config, members)
+    epochs = [population.train_epoch() for _ in range(4)]
+    for place, member in enumerate(members):
+        solo = alone(config, member, tmp_path / str(place))
+        assert max(one["val_loss"] for one in solo) - min(one["val_loss"] for one in solo) > 0.01, "nothing was learned"
+        for found, wanted in zip(epochs, solo, strict=True):
+            assert_equal(found[place], wanted)
+
+
+@pytest.mark.parametrize("schedule", ["constant", "one_cycle"])
+def test_schedule_and_clipping_are_those_of_a_solo_run(config: RunConfig, tmp_path: Path, schedule: str) -> None:
+    config = override(config, {"optimizer.schedule": schedule, "trainer.gradient_clip": 0.05})
+    population = together(config, MEMBERS[:2])
+    epochs = [population.train_epoch() for _ in range(4)]
+    for place, member in enumerate(MEMBERS[:2]):
+        for found, wanted in zip(epochs, alone(config, member, tmp_path / str(place)), strict=True):
+            assert_equal(found[place], wanted)
+
+
+def test_members_that_leave_change_nothing_for_the_others(config: RunConfig) -> None:
+    whole, thinned = together(config, MEMBERS), together(config, MEMBERS)
+    whole.train_epoch()
+    thinned.train_epoch()
+    thinned.keep([1, 4])
+    wanted, found = whole.train_epoch(), thinned.train_epoch()
+    assert found.keys() == {1, 4}
+    for place in (1, 4):
+        assert_equal(found[place], wanted[place], tolerance=1e-6)
+        for one, other in zip(thinned.head(place), whole.head(place), strict=True):
+            assert torch.allclose(one, other, atol=1e-6)
