@@ -223,6 +223,8 @@ class SweepConfig:
     """Name of the study; the same name continues it."""
     workers: int = 1
     """Processes that work on the study, each on its share of the cores or on one GPU."""
+    population: int = 1
+    """Trials of a worker that train at once, as one batched product over cached features."""
     metric: Literal["val_loss", "val_accuracy"] = "val_loss"
     """Objective, read at the best epoch."""
     direction: Literal["minimize", "maximize"] = "minimize"
@@ -238,6 +240,7 @@ class SweepConfig:
             self.timeout_seconds,
         )
         require(self.workers >= 1, "sweep.workers", "be >= 1", self.workers)
+        require(self.population >= 1, "sweep.population", "be >= 1", self.population)
         require(
             self.study_name not in ("", ".", "..") and not set(self.study_name) & set("/\\\0"),
             "sweep.study_name",
@@ -279,6 +282,13 @@ class RunConfig:
             "data.cache",
             "be auto or none unless model.trainable is head",
             self.data.cache,
+        )
+        alone = self.model.trainable != "head" or self.data.cache == "none" or self.trainer.early_stopping_patience > 0
+        require(
+            self.sweep.population == 1 or not alone,
+            "sweep.population",
+            "be 1 without cached features (model.trainable head) or with early stopping",
+            self.sweep.population,
         )
         for name, value in to_flat(self).items():
             require(not isinstance(value, float) or math.isfinite(value), name, "be finite", value)

@@ -111,6 +111,11 @@ def open_inputs_once(config: RunConfig) -> None:
         open_features_once(config)
 
 
+def training_device(config: RunConfig) -> torch.device:
+    """Where one process trains."""
+    return torch.device("cuda" if _on_gpu(config) else "cpu")
+
+
 def new_head(features: FeatureSet, dropout: float) -> nn.Linear:
     """A copy of the untrained head, to be trained."""
     head = copy.deepcopy(features.head)
@@ -147,7 +152,7 @@ def _open_features(config: RunConfig) -> FeatureSet:
         photo_data(override(config, {"data.batch_size": 256 if on_gpu else 32}), folders),
         backbone=config.model.backbone,
         views=config.data.cache_views,
-        device=torch.device("cuda" if on_gpu else "cpu"),
+        device=training_device(config),
         autocast={"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(precision(config)),
         cache_dir=config.data.cache_dir,
         max_gb=config.data.cache_max_gb,

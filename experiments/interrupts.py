@@ -23,9 +23,13 @@ class Watch(Callback):
         """Check."""
         self.check()
 
+    def on_validation_batch_end(self, *args: Any, **kwargs: Any) -> None:
+        """Check."""
+        self.check()
 
-class Interrupts(Callback):
-    """While it is entered, signals ask for a stop; as a callback, it stops training after the batch."""
+
+class Interrupts:
+    """While it is entered, signals ask for a stop."""
 
     def __init__(self, signals: Sequence[int] = (signal.SIGINT, signal.SIGTERM)) -> None:
         self.requested = False
@@ -54,14 +58,6 @@ class Interrupts(Callback):
         """
         if self.requested:
             raise InterruptedRunError
-
-    def on_train_batch_end(self, *args: Any, **kwargs: Any) -> None:
-        """Stop between two batches."""
-        self.raise_if_requested()
-
-    def on_validation_batch_end(self, *args: Any, **kwargs: Any) -> None:
-        """Stop between two batches."""
-        self.raise_if_requested()
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         del number, frame

@@ -21,9 +21,14 @@ class PruningCallback(Callback):
         self._reported = set(frozen.intermediate_values)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Report this epoch, unless it was reported before a kill."""
+        """Report this epoch."""
         epoch = trainer.current_epoch + 1
-        if epoch not in self._reported:
-            self.trial.report(float(trainer.callback_metrics[self.metric]), epoch)
-        if epoch < (trainer.max_epochs or 0) and self.trial.should_prune():
+        behind = self.report(epoch, float(trainer.callback_metrics[self.metric]))
+        if behind and epoch < (trainer.max_epochs or 0):
             raise optuna.TrialPruned(f"pruned after epoch {epoch}")
+
+    def report(self, epoch: int, value: float) -> bool:
+        """Report the objective of an epoch, unless that was done before a kill, and say whether to stop there."""
+        if epoch not in self._reported:
+            self.trial.report(value, epoch)
+        return self.trial.should_prune()

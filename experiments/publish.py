@@ -18,22 +18,14 @@ from filelock import FileLock, Timeout
 
 from experiments.config import RunConfig, public_url
 from experiments.errors import TrackingError
-from experiments.figures import (
-    confusion_matrix_figure,
-    learning_curves_figure,
-    per_class_accuracy_figure,
-    worst_errors_figure,
-)
+from experiments.pictures import draw
 from experiments.run_folder import RunFolder
-from experiments.scoring import Scores
 from experiments.tracking import AWAY, RunStore, SystemMonitor, first_line
-from lightning_modules.inference import Preprocessing, decode_image
 
 PUBLISH_SECONDS = 2.0
 """How often running runs are brought up to date in MLflow."""
 SYSTEM_METRICS_SECONDS = 10.0
 """How often the machine is sampled; MLflow's own default."""
-_THUMBNAIL = Preprocessing(image_size=160, resize_size=160)
 
 
 def publish(config: RunConfig, runs: Path, lock: Path, parent: Path | None, connection: Connection) -> None:
@@ -108,34 +100,3 @@ def _publish(store: RunStore, runs: Path, parent: RunFolder | None, connection: 
         for folder in [*left, *([parent] if parent else [])]:
             if folder.exists and (folder is parent or folder.outcome is None):
                 store.set_status(folder, "KILLED")
-
-
-def draw(folder: RunFolder) -> None:
-    """Draw what people look at: confusion matrix, accuracy by class, worst errors, learning curves."""
-    scores = Scores.load(folder.scores)
-    curves: dict[str, dict[int, float]] = {}
-    for line in folder.metric_lines():
-        for name, value in line.metrics.items():
-            curves.setdefault(name, {})[line.step] = value
-    names = scores.class_names
-    figures = {
-        "confusion_matrix": confusion_matrix_figure(scores.labels, scores.predictions, names),
-        "per_class_accuracy": per_class_accuracy_figure(scores.labels, scores.predictions, names),
-        "worst_errors": worst_errors_figure(
-            scores.paths,
-            scores.labels,
-            scores.probabilities,
-            names,
-            open_image=lambda path: _THUMBNAIL.crop(decode_image(path.read_bytes())).permute(1, 2, 0).numpy(),
-        ),
-        "learning_curves": learning_curves_figure(curves),
-    }
-    folder.artifacts.mkdir(exist_ok=True)
-    for name, figure in figures.items():
-        figure.savefig(folder.artifacts / f"{name}.png")
-    rows = ["class,images,accuracy"]
-    for index, name in enumerate(names):
-        own = scores.labels == index
-        accuracy = float((scores.predictions[own] == index).mean()) if own.any() else float("nan")
-        rows.append(f'"{name}",{int(own.sum())},{accuracy:.6g}')
-    (folder.artifacts / "per_class_accuracy.csv").write_text("\n".join(rows) + "\n")

@@ -49,6 +49,7 @@ MAY_CHANGE = (
     "sweep.pruner",
     "sweep.storage",
     "sweep.workers",
+    "sweep.population",
     "tracking.",
     "data.root",
     "data.num_workers",
@@ -220,7 +221,8 @@ def make_sampler(config: RunConfig, space: SearchSpace, seed: int) -> BaseSample
         return GPSampler(seed=seed)
     if config.sweep.sampler == "cmaes":
         return CmaEsSampler(seed=seed, warn_independent_sampling=False)  # choices are drawn at random
-    return TPESampler(seed=seed)
+    # Points that are still in training count as bad ones, or those that are drawn at once would lie side by side.
+    return TPESampler(seed=seed, constant_liar=config.sweep.workers * config.sweep.population > 1)
 
 
 class _Grid(GridSampler):

@@ -6,6 +6,7 @@ last checkpoint in the same MLflow run, and one that had ended is told and pushe
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import multiprocessing
 import os
@@ -15,7 +16,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -24,14 +25,15 @@ import optuna
 import torch
 from filelock import FileLock
 from optuna.trial import FrozenTrial, TrialState
-from pytorch_lightning.callbacks import Callback
 
 from experiments.config import RunConfig, override, require, to_public
 from experiments.errors import InterruptedRunError, SweepError, TrackingError
 from experiments.figures import study_figures
-from experiments.inputs import forget_opened, open_data_once, open_inputs_once
+from experiments.inputs import caching, forget_opened, open_data_once, open_inputs_once
 from experiments.interrupts import Interrupts, Watch
 from experiments.logger import RunFolderLogger
+from experiments.pictures import draw
+from experiments.population import PopulationRun, together, train_population
 from experiments.progress import EpochProgress, SweepProgress, say
 from experiments.pruning import PruningCallback
 from experiments.publisher import Publisher, die_with_parent
@@ -40,6 +42,7 @@ from experiments.run_folder import Outcome, RunFolder, environment_tags
 from experiments.search_space import SearchSpace, check_against, load_search_space
 from experiments.study import (
     Claim,
+    NothingToClaim,
     best_trial,
     claim,
     open_study,
@@ -105,7 +108,7 @@ def run_sweep(config: RunConfig, *, more: int = 0) -> SweepResult:
         progress = SweepProgress(target, _finished(study))
         try:
             if config.sweep.workers == 1:
-                watches = [interrupts, Watch(publisher.check)]
+                watches = [Watch(interrupts.raise_if_requested), Watch(publisher.check)]
                 _work(_Job(config, space, study, target, deadline, watches), interrupts, progress)
             else:
                 _supervise(config, study, target, deadline, interrupts, progress, publisher)
@@ -124,8 +127,13 @@ class _Job:
     study: optuna.Study
     target: int
     deadline: float
-    watches: Sequence[Callback]
+    watches: Sequence[Watch]
     """What may stop training between two batches."""
+
+    def check(self) -> None:
+        """Stop here if something has happened."""
+        for watch in self.watches:
+            watch.check()
 
 
 def _work(job: _Job, interrupts: Interrupts, progress: SweepProgress | None = None) -> None:
@@ -136,8 +144,14 @@ def _work(job: _Job, interrupts: Interrupts, progress: SweepProgress | None = No
         interrupts.raise_if_requested()
         if progress is not None:
             progress.update(_finished(job.study), _best_text(job.study))
-        claimed = claim(job.study, job.config, job.space, job.target, new=time.monotonic() < job.deadline)
-        if not isinstance(claimed, Claim):
+        claims: list[Claim] = []
+        while len(claims) < job.config.sweep.population:
+            claimed = claim(job.study, job.config, job.space, job.target, new=time.monotonic() < job.deadline)
+            if not isinstance(claimed, Claim):
+                break
+            claims.append(claimed)
+        if not claims:
+            assert isinstance(claimed, NothingToClaim)
             if claimed.done:
                 return
             if claimed.waiting_for != waiting_for:
@@ -146,30 +160,41 @@ def _work(job: _Job, interrupts: Interrupts, progress: SweepProgress | None = No
             time.sleep(POLL_SECONDS)
             continue
         try:
-            outcome = _run_trial(job, claimed)
+            for outcome in _run_trials(job, claims):
+                reasons.append(f"{outcome.state} {re.sub(r'[0-9.e+-]+', '#', outcome.reason)}")
+                if len(reasons) == 3 and outcome.state == "FAIL" and len(set(reasons)) == 1:
+                    raise SweepError(f"the first three trials all failed for the same reason: {outcome.reason}")
         finally:
-            claimed.lock.release()
-        reasons.append(f"{outcome.state} {re.sub(r'[0-9.e+-]+', '#', outcome.reason)}")
-        if len(reasons) == 3 and outcome.state == "FAIL" and len(set(reasons)) == 1:
-            raise SweepError(f"the first three trials all failed for the same reason: {outcome.reason}")
+            for one in claims:
+                one.lock.release()
 
 
-def _run_trial(job: _Job, claimed: Claim) -> Outcome:
-    """Train a trial, or take up one that was cut off, and tell everybody what it came to."""
-    trial, folder = claimed.trial, claimed.folder
-    if not folder.exists:
-        config = override(job.config, claimed.point)
-        tags = {
-            "study": job.config.sweep.study_name,
-            "trial": str(trial.number),
-            **environment_tags(),
-        }
-        folder.start(f"trial {trial.number:04d}", to_public(config), tags)
-    outcome = folder.outcome
-    if outcome is None:
-        outcome = _attempt(job, claimed)
-        folder.finish(outcome)
-    # From here on a kill costs nothing: the next claim finds the outcome and goes on below.
+def _run_trials(job: _Job, claims: Sequence[Claim]) -> Iterator[Outcome]:
+    """Train trials, or take up those that were cut off, and tell everybody what they came to."""
+    fresh: dict[RunConfig, list[PopulationRun]] = {}
+    by_folder = {claimed.folder.path: claimed for claimed in claims}
+    for claimed in claims:
+        config, folder = override(job.config, claimed.point), claimed.folder
+        if not folder.exists:
+            tags = {"study": job.config.sweep.study_name, "trial": str(claimed.trial.number), **environment_tags()}
+            folder.start(f"trial {claimed.trial.number:04d}", to_public(config), tags)
+        if len(claims) > 1 and folder.outcome is None and caching(config) == "features":
+            run = PopulationRun(config, folder, PruningCallback(claimed.trial, job.config.sweep.metric).report)
+            fresh.setdefault(together(config), []).append(run)
+        else:
+            if folder.outcome is None:
+                folder.finish(_attempt(job, claimed))
+            yield _tell(job, claimed)
+    for runs in fresh.values():
+        for run, outcome in train_population(runs, check=job.check):
+            run.folder.finish(outcome)
+            yield _tell(job, by_folder[run.folder.path])
+
+
+def _tell(job: _Job, claimed: Claim) -> Outcome:
+    """Tell Optuna how a trial ended. A kill on the way costs nothing: the next claim finds the outcome and does it."""
+    trial, outcome = claimed.trial, claimed.folder.outcome
+    assert outcome is not None
     for name, value in outcome.metrics.items():
         trial.set_user_attr(name, value)
     if outcome.reason:
@@ -224,6 +249,8 @@ def _conclude(config: RunConfig, study: optuna.Study, parent: RunFolder) -> Swee
     best = best_trial(study)
     if best is not None:
         _export(config, study, best)
+        with contextlib.suppress(FileNotFoundError):  # the publisher was faster
+            draw(trial_folder(config, best.number))
     parent.artifacts.mkdir(exist_ok=True)
     for name, figure in study_figures(study).items():
         figure.savefig(parent.artifacts / f"{name}.png")
@@ -331,7 +358,7 @@ def _worker_main(config: RunConfig, target: int, seconds: float, index: int) -> 
     space = load_search_space(config.search)
     study, _ = open_study(config, space)
     with Interrupts([signal.SIGTERM]) as interrupts:
-        job = _Job(config, space, study, target, time.monotonic() + seconds, [interrupts])
+        job = _Job(config, space, study, target, time.monotonic() + seconds, [Watch(interrupts.raise_if_requested)])
         try:
             _work(job, interrupts)
         except InterruptedRunError:

@@ -203,6 +203,11 @@ def data_facts(folders: ClassFolders) -> dict[str, str | int]:
     }
 
 
+def diverged(val_loss: float, epoch: int) -> str:
+    """What to say of a loss that is no number."""
+    return f"val_loss is {val_loss} after epoch {epoch}: lower optimizer.learning_rate or set trainer.gradient_clip"
+
+
 class History(Callback):
     """Keeps the metrics of each epoch, also across a resume, and stops at a loss that is no number."""
 
@@ -215,10 +220,7 @@ class History(Callback):
         values = {name: float(value) for name, value in trainer.callback_metrics.items()}
         self.epochs[epoch] = values
         if not math.isfinite(values[metrics.VAL_LOSS]):
-            raise NotANumberError(
-                f"val_loss is {values[metrics.VAL_LOSS]} after epoch {epoch}: lower optimizer.learning_rate "
-                "or set trainer.gradient_clip"
-            )
+            raise NotANumberError(diverged(values[metrics.VAL_LOSS], epoch))
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps."""

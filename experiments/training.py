@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import NoReturn
 
 from filelock import AcquireReturnProxy, FileLock, Timeout
-from pytorch_lightning.callbacks import Callback
 
 from experiments.config import RunConfig, override, to_flat, to_public
 from experiments.errors import InterruptedRunError, TrackingError
@@ -71,7 +70,7 @@ def train_and_register(
             folder.start(f"train {from_best or config.data.name}", to_public(config), tags)
         with Publisher(config, folder.path, lock=folder.path / "publisher.lock") as publisher:
             try:
-                metrics = _train(config, folder, [interrupts, Watch(publisher.check)])
+                metrics = _train(config, folder, [Watch(interrupts.raise_if_requested), Watch(publisher.check)])
             except (InterruptedRunError, TrackingError):
                 raise
             except Exception as error:
@@ -86,7 +85,7 @@ def train_and_register(
     return TrainedModel(metrics, folder.export, model_uri, champion)
 
 
-def _train(config: RunConfig, folder: RunFolder, watches: Sequence[Callback]) -> dict[str, float]:
+def _train(config: RunConfig, folder: RunFolder, watches: Sequence[Watch]) -> dict[str, float]:
     """Train, score what is to be scored, and write the export."""
     result = train(
         config,
@@ -109,7 +108,12 @@ def _train_along(config: RunConfig) -> NoReturn:
     """Be one of the further devices: Lightning runs the same command once more for each of them."""
     folder = RunFolder(Path(os.environ[RUN_FOLDER]))
     with Interrupts() as interrupts:
-        train(config, output_dir=folder.path, logger=RunFolderLogger(folder), callbacks=[interrupts])
+        train(
+            config,
+            output_dir=folder.path,
+            logger=RunFolderLogger(folder),
+            callbacks=[Watch(interrupts.raise_if_requested)],
+        )
     sys.exit()
 
 

@@ -13,16 +13,18 @@ from typing import Any
 import optuna
 import psutil
 import pytest
+import torch
 from mlflow import MlflowClient
 from optuna.trial import TrialState
 
 from experiments import sweep
 from experiments.config import RunConfig, load_config, override, tracking_uri
 from experiments.errors import InterruptedRunError, SweepError, TrackingError
-from experiments.interrupts import Interrupts
+from experiments.interrupts import Watch
 from experiments.study import load_study, study_folder, trial_folder
 from lightning_modules.export import check_golden
 from lightning_modules.inference import load_export
+from lightning_modules.population import HeadPopulation
 from tests.conftest import REPOSITORY, tiny
 from tests.whole import check_whole, runs_of
 
@@ -114,12 +116,12 @@ def test_what_no_trial_can_open_ends_the_sweep_before_the_first(config: RunConfi
 
 
 def test_an_interrupted_sweep_goes_on_from_the_checkpoint(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    def stop(self: Interrupts, trainer: Any, *args: Any, **kwargs: Any) -> None:
+    def stop(self: Watch, trainer: Any, *args: Any, **kwargs: Any) -> None:
         if trainer.current_epoch == 2:
             raise InterruptedRunError
 
     with monkeypatch.context() as patched:
-        patched.setattr(Interrupts, "on_train_batch_end", stop)
+        patched.setattr(Watch, "on_train_batch_end", stop)
         with pytest.raises(InterruptedRunError):
             sweep.run_sweep(config)
     assert {run.info.status for run in runs_of(config)} == {"KILLED"}
@@ -202,13 +204,68 @@ def test_another_search_space_is_refused_for_the_same_study(config: RunConfig) -
         sweep.run_sweep(override(config, {"model.trainable": "all"}))
 
 
+# Populations
+
+
+def test_a_population_ends_as_its_trials_would_alone(config: RunConfig) -> None:
+    config = override(config, {"sweep.sampler": "random", "sweep.n_trials": 5, "model.dropout": 0.2})
+    alone = sweep.run_sweep(config)
+    together = override(config, {"sweep.population": 3, "output_dir": config.output_dir.parent / "together"})
+    result = sweep.run_sweep(together)
+    check_whole(together, 5)
+    for one, other in zip(result.study.trials, alone.study.trials, strict=True):
+        assert one.params == other.params
+        assert one.value == pytest.approx(other.value, abs=1e-4)
+        assert one.intermediate_values == pytest.approx(other.intermediate_values, abs=1e-4)
+    assert result.best is not None and alone.best is not None
+    assert result.best.number == alone.best.number
+    networks = [load_export(trial_folder(one, result.best.number).export).network for one in (config, together)]
+    for weight, other_weight in zip(*(network.state_dict().values() for network in networks), strict=True):
+        assert torch.allclose(weight.float(), other_weight.float(), atol=1e-4)
+    assert not list(study_folder(together).rglob("*.ckpt"))
+
+
+def test_pruned_and_failed_members_leave_the_population(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    epoch = HeadPopulation.train_epoch
+
+    def diverging(self: HeadPopulation) -> dict[int, dict[str, float]]:
+        values = epoch(self)
+        if self.epoch == 2:
+            values[2]["val_loss"] = float("nan")
+        return values
+
+    monkeypatch.setattr(HeadPopulation, "train_epoch", diverging)
+    monkeypatch.setattr(optuna.trial.Trial, "should_prune", lambda trial: trial.number == 1)
+    result = sweep.run_sweep(override(config, {"sweep.population": 4, "sweep.n_trials": 4}))
+    states = [trial.state.name for trial in result.study.trials]
+    assert states == ["COMPLETE", "PRUNED", "FAIL", "COMPLETE"]
+    assert [len(trial.intermediate_values) for trial in result.study.trials] == [3, 1, 1, 3]
+    assert "val_loss is nan after epoch 2" in result.study.trials[2].user_attrs["failure_reason"]
+
+
+def test_an_interrupted_population_goes_on(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = override(config, {"sweep.population": 3})
+    epoch = HeadPopulation.train_epoch
+
+    def interrupted(self: HeadPopulation) -> dict[int, dict[str, float]]:
+        if self.epoch == 2:
+            raise InterruptedRunError
+        return epoch(self)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(HeadPopulation, "train_epoch", interrupted)
+        with pytest.raises(InterruptedRunError):
+            sweep.run_sweep(config)
+    assert [trial.state.name for trial in load_study(config, "tiny").trials] == ["RUNNING"] * 3
+    sweep.run_sweep(config)
+    check_whole(config, 3)
+
+
 # Kills
 
 
 def sweep_in_a_child(config: RunConfig) -> None:
     os.setpgid(0, 0)
-    import torch
-
     torch.set_num_threads(1)
     sweep.run_sweep(config)
 

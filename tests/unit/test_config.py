@@ -202,6 +202,7 @@ REFUSED = [
     ("sweep.n_trials", 0, "must be >= 1, got 0"),
     ("sweep.timeout_seconds", 0.0, "must be > 0, got 0.0"),
     ("sweep.workers", 0, "must be >= 1, got 0"),
+    ("sweep.population", 0, "must be >= 1, got 0"),
     ("sweep.study_name", "a/b", "must be usable as a folder name, got 'a/b'"),
     ("sweep.study_name", "..", "must be usable as a folder name, got '..'"),
     ("sweep.study_name", "", "must be usable as a folder name, got ''"),
@@ -220,6 +221,14 @@ def test_a_value_against_a_rule_is_refused_with_key_rule_and_value(name: str, va
 def test_features_of_a_backbone_that_trains_are_refused() -> None:
     with pytest.raises(ValueError, match=r"^data\.cache must be auto or none unless model\.trainable is head"):
         load_config(None, {"data.cache": "features", "model.trainable": "all"})
+
+
+@pytest.mark.parametrize(
+    "other", [{"model.trainable": "all"}, {"data.cache": "none"}, {"trainer.early_stopping_patience": 2}], ids=str
+)
+def test_what_can_not_train_together_is_refused(other: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match=r"^sweep\.population must be 1 without cached features .*, got 8$"):
+        load_config(None, {"sweep.population": 8, **other})
 
 
 def test_every_rule_of_the_config_is_tried_above() -> None:

@@ -10,7 +10,7 @@ import time
 import pytest
 
 from experiments.errors import EXIT_INTERRUPTED, InterruptedRunError
-from experiments.interrupts import Interrupts
+from experiments.interrupts import Interrupts, Watch
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -30,10 +30,11 @@ def test_the_first_signal_asks_for_a_stop_and_says_so(number: int, capfd: pytest
 @pytest.mark.parametrize("hook", ["on_train_batch_end", "on_validation_batch_end"])
 def test_training_stops_between_two_batches(hook: str) -> None:
     with Interrupts() as interrupts:
-        getattr(interrupts, hook)(None, None, None, None, 0)
+        watch = Watch(interrupts.raise_if_requested)
+        getattr(watch, hook)(None, None, None, None, 0)
         signal.raise_signal(signal.SIGINT)
         with pytest.raises(InterruptedRunError):
-            getattr(interrupts, hook)(None, None, None, None, 1)
+            getattr(watch, hook)(None, None, None, None, 1)
 
 
 def test_handlers_are_as_they_were_on_exit_also_after_an_error() -> None:

@@ -1,0 +1,119 @@
+"""Several trials of a sweep as one batched product: what `train()` makes of each of them, made of all at once."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from experiments.config import RunConfig
+from experiments.inputs import open_data_once, open_features_once, training_device
+from experiments.progress import say
+from experiments.run_folder import Outcome, RunFolder
+from experiments.scoring import Scores
+from experiments.train import BEST_CHECKPOINT, CHECKPOINT_FOLDER, AtomicCheckpointIO, data_facts, diverged
+from lightning_modules import metrics
+from lightning_modules.population import HeadPopulation, Member
+
+
+@dataclass(frozen=True)
+class PopulationRun:
+    """One of the runs that are trained together."""
+
+    config: RunConfig
+    folder: RunFolder
+    report: Callable[[int, float], bool]
+    """Takes the objective of an epoch, counted from 1, and says whether the run stops there."""
+
+
+def together(config: RunConfig) -> RunConfig:
+    """What runs must have in common to be trained together: the config without what may differ."""
+    return replace(
+        config,
+        data=replace(config.data, batch_size=1),
+        model=replace(config.model, dropout=0.0, label_smoothing=0.0),
+        optimizer=replace(config.optimizer, learning_rate=1.0, weight_decay=0.0, warmup_epochs=0.0),
+        trainer=replace(config.trainer, max_epochs=1),
+    )
+
+
+def train_population(
+    runs: Sequence[PopulationRun], *, check: Callable[[], None]
+) -> Iterator[tuple[PopulationRun, Outcome]]:
+    """Train runs together, from the start: a kill costs the seconds that they have trained.
+
+    Args:
+        runs: that `together` makes equal.
+        check: called between two epochs; raises to stop.
+
+    Yields:
+        Each run when it has ended, with its checkpoint and scores written.
+    """
+    config = runs[0].config
+    metric, sign = config.sweep.metric, 1 if config.sweep.direction == "minimize" else -1
+    folders = open_data_once(config)
+    features = open_features_once(config).to(training_device(config))
+    population = HeadPopulation(
+        features,
+        [_member(run.config) for run in runs],
+        optimizer=config.optimizer.name,
+        schedule=config.optimizer.schedule,
+        seed=config.seed,
+        gradient_clip=config.trainer.gradient_clip,
+    )
+    for run in runs:
+        run.folder.add_params(data_facts(folders))
+    best: dict[int, tuple[int, dict[str, float], tuple[torch.Tensor, torch.Tensor]]] = {}
+    while population.places:
+        check()
+        staying = []
+        for place, values in population.train_epoch().items():
+            run, epoch = runs[place], population.epoch
+            run.folder.record(epoch, values)
+            if not math.isfinite(values[metrics.VAL_LOSS]):
+                yield run, Outcome("FAIL", reason=f"NotANumberError: {diverged(values[metrics.VAL_LOSS], epoch)}")
+                continue
+            if place not in best or sign * values[metric] < sign * best[place][1][metric]:
+                best[place] = epoch, values, population.head(place)
+            stop = run.report(epoch, values[metric])
+            if epoch == run.config.trainer.max_epochs:
+                _, at_best, (weight, bias) = best[place]
+                _write_checkpoint(run.folder, *best[place])
+                inputs = features.valid[0].cpu().double()
+                probabilities = (inputs @ weight.double().T + bias.double()).softmax(dim=1).numpy()
+                valid = folders.valid
+                Scores(valid.paths, np.asarray(valid.labels), probabilities, folders.class_names).save(
+                    run.folder.scores
+                )
+                yield run, Outcome("COMPLETE", at_best[metric], at_best)
+            elif stop:
+                yield run, Outcome("PRUNED", values[metric], reason=f"pruned after epoch {epoch}")
+            else:
+                staying.append(place)
+        population.keep(staying)
+        say(f"population: epoch {population.epoch}, {len(staying)} of {len(runs)} trials go on")
+
+
+def _member(config: RunConfig) -> Member:
+    return Member(
+        learning_rate=config.optimizer.learning_rate,
+        weight_decay=config.optimizer.weight_decay,
+        batch_size=config.data.batch_size,
+        max_epochs=config.trainer.max_epochs,
+        warmup_epochs=config.optimizer.warmup_epochs,
+        dropout=config.model.dropout,
+        label_smoothing=config.model.label_smoothing,
+    )
+
+
+def _write_checkpoint(
+    folder: RunFolder, epoch: int, values: dict[str, float], head: tuple[torch.Tensor, torch.Tensor]
+) -> None:
+    """The best weights as a solo run leaves them."""
+    del values
+    state = {"network.weight": head[0], "network.bias": head[1]}
+    path = folder.path / CHECKPOINT_FOLDER / BEST_CHECKPOINT
+    AtomicCheckpointIO().save_checkpoint({"state_dict": state, "epoch": epoch - 1}, path)
