@@ -39,7 +39,7 @@ def settings(data: Path, weights: Path, output_dir: Path) -> RunConfig:
         "data.crop_fraction": 1.0,
         "data.augment": "none",
         "data.cache_dir": output_dir / "cache",
-        "model.weights": weights.resolve(),
+        "model.weights": str(weights.resolve()),
         "model.trainable": "head",
         "trainer.max_epochs": EPOCHS,
         "output_dir": output_dir,

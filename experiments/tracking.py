@@ -60,7 +60,7 @@ class RunStore:
             self.client = MlflowClient(self.uri)
             self.experiment_id = self._retry(
                 lambda: self._experiment(config.tracking.experiment, local),
-                "nothing has started yet",
+                f"what has run is whole in {config.output_dir} and is sent when the same command runs again",
             )
         # What this process knows to stand in MLflow, by run: metric points and params.
         self._sent: dict[str, set[tuple[str, int]]] = {}

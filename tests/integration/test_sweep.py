@@ -337,7 +337,8 @@ def test_two_sweeps_at_once_share_the_study(config: RunConfig) -> None:
 
 
 def test_workers_share_the_study_and_a_killed_one_is_replaced(config: RunConfig) -> None:
-    config = override(config, {"sweep.workers": 2, "sweep.n_trials": 8, "trainer.max_epochs": 6})
+    # Trials that take longer than a new worker takes to come up.
+    config = override(config, {"sweep.workers": 2, "sweep.n_trials": 6, "trainer.max_epochs": 40, "data.cache": "none"})
     context = multiprocessing.get_context("spawn")
     process = context.Process(target=sweep_in_a_child, args=(config,))
     process.start()
@@ -345,23 +346,20 @@ def test_workers_share_the_study_and_a_killed_one_is_replaced(config: RunConfig)
     os.kill(victim, signal.SIGKILL)
     process.join(300)
     assert process.exitcode == 0
-    check_whole(config, 8)
+    check_whole(config, 6)
     logs = [study_folder(config) / f"worker-{index}.log" for index in range(2)]
-    assert all("epoch 6/6" in log.read_text() for log in logs)
+    assert all("epoch 40/40" in log.read_text() for log in logs)
 
 
 def first_worker(supervisor: int | None) -> int:
-    """The first worker that has begun to train."""
+    """The first worker that has trained an epoch; the publisher is a child of the supervisor too."""
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
-        workers = [
-            child
-            for child in psutil.Process(supervisor).children()
-            if "spawn_main" in " ".join(child.cmdline()) and len(child.threads()) > 1 and child.cpu_times().user > 6
-        ]
-        if workers:
-            return int(workers[0].pid)
-        time.sleep(0.2)
+        for child in psutil.Process(supervisor).children():
+            logs = [Path(file.path) for file in child.open_files() if Path(file.path).name.startswith("worker-")]
+            if logs and "epoch 1/" in logs[0].read_text():
+                return int(child.pid)
+        time.sleep(0.1)
     raise AssertionError("no worker came up")
 
 

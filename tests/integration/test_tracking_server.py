@@ -19,6 +19,7 @@ import pytest
 from experiments import sweep
 from experiments.config import RunConfig, load_config
 from experiments.errors import TrackingError
+from experiments.study import trial_folder
 from tests.conftest import tiny
 from tests.whole import check_whole
 
@@ -71,7 +72,7 @@ def test_a_server_that_goes_away_and_comes_back_gets_everything(
 ) -> None:
     config = load_config(None, tiny(photos, tmp_path / "runs") | {"tracking.uri": server.uri})
     back = threading.Timer(3.0, server.start)
-    go_away_in_trial_1(server, monkeypatch, then=back.start)
+    go_away_in_trial_1(server, config, monkeypatch, then=back.start)
     sweep.run_sweep(config)
     back.join()
     check_whole(config, 3)
@@ -83,7 +84,7 @@ def test_a_server_that_stays_away_ends_the_sweep_and_the_same_command_sends_the_
     overrides = {"tracking.uri": server.uri, "tracking.flush_timeout_seconds": 2.0}
     config = load_config(None, tiny(photos, tmp_path / "runs") | overrides)
     with monkeypatch.context() as patched:
-        go_away_in_trial_1(server, patched, then=lambda: None)
+        go_away_in_trial_1(server, config, patched, then=lambda: None)
         with pytest.raises(TrackingError, match="is sent when the same command runs again"):
             sweep.run_sweep(config)
     server.start()
@@ -100,13 +101,18 @@ def test_a_server_that_stays_away_ends_the_sweep_and_the_same_command_sends_the_
     check_whole(config, 3)
 
 
-def go_away_in_trial_1(server: Server, monkeypatch: pytest.MonkeyPatch, then: Callable[[], None]) -> None:
-    """Kill the server when the second trial has trained its first epoch."""
+def go_away_in_trial_1(
+    server: Server, config: RunConfig, monkeypatch: pytest.MonkeyPatch, then: Callable[[], None]
+) -> None:
+    """Kill the server when the second trial has trained its first epoch and the first trial stands in MLflow."""
     report = sweep.PruningCallback.on_validation_end
 
     def on_validation_end(self: sweep.PruningCallback, trainer: Any, module: Any) -> None:
         report(self, trainer, module)
         if self.trial.number == 1 and trainer.current_epoch == 0:
+            deadline = time.monotonic() + 120
+            while trial_folder(config, 0).run_id is None and time.monotonic() < deadline:
+                time.sleep(0.1)
             server.kill()
             then()
 
