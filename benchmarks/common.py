@@ -11,7 +11,9 @@ from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 
+import numpy as np
 import torch
+from PIL import Image
 
 
 def machine() -> dict[str, object]:
@@ -29,6 +31,17 @@ def machine() -> dict[str, object]:
 def spread(values: Sequence[float]) -> dict[str, float]:
     """Median, smallest and largest of some measurements."""
     return {"median": statistics.median(values), "min": min(values), "max": max(values), "n": len(values)}
+
+
+def write_photos(root: Path, *, per_class: int, size: int) -> None:
+    """Two classes of JPEGs with noise in them."""
+    random = np.random.default_rng(0)
+    for split, count in (("train", per_class), ("valid", 4)):
+        for name in ("a", "b"):
+            (root / split / name).mkdir(parents=True)
+            for number in range(count):
+                pixels = random.integers(0, 256, (size, size, 3), dtype="uint8")
+                Image.fromarray(pixels).save(root / split / name / f"{number}.jpg")
 
 
 def parser(description: str) -> argparse.ArgumentParser:

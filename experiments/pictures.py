@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
-
-from matplotlib.figure import Figure
 
 from experiments.figures import (
     confusion_matrix_figure,
@@ -27,6 +24,7 @@ def draw(folder: RunFolder) -> None:
         FileNotFoundError: if the run has no scores, or no longer.
     """
     scores = Scores.load(folder.scores)
+    folder.artifacts.mkdir(exist_ok=True)
     curves: dict[str, dict[int, float]] = {}
     for line in folder.metric_lines():
         for name, value in line.metrics.items():
@@ -44,19 +42,14 @@ def draw(folder: RunFolder) -> None:
         ),
         "learning_curves": learning_curves_figure(curves),
     }
-    folder.artifacts.mkdir(exist_ok=True)
     for name, figure in figures.items():
-        save(figure, folder.artifacts / f"{name}.png")
+        # Beside its place and renamed: another process may be drawing it, or sending the artifacts, at the same time.
+        part = folder.path / f".{name}.{os.getpid()}.png"
+        figure.savefig(part)
+        part.replace(folder.artifacts / f"{name}.png")
     rows = ["class,images,accuracy"]
     for index, name in enumerate(names):
         own = scores.labels == index
         accuracy = float((scores.predictions[own] == index).mean()) if own.any() else float("nan")
         rows.append(f'"{name}",{int(own.sum())},{accuracy:.6g}')
     (folder.artifacts / "per_class_accuracy.csv").write_text("\n".join(rows) + "\n")
-
-
-def save(figure: Figure, path: Path) -> None:
-    """Write a PNG beside its place and rename it: somebody may be reading or drawing it."""
-    part = path.with_name(f".{path.stem}.{os.getpid()}.png")
-    figure.savefig(part)
-    part.replace(path)

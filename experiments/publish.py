@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Mapping
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -72,13 +73,13 @@ def _publish(store: RunStore, runs: Path, parent: RunFolder | None, connection: 
             if not folder.exists:
                 continue
             ended = folder.outcome is not None
-            if not (ended and folder.is_published):
+            # It may have ended since, and been published without its pictures.
+            if not (ended and folder.is_published and not folder.scores.is_file()):
                 if sample or not folder.system_lines():
                     sample = sample or monitor.sample()
                     folder.record_system(sample)
-                if ended and folder.scores.is_file():
-                    draw(folder)
-                    folder.scores.unlink()
+                if ended:
+                    _draw(folder)
                 try:
                     store.push(folder, parent_run_id)
                     away = False
@@ -93,6 +94,7 @@ def _publish(store: RunStore, runs: Path, parent: RunFolder | None, connection: 
     left = [RunFolder(path) for path in sorted(runs.parent.glob(runs.name)) if path not in done]
     for folder in left:
         if folder.exists and folder.outcome is not None:
+            _draw(folder)
             store.push_or_wait(folder, parent_run_id)
     if parent is not None and word == "finish":
         store.push_or_wait(parent)
@@ -100,3 +102,16 @@ def _publish(store: RunStore, runs: Path, parent: RunFolder | None, connection: 
         for folder in [*left, *([parent] if parent else [])]:
             if folder.exists and (folder is parent or folder.outcome is None):
                 store.set_status(folder, "KILLED")
+
+
+def _draw(folder: RunFolder) -> None:
+    """Draw a finished run, once. A photo that is gone costs the pictures, which say so, and not the run."""
+    if not folder.scores.is_file():
+        return
+    try:
+        draw(folder)
+    except Exception as error:
+        folder.artifacts.mkdir(exist_ok=True)
+        (folder.artifacts / "pictures_error.txt").write_text(traceback.format_exc())
+        print(f"{folder.path}: its pictures can't be drawn: {error}", file=sys.stderr, flush=True)
+    folder.scores.unlink()

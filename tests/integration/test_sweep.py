@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -30,7 +31,9 @@ from tests.whole import check_whole, runs_of
 
 
 @pytest.fixture
-def config(photos: Path, tmp_path: Path) -> RunConfig:
+def config(photos: Path, tmp_path: Path, mlflow_database: Path) -> RunConfig:
+    (tmp_path / "runs").mkdir()
+    shutil.copy(mlflow_database, tmp_path / "runs")
     return load_config(None, tiny(photos, tmp_path / "runs"))
 
 
@@ -204,6 +207,26 @@ def test_another_search_space_is_refused_for_the_same_study(config: RunConfig) -
         sweep.run_sweep(override(config, {"model.trainable": "all"}))
 
 
+def test_a_photo_that_is_gone_costs_the_pictures_and_not_the_trial(
+    config: RunConfig, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / "photos"
+    shutil.copytree(photos, root)
+    config = override(config, {"data.root": root, "sweep.n_trials": 1})
+    tell = sweep._tell
+
+    def remove_then_tell(*args: Any) -> Any:
+        shutil.rmtree(root / "valid")
+        return tell(*args)
+
+    monkeypatch.setattr(sweep, "_tell", remove_then_tell)
+    monkeypatch.setattr(sweep, "_export", lambda *args: None)  # it needs a photo too
+    sweep.run_sweep(config)
+    check_whole(config, 1)
+    noted = trial_folder(config, 0).artifacts / "pictures_error.txt"
+    assert "No such file" in noted.read_text()
+
+
 # Populations
 
 
@@ -281,6 +304,7 @@ def start_child(config: RunConfig) -> Any:
 
 def test_twenty_kills_at_random_moments_lose_nothing(config: RunConfig) -> None:
     config = override(config, {"sweep.n_trials": 6, "trainer.max_epochs": 4, "sweep.pruner": "median"})
+    (config.output_dir / "mlflow.db").unlink()  # a kill may also meet MLflow's migrations
     seed = random.randrange(10_000)
     print(f"seed {seed}")
     moments = random.Random(seed)

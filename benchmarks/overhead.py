@@ -1,0 +1,148 @@
+"""What `train()` and a sweep cost beside the arithmetic.
+
+python -m benchmarks.overhead
+
+A step: ResNet50, all layers, 224 px, through `train()` and through a bare PyTorch loop over the same batches of
+the same photos. Epochs of both are timed in turn, in one process, after one epoch of each for warming up.
+
+A trial: wall-clock seconds of a trial less those of its training, at trial 10, 100 and 1,000 of one study of tiny heads
+on cached features; medians over ten trials.
+"""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import optuna
+import torch
+from pytorch_lightning.callbacks import Callback
+from pytorch_lightning.loggers import DummyLogger
+from torch import nn
+
+from benchmarks.common import parser, report, spread, write_photos
+from experiments import sweep
+from experiments.config import RunConfig, load_config
+from experiments.inputs import new_network, open_data_once, photo_data
+from experiments.train import train
+
+
+class EpochTimer(Callback):
+    """Wall-clock seconds of the training part of each epoch, and of the whole training."""
+
+    def __init__(self) -> None:
+        self.epochs: list[float] = []
+        self.whole = 0.0
+
+    def on_train_start(self, *args: Any) -> None:
+        """Start the clock of the training."""
+        self.began = time.perf_counter()
+
+    def on_train_epoch_start(self, *args: Any) -> None:
+        """Start the clock of the epoch."""
+        self.started = time.perf_counter()
+
+    def on_validation_epoch_start(self, *args: Any) -> None:
+        """Stop it: validation runs inside the epoch."""
+        self.epochs.append(time.perf_counter() - self.started)
+
+    def on_train_end(self, *args: Any) -> None:
+        """Stop the clock of the training."""
+        self.whole = time.perf_counter() - self.began
+
+
+def bare_epoch(config: RunConfig) -> list[float]:
+    """Two epochs of a loop without a framework; the first one warms up."""
+    folders = open_data_once(config)
+    data = photo_data(config, folders)
+    network = new_network(config, len(folders.class_names)).to(memory_format=torch.channels_last).train()
+    optimizer = torch.optim.AdamW(network.parameters(), lr=config.optimizer.learning_rate)
+    seconds = []
+    for _ in range(2):
+        started = time.perf_counter()
+        for batch in data.train_dataloader():
+            images, labels = data.on_after_batch_transfer(batch, 0)
+            loss = nn.functional.cross_entropy(network(images), labels)
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+        seconds.append(time.perf_counter() - started)
+    return seconds[1:]
+
+
+def our_epoch(config: RunConfig) -> list[float]:
+    """The same through `train()`."""
+    timer = EpochTimer()
+    with tempfile.TemporaryDirectory() as folder:
+        train(config, output_dir=Path(folder), logger=DummyLogger(), callbacks=[timer])
+    return timer.epochs[1:]
+
+
+def trial_costs(config: RunConfig) -> list[float]:
+    """Seconds of each trial of a study beyond its training."""
+    timers: list[EpochTimer] = []
+    ended: list[float] = []
+    real_train, real_tell = sweep.train, sweep._tell
+
+    def timed_train(*args: Any, callbacks: Any, **kwargs: Any) -> Any:
+        timers.append(EpochTimer())
+        return real_train(*args, callbacks=[timers[-1], *callbacks], **kwargs)
+
+    def timed_tell(*args: Any) -> Any:
+        outcome = real_tell(*args)
+        ended.append(time.perf_counter())
+        return outcome
+
+    sweep.train, sweep._tell = timed_train, timed_tell
+    sweep.run_sweep(config)
+    return [end - before - timer.whole for before, end, timer in zip(ended[:-1], ended[1:], timers[1:], strict=True)]
+
+
+def main() -> None:
+    """Measure and report."""
+    command = parser(__doc__ or "")
+    command.add_argument("--repeat", type=int, default=5)
+    command.add_argument("--trials", type=int, default=1000)
+    arguments = command.parse_args()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_photos(folder / "large", per_class=32, size=256)
+        write_photos(folder / "small", per_class=8, size=32)
+        base: dict[str, object] = {"data.name": "folder", "model.weights": "none", "data.augment": "none"}
+        base |= {"data.cache_dir": folder / "cache", "output_dir": folder / "runs", "trainer.max_epochs": 2}
+        large = load_config(
+            None, base | {"data.root": folder / "large", "model.trainable": "all", "data.batch_size": 16}
+        )
+        small = load_config(
+            None,
+            base
+            | {"data.root": folder / "small", "data.image_size": 32, "model.backbone": "shufflenet_v2_x0_5"}
+            | {"search": Path("conf/search/quick.yaml"), "sweep.n_trials": arguments.trials, "sweep.pruner": "none"},
+        )
+        bare, ours = [], []
+        for _ in range(arguments.repeat):
+            bare += bare_epoch(large)
+            ours += our_epoch(large)
+        costs = trial_costs(small)
+    ratio = spread(ours)["median"] / spread(bare)["median"]
+    rows = [
+        ("train() / bare loop, an epoch", f"{ratio:.3f}"),
+        ("  train()", f"{spread(ours)['median']:.2f} s ({spread(ours)['min']:.2f} to {spread(ours)['max']:.2f})"),
+        ("  bare loop", f"{spread(bare)['median']:.2f} s ({spread(bare)['min']:.2f} to {spread(bare)['max']:.2f})"),
+    ]
+    figures: dict[str, object] = {"ratio": ratio, "train_seconds": spread(ours), "bare_seconds": spread(bare)}
+    for number in (10, 100, 1000):
+        if number <= arguments.trials:
+            cost = spread(costs[number - 10 : number])
+            rows.append((f"fixed cost of trial {number}", f"{cost['median']:.3f} s (to {cost['max']:.3f})"))
+            figures[f"trial_{number}_seconds"] = cost
+    report(rows, figures, arguments.json)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,52 @@
+"""Speed as ratios within one run, never as seconds: the machine may be any."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from pathlib import Path
+
+import pytest
+
+from experiments.config import RunConfig, load_config, override
+from experiments.inputs import forget_opened, open_features_once
+from experiments.train import train
+from lightning_modules.population import HeadPopulation, Member
+from tests.conftest import tiny
+from tests.integration.test_train import MemoryLogger
+
+pytestmark = pytest.mark.slow
+
+
+def seconds(config: RunConfig, folder: Path) -> float:
+    started = time.perf_counter()
+    train(config, output_dir=folder, logger=MemoryLogger())
+    return time.perf_counter() - started
+
+
+def test_a_trial_on_cached_features_takes_a_fraction_of_one_without(photos: Path, tmp_path: Path) -> None:
+    values = {"model.backbone": "resnet50", "data.image_size": 96, "trainer.max_epochs": 5}
+    config = load_config(None, tiny(photos, tmp_path) | values)
+    forget_opened()
+    seconds(config, tmp_path / "first")  # computes the features, and warms both sides
+    cached = [seconds(config, tmp_path / f"cached{number}") for number in range(5)]
+    plain = [seconds(override(config, {"data.cache": "none"}), tmp_path / f"plain{number}") for number in range(5)]
+    assert statistics.median(plain) > 10 * statistics.median(cached)
+
+
+def test_a_population_takes_a_fraction_of_its_members_one_by_one(photos: Path, tmp_path: Path) -> None:
+    config = load_config(None, tiny(photos, tmp_path))
+    features = open_features_once(config)
+
+    def epochs(count: int) -> float:
+        members = [Member(learning_rate=0.01, weight_decay=0.0, batch_size=8, max_epochs=20)] * count
+        population = HeadPopulation(features, members, optimizer="adamw", schedule="cosine", seed=0)
+        started = time.perf_counter()
+        for _ in range(20):
+            population.train_epoch()
+        return time.perf_counter() - started
+
+    epochs(16)
+    together = statistics.median(epochs(16) for _ in range(5))
+    alone = statistics.median(epochs(1) for _ in range(5))
+    assert 16 * alone > 3 * together
