@@ -80,8 +80,8 @@ def train_population(
                 best[place] = epoch, values, population.head(place)
             stop = run.report(epoch, values[metric])
             if epoch == run.config.trainer.max_epochs:
-                _, at_best, (weight, bias) = best[place]
-                _write_checkpoint(run.folder, *best[place])
+                best_epoch, at_best, (weight, bias) = best[place]
+                _write_checkpoint(run.folder, best_epoch, weight, bias)
                 inputs = features.valid[0].cpu().double()
                 probabilities = (inputs @ weight.double().T + bias.double()).softmax(dim=1).numpy()
                 valid = folders.valid
@@ -109,11 +109,8 @@ def _member(config: RunConfig) -> Member:
     )
 
 
-def _write_checkpoint(
-    folder: RunFolder, epoch: int, values: dict[str, float], head: tuple[torch.Tensor, torch.Tensor]
-) -> None:
-    """The best weights as a solo run leaves them."""
-    del values
-    state = {"network.weight": head[0], "network.bias": head[1]}
+def _write_checkpoint(folder: RunFolder, epoch: int, weight: torch.Tensor, bias: torch.Tensor) -> None:
+    """The best weights as a solo run leaves them; epochs count from 1 here and from 0 in a checkpoint."""
+    state = {"network.weight": weight, "network.bias": bias}
     path = folder.path / CHECKPOINT_FOLDER / BEST_CHECKPOINT
     AtomicCheckpointIO().save_checkpoint({"state_dict": state, "epoch": epoch - 1}, path)

@@ -56,8 +56,6 @@ POLL_SECONDS = 0.5
 MAX_CRASHES = 3
 """Workers that may die in a row, without a trial finishing, before the sweep gives up."""
 
-_log = logging.getLogger(__name__)
-
 
 @dataclass(frozen=True)
 class SweepResult:

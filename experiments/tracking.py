@@ -73,7 +73,8 @@ class RunStore:
             MlflowException, OSError: if the server does not take it.
         """
         noted = folder.read()
-        lines = [*folder.metric_lines(), *folder.system_lines()]
+        epochs = folder.metric_lines()
+        lines = [*epochs, *folder.system_lines()]
         run_id = self._run_id(folder, noted, lines, parent_run_id)
         sent = self._sent[run_id]
         fresh = [
@@ -88,7 +89,6 @@ class RunStore:
         self._push_params(run_id, noted["params"])
         if noted["outcome"]:
             outcome = noted["outcome"]
-            epochs = folder.metric_lines()
             last = max((line.step for line in epochs), default=0)
             of_epochs = {key for line in epochs for key in line.metrics}
             # MLflow shows a metric's last value, which is the last epoch's: what counts gets a name of its own.

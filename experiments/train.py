@@ -6,7 +6,6 @@ variable and no command line, and does not know where it runs: what differs come
 
 from __future__ import annotations
 
-import logging
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -44,8 +43,6 @@ from lightning_modules.network import Trainable, find_head
 
 CHECKPOINT_FOLDER = "checkpoints"
 BEST_CHECKPOINT = "best.ckpt"
-
-_log = logging.getLogger(__name__)
 
 
 class NotANumberError(ValueError):
