@@ -51,17 +51,19 @@ class DataConfig:
     batch_size: int = 64
     """Images a step (on each device)."""
     num_workers: int = 0
-    """Processes that decode images for the training loader; 0 decodes in the training process."""
+    """Threads that put batches together ahead of training; 0 takes one a core."""
     fraction: float = 1.0
     """Share of the training images used, stratified by class and drawn with the seed."""
     valid_fraction: float = 0.2
     """Share of train cut off as validation split where there is no valid folder."""
     augment: Literal["none", "light", "strong"] = "light"
-    """Training augmentation: light is a random crop and flip, strong adds TrivialAugment and random erasing."""
+    """Training augmentation: light is a random crop, flip and some colour; strong adds two random operations an image
+    and random erasing, and mixes half of the batches (MixUp or CutMix) unless the backbone's features are cached."""
     max_bad_fraction: float = 0.01
     """Largest share of unreadable image files that a run accepts before it stops."""
-    cache: Literal["auto", "none", "features"] = "auto"
-    """What is computed once for all trials: `features` (of a frozen backbone; `auto` chooses it for trainable head)."""
+    cache: Literal["auto", "none", "decoded", "features"] = "auto"
+    """What is computed once for all trials: `features` of a frozen backbone (what `auto` does for trainable head), or
+    the `decoded` photos (what `auto` does otherwise, if they fit into cache_max_gb)."""
     cache_views: int = 8
     """Augmented views of each training image that a feature cache keeps; each epoch draws one."""
     cache_max_gb: float = 20.0
@@ -163,8 +165,8 @@ class TrainerConfig:
     """Machines that train together."""
     precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = "auto"
     """Lightning's precision; auto is bf16-mixed on a CUDA device that has it, else 32-true."""
-    compile: bool = False
-    """Compile the network with torch.compile."""
+    compile: bool | Literal["auto"] = "auto"
+    """Compile the network with torch.compile; auto does so on CUDA after the first epoch, if the rest earns it back."""
     gradient_clip: float = 0.0
     """Largest gradient norm; 0 does not clip."""
     early_stopping_patience: int = 0
@@ -280,10 +282,11 @@ class RunConfig:
         require(
             self.data.cache != "features" or self.model.trainable == "head",
             "data.cache",
-            "be auto or none unless model.trainable is head",
+            "be auto, none or decoded unless model.trainable is head",
             self.data.cache,
         )
-        alone = self.model.trainable != "head" or self.data.cache == "none" or self.trainer.early_stopping_patience > 0
+        cached = self.model.trainable == "head" and self.data.cache in ("auto", "features")
+        alone = not cached or self.trainer.early_stopping_patience > 0
         require(
             self.sweep.population == 1 or not alone,
             "sweep.population",

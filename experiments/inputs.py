@@ -2,40 +2,35 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
 from tqdm import tqdm
 
-from experiments.config import (
-    DataConfig,
-    OptimizerConfig,
-    RunConfig,
-    SweepConfig,
-    TrackingConfig,
-    TrainerConfig,
-    override,
-)
+from experiments.config import DataConfig, RunConfig, TrainerConfig, override
 from experiments.datasets import open_data
 from experiments.progress import say
-from lightning_modules.data import Batch, ClassFolderData
+from lightning_modules.array_cache import CacheTooSmallError
+from lightning_modules.data import ClassFolderData
 from lightning_modules.features import FeatureData, FeatureSet, compute_features
 from lightning_modules.folders import ClassFolders
 from lightning_modules.inference import Preprocessing, build_network
 from lightning_modules.network import DropoutLinear, classifier_names, create_network, find_head
+from lightning_modules.photos import DecodedPhotos, open_decoded
 
 
 def forget_opened() -> None:
     """Look at the files again: a process that runs several sweeps must see what changed between them."""
     _open_data.cache_clear()
     _open_features.cache_clear()
+    _open_decoded.cache_clear()
 
 
 def open_data_once(config: RunConfig) -> ClassFolders:
@@ -56,15 +51,27 @@ def open_data_once(config: RunConfig) -> ClassFolders:
     return _open_data(key, config.seed)
 
 
-def photo_data(config: RunConfig, folders: ClassFolders) -> ClassFolderData:
-    """Batches of photos as the config wants them."""
+def preprocessing(config: RunConfig) -> Preprocessing:
+    """How a photo becomes the network's input."""
+    return Preprocessing(config.data.image_size, round(config.data.image_size / config.data.crop_fraction))
+
+
+def photo_data(
+    config: RunConfig, folders: ClassFolders, decoded: tuple[DecodedPhotos, DecodedPhotos] | None = None
+) -> ClassFolderData:
+    """Batches of photos as the config wants them.
+
+    Args:
+        decoded: training and validation photos that were decoded before; None decodes the files.
+    """
     return ClassFolderData(
         folders,
-        preprocessing=Preprocessing(config.data.image_size, round(config.data.image_size / config.data.crop_fraction)),
+        preprocessing=preprocessing(config),
         batch_size=config.data.batch_size,
-        num_workers=config.data.num_workers,
+        num_threads=config.data.num_workers,
         augment=config.data.augment,
         seed=config.seed,
+        decoded=decoded,
     )
 
 
@@ -76,11 +83,11 @@ def new_network(config: RunConfig, num_classes: int) -> nn.Module:
     )
 
 
-def caching(config: RunConfig) -> Literal["none", "features"]:
-    """What `data.cache` comes to for this config."""
+def uses_features(config: RunConfig) -> bool:
+    """Whether the head is trained on features that the frozen backbone made before."""
     if config.data.cache != "auto":
-        return config.data.cache
-    return "features" if config.model.trainable == "head" and _has_linear_head(config.model.backbone) else "none"
+        return config.data.cache == "features"
+    return config.model.trainable == "head" and _has_linear_head(config.model.backbone)
 
 
 def open_features_once(config: RunConfig) -> FeatureSet:
@@ -91,24 +98,36 @@ def open_features_once(config: RunConfig) -> FeatureSet:
     """
     # What a trial may tune without another backbone or other photos leaves the key as it is.
     key = replace(
-        config,
-        data=replace(config.data, batch_size=1),
+        _photos_only(config),
         model=replace(config.model, dropout=0.0, label_smoothing=0.0),
-        optimizer=OptimizerConfig(),
         trainer=TrainerConfig(accelerator=config.trainer.accelerator, precision=config.trainer.precision),
-        tracking=TrackingConfig(),
-        sweep=SweepConfig(),
-        search=None,
-        output_dir=Path(),
     )
     return _open_features(key)
+
+
+def open_decoded_once(config: RunConfig) -> tuple[DecodedPhotos, DecodedPhotos] | None:
+    """The decoded training and validation photos, opened once for all trials of this process.
+
+    None if `data.cache` says so, or leaves it open and they do not fit.
+
+    Raises:
+        CacheTooSmallError: if they were asked for and do not fit.
+    """
+    return _open_decoded(_photos_only(config)) if config.data.cache != "none" else None
 
 
 def open_inputs_once(config: RunConfig) -> None:
     """Open whatever trials of this config share."""
     open_data_once(config)
-    if caching(config) == "features":
+    if uses_features(config):
         open_features_once(config)
+    else:
+        open_decoded_once(config)
+
+
+def _photos_only(config: RunConfig) -> RunConfig:
+    """The config without what makes no difference to the photos."""
+    return RunConfig(data=replace(config.data, batch_size=1), seed=config.seed)
 
 
 def training_device(config: RunConfig) -> torch.device:
@@ -160,6 +179,26 @@ def _open_features(config: RunConfig) -> FeatureSet:
     )
 
 
+@functools.lru_cache(maxsize=4)
+def _open_decoded(config: RunConfig) -> tuple[DecodedPhotos, DecodedPhotos] | None:
+    folders = open_data_once(config)
+    files = photo_data(config, folders)
+    train = files.files(folders.train, augmented=config.data.augment != "none")
+    try:
+        train_photos, valid_photos = open_decoded(
+            [train, files.files(folders.valid)],
+            cache_dir=config.data.cache_dir,
+            max_gb=config.data.cache_max_gb,
+            progress=_progress,
+        )
+    except CacheTooSmallError as error:
+        if config.data.cache != "auto":
+            raise
+        say(f"photos are decoded in every epoch: {error}")
+        return None
+    return train_photos, valid_photos
+
+
 @functools.cache
 def _has_linear_head(backbone: str) -> bool:
     if backbone not in classifier_names():
@@ -169,11 +208,10 @@ def _has_linear_head(backbone: str) -> bool:
     return isinstance(network.get_submodule(find_head(network)), nn.Linear)
 
 
-def _progress(batches: Iterable[Batch], total: int) -> Iterator[Batch]:
+@contextlib.contextmanager
+def _progress(what: str, total: int) -> Iterator[Callable[[int], object]]:
     on_terminal = sys.stderr.isatty()
     if not on_terminal:
-        say(f"features: computing those of {total} photos, once for all trials")
-    with tqdm(total=total, desc="features", unit="photo", disable=not on_terminal) as bar:
-        for batch in batches:
-            yield batch
-            bar.update(len(batch[1]))
+        say(f"{what}: {total} photos, once for all trials")
+    with tqdm(total=total, desc=what, unit="photo", disable=not on_terminal) as bar:
+        yield bar.update

@@ -68,10 +68,7 @@ def score_split(network: nn.Module, data: ClassFolderData, split: Split) -> Scor
     """Score every photo of a split in float32, as an endpoint will."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     network = network.eval().to(device)
-    batches = (
-        data.on_after_batch_transfer((images.to(device), labels), 0)[0] for images, labels in data.split_batches(split)
-    )
-    probabilities = predict_probabilities(network, batches)
+    probabilities = predict_probabilities(network, data.split_inputs(split, device))
     network.cpu()
     return Scores(split.paths, np.asarray(split.labels), probabilities, data.folders.class_names)
 

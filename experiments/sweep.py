@@ -29,7 +29,7 @@ from optuna.trial import FrozenTrial, TrialState
 from experiments.config import RunConfig, override, require, to_public
 from experiments.errors import InterruptedRunError, SweepError, TrackingError
 from experiments.figures import study_figures
-from experiments.inputs import caching, forget_opened, open_data_once, open_inputs_once
+from experiments.inputs import forget_opened, open_data_once, open_inputs_once, uses_features
 from experiments.interrupts import Interrupts, Watch
 from experiments.logger import RunFolderLogger
 from experiments.pictures import draw
@@ -176,7 +176,7 @@ def _run_trials(job: _Job, claims: Sequence[Claim]) -> Iterator[Outcome]:
         if not folder.exists:
             tags = {"study": job.config.sweep.study_name, "trial": str(claimed.trial.number), **environment_tags()}
             folder.start(f"trial {claimed.trial.number:04d}", to_public(config), tags)
-        if len(claims) > 1 and folder.outcome is None and caching(config) == "features":
+        if len(claims) > 1 and folder.outcome is None and uses_features(config):
             run = PopulationRun(config, folder, PruningCallback(claimed.trial, job.config.sweep.metric).report)
             fresh.setdefault(together(config), []).append(run)
         else:

@@ -21,16 +21,20 @@ from pytorch_lightning.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from pytorch_lightning.loggers import Logger
 from torch import nn
 
+from experiments.compiling import CompileWhenItPays
 from experiments.config import RunConfig, to_public
 from experiments.inputs import (
-    caching,
     feature_data,
     new_head,
     new_network,
     open_data_once,
+    open_decoded_once,
     open_features_once,
     photo_data,
     precision,
+    preprocessing,
+    training_device,
+    uses_features,
 )
 from experiments.scoring import Scores, predict_probabilities
 from lightning_modules import metrics
@@ -84,18 +88,18 @@ def train(config: RunConfig, *, output_dir: Path, logger: Logger, callbacks: Seq
     """
     folders = open_data_once(config)
     logger.log_hyperparams(data_facts(folders))
-    photos = photo_data(config, folders)
     network: nn.Module
     data: ClassFolderData | FeatureData
     trainable: Trainable = config.model.trainable
-    if caching(config) == "features":
+    if uses_features(config):
         features = open_features_once(config)
         # The head alone is trained, on what the frozen backbone made of the photos.
         network, data, trainable = new_head(features, config.model.dropout), feature_data(config, features), "all"
     else:
-        network, data = new_network(config, len(folders.class_names)), photos
-        if config.trainer.compile:
-            network.compile()
+        network = new_network(config, len(folders.class_names))
+        data = photo_data(config, folders, open_decoded_once(config))
+        if config.trainer.compile is True:
+            network.compile(dynamic=False)
     model = ImageClassifier(
         network,
         num_classes=len(folders.class_names),
@@ -122,6 +126,9 @@ def train(config: RunConfig, *, output_dir: Path, logger: Logger, callbacks: Seq
         filename="best", monitor=config.sweep.metric, mode=config.sweep.direction[:3], **saving
     )
     own: list[Callback] = [history, *callbacks, best_checkpoint, ModelCheckpoint(filename="last", **saving)]
+    on_gpu = training_device(config).type == "cuda"
+    if config.trainer.compile == "auto" and on_gpu and not uses_features(config):
+        own.append(CompileWhenItPays())
     if config.trainer.early_stopping_patience:
         own.append(EarlyStopping(metrics.VAL_LOSS, patience=config.trainer.early_stopping_patience))
     trainer = pl.Trainer(
@@ -134,6 +141,7 @@ def train(config: RunConfig, *, output_dir: Path, logger: Logger, callbacks: Seq
         logger=logger,
         callbacks=own,
         plugins=[AtomicCheckpointIO()],
+        benchmark=on_gpu,  # all batches but the last of an epoch have one size
         use_distributed_sampler=False,  # the data module divides the images itself, without counting one twice
         num_sanity_val_steps=0,
         log_every_n_steps=1,  # nothing is logged in a step, and larger values draw a warning
@@ -147,12 +155,9 @@ def train(config: RunConfig, *, output_dir: Path, logger: Logger, callbacks: Seq
     model.load_state_dict(best["state_dict"], strict=False)
     device = trainer.strategy.root_device
     model.eval().to(device)
-    inputs = (
-        data.on_after_batch_transfer((images.to(device), labels), 0)[0] for images, labels in data.validation_batches()
-    )
-    probabilities = predict_probabilities(model, inputs)
+    probabilities = predict_probabilities(model, data.validation_inputs(device))
     valid = Scores(folders.valid.paths, np.asarray(folders.valid.labels), probabilities, folders.class_names)
-    return TrainResult(config, output_dir, photos, valid, history.epochs, int(best["epoch"]) + 1)
+    return TrainResult(config, output_dir, photo_data(config, folders), valid, history.epochs, int(best["epoch"]) + 1)
 
 
 def trained_network(config: RunConfig, num_classes: int, output_dir: Path) -> nn.Module:
@@ -160,7 +165,7 @@ def trained_network(config: RunConfig, num_classes: int, output_dir: Path) -> nn
     best = torch.load(output_dir / CHECKPOINT_FOLDER / BEST_CHECKPOINT, map_location="cpu", weights_only=True)
     trained = {name.removeprefix("network."): value for name, value in best["state_dict"].items()}
     network = new_network(config, num_classes)
-    if caching(config) == "features":
+    if uses_features(config):
         network.get_submodule(find_head(network)).load_state_dict(trained)
     else:
         network.load_state_dict(trained, strict=False)
@@ -180,7 +185,7 @@ def export(
         folder,
         backbone=config.model.backbone,
         class_names=folders.class_names,
-        preprocessing=photo_data(config, folders).preprocessing,
+        preprocessing=preprocessing(config),
         metrics=metrics,
         config=to_public(config),
         golden_photo=folders.valid.paths[0],

@@ -27,7 +27,7 @@ _log = logging.getLogger(__name__)
 
 
 class CacheTooSmallError(ValueError):
-    """One array alone is larger than `data.cache_max_gb`."""
+    """What is to be kept is larger than `data.cache_max_gb`, or than the disk."""
 
 
 def open_array(
@@ -51,7 +51,7 @@ def open_array(
         A private memory map: what is written to it stays in this process.
 
     Raises:
-        CacheTooSmallError: if the array alone is larger than `max_gb`.
+        CacheTooSmallError: if the array alone is larger than `max_gb`, or than what the disk has free.
     """
     size = int(np.prod(shape)) * np.dtype(dtype).itemsize
     if size > max_gb * GB:
@@ -64,6 +64,11 @@ def open_array(
             shutil.rmtree(entry, ignore_errors=True)
             shutil.rmtree(part, ignore_errors=True)
             _make_room(folder, size, max_gb)
+            # On a full disk a write through a memory map kills the process.
+            if (free := shutil.disk_usage(folder).free) < size:
+                raise CacheTooSmallError(
+                    f"data.cache_dir {folder} must have {size / GB:.3g} GB free, has {free / GB:.3g}"
+                )
             part.mkdir()
             values = np.lib.format.open_memmap(part / ARRAY_FILE, mode="w+", dtype=np.dtype(dtype), shape=shape)
             fill(values)

@@ -15,7 +15,7 @@ from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAccuracy
 
 from lightning_modules import metrics
-from lightning_modules.data import IGNORED_LABEL, Batch
+from lightning_modules.data import IGNORED_LABEL, Batch, step_seed
 from lightning_modules.network import Trainable, find_head, trainable_modules
 
 Schedule = Literal["constant", "cosine", "one_cycle"]
@@ -105,7 +105,8 @@ class ImageClassifier(pl.LightningModule):
         scores = self(images)
         loss: Tensor = self.train_criterion(scores, labels)
         self.train_loss.update(loss.detach(), len(labels))
-        self.train_accuracy.update(scores.detach(), labels)
+        # Of mixed images the larger share counts.
+        self.train_accuracy.update(scores.detach(), labels if labels.ndim == 1 else labels.argmax(dim=1))
         self._epoch_images += len(labels)
         return loss
 
@@ -231,11 +232,6 @@ def _accuracy(num_classes: int, top_k: int = 1) -> MulticlassAccuracy:
     return MulticlassAccuracy(
         num_classes, top_k=top_k, average="micro", ignore_index=IGNORED_LABEL, validate_args=False
     )
-
-
-def step_seed(seed: int, step: int, rank: int = 0) -> int:
-    """Seed of what a training step draws at random."""
-    return (seed * 1_000_003 + step) * 1024 + rank
 
 
 def learning_rate_factor(step: int, total_steps: int, *, schedule: Schedule, warmup_steps: int) -> float:

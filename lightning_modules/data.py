@@ -1,43 +1,35 @@
 """The data module over class folders: batches of photos whose order and augmentation depend on seed and epoch only.
 
 So a run that was killed and goes on from its last checkpoint sees the same batches as one that was never stopped,
-with any number of loader processes.
+with any number of threads and whether the photos were decoded before or not.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from typing import Literal, NamedTuple
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NamedTuple
 
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision.transforms import v2
 
+from lightning_modules.augmentation import Augment, augment, draw_numbers
 from lightning_modules.folders import ClassFolders, Split
-from lightning_modules.inference import Preprocessing, decode_image
+from lightning_modules.inference import Preprocessing
+from lightning_modules.photos import PhotoFiles, Photos
 
 IGNORED_LABEL = -100
 """Label of the images that fill up the last shard of a distributed evaluation; losses and metrics skip it."""
 
-Augment = Literal["none", "light", "strong"]
 Batch = tuple[Tensor, Tensor]
-"""(B, 3, S, S) images and (B,) int64 labels."""
+"""(B, 3, S, S) float32 images, or features, and their labels: (B,) int64, or (B, C) shares where images are mixed."""
 
 
-class Draw(NamedTuple):
-    """One image of an epoch, as a sampler hands it to the data set."""
-
-    photo: int
-    """Its place in the split."""
-    seed: int
-    """Seeds this image's augmentation in this epoch."""
-    padding: bool
-
-
-class ShardedSampler(Sampler[Draw]):
+class ShardedSampler:
     """Draws this process's share of a split, shuffled by seed and epoch when training.
 
     Every process draws equally many images, as DDP's collectives need; what fills up the last share is marked.
@@ -55,11 +47,13 @@ class ShardedSampler(Sampler[Draw]):
     def __len__(self) -> int:
         return math.ceil(self.length / self.world_size)
 
-    def __iter__(self) -> Iterator[Draw]:
-        yield from map(Draw, *(one.tolist() for one in self.draws()))
-
     def draws(self) -> tuple[Tensor, Tensor, Tensor]:
-        """All draws of the epoch at once: photos (int64), seeds (int64) and padding (bool), each (len(self),)."""
+        """All of the epoch at once, each (len(self),).
+
+        Returns:
+            Places in the split (int64), a seed for the augmentation of each image in this epoch (int64), and which
+            images only fill up the share (bool).
+        """
         generator = torch.Generator().manual_seed(self.seed * 100_003 + self.epoch)
         order = torch.randperm(self.length, generator=generator) if self.shuffle else torch.arange(self.length)
         seeds = torch.randint(2**62, (self.length,), generator=generator)
@@ -69,44 +63,85 @@ class ShardedSampler(Sampler[Draw]):
         return photos, seeds[photos], padding
 
 
-class PhotoDataset(Dataset[tuple[Tensor, int]]):
-    """Decodes, crops and augments the photos of a split."""
+def step_seed(seed: int, step: int, rank: int = 0) -> int:
+    """Seed of what a training step draws at random."""
+    return (seed * 1_000_003 + step) * 1024 + rank
 
-    def __init__(self, split: Split, preprocessing: Preprocessing, augment: Augment) -> None:
-        self.split, self.preprocessing = split, preprocessing
-        self.augmentation = augmentation(augment, preprocessing.image_size)
+
+class PhotoBatch(NamedTuple):
+    """A batch as it travels to the device: bytes, a quarter of the floats."""
+
+    pixels: Tensor
+    """(B, H, W, 3) uint8; each photo in the upper left corner."""
+    sizes: Tensor
+    """(B, 2) int64: height and width of each photo."""
+    draws: Tensor
+    """(B, DRAWS) float32 that decide the augmentation; (B, 0) for photos that are shown as they are."""
+    labels: Tensor
+    """(B,) int64."""
+
+
+class PhotoBatches:
+    """The batches of one epoch, put together by threads while the batches before them train.
+
+    Threads suffice: reading, decoding and copying release the GIL, and a photo takes a few lines of Python.
+    """
+
+    batch_sampler = None  # Lightning asks whoever has a sampler for it
+
+    def __init__(
+        self,
+        photos: Photos,
+        labels: Sequence[int],
+        batch_size: int,
+        sampler: ShardedSampler,
+        *,
+        augmented: bool,
+        threads: int,
+    ) -> None:
+        self.photos, self.labels = photos, torch.tensor(labels)
+        self.batch_size, self.augmented, self.threads = batch_size, augmented, threads
+        self.sampler = sampler  # Lightning tells it the epoch
 
     def __len__(self) -> int:
-        return len(self.split)
+        return -(-len(self.sampler) // self.batch_size)
 
-    def __getitem__(self, draw: Draw) -> tuple[Tensor, int]:
-        """One image, (3, S, S) uint8, and its label."""
-        data = self.split.paths[draw.photo].read_bytes()
-        label = IGNORED_LABEL if draw.padding else self.split.labels[draw.photo]
-        if self.augmentation is None:
-            return self.preprocessing.crop(decode_image(data)), label  # in full, as an endpoint does
-        image = decode_image(data, short_side=2 * self.preprocessing.image_size)
-        # Its own random stream: the same image in the same epoch is augmented alike in any loader process.
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(draw.seed)
-            return self.augmentation(image), label
+    def __iter__(self) -> Iterator[PhotoBatch]:
+        drawn = self.sampler.draws()
+        parts = deque(zip(*(torch.split(one, self.batch_size) for one in drawn), strict=True))
+        pool = ThreadPoolExecutor(self.threads)
+        coming: deque[Future[PhotoBatch]] = deque()
+        try:
+            while parts or coming:
+                while parts and len(coming) <= self.threads:
+                    coming.append(pool.submit(self._batch, *parts.popleft()))
+                yield coming.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)
 
-
-def augmentation(augment: Augment, image_size: int) -> v2.Transform | None:
-    """The training augmentation of one uint8 image; None where there is none."""
-    if augment == "none":
-        return None
-    light = [
-        v2.RandomResizedCrop(image_size, scale=(0.35, 1.0), antialias=True),
-        v2.RandomHorizontalFlip(),
-    ]
-    if augment == "light":
-        return v2.Compose(light)
-    return v2.Compose([*light, v2.TrivialAugmentWide(), v2.RandomErasing(p=0.25)])
+    def _batch(self, places: Tensor, seeds: Tensor, padding: Tensor) -> PhotoBatch:
+        images = [self.photos[place] for place in places.tolist()]
+        sizes = torch.tensor([image.shape[:2] for image in images])
+        height, width = sizes.amax(dim=0).tolist()
+        pixels = torch.empty(len(images), height, width, 3, dtype=torch.uint8, pin_memory=torch.cuda.is_available())
+        for slot, image in zip(pixels, images, strict=True):
+            slot[: image.shape[0], : image.shape[1]] = image
+        draws = draw_numbers(seeds) if self.augmented else torch.empty(len(seeds), 0)
+        return PhotoBatch(pixels, sizes, draws, self.labels[places].masked_fill(padding, IGNORED_LABEL))
 
 
 class ClassFolderData(pl.LightningDataModule):
-    """Train, validation and test batches of a scanned data set."""
+    """Train, validation and test batches of a scanned data set.
+
+    Args:
+        folders: the data set.
+        preprocessing: the size that the network sees.
+        batch_size: images a step on each device.
+        num_threads: that put batches together; 0 takes as many as torch computes with.
+        augment: what training images go through; see `augmentation.py`. `strong` also mixes half of the batches.
+        seed: of order and augmentation.
+        decoded: training and validation photos that were decoded before.
+    """
 
     def __init__(
         self,
@@ -114,58 +149,100 @@ class ClassFolderData(pl.LightningDataModule):
         *,
         preprocessing: Preprocessing,
         batch_size: int,
-        num_workers: int = 0,
+        num_threads: int = 0,
         augment: Augment = "none",
         seed: int = 0,
+        decoded: tuple[Photos, Photos] | None = None,
     ) -> None:
         super().__init__()
         self.folders, self.preprocessing = folders, preprocessing
-        self.batch_size, self.num_workers = batch_size, num_workers
+        self.batch_size, self.num_threads = batch_size, num_threads or torch.get_num_threads()
         self.augment, self.seed = augment, seed
+        self._train, self._valid = decoded or (
+            self.files(folders.train, augmented=augment != "none"),
+            self.files(folders.valid),
+        )
+        mixing = {"num_classes": len(folders.class_names)}
+        self._mix = v2.RandomChoice([v2.MixUp(**mixing, alpha=0.2), v2.CutMix(**mixing, alpha=1.0)])
 
-    def train_dataloader(self) -> DataLoader[Batch]:
+    def files(self, split: Split, *, augmented: bool = False) -> PhotoFiles:
+        """A split's photos from their files."""
+        return PhotoFiles(split, self.preprocessing, augmented=augmented)
+
+    def train_dataloader(self) -> PhotoBatches:
         """Shuffled and augmented."""
-        return self._loader(self.folders.train, self.augment, shuffle=True)
+        return self._batches(self._train, self.folders.train, shuffle=True, augmented=self.augment != "none")
 
-    def val_dataloader(self) -> DataLoader[Batch]:
+    def val_dataloader(self) -> PhotoBatches:
         """In the order of the paths."""
-        return self._loader(self.folders.valid, "none", shuffle=False)
+        return self._batches(self._valid, self.folders.valid)
 
-    def validation_batches(self) -> DataLoader[Batch]:
-        """All of the validation split in order, undivided between devices."""
-        return self.split_batches(self.folders.valid)
-
-    def split_batches(self, split: Split, *, augmented: bool = False, view: int = 0) -> DataLoader[Batch]:
-        """All of a split in order, undivided between devices.
-
-        Args:
-            view: which of many random augmentations to make.
-        """
-        loader = self._loader(split, self.augment if augmented else "none", shuffle=False, distributed=False)
-        assert isinstance(loader.sampler, ShardedSampler)
-        loader.sampler.set_epoch(view)
-        return loader
-
-    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """Normalise on the device: bytes travel, a quarter of the floats."""
+    def on_after_batch_transfer(self, batch: PhotoBatch, dataloader_idx: int) -> Batch:
+        """Augment and normalise on the device."""
         del dataloader_idx
-        images, labels = batch
-        return self.preprocessing.normalise(images).contiguous(memory_format=torch.channels_last), labels
+        images = self._inputs(batch)
+        if self.augment == "strong" and batch.draws.shape[1]:
+            return self._mixed(images, batch.labels)
+        return images, batch.labels
 
-    def _loader(self, split: Split, augment: Augment, *, shuffle: bool, distributed: bool = True) -> DataLoader[Batch]:
-        divided = distributed and self.trainer is not None
+    def validation_inputs(self, device: torch.device) -> Iterator[Tensor]:
+        """All of the validation split in order, undivided between devices, as the network takes it."""
+        for batch in self._batches(self._valid, self.folders.valid, divided=False):
+            yield self._inputs(_sent(batch, device))
+
+    def split_inputs(self, split: Split, device: torch.device) -> Iterator[Tensor]:
+        """All of any split in order, as the network takes it: (B, 3, S, S) float32 on `device`."""
+        for batch in self._batches(self.files(split), split, divided=False):
+            yield self._inputs(_sent(batch, device))
+
+    def training_views(self, device: torch.device, views: int) -> Iterator[Iterator[Tensor]]:
+        """All of the training split in order; of each batch so many augmented views, for which it is decoded once."""
+        augmented = self.augment != "none"
+        sampler = ShardedSampler(len(self.folders.train), seed=self.seed, shuffle=False)
+        seeds = []
+        for view in range(views):
+            sampler.set_epoch(view)
+            seeds.append(torch.split(sampler.draws()[1], self.batch_size))
+        for batch, *own in zip(self._batches(self._train, self.folders.train, divided=False), *seeds, strict=True):
+            here = _sent(batch, device)
+            if augmented:
+                yield (self._inputs(here._replace(draws=draw_numbers(one).to(device))) for one in own)
+            else:
+                yield (self._inputs(here) for _ in own)
+
+    def _inputs(self, batch: PhotoBatch) -> Tensor:
+        """What the network takes: (B, 3, S, S) float32, normalised."""
+        if batch.draws.shape[1]:
+            assert self.augment != "none"
+            size = self.preprocessing.image_size
+            images = augment(batch.pixels, batch.sizes, batch.draws, level=self.augment, image_size=size)
+        else:
+            images = batch.pixels.permute(0, 3, 1, 2)
+        return self.preprocessing.normalise(images).contiguous(memory_format=torch.channels_last)
+
+    def _mixed(self, images: Tensor, labels: Tensor) -> Batch:
+        """MixUp or CutMix in every other batch; which one and how much depends on the step only."""
+        assert self.trainer is not None
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(step_seed(self.seed, self.trainer.global_step, self.trainer.global_rank))
+            mixed: Batch = self._mix(images, labels) if float(torch.rand(())) < 0.5 else (images, labels)
+        return mixed
+
+    def _batches(
+        self, photos: Photos, split: Split, *, shuffle: bool = False, augmented: bool = False, divided: bool = True
+    ) -> PhotoBatches:
+        trainer = self.trainer if divided else None
         sampler = ShardedSampler(
             len(split),
             seed=self.seed,
             shuffle=shuffle,
-            rank=self.trainer.global_rank if divided and self.trainer else 0,
-            world_size=self.trainer.world_size if divided and self.trainer else 1,
+            rank=trainer.global_rank if trainer else 0,
+            world_size=trainer.world_size if trainer else 1,
         )
-        return DataLoader(
-            PhotoDataset(split, self.preprocessing, augment),  # type: ignore[arg-type]
-            batch_size=self.batch_size,
-            sampler=sampler,
-            num_workers=self.num_workers,
-            pin_memory=torch.cuda.is_available(),
-            persistent_workers=shuffle and self.num_workers > 0,
+        return PhotoBatches(
+            photos, split.labels, self.batch_size, sampler, augmented=augmented, threads=self.num_threads
         )
+
+
+def _sent(batch: PhotoBatch, device: torch.device) -> PhotoBatch:
+    return PhotoBatch(*(one.to(device, non_blocking=True) for one in batch))

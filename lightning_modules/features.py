@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -16,13 +16,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from lightning_modules import augmentation
 from lightning_modules.array_cache import open_array
+from lightning_modules.augmentation import Augment
 from lightning_modules.data import IGNORED_LABEL, Batch, ClassFolderData, ShardedSampler
 from lightning_modules.folders import Split
 from lightning_modules.network import find_head
-
-Progress = Callable[[Iterable[Batch], int], Iterable[Batch]]
-"""Wraps the batches of a pass over so many images to show how far it is."""
+from lightning_modules.photos import Progress
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,27 +88,27 @@ def compute_features(
         raise ValueError(f"data.cache features needs a linear head, which {backbone} lacks: set data.cache none")
     trunk_digest = _digest_of({k: v for k, v in network.state_dict().items() if not k.startswith(f"{head_name}.")})
 
-    def features(split: Split, *, augmented: bool) -> Tensor:
-        count = views if augmented else 1
+    def features(split: Split, count: int, inputs: Iterable[Iterable[Tensor]], augment: Augment) -> Tensor:
         key = {
             "kind": "features",
             "photos": hashlib.sha256("".join(split.hashes).encode()).hexdigest(),
             "backbone": [backbone, trunk_digest],
             "preprocessing": data.preprocessing.to_dict(),
-            "views": [data.augment, count, data.seed] if augmented else [],
+            "views": [augment, augmentation.VERSION, count, data.seed] if augment != "none" else [],
             "precision": str(autocast),
             "device": device.type,
             "packages": {name: metadata.version(name) for name in ("torch", "torchvision", "pillow")},
         }
 
         def fill(values: NDArray[Any]) -> None:
-            for view in range(count):
-                start = 0
-                for batch in progress(data.split_batches(split, augmented=augmented, view=view), len(split)):
-                    images, _ = data.on_after_batch_transfer((batch[0].to(device, non_blocking=True), batch[1]), 0)
-                    with torch.autocast(device.type, autocast, enabled=autocast is not None):
-                        found = network(images)
-                    values[view, start : start + len(found)] = found.float().cpu().numpy()
+            start = 0
+            with progress("features", count * len(split)) as advance:
+                for views_of_batch in inputs:
+                    for view, images in enumerate(views_of_batch):
+                        with torch.autocast(device.type, autocast, enabled=autocast is not None):
+                            found = network(images)
+                        values[view, start : start + len(found)] = found.float().cpu().numpy()
+                        advance(len(found))
                     start += len(found)
 
         shape = (count, len(split), head.in_features)
@@ -116,11 +116,11 @@ def compute_features(
             open_array(cache_dir / "arrays", key, shape=shape, dtype="float32", fill=fill, max_gb=max_gb)
         )
 
-    folders = data.folders
+    folders, count = data.folders, 1 if data.augment == "none" else views
     with _without_head(network, head_name), torch.inference_mode():
         network.eval().to(device).to(memory_format=torch.channels_last)
-        train = features(folders.train, augmented=data.augment != "none")
-        valid = features(folders.valid, augmented=False)
+        train = features(folders.train, count, data.training_views(device, count), data.augment)
+        valid = features(folders.valid, 1, ([images] for images in data.validation_inputs(device)), "none")
     network.cpu()
     return FeatureSet(train, torch.tensor(folders.train.labels), valid, torch.tensor(folders.valid.labels), head)
 
@@ -165,9 +165,9 @@ class FeatureData(pl.LightningDataModule):
         here = self._here()
         return FeatureBatches(here.valid, here.valid_labels, self.batch_size, self._sampler(here.valid, shuffle=False))
 
-    def validation_batches(self) -> Iterator[Batch]:
+    def validation_inputs(self, device: torch.device) -> Iterator[Tensor]:
         """All of the validation split in order, undivided between devices."""
-        yield self.features.valid[0], self.features.valid_labels
+        yield self.features.valid[0].to(device)
 
     def _here(self) -> FeatureSet:
         assert self.trainer is not None

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -33,6 +34,8 @@ class Split:
     labels: tuple[int, ...]
     hashes: tuple[str, ...]
     """SHA-256 of each file."""
+    sizes: tuple[tuple[int, int], ...]
+    """Height and width of each photo, upright, in pixels."""
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -113,7 +116,10 @@ def scan_class_folders(
     label = {name: index for index, name in enumerate(folder_names)}
     splits = {
         split: Split(
-            tuple(good), tuple(label[path.parent.name] for path in good), tuple(facts[path].sha256 for path in good)
+            tuple(good),
+            tuple(label[path.parent.name] for path in good),
+            tuple(facts[path].sha256 for path in good),
+            tuple((facts[path].height, facts[path].width) for path in good),
         )
         for split, paths in listed.items()
         if (good := [path for path in paths if not facts[path].problem])
@@ -134,12 +140,13 @@ def scan_class_folders(
     )
 
 
-@dataclass(frozen=True)
-class _Fact:
+class _Fact(NamedTuple):
     """What one look at a file found."""
 
     sha256: str
     problem: str
+    height: int = 0
+    width: int = 0
 
 
 def _list_photos(folder: Path) -> list[Path]:
@@ -162,19 +169,20 @@ def _look_at(paths: Sequence[Path], root: Path, cache_dir: Path, progress: Progr
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # decoding and hashing release the GIL
         looks = pool.map(_look, new)
         for path, fact in zip(progress(new, len(new)), looks, strict=True):
-            known[keys[path]] = [fact.sha256, fact.problem]
+            known[keys[path]] = fact
     if new:
         cache_dir.mkdir(parents=True, exist_ok=True)
         part = cache.with_suffix(f".{os.getpid()}.tmp")
         part.write_text(json.dumps({key: known[key] for key in keys.values()}))
         part.replace(cache)
-    return {path: _Fact(*known[keys[path]]) for path in paths}
+    return {path: known[keys[path]] for path in paths}
 
 
-def _read_cache(cache: Path) -> dict[str, list[str]]:
+def _read_cache(cache: Path) -> dict[str, _Fact]:
     """What earlier scans found; a file that is torn or of another form is made anew."""
     try:
-        return {key: [sha256, problem] for key, (sha256, problem) in json.loads(cache.read_text()).items()}
+        known = json.loads(cache.read_text()).items()
+        return {key: _Fact(sha256, problem, height, width) for key, (sha256, problem, height, width) in known}
     except (OSError, ValueError, TypeError, AttributeError):
         return {}
 
@@ -193,11 +201,10 @@ def _look(path: Path) -> _Fact:
     except OSError as error:
         return _Fact("", f"the file can't be opened: {error.strerror}")
     try:
-        decode_image(data)
-        problem = ""
+        _, height, width = decode_image(data).shape
     except BadImageError as error:
-        problem = str(error)
-    return _Fact(hashlib.sha256(data).hexdigest(), problem)
+        return _Fact(hashlib.sha256(data).hexdigest(), str(error))
+    return _Fact(hashlib.sha256(data).hexdigest(), "", height, width)
 
 
 def _cut(split: Split, fraction: float, seed: int) -> tuple[Split, Split]:
@@ -221,6 +228,7 @@ def _select(split: Split, indices: Sequence[int]) -> Split:
         tuple(split.paths[i] for i in indices),
         tuple(split.labels[i] for i in indices),
         tuple(split.hashes[i] for i in indices),
+        tuple(split.sizes[i] for i in indices),
     )
 
 

@@ -90,7 +90,7 @@ class Preprocessing:
         """Scale bytes to what the network was trained on.
 
         Args:
-            images: (B, 3, H, W) uint8.
+            images: (B, 3, H, W) uint8, or float32 in [0, 1].
 
         Returns:
             (B, 3, H, W) float32.

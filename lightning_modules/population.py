@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from lightning_modules import metrics
-from lightning_modules.classifier import Schedule, learning_rate_factor, step_seed
-from lightning_modules.data import ShardedSampler
+from lightning_modules.classifier import Schedule, learning_rate_factor
+from lightning_modules.data import ShardedSampler, step_seed
 from lightning_modules.features import FeatureSet
 
 

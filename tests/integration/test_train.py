@@ -11,10 +11,10 @@ from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.loggers import Logger
 
 from experiments.config import RunConfig, load_config, override
-from experiments.inputs import caching, forget_opened, open_data_once, open_features_once
+from experiments.inputs import forget_opened, open_data_once, open_decoded_once, open_features_once, uses_features
 from experiments.scoring import score_split
 from experiments.train import CHECKPOINT_FOLDER, NotANumberError, TrainResult, export, train, trained_network
-from lightning_modules import data
+from lightning_modules import photos as photo_files
 from lightning_modules.data import ShardedSampler
 from lightning_modules.export import check_golden
 from lightning_modules.features import FeatureBatches
@@ -75,7 +75,7 @@ def config(photos: Path, tmp_path: Path) -> RunConfig:
 
 
 @pytest.mark.parametrize(
-    ("trainable", "cache"), [("head", "features"), ("head", "none"), ("last_block", "none"), ("all", "none")]
+    ("trainable", "cache"), [("head", "features"), ("head", "none"), ("last_block", "none"), ("all", "decoded")]
 )
 def test_a_resumed_run_ends_with_the_metrics_of_an_uninterrupted_one(
     config: RunConfig, tmp_path: Path, trainable: str, cache: str
@@ -115,20 +115,58 @@ def test_cached_features_give_the_same_answer(config: RunConfig, tmp_path: Path,
     assert len({metrics["val_loss"] for metrics in plain.history.values()}) == 4, "nothing was learned"
 
 
-def test_the_backbone_sees_each_photo_once_for_all_trials(
-    config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("augment", ["none", "light", "strong"])
+def test_decoded_photos_give_the_same_answer(config: RunConfig, tmp_path: Path, augment: str) -> None:
+    config = override(config, {"model.trainable": "all", "data.augment": augment, "optimizer.learning_rate": 0.001})
+    decoded = run(override(config, {"data.cache": "decoded"}), tmp_path / "decoded")
+    plain = run(override(config, {"data.cache": "none"}), tmp_path / "plain")
+    assert timeless(decoded) == timeless(plain)
+    assert len({metrics["val_loss"] for metrics in plain.history.values()}) == 3, "nothing was learned"
+
+
+@pytest.fixture
+def decoded_files(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Gets an entry for every photo file that training decodes."""
     seen: list[int] = []
-    decode = data.decode_image
-    monkeypatch.setattr(data, "decode_image", lambda *args, **kwargs: seen.append(1) or decode(*args, **kwargs))
+    decode = photo_files.decode_image
+    monkeypatch.setattr(photo_files, "decode_image", lambda *args, **named: seen.append(1) or decode(*args, **named))
+    return seen
+
+
+def test_the_backbone_sees_each_photo_once_for_all_trials(
+    config: RunConfig, tmp_path: Path, decoded_files: list[int]
+) -> None:
     run(config, tmp_path / "0")
-    assert len(seen) == 24 + 12
+    assert len(decoded_files) == 24 + 12
     run(override(config, {"optimizer.learning_rate": 0.1, "data.batch_size": 3}), tmp_path / "1")
     forget_opened()
     run(override(config, {"model.dropout": 0.5}), tmp_path / "2")
-    assert len(seen) == 24 + 12, "another process finds them on disk"
+    assert len(decoded_files) == 24 + 12, "another process finds them on disk"
     run(override(config, {"data.augment": "light", "data.cache_views": 3}), tmp_path / "3")
-    assert len(seen) == 24 + 12 + 3 * 24, "validation is never augmented"
+    assert len(decoded_files) == 24 + 12 + 24, "all views are made of one decoding, validation is never augmented"
+
+
+def test_a_network_that_trains_as_a_whole_decodes_each_photo_once_for_all_trials(
+    config: RunConfig, tmp_path: Path, decoded_files: list[int]
+) -> None:
+    config = override(config, {"model.trainable": "all", "data.augment": "light"})
+    run(config, tmp_path / "0")
+    assert len(decoded_files) == 24 + 12
+    forget_opened()
+    run(override(config, {"data.batch_size": 3, "data.augment": "strong"}), tmp_path / "1")
+    assert len(decoded_files) == 24 + 12
+
+
+def test_auto_says_that_decoded_photos_do_not_fit_and_goes_on(
+    config: RunConfig, tmp_path: Path, decoded_files: list[int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = override(config, {"model.trainable": "all", "data.cache_max_gb": 1e-5, "trainer.max_epochs": 2})
+    run(config, tmp_path / "auto")
+    assert len(decoded_files) == 2 * (24 + 12) + 12
+    said = "photos are decoded in every epoch: data.cache_max_gb must be at least 0.000111 for the decoded photos"
+    assert said in capsys.readouterr().err
+    with pytest.raises(ValueError, match=r"data\.cache_max_gb must be at least 0\.000111"):
+        run(override(config, {"data.cache": "decoded"}), tmp_path / "decoded")
 
 
 def test_each_epoch_draws_one_of_the_cached_views(config: RunConfig, tmp_path: Path) -> None:
@@ -148,9 +186,10 @@ def test_each_epoch_draws_one_of_the_cached_views(config: RunConfig, tmp_path: P
     assert len(seen) > 48, "most photos were shown in more than two views"
 
 
-def test_a_head_that_is_not_linear_is_trained_without_a_cache(config: RunConfig, tmp_path: Path) -> None:
+def test_a_head_that_is_not_linear_is_trained_on_decoded_photos(config: RunConfig, tmp_path: Path) -> None:
     config = override(config, {"model.backbone": "squeezenet1_1", "data.image_size": 64, "trainer.max_epochs": 1})
-    assert caching(config) == "none"
+    assert not uses_features(config)
+    assert open_decoded_once(config) is not None
     run(config, tmp_path)
     with pytest.raises(ValueError, match=r"data\.cache features needs a linear head, which squeezenet1_1 lacks"):
         run(override(config, {"data.cache": "features"}), tmp_path / "cached")
@@ -161,10 +200,10 @@ def test_a_cache_that_can_not_hold_the_features_says_what_it_needs(config: RunCo
         run(override(config, {"data.cache_max_gb": 1e-6}), tmp_path)
 
 
-def test_loader_processes_change_no_metric(config: RunConfig, tmp_path: Path) -> None:
+def test_loader_threads_change_no_metric(config: RunConfig, tmp_path: Path) -> None:
     config = override(config, {"data.augment": "strong", "trainer.max_epochs": 2, "data.cache": "none"})
     alone = run(config, tmp_path / "0")
-    helped = run(override(config, {"data.num_workers": 2}), tmp_path / "2")
+    helped = run(override(config, {"data.num_workers": 3}), tmp_path / "3")
     assert timeless(alone) == timeless(helped)
 
 

@@ -48,7 +48,7 @@ values = st.fixed_dictionaries(
         "optimizer.learning_rate": st.floats(1e-12, 1e3),
         "optimizer.name": st.sampled_from(["sgd", "adamw"]),
         "trainer.max_epochs": st.integers(1, 10_000),
-        "trainer.compile": st.booleans(),
+        "trainer.compile": st.sampled_from([True, False, "auto"]),
         "sweep.timeout_seconds": st.none() | st.floats(0.1, 1e6),
         "tracking.uri": st.none() | st.sampled_from(["http://127.0.0.1:5000", "sqlite:///x.db"]),
         "seed": st.integers(0, 2**31),
@@ -219,7 +219,7 @@ def test_a_value_against_a_rule_is_refused_with_key_rule_and_value(name: str, va
 
 
 def test_features_of_a_backbone_that_trains_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"^data\.cache must be auto or none unless model\.trainable is head"):
+    with pytest.raises(ValueError, match=r"^data\.cache must be auto, none or decoded unless model\.trainable is head"):
         load_config(None, {"data.cache": "features", "model.trainable": "all"})
 
 

@@ -13,20 +13,12 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from lightning_modules import folders
-from lightning_modules.data import (
-    IGNORED_LABEL,
-    Augment,
-    Batch,
-    ClassFolderData,
-    Draw,
-    PhotoDataset,
-    ShardedSampler,
-)
+from lightning_modules.data import IGNORED_LABEL, ClassFolderData, PhotoBatch, PhotoBatches, ShardedSampler
 from lightning_modules.folders import ClassFolders, Split, TooManyBadImagesError, scan_class_folders
 from lightning_modules.inference import Preprocessing, decode_image
+from lightning_modules.photos import PhotoFiles
 from tests.pictures import encoded, jpeg_bytes, make_class_folders, smooth_picture
 
 PREPROCESSING = Preprocessing(image_size=16, resize_size=16)
@@ -401,142 +393,173 @@ def test_fingerprint_knows_every_byte_class_split_and_name(root: Path) -> None:
 # Sampling
 
 
+def drawn(length: int, *, seed: int = 0, epoch: int = 0, shuffle: bool = True, **share: int) -> list[list[int]]:
+    """Places, seeds and padding of one process's share of an epoch."""
+    sampler = ShardedSampler(length, seed=seed, shuffle=shuffle, **share)
+    sampler.set_epoch(epoch)
+    assert len(sampler) == len(sampler.draws()[0])
+    return [one.tolist() for one in sampler.draws()]
+
+
 @pytest.mark.parametrize("shuffle", [False, True])
 @pytest.mark.parametrize("length", [1, 2, 7, 12])
 @pytest.mark.parametrize("world_size", [1, 2, 3, 4])
 def test_shards_cover_everything_once_and_are_equally_long(world_size: int, length: int, shuffle: bool) -> None:
-    shards = [
-        list(ShardedSampler(length, seed=3, shuffle=shuffle, rank=rank, world_size=world_size))
-        for rank in range(world_size)
-    ]
-    assert {len(shard) for shard in shards} == {-(-length // world_size)}
-    assert len(ShardedSampler(length, seed=3, shuffle=shuffle, world_size=world_size)) == len(shards[0])
-    drawn = [draw for shard in shards for draw in shard]
-    assert {draw.photo for draw in drawn} == set(range(length))
-    first_of_each = [draw.photo for draw in drawn if not draw.padding]
-    assert shuffle or sorted(first_of_each) == list(range(length))
+    shards = [drawn(length, seed=3, shuffle=shuffle, rank=rank, world_size=world_size) for rank in range(world_size)]
+    assert {len(places) for places, _, _ in shards} == {-(-length // world_size)}
+    together = [(place, filler) for places, _, padding in shards for place, filler in zip(places, padding, strict=True)]
+    assert {place for place, _ in together} == set(range(length))
+    assert shuffle or sorted(place for place, filler in together if not filler) == list(range(length))
 
 
 def test_training_has_no_padding() -> None:
     # A last batch of padding alone has no mean loss: its NaN would reach every weight through the gradients.
-    shards = [list(ShardedSampler(17, seed=0, shuffle=True, rank=rank, world_size=2)) for rank in range(2)]
-    assert not any(draw.padding for shard in shards for draw in shard)
-    assert max(Counter(draw.photo for shard in shards for draw in shard).values()) <= 2
+    shards = [drawn(17, rank=rank, world_size=2) for rank in range(2)]
+    assert not any(any(padding) for _, _, padding in shards)
+    assert max(Counter(place for places, _, _ in shards for place in places).values()) <= 2
 
 
 def test_order_depends_on_seed_and_epoch_only() -> None:
-    def order(seed: int, epoch: int) -> list[Draw]:
-        sampler = ShardedSampler(50, seed=seed, shuffle=True)
-        sampler.set_epoch(epoch)
-        return list(sampler)
-
-    first = order(0, 0)
+    first = drawn(50)
     torch.manual_seed(99)
-    assert order(0, 0) == first
-    assert order(1, 0) != first
-    assert order(0, 1) != first
-    assert [draw.photo for draw in order(0, 1)] != [draw.photo for draw in first]
+    assert drawn(50) == first
+    assert drawn(50, seed=1) != first
+    assert drawn(50, epoch=1)[0] != first[0]
 
 
 def test_drawing_leaves_the_global_random_state_alone() -> None:
     before = torch.get_rng_state()
-    list(ShardedSampler(10, seed=0, shuffle=True))
+    drawn(10)
     assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_unshuffled_order_is_that_of_the_paths() -> None:
-    assert [draw.photo for draw in ShardedSampler(9, seed=5, shuffle=False)] == list(range(9))
+    assert drawn(9, seed=5, shuffle=False)[0] == list(range(9))
 
 
 def test_augmentation_of_a_photo_does_not_depend_on_the_number_of_devices() -> None:
     def seeds(world_size: int) -> dict[int, int]:
-        samplers = [ShardedSampler(12, seed=0, shuffle=True, rank=r, world_size=world_size) for r in range(world_size)]
-        return {draw.photo: draw.seed for sampler in samplers for draw in sampler}
+        shards = [drawn(12, rank=rank, world_size=world_size) for rank in range(world_size)]
+        return {place: seed for places, own, _ in shards for place, seed in zip(places, own, strict=True)}
 
     assert seeds(1) == seeds(3)
 
 
-# Photos and batches
+# Batches
 
 
-@pytest.mark.parametrize("augment", ["none", "light", "strong"])
-def test_photo_is_a_square_of_bytes_with_its_label(augment: Augment, root: Path) -> None:
-    split = scan(root).train
-    image, label = PhotoDataset(split, PREPROCESSING, augment)[Draw(9, 5, False)]
-    assert image.shape == (3, 16, 16)
-    assert image.dtype == torch.uint8
-    assert label == split.labels[9]
+def batches(loader: PhotoBatches, epoch: int = 0) -> list[PhotoBatch]:
+    loader.sampler.set_epoch(epoch)
+    return list(loader)
+
+
+def data_module(root: Path, *, num_threads: int = 0, seed: int = 0, batch_size: int = 5) -> ClassFolderData:
+    return ClassFolderData(
+        scan(root),
+        preprocessing=PREPROCESSING,
+        batch_size=batch_size,
+        num_threads=num_threads,
+        augment="strong",
+        seed=seed,
+    )
+
+
+def test_batches_do_not_depend_on_the_number_of_threads(root: Path) -> None:
+    one, three = (data_module(root, num_threads=count).train_dataloader() for count in (1, 3))
+    for epoch in (0, 1):
+        for batch, other in zip(batches(one, epoch), batches(three, epoch), strict=True):
+            assert all(torch.equal(*pair) for pair in zip(batch, other, strict=True))
+
+
+def test_what_is_drawn_for_a_photo_does_not_depend_on_the_batch_size(root: Path) -> None:
+    small, large = (batches(data_module(root, batch_size=size).train_dataloader()) for size in (5, 24))
+    assert torch.equal(torch.cat([batch.draws for batch in small]), large[0].draws)
+
+
+def test_training_batches_depend_on_seed_and_epoch_only(root: Path) -> None:
+    def seen(seed: int, epoch: int) -> tuple[Tensor, Tensor]:
+        loaded = batches(data_module(root, seed=seed).train_dataloader(), epoch)
+        return torch.cat([batch.labels for batch in loaded]), torch.cat([batch.draws for batch in loaded])
+
+    labels, draws = seen(0, 0)
+    assert Counter(labels.tolist()) == {0: 8, 1: 8, 2: 8}
+    assert all(torch.equal(*pair) for pair in zip(seen(0, 0), (labels, draws), strict=True))
+    for other in (seen(0, 1), seen(1, 0)):
+        assert not torch.equal(other[0], labels)
+        assert not torch.equal(other[1], draws)
+
+
+def test_photos_of_different_shapes_stand_in_the_upper_left_corner(root: Path) -> None:
+    for index, (width, height) in enumerate([(40, 20), (20, 40), (30, 30)]):
+        smooth_picture(width, height).save(root / "train" / "001.Class1" / f"photo_{index}.jpg", quality=95)
+    data = data_module(root, batch_size=3)
+    photos = data.files(data.folders.train, augmented=True)
+    loader = PhotoBatches(
+        photos,
+        data.folders.train.labels,
+        3,
+        ShardedSampler(24, seed=0, shuffle=False),
+        augmented=True,
+        threads=1,
+    )
+    batch = next(iter(loader))
+    assert batch.sizes.tolist() == [[18, 36], [36, 18], [18, 18]]  # 1.15 times 16
+    assert batch.pixels.shape == (3, 36, 36, 3)
+    for slot, place in zip(batch.pixels, range(3), strict=True):
+        photo = photos[place]
+        assert torch.equal(slot[: photo.shape[0], : photo.shape[1]], photo)
+
+
+def test_a_photo_that_is_gone_is_named_and_the_threads_end(root: Path) -> None:
+    data = data_module(root)
+    gone = data.folders.train.paths[7]
+    gone.unlink()
+    with pytest.raises(FileNotFoundError, match=gone.name):
+        batches(data.train_dataloader())
+
+
+def test_validation_batches_are_in_order_and_never_augmented(root: Path) -> None:
+    data = data_module(root)
+    first, *rest = batches(data.val_dataloader())
+    assert first.labels.tolist() == list(data.folders.valid.labels[:5])
+    assert first.draws.shape == (5, 0)
+    shown = PREPROCESSING.crop(decode_image(data.folders.valid.paths[0].read_bytes()))
+    assert torch.equal(first.pixels[0].permute(2, 0, 1), shown)
+    assert sum(len(batch.labels) for batch in [first, *rest]) == 12
 
 
 def test_padding_has_a_label_that_nothing_counts(root: Path) -> None:
-    _, label = PhotoDataset(scan(root).train, PREPROCESSING, "none")[Draw(0, 5, True)]
-    assert label == IGNORED_LABEL
-
-
-@pytest.mark.parametrize("augment", ["light", "strong"])
-def test_augmentation_depends_on_the_draw_only(augment: Augment, root: Path) -> None:
-    photos = PhotoDataset(scan(root).train, PREPROCESSING, augment)
-    torch.manual_seed(0)
-    first, _ = photos[Draw(3, 123, False)]
-    before = torch.get_rng_state()
-    assert torch.equal(photos[Draw(3, 123, False)][0], first)
-    assert torch.equal(torch.get_rng_state(), before)
-    others = [photos[Draw(3, seed, False)][0] for seed in range(5)]
-    assert not any(torch.equal(other, first) for other in others)
+    data = data_module(root)
+    sampler = ShardedSampler(12, seed=0, shuffle=False, rank=4, world_size=5)
+    photos = data.files(data.folders.valid)
+    loaded = batches(PhotoBatches(photos, data.folders.valid.labels, 5, sampler, augmented=False, threads=1))
+    assert [batch.labels.tolist() for batch in loaded] == [[data.folders.valid.labels[4], 2, IGNORED_LABEL]]
 
 
 def test_photo_without_augmentation_is_what_the_network_sees_when_it_serves(root: Path) -> None:
     split = scan(root).valid
     preprocessing = Preprocessing(image_size=8, resize_size=12)
-    image, _ = PhotoDataset(split, preprocessing, "none")[Draw(2, 0, False)]
-    assert torch.equal(image, preprocessing.crop(decode_image(split.paths[2].read_bytes())))
-
-
-def batches(loader: DataLoader[Batch], epoch: int) -> list[Batch]:
-    loader.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
-    return list(loader)
-
-
-def data_module(root: Path, *, num_workers: int = 0, seed: int = 0) -> ClassFolderData:
-    return ClassFolderData(
-        scan(root), preprocessing=PREPROCESSING, batch_size=5, num_workers=num_workers, augment="strong", seed=seed
-    )
-
-
-def test_batches_do_not_depend_on_the_number_of_loader_processes(root: Path) -> None:
-    none, two = (data_module(root, num_workers=count).train_dataloader() for count in (0, 2))
-    for epoch in (0, 1):
-        for (images, labels), (other_images, other_labels) in zip(
-            batches(none, epoch), batches(two, epoch), strict=True
-        ):
-            assert torch.equal(images, other_images)
-            assert torch.equal(labels, other_labels)
-
-
-def test_training_batches_depend_on_seed_and_epoch_only(root: Path) -> None:
-    loader = data_module(root).train_dataloader()
-    first = torch.cat([images for images, _ in batches(loader, 0)])
-    assert first.shape == (24, 3, 16, 16)
-    other_epoch = torch.cat([images for images, _ in batches(loader, 1)])
-    other_seed = torch.cat([images for images, _ in batches(data_module(root, seed=1).train_dataloader(), 0)])
-    assert not torch.equal(other_epoch, first)
-    assert not torch.equal(other_seed, first)
-    assert torch.equal(torch.cat([images for images, _ in batches(loader, 0)]), first)
-
-
-def test_validation_batches_are_in_order_and_never_augmented(root: Path) -> None:
-    data = data_module(root)
-    (images, labels), *_ = data.val_dataloader()
-    assert labels.tolist() == list(data.folders.valid.labels[:5])
-    assert torch.equal(images[0], PREPROCESSING.crop(decode_image(data.folders.valid.paths[0].read_bytes())))
-    assert sum(len(labels) for _, labels in data.val_dataloader()) == 12
+    photo = PhotoFiles(split, preprocessing, augmented=False)[2]
+    assert torch.equal(photo.permute(2, 0, 1), preprocessing.crop(decode_image(split.paths[2].read_bytes())))
 
 
 def test_batches_are_normalised_after_they_travelled(root: Path) -> None:
     data = data_module(root)
-    batch = next(iter(data.val_dataloader()))
-    assert batch[0].dtype == torch.uint8
+    batch = batches(data.val_dataloader())[0]
+    assert batch.pixels.dtype == torch.uint8
     images, labels = data.on_after_batch_transfer(batch, 0)
-    assert torch.equal(images, PREPROCESSING.normalise(batch[0]))
+    assert torch.equal(images, PREPROCESSING.normalise(batch.pixels.permute(0, 3, 1, 2)))
     assert images.is_contiguous(memory_format=torch.channels_last)
-    assert torch.equal(labels, batch[1])
+    assert torch.equal(labels, batch.labels)
+
+
+def test_views_of_the_training_photos_differ_and_can_be_made_again(root: Path) -> None:
+    def views(seed: int, batch_size: int) -> Tensor:
+        made = data_module(root, seed=seed, batch_size=batch_size).training_views(torch.device("cpu"), 3)
+        return torch.cat([torch.stack(list(own)) for own in made], dim=1)
+
+    first = views(0, 24)
+    assert first.shape == (3, 24, 3, 16, 16)
+    assert torch.equal(views(0, 7), first)
+    assert not torch.equal(views(1, 24), first)
+    assert all((first[0] != first[view]).flatten(1).any(dim=1).all() for view in (1, 2))

@@ -1,0 +1,114 @@
+"""Photos from files and from the cache of decoded ones: the same pixels, decoded once."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from lightning_modules import photos
+from lightning_modules.array_cache import CacheTooSmallError
+from lightning_modules.folders import Split
+from lightning_modules.inference import BadImageError, Preprocessing
+from lightning_modules.photos import DecodedPhotos, PhotoFiles, open_decoded
+from tests.pictures import encoded, smooth_picture
+
+SHAPES = [(100, 80), (80, 100), (64, 64), (30, 20), (400, 60), (90, 300)]
+"""Width and height."""
+
+
+@pytest.fixture
+def split(tmp_path: Path) -> Split:
+    paths = []
+    for index, (width, height) in enumerate(SHAPES):
+        path = tmp_path / f"{index}.jpg"
+        path.write_bytes(encoded(smooth_picture(width, height), "JPEG", quality=95))
+        paths.append(path)
+    sizes = tuple((height, width) for width, height in SHAPES)
+    return Split(tuple(paths), (0,) * len(paths), tuple(str(index) for index in range(len(paths))), sizes)
+
+
+def files(split: Split, *, augmented: bool = True, image_size: int = 40) -> PhotoFiles:
+    return PhotoFiles(split, Preprocessing(image_size, image_size + 6), augmented=augmented)
+
+
+class Passes:
+    """Counts the photos of each pass that was made."""
+
+    def __init__(self) -> None:
+        self.done: list[int] = []
+
+    @contextlib.contextmanager
+    def __call__(self, what: str, total: int) -> Iterator[Callable[[int], object]]:
+        self.done.append(0)
+
+        def advance(count: int) -> None:
+            self.done[-1] += count
+
+        yield advance
+        assert self.done[-1] == total
+
+
+def open_one(one: PhotoFiles, folder: Path, passes: Passes, max_gb: float = 1.0) -> DecodedPhotos:
+    [decoded] = open_decoded([one], cache_dir=folder, max_gb=max_gb, progress=passes)
+    return decoded
+
+
+def test_a_photo_to_be_augmented_is_scaled_down_and_never_up(split: Split) -> None:
+    one = files(split)  # short side 1.15 * 40 = 46
+    shapes = [tuple(one[place].shape) for place in range(len(SHAPES))]
+    assert shapes == [(46, 57, 3), (57, 46, 3), (46, 46, 3), (20, 30, 3), (46, 92, 3), (92, 46, 3)]
+    assert [one.size(place) for place in range(len(SHAPES))] == [shape[:2] for shape in shapes]
+
+
+def test_scaling_leaves_the_picture_as_it_is(split: Split) -> None:
+    wanted = torch.from_numpy(np.array(smooth_picture(57, 46)))
+    assert float((files(split)[0].float() - wanted.float()).abs().max()) < 6
+
+
+@pytest.mark.parametrize("augmented", [True, False])
+def test_decoded_photos_are_those_of_the_files(split: Split, tmp_path: Path, augmented: bool) -> None:
+    one, passes = files(split, augmented=augmented), Passes()
+    for _ in range(2):
+        decoded = open_one(one, tmp_path / "cache", passes)
+        assert len(decoded) == len(one) == len(SHAPES)
+        assert all(torch.equal(decoded[place], one[place]) for place in range(len(SHAPES)))
+    assert passes.done == [len(SHAPES)], "they are decoded once"
+
+
+def test_another_size_or_purpose_is_another_entry(split: Split, tmp_path: Path) -> None:
+    passes = Passes()
+    for one in (files(split), files(split, augmented=False), files(split, image_size=44)):
+        open_one(one, tmp_path / "cache", passes)
+    assert len(passes.done) == 3
+
+
+def test_reading_is_a_view_and_copies_nothing(split: Split, tmp_path: Path) -> None:
+    decoded = open_one(files(split), tmp_path / "cache", Passes())
+    assert decoded[3].untyped_storage().data_ptr() == decoded.pixels.untyped_storage().data_ptr()
+
+
+def test_too_little_room_says_what_all_splits_need_together(split: Split, tmp_path: Path) -> None:
+    both = [files(split), files(split, augmented=False)]
+    needed = 3 * sum(height * width for one in both for height, width in map(one.size, range(len(SHAPES)))) / 1e9
+    open_decoded(both, cache_dir=tmp_path / "a", max_gb=needed * 1.01, progress=Passes())
+    with pytest.raises(CacheTooSmallError, match=r"data\.cache_max_gb must be at least .* for the decoded photos"):
+        open_decoded(both, cache_dir=tmp_path / "b", max_gb=needed * 0.99, progress=Passes())
+    assert not (tmp_path / "b").exists()
+
+
+def test_a_file_that_changed_is_named_and_leaves_nothing_in_use(
+    split: Split, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    split.paths[2].write_bytes(b"no photo any more")
+    with pytest.raises(BadImageError):
+        open_one(files(split), tmp_path / "cache", Passes())
+    split.paths[2].write_bytes(split.paths[1].read_bytes())
+    decoded = open_one(files(split), tmp_path / "cache", Passes())
+    assert tuple(decoded[2].shape) == (46, 46, 3)
+    monkeypatch.setattr(photos, "decode_image", lambda *args, **named: pytest.fail("decoded again"))
+    open_one(files(split), tmp_path / "cache", Passes())
