@@ -20,13 +20,13 @@ from typing import Any
 import optuna
 import torch
 from pytorch_lightning.callbacks import Callback
-from pytorch_lightning.loggers import DummyLogger
+from pytorch_lightning.loggers.logger import DummyLogger
 from torch import nn
 
 from benchmarks.common import parser, report, spread, write_photos
 from experiments import sweep
 from experiments.config import RunConfig, load_config
-from experiments.inputs import new_network, open_data_once, photo_data
+from experiments.inputs import new_network, open_data_once, open_decoded_once, photo_data
 from experiments.train import train
 
 
@@ -57,7 +57,7 @@ class EpochTimer(Callback):
 def bare_epoch(config: RunConfig) -> list[float]:
     """Two epochs of a loop without a framework; the first one warms up."""
     folders = open_data_once(config)
-    data = photo_data(config, folders)
+    data = photo_data(config, folders, open_decoded_once(config))
     network = new_network(config, len(folders.class_names)).to(memory_format=torch.channels_last).train()
     optimizer = torch.optim.AdamW(network.parameters(), lr=config.optimizer.learning_rate)
     seconds = []

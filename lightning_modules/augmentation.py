@@ -55,15 +55,15 @@ def augment(pixels: Tensor, sizes: Tensor, draws: Tensor, *, level: Augment, ima
     by_name = dict(zip(_OPERATIONS, strength.T[:, :, None, None, None], strict=True))  # each (B, 1, 1, 1)
     images = _sample(pixels, sizes, draws[:, :5], strength[:, :3], image_size)
     jitter = COLOUR * (2 * draws[:, 5:8].T[:, :, None, None, None] - 1)
-    images = _blend(images, torch.zeros((), device=images.device), jitter[0] + 0.9 * by_name["brightness"])
+    images = _blend(images, 0.0, jitter[0] + 0.9 * by_name["brightness"])
     images = _blend(images, _grey(images).mean(dim=(2, 3), keepdim=True), jitter[1] + 0.9 * by_name["contrast"])
     images = _blend(images, _grey(images), jitter[2] + 0.9 * by_name["saturation"])
     if level == "light":
         return images
     steps = 2 ** (4 * by_name["posterize"].abs()).round()
-    images = torch.where(steps > 1, (images * 255 / steps).floor() * steps / 255, images)
+    images = torch.where(steps > 1, (images * (255 / steps)).floor_().mul_(steps / 255), images)
     images = torch.where(images > 1 - by_name["solarize"].abs(), 1 - images, images)
-    return images * ~_erased(draws[:, 12:16], image_size)
+    return images.mul_(~_erased(draws[:, 12:16], image_size))
 
 
 def _strengths(draws: Tensor) -> Tensor:
@@ -89,30 +89,31 @@ def _sample(pixels: Tensor, sizes: Tensor, draws: Tensor, geometry: Tensor, imag
     mirrored = torch.where(draws[:, 4] < 0.5, -1.0, 1.0)
     angle, shear_x, shear_y = (geometry * geometry.new_tensor([math.pi / 6, 0.3, 0.3])).T
 
-    def column(values: Tensor) -> Tensor:
-        return values[:, None, None]
-
-    # Places of the result's pixels relative to its middle, then in the image.
+    # Places of the result's pixels: a share of the box's height and width each, down and across from its middle.
     along = (torch.arange(image_size, device=pixels.device) + 0.5) / image_size - 0.5
-    down, across = along[:, None] * column(box_height), along[None, :] * column(box_width * mirrored)
-    down, across = down + column(shear_y) * across, across + column(shear_x) * down
-    y = column(middle_y) + column(angle.cos()) * down + column(angle.sin()) * across
-    x = column(middle_x) + column(angle.cos()) * across - column(angle.sin()) * down
+    down, across = box_height[:, None] * along, (box_width * mirrored)[:, None] * along
+    sine, cosine = angle.sin()[:, None], angle.cos()[:, None]
+    y_down, y_across = down * (cosine + sine * shear_x[:, None]), across * (cosine * shear_y[:, None] + sine)
+    x_down, x_across = down * (cosine * shear_x[:, None] - sine), across * (cosine - sine * shear_y[:, None])
+    y = (y_down + middle_y[:, None])[:, :, None] + y_across[:, None, :]
+    x = (x_down + middle_x[:, None])[:, :, None] + x_across[:, None, :]
     # What lies outside shows the nearest pixel, and nothing of what fills up the batch.
-    y = torch.minimum(y.clamp(min=0.5), column(height - 0.5)) * (2 / pixels.shape[1]) - 1
-    x = torch.minimum(x.clamp(min=0.5), column(width - 0.5)) * (2 / pixels.shape[2]) - 1
-    images = pixels.permute(0, 3, 1, 2).to(torch.float32) / 255
-    return functional.grid_sample(images, torch.stack([x, y], dim=3), align_corners=False)
+    places = []
+    for place, side, canvas in ((x, width, pixels.shape[2]), (y, height, pixels.shape[1])):
+        inside = torch.minimum(place.clamp_(min=0.5), (side - 0.5)[:, None, None])
+        places.append(inside.mul_(2 / canvas).sub_(1))
+    images = pixels.permute(0, 3, 1, 2).to(torch.float32).div_(255)
+    return functional.grid_sample(images, torch.stack(places, dim=3), align_corners=False)
 
 
-def _blend(images: Tensor, other: Tensor, strength: Tensor) -> Tensor:
-    """Away from `other` for positive strengths, towards it for negative ones."""
-    return (other + (1 + strength) * (images - other)).clamp(0, 1)
+def _blend(images: Tensor, other: Tensor | float, strength: Tensor) -> Tensor:
+    """Away from `other` for positive strengths, towards it for negative ones. In place: copies cost more than sums."""
+    return images.sub_(other).mul_(1 + strength).add_(other).clamp_(0, 1)
 
 
 def _grey(images: Tensor) -> Tensor:
     """(B, 1, S, S) luma, ITU-R BT.601."""
-    return (images * images.new_tensor([0.299, 0.587, 0.114])[:, None, None]).sum(dim=1, keepdim=True)
+    return 0.299 * images[:, :1] + 0.587 * images[:, 1:2] + 0.114 * images[:, 2:]
 
 
 def _erased(draws: Tensor, image_size: int) -> Tensor:

@@ -1,0 +1,149 @@
+"""`train()` on a CUDA device, from real JPEG files, against a bare PyTorch loop that has nothing to read.
+
+python -m benchmarks.gpu --data PATH/photos
+
+Full training, the last block and the head, ResNet50, bf16, channels-last, fused AdamW, both sides eager or both
+compiled. The bare loop repeats one batch of random images (for the head: of features) that already is on the device.
+Ours is `train()` with a decoded cache, or a feature cache for the head, and `data.augment light`; its first epoch does
+not count. Both sides run in turn, `--repeat` times, in one process. A population is 64 heads on the cached features.
+
+It also runs on a CPU, to see that it works: `--image-size 32 --batch-size 8 --backbone shufflenet_v2_x0_5`.
+"""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from pytorch_lightning.loggers.logger import DummyLogger
+from torch import nn
+
+from benchmarks.common import parser, report, spread
+from benchmarks.overhead import EpochTimer
+from experiments.config import RunConfig, load_config, override
+from experiments.inputs import new_network, open_data_once, open_features_once, training_device
+from experiments.train import train
+from lightning_modules.network import find_head, trainable_modules
+from lightning_modules.population import HeadPopulation, Member
+
+MODES = ("all", "last_block", "head")
+POPULATION = 64
+
+
+def ours(config: RunConfig) -> list[float]:
+    """Images a second in each epoch after the first one."""
+    timer = EpochTimer()
+    with tempfile.TemporaryDirectory() as folder:
+        train(config, output_dir=Path(folder), logger=DummyLogger(), callbacks=[timer])
+    return [len(open_data_once(config).train) / seconds for seconds in timer.epochs[1:]]
+
+
+def bare(config: RunConfig, steps: int) -> float:
+    """Images a second of a loop without files, metrics, schedule or framework."""
+    device, batch_size, size = training_device(config), config.data.batch_size, config.data.image_size
+    classes = len(open_data_once(config).class_names)
+    network: nn.Module = new_network(config, classes)
+    head = network.get_submodule(find_head(network))
+    labels = torch.randint(classes, (batch_size,), device=device)
+    if config.model.trainable == "head":
+        assert isinstance(head, nn.Linear)
+        network, inputs = head, torch.rand(batch_size, head.in_features, device=device)
+        trained: list[nn.Module] = [head]
+    else:
+        inputs = torch.rand(batch_size, 3, size, size, device=device).to(memory_format=torch.channels_last)
+        trained = trainable_modules(network, config.model.trainable)
+    network.eval().requires_grad_(False).to(device).to(memory_format=torch.channels_last)
+    for part in trained:
+        part.train().requires_grad_(True)
+    if config.trainer.compile is True:
+        network.compile(dynamic=False)
+    parameters = [one for one in network.parameters() if one.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, fused=device.type == "cuda")
+
+    def run(count: int) -> float:
+        started = time.perf_counter()
+        for _ in range(count):
+            with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+                loss = nn.functional.cross_entropy(network(inputs).float(), labels)
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+        loss.item()  # waits for the device
+        return time.perf_counter() - started
+
+    run(max(3, steps // 4))
+    return steps * batch_size / run(steps)
+
+
+def population(config: RunConfig, repeat: int) -> list[float]:
+    """Samples a second of heads that train together, each epoch after the first one, validation included."""
+    features = open_features_once(config).to(training_device(config))
+    members = [
+        Member(learning_rate=1e-3 * 1.05**k, weight_decay=1e-2, batch_size=64, max_epochs=50) for k in range(POPULATION)
+    ]
+    heads = HeadPopulation(features, members, optimizer="adamw", schedule="cosine", seed=0)
+    rates = []
+    for _ in range(repeat + 1):
+        started = time.perf_counter()
+        heads.train_epoch()
+        rates.append(POPULATION * features.train.shape[1] / (time.perf_counter() - started))
+    return rates[1:]
+
+
+def _rate(values: dict[str, float]) -> str:
+    return f"{values['median']:,.0f} img/s ({values['min']:,.0f} to {values['max']:,.0f}, n={values['n']})"
+
+
+def main() -> None:
+    """Measure and report."""
+    command = parser(__doc__ or "")
+    command.add_argument("--data", type=Path, required=True, help="class folders of JPEG files")
+    command.add_argument("--backbone", default="resnet50")
+    command.add_argument("--batch-size", type=int, default=256)
+    command.add_argument("--image-size", type=int, default=224)
+    command.add_argument("--epochs", type=int, default=6, help="of each training; the first one does not count")
+    command.add_argument("--steps", type=int, default=40, help="of the bare loop")
+    command.add_argument("--repeat", type=int, default=5)
+    command.add_argument("--compile", action="store_true", help="compile both sides")
+    command.add_argument("--modes", nargs="+", choices=MODES, default=MODES)
+    arguments = command.parse_args()
+    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
+    rows: list[tuple[str, str]] = []
+    figures: dict[str, object] = {"compiled": arguments.compile}
+    with tempfile.TemporaryDirectory() as folder:
+        config = load_config(
+            None,
+            {
+                "data.name": "folder",
+                "data.root": arguments.data,
+                "data.image_size": arguments.image_size,
+                "data.batch_size": arguments.batch_size,
+                "data.cache_dir": Path(folder),
+                "model.backbone": arguments.backbone,
+                "model.weights": "none",
+                "trainer.max_epochs": arguments.epochs,
+                "trainer.compile": arguments.compile,
+            },
+        )
+        for mode in arguments.modes:
+            own = override(config, {"model.trainable": mode} | ({"data.batch_size": 64} if mode == "head" else {}))
+            rates, bare_rates = [], []
+            for _ in range(arguments.repeat):
+                bare_rates.append(bare(own, arguments.steps * (10 if mode == "head" else 1)))
+                rates += ours(own)
+            mine, theirs = spread(rates), spread(bare_rates)
+            rows.append((f"{mode}: train() / bare loop", f"{mine['median'] / theirs['median']:.3f}"))
+            rows += [("  train()", _rate(mine)), ("  bare loop", _rate(theirs))]
+            figures[mode] = {"ratio": mine["median"] / theirs["median"], "train": mine, "bare": theirs}
+        if "head" in arguments.modes:
+            together = spread(population(override(config, {"model.trainable": "head"}), arguments.repeat))
+            rows.append((f"population of {POPULATION} heads", _rate(together).replace("img/s", "samples/s")))
+            figures["population"] = together
+    report(rows, figures, arguments.json)
+
+
+if __name__ == "__main__":
+    main()
