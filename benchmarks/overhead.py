@@ -136,6 +136,7 @@ def main() -> None:
         ("  bare loop", f"{spread(bare)['median']:.2f} s ({spread(bare)['min']:.2f} to {spread(bare)['max']:.2f})"),
     ]
     figures: dict[str, object] = {"ratio": ratio, "train_seconds": spread(ours), "bare_seconds": spread(bare)}
+    figures["trial_seconds"] = costs
     for number in (10, 100, 1000):
         if number <= arguments.trials:
             cost = spread(costs[number - 10 : number])
