@@ -1,10 +1,15 @@
-"""The pictures of a finished run, drawn from the scores that it left."""
+"""The pictures of a finished run, drawn from the scores that it left. Whoever draws needs no torch."""
 
 from __future__ import annotations
 
 import os
+from pathlib import Path
+
+import numpy as np
+from PIL import ExifTags, Image, ImageOps
 
 from experiments.figures import (
+    ImageArray,
     confusion_matrix_figure,
     learning_curves_figure,
     per_class_accuracy_figure,
@@ -12,9 +17,17 @@ from experiments.figures import (
 )
 from experiments.run_folder import RunFolder
 from experiments.scoring import Scores
-from lightning_modules.inference import Preprocessing, decode_image
 
-_THUMBNAIL = Preprocessing(image_size=160, resize_size=160)
+_THUMBNAIL_SIDE = 160
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 def draw(folder: RunFolder) -> None:
@@ -38,14 +51,14 @@ def draw(folder: RunFolder) -> None:
             scores.labels,
             scores.probabilities,
             names,
-            open_image=lambda path: _THUMBNAIL.crop(decode_image(path.read_bytes())).permute(1, 2, 0).numpy(),
+            open_image=thumbnail,
         ),
         "learning_curves": learning_curves_figure(curves),
     }
     for name, figure in figures.items():
         # Beside its place and renamed: another process may be drawing it, or sending the artifacts, at the same time.
         part = folder.path / f".{name}.{os.getpid()}.png"
-        figure.savefig(part)
+        figure.savefig(part, pil_kwargs={"compress_level": 3})  # a tenth larger, and drawn in a fifth less time
         part.replace(folder.artifacts / f"{name}.png")
     rows = ["class,images,accuracy"]
     for index, name in enumerate(names):
@@ -53,3 +66,36 @@ def draw(folder: RunFolder) -> None:
         accuracy = float((scores.predictions[own] == index).mean()) if own.any() else float("nan")
         rows.append(f'"{name}",{int(own.sum())},{accuracy:.6g}')
     (folder.artifacts / "per_class_accuracy.csv").write_text("\n".join(rows) + "\n")
+
+
+def thumbnail(path: Path) -> ImageArray:
+    """The centre of a photo as `lightning_modules.inference` reads it, which stands alone and costs torch to import.
+
+    Returns:
+        (160, 160, 3) uint8.
+
+    Raises:
+        OSError: if the file is gone or no image.
+    """
+    with Image.open(path) as image:
+        image.draft(None, (_THUMBNAIL_SIDE, _THUMBNAIL_SIDE))
+        picture = ImageOps.fit(_to_rgb(_upright(image)), (_THUMBNAIL_SIDE, _THUMBNAIL_SIDE), Image.Resampling.BILINEAR)
+    return np.asarray(picture)
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    # Pillow's exif_transpose fails on tags that it can't write.
+    try:
+        turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # broken EXIF costs no picture; Pillow raises SyntaxError, struct.error and more for it
+        return image
+    return image if turn is None else image.transpose(turn)
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):  # 16 bits, which Pillow's own conversion cuts at 255
+        image = image.convert("I").point(lambda value: value * (1 / 257), "L")
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        layer = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
+    return image.convert("RGB")

@@ -10,16 +10,16 @@ import os
 import signal
 import sys
 import time
-import traceback
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Connection
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
 from experiments.config import RunConfig, public_url
+from experiments.drawing import drawn, open_drawers
 from experiments.errors import TrackingError
-from experiments.pictures import draw
 from experiments.run_folder import RunFolder
 from experiments.tracking import AWAY, RunStore, SystemMonitor, first_line
 
@@ -53,14 +53,21 @@ def publish(config: RunConfig, runs: Path, lock: Path, parent: Path | None, conn
                 word = word or (connection.recv() if connection.poll() else "")
                 if word == "interrupted":
                     return
-        with holder:
-            _publish(store, runs, RunFolder(parent) if parent else None, connection, word)
+        with holder, open_drawers() as drawers:
+            _publish(store, runs, RunFolder(parent) if parent else None, connection, word, drawers)
         connection.send("")
     except TrackingError as error:
         connection.send(str(error))
 
 
-def _publish(store: RunStore, runs: Path, parent: RunFolder | None, connection: Connection, word: str) -> None:
+def _publish(
+    store: RunStore,
+    runs: Path,
+    parent: RunFolder | None,
+    connection: Connection,
+    word: str,
+    drawers: ThreadPoolExecutor,
+) -> None:
     parent_run_id = store.push_or_wait(parent) if parent else None
     monitor, sampled, away = SystemMonitor(), 0.0, False
     done: set[Path] = set()
@@ -69,17 +76,13 @@ def _publish(store: RunStore, runs: Path, parent: RunFolder | None, connection: 
         sample: Mapping[str, float] | None = None
         if time.monotonic() - sampled >= SYSTEM_METRICS_SECONDS:
             sampled, sample = time.monotonic(), monitor.sample()
-        for folder in (RunFolder(path) for path in sorted(runs.parent.glob(runs.name)) if path not in done):
-            if not folder.exists:
-                continue
-            ended = folder.outcome is not None
-            # It may have ended since, and been published without its pictures.
-            if not (ended and folder.is_published and not folder.scores.is_file()):
+        for folder in drawn(_folders(runs, done), drawers):
+            # One that has ended since the drawers began is done the next time.
+            ended = folder.outcome is not None and not folder.scores.is_file()
+            if not (ended and folder.is_published):
                 if sample or not folder.system_lines():
                     sample = sample or monitor.sample()
                     folder.record_system(sample)
-                if ended:
-                    _draw(folder)
                 try:
                     store.push(folder, parent_run_id)
                     away = False
@@ -91,27 +94,17 @@ def _publish(store: RunStore, runs: Path, parent: RunFolder | None, connection: 
                     break
             if ended:
                 done.add(folder.path)
-    left = [RunFolder(path) for path in sorted(runs.parent.glob(runs.name)) if path not in done]
-    for folder in left:
-        if folder.exists and folder.outcome is not None:
-            _draw(folder)
-            store.push_or_wait(folder, parent_run_id)
+    left = _folders(runs, done)
+    for folder in drawn([one for one in left if one.outcome is not None], drawers):
+        store.push_or_wait(folder, parent_run_id)
     if parent is not None and word == "finish":
         store.push_or_wait(parent)
     if word == "interrupted":
         for folder in [*left, *([parent] if parent else [])]:
-            if folder.exists and (folder is parent or folder.outcome is None):
+            if folder is parent or folder.outcome is None:
                 store.set_status(folder, "KILLED")
 
 
-def _draw(folder: RunFolder) -> None:
-    """Draw a finished run, once. A photo that is gone costs the pictures, which say so, and not the run."""
-    if not folder.scores.is_file():
-        return
-    try:
-        draw(folder)
-    except Exception as error:
-        folder.artifacts.mkdir(exist_ok=True)
-        (folder.artifacts / "pictures_error.txt").write_text(traceback.format_exc())
-        print(f"{folder.path}: its pictures can't be drawn: {error}", file=sys.stderr, flush=True)
-    folder.scores.unlink()
+def _folders(runs: Path, done: set[Path]) -> list[RunFolder]:
+    folders = [RunFolder(path) for path in sorted(runs.parent.glob(runs.name)) if path not in done]
+    return [folder for folder in folders if folder.exists]

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
 
-if TYPE_CHECKING:  # Lightning takes seconds to import, and whoever reads scores does not need it
+if TYPE_CHECKING:  # torch and Lightning take seconds to import, and whoever reads scores does not need them
+    from torch import Tensor, nn
+
     from lightning_modules.data import ClassFolderData
     from lightning_modules.folders import Split
 
@@ -66,6 +66,8 @@ class Scores:
 
 def score_split(network: nn.Module, data: ClassFolderData, split: Split) -> Scores:
     """Score every photo of a split in float32, as an endpoint will."""
+    import torch
+
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     network = network.eval().to(device)
     probabilities = predict_probabilities(network, data.split_inputs(split, device))
@@ -75,6 +77,8 @@ def score_split(network: nn.Module, data: ClassFolderData, split: Split) -> Scor
 
 def predict_probabilities(network: nn.Module, batches: Iterable[Tensor]) -> NDArray[np.floating]:
     """Probabilities, (N, C), of what stands in some batches of inputs."""
+    import torch
+
     with torch.inference_mode():
         rows = [network(batch).double().softmax(dim=1).cpu() for batch in batches]
     probabilities: NDArray[np.floating] = torch.cat(rows).numpy()

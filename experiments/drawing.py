@@ -1,0 +1,83 @@
+"""The processes that draw finished runs, beside the one that sends them to MLflow."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sys
+import threading
+import traceback
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+from experiments.publisher import die_with_parent
+from experiments.run_folder import RunFolder
+
+MAX_DRAWERS = 4
+"""Four draw as many runs a second as one process sends."""
+
+_own = threading.local()
+
+
+def open_drawers() -> ThreadPoolExecutor:
+    """Threads with a process each, started when there is something to draw; a core is left to the training.
+
+    Not a ProcessPoolExecutor: the semaphores of one that is killed stay behind, and Python complains of them.
+    """
+    return ThreadPoolExecutor(min(MAX_DRAWERS, max(1, (os.cpu_count() or 1) - 1)), initializer=_start_drawer)
+
+
+def drawn(folders: Sequence[RunFolder], drawers: ThreadPoolExecutor) -> Iterator[RunFolder]:
+    """Give each folder in turn, a finished one with its pictures, while the next ones are drawn."""
+    drawings = [
+        (folder, drawers.submit(_have_drawn, folder.path) if folder.scores.is_file() and folder.outcome else None)
+        for folder in folders
+    ]
+    try:
+        for folder, drawing in drawings:
+            if drawing is not None:
+                drawing.result()
+            yield folder
+    finally:
+        for _, drawing in drawings:
+            if drawing is not None:
+                drawing.cancel()
+
+
+def _start_drawer() -> None:
+    context = multiprocessing.get_context("spawn")
+    _own.connection, theirs = context.Pipe()  # closed with its thread, which ends the process
+    context.Process(target=_drawer, args=(theirs,), name="drawer", daemon=True).start()
+    theirs.close()
+
+
+def _have_drawn(path: Path) -> None:
+    _own.connection.send(path)
+    _own.connection.recv()
+
+
+def _drawer(connection: Connection) -> None:
+    die_with_parent()
+    while True:
+        try:
+            path = connection.recv()
+        except EOFError:
+            return
+        _draw(path)
+        connection.send(None)
+
+
+def _draw(path: Path) -> None:
+    """Draw a finished run, once. A photo that is gone costs the pictures, which say so, and not the run."""
+    from experiments.pictures import draw  # matplotlib takes half a second to import
+
+    folder = RunFolder(path)
+    try:
+        draw(folder)
+    except Exception as error:
+        folder.artifacts.mkdir(exist_ok=True)
+        (folder.artifacts / "pictures_error.txt").write_text(traceback.format_exc())
+        print(f"{folder.path}: its pictures can't be drawn: {error}", file=sys.stderr, flush=True)
+    folder.scores.unlink()
