@@ -7,6 +7,10 @@ from pathlib import Path
 
 import pytest
 
+# Before torch is imported, here and in the processes that tests start. Tiny networks gain nothing from a second thread,
+# and wait long for one that another process, such as the publisher, keeps off its core.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 # Real photos and weights are not part of the project: tests that need them are skipped where they are absent.
 REAL_DATA = Path(os.environ.get("EXPERIMENTS_TEST_DATA", REPOSITORY.parent / "shared"))

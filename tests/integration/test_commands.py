@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -24,7 +23,6 @@ def command(*arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
         text=True,
         check=False,
         cwd=REPOSITORY,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
     assert done.returncode == code, done.stderr
     return done

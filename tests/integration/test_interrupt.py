@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -22,7 +21,6 @@ def start(photos: Path, output_dir: Path) -> subprocess.Popen[str]:
         stderr=subprocess.PIPE,
         text=True,
         cwd=REPOSITORY,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
     assert process.stderr is not None
     for line in process.stderr:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
 import subprocess
@@ -52,7 +51,6 @@ def test_make_demo_ends_with_the_best_trial_and_the_way_to_look_at_it(tmp_path: 
             text=True,
             check=False,
             cwd=REPOSITORY,
-            env=os.environ | {"OMP_NUM_THREADS": "2"},
         )
         assert done.returncode == 0, done.stderr
         assert f"study quick: {trials} trials" in done.stdout
