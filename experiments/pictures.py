@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps
+from PIL import Image, ImageOps
 
 from experiments.figures import (
     ImageArray,
@@ -19,15 +19,6 @@ from experiments.run_folder import RunFolder
 from experiments.scoring import Scores
 
 _THUMBNAIL_SIDE = 160
-_TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 
 
 def draw(folder: RunFolder) -> None:
@@ -84,12 +75,10 @@ def thumbnail(path: Path) -> ImageArray:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    # Pillow's exif_transpose fails on tags that it can't write.
     try:
-        turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+        return ImageOps.exif_transpose(image)
     except Exception:  # broken EXIF costs no picture; Pillow raises SyntaxError, struct.error and more for it
         return image
-    return image if turn is None else image.transpose(turn)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
