@@ -15,7 +15,7 @@ from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAccuracy
 
 from lightning_modules import metrics
-from lightning_modules.data import IGNORED_LABEL, Batch, step_seed
+from lightning_modules.data import IGNORED_LABEL, Batch, seed_draws, step_seed
 from lightning_modules.network import Trainable, find_head, trainable_modules
 
 Schedule = Literal["constant", "cosine", "one_cycle"]
@@ -101,7 +101,7 @@ class ImageClassifier(pl.LightningModule):
         del batch_idx
         images, labels = batch
         # Dropout depends on the step only, so that a resumed run draws what the uninterrupted one did.
-        torch.manual_seed(step_seed(self.seed, self.global_step, self.global_rank))
+        seed_draws(step_seed(self.seed, self.global_step, self.global_rank), self.device)
         scores = self(images)
         loss: Tensor = self.train_criterion(scores, labels)
         self.train_loss.update(loss.detach(), len(labels))

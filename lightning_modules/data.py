@@ -68,6 +68,16 @@ def step_seed(seed: int, step: int, rank: int = 0) -> int:
     return (seed * 1_000_003 + step) * 1024 + rank
 
 
+def seed_draws(seed: int, device: torch.device) -> None:
+    """Seed what is drawn on the CPU and on `device` from here on.
+
+    `torch.manual_seed` also seeds every kind of device that is not there, which takes longer than a step of a head.
+    """
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
+
+
 class PhotoBatch(NamedTuple):
     """A batch as it travels to the device: bytes, a quarter of the floats."""
 
@@ -224,7 +234,8 @@ class ClassFolderData(pl.LightningDataModule):
         """MixUp or CutMix in every other batch; which one and how much depends on the step only."""
         assert self.trainer is not None
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(step_seed(self.seed, self.trainer.global_step, self.trainer.global_rank))
+            step = step_seed(self.seed, self.trainer.global_step, self.trainer.global_rank)
+            seed_draws(step, torch.device("cpu"))  # how images are mixed is drawn there
             mixed: Batch = self._mix(images, labels) if float(torch.rand(())) < 0.5 else (images, labels)
         return mixed
 

@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from lightning_modules import metrics
 from lightning_modules.classifier import Schedule, learning_rate_factor
-from lightning_modules.data import ShardedSampler, step_seed
+from lightning_modules.data import ShardedSampler, seed_draws, step_seed
 from lightning_modules.features import FeatureSet
 
 
@@ -196,7 +196,7 @@ class HeadPopulation:
         for row, (member, own) in enumerate(zip(self.members[:rows], rounds, strict=False)):
             count = min(member.batch_size, images - step * member.batch_size)
             if member.batch_size not in drawn:
-                torch.manual_seed(step_seed(self.seed, self.epoch * own + step))
+                seed_draws(step_seed(self.seed, self.epoch * own + step), device)
                 drawn[member.batch_size] = torch.rand(count, shape[2], device=device)
             factors[row, :count] = (drawn[member.batch_size] >= member.dropout) / (1 - member.dropout)
         return factors
