@@ -1,0 +1,301 @@
+"""Epochs that a sweep needs to find what a random search finds.
+
+python -m benchmarks.search --data PATH/dogs6 --weights PATH/resnet50.safetensors
+
+A seed compares a random search, 40 trials that are trained to their end, with a sweep as users get it: TPE and
+Hyperband, asked as `claim` asks them. The sweep may spend the epochs of the random search; where it does not get as
+low within them, it counts with all of them. A trial counts from its end on, with the val_loss of its best epoch, and
+only if it is complete: a pruned one leaves no model.
+
+Before TPE has anything to learn from, it draws the first points of the random search of the same seed. So each sweep
+also chases a second random search, of the same training seed, that draws other points.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+from matplotlib.figure import Figure
+from optuna.trial import Trial, TrialState
+
+from benchmarks.common import parser, report
+from experiments.config import RunConfig, load_config, override
+from experiments.figures import BLUE, VERMILLION
+from experiments.inputs import open_features_once, training_device
+from experiments.population import _member
+from experiments.pruning import PruningCallback
+from experiments.search_space import SearchSpace, load_search_space
+from experiments.study import _draw_seed, make_pruner, make_sampler, suggest
+from lightning_modules.population import HeadPopulation
+
+TRIALS, SIZE = 40, 144
+OTHER_DRAWS = 1_000
+"""What the seed of the sampler is moved by for the second random search."""
+TOLERANCE = 1e-4
+"""Heads that train together equal those that train alone to this."""
+
+
+@dataclass(frozen=True)
+class Search:
+    """How far a search was at the end of each trial."""
+
+    epochs: Sequence[int]
+    """Spent until then."""
+    best: Sequence[float]
+    """Lowest val_loss of a complete trial until then."""
+
+    @property
+    def to_its_best(self) -> int:
+        """Epochs until the best trial ended."""
+        return self.epochs[self.best.index(self.best[-1])]
+
+    def reaches(self, target: float, limit: int) -> int | None:
+        """Epochs until a trial was as good, if `limit` suffice."""
+        pairs = zip(self.epochs, self.best, strict=True)
+        return next((spent for spent, best in pairs if best <= target + TOLERANCE and spent <= limit), None)
+
+    def at(self, epochs: int) -> float:
+        """The lowest val_loss after so many epochs; not a number before the first complete trial."""
+        ended = [best for spent, best in zip(self.epochs, self.best, strict=True) if spent <= epochs]
+        return ended[-1] if ended and math.isfinite(ended[-1]) else math.nan
+
+
+@dataclass(frozen=True)
+class Seed:
+    """The searches of one seed."""
+
+    random: Search
+    other: Search
+    """Random, with other points."""
+    sweep: Search
+
+
+def settings(data: Path, weights: Path, cache: Path, max_epochs: int) -> RunConfig:
+    """The preset whose search is measured."""
+    values: dict[str, object] = {
+        "data.root": data.resolve(),
+        "data.image_size": SIZE,
+        "data.cache_dir": cache,
+        "model.weights": str(weights.resolve()),
+        "trainer.max_epochs": max_epochs,
+    }
+    return load_config(Path("conf/dogs6.yaml"), values)
+
+
+def heads(configs: Sequence[RunConfig]) -> HeadPopulation:
+    """Untrained heads that train at once."""
+    config = configs[0]
+    return HeadPopulation(
+        open_features_once(config).to(training_device(config)),
+        [_member(one) for one in configs],
+        optimizer=config.optimizer.name,
+        schedule=config.optimizer.schedule,
+        seed=config.seed,
+        gradient_clip=config.trainer.gradient_clip,
+    )
+
+
+def ask(study: optuna.Study, config: RunConfig, space: SearchSpace, draws: int = 0) -> tuple[Trial, RunConfig]:
+    """A trial and its config, drawn as `claim` does.
+
+    Args:
+        draws: moves the seed of the sampler, not that of the training.
+    """
+    seed = _draw_seed(replace(config, seed=config.seed + draws), len(study.get_trials(deepcopy=False)))
+    study.sampler = make_sampler(config, space, seed)
+    trial = study.ask()
+    return trial, override(config, suggest(trial, space))
+
+
+def random_search(config: RunConfig, space: SearchSpace, *, draws: int) -> Search:
+    """Trials that know nothing of each other, so that all of them train at once."""
+    config = override(config, {"sweep.sampler": "random", "sweep.pruner": "none"})
+    study, epochs = optuna.create_study(), config.trainer.max_epochs
+    configs = [ask(study, config, space, draws)[1] for _ in range(TRIALS)]
+    values = [math.inf] * TRIALS
+    # Heads of one batch size share every batch, which is several times as fast.
+    for size in {one.data.batch_size for one in configs}:
+        places = [place for place, one in enumerate(configs) if one.data.batch_size == size]
+        population = heads([configs[place] for place in places])
+        for _ in range(epochs):
+            for row, epoch in population.train_epoch().items():
+                loss = epoch[config.sweep.metric]
+                values[places[row]] = min(values[places[row]], loss if math.isfinite(loss) else math.inf)
+    return Search([epochs * (number + 1) for number in range(TRIALS)], list(itertools.accumulate(values, min)))
+
+
+def sweep(config: RunConfig, space: SearchSpace) -> Search:
+    """What `experiments sweep` does until it has spent the epochs of the random search."""
+    # Hyperband deals trials to its brackets by the study's name, which a user chooses.
+    study = optuna.create_study(study_name=f"search-{config.seed}", pruner=make_pruner(config))
+    epochs, values, spent = [], [], 0
+    while spent < TRIALS * config.trainer.max_epochs:
+        trial, trial_config = ask(study, config, space)
+        taken, value, state = train(trial_config, trial)
+        study.tell(trial, value if state == TrialState.COMPLETE else None, state=state)
+        spent += taken
+        epochs.append(spent)
+        values.append(value)
+    return Search(epochs, list(itertools.accumulate(values, min)))
+
+
+def train(config: RunConfig, trial: Trial) -> tuple[int, float, TrialState]:
+    """Epochs that a trial took, its best val_loss (infinite if it has no model), and how it ended."""
+    population, pruning, best = heads([config]), PruningCallback(trial, config.sweep.metric), math.inf
+    for epoch in range(1, config.trainer.max_epochs + 1):
+        value = population.train_epoch()[0][config.sweep.metric]
+        if not math.isfinite(value):
+            return epoch, math.inf, TrialState.FAIL
+        best = min(best, value)
+        if pruning.report(epoch, value) and epoch < config.trainer.max_epochs:
+            return epoch, math.inf, TrialState.PRUNED
+    return epoch, best, TrialState.COMPLETE
+
+
+def measure(config: RunConfig, seeds: int) -> list[Seed]:
+    """The searches of all seeds."""
+    assert config.search is not None
+    space, found = load_search_space(config.search), []
+    for number in range(seeds):
+        seeded = override(config, {"seed": number})
+        random, other = (random_search(seeded, space, draws=draws) for draws in (0, OTHER_DRAWS))
+        found.append(Seed(random, other, sweep(seeded, space)))
+        lowest = f"random {random.best[-1]:.4f}, sweep {found[-1].sweep.best[-1]:.4f}"
+        print(f"{config.trainer.max_epochs} epochs, seed {number}: {lowest}", file=sys.stderr)
+    return found
+
+
+def figures_of(seeds: Sequence[Seed]) -> dict[str, Any]:
+    """Ratios of epochs."""
+    budget = seeds[0].random.epochs[-1]
+    pairs = {
+        "same_draws": [(one.sweep, one.random) for one in seeds],
+        "other_draws": [(one.sweep, one.other) for one in seeds],
+        # The second random search against the first: what luck alone gives.
+        "random_again": [(one.other, one.random) for one in seeds],
+    }
+    figures: dict[str, Any] = {"budget_epochs": budget}
+    for name, searches in pairs.items():
+        reached = [one.reaches(random.best[-1], budget) for one, random in searches]
+        spent = [budget if epochs is None else epochs for epochs in reached]
+        own = [random.to_its_best for _, random in searches]
+        figures[name] = {
+            "ratio": quartiles([epochs / budget for epochs in spent]),
+            "ratio_to_its_best": quartiles([epochs / best for epochs, best in zip(spent, own, strict=True)]),
+            "never": reached.count(None),
+            "epochs": reached,
+            "random_epochs_to_its_best": own,
+        }
+    for name, epochs in (("at_a_third", budget // 3), ("at_the_end", budget)):
+        figures[name] = quartiles([one.sweep.at(epochs) - one.random.best[-1] for one in seeds])
+    figures["random_val_loss"] = quartiles([one.random.best[-1] for one in seeds])
+    return figures
+
+
+def quartiles(values: Sequence[float]) -> dict[str, float]:
+    """Five numbers and how many values they stand for."""
+    low, first, median, third, high = (float(one) for one in np.quantile(values, [0, 0.25, 0.5, 0.75, 1]))
+    return {"median": median, "min": low, "q1": first, "q3": third, "max": high, "n": len(values)}
+
+
+def draw(measured: dict[int, list[Seed]], path: Path, name: str) -> None:
+    """Best val_loss so far against the epochs spent, for each length of a trial."""
+    figure = Figure(figsize=(5.5 * len(measured), 4.2), dpi=120, layout="constrained")
+    for axes, (max_epochs, seeds) in zip(
+        figure.subplots(1, len(measured), squeeze=False)[0], measured.items(), strict=True
+    ):
+        budget = seeds[0].random.epochs[-1]
+        spent = range(max_epochs, budget + 1)
+        kinds = (
+            ("random search", VERMILLION, "--", [one.random for one in seeds]),
+            (name, BLUE, "-", [one.sweep for one in seeds]),
+        )
+        for label, color, style, searches in kinds:
+            curves = np.array([[one.at(epochs) for epochs in spent] for one in searches])
+            # Not a number, so not drawn, until each search has a complete trial.
+            low, middle, high = np.quantile(curves, [0.25, 0.5, 0.75], axis=0)
+            axes.fill_between(spent, low, high, color=color, alpha=0.2, linewidth=0)
+            axes.plot(spent, middle, style, color=color, label=f"{label}: median, quartiles")
+        final = np.median([one.random.best[-1] for one in seeds])
+        axes.set_ylim(final - 0.01, final + 0.09)
+        axes.axvline(budget / 3, color="black", linestyle=":", linewidth=1, label="a third of the epochs")
+        axes.set(xlabel="epochs spent", ylabel="lowest val_loss so far (nats)")
+        axes.set_title(f"Trials of up to {max_epochs} epochs, {len(seeds)} seeds")
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(frameon=False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)
+
+
+def rows_of(figures: dict[str, Any], max_epochs: int) -> list[tuple[str, str]]:
+    """The part of the table for trials of one length."""
+    budget = figures["budget_epochs"]
+
+    def row(name: str, key: str, ratio: str = "ratio") -> tuple[str, str]:
+        one = figures[key]
+        never = f"never {one['never']}, counted as all epochs"
+        return name, f"{_five(one[ratio], '.2f')}; {never}"
+
+    return [
+        row(f"{max_epochs}-epoch trials: epochs of the sweep / all {budget} of the random search", "same_draws"),
+        row("  / those until the random search's best trial ended", "same_draws", "ratio_to_its_best"),
+        row("  against a random search with other draws", "other_draws"),
+        row("  / those until its best trial ended", "other_draws", "ratio_to_its_best"),
+        row("  a second random search in place of the sweep", "random_again"),
+        (
+            "  val_loss of the sweep after a third of the epochs, less random's best",
+            _five(figures["at_a_third"], "+.4f"),
+        ),
+        ("  the same after all epochs", _five(figures["at_the_end"], "+.4f")),
+        ("  random's best val_loss", _five(figures["random_val_loss"], ".4f")),
+    ]
+
+
+def main() -> None:
+    """Measure and report."""
+    command = parser(__doc__ or "")
+    command.add_argument("--data", type=Path, required=True)
+    command.add_argument("--weights", type=Path, required=True)
+    command.add_argument("--cache", type=Path, help="folder that keeps the features (default: a temporary one)")
+    command.add_argument("--plot", type=Path, metavar="FILE", help="also draw the searches there")
+    command.add_argument("--seeds", type=int, default=20, help="for trials of 5 epochs, as in the presets")
+    command.add_argument("--long-seeds", type=int, default=10, help="for trials of 20 epochs")
+    command.add_argument("--sampler", default="tpe", help="sweep.sampler in place of tpe")
+    command.add_argument("--pruner", default="hyperband", help="sweep.pruner in place of hyperband")
+    arguments = command.parse_args()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    measured = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for max_epochs, seeds in ((5, arguments.seeds), (20, arguments.long_seeds)):
+            if seeds:
+                config = settings(arguments.data, arguments.weights, arguments.cache or Path(folder), max_epochs)
+                config = override(config, {"sweep.sampler": arguments.sampler, "sweep.pruner": arguments.pruner})
+                measured[max_epochs] = measure(config, seeds)
+    figures: dict[str, object] = {"sampler": arguments.sampler, "pruner": arguments.pruner, "trials": TRIALS}
+    rows = []
+    for max_epochs, searches in measured.items():
+        found = figures_of(searches)
+        rows += rows_of(found, max_epochs)
+        figures[f"{max_epochs}_epochs"] = found
+    report(rows, figures, arguments.json)
+    if arguments.plot is not None:
+        draw(measured, arguments.plot, f"{arguments.sampler} and {arguments.pruner}")
+
+
+def _five(values: dict[str, float], form: str) -> str:
+    low, first, third, high = (f"{values[name]:{form}}" for name in ("min", "q1", "q3", "max"))
+    return f"{values['median']:{form}} (quartiles {first} to {third}, all {low} to {high}, n={values['n']})"
+
+
+if __name__ == "__main__":
+    main()
