@@ -268,7 +268,7 @@ def main() -> None:
     command.add_argument("--weights", type=Path, required=True)
     command.add_argument("--cache", type=Path, help="folder that keeps the features (default: a temporary one)")
     command.add_argument("--plot", type=Path, metavar="FILE", help="also draw the searches there")
-    command.add_argument("--seeds", type=int, default=20, help="for trials of 5 epochs, as in the presets")
+    command.add_argument("--seeds", type=int, default=16, help="for trials of 5 epochs, as in the presets")
     command.add_argument("--long-seeds", type=int, default=10, help="for trials of 20 epochs")
     command.add_argument("--sampler", default="tpe", help="sweep.sampler in place of tpe")
     command.add_argument("--pruner", default="hyperband", help="sweep.pruner in place of hyperband")
