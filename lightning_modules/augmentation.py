@@ -87,7 +87,7 @@ def _sample(pixels: Tensor, sizes: Tensor, draws: Tensor, geometry: Tensor, imag
     middle_y = box_height / 2 + draws[:, 2] * (height - box_height)
     middle_x = box_width / 2 + draws[:, 3] * (width - box_width)
     mirrored = torch.where(draws[:, 4] < 0.5, -1.0, 1.0)
-    angle, shear_x, shear_y = (geometry * geometry.new_tensor([math.pi / 6, 0.3, 0.3])).T
+    angle, shear_x, shear_y = math.pi / 6 * geometry[:, 0], 0.3 * geometry[:, 1], 0.3 * geometry[:, 2]
 
     # Places of the result's pixels: a share of the box's height and width each, down and across from its middle.
     along = (torch.arange(image_size, device=pixels.device) + 0.5) / image_size - 0.5

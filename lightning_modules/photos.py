@@ -22,8 +22,9 @@ from lightning_modules.inference import Preprocessing, decode_image
 
 SHORT_SIDE = 1.15
 """Short side of a photo that is to be augmented, as a share of image_size: what a random crop is cut from."""
-LONGEST = 2
-"""Long side of such a photo, as a share of the short one: of a longer strip the middle stays."""
+LONGEST = 1.5
+"""Long side of such a photo, as a share of the short one: of a longer strip the middle stays, which is all that a crop
+without augmentation ever shows. It bounds the canvas that photos of a batch share."""
 Progress = Callable[[str, int], AbstractContextManager[Callable[[int], object]]]
 """Shows how far a pass over so many photos is: gives a function that takes how many more are done."""
 
@@ -66,7 +67,7 @@ class PhotoFiles:
         if not self.augmented:
             return self.preprocessing.crop(decode_image(data)).permute(1, 2, 0)
         image = decode_image(data, short_side=self._short_side)
-        longest = LONGEST * min(image.shape[1:])
+        longest = round(LONGEST * min(image.shape[1:]))
         image = F.center_crop(image, [min(side, longest) for side in image.shape[1:]])
         size = self.size(place)
         return (image if image.shape[1:] == size else F.resize(image, list(size), antialias=True)).permute(1, 2, 0)
@@ -77,8 +78,8 @@ class PhotoFiles:
             return self.preprocessing.image_size, self.preprocessing.image_size
         height, width = self.split.sizes[place]
         short = min(height, width)
-        scale = min(1.0, self._short_side / short)
-        return round(min(height, LONGEST * short) * scale), round(min(width, LONGEST * short) * scale)
+        longest, scale = round(LONGEST * short), min(1.0, self._short_side / short)
+        return round(min(height, longest) * scale), round(min(width, longest) * scale)
 
 
 class DecodedPhotos:

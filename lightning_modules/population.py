@@ -102,7 +102,11 @@ class HeadPopulation:
         order = (seeds % len(self.features.train)).to(device), places.to(device)
         # Ragged epochs: rounds[k] batches for row k, falling.
         rounds = [-(-images // member.batch_size) for member in self.members]
-        # What depends on the step only is laid out once an epoch, so that no step waits for the host.
+        # What the host knows is laid out once an epoch, so that no step waits for it.
+        self._columns = {
+            name: torch.tensor([getattr(member, name) for member in self.members]).to(device)[:, None, None]
+            for name in ("batch_size", "weight_decay", "label_smoothing")
+        }
         rates = torch.tensor(
             [
                 [self._rate(member, self.epoch * own + step, own) for step in range(rounds[0])]
@@ -123,7 +127,7 @@ class HeadPopulation:
                     first[:rows],
                     second[:rows],
                     rate=rates[:rows, step, None, None],
-                    decay=self._column("weight_decay", rows) if decayed else 0.0,
+                    decay=self._columns["weight_decay"][:rows] if decayed else 0.0,
                     step=(done[:rows] + step + 1)[:, None, None],
                 )
             loss[:rows] += losses
@@ -155,7 +159,7 @@ class HeadPopulation:
         device, images, members = weight.device, len(order[1]), self.members[:rows]
         dropout = any(member.dropout for member in members)
         shared = members[0].batch_size == members[-1].batch_size and not dropout
-        sizes = torch.tensor([member.batch_size for member in members], device=device)[:, None]
+        sizes = self._columns["batch_size"][:rows, :, 0]
         within = torch.arange(members[-1].batch_size, device=device)
         places = (step * sizes + within)[: 1 if shared else rows]
         counted = (within < sizes) & (step * sizes + within < images)  # (rows, B)
@@ -171,7 +175,7 @@ class HeadPopulation:
         else:
             scores = inputs @ weight[:rows].transpose(1, 2)
         scores = scores + bias[:rows, None, :, 0]
-        smoothing = self._column("label_smoothing", rows)
+        smoothing = self._columns["label_smoothing"][:rows]
         targets = functional.one_hot(labels, classes) * (1 - smoothing) + smoothing / classes
         logs = scores.log_softmax(dim=2)
         losses = (-(targets * logs).sum(dim=2) * counted).sum(dim=1)
@@ -224,10 +228,6 @@ class HeadPopulation:
         warmup = round(member.warmup_epochs * total / member.max_epochs)
         factor = learning_rate_factor(step, total, schedule=self.schedule, warmup_steps=warmup)
         return member.learning_rate * factor
-
-    def _column(self, name: str, rows: int) -> Tensor:
-        values = [getattr(member, name) for member in self.members[:rows]]
-        return torch.tensor(values, device=self.features.train.device)[:, None, None]
 
 
 def _adamw(

@@ -6,12 +6,14 @@ import os
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from lightning_modules import array_cache
 from lightning_modules.array_cache import ARRAY_FILE, MANIFEST_FILE, CacheTooSmallError, open_array
 
 
@@ -121,3 +123,14 @@ def test_an_array_larger_than_the_cache_is_refused_and_nothing_is_removed(tmp_pa
     with pytest.raises(CacheTooSmallError, match=r"data\.cache_max_gb must be at least 1\.6e-06 .*got 1e-06"):
         open_one(tmp_path, Filler(), "large", rows=100, max_gb=1e-6)
     assert len(entries(tmp_path)) == 1
+
+
+def test_a_full_disk_is_refused_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill = Filler()
+    monkeypatch.setattr(array_cache.shutil, "disk_usage", lambda folder: SimpleNamespace(free=159))
+    with pytest.raises(CacheTooSmallError, match=r"data\.cache_dir .* must have 1\.6e-07 GB free, has 1\.59e-07"):
+        open_one(tmp_path, fill)
+    assert fill.calls == 0
+    monkeypatch.setattr(array_cache.shutil, "disk_usage", lambda folder: SimpleNamespace(free=160))
+    open_one(tmp_path, fill)
+    assert fill.calls == 1

@@ -15,7 +15,15 @@ from PIL import Image
 from torch import Tensor
 
 from lightning_modules import folders
-from lightning_modules.data import IGNORED_LABEL, ClassFolderData, PhotoBatch, PhotoBatches, ShardedSampler
+from lightning_modules.data import (
+    IGNORED_LABEL,
+    ClassFolderData,
+    PhotoBatch,
+    PhotoBatches,
+    ShardedSampler,
+    seed_draws,
+    step_seed,
+)
 from lightning_modules.folders import ClassFolders, Split, TooManyBadImagesError, scan_class_folders
 from lightning_modules.inference import Preprocessing, decode_image
 from lightning_modules.photos import PhotoFiles
@@ -503,8 +511,8 @@ def test_photos_of_different_shapes_stand_in_the_upper_left_corner(root: Path) -
         threads=1,
     )
     batch = next(iter(loader))
-    assert batch.sizes.tolist() == [[18, 36], [36, 18], [18, 18]]  # 1.15 times 16
-    assert batch.pixels.shape == (3, 36, 36, 3)
+    assert batch.sizes.tolist() == [[18, 27], [27, 18], [18, 18]]  # 1.15 times 16, at most 1.5 times as long
+    assert batch.pixels.shape == (3, 27, 27, 3)
     for slot, place in zip(batch.pixels, range(3), strict=True):
         photo = photos[place]
         assert torch.equal(slot[: photo.shape[0], : photo.shape[1]], photo)
@@ -563,3 +571,82 @@ def test_views_of_the_training_photos_differ_and_can_be_made_again(root: Path) -
     assert torch.equal(views(0, 7), first)
     assert not torch.equal(views(1, 24), first)
     assert all((first[0] != first[view]).flatten(1).any(dim=1).all() for view in (1, 2))
+
+
+# Mixing
+
+
+class Step:
+    """What mixing asks of a trainer."""
+
+    global_rank = 0
+
+    def __init__(self, step: int) -> None:
+        self.global_step = step
+
+
+def mixed(root: Path, step: int, augment: str = "strong") -> tuple[Tensor, Tensor, Tensor]:
+    """Images and labels of a training batch at a step, and its labels before."""
+    data = ClassFolderData(scan(root), preprocessing=PREPROCESSING, batch_size=12, augment=augment)  # type: ignore[arg-type]
+    batch = batches(data.train_dataloader())[0]
+    data.trainer = Step(step)  # type: ignore[assignment]
+    images, labels = data.on_after_batch_transfer(batch, 0)
+    return images, labels, batch.labels
+
+
+def test_strong_mixes_about_half_of_the_batches_and_says_so_in_the_labels(root: Path) -> None:
+    kinds = []
+    plain = mixed(root, 0, "light")[2]
+    for step in range(40):
+        images, labels, before = mixed(root, step)
+        assert torch.equal(before, plain)
+        assert images.is_contiguous(memory_format=torch.channels_last)
+        kinds.append(labels.ndim)
+        if labels.ndim == 2:
+            assert labels.shape == (12, 3)
+            assert torch.allclose(labels.sum(dim=1), torch.ones(12))
+            # Each image keeps a share of its own class; the other share is its neighbour's.
+            assert (labels.gather(1, before[:, None]) > 0).all()
+        else:
+            assert torch.equal(labels, before)
+    assert 10 < kinds.count(2) < 30
+
+
+def test_mixing_depends_on_the_step_only(root: Path) -> None:
+    before = torch.get_rng_state()
+    first = mixed(root, 7)
+    torch.manual_seed(3)
+    again = mixed(root, 7)
+    assert all(torch.equal(*pair) for pair in zip(first, again, strict=True))
+    torch.set_rng_state(before)
+    mixed(root, 8)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_light_and_validation_are_never_mixed(root: Path) -> None:
+    assert all(mixed(root, step, "light")[1].ndim == 1 for step in range(20))
+    data = data_module(root)
+    data.trainer = Step(0)  # type: ignore[assignment]
+    assert (
+        data.on_after_batch_transfer(
+            batches(
+                PhotoBatches(
+                    data.files(data.folders.valid),
+                    data.folders.valid.labels,
+                    5,
+                    ShardedSampler(12, seed=0, shuffle=False),
+                    augmented=False,
+                    threads=1,
+                )
+            )[0],
+            0,
+        )[1].ndim
+        == 1
+    )
+
+
+def test_seeding_for_the_cpu_draws_what_torch_would() -> None:
+    seed_draws(step_seed(3, 5), torch.device("cpu"))
+    drawn = torch.rand(4)
+    torch.manual_seed(step_seed(3, 5))
+    assert torch.equal(torch.rand(4), drawn)
