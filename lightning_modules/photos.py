@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
@@ -18,7 +19,7 @@ from torchvision.transforms.v2 import functional as F
 
 from lightning_modules.array_cache import GB, CacheTooSmallError, open_array
 from lightning_modules.folders import Split
-from lightning_modules.inference import Preprocessing, decode_image
+from lightning_modules.inference import BadImageError, Preprocessing, decode_image
 
 SHORT_SIDE = 1.15
 """Short side of a photo that is to be augmented, as a share of image_size: what a random crop is cut from."""
@@ -61,12 +62,15 @@ class PhotoFiles:
         """One photo, (h, w, 3) uint8.
 
         Raises:
-            BadImageError, OSError: if the file changed since it was looked at.
+            BadImageError, OSError: if the file changed since it was looked at; the message names it.
         """
-        data = self.split.paths[place].read_bytes()
+        path = self.split.paths[place]
+        try:
+            image = decode_image(path.read_bytes(), short_side=self._short_side if self.augmented else 0)
+        except BadImageError as error:
+            raise BadImageError(f"{path}: {error}") from error
         if not self.augmented:
-            return self.preprocessing.crop(decode_image(data)).permute(1, 2, 0)
-        image = decode_image(data, short_side=self._short_side)
+            return self.preprocessing.crop(image).permute(1, 2, 0)
         longest = round(LONGEST * min(image.shape[1:]))
         image = F.center_crop(image, [min(side, longest) for side in image.shape[1:]])
         size = self.size(place)
@@ -137,7 +141,7 @@ def _open(
         def decode(place: int) -> None:
             decoded[place].copy_(files[place])
 
-        pool = ThreadPoolExecutor(torch.get_num_threads())  # decoding and scaling release the GIL
+        pool = ThreadPoolExecutor(os.cpu_count())  # decoding and scaling release the GIL
         try:
             with progress("decoding", len(files)) as advance:
                 for _ in pool.map(decode, range(len(files))):

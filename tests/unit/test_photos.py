@@ -105,7 +105,7 @@ def test_a_file_that_changed_is_named_and_leaves_nothing_in_use(
     split: Split, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     split.paths[2].write_bytes(b"no photo any more")
-    with pytest.raises(BadImageError):
+    with pytest.raises(BadImageError, match=r"2\.jpg: the bytes are not a JPEG"):
         open_one(files(split), tmp_path / "cache", Passes())
     split.paths[2].write_bytes(split.paths[1].read_bytes())
     decoded = open_one(files(split), tmp_path / "cache", Passes())
