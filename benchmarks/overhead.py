@@ -3,10 +3,11 @@
 python -m benchmarks.overhead
 
 A step: ResNet50, all layers, 224 px, through `train()` and through a bare PyTorch loop over the same batches of
-the same photos. Epochs of both are timed in turn, in one process, after one epoch of each for warming up.
+the same photos. Both run in turn, in one process; of each run the first epoch warms up and the others count.
+`--repeat 0` leaves this part out.
 
 A trial: wall-clock seconds of a trial less those of its training, at trial 10, 100 and 1,000 of one study of tiny heads
-on cached features; medians over ten trials.
+on cached features; medians over ten trials. `--trials 0` leaves this part out.
 """
 
 from __future__ import annotations
@@ -54,14 +55,14 @@ class EpochTimer(Callback):
         self.whole = time.perf_counter() - self.began
 
 
-def bare_epoch(config: RunConfig) -> list[float]:
-    """Two epochs of a loop without a framework; the first one warms up."""
+def bare_epochs(config: RunConfig) -> list[float]:
+    """Seconds of the epochs of a loop without a framework, but for the first."""
     folders = open_data_once(config)
     data = photo_data(config, folders, open_decoded_once(config))
     network = new_network(config, len(folders.class_names)).to(memory_format=torch.channels_last).train()
     optimizer = torch.optim.AdamW(network.parameters(), lr=config.optimizer.learning_rate)
     seconds = []
-    for _ in range(2):
+    for _ in range(config.trainer.max_epochs):
         started = time.perf_counter()
         for batch in data.train_dataloader():
             images, labels = data.on_after_batch_transfer(batch, 0)
@@ -73,7 +74,7 @@ def bare_epoch(config: RunConfig) -> list[float]:
     return seconds[1:]
 
 
-def our_epoch(config: RunConfig) -> list[float]:
+def our_epochs(config: RunConfig) -> list[float]:
     """The same through `train()`."""
     timer = EpochTimer()
     with tempfile.TemporaryDirectory() as folder:
@@ -114,34 +115,39 @@ def main() -> None:
         write_photos(folder / "large", per_class=32, size=256)
         write_photos(folder / "small", per_class=8, size=32)
         base: dict[str, object] = {"data.name": "folder", "model.weights": "none", "data.augment": "none"}
-        base |= {"data.cache_dir": folder / "cache", "output_dir": folder / "runs", "trainer.max_epochs": 2}
+        base |= {"data.cache_dir": folder / "cache", "output_dir": folder / "runs"}
         large = load_config(
-            None, base | {"data.root": folder / "large", "model.trainable": "all", "data.batch_size": 16}
+            None,
+            base
+            | {"data.root": folder / "large", "model.trainable": "all", "data.batch_size": 16}
+            | {"trainer.max_epochs": 3},
         )
         small = load_config(
             None,
             base
             | {"data.root": folder / "small", "data.image_size": 32, "model.backbone": "shufflenet_v2_x0_5"}
-            | {"search": Path("conf/search/quick.yaml"), "sweep.n_trials": arguments.trials, "sweep.pruner": "none"},
+            | {"search": Path("conf/search/quick.yaml"), "sweep.n_trials": max(1, arguments.trials)}
+            | {"sweep.pruner": "none", "trainer.max_epochs": 2},
         )
         bare, ours = [], []
         for _ in range(arguments.repeat):
-            bare += bare_epoch(large)
-            ours += our_epoch(large)
-        costs = trial_costs(small)
-    ratio = spread(ours)["median"] / spread(bare)["median"]
-    rows = [
-        ("train() / bare loop, an epoch", f"{ratio:.3f}"),
-        ("  train()", f"{spread(ours)['median']:.2f} s ({spread(ours)['min']:.2f} to {spread(ours)['max']:.2f})"),
-        ("  bare loop", f"{spread(bare)['median']:.2f} s ({spread(bare)['min']:.2f} to {spread(bare)['max']:.2f})"),
-    ]
-    figures: dict[str, object] = {"ratio": ratio, "train_seconds": spread(ours), "bare_seconds": spread(bare)}
-    figures["trial_seconds"] = costs
+            bare += bare_epochs(large)
+            ours += our_epochs(large)
+        costs = trial_costs(small) if arguments.trials else []
+    rows: list[tuple[str, str]] = []
+    figures: dict[str, object] = {}
+    if ours:
+        mine, theirs = spread(ours), spread(bare)
+        figures |= {"ratio": mine["median"] / theirs["median"], "train_seconds": mine, "bare_seconds": theirs}
+        rows.append(("train() / bare loop, an epoch", f"{figures['ratio']:.3f}"))
+        for name, one in (("train()", mine), ("bare loop", theirs)):
+            rows.append((f"  {name}", f"{one['median']:.2f} s ({one['min']:.2f} to {one['max']:.2f}, n={one['n']})"))
     for number in (10, 100, 1000):
         if number <= arguments.trials:
             cost = spread(costs[number - 10 : number])
             rows.append((f"fixed cost of trial {number}", f"{cost['median']:.3f} s (to {cost['max']:.3f})"))
             figures[f"trial_{number}_seconds"] = cost
+    figures["trial_seconds"] = costs
     report(rows, figures, arguments.json)
 
 
