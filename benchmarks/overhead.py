@@ -3,9 +3,9 @@
 python -m benchmarks.overhead
 
 A step: ResNet50, all layers, 224 px, through `train()` and through a bare PyTorch loop over the same batches of
-the same photos. Both run in turn, in one process, 3 epochs of 4 steps; the first epoch warms up. A step is the time from
-the end of the one before to its own end, so it holds whatever happens in between; an epoch holds the first step after
-the validation and the checkpoint too, which the bare loop has not. `--repeat 0` leaves this part out.
+the same photos. Both run in turn, in one process, 3 epochs of 4 steps; the first epoch warms up. A step is the time
+from the end of the one before to its own end, so it holds whatever happens in between; an epoch holds the first step
+after the validation and the checkpoint too, which the bare loop has not. `--repeat 0` leaves this part out.
 
 A trial: wall-clock seconds of a trial less those of its training, at trial 10, 100 and 1,000 of one study of tiny heads
 on cached features; medians over ten trials. `--trials 0` leaves this part out.
@@ -87,7 +87,7 @@ def bare_loop(config: RunConfig) -> tuple[list[float], list[float]]:
             ends.append(time.perf_counter())
         epochs.append(time.perf_counter() - started)
         steps.append(between(ends))
-    return epochs[1:], sum(steps[1:], [])
+    return epochs[1:], [*itertools.chain(*steps[1:])]
 
 
 def our_loop(config: RunConfig) -> tuple[list[float], list[float]]:
@@ -95,7 +95,7 @@ def our_loop(config: RunConfig) -> tuple[list[float], list[float]]:
     timer = EpochTimer()
     with tempfile.TemporaryDirectory() as folder:
         train(config, output_dir=Path(folder), logger=DummyLogger(), callbacks=[timer])
-    return timer.epochs[1:], sum(timer.steps[1:], [])
+    return timer.epochs[1:], [*itertools.chain(*timer.steps[1:])]
 
 
 def trial_costs(config: RunConfig) -> list[float]:
