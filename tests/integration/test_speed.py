@@ -80,6 +80,6 @@ def test_reading_decoded_photos_costs_a_few_copies_and_decoding_more(tmp_path: P
 
     times = [(epoch(cached), copy(), epoch(from_files)) for _ in range(7)]
     reading, copying, decoding = (statistics.median(column) for column in zip(*times, strict=True))
-    # docs/performance.md has the figures: four to five copies, for the fresh memory of each batch and its random numbers.
+    # Four to five copies were measured: a batch needs fresh memory and random numbers (docs/performance.md).
     assert reading < 10 * copying
     assert decoding > 3 * reading
