@@ -22,11 +22,11 @@ _own = threading.local()
 
 
 def open_drawers() -> ThreadPoolExecutor:
-    """Threads with a process each, started when there is something to draw; a core is left to the training.
+    """Threads with a process each, started when there is something to draw; they yield to the training.
 
     Not a ProcessPoolExecutor: the semaphores of one that is killed stay behind, and Python complains of them.
     """
-    return ThreadPoolExecutor(min(MAX_DRAWERS, max(1, (os.cpu_count() or 1) - 1)), initializer=_start_drawer)
+    return ThreadPoolExecutor(min(MAX_DRAWERS, os.cpu_count() or 1), initializer=_start_drawer)
 
 
 def drawn(folders: Sequence[RunFolder], drawers: ThreadPoolExecutor) -> Iterator[RunFolder]:
