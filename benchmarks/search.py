@@ -30,12 +30,10 @@ from optuna.trial import Trial, TrialState
 from benchmarks.common import parser, report
 from experiments.config import RunConfig, load_config, override
 from experiments.figures import BLUE, VERMILLION
-from experiments.inputs import open_features_once, training_device
-from experiments.population import _member
+from experiments.population import new_population
 from experiments.pruning import PruningCallback
 from experiments.search_space import SearchSpace, load_search_space
 from experiments.study import _draw_seed, make_pruner, make_sampler, suggest
-from lightning_modules.population import HeadPopulation
 
 TRIALS, SIZE = 40, 144
 OTHER_DRAWS = 1_000
@@ -91,19 +89,6 @@ def settings(data: Path, weights: Path, cache: Path, max_epochs: int) -> RunConf
     return load_config(Path("conf/dogs6.yaml"), values)
 
 
-def heads(configs: Sequence[RunConfig]) -> HeadPopulation:
-    """Untrained heads that train at once."""
-    config = configs[0]
-    return HeadPopulation(
-        open_features_once(config).to(training_device(config)),
-        [_member(one) for one in configs],
-        optimizer=config.optimizer.name,
-        schedule=config.optimizer.schedule,
-        seed=config.seed,
-        gradient_clip=config.trainer.gradient_clip,
-    )
-
-
 def ask(study: optuna.Study, config: RunConfig, space: SearchSpace, draws: int = 0) -> tuple[Trial, RunConfig]:
     """A trial and its config, drawn as `claim` does.
 
@@ -125,7 +110,7 @@ def random_search(config: RunConfig, space: SearchSpace, *, draws: int) -> Searc
     # Heads of one batch size share every batch, which is several times as fast.
     for size in {one.data.batch_size for one in configs}:
         places = [place for place, one in enumerate(configs) if one.data.batch_size == size]
-        population = heads([configs[place] for place in places])
+        population = new_population([configs[place] for place in places])
         for _ in range(epochs):
             for row, epoch in population.train_epoch().items():
                 loss = epoch[config.sweep.metric]
@@ -150,7 +135,7 @@ def sweep(config: RunConfig, space: SearchSpace) -> Search:
 
 def train(config: RunConfig, trial: Trial) -> tuple[int, float, TrialState]:
     """Epochs that a trial took, its best val_loss (infinite if it has no model), and how it ended."""
-    population, pruning, best = heads([config]), PruningCallback(trial, config.sweep.metric), math.inf
+    population, pruning, best = new_population([config]), PruningCallback(trial, config.sweep.metric), math.inf
     for epoch in range(1, config.trainer.max_epochs + 1):
         value = population.train_epoch()[0][config.sweep.metric]
         if not math.isfinite(value):

@@ -35,6 +35,5 @@ class CompileWhenItPays(Callback):
             say(f"torch.compile: not worth its {COMPILE_SECONDS:.0f} s, {duration(left)} of training are left")
             return
         say(f"torch.compile: from here on, {duration(left)} of training are left")
-        network.compile(
-            dynamic=False
-        )  # one more graph for the last batch of an epoch, rather than a slower one for all
+        # One more graph for the last batch of an epoch, rather than a slower one for all.
+        network.compile(dynamic=False)

@@ -23,7 +23,7 @@ from lightning_modules.features import FeatureData, FeatureSet, compute_features
 from lightning_modules.folders import ClassFolders
 from lightning_modules.inference import Preprocessing, build_network
 from lightning_modules.network import DropoutLinear, classifier_names, create_network, find_head
-from lightning_modules.photos import DecodedPhotos, open_decoded
+from lightning_modules.photos import DecodedPhotos, PhotoFiles, open_decoded
 
 
 def forget_opened() -> None:
@@ -182,11 +182,11 @@ def _open_features(config: RunConfig) -> FeatureSet:
 @functools.lru_cache(maxsize=4)
 def _open_decoded(config: RunConfig) -> tuple[DecodedPhotos, DecodedPhotos] | None:
     folders = open_data_once(config)
-    files = photo_data(config, folders)
-    train = files.files(folders.train, augmented=config.data.augment != "none")
+    train = PhotoFiles(folders.train, preprocessing(config), augmented=config.data.augment != "none")
+    valid = PhotoFiles(folders.valid, preprocessing(config), augmented=False)
     try:
         train_photos, valid_photos = open_decoded(
-            [train, files.files(folders.valid)],
+            [train, valid],
             cache_dir=config.data.cache_dir,
             max_gb=config.data.cache_max_gb,
             progress=_progress,

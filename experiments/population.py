@@ -55,15 +55,7 @@ def train_population(
     config = runs[0].config
     metric, sign = config.sweep.metric, 1 if config.sweep.direction == "minimize" else -1
     folders = open_data_once(config)
-    features = open_features_once(config).to(training_device(config))
-    population = HeadPopulation(
-        features,
-        [_member(run.config) for run in runs],
-        optimizer=config.optimizer.name,
-        schedule=config.optimizer.schedule,
-        seed=config.seed,
-        gradient_clip=config.trainer.gradient_clip,
-    )
+    population = new_population([run.config for run in runs])
     for run in runs:
         run.folder.add_params(data_facts(folders))
     best: dict[int, tuple[int, dict[str, float], tuple[torch.Tensor, torch.Tensor]]] = {}
@@ -82,7 +74,7 @@ def train_population(
             if epoch == run.config.trainer.max_epochs:
                 best_epoch, at_best, (weight, bias) = best[place]
                 _write_checkpoint(run.folder, best_epoch, weight, bias)
-                inputs = features.valid[0].cpu().double()
+                inputs = population.features.valid[0].cpu().double()
                 probabilities = (inputs @ weight.double().T + bias.double()).softmax(dim=1).numpy()
                 valid = folders.valid
                 Scores(valid.paths, np.asarray(valid.labels), probabilities, folders.class_names).save(
@@ -95,6 +87,19 @@ def train_population(
                 staying.append(place)
         population.keep(staying)
         say(f"population: epoch {population.epoch}, {len(staying)} of {len(runs)} trials go on")
+
+
+def new_population(configs: Sequence[RunConfig]) -> HeadPopulation:
+    """Untrained heads of runs that `together` makes equal, on their features."""
+    config = configs[0]
+    return HeadPopulation(
+        open_features_once(config).to(training_device(config)),
+        [_member(one) for one in configs],
+        optimizer=config.optimizer.name,
+        schedule=config.optimizer.schedule,
+        seed=config.seed,
+        gradient_clip=config.trainer.gradient_clip,
+    )
 
 
 def _member(config: RunConfig) -> Member:

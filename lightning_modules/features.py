@@ -7,7 +7,6 @@ import functools
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from lightning_modules.augmentation import Augment
 from lightning_modules.data import IGNORED_LABEL, Batch, ClassFolderData, ShardedSampler
 from lightning_modules.folders import Split
 from lightning_modules.network import find_head
-from lightning_modules.photos import Progress
+from lightning_modules.photos import Progress, cache_key
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,15 +88,12 @@ def compute_features(
     trunk_digest = _digest_of({k: v for k, v in network.state_dict().items() if not k.startswith(f"{head_name}.")})
 
     def features(split: Split, count: int, inputs: Iterable[Iterable[Tensor]], augment: Augment) -> Tensor:
-        key = {
-            "kind": "features",
-            "photos": hashlib.sha256("".join(split.hashes).encode()).hexdigest(),
+        key = cache_key("features", split) | {
             "backbone": [backbone, trunk_digest],
             "preprocessing": data.preprocessing.to_dict(),
             "views": [augment, augmentation.VERSION, count, data.seed] if augment != "none" else [],
             "precision": str(autocast),
             "device": device.type,
-            "packages": {name: metadata.version(name) for name in ("torch", "torchvision", "pillow")},
         }
 
         def fill(values: NDArray[Any]) -> None:

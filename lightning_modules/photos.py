@@ -33,10 +33,6 @@ Progress = Callable[[str, int], AbstractContextManager[Callable[[int], object]]]
 class Photos(Protocol):
     """The photos of a split, ready to be put into a batch."""
 
-    def __len__(self) -> int:
-        """How many there are."""
-        ...
-
     def __getitem__(self, place: int) -> Tensor:
         """One photo, (h, w, 3) uint8."""
         ...
@@ -103,6 +99,15 @@ class DecodedPhotos:
         return self.pixels[end - 3 * height * width : end].view(height, width, 3)
 
 
+def cache_key(kind: str, split: Split) -> dict[str, object]:
+    """What every array made of a split's photos depends on."""
+    return {
+        "kind": kind,
+        "photos": hashlib.sha256("".join(split.hashes).encode()).hexdigest(),
+        "packages": {name: metadata.version(name) for name in ("torch", "torchvision", "pillow")},
+    }
+
+
 def open_decoded(
     splits: Sequence[PhotoFiles], *, cache_dir: Path, max_gb: float, progress: Progress
 ) -> list[DecodedPhotos]:
@@ -127,12 +132,9 @@ def open_decoded(
 def _open(
     files: PhotoFiles, sizes: NDArray[np.int64], *, cache_dir: Path, max_gb: float, progress: Progress
 ) -> DecodedPhotos:
-    key = {
-        "kind": "decoded",
-        "photos": hashlib.sha256("".join(files.split.hashes).encode()).hexdigest(),
+    key = cache_key("decoded", files.split) | {
         "sizes": hashlib.sha256(sizes.tobytes()).hexdigest(),
         "preprocessing": [] if files.augmented else [files.preprocessing.image_size, files.preprocessing.resize_size],
-        "packages": {name: metadata.version(name) for name in ("torch", "torchvision", "pillow")},
     }
 
     def fill(values: NDArray[Any]) -> None:
