@@ -12,9 +12,9 @@ import math
 import re
 from argparse import ArgumentError
 from collections.abc import Hashable, Mapping
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, is_dataclass
 from pathlib import Path
-from typing import Literal, get_type_hints
+from typing import Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import yaml
 from jsonargparse import ArgumentParser, set_parsing_settings
@@ -22,6 +22,8 @@ from jsonargparse import ArgumentParser, set_parsing_settings
 URLS = ("tracking.uri", "sweep.storage")
 """Fields that may hold a password."""
 BLOT = "***"
+Settings = TypeVar("Settings")
+"""A frozen dataclass whose fields a person sets."""
 ConfigValue = bool | int | float | str | None
 """What one field holds once flattened."""
 
@@ -297,22 +299,23 @@ class RunConfig:
             require(not isinstance(value, float) or math.isfinite(value), name, "be finite", value)
 
 
-def field_names(section: type = RunConfig, prefix: str = "") -> list[str]:
+def field_names(kind: type = RunConfig) -> list[str]:
     """Dotted names of all fields, in the order a person reads them."""
-    hints = get_type_hints(section)
-    names: list[str] = []
-    for one in fields(section):
-        hint = hints[one.name]
-        if is_dataclass(hint):
-            names += field_names(hint, f"{prefix}{one.name}.")  # type: ignore[arg-type]
-        else:
-            names.append(prefix + one.name)
-    return names
+    return list(_hints(kind))
 
 
-def unknown_field(name: str, where: str) -> ValueError:
+@functools.cache
+def _hints(kind: type, prefix: str = "") -> Mapping[str, object]:
+    """The type of each field: dotted name to type."""
+    flat: dict[str, object] = {}
+    for name, hint in get_type_hints(kind).items():
+        flat |= _hints(hint, f"{prefix}{name}.") if is_dataclass(hint) else {prefix + name: hint}  # type: ignore[arg-type]
+    return flat
+
+
+def unknown_field(name: str, where: str, kind: type = RunConfig) -> ValueError:
     """The error for a name that is no field: says where it stands and which field was meant."""
-    known = field_names()
+    known = field_names(kind)
     near = [one for one in known if _abbreviates(name, one)]
     near = near or difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     hint = f"; did you mean {near[0]}?" if near else f"; fields are {', '.join(known)}"
@@ -367,7 +370,7 @@ def override(config: RunConfig, values: Mapping[str, object]) -> RunConfig:
     Raises:
         ValueError: for an unknown field or a value that its field refuses, naming both.
     """
-    return _build({**to_flat(config), **_known(values, "override")})
+    return _build(RunConfig, {**to_flat(config), **_known(values, "override", RunConfig)})
 
 
 def load_config(preset: Path | None = None, overrides: Mapping[str, object] | None = None) -> RunConfig:
@@ -381,14 +384,19 @@ def load_config(preset: Path | None = None, overrides: Mapping[str, object] | No
         FileNotFoundError: if there is no such preset.
         ValueError: for an unknown field or a value that its field refuses, naming both.
     """
+    return load_settings(RunConfig, preset, overrides or {})
+
+
+def load_settings(kind: type[Settings], preset: Path | None, overrides: Mapping[str, object]) -> Settings:
+    """`load_config` for any frozen dataclass, such as the settings of the cloud."""
     values: dict[str, object] = {}
     if preset is not None:
         loaded = read_yaml(preset)
         loaded = {} if loaded is None else loaded
-        require(isinstance(loaded, dict), str(preset), "hold sections (data:, model:, ...)", loaded)
+        require(isinstance(loaded, dict), str(preset), "hold sections or fields, such as 'seed: 1'", loaded)
         assert isinstance(loaded, dict)
-        values = _known(_flatten(loaded), str(preset))
-    return _build({**values, **_known(overrides or {}, "override")})
+        values = _known(_flatten(loaded, kind), str(preset), kind)
+    return _build(kind, {**values, **_known(overrides, "override", kind)})
 
 
 class _UniqueKeys(yaml.SafeLoader):
@@ -416,28 +424,32 @@ def read_yaml(path: Path) -> object:
         raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
 
 
-def config_help() -> str:
-    """All fields with their values, defaults and docstrings."""
+def config_help(kind: type = RunConfig, prefix: str = "") -> str:
+    """All fields with their values, defaults and docstrings.
+
+    Args:
+        prefix: what stands before a field's name on the command line.
+    """
     # What stands before the first section is the usage line, which lists every field once more.
-    return _parser().format_help().partition("\n\n")[2]
+    return _parser(kind, prefix).format_help().partition("\n\n")[2]
 
 
 @functools.cache
-def _parser() -> ArgumentParser:
+def _parser(kind: type, prefix: str = "") -> ArgumentParser:
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     # allow_abbrev=True would take --max_ep for trainer.max_epochs in silence.
     parser = ArgumentParser(allow_abbrev=False, exit_on_error=False, add_help=False)
-    parser.add_class_arguments(RunConfig, None)
+    parser.add_class_arguments(kind, prefix or None)
     return parser
 
 
-def _build(values: Mapping[str, object]) -> RunConfig:
-    parser = _parser()
+def _build(kind: type[Settings], values: Mapping[str, object]) -> Settings:
+    parser = _parser(kind)  # type: ignore[arg-type]
     try:
         built = parser.instantiate(parser.parse_object(_nest(values)))
     except ArgumentError as error:
         raise ValueError(_plain(str(error))) from error
-    return RunConfig(**vars(built))
+    return kind(**vars(built))
 
 
 def _plain(message: str) -> str:
@@ -446,27 +458,26 @@ def _plain(message: str) -> str:
     return text.removeprefix("Parser key ").replace('":', '" is refused:').replace("typing.", "")
 
 
-@functools.cache
-def _defaults() -> Mapping[str, ConfigValue]:
-    return to_flat(RunConfig())
-
-
-def _known(values: Mapping[str, object], where: str) -> dict[str, object]:
-    defaults = _defaults()
+def _known(values: Mapping[str, object], where: str, kind: type) -> dict[str, object]:
+    hints = _hints(kind)
     for name, value in values.items():
-        if name not in defaults:
-            raise unknown_field(name, where)
-        require(value is not None or defaults[name] is None, name, "have a value", value)
+        if name not in hints:
+            raise unknown_field(name, where, kind)
+        require(value is not None or type(None) in get_args(hints[name]), name, "have a value", value)
     return dict(values)
 
 
-def _flatten(nested: Mapping[str, object], prefix: str = "") -> dict[str, object]:
+def _flatten(nested: Mapping[str, object], kind: type, prefix: str = "") -> dict[str, object]:
+    """Dotted names of what a preset nests; a field that is a mapping, such as tags, stays one."""
     flat: dict[str, object] = {}
     for key, value in nested.items():
-        if isinstance(value, Mapping) and (value or is_dataclass(get_type_hints(RunConfig).get(f"{prefix}{key}"))):
-            flat |= _flatten(value, f"{prefix}{key}.")
+        name = f"{prefix}{key}"
+        is_section = any(known.startswith(f"{name}.") for known in _hints(kind))
+        is_mapping = get_origin(_hints(kind).get(name)) is dict
+        if isinstance(value, Mapping) and not is_mapping and (value or is_section):
+            flat |= _flatten(value, kind, f"{name}.")
         else:
-            flat[f"{prefix}{key}"] = value
+            flat[name] = value
     return flat
 
 

@@ -177,17 +177,9 @@ class RunFolder:
 @functools.cache
 def environment_tags() -> Mapping[str, str]:
     """Where a run was made: commit, Python and the packages that decide its numbers."""
-    names = (
-        "torch",
-        "torchvision",
-        "pytorch-lightning",
-        "torchmetrics",
-        "optuna",
-        "mlflow",
-        "numpy",
-        "pillow",
-    )
-    tags = {f"package.{name}": metadata.version(name) for name in names}
+    names = {"torch", "torchvision", "pytorch-lightning", "torchmetrics", "optuna", "mlflow", "numpy", "pillow"}
+    installed = {str(one.name).lower(): one.version for one in metadata.distributions()}  # a job has neither of two
+    tags = {f"package.{name}": installed[name] for name in sorted(names & installed.keys())}
     tags |= {"origin": "local", "python": platform.python_version(), "host": platform.node()}
     git = subprocess.run(
         ["git", "rev-parse", "HEAD"],

@@ -36,7 +36,7 @@ from experiments.inputs import (
     training_device,
     uses_features,
 )
-from experiments.scoring import Scores, predict_probabilities
+from experiments.scoring import Scores, predict_probabilities, score_split
 from lightning_modules import metrics
 from lightning_modules.classifier import ImageClassifier
 from lightning_modules.data import ClassFolderData
@@ -190,6 +190,30 @@ def export(
         config=to_public(config),
         golden_photo=folders.valid.paths[0],
     )
+
+
+def score_and_export(
+    result: TrainResult, folder: Path, scores_file: Path, *, score_test: bool = True
+) -> dict[str, float]:
+    """End a run that is not a trial: write its export, and score the test split, once, where there is one.
+
+    Args:
+        folder: the export folder to write.
+        scores_file: gets the scores of the test split, or else those of the validation split.
+        score_test: false leaves the test split alone, as a search must.
+
+    Returns:
+        The metrics of the best epoch, and those of the test split.
+    """
+    config, folders, scores = result.config, result.data.folders, result.validation
+    measured = dict(result.metrics)
+    if score_test and folders.test is not None:
+        network = trained_network(config, len(folders.class_names), result.output_dir)
+        scores = score_split(network, result.data, folders.test)
+        measured |= scores.metrics("test")
+    scores.save(scores_file)
+    export(config, folders, result.output_dir, folder, measured)
+    return measured
 
 
 def data_facts(folders: ClassFolders) -> dict[str, str | int]:

@@ -20,9 +20,8 @@ from experiments.logger import RunFolderLogger
 from experiments.progress import EpochProgress
 from experiments.publisher import Publisher
 from experiments.run_folder import Outcome, RunFolder, environment_tags
-from experiments.scoring import score_split
 from experiments.study import best_config, load_study
-from experiments.train import export, train, trained_network
+from experiments.train import score_and_export, train
 
 RUN_FOLDER = "EXPERIMENTS_RUN_FOLDER"
 """Environment variable that tells the processes of further devices where the first one trains."""
@@ -93,15 +92,7 @@ def _train(config: RunConfig, folder: RunFolder, watches: Sequence[Watch]) -> di
         logger=RunFolderLogger(folder),
         callbacks=[EpochProgress("train"), *watches],
     )
-    folders, scores = result.data.folders, result.validation
-    metrics = dict(result.metrics)
-    if folders.test is not None:
-        network = trained_network(config, len(folders.class_names), folder.path)
-        scores = score_split(network, result.data, folders.test)
-        metrics |= scores.metrics("test")
-    scores.save(folder.scores)
-    export(config, folders, folder.path, folder.export, metrics)
-    return metrics
+    return score_and_export(result, folder.export, folder.scores)
 
 
 def _train_along(config: RunConfig) -> NoReturn:

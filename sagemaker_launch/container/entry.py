@@ -1,0 +1,157 @@
+"""What runs in a job: reads what SageMaker put under /opt/ml, calls `train()`, leaves the model where it is collected.
+
+The toolkit never passes SIGTERM on (aws/sagemaker-training-toolkit#125), so nothing here waits for a signal: the run
+folder and its checkpoints are whole after every epoch, and a job that is started again goes on from them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from filelock import FileLock
+from pytorch_lightning.utilities import rank_zero_only
+
+from experiments.config import RunConfig, load_config, to_public
+from experiments.run_folder import RunFolder, environment_tags
+from experiments.train import score_and_export, train
+from sagemaker_launch.container.hyperparameters import TUNING_OBJECTIVE, decode
+from sagemaker_launch.container.logger import MetricLineLogger, best_so_far
+from sagemaker_launch.container.metric_lines import facts_line, metric_line, write_line
+
+PHOTOS, WEIGHTS = "photos", "weights"
+"""Channels of a job."""
+INDEX_FILE = "index.json"
+"""Names a content-addressed channel's photos: path below the data set's root to file name."""
+MAX_REASON = 1024
+"""Characters of the failure file that become the job's FailureReason (AWS's developer guide, read 2026-11)."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What the service says about the job."""
+
+    base: Path
+    """/opt/ml, or where the rehearsal keeps it."""
+    name: str
+    hyperparameters: dict[str, str]
+    num_nodes: int
+
+    @classmethod
+    def read(cls, base: Path) -> Job:
+        """Read the files that the service writes before it starts the container."""
+        config = base / "input" / "config"
+        resources = json.loads((config / "resourceconfig.json").read_text())
+        return cls(
+            base,
+            os.environ.get("TRAINING_JOB_NAME", "job"),
+            json.loads((config / "hyperparameters.json").read_text()),
+            len(resources["hosts"]),
+        )
+
+    @property
+    def is_tuned(self) -> bool:
+        """Whether a tuning job started it: then the test split is not touched."""
+        return TUNING_OBJECTIVE in self.hyperparameters
+
+    def channel(self, name: str) -> Path:
+        """Where a channel's files lie."""
+        return self.base / "input" / "data" / name
+
+
+def main() -> None:
+    """Run the job; what goes wrong becomes its FailureReason."""
+    base = Path(os.environ.get("SAGEMAKER_BASE_DIR", "/opt/ml"))
+    try:
+        run(Job.read(base), scratch=Path(tempfile.gettempdir()) / "experiments")
+    except Exception as error:
+        write_failure(base, error)
+        raise
+
+
+def run(job: Job, *, scratch: Path) -> None:
+    """Train, score, and leave the export folder in the model directory.
+
+    Args:
+        scratch: a folder on the instance's fast disk, for caches.
+    """
+    config = job_config(job, scratch)
+    folder = RunFolder(job.base / "checkpoints")
+    start(folder, job, config)
+    result = train(config, output_dir=folder.path, logger=MetricLineLogger(folder))
+    if int(os.environ.get("RANK", 0)):  # torchrun sets it for the process of each device
+        return
+    scores = job.base / "output" / "data" / "scores.npz"
+    scores.parent.mkdir(parents=True, exist_ok=True)
+    values = score_and_export(result, scratch / "export", scores, score_test=not job.is_tuned)
+    shutil.copytree(scratch / "export", job.base / "model", dirs_exist_ok=True)
+    tested = {name: value for name, value in values.items() if name not in result.metrics}
+    write_line(metric_line("outcome", max(result.history), {**best_so_far(folder), **tested}))
+
+
+def job_config(job: Job, scratch: Path) -> RunConfig:
+    """The config that was sent, with the places and devices of this machine.
+
+    Raises:
+        ValueError: for an unknown field, a value that its field refuses, or a channel that is missing.
+    """
+    values: dict[str, object] = {**decode(job.hyperparameters)}
+    values |= {
+        "data.name": "folder",
+        "data.root": photo_folder(job.channel(PHOTOS), scratch / PHOTOS),
+        "data.cache_dir": scratch / "cache",
+        "trainer.devices": max(1, torch.cuda.device_count()),
+        "trainer.num_nodes": job.num_nodes,
+    }
+    if job.channel(WEIGHTS).is_dir():
+        (values["model.weights"],) = job.channel(WEIGHTS).iterdir()
+    return load_config(None, values)
+
+
+def photo_folder(channel: Path, target: Path) -> Path:
+    """Where the class folders are: the channel itself, or links that give content-addressed files their names back.
+
+    Raises:
+        ValueError: if the channel is missing.
+    """
+    if not channel.is_dir():
+        raise ValueError(f"the job must have a channel {PHOTOS!r}, got none at {channel}")
+    if not (channel / INDEX_FILE).is_file():
+        return channel
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{target}.lock"):  # the processes of all devices come here
+        if not target.is_dir():
+            part = target.with_name(f".{target.name}.part")
+            shutil.rmtree(part, ignore_errors=True)
+            for name, stored in json.loads((channel / INDEX_FILE).read_text()).items():
+                (part / name).parent.mkdir(parents=True, exist_ok=True)
+                (part / name).symlink_to(channel / stored)
+            part.replace(target)
+    return target
+
+
+@rank_zero_only
+def start(folder: RunFolder, job: Job, config: RunConfig) -> None:
+    """Note what the run is, unless it goes on after an interruption, and say where it runs."""
+    tags = environment_tags()
+    if not folder.exists:
+        folder.start(job.name, to_public(config), tags)
+    facts = {"trainer.devices": config.trainer.devices, "trainer.num_nodes": config.trainer.num_nodes}
+    write_line(facts_line({**facts, **tags}))
+
+
+def write_failure(base: Path, error: Exception) -> None:
+    """Leave a reason that fits into the service's answer; the traceback stands in the log."""
+    path = base / "output" / "failure"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # The toolkit writes its own, traceback first, unless there is one.
+    path.write_text(f"{type(error).__name__}: {error}"[:MAX_REASON])
+
+
+if __name__ == "__main__":
+    main()

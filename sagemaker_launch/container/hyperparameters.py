@@ -1,0 +1,67 @@
+r"""The codec between a RunConfig and a job's hyperparameters, which are text, and whose names may hold no dot.
+
+`optimizer.learning_rate` travels as `optimizer__learning_rate`: the container's start-up exports every hyperparameter
+as a shell variable. Values are written as on the command line ("1e-05", "true", "null", "sgd"); what comes back may be
+in any of three dialects (`false`, `False`, `"\"sgd\""`), which the typed config loader reads alike.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+
+from experiments.config import ConfigValue, RunConfig, to_flat
+
+NOT_SENT = ("tracking.", "search", "output_dir", "data.root", "data.cache_dir", "trainer.devices", "trainer.num_nodes")
+"""Fields that say where things are kept at home (and may hold passwords), or that the instance decides."""
+SENT_OF_SWEEP = ("sweep.metric", "sweep.direction")
+"""What of the sweep a single training needs: which epoch is its best."""
+RESERVED = ("sagemaker_", "_tuning_objective_metric")
+"""Hyperparameters of the service and its toolkit."""
+TUNING_OBJECTIVE = "_tuning_objective_metric"
+"""The service gives it to each training job of a tuning job."""
+
+
+def is_sent(name: str) -> bool:
+    """Whether a field travels in a job's hyperparameters."""
+    return name in SENT_OF_SWEEP or not name.startswith(("sweep.", *NOT_SENT))
+
+
+def wire_name(name: str) -> str:
+    """A dotted field name as a hyperparameter's name."""
+    return name.replace(".", "__")
+
+
+def field_name(name: str) -> str:
+    """A hyperparameter's name as the dotted name of a field."""
+    return name.replace("__", ".")
+
+
+def wire_value(value: ConfigValue) -> str:
+    """A value as a hyperparameter's text."""
+    text = value if isinstance(value, str) else json.dumps(value)
+    # Text that looks as if it were quoted is quoted once more, so that reading takes off no more than was put on.
+    return json.dumps(text) if _unquoted(text) != text else text
+
+
+def encode(config: RunConfig) -> dict[str, str]:
+    """The hyperparameters of a training job."""
+    return {wire_name(name): wire_value(value) for name, value in to_flat(config).items() if is_sent(name)}
+
+
+def decode(hyperparameters: Mapping[str, str]) -> dict[str, str]:
+    """Field names and values as text, for `override`; what belongs to the service is left out."""
+    return {
+        field_name(name): _unquoted(value) for name, value in hyperparameters.items() if not name.startswith(RESERVED)
+    }
+
+
+def _unquoted(text: str) -> str:
+    """The text without the JSON quotes that tuning jobs and the SDK put around it."""
+    if not text.startswith('"'):
+        return text
+    try:
+        loaded = json.loads(text)
+    except ValueError:
+        return text
+    return loaded if isinstance(loaded, str) else text

@@ -1,0 +1,96 @@
+"""The lines in which a job reports: their format, the regexes that the service finds metrics by, and their parser.
+
+    [metrics] epoch=3 train_loss=0.51 val_loss=0.62 val_accuracy=0.7 best_val_loss=0.6 best_val_accuracy=0.72 end
+    [outcome] epoch=5 best_val_loss=0.6 best_val_accuracy=0.72 test_loss=0.64 test_accuracy=0.69 end
+    [facts] {"data.fingerprint": "..."}
+
+A value has a space on either side, so `val_loss` is not found within `best_val_loss`; and a line that the toolkit's
+relay cuts in two gives no number at all, rather than the first half of one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from lightning_modules import metrics
+
+Kind = Literal["metrics", "outcome", "facts"]
+NUMBER = r"[-+]?[0-9.]+(?:[eE][-+]?[0-9]+)?"
+_LINE = re.compile(rf"\[(metrics|outcome)\] epoch=(\d+)((?: \w+={NUMBER})+) end$")
+_FACTS = re.compile(r"\[facts\] (\{.*\})$")
+REPORTED = (
+    metrics.TRAIN_LOSS,
+    metrics.TRAIN_ACCURACY,
+    metrics.VAL_LOSS,
+    metrics.VAL_ACCURACY,
+    metrics.VAL_TOP5_ACCURACY,
+    metrics.TEST_LOSS,
+    metrics.TEST_ACCURACY,
+    metrics.TEST_TOP5_ACCURACY,
+    metrics.LEARNING_RATE,
+    metrics.EPOCH_SECONDS,
+    metrics.IMAGES_PER_SECOND,
+    *(f"{metrics.BEST}{name}" for name in metrics.OBJECTIVES),
+)
+"""What the service keeps of a job. It takes a metric's last value, so the objective is the best so far."""
+
+
+@dataclass(frozen=True)
+class ReportedLine:
+    """One line of a job's log that says something about the run."""
+
+    kind: Kind
+    epoch: int = 0
+    metrics: Mapping[str, float] | None = None
+    facts: Mapping[str, str] | None = None
+
+
+def objective(metric: str) -> str:
+    """The name under which a job reports what a sweep optimises."""
+    return f"{metrics.BEST}{metric}"
+
+
+def metric_definitions() -> list[dict[str, str]]:
+    """MetricDefinitions of a request: every metric with the regex that finds it."""
+    return [{"Name": name, "Regex": f" {name}=({NUMBER}) "} for name in REPORTED]
+
+
+def metric_line(kind: Literal["metrics", "outcome"], epoch: int, values: Mapping[str, float]) -> str:
+    """One epoch, or the end, as a line; values keep all their digits."""
+    pairs = " ".join(f"{name}={float(value)!r}" for name, value in values.items())
+    return f"[{kind}] epoch={epoch} {pairs} end"
+
+
+def facts_line(facts: Mapping[str, object]) -> str:
+    """What is known of the run once it has started."""
+    return f"[facts] {json.dumps({name: str(value) for name, value in facts.items()})}"
+
+
+def write_line(line: str) -> None:
+    """Print in a single write: the toolkit relays what it reads, and would put lines of two processes into one."""
+    sys.stdout.flush()
+    os.write(sys.stdout.fileno(), f"{line}\n".encode())
+
+
+def parse_lines(lines: Iterable[str]) -> list[ReportedLine]:
+    """All that a log reports, in its order; a line that was cut says nothing."""
+    return [parsed for line in lines if (parsed := _parse(line.strip())) is not None]
+
+
+def _parse(line: str) -> ReportedLine | None:
+    if match := _LINE.search(line):
+        pairs = (pair.split("=") for pair in match[3].split())
+        kind: Kind = "metrics" if match[1] == "metrics" else "outcome"
+        return ReportedLine(kind, int(match[2]), {name: float(value) for name, value in pairs})
+    if match := _FACTS.search(line):
+        try:
+            return ReportedLine("facts", facts=json.loads(match[1]))
+        except ValueError:
+            return None
+    return None
