@@ -10,6 +10,7 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from experiments.config import RunConfig, config_help, field_names, load_config, public_url, tracking_uri
 from experiments.errors import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE
@@ -21,7 +22,7 @@ def main(argv: Sequence[str]) -> int:
     Returns:
         0 done, 1 failed, 2 wrong use, 130 interrupted.
     """
-    own, fields = _split(argv)
+    own, fields = split_fields(argv)
     arguments, rest = command_parser().parse_known_args(own)
     try:
         arguments.overrides = parse_overrides([*fields, *rest])
@@ -29,17 +30,17 @@ def main(argv: Sequence[str]) -> int:
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_USAGE
-    _quiet_libraries()
+    quiet_libraries()
     try:
         arguments.command(config, arguments)
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
     except Exception as error:
-        return _explain(error)
+        return explain(error)
     return EXIT_DONE
 
 
-def _split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+def split_fields(argv: Sequence[str]) -> tuple[list[str], list[str]]:
     """The command's own arguments, and the fields of the config, which may stand between them."""
     names = set(field_names())
     own: list[str] = []
@@ -163,15 +164,32 @@ def _ui(config: RunConfig, arguments: argparse.Namespace) -> None:
 
 def command_parser() -> argparse.ArgumentParser:
     """The commands and their own options; the fields of the config are what they leave over."""
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments",
-        description="Fine-tune an image classifier, sweep over its settings and compare the runs in MLflow.",
-        allow_abbrev=False,
-    )
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=_CommandParser)
+    text = "Fine-tune an image classifier, sweep over its settings and compare the runs in MLflow."
+    return command_line("python -m experiments", text, _add_commands, config_help)
 
+
+def command_line(
+    program: str, text: str, add_commands: Callable[[Any], None], fields_help: Callable[[], str]
+) -> argparse.ArgumentParser:
+    """A parser of commands whose help goes on with the fields that may be set.
+
+    Args:
+        add_commands: gets what `add_subparsers` returns.
+        fields_help: called only when somebody asks for help.
+    """
+
+    class CommandParser(argparse.ArgumentParser):
+        def format_help(self) -> str:
+            return f"{super().format_help()}\nFields, set as --section.field value:\n\n{fields_help()}"
+
+    parser = argparse.ArgumentParser(prog=program, description=text, allow_abbrev=False)
+    add_commands(parser.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=CommandParser))
+    return parser
+
+
+def _add_commands(commands: Any) -> None:
     def add(name: str, run: object, text: str) -> argparse.ArgumentParser:
-        command = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+        command: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
         command.add_argument("--config", type=Path, metavar="PRESET", help="YAML preset, such as conf/quick.yaml")
         command.set_defaults(command=run)
         return command
@@ -202,7 +220,6 @@ def command_parser() -> argparse.ArgumentParser:
     report.add_argument("studies", nargs="+", metavar="STUDY")
     ui = add("ui", _ui, "Open MLflow on the local runs, on 127.0.0.1 only.")
     ui.add_argument("--port", type=_number(1, 65_535), default=5000)
-    return parser
 
 
 def _number(low: int, high: int = sys.maxsize) -> Callable[[str], int]:
@@ -217,23 +234,17 @@ def _number(low: int, high: int = sys.maxsize) -> Callable[[str], int]:
     return read
 
 
-class _CommandParser(argparse.ArgumentParser):
-    """A command whose help goes on with the fields of the config."""
-
-    def format_help(self) -> str:
-        """Made only when somebody asks for it."""
-        return f"{super().format_help()}\nFields of the config, set as --section.field value:\n\n{config_help()}"
-
-
 def _ui_command(config: RunConfig) -> str:
     fields = "" if config.output_dir == RunConfig.output_dir else f" --output_dir {config.output_dir}"
     fields += "" if config.tracking.uri is None else f" --tracking.uri {public_url(config.tracking.uri)}"
     return f"python -m experiments ui{fields}"
 
 
-def _explain(error: Exception) -> int:
+def explain(error: Exception) -> int:
     """One plain line for what a user can mend; a traceback for what only we can."""
-    known = isinstance(error, ValueError | OSError) or type(error).__module__.startswith("experiments")
+    known = isinstance(error, ValueError | OSError) or type(error).__module__.startswith(
+        ("experiments", "sagemaker_launch")
+    )
     if not known:
         raise error
     code = int(getattr(error, "exit_code", EXIT_FAILED))
@@ -241,7 +252,7 @@ def _explain(error: Exception) -> int:
     return code
 
 
-def _quiet_libraries() -> None:
+def quiet_libraries() -> None:
     """Leave out what the libraries say about themselves."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     # Lightning and Optuna set the level of their own loggers when they are imported: filter what they pass on.

@@ -6,7 +6,7 @@ import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback
 from torch import nn
 
-from experiments.progress import duration, say
+from experiments.console import duration, say
 from lightning_modules import metrics
 
 COMPILE_SECONDS = 60.0

@@ -15,8 +15,8 @@ from torch import nn
 from tqdm import tqdm
 
 from experiments.config import DataConfig, RunConfig, TrainerConfig, override
+from experiments.console import say
 from experiments.datasets import open_data
-from experiments.progress import say
 from lightning_modules.array_cache import CacheTooSmallError
 from lightning_modules.data import ClassFolderData
 from lightning_modules.features import FeatureData, FeatureSet, compute_features

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 
 from experiments.config import RunConfig
+from experiments.console import say
 from experiments.inputs import open_data_once, open_features_once, training_device
-from experiments.progress import say
 from experiments.run_folder import Outcome, RunFolder
 from experiments.scoring import Scores
 from experiments.train import BEST_CHECKPOINT, CHECKPOINT_FOLDER, AtomicCheckpointIO, data_facts, diverged

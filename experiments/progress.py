@@ -10,6 +10,7 @@ import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback
 from tqdm import tqdm
 
+from experiments.console import duration, say
 from lightning_modules import metrics
 
 
@@ -87,16 +88,3 @@ class SweepProgress:
         """Leave the bar as it stands."""
         if self._bar is not None:
             self._bar.close()
-
-
-def say(text: str) -> None:
-    """A line for the person who waits, past any bar, on standard error: results go to standard output."""
-    tqdm.write(text, file=sys.stderr)
-
-
-def duration(seconds: float) -> str:
-    """Seconds as a person says them: 45 s, 3 min, 1 h 20 min."""
-    minutes = round(seconds / 60)
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"

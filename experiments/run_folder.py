@@ -29,9 +29,9 @@ from typing import Any, Literal
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended, in Optuna's words."""
+    """How a run ended, in Optuna's words; a job in the cloud may also be stopped."""
 
-    state: Literal["COMPLETE", "PRUNED", "FAIL"]
+    state: Literal["COMPLETE", "PRUNED", "FAIL", "STOPPED"]
     value: float | None = None
     """The objective; for a pruned run, at the last epoch it reached."""
     metrics: dict[str, float] = field(default_factory=dict)
@@ -64,14 +64,27 @@ class RunFolder:
         """Whether the run was ever started."""
         return (self.path / "run.json").is_file()
 
-    def start(self, name: str, params: Mapping[str, object], tags: Mapping[str, str]) -> None:
-        """Note what the run is."""
+    def start(
+        self,
+        name: str,
+        params: Mapping[str, object],
+        tags: Mapping[str, str],
+        *,
+        key: str | None = None,
+        started_ms: int | None = None,
+    ) -> None:
+        """Note what the run is.
+
+        Args:
+            key: what MLflow's run is found by; by default a random one.
+            started_ms: when it began; by default now.
+        """
         self._write(
             "run.json",
             {
                 "name": name,
-                "key": uuid.uuid4().hex,
-                "started_ms": now_ms(),
+                "key": key or uuid.uuid4().hex,
+                "started_ms": started_ms or now_ms(),
                 "params": {key: str(value) for key, value in params.items()},
                 "tags": dict(tags),
                 "outcome": None,
@@ -93,11 +106,11 @@ class RunFolder:
         with self._lock:
             self.update(params=self.read()["params"] | {key: str(value) for key, value in params.items()})
 
-    def record(self, step: int, metrics: Mapping[str, float]) -> None:
+    def record(self, step: int, metrics: Mapping[str, float], *, timestamp_ms: int | None = None) -> None:
         """Append the metrics of one epoch, unless they stand there from before a kill."""
         with self._lock:
             if (step, frozenset(metrics)) not in self._recorded:
-                self._append("metrics.jsonl", MetricLine(step, now_ms(), dict(metrics)))
+                self._append("metrics.jsonl", MetricLine(step, timestamp_ms or now_ms(), dict(metrics)))
                 self._recorded.add((step, frozenset(metrics)))
 
     def record_system(self, metrics: Mapping[str, float]) -> None:
@@ -118,9 +131,9 @@ class RunFolder:
         raw = self.read()["outcome"] if self.exists else None
         return Outcome(**raw) if raw else None
 
-    def finish(self, outcome: Outcome) -> None:
+    def finish(self, outcome: Outcome, *, ended_ms: int | None = None) -> None:
         """Note how the run ended."""
-        self.update(outcome=asdict(outcome), ended_ms=now_ms())
+        self.update(outcome=asdict(outcome), ended_ms=ended_ms or now_ms())
 
     def reopen(self) -> None:
         """Go on with a run that had ended, as a study does that gets more trials."""

@@ -27,6 +27,7 @@ from filelock import FileLock
 from optuna.trial import FrozenTrial, TrialState
 
 from experiments.config import RunConfig, override, require, to_public
+from experiments.console import say
 from experiments.errors import InterruptedRunError, SweepError, TrackingError
 from experiments.figures import study_figures
 from experiments.inputs import forget_opened, open_data_once, open_inputs_once, uses_features
@@ -34,7 +35,7 @@ from experiments.interrupts import Interrupts, Watch
 from experiments.logger import RunFolderLogger
 from experiments.pictures import draw
 from experiments.population import PopulationRun, together, train_population
-from experiments.progress import EpochProgress, SweepProgress, say
+from experiments.progress import EpochProgress, SweepProgress
 from experiments.pruning import PruningCallback
 from experiments.publisher import Publisher, die_with_parent
 from experiments.report import write_report

@@ -32,7 +32,7 @@ from lightning_modules import metrics
 
 KEY_TAG = "experiments.key"
 """Tag by which a run folder finds its run again."""
-STATUS = {"COMPLETE": "FINISHED", "PRUNED": "FINISHED", "FAIL": "FAILED"}
+STATUS = {"COMPLETE": "FINISHED", "PRUNED": "FINISHED", "FAIL": "FAILED", "STOPPED": "KILLED"}
 
 AWAY = (MlflowException, OSError)
 """What MLflow's client raises when its server or database does not answer (requests' errors are OSErrors)."""

@@ -16,8 +16,8 @@ from typing import NamedTuple
 import numpy as np
 
 from lightning_modules.inference import BadImageError, decode_image
+from lightning_modules.listing import list_photos, split_folders
 
-SPLIT_FOLDERS = {"train": ("train",), "valid": ("valid", "validation", "val"), "test": ("test",)}
 Progress = Callable[[Iterable[Path], int], Iterable[Path]]
 """Wraps an iterable of known length to show how far it is, as tqdm does."""
 
@@ -78,15 +78,7 @@ def scan_class_folders(
         ValueError: if a split has classes that train lacks, or too few photos.
         TooManyBadImagesError: if more than `max_bad_fraction` of the files can't be read.
     """
-    if not root.is_dir():
-        raise FileNotFoundError(f"data.root must be a folder that holds train/CLASS/PHOTO, got {str(root)!r}")
-    folders = {
-        split: next((root / name for name in names if (root / name).is_dir()), None)
-        for split, names in SPLIT_FOLDERS.items()
-    }
-    if folders["train"] is None:
-        raise FileNotFoundError(f"data.root {root} must have a folder 'train' with one folder a class")
-    listed = {split: _list_photos(folder) for split, folder in folders.items() if folder is not None}
+    listed = {split: list_photos(folder) for split, folder in split_folders(root).items()}
     folder_names = sorted({path.parent.name for path in listed["train"]})
     for split, paths in listed.items():
         extra = sorted({path.parent.name for path in paths} - set(folder_names))
@@ -147,17 +139,6 @@ class _Fact(NamedTuple):
     problem: str
     height: int = 0
     width: int = 0
-
-
-def _list_photos(folder: Path) -> list[Path]:
-    """All that stands in the class folders of a split, be it a photo or not; hidden files do not count."""
-    return sorted(
-        Path(entry.path)
-        for class_folder in os.scandir(folder)
-        if class_folder.is_dir() and not class_folder.name.startswith(".")
-        for entry in os.scandir(class_folder)
-        if not entry.name.startswith(".")
-    )
 
 
 def _look_at(paths: Sequence[Path], root: Path, cache_dir: Path, progress: Progress) -> dict[Path, _Fact]:

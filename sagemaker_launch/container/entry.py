@@ -26,8 +26,8 @@ from sagemaker_launch.container.metric_lines import facts_line, metric_line, wri
 
 PHOTOS, WEIGHTS = "photos", "weights"
 """Channels of a job."""
-INDEX_FILE = "index.json"
-"""Names a content-addressed channel's photos: path below the data set's root to file name."""
+INDEX_FILES = "sets/*/index.json"
+"""The one file of a content-addressed channel that names its photos: path below the root to file in `objects`."""
 MAX_REASON = 1024
 """Characters of the failure file that become the job's FailureReason (AWS's developer guide, read 2026-11)."""
 
@@ -81,7 +81,8 @@ def run(job: Job, *, scratch: Path) -> None:
         scratch: a folder on the instance's fast disk, for caches.
     """
     config = job_config(job, scratch)
-    folder = RunFolder(job.base / "checkpoints")
+    # The jobs of a tuning job may share what stands in S3.
+    folder = RunFolder(job.base / "checkpoints" / job.name)
     start(folder, job, config)
     result = train(config, output_dir=folder.path, logger=MetricLineLogger(folder))
     if int(os.environ.get("RANK", 0)):  # torchrun sets it for the process of each device
@@ -121,16 +122,17 @@ def photo_folder(channel: Path, target: Path) -> Path:
     """
     if not channel.is_dir():
         raise ValueError(f"the job must have a channel {PHOTOS!r}, got none at {channel}")
-    if not (channel / INDEX_FILE).is_file():
+    index = next(channel.glob(INDEX_FILES), None)
+    if index is None:
         return channel
     target.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{target}.lock"):  # the processes of all devices come here
         if not target.is_dir():
             part = target.with_name(f".{target.name}.part")
             shutil.rmtree(part, ignore_errors=True)
-            for name, stored in json.loads((channel / INDEX_FILE).read_text()).items():
+            for name, stored in json.loads(index.read_text()).items():
                 (part / name).parent.mkdir(parents=True, exist_ok=True)
-                (part / name).symlink_to(channel / stored)
+                (part / name).symlink_to(channel / "objects" / stored)
             part.replace(target)
     return target
 

@@ -1,0 +1,137 @@
+"""The code of a job: a `sourcedir.tar.gz` that is the same, byte for byte, whenever it is made of the same files."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import re
+import subprocess
+import sys
+import tarfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import experiments
+import lightning_modules
+import sagemaker_launch
+from experiments.console import say
+
+ENTRY = "entry.py"
+REQUIREMENTS = "requirements.txt"
+_ENTRY_CODE = b"from sagemaker_launch.container.entry import main\n\nmain()\n"
+PYTHONS = ("3.11", "3.12", "3.13")
+"""Interpreters for which packages travel with a job that has no network: the image decides which one it is."""
+SECRETS = {
+    "an AWS access key": rb"\b(?:AKIA|ASIA)[0-9A-Z]{16}\b",
+    "an AWS secret key": rb"(?i)aws_?secret_?access_?key\W{1,4}[A-Za-z0-9/+]{40}\b",
+    "a private key": rb"-----BEGIN [A-Z ]*PRIVATE KEY-----",
+    "a token": rb"\b(?:gh[pousr]_[A-Za-z0-9]{36}|glpat-[\w-]{20}|hf_[A-Za-z0-9]{34}|sk-[A-Za-z0-9]{40,})\b",
+    "a password in a URL": rb"://[^\s:/@'\"{}$<>]+:[^\s:/@'\"{}$<>*]{3,}@",
+}
+"""What must not leave this machine, and how it is recognised."""
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """The archive and its name's hash."""
+
+    archive: bytes
+    sha256: str
+
+
+def make_bundle(wheels: Path | None = None) -> Bundle:
+    """Pack the packages that ship.
+
+    Args:
+        wheels: a folder of packages to install without a network.
+
+    Raises:
+        ValueError: if a file holds what looks like a secret.
+    """
+    return pack(shipped_files() | (_with_wheels(wheels) if wheels else {}))
+
+
+def shipped_files() -> dict[str, bytes]:
+    """What a job gets: path in the archive to content."""
+    rooms = {
+        "experiments": Path(experiments.__file__).parent,
+        "lightning_modules": Path(lightning_modules.__file__).parent,
+        "sagemaker_launch/container": Path(sagemaker_launch.__file__).parent / "container",
+    }
+    files = {
+        f"{name}/{path.relative_to(folder).as_posix()}": path.read_bytes()
+        for name, folder in rooms.items()
+        for path in folder.rglob("*.py")
+    }
+    files["sagemaker_launch/__init__.py"] = Path(sagemaker_launch.__file__).read_bytes()
+    files[ENTRY] = _ENTRY_CODE
+    files[REQUIREMENTS] = requirements_file().read_bytes()
+    return files
+
+
+def requirements_file() -> Path:
+    """The pinned packages of a job."""
+    return Path(sagemaker_launch.__file__).parent / "container" / REQUIREMENTS
+
+
+def pack(files: Mapping[str, bytes]) -> Bundle:
+    """Put files into a .tar.gz that depends on their names and contents only.
+
+    Raises:
+        ValueError: if a file holds what looks like a secret.
+    """
+    packed = io.BytesIO()
+    with (
+        gzip.GzipFile(fileobj=packed, mode="wb", filename="", mtime=0) as zipped,
+        tarfile.open(fileobj=zipped, mode="w", format=tarfile.USTAR_FORMAT) as archive,
+    ):
+        for name, content in sorted(files.items()):
+            refuse_secrets(name, content)
+            entry = tarfile.TarInfo(name)
+            entry.size, entry.mode = len(content), 0o644
+            archive.addfile(entry, io.BytesIO(content))
+    return Bundle(packed.getvalue(), hashlib.sha256(packed.getvalue()).hexdigest())
+
+
+def refuse_secrets(name: str, content: bytes) -> None:
+    """Look for what looks like a secret.
+
+    Raises:
+        ValueError: naming the file, the line and the kind, never the secret.
+    """
+    for kind, pattern in SECRETS.items() if not name.endswith(".whl") else ():
+        if found := re.search(pattern, content):
+            line = content[: found.start()].count(b"\n") + 1
+            raise ValueError(f"{name}, line {line}, holds what looks like {kind}: nothing was packed; take it out")
+
+
+def fetch_wheels(cache_dir: Path) -> Path:
+    """Download the job's packages for every interpreter that the image may have, once.
+
+    Raises:
+        ValueError: with pip's own message, if they are not to be had.
+    """
+    folder = cache_dir / f"wheels-{hashlib.sha256(requirements_file().read_bytes()).hexdigest()[:16]}"
+    if folder.is_dir():
+        return folder
+    part = folder.with_name(f".{folder.name}.part")
+    for python in PYTHONS:
+        say(f"downloading the packages of a job without network, for Python {python}")
+        platforms = [f"--platform=manylinux{tag}_x86_64" for tag in ("2014", "_2_17", "_2_28")]
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
+        command += ["--only-binary=:all:", f"--python-version={python}", *platforms, f"--dest={part}"]
+        done = subprocess.run(
+            [*command, f"--requirement={requirements_file()}"], capture_output=True, text=True, check=False
+        )
+        if done.returncode:
+            raise ValueError(f"cloud.network_isolation needs the packages of {REQUIREMENTS}: {done.stderr.strip()}")
+    part.replace(folder)
+    return folder
+
+
+def _with_wheels(folder: Path) -> dict[str, bytes]:
+    files = {f"wheels/{path.name}": path.read_bytes() for path in folder.iterdir()}
+    files[REQUIREMENTS] = b"--no-index\n--find-links wheels\n" + requirements_file().read_bytes()
+    return files

@@ -1,0 +1,293 @@
+"""The command line of the cloud half. Only boto3 is imported on the way to a launched job."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from experiments.cli import command_line, explain, parse_overrides, quiet_libraries, split_fields
+from experiments.config import RunConfig, config_help, load_config, override
+from experiments.console import say
+from experiments.errors import EXIT_DONE, EXIT_INTERRUPTED, EXIT_USAGE
+from sagemaker_launch.settings import CloudSettings, load_cloud
+
+if TYPE_CHECKING:
+    from experiments.search_space import SearchSpace
+    from sagemaker_launch.budget import WorstCase
+    from sagemaker_launch.launch import JobKind, Launched, Request
+    from sagemaker_launch.requests import Inputs
+
+PREFIX = "cloud."
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run one command.
+
+    Returns:
+        0 done, 1 failed, 2 wrong use, 130 interrupted.
+    """
+    own, fields = split_fields(argv)
+    arguments, rest = command_parser().parse_known_args(own)
+    try:
+        overrides = parse_overrides([*fields, *rest])
+        cloud = {name.removeprefix(PREFIX): overrides.pop(name) for name in list(overrides) if name.startswith(PREFIX)}
+        if arguments.price_per_hour is not None:
+            cloud["price_per_hour"] = arguments.price_per_hour
+        settings = load_cloud(arguments.cloud, cloud)
+        config = load_config(arguments.config, overrides)
+        arguments.overrides = overrides
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_USAGE
+    quiet_libraries()
+    try:
+        arguments.command(settings, config, arguments)
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    except Exception as error:
+        return explain(error)
+    return EXIT_DONE
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be started, ready to be shown, reckoned and sent."""
+
+    kind: JobKind
+    label: str
+    build: Callable[[str], Request]
+    worst: WorstCase
+    upload: Callable[[Any], None]
+
+
+def _tune(settings: CloudSettings, config: RunConfig, arguments: argparse.Namespace) -> None:
+    from experiments.search_space import check_against, load_search_space
+
+    if config.search is None:
+        raise ValueError("search must name a search space, such as --search conf/search/head.yaml")
+    space = load_search_space(config.search)
+    check_against(space, config)
+    if arguments.from_study:
+        space = _narrowed(config, space, arguments.from_study)
+    _start(settings, plan_tuning(settings, config, space), arguments)
+
+
+def plan_tuning(settings: CloudSettings, config: RunConfig, space: SearchSpace) -> Plan:
+    """A tuning job that searches a space."""
+    from sagemaker_launch.launch import TUNING
+    from sagemaker_launch.requests import EPOCHS, max_epochs, number_of_jobs, tuning_job
+
+    if settings.strategy == "Hyperband" and EPOCHS in space:
+        say(f"Hyperband decides how long each job trains: {EPOCHS} is {max_epochs(config, space)} for all")
+
+    def build(sent: RunConfig, inputs: Inputs, image_uri: str, *, name: str) -> Request:
+        return tuning_job(settings, sent, space, inputs, image_uri, name=name)
+
+    return _plan(settings, config, TUNING, number_of_jobs(settings, config, space), build)
+
+
+def _train(settings: CloudSettings, config: RunConfig, arguments: argparse.Namespace) -> None:
+    if arguments.from_study:
+        from experiments.study import best_config, load_study  # imports Optuna
+
+        best, trial = best_config(load_study(config, arguments.from_study), config)
+        say(f"trial {trial.number} of study {arguments.from_study}: {config.sweep.metric} {trial.value:.4f}")
+        config = override(best, arguments.overrides)
+    elif arguments.best_of:
+        from sagemaker_launch.aws import client
+        from sagemaker_launch.container.hyperparameters import decode
+        from sagemaker_launch.jobs import best_training_job
+
+        described = best_training_job(client("sagemaker", settings), arguments.best_of)
+        say(f"settings of {described['TrainingJobName']}, the best of {arguments.best_of}")
+        drawn = decode(described["HyperParameters"])
+        # Photos and weights are found on this machine, as the config says.
+        kept = {name: value for name, value in drawn.items() if name not in ("data.name", "model.weights")}
+        config = override(config, kept | arguments.overrides)
+    _start(settings, plan_training(settings, config), arguments)
+
+
+def plan_training(settings: CloudSettings, config: RunConfig) -> Plan:
+    """A single training job."""
+    from sagemaker_launch.launch import TRAINING
+    from sagemaker_launch.requests import training_job
+
+    def build(sent: RunConfig, inputs: Inputs, image_uri: str, *, name: str) -> Request:
+        return training_job(settings, sent, inputs, image_uri, name=name)
+
+    return _plan(settings, config, TRAINING, 1, build)
+
+
+def _plan(settings: CloudSettings, config: RunConfig, kind: JobKind, jobs: int, build: Callable[..., Request]) -> Plan:
+    from sagemaker_launch.aws import region
+    from sagemaker_launch.budget import find_price, worst_case
+    from sagemaker_launch.fidelity import check_sent
+    from sagemaker_launch.shipping import find_image, make_shipment
+
+    settings.require_for_jobs()
+    where = region(settings)
+    worst = worst_case(settings, find_price(settings, where), jobs=jobs)
+    shipment, sent = make_shipment(settings, config)
+    image = find_image(settings, where, config.data.cache_dir)
+    inputs = shipment.inputs(settings)
+
+    def request(name: str) -> Request:
+        return build(sent, inputs, image, name=name)
+
+    check_sent(settings, sent, request("name"))
+    return Plan(kind, config.tracking.experiment, request, worst, lambda s3: shipment.upload(s3, settings))
+
+
+def _start(settings: CloudSettings, plan: Plan, arguments: argparse.Namespace) -> None:
+    """Show what it costs, start it, and watch it."""
+    from sagemaker_launch.budget import check_budget
+    from sagemaker_launch.fidelity import validate
+    from sagemaker_launch.launch import job_name
+
+    say(plan.worst.table())
+    if arguments.dry_run:
+        request = plan.build(job_name(plan.label, plan.build, 1))
+        validate(plan.kind.create_operation, request)
+        print(json.dumps(request, indent=2))
+        return
+    check_budget(settings, plan.worst)
+    job = start(settings, plan, again=arguments.again)
+    say(f"{job.kind.word} {job.name} {'was there before' if job.found else 'is started'}")
+    print(job.arn)
+    come_back = f"python -m sagemaker_launch sync {job.name}{_cloud_options(arguments)}"
+    if arguments.no_wait:
+        say(f"its results: {come_back}")
+        return
+    _follow(settings, job, plan.worst, come_back)
+    say(f"bring it into MLflow: {come_back}")
+
+
+def start(settings: CloudSettings, plan: Plan, *, again: bool = False) -> Launched:
+    """Upload what is missing and start the job, or find it."""
+    from sagemaker_launch.aws import client
+    from sagemaker_launch.launch import launch
+
+    plan.upload(client("s3", settings))
+    return launch(client("sagemaker", settings), plan.kind, plan.label, plan.build, again=again)
+
+
+def _follow(settings: CloudSettings, job: Launched, worst: WorstCase, come_back: str) -> None:
+    from sagemaker_launch.aws import client, is_rehearsal
+    from sagemaker_launch.follow import POLL_SECONDS, follow
+
+    sagemaker = client("sagemaker", settings)
+    poll = 1.0 if is_rehearsal(sagemaker) else POLL_SECONDS
+    price = worst.price.usd_per_hour * worst.instance_count
+    try:
+        follow(sagemaker, client("logs", settings), job, price, poll_seconds=poll)
+    except KeyboardInterrupt:
+        say(f"\n{job.name} goes on without you; its results: {come_back}")
+        say(f"to end it: {come_back.replace(' sync ', ' stop ')}")
+        raise
+
+
+def _sync(settings: CloudSettings, config: RunConfig, arguments: argparse.Namespace) -> None:
+    from sagemaker_launch.aws import client, region
+    from sagemaker_launch.budget import find_price
+    from sagemaker_launch.jobs import find_job, project_jobs
+    from sagemaker_launch.sync import Synchroniser
+
+    sagemaker = client("sagemaker", settings)
+    found = [find_job(sagemaker, name) for name in arguments.jobs] or list(project_jobs(sagemaker, settings))
+    price = find_price(settings, region(settings)).usd_per_hour
+    synchroniser = Synchroniser(config, sagemaker, client("logs", settings), client("s3", settings), price)
+    for job in found:
+        folders = synchroniser.sync(job, models=arguments.models)
+        print(f"{job.name}: {job.status}, {len(folders)} runs in MLflow experiment '{config.tracking.experiment}'")
+
+
+def _status(settings: CloudSettings, config: RunConfig, arguments: argparse.Namespace) -> None:
+    del config, arguments
+    from sagemaker_launch.aws import client
+    from sagemaker_launch.status import status_table
+
+    print(status_table(client("sagemaker", settings), settings))
+
+
+def _cost(settings: CloudSettings, config: RunConfig, arguments: argparse.Namespace) -> None:
+    del config, arguments
+    from sagemaker_launch.aws import client
+    from sagemaker_launch.status import cost_table
+
+    print(cost_table(client("sagemaker", settings), settings))
+
+
+def _stop(settings: CloudSettings, config: RunConfig, arguments: argparse.Namespace) -> None:
+    del config
+    from sagemaker_launch.aws import client
+    from sagemaker_launch.jobs import ENDED, find_job
+
+    sagemaker = client("sagemaker", settings)
+    for name in arguments.jobs:
+        job = find_job(sagemaker, name)
+        if job.status not in ENDED:
+            job.kind.stop(sagemaker, name)
+        print(f"{name}: {job.status if job.status in ENDED else 'Stopping'}")
+
+
+def _narrowed(config: RunConfig, space: SearchSpace, name: str) -> SearchSpace:
+    from optuna.trial import TrialState
+
+    from experiments.study import load_study
+    from sagemaker_launch.narrowing import describe, narrow
+
+    trials = load_study(config, name).get_trials(deepcopy=False, states=[TrialState.COMPLETE])
+    sign = 1 if config.sweep.direction == "minimize" else -1
+    smaller = narrow(space, [trial.params for trial in trials], [sign * float(trial.value or 0) for trial in trials])
+    say(f"where the best quarter of {len(trials)} trials of study {name} lies:\n{describe(space, smaller)}")
+    return smaller
+
+
+def _cloud_options(arguments: argparse.Namespace) -> str:
+    config = f" --config {arguments.config}" if arguments.config else ""
+    return config + (f" --cloud {arguments.cloud}" if arguments.cloud else "")
+
+
+def command_parser() -> argparse.ArgumentParser:
+    """The commands and their own options; the fields of config and settings are what they leave over."""
+    return command_line(
+        "python -m sagemaker_launch",
+        "Send the same module, config and search space to SageMaker, and bring the results home.",
+        _add_commands,
+        lambda: f"{config_help()}\n{config_help(CloudSettings, 'cloud')}",
+    )
+
+
+def _add_commands(commands: Any) -> None:
+    def add(name: str, run: object, text: str) -> argparse.ArgumentParser:
+        command: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+        command.add_argument("--config", type=Path, metavar="PRESET", help="YAML preset, such as conf/dogs6.yaml")
+        command.add_argument("--cloud", type=Path, metavar="PRESET", help="cloud settings, as conf/cloud/example.yaml")
+        command.add_argument("--price-per-hour", metavar="USD", help="of one machine, where no list knows it")
+        command.set_defaults(command=run)
+        return command
+
+    tune = add("tune", _tune, "Search as a tuning job; the same command finds the job that it started before.")
+    tune.add_argument(
+        "--from-study", metavar="STUDY", help="only where the best quarter of a local study's trials lies"
+    )
+    train = add("train", _train, "Train one model as a training job.")
+    source = train.add_mutually_exclusive_group()
+    source.add_argument("--best-of", metavar="TUNING_JOB", help="with the settings of its best training job")
+    source.add_argument("--from-study", metavar="STUDY", help="with the settings of a local study's best trial")
+    for command in (tune, train):
+        command.add_argument("--dry-run", action="store_true", help="print the request as JSON and start nothing")
+        command.add_argument("--no-wait", action="store_true", help="do not watch the job")
+        command.add_argument("--again", action="store_true", help="start another job although one is complete")
+    sync = add("sync", _sync, "Bring jobs and their metrics into MLflow; again and again, nothing is doubled.")
+    sync.add_argument("jobs", nargs="*", metavar="JOB", help="by default all that this project has made")
+    sync.add_argument("--models", action="store_true", help="fetch the best model of each")
+    add("status", _status, "List what runs and what it costs an hour.")
+    stop = add("stop", _stop, "Stop jobs.")
+    stop.add_argument("jobs", nargs="+", metavar="JOB")
+    add("cost", _cost, "List what each job has cost.")

@@ -1,0 +1,89 @@
+"""From a config to what a job gets: photos, code, weights, image."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from experiments.config import RunConfig, override, require
+from experiments.console import say
+from sagemaker_launch.bundle import fetch_wheels, make_bundle
+from sagemaker_launch.settings import CloudSettings
+from sagemaker_launch.storage import Shipment, file_sha256, read_photo_set
+
+
+def make_shipment(settings: CloudSettings, config: RunConfig) -> tuple[Shipment, RunConfig]:
+    """Gather what a job of this config gets.
+
+    Returns:
+        The shipment, and the config as it is sent, without paths of this machine.
+
+    Raises:
+        FileNotFoundError: if photos or weights are missing.
+        ValueError: for settings that do not fit, or what looks like a secret in the code.
+    """
+    weights, sha256 = None, ""
+    if config.model.weights not in ("imagenet", "none"):
+        weights = Path(config.model.weights)
+        if not weights.is_file():
+            raise FileNotFoundError(f"model.weights must be imagenet, none or a file, got {str(weights)!r}")
+        sha256 = file_sha256(weights)
+        config = override(config, {"model.weights": weights.name})
+    require(
+        not settings.network_isolation or config.model.weights != "imagenet",
+        "model.weights",
+        "be a file or none with cloud.network_isolation, because a job without network can't download them",
+        config.model.weights,
+    )
+    wheels = fetch_wheels(config.data.cache_dir) if settings.network_isolation else None
+    root = s3_root(config)
+    photos = root or read_photo_set(_photo_root(config))
+    return Shipment(photos, make_bundle(wheels), weights, sha256), config
+
+
+def s3_root(config: RunConfig) -> str | None:
+    """The s3:// URI that `data.root` is; None for a folder of this machine."""
+    root = "" if config.data.root is None else str(config.data.root)
+    # A Path has one slash where a URI has two.
+    return f"s3://{root[3:].strip('/')}/" if root.startswith("s3:/") else None
+
+
+def _photo_root(config: RunConfig) -> Path:
+    if config.data.name == "folder":
+        assert config.data.root is not None
+        return config.data.root
+    from experiments.datasets import locate  # imports torch
+
+    return locate(config.data)
+
+
+def find_image(settings: CloudSettings, region: str, cache_dir: Path) -> str:
+    """The training image: the one that is set, or AWS's newest for PyTorch, which is looked up once.
+
+    Raises:
+        ValueError: if it is not set and AWS's SDK, which knows it, is not installed.
+    """
+    if settings.image_uri is not None:
+        return settings.image_uri
+    known = cache_dir / f"image-{region}-{settings.instance_type}.json"
+    if known.is_file():
+        return str(json.loads(known.read_text()))
+    try:
+        from sagemaker.core import image_uris  # 10 s
+    except ImportError:
+        raise ValueError(
+            "cloud.image_uri must be set, or the extra `cloud` installed (pip install '.[cloud]'), which looks it up"
+        ) from None
+    found = str(
+        image_uris.retrieve(
+            framework="pytorch-amzn2023",
+            region=region,
+            version="2.14",
+            instance_type=settings.instance_type,
+            image_scope="training",
+        )
+    )
+    say(f"image: {found} (set cloud.image_uri to keep to it)")
+    cache_dir.mkdir(parents=True, exist_ok=True)
+    known.write_text(json.dumps(found))
+    return found

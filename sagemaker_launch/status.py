@@ -1,0 +1,56 @@
+"""What runs, what it costs an hour, and what it has cost."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+from sagemaker_launch.aws import region
+from sagemaker_launch.budget import find_price
+from sagemaker_launch.jobs import FoundJob, children, project_jobs, seconds
+from sagemaker_launch.launch import TRAINING
+from sagemaker_launch.settings import CloudSettings
+
+
+def status_table(client: Any, settings: CloudSettings) -> str:
+    """One line for each job that runs, and the sum."""
+    price = _prices(settings)
+    lines, total = [], 0.0
+    for job in project_jobs(client, settings, "InProgress"):
+        resources = _resources(job)
+        machines = resources["InstanceCount"] * (1 if job.kind is TRAINING else _running(job))
+        hourly = machines * price(resources["InstanceType"])
+        total += hourly
+        lines.append(f"{job.name:34} {job.status:12} {machines:3} x {resources['InstanceType']:16} ${hourly:.2f}/h")
+    return "\n".join([*lines, f"{len(lines)} jobs run, ${total:.2f} an hour"])
+
+
+def cost_table(client: Any, settings: CloudSettings) -> str:
+    """One line for each job, and the sum; newest first."""
+    price = _prices(settings)
+    lines, total = [], 0.0
+    for job in project_jobs(client, settings):
+        resources = _resources(job)
+        jobs = [job.described] if job.kind is TRAINING else children(client, job.name)
+        billed = sum(seconds(one) for one in jobs) * resources["InstanceCount"]
+        usd = billed / 3600 * price(resources["InstanceType"])
+        total += usd
+        lines.append(f"{job.name:34} {job.status:12} {billed:8.0f} s on {resources['InstanceType']:16} ${usd:.2f}")
+    return "\n".join([*lines, f"{len(lines)} jobs, ${total:.2f}; disks, S3 and transfer are not in it"])
+
+
+def _prices(settings: CloudSettings) -> Any:
+    where = region(settings)
+    return cache(lambda kind: find_price(replace(settings, instance_type=kind), where).usd_per_hour)
+
+
+def _resources(job: FoundJob) -> Mapping[str, Any]:
+    definition = job.described if job.kind is TRAINING else job.described["TrainingJobDefinition"]
+    resources: Mapping[str, Any] = definition["ResourceConfig"]
+    return resources
+
+
+def _running(job: FoundJob) -> int:
+    return int(job.described["TrainingJobStatusCounters"].get("InProgress", 0))

@@ -1,0 +1,213 @@
+"""Brings cloud jobs into MLflow: each becomes a run folder, as at home, and run folders are what MLflow is told of.
+
+A tuning job is the parent of its training jobs. Runs are found by their ARN, so doing it again changes nothing.
+"""
+
+from __future__ import annotations
+
+import sys
+import tarfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from tqdm import tqdm
+
+from experiments.config import RunConfig
+from experiments.console import say
+from experiments.run_folder import Outcome, RunFolder
+from experiments.tracking import RunStore
+from lightning_modules import metrics
+from sagemaker_launch.aws import origin
+from sagemaker_launch.container.hyperparameters import decode
+from sagemaker_launch.container.metric_lines import ReportedLine, objective, parse_lines
+from sagemaker_launch.jobs import ENDED, FoundJob, children, milliseconds, seconds
+from sagemaker_launch.launch import TRAINING, TUNING
+from sagemaker_launch.logs import JobLog, LogLine
+
+OUTCOMES: Mapping[str, Any] = {"Completed": "COMPLETE", "Failed": "FAIL", "Stopped": "STOPPED"}
+
+
+class Synchroniser:
+    """Copies jobs of one account into one MLflow experiment.
+
+    Args:
+        usd_per_hour: price of the machines, for the dollars of each job; None leaves them out.
+    """
+
+    def __init__(self, config: RunConfig, sagemaker: Any, logs: Any, s3: Any, usd_per_hour: float | None) -> None:
+        self._sagemaker, self._logs, self._s3 = sagemaker, logs, s3
+        self._usd_per_hour = usd_per_hour
+        self._home = config.output_dir / "cloud"
+        self._store = RunStore(config)
+
+    def sync(self, job: FoundJob, *, models: bool = False) -> list[RunFolder]:
+        """Bring MLflow up to date with a job and, for a tuning job, with its training jobs.
+
+        Args:
+            models: fetch the model of a training job, or of the best one of a tuning job.
+
+        Returns:
+            The run folders, the parent's first.
+        """
+        if job.kind is TRAINING:
+            folder = self._training_job(job.name, {}, models=models)
+            self._push(folder)
+            return [folder]
+        parent = self._tuning_job(job)
+        parent_run_id = self._store.push_or_wait(parent)
+        folders = [parent]
+        best = job.described.get("BestTrainingJob", {}).get("TrainingJobName")
+        listed = children(self._sagemaker, job.name)
+        for summary in tqdm(listed, desc="sync", unit="job", disable=not sys.stderr.isatty()):
+            name = summary["TrainingJobName"]
+            folder = self._training_job(name, {"tuning_job": job.name}, models=models and name == best)
+            self._push(folder, parent_run_id)
+            folders.append(folder)
+        return folders
+
+    def _push(self, folder: RunFolder, parent_run_id: str | None = None) -> None:
+        if not folder.is_published:
+            self._store.push_or_wait(folder, parent_run_id)
+
+    def _tuning_job(self, job: FoundJob) -> RunFolder:
+        """Note what a tuning job is and how far it has come."""
+        described = job.described
+        folder = RunFolder(self._home / job.name / "tuning")
+        if not folder.exists:
+            tuning = described["HyperParameterTuningJobConfig"]
+            params = {
+                "cloud.strategy": tuning["Strategy"],
+                "cloud.max_parallel_jobs": tuning["ResourceLimits"]["MaxParallelTrainingJobs"],
+                "sweep.n_trials": tuning["ResourceLimits"]["MaxNumberOfTrainingJobs"],
+                **_machine(described["TrainingJobDefinition"]),
+                **decode(described["TrainingJobDefinition"]["StaticHyperParameters"]),
+            }
+            params |= {f"search.{name}": text for name, text in _ranges(tuning["ParameterRanges"]).items()}
+            self._start(folder, job.name, params, described[TUNING.arn], described["CreationTime"], {})
+        if job.status in ENDED and folder.outcome is None:
+            best = described.get("BestTrainingJob", {})
+            value = best.get("FinalHyperParameterTuningJobObjectiveMetric", {}).get("Value")
+            name = described["HyperParameterTuningJobConfig"]["HyperParameterTuningJobObjective"]["MetricName"]
+            found = {} if value is None else {name: float(value)}
+            ended = described.get("HyperParameterTuningEndTime") or described["LastModifiedTime"]
+            outcome = Outcome(OUTCOMES[job.status], value, found, described.get("FailureReason", ""))
+            folder.finish(outcome, ended_ms=milliseconds(ended))
+        return folder
+
+    def _training_job(self, name: str, tags: Mapping[str, str], *, models: bool) -> RunFolder:
+        """Note what a training job is, what it has said, and how it ended."""
+        folder = RunFolder(self._home / name)
+        if folder.exists and folder.outcome is not None and (folder.export.is_dir() or not models):
+            return folder  # it can't change any more
+        described = TRAINING.describe(self._sagemaker, name)
+        params = {**decode(described["HyperParameters"]), **_machine(described)}
+        if not folder.exists:
+            self._start(folder, name, params, described[TRAINING.arn], described["CreationTime"], tags)
+        lines = JobLog(self._logs, name).read()
+        reported = parse_lines(line.text for line in lines)
+        self._note(folder, lines)
+        if folder.outcome is None and described[TRAINING.status] in ENDED:
+            _write_log(folder, lines)
+            folder.finish(self._outcome(described, reported), ended_ms=milliseconds(_ended(described)))
+        if models and described[TRAINING.status] == "Completed":
+            self._fetch_model(described["ModelArtifacts"]["S3ModelArtifacts"], folder)
+        return folder
+
+    def _start(
+        self,
+        folder: RunFolder,
+        name: str,
+        params: Mapping[str, object],
+        arn: str,
+        created: Any,
+        tags: Mapping[str, str],
+    ) -> None:
+        tags = {"origin": origin(self._sagemaker), "arn": arn, "job": name, **tags}
+        folder.start(name, params, tags, key=arn, started_ms=milliseconds(created))
+
+    def _note(self, folder: RunFolder, lines: list[LogLine]) -> None:
+        """Keep the epochs and facts that a job has reported so far."""
+        for line in lines:
+            for reported in parse_lines([line.text]):
+                if reported.kind == "metrics" and reported.metrics is not None:
+                    values = {key: value for key, value in reported.metrics.items() if not key.startswith(metrics.BEST)}
+                    folder.record(reported.epoch, values, timestamp_ms=line.timestamp_ms)
+                elif reported.facts is not None and not reported.facts.items() <= folder.read()["params"].items():
+                    folder.add_params(reported.facts)
+
+    def _outcome(self, described: Mapping[str, Any], reported: list[ReportedLine]) -> Outcome:
+        """How a job ended, with the metrics that count and what it cost."""
+        status = described[TRAINING.status]
+        values = {
+            "training_seconds": float(described.get("TrainingTimeInSeconds", 0)),
+            "billable_seconds": seconds(described),
+        }
+        if values["training_seconds"]:
+            values["spot_saving"] = 1 - values["billable_seconds"] / values["training_seconds"]
+        if self._usd_per_hour is not None:
+            count = described["ResourceConfig"]["InstanceCount"]
+            values["usd"] = values["billable_seconds"] / 3600 * count * self._usd_per_hour
+        best: dict[str, float] = {}
+        for line in reported:
+            if line.kind in ("metrics", "outcome") and line.metrics is not None:
+                best |= {key: value for key, value in line.metrics.items() if _counts(key)}
+        named = {name: best[objective(name)] for name in metrics.OBJECTIVES if objective(name) in best}
+        tested = {key: value for key, value in best.items() if not key.startswith(metrics.BEST)}
+        return Outcome(
+            OUTCOMES[status], named.get(metrics.VAL_LOSS), named | tested | values, described.get("FailureReason", "")
+        )
+
+    def _fetch_model(self, uri: str, folder: RunFolder) -> None:
+        """Unpack model.tar.gz as the run's export folder."""
+        place = urlsplit(uri)
+        archive = folder.path / "model.tar.gz"
+        say(f"fetching {uri}")
+        self._s3.download_file(place.netloc, place.path.lstrip("/"), str(archive))
+        part = folder.export.with_name(".export.part")
+        with tarfile.open(archive) as opened:
+            opened.extractall(part, filter="data")  # refuses what would land elsewhere
+        part.replace(folder.export)
+        archive.unlink()
+
+
+def _counts(name: str) -> bool:
+    return name.startswith(metrics.BEST) or name in (
+        metrics.TEST_LOSS,
+        metrics.TEST_ACCURACY,
+        metrics.TEST_TOP5_ACCURACY,
+    )
+
+
+def _machine(definition: Mapping[str, Any]) -> dict[str, object]:
+    resources = definition["ResourceConfig"]
+    return {
+        "cloud.instance_type": resources["InstanceType"],
+        "cloud.instance_count": resources["InstanceCount"],
+        "cloud.spot": definition.get("EnableManagedSpotTraining", False),
+        "cloud.max_runtime_seconds": definition["StoppingCondition"]["MaxRuntimeInSeconds"],
+    }
+
+
+def _ranges(ranges: Mapping[str, Any]) -> dict[str, str]:
+    texts: dict[str, str] = {}
+    for listed in ranges.values():
+        for one in listed:
+            (name,) = decode({one["Name"]: ""})
+            texts[name] = str({key: value for key, value in one.items() if key != "Name"})
+    return texts
+
+
+def _write_log(folder: RunFolder, lines: list[LogLine]) -> None:
+    folder.artifacts.mkdir(parents=True, exist_ok=True)
+    (folder.artifacts / "log.txt").write_text("".join(f"{line.text}\n" for line in lines))
+
+
+def _ended(described: Mapping[str, Any]) -> Any:
+    return described.get("TrainingEndTime") or described["LastModifiedTime"]
+
+
+def run_folder_home(config: RunConfig) -> Path:
+    """Where the run folders of cloud jobs are kept."""
+    return config.output_dir / "cloud"
