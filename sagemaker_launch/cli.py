@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -41,6 +42,7 @@ def main(argv: Sequence[str]) -> int:
         settings = load_cloud(arguments.cloud, cloud)
         config = load_config(arguments.config, overrides)
         arguments.overrides = overrides
+        arguments.passed_on = [*_presets(arguments), *fields, *rest]
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_USAGE
@@ -159,7 +161,7 @@ def _start(settings: CloudSettings, plan: Plan, arguments: argparse.Namespace) -
     job = start(settings, plan, again=arguments.again)
     say(f"{job.kind.word} {job.name} {'was there before' if job.found else 'is started'}")
     print(job.arn)
-    come_back = f"python -m sagemaker_launch sync {job.name}{_cloud_options(arguments)}"
+    come_back = f"python -m sagemaker_launch sync {job.name}{' '.join(['', *_presets(arguments)])}"
     if arguments.no_wait:
         say(f"its results: {come_back}")
         return
@@ -235,6 +237,32 @@ def _stop(settings: CloudSettings, config: RunConfig, arguments: argparse.Namesp
         print(f"{name}: {job.status if job.status in ENDED else 'Stopping'}")
 
 
+def _policy(settings: CloudSettings, config: RunConfig, arguments: argparse.Namespace) -> None:
+    del config
+    from sagemaker_launch.aws import region
+    from sagemaker_launch.policy import policies
+
+    found = policies(settings, region(settings))
+    print(json.dumps(found[arguments.of] if arguments.of else found, indent=2))
+
+
+def _rehearse(settings: CloudSettings, config: RunConfig, arguments: argparse.Namespace) -> None:
+    from sagemaker_launch.rehearse import RehearsalError, rehearse_all, service
+
+    settings.require_for_jobs()
+    root = config.output_dir / "rehearsal"
+    options = [f"--{name}={value}" for name in ("port", "faults") if (value := getattr(arguments, name)) is not None]
+    if arguments.all:
+        if not rehearse_all(settings, root, arguments.passed_on, options):
+            raise RehearsalError(f"the rehearsal failed: see above, and {root / 'server.log'}")
+        return
+    with service(settings, root, options) as environment:
+        for name, value in environment.items():
+            print(f"export {name}={value}")
+        say("every other command works against it in a shell with these variables (Ctrl-C ends it)")
+        signal.pause()
+
+
 def _narrowed(config: RunConfig, space: SearchSpace, name: str) -> SearchSpace:
     from optuna.trial import TrialState
 
@@ -248,9 +276,10 @@ def _narrowed(config: RunConfig, space: SearchSpace, name: str) -> SearchSpace:
     return smaller
 
 
-def _cloud_options(arguments: argparse.Namespace) -> str:
-    config = f" --config {arguments.config}" if arguments.config else ""
-    return config + (f" --cloud {arguments.cloud}" if arguments.cloud else "")
+def _presets(arguments: argparse.Namespace) -> list[str]:
+    """The presets of this command, for another one."""
+    given = {"--config": arguments.config, "--cloud": arguments.cloud}
+    return [part for option, path in given.items() if path for part in (option, str(path))]
 
 
 def command_parser() -> argparse.ArgumentParser:
@@ -291,3 +320,9 @@ def _add_commands(commands: Any) -> None:
     stop = add("stop", _stop, "Stop jobs.")
     stop.add_argument("jobs", nargs="+", metavar="JOB")
     add("cost", _cost, "List what each job has cost.")
+    policy = add("policy", _policy, "Print least-privilege IAM policies for the launcher and for the jobs' role.")
+    policy.add_argument("of", nargs="?", choices=("launcher", "role", "role_trust"), help="one of them alone")
+    rehearse = add("rehearse", _rehearse, "Run a stand-in for the service on 127.0.0.1 (needs the extra `rehearsal`).")
+    rehearse.add_argument("--all", action="store_true", help="tune, train the best, sync; a verdict for each, and end")
+    rehearse.add_argument("--port", type=int, help="by default a free one")
+    rehearse.add_argument("--faults", metavar="rate=R,seed=N", help="let calls fail, as AWS's do on a bad day")

@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from botocore.exceptions import ClientError
 from tqdm import tqdm
 
 from lightning_modules.listing import list_photos, split_folders
@@ -120,7 +119,7 @@ class Storage:
         manifest = _manifest_key(photos)
         if self.exists(manifest):
             return
-        there = self._names("data/objects/")
+        there = self._names("data/objects/", of="data/objects/")
         missing = [name for name in photos.objects if name not in there]
         with ThreadPoolExecutor(THREADS) as pool:
             sent = pool.map(lambda name: self._upload_photo(name, photos.objects[name]), missing)
@@ -152,18 +151,16 @@ class Storage:
 
     def exists(self, key: str) -> bool:
         """Whether an object is there."""
-        try:
-            self._client.head_object(Bucket=self._bucket, Key=f"{self._prefix}/{key}")
-        except ClientError as error:
-            if error.response["Error"]["Code"] in ("404", "NoSuchKey"):
-                return False
-            raise
-        return True
+        # Not by HeadObject: with the right to list only this prefix, S3 answers 403 for what is not there.
+        return key.rpartition("/")[2] in self._names(key, of=f"{key.rpartition('/')[0]}/")
 
-    def _names(self, folder: str) -> set[str]:
-        prefix = f"{self._prefix}/{folder}"
-        pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self._bucket, Prefix=prefix)
-        return {entry["Key"].removeprefix(prefix) for page in pages for entry in page.get("Contents", ())}
+    def _names(self, start: str, *, of: str) -> set[str]:
+        """Names, below the folder `of`, of the objects whose keys begin with `start`."""
+        pages = self._client.get_paginator("list_objects_v2").paginate(
+            Bucket=self._bucket, Prefix=f"{self._prefix}/{start}"
+        )
+        keys = (entry["Key"] for page in pages for entry in page.get("Contents", ()))
+        return {key.removeprefix(f"{self._prefix}/{of}") for key in keys}
 
 
 def _manifest_key(photos: PhotoSet) -> str:

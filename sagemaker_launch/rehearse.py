@@ -1,0 +1,126 @@
+"""The rehearsal as the launcher sees it: a service on 127.0.0.1 that is started, used like AWS, and ended."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from experiments.console import duration, say
+from sagemaker_launch.settings import CloudSettings
+
+START_SECONDS = 600.0
+"""How long the service may take to start; the first start makes the jobs' environment."""
+
+
+class RehearsalError(RuntimeError):
+    """The service did not start, or a stage went wrong."""
+
+
+@contextmanager
+def service(settings: CloudSettings, root: Path, options: Sequence[str] = ()) -> Iterator[dict[str, str]]:
+    """Run the stand-in for AWS and end it.
+
+    Args:
+        root: where it keeps jobs, logs and the environment of jobs.
+        options: of `python -m sagemaker_launch.rehearsal`.
+
+    Yields:
+        The environment in which every other command uses it.
+
+    Raises:
+        RehearsalError: if it does not start.
+    """
+    root.mkdir(parents=True, exist_ok=True)
+    ready = root / "server.json"
+    ready.unlink(missing_ok=True)
+    command = [sys.executable, "-m", "sagemaker_launch.rehearsal", "--root", str(root), *options]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + START_SECONDS
+        while not ready.is_file():
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise RehearsalError(f"the rehearsal's service did not start: see {root / 'server.log'}")
+            time.sleep(0.1)
+        environment = service_environment(json.loads(ready.read_text())["url"], settings)
+        _make_bucket(settings, environment)
+        yield environment
+    finally:
+        process.terminate()
+        process.wait(timeout=60)
+
+
+def service_environment(url: str, settings: CloudSettings) -> dict[str, str]:
+    """The variables that make boto3 talk to the service, with keys that are good for nothing else."""
+    region = settings.region or "us-east-1"
+    return {
+        "AWS_ENDPOINT_URL": url,
+        "AWS_ACCESS_KEY_ID": "rehearsal",
+        "AWS_SECRET_ACCESS_KEY": "rehearsal",
+        "AWS_DEFAULT_REGION": region,
+        "AWS_REGION": region,
+    }
+
+
+def rehearse_all(settings: CloudSettings, root: Path, arguments: Sequence[str], options: Sequence[str]) -> bool:
+    """Search, train the best and bring all of it into MLflow, by the commands that a person would type.
+
+    Args:
+        arguments: config and settings, as on the command line.
+
+    Returns:
+        Whether every stage went well.
+    """
+    done: list[tuple[str, bool, float]] = []
+    with service(settings, root, options) as environment:
+        tuned = _stage(done, "tune", [*arguments], environment)
+        if tuned:
+            best = ["--best-of", tuned.rpartition("/")[2]]
+            if _stage(done, "train", [*best, *arguments], environment):
+                _stage(done, "sync", ["--models", *arguments], environment)
+                _stage(done, "cost", [*arguments], environment)
+    for name, well, seconds in done:
+        print(f"{name:6} {'passed' if well else 'FAILED'} ({duration(seconds)})")
+    return len(done) == 4 and all(well for _, well, _ in done)
+
+
+def _stage(
+    done: list[tuple[str, bool, float]], name: str, arguments: Sequence[str], environment: Mapping[str, str]
+) -> str:
+    """Run one command; its last line of standard output, or nothing if it failed."""
+    say(f"--- {name}")
+    started = time.monotonic()
+    ran = subprocess.run(
+        [sys.executable, "-m", "sagemaker_launch", name, *arguments],
+        env=os.environ | environment,
+        stdout=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    print(ran.stdout, end="", flush=True)
+    done.append((name, ran.returncode == 0, time.monotonic() - started))
+    lines = ran.stdout.split()
+    return lines[-1] if ran.returncode == 0 and lines else ""
+
+
+def _make_bucket(settings: CloudSettings, environment: Mapping[str, str]) -> None:
+    import boto3
+
+    s3 = boto3.client(
+        "s3",
+        endpoint_url=environment["AWS_ENDPOINT_URL"],
+        region_name=environment["AWS_REGION"],
+        aws_access_key_id="rehearsal",
+        aws_secret_access_key="rehearsal",
+    )
+    place = (
+        {}
+        if environment["AWS_REGION"] == "us-east-1"
+        else {"CreateBucketConfiguration": {"LocationConstraint": environment["AWS_REGION"]}}
+    )
+    s3.create_bucket(Bucket=settings.bucket, **place)

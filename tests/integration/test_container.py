@@ -1,0 +1,122 @@
+"""A job as the container runs it: from the bundle, without what a container lacks, with the numbers of a local run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from experiments.config import RunConfig, load_config
+from experiments.logger import RunFolderLogger
+from experiments.run_folder import RunFolder
+from experiments.train import train
+from lightning_modules.export import check_golden
+from lightning_modules.metrics import EPOCH_SECONDS, IMAGES_PER_SECOND
+from sagemaker_launch.container.hyperparameters import TUNING_OBJECTIVE, encode
+from sagemaker_launch.container.metric_lines import parse_lines
+from tests.conftest import tiny
+from tests.job_tree import lay_out, start_job
+
+
+@pytest.fixture
+def config(photos: Path, tmp_path: Path) -> RunConfig:
+    return load_config(None, tiny(photos, tmp_path / "home"))
+
+
+def epochs_of(output: str) -> dict[int, dict[str, float]]:
+    """What a log says of each epoch, without what depends on the clock or repeats an earlier epoch."""
+    lines = [line for line in parse_lines(output.splitlines()) if line.kind == "metrics"]
+    return {line.epoch: _comparable(dict(line.metrics or {})) for line in lines}
+
+
+def _comparable(values: dict[str, float]) -> dict[str, float]:
+    return {
+        name: value
+        for name, value in values.items()
+        if name not in (EPOCH_SECONDS, IMAGES_PER_SECOND) and not name.startswith("best_")
+    }
+
+
+def test_a_job_has_the_metrics_of_a_local_run_to_the_last_digit(
+    config: RunConfig, photos: Path, tmp_path: Path
+) -> None:
+    base = tmp_path / "ml"
+    job = start_job(base, lay_out(base, encode(config), {"photos": photos}))
+    output, errors = job.communicate(timeout=300)
+    assert job.returncode == 0, errors
+
+    folder = RunFolder(tmp_path / "local")
+    folder.start("local", {}, {})
+    train(config, output_dir=folder.path, logger=RunFolderLogger(folder))
+    local = {line.step: _comparable(line.metrics) for line in folder.metric_lines()}
+    assert len(local) == config.trainer.max_epochs
+    assert epochs_of(output) == local
+
+    check_golden(base / "model")
+    (outcome,) = (line for line in parse_lines(output.splitlines()) if line.kind == "outcome")
+    assert outcome.metrics is not None
+    assert outcome.metrics["best_val_loss"] == min(values["val_loss"] for values in local.values())
+    assert "test_loss" in outcome.metrics
+    assert (base / "output" / "data" / "scores.npz").is_file()
+
+
+def test_a_tuned_job_leaves_the_test_split_alone(config: RunConfig, photos: Path, tmp_path: Path) -> None:
+    base = tmp_path / "ml"
+    quoted = {name: json.dumps(value) for name, value in encode(config).items()} | {TUNING_OBJECTIVE: "best_val_loss"}
+    job = start_job(base, lay_out(base, quoted, {"photos": photos}))
+    output, errors = job.communicate(timeout=300)
+    assert job.returncode == 0, errors
+    assert "test_loss" not in output
+    assert "best_val_loss" in output
+
+
+def test_a_killed_job_goes_on_from_its_checkpoint_with_the_same_metrics(photos: Path, tmp_path: Path) -> None:
+    config = load_config(None, tiny(photos, tmp_path / "home") | {"trainer.max_epochs": 40})
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    code = lay_out(whole, encode(config), {"photos": photos})
+    job = start_job(whole, code)
+    expected, errors = job.communicate(timeout=300)
+    assert job.returncode == 0, errors
+
+    code = lay_out(cut, encode(config), {"photos": photos})
+    job = start_job(cut, code)
+    assert job.stdout is not None
+    first = ""
+    while "epoch=3 " not in first:
+        first += job.stdout.readline()
+    job.kill()
+    rest, _ = job.communicate()
+    first += rest
+    assert max(epochs_of(first)) < 40
+    job = start_job(cut, code)
+    second, errors = job.communicate(timeout=300)
+    assert job.returncode == 0, errors
+    assert min(epochs_of(second)) > 1
+    assert epochs_of(first) | epochs_of(second) == epochs_of(expected)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"optimizer__learning_rate": "-1"}, "optimizer.learning_rate must be > 0"),
+        ({"optimizer__lr": "1"}, "names unknown field 'optimizer.lr'; did you mean optimizer.learning_rate?"),
+    ],
+)
+def test_a_job_that_fails_leaves_a_short_reason(
+    config: RunConfig, photos: Path, tmp_path: Path, change: dict[str, str], reason: str
+) -> None:
+    base = tmp_path / "ml"
+    job = start_job(base, lay_out(base, encode(config) | change, {"photos": photos}))
+    job.communicate(timeout=300)
+    assert job.returncode != 0
+    failure = (base / "output" / "failure").read_text()
+    assert reason in failure
+    assert len(failure) <= 1024
+
+
+def test_a_job_without_photos_says_so(config: RunConfig, tmp_path: Path) -> None:
+    base = tmp_path / "ml"
+    job = start_job(base, lay_out(base, encode(config), {}))
+    job.communicate(timeout=300)
+    assert "channel 'photos'" in (base / "output" / "failure").read_text()

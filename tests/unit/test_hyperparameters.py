@@ -1,0 +1,118 @@
+"""The codec between a config and a job's hyperparameters."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from experiments.config import RunConfig, load_config, override, to_flat
+from experiments.search_space import ChoiceRange, FloatRange, IntRange, SearchSpace, load_search_space
+from sagemaker_launch.container.hyperparameters import decode, encode, field_name, is_sent, wire_name, wire_value
+from tests.conftest import REPOSITORY
+
+SPACES = sorted((REPOSITORY / "conf" / "search").glob("*.yaml"))
+
+
+def sent_part(config: RunConfig) -> dict[str, object]:
+    return {name: value for name, value in to_flat(config).items() if is_sent(name)}
+
+
+@pytest.mark.parametrize("path", sorted((REPOSITORY / "conf").glob("*.yaml")), ids=lambda p: p.stem)
+def test_every_preset_comes_back_as_it_was(path: Path) -> None:
+    config = load_config(path)
+    received = override(RunConfig(), {**decode(encode(config)), "data.root": "photos"})
+    assert sent_part(received) == sent_part(config)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    weights=st.text(st.characters(codec="ascii", exclude_categories=["Cc"]), min_size=1).filter(
+        lambda t: t.strip() == t
+    ),
+    learning_rate=st.floats(1e-12, 1e3),
+    seed=st.integers(0, 2**32 - 1),
+    compiled=st.sampled_from([True, False, "auto"]),
+)
+def test_any_config_comes_back_as_it_was(weights: str, learning_rate: float, seed: int, compiled: bool | str) -> None:
+    base = RunConfig()
+    config = replace(
+        base,
+        model=replace(base.model, weights=weights),
+        optimizer=replace(base.optimizer, learning_rate=learning_rate),
+        trainer=replace(base.trainer, compile=compiled),  # type: ignore[arg-type]
+        seed=seed,
+    )
+    assert sent_part(override(base, decode(encode(config)))) == sent_part(config)
+
+
+@pytest.mark.parametrize("dialect", ["plain", "python", "quoted"])
+def test_all_three_dialects_are_read_alike(dialect: str) -> None:
+    config = override(RunConfig(), {"trainer.compile": "false", "optimizer.name": "sgd", "data.batch_size": 32})
+    sent = encode(config)
+    if dialect == "python":
+        sent["trainer__compile"] = "False"
+    elif dialect == "quoted":
+        sent = {name: json.dumps(value) for name, value in sent.items()}
+    assert override(RunConfig(), decode(sent)) == config
+
+
+def test_no_name_has_a_dot_and_none_is_lost() -> None:
+    names = encode(RunConfig())
+    assert not any("." in name for name in names)
+    assert [field_name(wire_name(name)) for name in to_flat(RunConfig())] == list(to_flat(RunConfig()))
+    assert len(names) <= 100 - len(("sagemaker_program", "sagemaker_submit_directory", "sagemaker_torch_distributed"))
+
+
+def test_what_may_hold_a_password_or_a_path_is_not_sent() -> None:
+    config = override(
+        RunConfig(),
+        {
+            "tracking.uri": "https://me:hidden@tracking",
+            "sweep.storage": "postgresql://me:hidden@db/x",
+            "data.root": "/home/me/hidden",
+            "data.cache_dir": "/home/me/hidden",
+            "output_dir": "/home/me/hidden",
+        },
+    )
+    assert "hidden" not in json.dumps(encode(config))
+
+
+def test_what_belongs_to_the_service_is_no_field() -> None:
+    assert decode({"sagemaker_program": "entry.py", "_tuning_objective_metric": "best_val_loss", "seed": "1"}) == {
+        "seed": "1"
+    }
+
+
+@pytest.mark.parametrize("path", SPACES, ids=lambda p: p.stem)
+@settings(max_examples=40, deadline=None)
+@given(data=st.data())
+def test_every_point_that_sagemaker_can_draw_is_the_config_that_optuna_would_have_built(
+    path: Path, data: st.DataObject
+) -> None:
+    space = load_search_space(path)
+    point = data.draw(points(space))
+    quoted = data.draw(st.booleans())
+    drawn = {wire_name(name): wire_value(value) for name, value in point.items()}  # type: ignore[arg-type]
+    if quoted:
+        drawn = {name: json.dumps(value) for name, value in drawn.items()}
+    at_home = override(RunConfig(), point)
+    assert override(RunConfig(), decode({**encode(RunConfig()), **drawn})) == at_home
+
+
+def points(space: SearchSpace) -> st.SearchStrategy[dict[str, object]]:
+    """Any point of a space."""
+
+    def values(one: object) -> st.SearchStrategy[object]:
+        if isinstance(one, FloatRange):
+            return st.floats(one.low, one.high)
+        if isinstance(one, IntRange):
+            return st.integers(one.low, one.high)
+        assert isinstance(one, ChoiceRange)
+        return st.sampled_from(one.values)
+
+    return st.fixed_dictionaries({name: values(one) for name, one in space.items()})
