@@ -1,0 +1,71 @@
+"""`python -m sagemaker_launch.rehearsal --root DIR`: the stand-in for SageMaker, until Ctrl-C or SIGTERM."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import signal
+import sys
+from pathlib import Path
+
+from sagemaker_launch.rehearsal.runner import Settings
+from sagemaker_launch.rehearsal.server import Server
+
+
+def main() -> int:
+    """Serve until told to stop."""
+    arguments = _parser().parse_args()
+    root = arguments.root.resolve()
+    root.mkdir(parents=True, exist_ok=True)
+    _log_to(root / "server.log")
+    # Blocked before there are threads, so that only sigwait below gets them.
+    stops = {signal.SIGINT, signal.SIGTERM}
+    signal.pthread_sigmask(signal.SIG_BLOCK, stops)
+    settings = Settings(
+        root=root,
+        grace_seconds=arguments.grace,
+        checkpoint_seconds=arguments.checkpoint_interval,
+        spot_interrupt_after=arguments.spot_interrupt_after,
+        max_parallel_jobs=arguments.max_parallel_jobs,
+        keep_trees=arguments.keep_trees,
+    )
+    try:
+        server = Server(settings, arguments.port, (arguments.images or root).resolve(), not arguments.no_namespaces)
+    except (RuntimeError, OSError) as error:
+        print(f"rehearsal: {error}", file=sys.stderr)
+        return 1
+    server.start()
+    for name, value in server.environment().items():
+        print(f"export {name}={value}", flush=True)
+    signal.sigwait(stops)
+    server.stop()
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m sagemaker_launch.rehearsal", description=__doc__)
+    add = parser.add_argument
+    add("--root", type=Path, required=True, help="folder of all that the server keeps")
+    add("--port", type=int, default=0, help="port on 127.0.0.1 (default: a free one)")
+    add("--images", type=Path, help="folder of the job image, which servers may share (default: --root)")
+    add("--max-parallel-jobs", type=int, default=20, help="quota of instances in training jobs (default: 20)")
+    add("--grace", type=float, default=120.0, help="seconds between SIGTERM and SIGKILL (default: 120, as on AWS)")
+    add("--checkpoint-interval", type=float, default=2.0, help="seconds between uploads of checkpoints (default: 2)")
+    add("--spot-interrupt-after", type=float, metavar="SECONDS", help="interrupt each spot job once, after SECONDS")
+    add("--no-namespaces", action="store_true", help="run jobs below --root even where namespaces are allowed")
+    add("--keep-trees", action="store_true", help="keep the folders of ended jobs below --root/jobs")
+    return parser
+
+
+def _log_to(path: Path) -> None:
+    """Log everything to a file, and what this package says also to standard error."""
+    file = logging.FileHandler(path)
+    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[file])
+    console = logging.StreamHandler()
+    console.setFormatter(logging.Formatter("rehearsal: %(message)s"))
+    logging.getLogger("sagemaker_launch.rehearsal").addHandler(console)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,105 @@
+"""moto's SageMaker answers, with jobs that run in place of jobs that pretend."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import moto.sagemaker.urls
+from moto.core.responses import ActionResult, EmptyResult
+from moto.sagemaker.responses import SageMakerResponse
+
+from sagemaker_launch.rehearsal.rules import check_shape, invalid
+from sagemaker_launch.rehearsal.runner import Machine
+from sagemaker_launch.rehearsal.service import Service
+
+
+class Regions:
+    """The service in each region that was asked for."""
+
+    def __init__(self, machine: Machine) -> None:
+        self._machine = machine
+        self._lock = threading.Lock()
+        self._services: dict[str, Service] = {}
+
+    def __getitem__(self, region: str) -> Service:
+        with self._lock:
+            if region not in self._services:
+                self._services[region] = Service(region, self._machine)
+            return self._services[region]
+
+    def values(self) -> list[Service]:
+        """All services in use."""
+        with self._lock:
+            return list(self._services.values())
+
+    def stop(self) -> None:
+        """End all jobs at once."""
+        self._machine.shutdown.set()
+        for service in self.values():
+            service.join()
+
+
+def _operation(name: str) -> Callable[[RehearsalResponse], ActionResult]:
+    def answer(response: RehearsalResponse) -> ActionResult:
+        return ActionResult(getattr(response.service, name)(response.request_body))
+
+    return answer
+
+
+class RehearsalResponse(SageMakerResponse):
+    """Answers what is about jobs from the stand-in, and everything else from moto."""
+
+    regions: ClassVar[Regions]
+
+    @property
+    def service(self) -> Service:
+        """The service of the region that was called."""
+        return self.regions[self.region]
+
+    @property
+    def request_body(self) -> dict[str, Any]:
+        """The request as it came, for describe to repeat."""
+        body = json.loads(self.body or "{}")
+        assert isinstance(body, dict)
+        return body
+
+    create_training_job = _operation("create_training_job")
+    describe_training_job = _operation("describe_training_job")
+    list_training_jobs = _operation("list_training_jobs")
+    stop_training_job = _operation("stop_training_job")
+
+    def list_tags(self) -> ActionResult:
+        """ListTags."""
+        tags = self.service.tags(self.request_body["ResourceArn"])
+        return super().list_tags() if tags is None else ActionResult({"Tags": tags})
+
+    def add_tags(self) -> ActionResult:
+        """AddTags: a key that is there gets the new value."""
+        request = self.request_body
+        tags = self.service.tags(request["ResourceArn"])
+        if tags is None:
+            return super().add_tags()
+        check_shape("AddTags", request)
+        united = {tag["Key"]: tag["Value"] for tag in [*tags, *request["Tags"]]}
+        if len(united) > 50:
+            raise invalid("The number of tags must be at most 50.")
+        tags[:] = [{"Key": key, "Value": value} for key, value in united.items()]
+        return ActionResult({"Tags": tags})
+
+    def delete_tags(self) -> ActionResult:
+        """DeleteTags."""
+        request = self.request_body
+        tags = self.service.tags(request["ResourceArn"])
+        if tags is None:
+            return super().delete_tags()
+        tags[:] = [tag for tag in tags if tag["Key"] not in request["TagKeys"]]
+        return EmptyResult()
+
+
+def install(regions: Regions) -> None:
+    """Put the stand-in in the place of moto's answers, in this process."""
+    RehearsalResponse.regions = regions
+    moto.sagemaker.urls.url_paths["{0}/$"] = RehearsalResponse.dispatch

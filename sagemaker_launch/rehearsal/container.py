@@ -1,0 +1,290 @@
+"""One container of a job: a process started by AWS's toolkit on an /opt/ml of its own.
+
+Where Linux namespaces are allowed, the process is PID 1 on a real /opt/ml with read-only inputs, the hostname `algo-1`,
+its own /tmp and, under network isolation, no network but loopback. Elsewhere it runs on a relocated base folder.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from sagemaker_launch.rehearsal.image import Image
+
+OPT_ML = Path("/opt/ml")
+SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+DUMMY_CREDENTIALS = {
+    "AWS_ACCESS_KEY_ID": "rehearsal",
+    "AWS_SECRET_ACCESS_KEY": "rehearsal",
+}
+"""What stands where AWS hands out a role's keys: moto takes any."""
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Namespaces:
+    """How a process gets a machine of its own here."""
+
+    command: tuple[str, ...]
+    """The call of `unshare`."""
+
+
+@dataclass(frozen=True)
+class ContainerSpec:
+    """What the service tells a container."""
+
+    job_name: str
+    job_arn: str
+    region: str
+    command: tuple[str, ...]
+    """What runs: the toolkit's `train`, unless the request names an entry point of its own."""
+    hyperparameters: Mapping[str, str]
+    environment: Mapping[str, str]
+    """Of the request."""
+    channels: Mapping[str, Mapping[str, str]]
+    """inputdataconfig.json."""
+    instance_type: str
+    hosts: Mapping[str, str]
+    """Address by name, of all containers of the job."""
+    host: str
+    network_isolation: bool
+    checkpoints: Path | None
+    """Local checkpoint folder as the container sees it, below /opt/ml."""
+    endpoint_url: str
+    """Of this server."""
+
+
+def find_namespaces() -> Namespaces | None:
+    """Find out how to make namespaces here: as root, else as an ordinary user, else not at all."""
+    # The probe does what a container's start does.
+    probe = "mount -t tmpfs tmpfs /opt && hostname algo-1 && ip link set lo up"
+    base = ("unshare", "--mount", "--pid", "--fork", "--uts", "--mount-proc", "--kill-child=SIGKILL")
+    for command in (base, (*base, "--map-root-user")):
+        try:
+            done = subprocess.run(
+                [*command, "--net", "sh", "-c", probe], env={"PATH": SYSTEM_PATH}, capture_output=True, check=False
+            )
+        except OSError:
+            return None
+        if done.returncode == 0:
+            return Namespaces(command)
+    return None
+
+
+class Container:
+    """One container: build its tree, fill its channels, start it, stop it, collect what it left."""
+
+    def __init__(
+        self, tree: Path, spec: ContainerSpec, image: Image, namespaces: Namespaces | None, keep: Sequence[Path]
+    ) -> None:
+        """Lay out the tree of a container that has not started.
+
+        Args:
+            keep: folders outside the tree that stay visible should they lie under /tmp.
+        """
+        self.tree, self.spec = tree, spec
+        self._image, self._namespaces, self._keep = image, namespaces, keep
+        self._process: subprocess.Popen[bytes] | None = None
+        self.ml = tree / "ml"
+        for folder in ("input/config", "input/data", "model", "output/data"):
+            (self.ml / folder).mkdir(parents=True)
+        for folder in ("tmp", "home", "host-opt"):
+            (tree / folder).mkdir()
+        if spec.checkpoints is not None:
+            self.checkpoints.mkdir(parents=True)
+
+    @property
+    def read_only_inputs(self) -> bool:
+        """Whether the job is kept from changing its input files."""
+        return self._namespaces is not None
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where the job's checkpoint folder is on this machine."""
+        assert self.spec.checkpoints is not None
+        return self.ml / self.spec.checkpoints.relative_to(OPT_ML)
+
+    def channel(self, name: str) -> Path:
+        """Where a channel is on this machine."""
+        return self.ml / "input" / "data" / name
+
+    @property
+    def started(self) -> bool:
+        """Whether there has been a process."""
+        return self._process is not None
+
+    def start(self) -> IO[bytes]:
+        """Start the toolkit and return its output."""
+        self._image.make_environment(self.tree / "venv")
+        self._write_config()
+        if self._namespaces is not None:
+            (self.tree / "init.sh").write_text(self._init_script())
+            network = ("--net",) if self.spec.network_isolation else ()
+            command = [*self._namespaces.command, *network, "sh", str(self.tree / "init.sh")]
+        else:
+            found = shutil.which(self.spec.command[0], path=self._environment()["PATH"])
+            command = [found or self.spec.command[0], *self.spec.command[1:]]
+        if shutil.which("setpriv") is not None:
+            # Should this server be killed outright, its jobs go with it.
+            command = ["setpriv", "--pdeathsig", "KILL", *command]
+        self._process = subprocess.Popen(
+            command,
+            cwd=self.tree / "home",
+            env=self._environment(),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            # A Ctrl-C in the server's terminal is the server's to handle.
+            start_new_session=True,
+        )
+        assert self._process.stdout is not None
+        return self._process.stdout
+
+    def exit_code(self) -> int | None:
+        """Exit code of PID 1, or None before the end."""
+        if self._process is None:
+            return None
+        code = self._process.poll()
+        # As a shell and Docker report a death by signal.
+        return code if code is None or code >= 0 else 128 - code
+
+    def wait(self, timeout: float) -> int | None:
+        """Wait for the end, and return the exit code if it came."""
+        assert self._process is not None
+        try:
+            self._process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            return None
+        return self.exit_code()
+
+    def terminate(self) -> None:
+        """Send SIGTERM to PID 1, as AWS does before it takes a container away."""
+        assert self._process is not None
+        process = self._process.pid
+        if self._namespaces is None:
+            os.killpg(process, signal.SIGTERM)
+            return
+        children = Path(f"/proc/{process}/task/{process}/children")
+        for child in children.read_text().split() if children.exists() else ():
+            os.kill(int(child), signal.SIGTERM)
+
+    def kill(self) -> None:
+        """End all processes of the container at once, if there are any."""
+        if self._process is None:
+            return
+        if self._process.poll() is None:
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+
+    def remove(self) -> None:
+        """Delete the tree."""
+        shutil.rmtree(self.tree)
+
+    def failure(self) -> str:
+        """What the job wrote to /opt/ml/output/failure: its first 1,024 characters."""
+        path = self.ml / "output" / "failure"
+        return path.read_text(errors="replace")[:1024] if path.is_file() else ""
+
+    def _write_config(self) -> None:
+        spec = self.spec
+        hyperparameters = dict(spec.hyperparameters)
+        if self._namespaces is None:
+            # The toolkit can't know that /opt/ml is elsewhere.
+            for name, value in hyperparameters.items():
+                if value.startswith(f"{OPT_ML}/"):
+                    hyperparameters[name] = str(self.ml / Path(value).relative_to(OPT_ML))
+        # algo-1 resolves only where this container has its own /etc/hosts.
+        hosts = sorted(spec.hosts) if self._namespaces is not None else ["localhost"]
+        group = {"instance_group_name": "homogeneousCluster", "instance_type": spec.instance_type, "hosts": hosts}
+        resources = {
+            "current_host": spec.host if self._namespaces is not None else "localhost",
+            "current_instance_type": spec.instance_type,
+            "current_group_name": "homogeneousCluster",
+            "hosts": hosts,
+            "instance_groups": [group],
+            # eth0 on AWS; here all containers share the loopback interface.
+            "network_interface_name": "lo",
+        }
+        config = self.ml / "input" / "config"
+        (config / "hyperparameters.json").write_text(json.dumps(hyperparameters))
+        (config / "inputdataconfig.json").write_text(json.dumps(spec.channels))
+        (config / "resourceconfig.json").write_text(json.dumps(resources))
+        lines = ["127.0.0.1 localhost", *(f"{address} {name}" for name, address in spec.hosts.items())]
+        (self.tree / "hosts").write_text("\n".join(lines) + "\n")
+
+    def _environment(self) -> dict[str, str]:
+        """The variables of AWS's PyTorch container, the service's, and the request's; nothing of this process."""
+        spec = self.spec
+        environment = {
+            "PATH": f"{self.tree / 'venv' / 'bin'}:{SYSTEM_PATH}",
+            "HOME": str(self.tree / "home"),
+            "LANG": "C.UTF-8",
+            "LC_ALL": "C.UTF-8",
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "PYTHONIOENCODING": "UTF-8",
+            "PYTHONUNBUFFERED": "1",
+            "DLC_CONTAINER_TYPE": "training",
+            "SAGEMAKER_TRAINING_MODULE": "sagemaker_pytorch_container.training:main",
+            "AWS_REGION": spec.region,
+            "AWS_DEFAULT_REGION": spec.region,
+            "TRAINING_JOB_NAME": spec.job_name,
+            "TRAINING_JOB_ARN": spec.job_arn,
+            "CURRENT_HOST": spec.host,
+            **DUMMY_CREDENTIALS,
+            **spec.environment,
+        }
+        if not spec.network_isolation:
+            # The toolkit reads the first, boto3 the second. They hold what the address "s3.amazonaws.com" is to AWS.
+            environment |= {"S3_ENDPOINT_URL": spec.endpoint_url, "AWS_ENDPOINT_URL": spec.endpoint_url}
+        if self._namespaces is None:
+            environment |= {"SAGEMAKER_BASE_DIR": str(self.ml), "TMPDIR": str(self.tree / "tmp")}
+        return environment
+
+    def _init_script(self) -> str:
+        """The shell script that turns fresh namespaces into the container, and then becomes the job."""
+        tree = shlex.quote(str(self.tree))
+        # A folder on /opt that this machine lacks, without leaving one behind: the rest of /opt shows through links.
+        lines = [
+            "set -e",
+            f"hostname {shlex.quote(self.spec.host)}",
+            f"mount --bind {tree}/hosts /etc/hosts",
+            f"mount --rbind /opt {tree}/host-opt",
+            "mount -t tmpfs tmpfs /opt",
+            f'for entry in {tree}/host-opt/*; do [ ! -e "$entry" ] || ln -s "$entry" /opt/; done',
+            "rm -f /opt/ml && mkdir /opt/ml",
+            f"mount --bind {tree}/ml /opt/ml",
+            "mount --bind /opt/ml/input/data /opt/ml/input/data",
+            "mount -o remount,bind,ro /opt/ml/input/data",
+        ]
+        kept = [shlex.quote(str(path)) for path in _below_tmp([self.tree, *self._keep])]
+        for number, path in enumerate(kept):
+            lines += [f"mkdir -p /opt/keep/{number}", f"mount --rbind {path} /opt/keep/{number}"]
+        lines.append(f"mount --bind {tree}/tmp /tmp")
+        for number, path in enumerate(kept):
+            lines += [f"mkdir -p {path}", f"mount --move /opt/keep/{number} {path}"]
+        lines += ["rm -rf /opt/keep"] if kept else []
+        if self.spec.network_isolation:
+            lines.append("ip link set lo up")
+        return "\n".join([*lines, "cd /", f"exec {shlex.join(self.spec.command)}", ""])
+
+
+def environment_folders(image: Image) -> tuple[Path, ...]:
+    """Folders that a job's environment reaches into."""
+    return image.root, Path(sys.prefix).resolve(), Path(sys.base_prefix).resolve()
+
+
+def _below_tmp(paths: Sequence[Path]) -> list[Path]:
+    """Paths below /tmp, without those that lie in another one."""
+    below = sorted({path for path in paths if path.is_relative_to("/tmp")})
+    return [path for path in below if not any(path != other and path.is_relative_to(other) for other in below)]

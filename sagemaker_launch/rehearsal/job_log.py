@@ -1,0 +1,132 @@
+"""A container's output on its way to CloudWatch, and the metrics that regular expressions find in it."""
+
+from __future__ import annotations
+
+import re
+import struct
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import IO
+
+from moto.logs.models import LogsBackend, logs_backends
+
+LOG_GROUP = "/aws/sagemaker/TrainingJobs"
+MAX_EVENT_CHARACTERS = 256_000
+"""CloudWatch cuts longer messages into several events (256 KB an event, AWS documentation, 2025)."""
+
+
+@dataclass(frozen=True)
+class MetricPoint:
+    """One value that a job reported."""
+
+    value: float
+    time: datetime
+
+
+class Metrics:
+    """The values that a job reported, by metric name, in order."""
+
+    def __init__(self, definitions: Sequence[Mapping[str, str]]) -> None:
+        self._regexes = [(one["Name"], re.compile(one["Regex"])) for one in definitions]
+        self._points: dict[str, list[MetricPoint]] = {}
+        self._lock = threading.Lock()
+
+    def read(self, line: str) -> None:
+        """Find metrics in one line of output."""
+        now = datetime.now(UTC)
+        for name, regex in self._regexes:
+            for match in regex.finditer(line):
+                try:
+                    value = float32(float(match[1]))
+                except (ValueError, TypeError, OverflowError):
+                    continue  # a regex that caught something else; AWS drops it without a word, too
+                with self._lock:
+                    self._points.setdefault(name, []).append(MetricPoint(value, now))
+
+    def points(self, name: str) -> list[MetricPoint]:
+        """All values of a metric."""
+        with self._lock:
+            return list(self._points.get(name, ()))
+
+    def last(self) -> dict[str, MetricPoint]:
+        """The last value of each metric, which is the one that counts."""
+        with self._lock:
+            return {name: points[-1] for name, points in self._points.items()}
+
+
+def float32(value: float) -> float:
+    """Round to single precision, which is what the API keeps of a metric (shape `MetricValue`: float)."""
+    return float(struct.unpack("f", struct.pack("f", value))[0])
+
+
+class LogStream:
+    """One stream in the log group of training jobs."""
+
+    def __init__(self, account: str, region: str, job_name: str, host: str) -> None:
+        self._backend: LogsBackend = logs_backends[account][region]
+        self._backend.ensure_log_group(LOG_GROUP)
+        self._name = f"{job_name}/{host}-{time.time_ns() // 1_000_000}"
+        self._backend.ensure_log_stream(LOG_GROUP, self._name)
+
+    def put(self, events: Sequence[tuple[int, str]]) -> None:
+        """Append events: milliseconds since 1970 and text."""
+        batch = [{"timestamp": when, "message": text} for when, text in events]
+        self._backend.put_log_events(LOG_GROUP, self._name, batch)
+
+
+class OutputReader:
+    """Reads a container's output to its end: each line to the metrics, and in batches to the log."""
+
+    def __init__(self, output: IO[bytes], metrics: Metrics, stream: LogStream, flush_seconds: float) -> None:
+        """Start reading."""
+        self.error: BaseException | None = None
+        """What ended reading before the end, for the job's own thread to raise."""
+        self._output, self._metrics, self._stream = output, metrics, stream
+        self._flush_seconds = flush_seconds
+        self._pending: list[tuple[int, str]] = []
+        self._lock = threading.Lock()
+        self._ended = threading.Event()
+        self._threads = [threading.Thread(target=self._guard, args=(work,)) for work in (self._read, self._flush)]
+        for thread in self._threads:
+            thread.start()
+
+    def join(self) -> None:
+        """Wait until all is read and put."""
+        for thread in self._threads:
+            thread.join()
+        if self.error is not None:
+            raise self.error
+
+    def _guard(self, work: Callable[[], None]) -> None:
+        try:
+            work()
+        except BaseException as error:
+            self.error = error
+
+    def _read(self) -> None:
+        try:
+            for raw in self._output:
+                line = raw.decode(errors="replace").rstrip("\r\n")
+                self._metrics.read(line)
+                now = time.time_ns() // 1_000_000
+                # CloudWatch takes no empty messages.
+                pieces = range(0, len(line), MAX_EVENT_CHARACTERS)
+                events = [(now, line[start : start + MAX_EVENT_CHARACTERS]) for start in pieces]
+                with self._lock:
+                    self._pending += events
+        finally:
+            self._output.close()
+            self._ended.set()
+
+    def _flush(self) -> None:
+        ended = False
+        while not ended:
+            ended = self._ended.wait(self._flush_seconds)
+            with self._lock:
+                events, self._pending = self._pending, []
+            # CloudWatch takes 10,000 events a call.
+            for start in range(0, len(events), 10_000):
+                self._stream.put(events[start : start + 10_000])

@@ -1,0 +1,275 @@
+"""What the service refuses when a job is created, in its words where they are known.
+
+botocore's client checks types and required fields only. The service also holds a request against the patterns, lengths
+and enumerations of its own model, and against rules that stand in the documentation alone.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import botocore.session
+import regex
+from botocore.model import ServiceModel, Shape
+from moto.core.exceptions import ServiceException
+
+from sagemaker_launch.rehearsal.strategies import ranges_of
+
+MAX_TUNED = 30
+"""Hyperparameters that one tuning job may search (AWS quota, 2025)."""
+
+
+def invalid(message: str) -> ServiceException:
+    """A refusal for what the request says."""
+    return ServiceException("ValidationException", message)
+
+
+@functools.cache
+def service_model() -> ServiceModel:
+    """The service as botocore describes it."""
+    return botocore.session.get_session().get_service_model("sagemaker")
+
+
+def check_shape(operation: str, request: Mapping[str, Any]) -> None:
+    """Hold a request against the service's model.
+
+    Raises:
+        ServiceException: naming each field, its value and the constraint.
+    """
+    shape = service_model().operation_model(operation).input_shape
+    assert shape is not None
+    errors = list(_violations(shape, request, ""))
+    if errors:
+        count = f"{len(errors)} validation error{'s' if len(errors) > 1 else ''} detected: "
+        raise invalid(count + "; ".join(errors))
+
+
+def _violations(shape: Shape, value: Any, path: str) -> Iterator[str]:
+    kind, limits = shape.type_name, shape.metadata
+    if kind == "structure":
+        yield from _structure_violations(shape, value, path)
+        return
+    if kind == "list":
+        for number, item in enumerate(value, start=1):
+            yield from _violations(shape.member, item, f"{path}.{number}.member")
+    elif kind == "map":
+        for key, item in value.items():
+            yield from _violations(shape.key, key, f"{path}.{key}.key")
+            yield from _violations(shape.value, item, f"{path}.{key}.member")
+    if kind in ("string", "list", "map"):
+        size, what = len(value), "length"
+    elif kind in ("integer", "long", "float", "double"):
+        size, what = value, "value"
+    else:
+        return
+    shown = f"Value '{value}' at '{path}' failed to satisfy constraint: Member must"
+    if size > limits.get("max", math.inf):
+        yield f"{shown} have {what} less than or equal to {limits['max']}"
+    if size < limits.get("min", -math.inf):
+        yield f"{shown} have {what} greater than or equal to {limits['min']}"
+    if "enum" in limits and value not in limits["enum"]:
+        yield f"{shown} satisfy enum value set: [{', '.join(limits['enum'])}]"
+    if "pattern" in limits and regex.fullmatch(limits["pattern"], value) is None:
+        yield f"{shown} satisfy regular expression pattern: {limits['pattern']}"
+
+
+def _structure_violations(shape: Shape, value: Any, path: str) -> Iterator[str]:
+    for name in shape.required_members:
+        if name not in value:
+            yield f"Value at '{_join(path, name)}' failed to satisfy constraint: Member must not be null"
+    for name, item in value.items():
+        # The wire knows fields that this botocore does not, when the client is newer.
+        if name not in shape.members:
+            raise invalid(f"{_join(path, name)} is not a field that botocore here knows: update botocore")
+        if item is not None:
+            yield from _violations(shape.members[name], item, _join(path, name))
+
+
+def _join(path: str, name: str) -> str:
+    name = name[0].lower() + name[1:]
+    return f"{path}.{name}" if path else name
+
+
+def check_training_job(request: Mapping[str, Any]) -> None:
+    """Refuse what CreateTrainingJob refuses.
+
+    Raises:
+        ServiceException: with the first broken rule.
+    """
+    check_shape("CreateTrainingJob", request)
+    for field in ("AlgorithmSpecification", "ResourceConfig", "StoppingCondition"):
+        if field not in request:
+            raise invalid(f"{field} is required")
+    _check_definition(request)
+    _check_tags(request)
+
+
+def check_tuning_job(request: Mapping[str, Any]) -> None:
+    """Refuse what CreateHyperParameterTuningJob refuses.
+
+    Raises:
+        ServiceException: with the first broken rule.
+    """
+    check_shape("CreateHyperParameterTuningJob", request)
+    _check_tags(request)
+    config = request["HyperParameterTuningJobConfig"]
+    for field in ("TrainingJobDefinitions", "Autotune"):
+        if field in request:
+            raise invalid(f"{field} works on AWS, but is not rehearsed: give one TrainingJobDefinition and no Autotune")
+    if "TrainingJobDefinition" not in request:
+        raise invalid("TrainingJobDefinition or TrainingJobDefinitions must be provided.")
+    definition = request["TrainingJobDefinition"]
+    _check_definition(definition)
+    if "ResourceConfig" not in definition:
+        raise invalid("TrainingJobDefinition.ResourceConfig must be provided.")
+    _check_objective(config, definition)
+    _check_ranges(config, definition)
+    _check_strategy(config)
+
+
+def _check_tags(request: Mapping[str, Any]) -> None:
+    keys = [tag["Key"] for tag in request.get("Tags", ())]
+    for key in keys:
+        if key.lower().startswith("aws:"):
+            raise invalid("aws: prefixed tag key names are not allowed for external use.")
+        if keys.count(key) > 1:
+            raise invalid(f"Duplicate tag key: {key}")
+
+
+def _check_definition(request: Mapping[str, Any]) -> None:
+    """Rules that training jobs and the definition in a tuning job share."""
+    algorithm = request["AlgorithmSpecification"]
+    if ("TrainingImage" in algorithm) == ("AlgorithmName" in algorithm):
+        raise invalid("You must specify either TrainingImage or AlgorithmName, and not both.")
+    if "AlgorithmName" in algorithm:
+        raise invalid("AlgorithmSpecification.AlgorithmName works on AWS, but is not rehearsed: give TrainingImage")
+    for metric in algorithm.get("MetricDefinitions", ()):
+        _check_regex(metric)
+    _check_spot(request)
+    channels = request.get("InputDataConfig", ())
+    names = [channel["ChannelName"] for channel in channels]
+    for channel in channels:
+        if names.count(channel["ChannelName"]) > 1:
+            raise invalid(f"Channel names must be unique, {channel['ChannelName']} stands there twice.")
+        _check_rehearsed(channel, algorithm)
+    path = request.get("CheckpointConfig", {}).get("LocalPath", "/opt/ml/checkpoints")
+    if not path.startswith("/opt/ml/") or ".." in path or path.startswith("/opt/ml/input"):
+        raise invalid(
+            f"CheckpointConfig.LocalPath must lie below /opt/ml and outside input to be rehearsed, got {path}"
+        )
+    for field in ("InstanceType", "InstanceCount"):
+        if field not in request.get("ResourceConfig", {field: ""}):
+            raise invalid(f"ResourceConfig.{field} must be provided (instance groups are not rehearsed).")
+
+
+def _check_regex(metric: Mapping[str, str]) -> None:
+    try:
+        groups = regex.compile(metric["Regex"]).groups
+    except regex.error as error:
+        raise invalid(f"Invalid regular expression for metric {metric['Name']}: {metric['Regex']} ({error})") from error
+    if groups < 1:
+        raise invalid(
+            f"Metric definition {metric['Name']} needs a capture group around the value in its Regex {metric['Regex']}"
+        )
+
+
+def _check_spot(request: Mapping[str, Any]) -> None:
+    condition = request["StoppingCondition"]
+    longest, wait = condition.get("MaxRuntimeInSeconds", 86_400), condition.get("MaxWaitTimeInSeconds")
+    if request.get("EnableManagedSpotTraining"):
+        if wait is None or wait < longest:
+            raise invalid(
+                "Invalid MaxWaitTimeInSeconds. It must be present and be greater than or equal to MaxRuntimeInSeconds"
+            )
+        if request["ResourceConfig"].get("KeepAlivePeriodInSeconds"):
+            raise invalid("KeepAlivePeriodInSeconds is not supported with EnableManagedSpotTraining.")
+    elif wait is not None:
+        raise invalid("MaxWaitTimeInSeconds must not be set when EnableManagedSpotTraining is false.")
+
+
+def _check_rehearsed(channel: Mapping[str, Any], algorithm: Mapping[str, Any]) -> None:
+    """Refuse, rather than ignore, what this stand-in does not do."""
+    name = channel["ChannelName"]
+    source = channel["DataSource"].get("S3DataSource")
+    mode = channel.get("InputMode", algorithm["TrainingInputMode"])
+    if source is None or source["S3DataType"] not in ("S3Prefix", "ManifestFile"):
+        raise invalid(f"channel {name}: only S3Prefix and ManifestFile are rehearsed")
+    if mode == "Pipe":
+        raise invalid(f"channel {name}: input mode Pipe is not rehearsed, use File or FastFile")
+    if channel.get("CompressionType", "None") != "None" or channel.get("RecordWrapperType", "None") != "None":
+        raise invalid(f"channel {name}: compression and record wrapping are not rehearsed")
+
+
+def _check_objective(config: Mapping[str, Any], definition: Mapping[str, Any]) -> None:
+    objective = config.get("HyperParameterTuningJobObjective")
+    metrics = [metric["Name"] for metric in definition["AlgorithmSpecification"].get("MetricDefinitions", ())]
+    if objective is None:
+        raise invalid("HyperParameterTuningJobObjective must be provided.")
+    if objective["MetricName"] not in metrics:
+        raise invalid(
+            "A metric is required for this hyperparameter tuning job objective. Provide a metric in the metric "
+            "definitions."
+        )
+
+
+def _check_ranges(config: Mapping[str, Any], definition: Mapping[str, Any]) -> None:
+    if config.get("ParameterRanges", {}).get("AutoParameters"):
+        raise invalid("ParameterRanges.AutoParameters works on AWS, but is not rehearsed")
+    try:
+        ranges = ranges_of(config.get("ParameterRanges", {}))
+    except ValueError as error:
+        raise invalid(str(error)) from error
+    names = [each.name for each in ranges]
+    static = definition.get("StaticHyperParameters", {})
+    if not names:
+        raise invalid("At least one hyperparameter range must be provided in ParameterRanges.")
+    if len(names) > MAX_TUNED:
+        raise invalid(f"The number of tuned hyperparameters must be at most {MAX_TUNED}, got {len(names)}.")
+    for name in names:
+        if names.count(name) > 1:
+            raise invalid(f"Hyperparameter names must be unique, {name} is tuned twice.")
+        if name in static:
+            raise invalid(f"Hyperparameter {name} is both static and tuned: StaticHyperParameters and ParameterRanges.")
+    # The service adds _tuning_objective_metric to the static ones.
+    if len(names) + len({**static, "_tuning_objective_metric": ""}) > 100:
+        raise invalid("Static and tuned hyperparameters must be at most 100 together.")
+
+
+def _check_strategy(config: Mapping[str, Any]) -> None:
+    limits, strategy = config["ResourceLimits"], config["Strategy"]
+    jobs, parallel = limits.get("MaxNumberOfTrainingJobs"), limits["MaxParallelTrainingJobs"]
+    criteria = config.get("TuningJobCompletionCriteria", {})
+    if "ConvergenceDetected" in criteria:
+        raise invalid("TuningJobCompletionCriteria.ConvergenceDetected works on AWS, but is not rehearsed")
+    if strategy == "Grid":
+        _check_grid(config, jobs)
+    elif jobs is None:
+        raise invalid(f"ResourceLimits.MaxNumberOfTrainingJobs must be provided for strategy {strategy}.")
+    if jobs is not None and parallel > jobs:
+        raise invalid(
+            f"MaxParallelTrainingJobs ({parallel}) must be less than or equal to MaxNumberOfTrainingJobs ({jobs})."
+        )
+    if strategy == "Hyperband":
+        if config.get("TrainingJobEarlyStoppingType", "Off") != "Off":
+            raise invalid("TrainingJobEarlyStoppingType must be Off for strategy Hyperband.")
+        bounds = config.get("StrategyConfig", {}).get("HyperbandStrategyConfig", {})
+        if bounds.get("MinResource", 1) >= bounds.get("MaxResource", math.inf):
+            raise invalid("HyperbandStrategyConfig.MinResource must be less than MaxResource.")
+    elif "StrategyConfig" in config:
+        raise invalid(f"StrategyConfig must not be provided for strategy {strategy}.")
+
+
+def _check_grid(config: Mapping[str, Any], jobs: int | None) -> None:
+    ranges = config["ParameterRanges"]
+    for kind in ("IntegerParameterRanges", "ContinuousParameterRanges"):
+        if ranges.get(kind):
+            raise invalid(f"Strategy Grid takes only CategoricalParameterRanges, got {kind}.")
+    points = math.prod(len(each["Values"]) for each in ranges["CategoricalParameterRanges"])
+    if jobs is not None and jobs != points:
+        raise invalid(
+            f"MaxNumberOfTrainingJobs must be {points}, the number of combinations, or absent for strategy Grid, "
+            f"got {jobs}."
+        )

@@ -1,0 +1,328 @@
+"""The life of one training job, from its input data to its results, in a thread of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from sagemaker_launch.rehearsal.container import OPT_ML, Container, ContainerSpec, Namespaces, environment_folders
+from sagemaker_launch.rehearsal.image import Image
+from sagemaker_launch.rehearsal.job_log import LogStream, OutputReader
+from sagemaker_launch.rehearsal.objects import DataError, FolderSync, Objects, Uri
+from sagemaker_launch.rehearsal.training_jobs import TrainingJob
+
+Ending = Literal["exited", "stopped", "runtime", "wait", "interrupted", "shutdown"]
+POLL_SECONDS = 0.1
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How the stand-in behaves where AWS decides, or leaves it to chance."""
+
+    root: Path
+    """Folder of everything that the server keeps."""
+    account: str = "123456789012"
+    """AWS account that all calls belong to."""
+    grace_seconds: float = 120.0
+    """Time between SIGTERM and SIGKILL (AWS documentation of StopTrainingJob, 2025: 120 seconds)."""
+    checkpoint_seconds: float = 2.0
+    """Time between two uploads of checkpoints while a job runs."""
+    log_seconds: float = 1.0
+    """Time between two batches of log lines."""
+    restart_seconds: float = 1.0
+    """Time until spot capacity is back after an interruption."""
+    spot_interrupt_after: float | None = None
+    """Interrupt every spot job once, after this time of training."""
+    max_parallel_jobs: int = 20
+    """Instances that training jobs may occupy at once (AWS default quota for all training jobs, 2025)."""
+    keep_trees: bool = False
+    """Leave the folders of ended jobs for inspection."""
+
+
+@dataclass
+class Machine:
+    """What jobs run on and with."""
+
+    settings: Settings
+    image: Image
+    namespaces: Namespaces | None
+    objects: Objects
+    url: str = ""
+    """Of the server, once it has a port."""
+    shutdown: threading.Event = field(default_factory=threading.Event)
+    """Set when the server stops: jobs end at once."""
+
+
+class JobRunner(threading.Thread):
+    """Runs one training job."""
+
+    def __init__(self, job: TrainingJob, region: str, machine: Machine) -> None:
+        super().__init__(name=f"job {job.name}")
+        self._job, self._region, self._machine = job, region, machine
+        self._settings = machine.settings
+        self._folder = self._settings.root / "jobs" / region / job.name
+        self._created = time.monotonic()
+        self._trained = 0.0
+        self._interrupted = False
+
+    def run(self) -> None:
+        """Run the job to its end, whatever that is."""
+        job, attempts = self._job, int(self._job.request.get("RetryStrategy", {}).get("MaximumRetryAttempts", 0))
+        while not job.finished.is_set():
+            try:
+                self._run()
+            except DataError as error:
+                job.finish("Failed", "Failed", str(error)[:1024])
+            except Exception as error:
+                # A bug of the stand-in is what an internal error is on AWS: the only kind that AWS tries again.
+                log.exception("job %s: internal error", job.name)
+                if attempts > 0 and not job.stop_requested.is_set():
+                    attempts -= 1
+                    job.enter("Restarting")
+                    continue
+                job.finish(
+                    "Failed",
+                    "Failed",
+                    f"InternalServerError: We encountered an internal error. Please try again. ({error!r:.500}; the "
+                    f"traceback is in {self._settings.root / 'server.log'})",
+                )
+        log.info("job %s: %s%s", job.name, job.status, f" ({job.failure_reason})" if job.failure_reason else "")
+
+    def _run(self) -> None:
+        job = self._job
+        ending: Ending = "interrupted"
+        while ending == "interrupted":
+            if job.secondary_status != "Starting":
+                job.enter("Starting")
+            with self._containers() as containers:
+                ending = self._attempt(containers)
+                if ending == "interrupted":
+                    log.info("job %s: interrupted, starts anew", job.name)
+                    job.enter("Interrupted")
+                else:
+                    self._conclude(ending, containers)
+                    return
+            ending = self._wait_for_capacity() or ending
+        self._finish(ending)
+
+    def _wait_for_capacity(self) -> Ending | None:
+        """Wait until a spot instance is there again; return what ended the job meanwhile."""
+        until = time.monotonic() + self._settings.restart_seconds
+        while time.monotonic() < until:
+            if (ending := self._reason_to_stop()) is not None:
+                return ending
+            time.sleep(POLL_SECONDS)
+        return None
+
+    @contextlib.contextmanager
+    def _containers(self) -> Iterator[list[Container]]:
+        """The containers of one attempt, gone afterwards."""
+        attempt = self._folder / str(time.time_ns())
+        hosts = {f"algo-{number}": f"127.0.0.{number}" for number in range(1, self._job.instances + 1)}
+        machine = self._machine
+        keep = [self._settings.root, *environment_folders(machine.image)]
+        containers = [
+            Container(attempt / host, self._spec(host, hosts), machine.image, machine.namespaces, keep)
+            for host in hosts
+        ]
+        try:
+            yield containers
+        finally:
+            for container in containers:
+                container.kill()
+                if not self._settings.keep_trees:
+                    container.remove()
+
+    def _spec(self, host: str, hosts: dict[str, str]) -> ContainerSpec:
+        request = self._job.request
+        algorithm = request["AlgorithmSpecification"]
+        mode = algorithm["TrainingInputMode"]
+        channels = {
+            channel["ChannelName"]: {
+                **({"ContentType": channel["ContentType"]} if "ContentType" in channel else {}),
+                "TrainingInputMode": channel.get("InputMode", mode),
+                "S3DistributionType": channel["DataSource"]["S3DataSource"].get(
+                    "S3DataDistributionType", "FullyReplicated"
+                ),
+                "RecordWrapperType": channel.get("RecordWrapperType", "None"),
+            }
+            for channel in request.get("InputDataConfig", ())
+        }
+        checkpoints = request.get("CheckpointConfig")
+        return ContainerSpec(
+            job_name=self._job.name,
+            job_arn=self._job.arn,
+            region=self._region,
+            command=(*algorithm.get("ContainerEntrypoint", ("train",)), *algorithm.get("ContainerArguments", ())),
+            hyperparameters=request.get("HyperParameters", {}),
+            environment=request.get("Environment", {}),
+            channels=channels,
+            instance_type=request["ResourceConfig"]["InstanceType"],
+            hosts=hosts,
+            host=host,
+            network_isolation=bool(request.get("EnableNetworkIsolation")),
+            checkpoints=Path(checkpoints.get("LocalPath", OPT_ML / "checkpoints")) if checkpoints else None,
+            endpoint_url=self._machine.url,
+        )
+
+    def _attempt(self, containers: Sequence[Container]) -> Ending:
+        """Run the containers to their end, or until they have to go."""
+        job = self._job
+        job.started = job.started or job.modified
+        job.enter("Downloading")
+        began = time.monotonic()
+        try:
+            for number, container in enumerate(containers):
+                self._download(container, (number, len(containers)))
+            if (ending := self._reason_to_stop()) is not None:
+                return ending
+            syncs = self._checkpoint_syncs(containers)
+            streams = [LogStream(self._settings.account, self._region, job.name, each.spec.host) for each in containers]
+            outputs = [container.start() for container in containers]
+            readers = [
+                OutputReader(output, job.metrics, stream, self._settings.log_seconds)
+                for output, stream in zip(outputs, streams, strict=True)
+            ]
+            job.enter("Training")
+            ending = self._watch(containers, readers, syncs)
+            for container in containers:
+                container.kill()
+            for reader in readers:
+                reader.join()
+            for sync in syncs:
+                sync.sync()
+            return ending
+        finally:
+            job.training_seconds += time.monotonic() - began
+
+    def _download(self, container: Container, share: tuple[int, int]) -> None:
+        request = self._job.request
+        for channel in request.get("InputDataConfig", ()):
+            folder = container.channel(channel["ChannelName"])
+            source = channel["DataSource"]["S3DataSource"]
+            copy = not container.read_only_inputs
+            self._machine.objects.fill_channel(source, folder, request["RoleArn"], share, copy)
+
+    def _checkpoint_syncs(self, containers: Sequence[Container]) -> list[FolderSync]:
+        """Restore the checkpoints, and prepare to upload what is new."""
+        if "CheckpointConfig" not in self._job.request:
+            return []
+        uri = Uri.parse(self._job.request["CheckpointConfig"]["S3Uri"])
+        for container in containers:
+            restored = self._machine.objects.restore(uri, container.checkpoints)
+            if restored:
+                log.info("job %s: restored %d checkpoint files from %s", self._job.name, restored, uri)
+        return [FolderSync(self._machine.objects, container.checkpoints, uri) for container in containers]
+
+    def _watch(
+        self, containers: Sequence[Container], readers: Sequence[OutputReader], syncs: Sequence[FolderSync]
+    ) -> Ending:
+        """Watch running containers until they end or have to; the ones that have to get their grace."""
+        began = time.monotonic()
+        next_sync = began + self._settings.checkpoint_seconds
+        while True:
+            codes = [container.exit_code() for container in containers]
+            # A host that fails takes the cluster down; otherwise the job lasts as long as the last host.
+            if all(code is not None for code in codes) or any(codes):
+                return "exited"
+            for reader in readers:
+                if reader.error is not None:
+                    raise reader.error
+            trained = self._trained + time.monotonic() - began
+            ending = self._reason_to_stop(trained) or self._interruption(trained)
+            if ending is not None:
+                self._trained = trained
+                kill_at_once = ending == "shutdown" or self._job.interruption == "SIGKILL"
+                self._job.interruption = None
+                if not kill_at_once:
+                    self._end_with_grace(containers, syncs)
+                return ending
+            if time.monotonic() >= next_sync:
+                for sync in syncs:
+                    sync.sync()
+                next_sync = time.monotonic() + self._settings.checkpoint_seconds
+            containers[0].wait(POLL_SECONDS)
+
+    def _end_with_grace(self, containers: Sequence[Container], syncs: Sequence[FolderSync]) -> None:
+        for container in containers:
+            container.terminate()
+        until = time.monotonic() + self._settings.grace_seconds
+        for container in containers:
+            while container.wait(POLL_SECONDS) is None and time.monotonic() < until:
+                if self._machine.shutdown.is_set():
+                    return
+                for sync in syncs:
+                    sync.sync()
+
+    def _reason_to_stop(self, trained: float = 0.0) -> Ending | None:
+        condition = self._job.request["StoppingCondition"]
+        if self._machine.shutdown.is_set():
+            return "shutdown"
+        if self._job.stop_requested.is_set():
+            return "stopped"
+        if trained > condition.get("MaxRuntimeInSeconds", 86_400):
+            return "runtime"
+        if time.monotonic() - self._created > condition.get("MaxWaitTimeInSeconds", float("inf")):
+            return "wait"
+        return None
+
+    def _interruption(self, trained: float) -> Ending | None:
+        job, after = self._job, self._settings.spot_interrupt_after
+        if job.spot and after is not None and trained >= after and not self._interrupted:
+            self._interrupted = True
+            job.interruption = "SIGTERM"
+        return None if job.interruption is None else "interrupted"
+
+    def _conclude(self, ending: Ending, containers: Sequence[Container]) -> None:
+        """Upload the results and end the job."""
+        job = self._job
+        codes = [container.exit_code() for container in containers]
+        if ending == "exited" and any(codes):
+            code = next(code for code in codes if code)
+            reason = next((text for container in containers if (text := container.failure())), "")
+            self._upload_output(containers)
+            suffix = f", exit code: {code}"
+            job.finish("Failed", "Failed", f"AlgorithmError: {reason}"[: 1024 - len(suffix)] + suffix)
+            return
+        # A job that was stopped while it downloaded has nothing to upload.
+        if ending != "shutdown" and containers[0].started:
+            if ending == "exited":
+                job.enter("Uploading")
+            self._upload_model(containers)
+            self._upload_output(containers)
+        self._finish(ending)
+
+    def _finish(self, ending: Ending) -> None:
+        if ending == "exited":
+            self._job.finish("Completed", "Completed")
+        elif ending == "runtime":
+            self._job.finish("Stopped", "MaxRuntimeExceeded")
+        elif ending == "wait":
+            self._job.finish("Stopped", "MaxWaitTimeExceeded")
+        else:
+            self._job.finish("Stopped", "Stopped")
+
+    def _upload_model(self, containers: Sequence[Container]) -> None:
+        # Every host may write a model; the first that did counts here, where AWS unites the folders.
+        filled = [folder for container in containers if any((folder := container.ml / "model").iterdir())]
+        uri = self._output / "model.tar.gz"
+        self._machine.objects.put_archive(uri, filled[0] if filled else containers[0].ml / "model")
+        self._job.artifacts = str(uri)
+
+    def _upload_output(self, containers: Sequence[Container]) -> None:
+        for container in containers:
+            folder = container.ml / "output" / "data"
+            if any(folder.iterdir()):
+                self._machine.objects.put_archive(self._output / "output.tar.gz", folder)
+
+    @property
+    def _output(self) -> Uri:
+        return Uri.parse(self._job.request["OutputDataConfig"]["S3OutputPath"]) / self._job.name / "output"

@@ -1,0 +1,123 @@
+"""The HTTP server: moto's application, and a few addresses that a test or a person steers the rehearsal with."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import threading
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs
+
+from filelock import FileLock, Timeout
+from moto.moto_server.werkzeug_app import DomainDispatcherApplication, MotoRequestHandler, create_backend_app
+from werkzeug.serving import make_server
+
+from sagemaker_launch.rehearsal.api import Regions, install
+from sagemaker_launch.rehearsal.container import find_namespaces
+from sagemaker_launch.rehearsal.image import build_image
+from sagemaker_launch.rehearsal.objects import Objects
+from sagemaker_launch.rehearsal.runner import Machine, Settings
+
+Application = Callable[[dict[str, Any], Any], Iterable[bytes]]
+REGION = "us-east-1"
+"""Where commands go that name no region."""
+
+log = logging.getLogger(__name__)
+
+
+class QuietHandler(MotoRequestHandler):
+    """Keeps one line a request out of the log."""
+
+    def log_request(self, code: int | str = "-", size: int | str = "-") -> None:
+        """Say nothing."""
+
+
+class Control:
+    """The addresses below /rehearsal/, in front of moto."""
+
+    def __init__(self, application: Application, regions: Regions) -> None:
+        self._application, self._regions = application, regions
+
+    def __call__(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        """Answer a request."""
+        path = environ.get("PATH_INFO", "").split("/")
+        if path[1:2] != ["rehearsal"]:
+            return self._application(environ, start_response)
+        try:
+            answer = self._answer(environ["REQUEST_METHOD"], path[2:], parse_qs(environ.get("QUERY_STRING", "")))
+            status = "200 OK"
+        except ValueError as error:
+            answer, status = {"error": str(error)}, "409 Conflict"
+        start_response(status, [("Content-Type", "application/json")])
+        return [json.dumps(answer).encode()]
+
+    def _answer(self, method: str, path: list[str], query: dict[str, list[str]]) -> dict[str, Any]:
+        if method == "POST" and len(path) == 2 and path[0] == "interrupt":
+            at_once = query.get("signal", ["SIGTERM"]) == ["SIGKILL"]
+            region = query.get("region", [REGION])[0]
+            self._regions[region].interrupt(path[1], at_once)
+            return {"interrupted": path[1]}
+        raise ValueError("known are POST /rehearsal/interrupt/JOB[?signal=SIGKILL][&region=REGION]")
+
+
+class Server:
+    """A running stand-in."""
+
+    def __init__(self, settings: Settings, port: int, images: Path, use_namespaces: bool) -> None:
+        """Take the root folder and the port, and build what jobs need.
+
+        Raises:
+            RuntimeError: if another server has the root folder, or the job image can't be built.
+            OSError: if the port is taken.
+        """
+        settings.root.mkdir(parents=True, exist_ok=True)
+        self._settings = settings
+        self._lock = FileLock(settings.root / "server.lock")
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout as error:
+            raise RuntimeError(f"another rehearsal runs on --root {settings.root}: stop it or name another") from error
+        namespaces = find_namespaces() if use_namespaces else None
+        if namespaces is None:
+            log.warning(
+                "no Linux namespaces: jobs run below %s instead of /opt/ml, with the network and writable inputs",
+                settings.root / "jobs",
+            )
+        objects = Objects(settings.account, REGION, settings.root / "cache")
+        machine = Machine(settings, build_image(images), namespaces, objects)
+        self._regions = Regions(machine)
+        install(self._regions)
+        application = Control(DomainDispatcherApplication(create_backend_app), self._regions)
+        self._http = make_server("127.0.0.1", port, application, threaded=True, request_handler=QuietHandler)
+        machine.url = self.url = f"http://127.0.0.1:{self._http.server_port}"
+        self._thread = threading.Thread(target=self._http.serve_forever, name="http")
+
+    def environment(self) -> dict[str, str]:
+        """What a client needs to call this server and nothing else."""
+        return {
+            "AWS_ENDPOINT_URL": self.url,
+            "AWS_ACCESS_KEY_ID": "rehearsal",
+            "AWS_SECRET_ACCESS_KEY": "rehearsal",
+            "AWS_DEFAULT_REGION": REGION,
+            "AWS_REGION": REGION,
+        }
+
+    def start(self) -> None:
+        """Serve, and leave a note of where."""
+        self._thread.start()
+        note = self._settings.root / "server.json"
+        unfinished = note.with_suffix(".tmp")
+        unfinished.write_text(json.dumps({"url": self.url, "pid": os.getpid()}))
+        unfinished.replace(note)
+
+    def stop(self) -> None:
+        """End all jobs and stop serving."""
+        self._regions.stop()
+        self._http.shutdown()
+        self._thread.join()
+        self._http.server_close()
+        (self._settings.root / "server.json").unlink()
+        self._lock.release()
