@@ -243,7 +243,7 @@ def _ui_command(config: RunConfig) -> str:
 def explain(error: Exception) -> int:
     """One plain line for what a user can mend; a traceback for what only we can."""
     known = isinstance(error, ValueError | OSError) or type(error).__module__.startswith(
-        ("experiments", "sagemaker_launch")
+        ("experiments", "sagemaker_launch", "botocore")  # AWS's refusals say who refuses what
     )
     if not known:
         raise error
