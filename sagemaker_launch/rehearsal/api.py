@@ -70,6 +70,11 @@ class RehearsalResponse(SageMakerResponse):
     describe_training_job = _operation("describe_training_job")
     list_training_jobs = _operation("list_training_jobs")
     stop_training_job = _operation("stop_training_job")
+    create_hyper_parameter_tuning_job = _operation("create_hyper_parameter_tuning_job")
+    describe_hyper_parameter_tuning_job = _operation("describe_hyper_parameter_tuning_job")
+    list_hyper_parameter_tuning_jobs = _operation("list_hyper_parameter_tuning_jobs")
+    list_training_jobs_for_hyper_parameter_tuning_job = _operation("list_training_jobs_for_hyper_parameter_tuning_job")
+    stop_hyper_parameter_tuning_job = _operation("stop_hyper_parameter_tuning_job")
 
     def list_tags(self) -> ActionResult:
         """ListTags."""

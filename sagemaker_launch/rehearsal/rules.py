@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import botocore.session
@@ -130,6 +130,36 @@ def check_tuning_job(request: Mapping[str, Any]) -> None:
     _check_strategy(config)
 
 
+def check_warm_start(request: Mapping[str, Any], parents: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse parents that a tuning job can't learn from.
+
+    Raises:
+        ServiceException: with the first broken rule (AWS documentation, "Run a Warm Start Hyperparameter Tuning Job").
+    """
+    if not parents:
+        return
+    identical = request["WarmStartConfig"]["WarmStartType"] == "IdenticalDataAndAlgorithm"
+    for parent in parents:
+        name = parent["HyperParameterTuningJobName"]
+        if _objective(parent) != _objective(request):
+            raise invalid(f"The objective metric must be that of parent hyperparameter tuning job {name}.")
+        if _names(parent) != _names(request):
+            differing = ", ".join(sorted(_names(parent) ^ _names(request)))
+            raise invalid(f"Static and tuned hyperparameters together must be those of parent {name}: {differing}")
+        for field in ("AlgorithmSpecification", "InputDataConfig"):
+            if identical and parent["TrainingJobDefinition"].get(field) != request["TrainingJobDefinition"].get(field):
+                raise invalid(f"{field} must be that of parent {name} for IdenticalDataAndAlgorithm.")
+
+
+def _objective(request: Mapping[str, Any]) -> Any:
+    return request["HyperParameterTuningJobConfig"]["HyperParameterTuningJobObjective"]
+
+
+def _names(request: Mapping[str, Any]) -> set[str]:
+    ranges = ranges_of(request["HyperParameterTuningJobConfig"]["ParameterRanges"])
+    return {each.name for each in ranges} | set(request["TrainingJobDefinition"].get("StaticHyperParameters", {}))
+
+
 def _check_tags(request: Mapping[str, Any]) -> None:
     keys = [tag["Key"] for tag in request.get("Tags", ())]
     for key in keys:
@@ -233,8 +263,8 @@ def _check_ranges(config: Mapping[str, Any], definition: Mapping[str, Any]) -> N
             raise invalid(f"Hyperparameter names must be unique, {name} is tuned twice.")
         if name in static:
             raise invalid(f"Hyperparameter {name} is both static and tuned: StaticHyperParameters and ParameterRanges.")
-    # The service adds _tuning_objective_metric to the static ones.
-    if len(names) + len({**static, "_tuning_objective_metric": ""}) > 100:
+    # The service adds one to the static ones: _tuning_objective_metric.
+    if len(names) + len(static) + 1 > 100:
         raise invalid("Static and tuned hyperparameters must be at most 100 together.")
 
 

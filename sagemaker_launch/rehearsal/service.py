@@ -14,9 +14,17 @@ from typing import Any, Protocol
 from moto.core.exceptions import ServiceException
 from moto.utilities.utils import get_partition
 
-from sagemaker_launch.rehearsal.rules import check_shape, check_training_job, invalid
+from sagemaker_launch.rehearsal.rules import (
+    check_shape,
+    check_training_job,
+    check_tuning_job,
+    check_warm_start,
+    invalid,
+)
 from sagemaker_launch.rehearsal.runner import JobRunner, Machine
+from sagemaker_launch.rehearsal.strategies import make_strategy
 from sagemaker_launch.rehearsal.training_jobs import ENDED, TrainingJob
+from sagemaker_launch.rehearsal.tuning_jobs import TuningJob, TuningRunner
 
 Request = Mapping[str, Any]
 Answer = dict[str, Any]
@@ -34,14 +42,15 @@ class Listed(Protocol):
 
 
 class Service:
-    """Training jobs of one account in one region."""
+    """Training and tuning jobs of one account in one region."""
 
     def __init__(self, region: str, machine: Machine) -> None:
         self.region, self.machine = region, machine
         self.lock = threading.RLock()
         """Held while the set of jobs is read or changed."""
         self.training_jobs: dict[str, TrainingJob] = {}
-        self._runners: list[JobRunner] = []
+        self.tuning_jobs: dict[str, TuningJob] = {}
+        self._runners: list[threading.Thread] = []
 
     def arn(self, kind: str, name: str) -> str:
         """The ARN of a job."""
@@ -61,17 +70,24 @@ class Service:
                     f"name already exists ({self.training_jobs[name].arn})",
                 )
             self.check_quota(request["ResourceConfig"]["InstanceType"], request["ResourceConfig"]["InstanceCount"])
-            job = TrainingJob(self.arn("training-job", name), request)
-            self.start(job)
+            job = self._start(request, None)
         return {"TrainingJobArn": job.arn}
 
-    def start(self, job: TrainingJob) -> None:
-        """Take a job in, and run it."""
+    def start_child(self, request: Request, tuning_job_arn: str) -> TrainingJob:
+        """Start a training job of a tuning job."""
         with self.lock:
-            self.training_jobs[job.name] = job
-            runner = JobRunner(job, self.region, self.machine)
-            self._runners.append(runner)
-            runner.start()
+            return self._start(request, tuning_job_arn)
+
+    def _start(self, request: Request, tuning_job_arn: str | None) -> TrainingJob:
+        name = request["TrainingJobName"]
+        job = TrainingJob(self.arn("training-job", name), request, tuning_job_arn)
+        self.training_jobs[name] = job
+        self._run(JobRunner(job, self.region, self.machine))
+        return job
+
+    def _run(self, runner: threading.Thread) -> None:
+        self._runners.append(runner)
+        runner.start()
 
     def instances_left(self) -> int:
         """How many more instances the account may use."""
@@ -142,10 +158,104 @@ class Service:
         job.request_stop()
         return {}
 
+    def create_hyper_parameter_tuning_job(self, request: Request) -> Answer:
+        """CreateHyperParameterTuningJob."""
+        check_tuning_job(request)
+        definition, name = request["TrainingJobDefinition"], request["HyperParameterTuningJobName"]
+        self.check_machine(definition)
+        with self.lock:
+            if name in self.tuning_jobs:
+                raise ServiceException(
+                    "ResourceInUse",
+                    "Hyperparameter tuning job names must be unique within an AWS account and region, and a tuning job "
+                    f"with this name already exists ({self.tuning_jobs[name].arn})",
+                )
+            parents = self._parents(request)
+            check_warm_start(request, [parent.request for parent in parents])
+            resources = definition["ResourceConfig"]
+            parallel = request["HyperParameterTuningJobConfig"]["ResourceLimits"]["MaxParallelTrainingJobs"]
+            self.check_quota(resources["InstanceType"], resources["InstanceCount"] * parallel)
+            arn = self.arn("hyper-parameter-tuning-job", name)
+            job = self.tuning_jobs[name] = TuningJob(arn, request, list(request.get("Tags", ())))
+            earlier = [result for parent in parents for result in parent.results()]
+            self._run(TuningRunner(job, make_strategy(job.config, earlier), self, self.machine.shutdown))
+        return {"HyperParameterTuningJobArn": arn}
+
+    def _parents(self, request: Request) -> list[TuningJob]:
+        """The tuning jobs that a warm start builds on; they have to have ended."""
+        named = request.get("WarmStartConfig", {}).get("ParentHyperParameterTuningJobs", ())
+        parents = [self.tuning_job(parent["HyperParameterTuningJobName"]) for parent in named]
+        for parent in parents:
+            if parent.status not in ENDED:
+                raise invalid(f"Parent hyperparameter tuning job {parent.name} is still {parent.status}.")
+        return parents
+
+    def tuning_job(self, name: str) -> TuningJob:
+        """A tuning job by name.
+
+        Raises:
+            ServiceException: as AWS answers for an unknown one.
+        """
+        with self.lock:
+            if name not in self.tuning_jobs:
+                arn = self.arn("hyper-parameter-tuning-job", name)
+                raise ServiceException("ResourceNotFound", f"Amazon SageMaker can't find a tuning job with ARN {arn}")
+            return self.tuning_jobs[name]
+
+    def describe_hyper_parameter_tuning_job(self, request: Request) -> Answer:
+        """DescribeHyperParameterTuningJob."""
+        job = self.tuning_job(request["HyperParameterTuningJobName"])
+        return {**job.describe(), **self._overall_best(job)}
+
+    def _overall_best(self, job: TuningJob) -> Answer:
+        """The best training job of a tuning job and of the parents of its warm start."""
+        family = [job, *self._parents(job.request)] if "WarmStartConfig" in job.request else []
+        bests = [(one.objective(best), one, best) for one in family if (best := one.best()) is not None]
+        if not bests:
+            return {}
+        _, one, best = (max if job.maximize else min)(bests, key=lambda each: each[0] or 0.0)
+        return {"OverallBestTrainingJob": {**one.child_summary(best), "TuningJobName": one.name}}
+
+    def list_hyper_parameter_tuning_jobs(self, request: Request) -> Answer:
+        """ListHyperParameterTuningJobs."""
+        check_shape("ListHyperParameterTuningJobs", request)
+        with self.lock:
+            jobs = select(list(self.tuning_jobs.values()), request)
+        return page([job.summary() for job in jobs], request, "HyperParameterTuningJobSummaries")
+
+    def list_training_jobs_for_hyper_parameter_tuning_job(self, request: Request) -> Answer:
+        """ListTrainingJobsForHyperParameterTuningJob."""
+        check_shape("ListTrainingJobsForHyperParameterTuningJob", request)
+        tuning = self.tuning_job(request["HyperParameterTuningJobName"])
+        by_name = {child.job.name: child for child in tuning.children}
+        if request.get("SortBy") == "FinalObjectiveMetricValue":
+            # Jobs without an objective are not listed then (AWS API reference, 2025).
+            values = {name: value for name, child in by_name.items() if (value := tuning.objective(child)) is not None}
+            descending = request.get("SortOrder") == "Descending"
+            wanted = [
+                name
+                for name in sorted(values, key=values.__getitem__, reverse=descending)
+                if by_name[name].job.status == request.get("StatusEquals", by_name[name].job.status)
+            ]
+        else:
+            jobs = [child.job for child in tuning.children]
+            wanted = [job.name for job in select(jobs, {"SortBy": "Name", **request})]
+        entries = [tuning.child_summary(by_name[name]) for name in wanted]
+        return page(entries, request, "TrainingJobSummaries")
+
+    def stop_hyper_parameter_tuning_job(self, request: Request) -> Answer:
+        """StopHyperParameterTuningJob."""
+        job = self.tuning_job(request["HyperParameterTuningJobName"])
+        if job.status in ENDED:
+            raise invalid(f"The request was rejected because the hyperparameter tuning job is in status {job.status}.")
+        job.request_stop()
+        return {}
+
     def tags(self, arn: str) -> list[dict[str, str]] | None:
         """The tags of a job, to read and to change, or None if the ARN is of something else."""
         with self.lock:
-            return next((job.tags for job in self.training_jobs.values() if job.arn == arn), None)
+            jobs: list[TrainingJob | TuningJob] = [*self.training_jobs.values(), *self.tuning_jobs.values()]
+            return next((job.tags for job in jobs if job.arn == arn), None)
 
     def interrupt(self, name: str, at_once: bool) -> None:
         """Take a spot job's instance away.
