@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from botocore.exceptions import BotoCoreError, ClientError
 
 from experiments.config import read_yaml
-from sagemaker_launch.aws import client
+from sagemaker_launch.aws import client, is_rehearsal
 from sagemaker_launch.settings import CloudSettings
 
 PRICES = Path("conf/cloud/prices.yaml")
@@ -85,9 +85,12 @@ def find_price(settings: CloudSettings, region: str, *, prices: Path = PRICES) -
     """
     if settings.price_per_hour is not None:
         return Price(settings.price_per_hour, "cloud.price_per_hour")
+    # It lives in us-east-1 and is not worth waiting for.
+    options = {"connect_timeout": 1, "read_timeout": 2, "retries": {"total_max_attempts": 1}}
+    pricing = client("pricing", replace(settings, region="us-east-1"), **options)
     try:
-        listed = _listed_price(settings, region)
-        why = "AWS's price list does not have it"
+        listed = None if is_rehearsal(pricing) else _listed_price(pricing, settings.instance_type, region)
+        why = "a rehearsal has no price list" if is_rehearsal(pricing) else "AWS's price list does not have it"
     except (BotoCoreError, ClientError) as error:
         listed, why = None, f"AWS's price list did not answer: {type(error).__name__}"
     if listed is not None:
@@ -103,11 +106,9 @@ def find_price(settings: CloudSettings, region: str, *, prices: Path = PRICES) -
     return Price(float(known), f"{prices} of {table['as_of']}, {region} ({why})")
 
 
-def _listed_price(settings: CloudSettings, region: str) -> float | None:
-    """What the AWS Price List API says; it lives in us-east-1 and is not worth waiting for."""
-    where = CloudSettings(region="us-east-1")
-    pricing = client("pricing", where, connect_timeout=1, read_timeout=2, retries={"total_max_attempts": 1})
-    wanted = {"instanceName": settings.instance_type, "regionCode": region, "component": "Training"}
+def _listed_price(pricing: Any, instance_type: str, region: str) -> float | None:
+    """What the AWS Price List API says."""
+    wanted = {"instanceName": instance_type, "regionCode": region, "component": "Training"}
     filters = [{"Type": "TERM_MATCH", "Field": field, "Value": value} for field, value in wanted.items()]
     found = pricing.get_products(ServiceCode="AmazonSageMaker", Filters=filters, MaxResults=10)
     prices = [price for product in found["PriceList"] if (price := _on_demand(json.loads(product)))]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from experiments.console import say
@@ -30,15 +31,15 @@ def follow(sagemaker: Any, logs: Any, job: Launched, usd_per_hour: float, *, pol
     Raises:
         JobFailedError: if it failed.
     """
-    log, said = JobLog(logs, job.name), ""
+    log, quiet, said = JobLog(logs, job.name), WithoutEnvironment(), ""
     while True:
         described = job.kind.describe(sagemaker, job.name)
         status = str(described[job.kind.status])
         if job.kind is TRAINING:
             text = f"{status} ({described.get('SecondaryStatus', '')})"
             spent = seconds(described)
-            for line in log.read():
-                say(f"  {line.text}")
+            for text in quiet.lines(line.text for line in log.read()):
+                say(f"  {text}")
         else:
             summaries = children(sagemaker, job.name)
             spent = sum(seconds(summary) for summary in summaries)
@@ -51,6 +52,22 @@ def follow(sagemaker: Any, logs: Any, job: Launched, usd_per_hour: float, *, pol
         if status in ENDED:
             return status
         time.sleep(poll_seconds)
+
+
+class WithoutEnvironment:
+    """Leaves out the hundred lines in which AWS's toolkit lists the environment of a job."""
+
+    def __init__(self) -> None:
+        self._listing = False
+
+    def lines(self, texts: Iterable[str]) -> Iterator[str]:
+        """What is left of the next lines of a log."""
+        for text in texts:
+            self._listing = self._listing or text.startswith("Training Env:") or "Invoking user script" in text
+            if not self._listing and text.strip():
+                yield text
+            if text.startswith("Invoking script with the following command"):
+                self._listing = False
 
 
 def _tuning_state(described: dict[str, Any]) -> str:

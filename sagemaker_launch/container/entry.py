@@ -17,6 +17,7 @@ import torch
 from filelock import FileLock
 from pytorch_lightning.utilities import rank_zero_only
 
+from experiments.cli import quiet_libraries
 from experiments.config import RunConfig, load_config, to_public
 from experiments.run_folder import RunFolder, environment_tags
 from experiments.train import score_and_export, train
@@ -66,6 +67,7 @@ class Job:
 
 def main() -> None:
     """Run the job; what goes wrong becomes its FailureReason."""
+    quiet_libraries()
     base = Path(os.environ.get("SAGEMAKER_BASE_DIR", "/opt/ml"))
     try:
         run(Job.read(base), scratch=Path(tempfile.gettempdir()) / "experiments")

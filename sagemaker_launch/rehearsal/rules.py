@@ -22,9 +22,13 @@ MAX_TUNED = 30
 """Hyperparameters that one tuning job may search (AWS quota, 2025)."""
 
 
-def invalid(message: str) -> ServiceException:
+class Refusal(ServiceException):
+    """What AWS says no with. A class of ours, because moto looks for the service of its own errors by their module."""
+
+
+def invalid(message: str) -> Refusal:
     """A refusal for what the request says."""
-    return ServiceException("ValidationException", message)
+    return Refusal("ValidationException", message)
 
 
 @functools.cache

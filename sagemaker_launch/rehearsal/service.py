@@ -11,10 +11,10 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Protocol
 
-from moto.core.exceptions import ServiceException
 from moto.utilities.utils import get_partition
 
 from sagemaker_launch.rehearsal.rules import (
+    Refusal,
     check_shape,
     check_training_job,
     check_tuning_job,
@@ -64,7 +64,7 @@ class Service:
         name = request["TrainingJobName"]
         with self.lock:
             if name in self.training_jobs:
-                raise ServiceException(
+                raise Refusal(
                     "ResourceInUse",
                     "Training job names must be unique within an AWS account and region, and a training job with this "
                     f"name already exists ({self.training_jobs[name].arn})",
@@ -104,7 +104,7 @@ class Service:
         limit = self.machine.settings.max_parallel_jobs
         left = self.instances_left()
         if wanted > left:
-            raise ServiceException(
+            raise Refusal(
                 "ResourceLimitExceeded",
                 f"The account-level service limit '{instance_type} for training job usage' is {limit} Instances, with "
                 f"current utilization of {limit - left} Instances and a request delta of {wanted} Instances. Please "
@@ -165,7 +165,7 @@ class Service:
         self.check_machine(definition)
         with self.lock:
             if name in self.tuning_jobs:
-                raise ServiceException(
+                raise Refusal(
                     "ResourceInUse",
                     "Hyperparameter tuning job names must be unique within an AWS account and region, and a tuning job "
                     f"with this name already exists ({self.tuning_jobs[name].arn})",
@@ -199,7 +199,7 @@ class Service:
         with self.lock:
             if name not in self.tuning_jobs:
                 arn = self.arn("hyper-parameter-tuning-job", name)
-                raise ServiceException("ResourceNotFound", f"Amazon SageMaker can't find a tuning job with ARN {arn}")
+                raise Refusal("ResourceNotFound", f"Amazon SageMaker can't find a tuning job with ARN {arn}")
             return self.tuning_jobs[name]
 
     def describe_hyper_parameter_tuning_job(self, request: Request) -> Answer:
