@@ -31,22 +31,22 @@ def follow(sagemaker: Any, logs: Any, job: Launched, usd_per_hour: float, *, pol
     Raises:
         JobFailedError: if it failed.
     """
-    log, quiet, said = JobLog(logs, job.name), WithoutEnvironment(), ""
+    log, own, said = JobLog(logs, job.name), OwnLines(), ""
     while True:
         described = job.kind.describe(sagemaker, job.name)
         status = str(described[job.kind.status])
         if job.kind is TRAINING:
-            text = f"{status} ({described.get('SecondaryStatus', '')})"
+            state = f"{status} ({described.get('SecondaryStatus', '')})"
             spent = seconds(described)
-            for text in quiet.lines(line.text for line in log.read()):
+            for text in own.lines(line.text for line in log.read()):
                 say(f"  {text}")
         else:
             summaries = children(sagemaker, job.name)
             spent = sum(seconds(summary) for summary in summaries)
-            text = f"{status}, {_tuning_state(described)}"
-        if text != said:
-            said = text
-            say(f"{job.name}: {text}, ${spent / 3600 * usd_per_hour:.2f} so far")
+            state = f"{status}, {_tuning_state(described)}"
+        if state != said:
+            said = state
+            say(f"{job.name}: {state}, ${spent / 3600 * usd_per_hour:.2f} so far")
         if status == "Failed":
             raise JobFailedError(f"{job.name} failed: {described.get('FailureReason', 'AWS gives no reason')}")
         if status in ENDED:
@@ -54,20 +54,20 @@ def follow(sagemaker: Any, logs: Any, job: Launched, usd_per_hour: float, *, pol
         time.sleep(poll_seconds)
 
 
-class WithoutEnvironment:
-    """Leaves out the hundred lines in which AWS's toolkit lists the environment of a job."""
+class OwnLines:
+    """Leaves out the hundred lines that AWS's toolkit prints around a script, unless they tell of an error."""
 
     def __init__(self) -> None:
-        self._listing = False
+        self._running = False
 
     def lines(self, texts: Iterable[str]) -> Iterator[str]:
         """What is left of the next lines of a log."""
         for text in texts:
-            self._listing = self._listing or text.startswith("Training Env:") or "Invoking user script" in text
-            if not self._listing and text.strip():
+            toolkit = "sagemaker-training-toolkit" in text
+            if "rror" in text or (self._running and text.strip() and not toolkit):
                 yield text
-            if text.startswith("Invoking script with the following command"):
-                self._listing = False
+            # The line after this one is the command, with every hyperparameter once more.
+            self._running = (self._running or "Invoking script" in text) and "Reporting training" not in text
 
 
 def _tuning_state(described: dict[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -76,7 +77,7 @@ def tuning_job(
     }
     if settings.strategy == "Hyperband":
         # Hyperband gives each job as many epochs as it deserves, so all of them may go as far as the longest.
-        static[wire_name(EPOCHS)] = wire_value(epochs)
+        static[wire_name(EPOCHS)] = json.dumps(epochs)
         tuning["StrategyConfig"] = {"HyperbandStrategyConfig": {"MinResource": 1, "MaxResource": epochs}}
     if config.sweep.timeout_seconds is not None:
         tuning["ResourceLimits"]["MaxRuntimeInSeconds"] = max(120, round(config.sweep.timeout_seconds))
@@ -207,7 +208,10 @@ def _channels(settings: CloudSettings, inputs: Inputs) -> list[dict[str, Any]]:
 
 def _toolkit(settings: CloudSettings) -> dict[str, str]:
     """What AWS's start-up reads; the code is a channel, so that it is there without a network too."""
-    hyperparameters = {"sagemaker_program": "entry.py", "sagemaker_submit_directory": CODE_ARCHIVE}
+    hyperparameters = {
+        "sagemaker_program": json.dumps("entry.py"),
+        "sagemaker_submit_directory": json.dumps(CODE_ARCHIVE),
+    }
     if settings.instance_count > 1 or settings.instance_type.startswith(GPU_FAMILIES):
         hyperparameters["sagemaker_torch_distributed_enabled"] = "true"  # one process a GPU, by torchrun
     return hyperparameters

@@ -1,8 +1,8 @@
 r"""The codec between a RunConfig and a job's hyperparameters, which are text, and whose names may hold no dot.
 
 `optimizer.learning_rate` travels as `optimizer__learning_rate`: the container's start-up exports every hyperparameter
-as a shell variable. Values are written as on the command line ("1e-05", "true", "null", "sgd"); what comes back may be
-in any of three dialects (`false`, `False`, `"\"sgd\""`), which the typed config loader reads alike.
+as a shell variable. Values are written as JSON; what arrives may be in any of three dialects (`false`, `False`,
+`"\"sgd\""`), which the typed config loader reads alike.
 """
 
 from __future__ import annotations
@@ -38,15 +38,13 @@ def field_name(name: str) -> str:
 
 
 def wire_value(value: ConfigValue) -> str:
-    """A value as a hyperparameter's text."""
-    text = value if isinstance(value, str) else json.dumps(value)
-    # Text that looks as if it were quoted is quoted once more, so that reading takes off no more than was put on.
-    return json.dumps(text) if _unquoted(text) != text else text
+    """A value as one of a range's texts."""
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def encode(config: RunConfig) -> dict[str, str]:
-    """The hyperparameters of a training job."""
-    return {wire_name(name): wire_value(value) for name, value in to_flat(config).items() if is_sent(name)}
+    """The hyperparameters of a training job; text is quoted, or the toolkit would remark on it, field by field."""
+    return {wire_name(name): json.dumps(value) for name, value in to_flat(config).items() if is_sent(name)}
 
 
 def decode(hyperparameters: Mapping[str, str]) -> dict[str, str]:

@@ -63,7 +63,8 @@ def test_a_job_has_the_metrics_of_a_local_run_to_the_last_digit(
 
 def test_a_tuned_job_leaves_the_test_split_alone(config: RunConfig, photos: Path, tmp_path: Path) -> None:
     base = tmp_path / "ml"
-    quoted = {name: json.dumps(value) for name, value in encode(config).items()} | {TUNING_OBJECTIVE: "best_val_loss"}
+    quoted = {name: json.dumps(value.strip('"')) for name, value in encode(config).items()}
+    quoted[TUNING_OBJECTIVE] = "best_val_loss"
     job = start_job(base, lay_out(base, quoted, {"photos": photos}))
     output, errors = job.communicate(timeout=300)
     assert job.returncode == 0, errors

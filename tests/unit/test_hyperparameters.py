@@ -57,7 +57,7 @@ def test_all_three_dialects_are_read_alike(dialect: str) -> None:
     if dialect == "python":
         sent["trainer__compile"] = "False"
     elif dialect == "quoted":
-        sent = {name: json.dumps(value) for name, value in sent.items()}
+        sent = {name: json.dumps(value.strip('"')) for name, value in sent.items()}
     assert override(RunConfig(), decode(sent)) == config
 
 

@@ -147,7 +147,7 @@ def test_ranges_say_what_the_search_space_says() -> None:
 def test_a_tuned_field_is_not_sent_as_a_static_one_too() -> None:
     static = tune(load_cloud(None, BASIC))["TrainingJobDefinition"]["StaticHyperParameters"]
     assert not {"optimizer__learning_rate", "data__batch_size", "trainer__max_epochs"} & static.keys()
-    assert static["model__backbone"] == "resnet50"
+    assert static["model__backbone"] == '"resnet50"'
 
 
 def test_hyperband_takes_the_longest_tuned_training_for_all() -> None:
