@@ -112,7 +112,8 @@ def job_config(job: Job, scratch: Path) -> RunConfig:
         "trainer.num_nodes": job.num_nodes,
     }
     if job.channel(WEIGHTS).is_dir():
-        (values["model.weights"],) = job.channel(WEIGHTS).iterdir()
+        (weights,) = job.channel(WEIGHTS).iterdir()
+        values["model.weights"] = str(weights)
     return load_config(None, values)
 
 

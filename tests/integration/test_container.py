@@ -6,8 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
+from torchvision.models import shufflenet_v2_x0_5
 
-from experiments.config import RunConfig, load_config
+from experiments.config import RunConfig, load_config, override
 from experiments.logger import RunFolderLogger
 from experiments.run_folder import RunFolder
 from experiments.train import train
@@ -59,6 +61,24 @@ def test_a_job_has_the_metrics_of_a_local_run_to_the_last_digit(
     assert outcome.metrics["best_val_loss"] == min(values["val_loss"] for values in local.values())
     assert "test_loss" in outcome.metrics
     assert (base / "output" / "data" / "scores.npz").is_file()
+
+
+def test_a_checkpoint_of_its_own_channel_is_what_the_backbone_starts_from(
+    config: RunConfig, photos: Path, tmp_path: Path
+) -> None:
+    weights = tmp_path / "weights" / "mine.pth"
+    weights.parent.mkdir()
+    torch.manual_seed(5)
+    torch.save(shufflenet_v2_x0_5().state_dict(), weights)
+    config = override(config, {"model.weights": str(weights)})
+    base, folder = tmp_path / "ml", RunFolder(tmp_path / "local")
+    sent = encode(override(config, {"model.weights": weights.name}))
+    job = start_job(base, lay_out(base, sent, {"photos": photos, "weights": weights.parent}))
+    output, errors = job.communicate(timeout=300)
+    assert job.returncode == 0, errors
+    folder.start("local", {}, {})
+    train(config, output_dir=folder.path, logger=RunFolderLogger(folder))
+    assert epochs_of(output) == {line.step: _comparable(line.metrics) for line in folder.metric_lines()}
 
 
 def test_a_tuned_job_leaves_the_test_split_alone(config: RunConfig, photos: Path, tmp_path: Path) -> None:

@@ -1,0 +1,71 @@
+"""Narrowing a search space to where a local study did well."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from experiments.search_space import ChoiceRange, FloatRange, IntRange, SearchSpace
+from sagemaker_launch.narrowing import describe, narrow
+
+SPACE: SearchSpace = {
+    "optimizer.learning_rate": FloatRange(1e-5, 1e-1, log=True),
+    "trainer.max_epochs": IntRange(1, 20),
+    "data.batch_size": ChoiceRange((32, 64, 128)),
+}
+POINTS = st.lists(
+    st.fixed_dictionaries(
+        {
+            "optimizer.learning_rate": st.floats(1e-5, 1e-1),
+            "trainer.max_epochs": st.integers(1, 20),
+            "data.batch_size": st.sampled_from((32, 64, 128)),
+        }
+    ),
+    min_size=8,
+    max_size=24,
+)
+
+
+def test_ranges_shrink_to_the_best_quarter_with_a_margin() -> None:
+    points = [
+        {
+            "optimizer.learning_rate": 10.0**-index,
+            "trainer.max_epochs": 4 + index,
+            "data.batch_size": 32 * (1 + index // 3),
+        }
+        for index in (1, 2, 3, 4, 5, 1, 2, 3)
+    ]
+    narrowed = narrow(SPACE, points, values=[1, 0.1, 0.2, 3, 4, 5, 6, 7])
+    rate, epochs, batch = narrowed.values()
+    assert isinstance(rate, FloatRange)
+    assert (math.log10(rate.low), math.log10(rate.high)) == pytest.approx((-3.4, -1.6))
+    assert epochs == IntRange(4, 9)
+    assert batch == ChoiceRange((32, 64))
+    assert "data.batch_size: 32, 64, 128 -> 32, 64" in describe(SPACE, narrowed)
+
+
+@given(points=POINTS, data=st.data())
+def test_a_narrowed_space_stays_inside_and_holds_the_best(points: list[dict[str, object]], data: st.DataObject) -> None:
+    values = data.draw(st.lists(st.floats(0, 1), min_size=len(points), max_size=len(points)))
+    narrowed = narrow(SPACE, points, values)
+    best = points[min(range(len(points)), key=lambda index: values[index])]
+    for name, one in narrowed.items():
+        before = SPACE[name]
+        if isinstance(one, ChoiceRange):
+            assert isinstance(before, ChoiceRange)
+            assert set(one.values) <= set(before.values)
+            assert best[name] in one.values
+        else:
+            assert not isinstance(before, ChoiceRange)
+            assert before.low <= one.low < one.high <= before.high
+            assert one.low <= float(str(best[name])) <= one.high
+
+
+def test_too_few_trials_and_another_space_are_refused() -> None:
+    with pytest.raises(ValueError, match="must have 8 complete trials or more, got 3"):
+        narrow(SPACE, [{}] * 3, [1, 2, 3])
+    with pytest.raises(ValueError, match=r"optimizer\.learning_rate must be a field that the study tuned"):
+        narrow(SPACE, [{}] * 8, [1] * 8)
