@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +77,15 @@ def check_budget(settings: CloudSettings, worst: WorstCase) -> None:
             f"cloud.budget_usd must be at least {worst.usd:.2f}, the worst case, got {settings.budget_usd:g}: "
             "raise it, or lower sweep.n_trials, cloud.max_runtime_seconds or cloud.instance_type"
         )
+
+
+def price_finder(settings: CloudSettings, region: str) -> Callable[[str], float]:
+    """Dollars an hour by instance type, each looked up once.
+
+    Raises:
+        ValueError: from the finder, if nobody knows a price.
+    """
+    return cache(lambda kind: find_price(replace(settings, instance_type=kind), region).usd_per_hour)
 
 
 def find_price(settings: CloudSettings, region: str, *, prices: Path = PRICES) -> Price:

@@ -195,13 +195,13 @@ def _follow(settings: CloudSettings, job: Launched, worst: WorstCase, come_back:
 
 def _sync(settings: CloudSettings, config: RunConfig, arguments: argparse.Namespace) -> None:
     from sagemaker_launch.aws import client, region
-    from sagemaker_launch.budget import find_price
+    from sagemaker_launch.budget import price_finder
     from sagemaker_launch.jobs import find_job, project_jobs
     from sagemaker_launch.sync import Synchroniser
 
     sagemaker = client("sagemaker", settings)
     found = [find_job(sagemaker, name) for name in arguments.jobs] or list(project_jobs(sagemaker, settings))
-    price = find_price(settings, region(settings)).usd_per_hour
+    price = price_finder(settings, region(settings))
     synchroniser = Synchroniser(config, sagemaker, client("logs", settings), client("s3", settings), price)
     for job in found:
         folders = synchroniser.sync(job, models=arguments.models)

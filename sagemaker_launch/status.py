@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
-from functools import cache
 from typing import Any
 
 from sagemaker_launch.aws import region
-from sagemaker_launch.budget import find_price
+from sagemaker_launch.budget import price_finder
 from sagemaker_launch.jobs import FoundJob, children, project_jobs, seconds
 from sagemaker_launch.launch import TRAINING
 from sagemaker_launch.settings import CloudSettings
@@ -16,7 +14,7 @@ from sagemaker_launch.settings import CloudSettings
 
 def status_table(client: Any, settings: CloudSettings) -> str:
     """One line for each job that runs, and the sum."""
-    price = _prices(settings)
+    price = price_finder(settings, region(settings))
     lines, total = [], 0.0
     for job in project_jobs(client, settings, "InProgress"):
         resources = _resources(job)
@@ -29,7 +27,7 @@ def status_table(client: Any, settings: CloudSettings) -> str:
 
 def cost_table(client: Any, settings: CloudSettings) -> str:
     """One line for each job, and the sum; newest first."""
-    price = _prices(settings)
+    price = price_finder(settings, region(settings))
     lines, total = [], 0.0
     for job in project_jobs(client, settings):
         resources = _resources(job)
@@ -39,11 +37,6 @@ def cost_table(client: Any, settings: CloudSettings) -> str:
         total += usd
         lines.append(f"{job.name:34} {job.status:12} {billed:8.0f} s on {resources['InstanceType']:16} ${usd:.2f}")
     return "\n".join([*lines, f"{len(lines)} jobs, ${total:.2f}; disks, S3 and transfer are not in it"])
-
-
-def _prices(settings: CloudSettings) -> Any:
-    where = region(settings)
-    return cache(lambda kind: find_price(replace(settings, instance_type=kind), where).usd_per_hour)
 
 
 def _resources(job: FoundJob) -> Mapping[str, Any]:

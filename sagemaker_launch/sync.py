@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import sys
 import tarfile
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -28,15 +28,20 @@ from sagemaker_launch.logs import JobLog, LogLine
 
 OUTCOMES: Mapping[str, Any] = {"Completed": "COMPLETE", "Failed": "FAIL", "Stopped": "STOPPED"}
 
+LOG_DELAY_SECONDS = 600.0
+"""How long the last lines of a job that has ended may take to reach CloudWatch."""
+
 
 class Synchroniser:
     """Copies jobs of one account into one MLflow experiment.
 
     Args:
-        usd_per_hour: price of the machines, for the dollars of each job; None leaves them out.
+        usd_per_hour: price of a machine by its instance type.
     """
 
-    def __init__(self, config: RunConfig, sagemaker: Any, logs: Any, s3: Any, usd_per_hour: float | None) -> None:
+    def __init__(
+        self, config: RunConfig, sagemaker: Any, logs: Any, s3: Any, usd_per_hour: Callable[[str], float]
+    ) -> None:
         self._sagemaker, self._logs, self._s3 = sagemaker, logs, s3
         self._usd_per_hour = usd_per_hour
         self._home = config.output_dir / "cloud"
@@ -108,7 +113,7 @@ class Synchroniser:
         lines = JobLog(self._logs, name).read()
         reported = parse_lines(line.text for line in lines)
         self._note(folder, lines)
-        if folder.outcome is None and described[TRAINING.status] in ENDED:
+        if folder.outcome is None and described[TRAINING.status] in ENDED and not _log_lags(described, reported):
             _write_log(folder, lines)
             folder.finish(self._outcome(described, reported), ended_ms=milliseconds(_ended(described)))
         if models and described[TRAINING.status] == "Completed":
@@ -146,9 +151,9 @@ class Synchroniser:
         }
         if values["training_seconds"]:
             values["spot_saving"] = 1 - values["billable_seconds"] / values["training_seconds"]
-        if self._usd_per_hour is not None:
-            count = described["ResourceConfig"]["InstanceCount"]
-            values["usd"] = values["billable_seconds"] / 3600 * count * self._usd_per_hour
+        resources = described["ResourceConfig"]
+        price = self._usd_per_hour(resources["InstanceType"])
+        values["usd"] = values["billable_seconds"] / 3600 * resources["InstanceCount"] * price
         best: dict[str, float] = {}
         for line in reported:
             if line.kind in ("metrics", "outcome") and line.metrics is not None:
@@ -199,6 +204,16 @@ def _ranges(ranges: Mapping[str, Any]) -> dict[str, str]:
     return texts
 
 
+def _log_lags(described: Mapping[str, Any], reported: list[ReportedLine]) -> bool:
+    """Whether CloudWatch has not shown the end of a complete job yet, and may still do so."""
+    if described[TRAINING.status] != "Completed" or any(line.kind == "outcome" for line in reported):
+        return False
+    lags: bool = (datetime.now(UTC) - _ended(described)).total_seconds() < LOG_DELAY_SECONDS
+    if lags:
+        say(f"{described['TrainingJobName']} is complete, its log is not yet: run sync again in a minute")
+    return lags
+
+
 def _write_log(folder: RunFolder, lines: list[LogLine]) -> None:
     folder.artifacts.mkdir(parents=True, exist_ok=True)
     (folder.artifacts / "log.txt").write_text("".join(f"{line.text}\n" for line in lines))
@@ -206,8 +221,3 @@ def _write_log(folder: RunFolder, lines: list[LogLine]) -> None:
 
 def _ended(described: Mapping[str, Any]) -> Any:
     return described.get("TrainingEndTime") or described["LastModifiedTime"]
-
-
-def run_folder_home(config: RunConfig) -> Path:
-    """Where the run folders of cloud jobs are kept."""
-    return config.output_dir / "cloud"

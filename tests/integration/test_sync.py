@@ -1,0 +1,231 @@
+"""Cloud jobs in MLflow: under the names of local runs, at their real epochs, once."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from botocore.exceptions import ClientError
+from mlflow import MlflowClient
+from mlflow.entities import Run
+
+from experiments.config import RunConfig, load_config, to_flat
+from experiments.search_space import load_search_space
+from sagemaker_launch.container.hyperparameters import TUNING_OBJECTIVE, encode
+from sagemaker_launch.container.metric_lines import facts_line, metric_line
+from sagemaker_launch.jobs import find_job
+from sagemaker_launch.requests import tuning_job
+from sagemaker_launch.settings import load_cloud
+from sagemaker_launch.sync import Synchroniser
+from tests.conftest import REPOSITORY
+from tests.unit.test_requests import BASIC, INPUTS
+
+NOW = datetime.now(UTC).replace(microsecond=0) - timedelta(hours=1)
+PRICES = {"ml.g5.xlarge": 3.6}
+EPOCHS = 3
+
+
+class Account:
+    """A tuning job and its training jobs as SageMaker and CloudWatch describe them."""
+
+    class meta:
+        endpoint_url = "https://api.sagemaker.us-east-1.amazonaws.com"
+
+    def __init__(self, config: RunConfig, statuses: list[str]) -> None:
+        space = load_search_space(REPOSITORY / "conf" / "search" / "quick.yaml")
+        self.request = tuning_job(load_cloud(None, BASIC), config, space, INPUTS, "image", name="tuning")
+        self.status, self.calls = "Completed", 0
+        self.config, self.statuses = config, statuses
+        self.logs = {self.name(number): self.lines(number) for number in range(len(statuses))}
+
+    def name(self, number: int) -> str:
+        return f"tuning-{number:03d}"
+
+    def lines(self, number: int) -> list[str]:
+        lines = ["noise", facts_line({"data.fingerprint": "abc"})]
+        for epoch in range(1, EPOCHS + 1):
+            loss = (number + 1) / epoch
+            values = {"val_loss": loss, "val_accuracy": 0.5, "best_val_loss": loss, "best_val_accuracy": 0.5}
+            lines.append(metric_line("metrics", epoch, values))
+        best = {"best_val_loss": (number + 1) / EPOCHS, "best_val_accuracy": 0.5}
+        return [*lines, metric_line("outcome", EPOCHS, best)]
+
+    def describe_hyper_parameter_tuning_job(self, HyperParameterTuningJobName: str) -> dict[str, Any]:
+        if HyperParameterTuningJobName != "tuning":
+            raise ClientError({"Error": {"Code": "ResourceNotFound"}}, "Describe")
+        metric = {"MetricName": "best_val_loss", "Value": 1 / EPOCHS}
+        return {
+            **self.request,
+            "HyperParameterTuningJobArn": "arn:tuning",
+            "HyperParameterTuningJobStatus": self.status,
+            "CreationTime": NOW,
+            "LastModifiedTime": NOW + timedelta(minutes=9),
+            "BestTrainingJob": {
+                "TrainingJobName": self.name(0),
+                "FinalHyperParameterTuningJobObjectiveMetric": metric,
+            },
+        }
+
+    def describe_training_job(self, TrainingJobName: str) -> dict[str, Any]:
+        self.calls += 1
+        status = self.statuses[int(TrainingJobName[-3:])]
+        times: dict[str, Any] = {"CreationTime": NOW, "LastModifiedTime": NOW + timedelta(minutes=5)}
+        if status != "InProgress":
+            times |= {"TrainingTimeInSeconds": 200, "BillableTimeInSeconds": 100}
+        return {
+            **self.request["TrainingJobDefinition"],
+            **times,
+            "TrainingJobName": TrainingJobName,
+            "TrainingJobArn": f"arn:{TrainingJobName}",
+            "TrainingJobStatus": status,
+            "HyperParameters": {**encode(self.config), TUNING_OBJECTIVE: "best_val_loss"},
+            **({"FailureReason": "AlgorithmError: it broke"} if status == "Failed" else {}),
+        }
+
+    def get_paginator(self, operation: str) -> Account:
+        self.operation = operation
+        return self
+
+    def paginate(self, **given: Any) -> list[Mapping[str, Any]]:
+        if self.operation == "list_training_jobs_for_hyper_parameter_tuning_job":
+            return [{"TrainingJobSummaries": [{"TrainingJobName": name} for name in self.logs]}]
+        stream = f"{given['logStreamNamePrefix']}algo-1-1"
+        return [{"logStreams": [{"logStreamName": stream}]}]
+
+    def get_log_events(self, logStreamName: str, **given: Any) -> dict[str, Any]:
+        lines = self.logs[logStreamName.split("/")[0]]
+        done = int(given.get("nextToken", 0))
+        events = [{"timestamp": 1000 * number, "message": line} for number, line in enumerate(lines)][done:]
+        return {"events": events, "nextForwardToken": str(len(lines))}
+
+
+@pytest.fixture
+def config(tmp_path: Path, mlflow_database: Path) -> RunConfig:
+    (tmp_path / "runs").mkdir()
+    shutil.copy(mlflow_database, tmp_path / "runs" / "mlflow.db")
+    return load_config(None, {"output_dir": tmp_path / "runs", "tracking.experiment": "cloud"})
+
+
+def sync(config: RunConfig, account: Account) -> list[Run]:
+    """Bring MLflow up to date; all of its runs."""
+    Synchroniser(config, account, account, None, PRICES.__getitem__).sync(find_job(account, "tuning"))
+    return runs(config)
+
+
+def runs(config: RunConfig) -> list[Run]:
+    client = MlflowClient(f"sqlite:///{config.output_dir / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("cloud")
+    assert experiment is not None
+    return sorted(client.search_runs([experiment.experiment_id], max_results=1000), key=lambda run: run.info.run_name)
+
+
+def history(config: RunConfig, run: Run, metric: str) -> dict[int, float]:
+    client = MlflowClient(f"sqlite:///{config.output_dir / 'mlflow.db'}")
+    return {point.step: point.value for point in client.get_metric_history(run.info.run_id, metric)}
+
+
+def test_jobs_become_a_parent_and_its_children_with_the_names_of_local_runs(config: RunConfig) -> None:
+    parent, complete, failed, stopped = sync(config, Account(config, ["Completed", "Failed", "Stopped"]))
+    assert [run.info.status for run in (parent, complete, failed, stopped)] == [
+        "FINISHED",
+        "FINISHED",
+        "FAILED",
+        "KILLED",
+    ]
+    for child in (complete, failed, stopped):
+        assert child.data.tags["mlflow.parentRunId"] == parent.info.run_id
+        assert child.data.tags["origin"] == "sagemaker"
+    assert failed.data.tags["failure_reason"] == "AlgorithmError: it broke"
+    assert complete.data.tags["arn"] == "arn:tuning-000"
+    assert history(config, complete, "val_loss") == {1: 1.0, 2: 0.5, 3: 1 / 3}
+    assert complete.data.metrics["best_val_loss"] == 1 / 3
+    assert complete.data.metrics["usd"] == pytest.approx(100 / 3600 * 3.6)
+    assert complete.data.metrics["spot_saving"] == 0.5
+    assert complete.data.params["data.fingerprint"] == "abc"
+    assert complete.data.params["optimizer.learning_rate"] == "0.001"
+    assert {name for name in complete.data.params if name.startswith("optimizer.")} == {
+        name for name in to_flat(config) if name.startswith("optimizer.")
+    }
+    client = MlflowClient(f"sqlite:///{config.output_dir / 'mlflow.db'}")
+    assert [one.path for one in client.list_artifacts(complete.info.run_id)] == ["log.txt"]
+
+
+def everything(config: RunConfig) -> list[tuple[Any, ...]]:
+    def all_of(run: Run) -> tuple[Any, ...]:
+        histories = [sorted(history(config, run, metric).items()) for metric in sorted(run.data.metrics)]
+        return run.info.run_id, run.info.status, run.info.end_time, run.data.params, run.data.tags, histories
+
+    return [all_of(run) for run in runs(config)]
+
+
+def test_a_second_time_changes_nothing_and_asks_for_no_job_again(config: RunConfig) -> None:
+    account = Account(config, ["Completed", "Failed"])
+    sync(config, account)
+    before, asked = everything(config), account.calls
+    sync(config, account)
+    assert everything(config) == before
+    assert account.calls == asked
+
+
+def test_where_the_run_folders_are_gone_runs_are_found_by_their_arn(config: RunConfig) -> None:
+    account = Account(config, ["Completed", "Failed"])
+    sync(config, account)
+    before = everything(config)
+    shutil.rmtree(config.output_dir / "cloud")
+    sync(config, account)
+    assert everything(config) == before
+
+
+def test_a_job_that_goes_on_is_caught_up_with(config: RunConfig) -> None:
+    account = Account(config, ["InProgress"])
+    account.status = "InProgress"
+    whole = account.logs["tuning-000"]
+    account.logs["tuning-000"] = whole[:3]
+    _, child = sync(config, account)
+    assert child.info.status == "RUNNING"
+    assert history(config, child, "val_loss") == {1: 1.0}
+    account.logs["tuning-000"], account.statuses, account.status = whole, ["Completed"], "Completed"
+    parent, child = sync(config, account)
+    assert (parent.info.status, child.info.status) == ("FINISHED", "FINISHED")
+    assert history(config, child, "val_loss") == {1: 1.0, 2: 0.5, 3: 1 / 3}
+
+
+def test_a_restart_that_repeats_an_epoch_counts_it_once(config: RunConfig) -> None:
+    account = Account(config, ["Completed"])
+    lines = account.logs["tuning-000"]
+    account.logs["tuning-000"] = [*lines[:4], *lines[3:]]
+    _, child = sync(config, account)
+    assert history(config, child, "val_loss") == {1: 1.0, 2: 0.5, 3: 1 / 3}
+
+
+def test_a_log_that_lags_behind_is_waited_for(config: RunConfig, capsys: pytest.CaptureFixture[str]) -> None:
+    account = Account(config, ["Completed"])
+    whole = account.logs["tuning-000"]
+    account.logs["tuning-000"] = whole[:3]
+    described = account.describe_training_job
+    just_now = {"TrainingEndTime": datetime.now(UTC)}
+    account.describe_training_job = lambda TrainingJobName: described(TrainingJobName) | just_now  # type: ignore[method-assign]
+    _, child = sync(config, account)
+    assert child.info.status == "RUNNING"
+    assert "its log is not yet" in capsys.readouterr().err
+    account.logs["tuning-000"] = whole
+    _, child = sync(config, account)
+    assert child.info.status == "FINISHED"
+
+
+@pytest.mark.slow
+def test_five_hundred_jobs_are_synchronised_within_a_minute(config: RunConfig) -> None:
+    account = Account(config, ["Completed"] * 500)
+    started = time.monotonic()
+    assert len(sync(config, account)) == 501
+    took = time.monotonic() - started
+    print(f"sync of 500 jobs: {took:.1f} s")
+    assert took < 60
+    started = time.monotonic()
+    sync(config, account)
+    print(f"again: {time.monotonic() - started:.1f} s")
