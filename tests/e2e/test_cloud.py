@@ -1,0 +1,338 @@
+"""The whole cloud path against the rehearsal, by the commands that a person types."""
+
+from __future__ import annotations
+
+import contextlib
+import fnmatch
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import boto3
+import pytest
+from mlflow import MlflowClient
+from mlflow.entities import Run
+
+from experiments.config import RunConfig, load_config, override, to_flat, to_yaml
+from experiments.logger import RunFolderLogger
+from experiments.run_folder import RunFolder
+from experiments.search_space import NOT_TUNABLE
+from experiments.train import train
+from lightning_modules.export import check_golden
+from lightning_modules.metrics import BEST, EPOCH_SECONDS, IMAGES_PER_SECOND, TEST_LOSS
+from sagemaker_launch import aws
+from sagemaker_launch.cli import main
+from sagemaker_launch.logs import JobLog
+from sagemaker_launch.policy import policies
+from sagemaker_launch.rehearse import service
+from sagemaker_launch.settings import CloudSettings, load_cloud
+from tests.conftest import REPOSITORY, tiny
+
+CLOUD = REPOSITORY / "conf" / "cloud" / "rehearsal.yaml"
+SECRET = "planted" + "/Secret+Key7Q"
+PASSWORD = "planted" + "Password9"
+
+
+@dataclass
+class Cloud:
+    """A rehearsal, what was typed against it, and what came of it."""
+
+    home: Path
+    root: Path
+    config: RunConfig
+    fields: list[str]
+    settings: CloudSettings
+    calls: list[tuple[str, str, dict[str, Any]]] = field(default_factory=list)
+    said: str = ""
+
+    def run(self, *arguments: str) -> int:
+        """Run one command as the command line does; what is given here wins."""
+        return main([arguments[0], *self.fields, *arguments[1:]])
+
+    def sent(self, operation: str, index: int = 0) -> dict[str, Any]:
+        """The body of a request."""
+        bodies = [call["body"] for _, name, call in self.calls if name == operation]
+        body: dict[str, Any] = json.loads(bodies[index])
+        return body
+
+    @property
+    def tuning_job(self) -> str:
+        """Name of the tuning job."""
+        return str(self.sent("CreateHyperParameterTuningJob")["HyperParameterTuningJobName"])
+
+    def runs(self) -> dict[str, Run]:
+        """All runs in MLflow by name."""
+        client = MlflowClient(f"sqlite:///{self.home / 'mlflow.db'}")
+        experiment = client.get_experiment_by_name(self.config.tracking.experiment)
+        assert experiment is not None
+        return {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
+
+    def history(self, run: Run) -> dict[int, dict[str, float]]:
+        """All metrics that have a course, by epoch, but for what depends on the clock."""
+        client = MlflowClient(f"sqlite:///{self.home / 'mlflow.db'}")
+        epochs: dict[int, dict[str, float]] = {}
+        for name in run.data.metrics:
+            for point in client.get_metric_history(run.info.run_id, name):
+                epochs.setdefault(point.step, {})[name] = point.value
+        return {epoch: comparable(values) for epoch, values in epochs.items()}
+
+
+def comparable(values: dict[str, float]) -> dict[str, float]:
+    """What the same training has alike wherever it runs."""
+    skipped = (EPOCH_SECONDS, IMAGES_PER_SECOND, "training_seconds", "billable_seconds", "spot_saving", "usd")
+    return {
+        name: value for name, value in values.items() if name not in skipped and not name.startswith((BEST, "test_"))
+    }
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The environment of jobs, made once."""
+    return tmp_path_factory.mktemp("images")
+
+
+@pytest.fixture(scope="module")
+def cloud(
+    photos: Path, images: Path, mlflow_database: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Cloud]:
+    """A rehearsal whose clients note what they call, and whose keys are worth stealing."""
+    home = tmp_path_factory.mktemp("cloud")
+    shutil.copy(mlflow_database, home / "mlflow.db")
+    values = tiny(photos, home) | {
+        "sweep.n_trials": 2,
+        "tracking.experiment": "cloud",
+        "sweep.storage": f"sqlite:///{home}/none.db?password={PASSWORD}",
+    }
+    settings = load_cloud(CLOUD)
+    config, preset = load_config(None, values), home / "preset.yaml"
+    preset.write_text(to_yaml(config))
+    found = Cloud(home, home / "rehearsal", config, [f"--config={preset}", f"--cloud={CLOUD}"], settings)
+    real = aws.client
+
+    def recording(name: str, *given: Any, **options: Any) -> Any:
+        client = real(name, *given, **options)
+
+        def note(model: Any, params: dict[str, Any], context: dict[str, Any], **_: Any) -> None:
+            found.calls.append((name, model.name, {"url": params["url_path"], "body": params["body"]}))
+
+        client.meta.events.register("before-call", note)
+        return client
+
+    options = ["--images", str(images), "--grace", "2"]
+    with service(settings, found.root, options) as environment, pytest.MonkeyPatch.context() as patch:
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        patch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+        patch.setattr(aws, "client", recording)
+        yield found
+
+
+@pytest.fixture(scope="module")
+def flow(cloud: Cloud) -> Cloud:
+    """Tune, train the best, synchronise."""
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+        done = [cloud.run("tune")]
+        done.append(
+            cloud.run("train", "--best-of", cloud.sent("CreateHyperParameterTuningJob")["HyperParameterTuningJobName"])
+        )
+        done.append(cloud.run("sync", "--models"))
+    cloud.said = said.getvalue()
+    assert done == [0, 0, 0], cloud.said
+    return cloud
+
+
+def test_cloud_runs_stand_in_the_same_tree_as_local_ones(flow: Cloud) -> None:
+    tuning = flow.tuning_job
+    runs = flow.runs()
+    children = [run for run in runs.values() if "mlflow.parentRunId" in run.data.tags]
+    assert len(runs) == 4
+    assert len(children) == 2
+    for run in runs.values():
+        assert run.info.status == "FINISHED"
+        assert run.data.tags["origin"] == "rehearsal"
+    for child in children:
+        assert child.data.tags["mlflow.parentRunId"] == runs[tuning].info.run_id
+        assert set(flow.history(child)) == set(range(1, flow.config.trainer.max_epochs + 1))
+        assert TEST_LOSS not in child.data.metrics
+    best = min(child.data.metrics["best_val_loss"] for child in children)
+    assert runs[tuning].data.metrics["best_val_loss"] == best
+
+
+def test_the_trained_model_comes_home_and_is_the_best_of_the_search(flow: Cloud) -> None:
+    name = flow.sent("CreateTrainingJob")["TrainingJobName"]
+    run = flow.runs()[name]
+    check_golden(flow.home / "cloud" / name / "export")
+    assert TEST_LOSS in run.data.metrics
+    tuned = [one for one in flow.runs().values() if "mlflow.parentRunId" in one.data.tags]
+    assert run.data.metrics["best_val_loss"] == min(one.data.metrics["best_val_loss"] for one in tuned)
+
+
+def test_a_rehearsed_job_has_the_metrics_of_a_local_run_to_the_last_digit(flow: Cloud, tmp_path: Path) -> None:
+    run = flow.runs()[flow.sent("CreateTrainingJob")["TrainingJobName"]]
+    config = at_home(flow, run)
+    assert flow.history(run) == train_locally(config, tmp_path)
+
+
+def test_the_same_command_finds_the_job_that_it_started(flow: Cloud, capsys: pytest.CaptureFixture[str]) -> None:
+    before = len(flow.calls)
+    assert flow.run("tune", "--no-wait") == 0
+    assert "was there before" in capsys.readouterr().err
+    assert not any(name.startswith(("Create", "Put")) for _, name, _ in flow.calls[before:])
+
+
+def test_the_policies_grant_every_call_that_was_made_and_no_service_beyond(flow: Cloud) -> None:
+    statements = policies(flow.settings, "us-east-1")["launcher"]["Statement"]
+    granted = {action for statement in statements for action in statement["Action"]}
+    needed = {action_of(service, operation) for service, operation, _ in flow.calls}
+    assert needed <= granted
+    assert granted - needed <= {
+        "iam:PassRole",  # judged by IAM when a role is handed over, not called
+        "sagemaker:AddTags",  # judged when something is created with tags
+        "s3:AbortMultipartUpload",
+        "sagemaker:StopTrainingJob",
+        "sagemaker:StopHyperParameterTuningJob",
+        "pricing:GetProducts",
+    }
+    objects = next(one["Resource"][0] for one in statements if "s3:PutObject" in one["Action"])
+    for service_name, operation, call in flow.calls:
+        if service_name == "s3" and operation != "ListObjectsV2":
+            assert fnmatch.fnmatchcase(f"arn:aws:s3:::{call['url'].lstrip('/')}", objects)
+        if operation.startswith("Create"):
+            assert {"Key": "project", "Value": flow.settings.project} in json.loads(call["body"])["Tags"]
+
+
+def test_no_credential_is_printed_logged_packed_or_stored(flow: Cloud) -> None:
+    s3 = boto3.client("s3", region_name="us-east-1")
+    pages = s3.get_paginator("list_objects_v2").paginate(Bucket=flow.settings.bucket)
+    stored = {
+        one["Key"]: s3.get_object(Bucket=flow.settings.bucket, Key=one["Key"])["Body"].read()
+        for page in pages
+        for one in page["Contents"]
+    }
+    kept = {
+        str(path): path.read_bytes() for path in flow.home.rglob("*") if path.is_file() and "image-" not in str(path)
+    }
+    unpacked = {
+        f"{key}:{member}": content
+        for key, body in stored.items()
+        if key.endswith(".tar.gz")
+        for member, content in members(body).items()
+    }
+    assert unpacked
+    for name, content in (stored | kept | unpacked | {"output": flow.said.encode()}).items():
+        for secret in (SECRET, PASSWORD):
+            assert secret.encode() not in content, name
+    bodies = json.dumps([call for _, _, call in flow.calls], default=str)
+    assert SECRET not in bodies
+    assert PASSWORD not in bodies
+
+
+def test_status_and_cost_list_what_was_made(flow: Cloud, capsys: pytest.CaptureFixture[str]) -> None:
+    assert flow.run("status") == 0
+    assert "0 jobs run, $0.00 an hour" in capsys.readouterr().out
+    assert flow.run("cost") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 3
+    assert lines[-1].startswith("2 jobs, $")
+
+
+def test_an_interrupted_spot_job_ends_with_the_metrics_of_an_uninterrupted_one(flow: Cloud, tmp_path: Path) -> None:
+    options = ["--trainer.max_epochs=60", "--cloud.spot=true"]
+    assert flow.run("train", "--no-wait", *options) == 0
+    name = flow.sent("CreateTrainingJob", -1)["TrainingJobName"]
+    sagemaker = boto3.client("sagemaker", region_name="us-east-1")
+    logs = boto3.client("logs", region_name="us-east-1")
+    wait_for(lambda: "epoch=3 " in log_of(logs, name))
+    url = f"{os.environ['AWS_ENDPOINT_URL']}/rehearsal/interrupt/{name}"
+    urllib.request.urlopen(urllib.request.Request(url, method="POST")).read()
+    wait_for(lambda: sagemaker.describe_training_job(TrainingJobName=name)["TrainingJobStatus"] != "InProgress")
+    described = sagemaker.describe_training_job(TrainingJobName=name)
+    assert described["TrainingJobStatus"] == "Completed", described.get("FailureReason")
+    assert "Interrupted" in [one["Status"] for one in described["SecondaryStatusTransitions"]]
+    assert flow.run("sync", name) == 0
+    run = flow.runs()[name]
+    history = flow.history(run)
+    assert set(history) == set(range(1, 61))
+    assert history == train_locally(at_home(flow, run), tmp_path)
+
+
+def test_a_job_without_network_finds_its_packages(flow: Cloud) -> None:
+    assert flow.run("train", "--cloud.network_isolation=true") == 0
+    described = boto3.client("sagemaker", region_name="us-east-1").describe_training_job(
+        TrainingJobName=flow.sent("CreateTrainingJob", -1)["TrainingJobName"]
+    )
+    assert described["TrainingJobStatus"] == "Completed"
+    assert described["EnableNetworkIsolation"] is True
+
+
+def test_only_boto3_is_imported_on_the_way_to_a_job(flow: Cloud) -> None:
+    code = (
+        "import sys\n"
+        "from sagemaker_launch.cli import main\n"
+        f"assert main(['tune', '--no-wait', *{flow.fields!r}]) == 0\n"
+        "heavy = ('torch', 'pytorch_lightning', 'mlflow', 'optuna', 'numpy', 'PIL', 'sagemaker', 'pandas', 'moto')\n"
+        "print([name for name in heavy if name in sys.modules])\n"
+    )
+    started = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    print(f"tune --no-wait: {time.monotonic() - started:.2f} s from start to job")
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def at_home(cloud: Cloud, run: Run) -> RunConfig:
+    """The config of a cloud run, with the places of this machine."""
+    drawn = {
+        name: value
+        for name, value in run.data.params.items()
+        if name.split(".")[0] in ("data", "model", "optimizer", "trainer", "seed")
+        and not name.startswith(NOT_TUNABLE)
+        and name in config_names(cloud.config)
+    }
+    return override(cloud.config, drawn)
+
+
+def config_names(config: RunConfig) -> set[str]:
+    return set(to_flat(config))
+
+
+def train_locally(config: RunConfig, folder: Path) -> dict[int, dict[str, float]]:
+    """The metrics of the same training on this machine, by epoch."""
+    local = RunFolder(folder / "local")
+    local.start("local", {}, {})
+    train(config, output_dir=local.path, logger=RunFolderLogger(local))
+    return {line.step: comparable(line.metrics) for line in local.metric_lines()}
+
+
+def action_of(service_name: str, operation: str) -> str:
+    """The IAM action that a call needs; S3 calls some by other names."""
+    s3 = {"ListObjectsV2": "ListBucket", "HeadObject": "GetObject", "CreateMultipartUpload": "PutObject"}
+    return f"{service_name}:{s3.get(operation, operation) if service_name == 's3' else operation}"
+
+
+def members(archive: bytes) -> dict[str, bytes]:
+    """The files in a .tar.gz."""
+    with tarfile.open(fileobj=io.BytesIO(archive)) as opened:
+        files = [member for member in opened.getmembers() if member.isfile()]
+        return {member.name: opened.extractfile(member).read() for member in files}  # type: ignore[union-attr]
+
+
+def log_of(logs: Any, job: str) -> str:
+    return "\n".join(line.text for line in JobLog(logs, job).read())
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 240) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.3)

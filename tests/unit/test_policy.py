@@ -1,0 +1,36 @@
+"""The IAM policies grant what they must and nothing beyond this project."""
+
+from __future__ import annotations
+
+import json
+
+from sagemaker_launch.policy import policies
+from sagemaker_launch.settings import load_cloud
+from tests.unit.test_requests import BASIC, EVERYTHING, ROLE
+
+
+def test_nothing_but_the_prefix_the_tag_and_one_role_may_be_changed() -> None:
+    launcher = policies(load_cloud(None, BASIC), "us-east-1")["launcher"]
+    for statement in launcher["Statement"]:
+        assert not any("*" in action for action in statement["Action"])
+        changes = [
+            action for action in statement["Action"] if not action.split(":")[1].startswith(("Get", "List", "Describe"))
+        ]
+        if not changes:
+            continue
+        if changes == ["iam:PassRole"]:
+            assert statement["Resource"] == [ROLE]
+            assert statement["Condition"]["StringEquals"]["iam:PassedToService"] == "sagemaker.amazonaws.com"
+        elif changes[0].startswith("s3:"):
+            assert statement["Resource"] == ["arn:aws:s3:::my-bucket/experiments/*"]
+        else:
+            assert "project" in json.dumps(statement["Condition"]), changes
+
+
+def test_keys_and_subnets_bring_their_own_rights() -> None:
+    plain = json.dumps(policies(load_cloud(None, BASIC), "us-east-1"))
+    everything = json.dumps(policies(load_cloud(None, EVERYTHING), "us-east-1"))
+    assert "kms:" not in plain
+    assert "ec2:" not in plain
+    assert "key/1" in everything
+    assert "ec2:CreateNetworkInterface" in everything
