@@ -64,7 +64,7 @@ class OwnLines:
         """What is left of the next lines of a log."""
         for text in texts:
             toolkit = "sagemaker-training-toolkit" in text
-            if "rror" in text or (self._running and text.strip() and not toolkit):
+            if "error" in text.lower() or (self._running and text.strip() and not toolkit):
                 yield text
             # The line after this one is the command, with every hyperparameter once more.
             self._running = (self._running or "Invoking script" in text) and "Reporting training" not in text

@@ -8,6 +8,7 @@ import signal
 import sys
 from pathlib import Path
 
+from sagemaker_launch.rehearsal.faults import FaultSettings
 from sagemaker_launch.rehearsal.runner import Settings
 from sagemaker_launch.rehearsal.server import Server
 
@@ -29,9 +30,11 @@ def main() -> int:
         max_parallel_jobs=arguments.max_parallel_jobs,
         keep_trees=arguments.keep_trees,
     )
+    images = (arguments.images or root).resolve()
     try:
-        server = Server(settings, arguments.port, (arguments.images or root).resolve(), not arguments.no_namespaces)
-    except (RuntimeError, OSError) as error:
+        faults = FaultSettings.parse(arguments.faults)
+        server = Server(settings, arguments.port, images, not arguments.no_namespaces, faults)
+    except (RuntimeError, ValueError, OSError) as error:
         print(f"rehearsal: {error}", file=sys.stderr)
         return 1
     server.start()
@@ -48,6 +51,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--root", type=Path, required=True, help="folder of all that the server keeps")
     add("--port", type=int, default=0, help="port on 127.0.0.1 (default: a free one)")
     add("--images", type=Path, help="folder of the job image, which servers may share (default: --root)")
+    add("--faults", default="", help="faults to rehearse, as rate=0.2,seed=1[,slow_seconds=1] (default: none)")
     add("--max-parallel-jobs", type=int, default=20, help="quota of instances in training jobs (default: 20)")
     add("--grace", type=float, default=120.0, help="seconds between SIGTERM and SIGKILL (default: 120, as on AWS)")
     add("--checkpoint-interval", type=float, default=2.0, help="seconds between uploads of checkpoints (default: 2)")

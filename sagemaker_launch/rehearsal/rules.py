@@ -14,7 +14,7 @@ from typing import Any
 import botocore.session
 import regex
 from botocore.model import ServiceModel, Shape
-from moto.core.exceptions import ServiceException
+from moto.sagemaker.exceptions import SagemakerClientError
 
 from sagemaker_launch.rehearsal.strategies import ranges_of
 
@@ -22,13 +22,9 @@ MAX_TUNED = 30
 """Hyperparameters that one tuning job may search (AWS quota, 2025)."""
 
 
-class Refusal(ServiceException):
-    """What AWS says no with. A class of ours, because moto looks for the service of its own errors by their module."""
-
-
-def invalid(message: str) -> Refusal:
+def invalid(message: str) -> SagemakerClientError:
     """A refusal for what the request says."""
-    return Refusal("ValidationException", message)
+    return SagemakerClientError("ValidationException", message)
 
 
 @functools.cache
@@ -41,7 +37,7 @@ def check_shape(operation: str, request: Mapping[str, Any]) -> None:
     """Hold a request against the service's model.
 
     Raises:
-        ServiceException: naming each field, its value and the constraint.
+        SagemakerClientError: naming each field, its value and the constraint.
     """
     shape = service_model().operation_model(operation).input_shape
     assert shape is not None
@@ -101,7 +97,7 @@ def check_training_job(request: Mapping[str, Any]) -> None:
     """Refuse what CreateTrainingJob refuses.
 
     Raises:
-        ServiceException: with the first broken rule.
+        SagemakerClientError: with the first broken rule.
     """
     check_shape("CreateTrainingJob", request)
     for field in ("AlgorithmSpecification", "ResourceConfig", "StoppingCondition"):
@@ -115,7 +111,7 @@ def check_tuning_job(request: Mapping[str, Any]) -> None:
     """Refuse what CreateHyperParameterTuningJob refuses.
 
     Raises:
-        ServiceException: with the first broken rule.
+        SagemakerClientError: with the first broken rule.
     """
     check_shape("CreateHyperParameterTuningJob", request)
     _check_tags(request)
@@ -138,7 +134,9 @@ def check_warm_start(request: Mapping[str, Any], parents: Sequence[Mapping[str, 
     """Refuse parents that a tuning job can't learn from.
 
     Raises:
-        ServiceException: with the first broken rule (AWS documentation, "Run a Warm Start Hyperparameter Tuning Job").
+        SagemakerClientError: with the first broken rule.
+
+    Source: AWS documentation, "Run a Warm Start Hyperparameter Tuning Job", 2025.
     """
     if not parents:
         return

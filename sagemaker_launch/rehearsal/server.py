@@ -6,7 +6,8 @@ import json
 import logging
 import os
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs
@@ -17,11 +18,11 @@ from werkzeug.serving import make_server
 
 from sagemaker_launch.rehearsal.api import Regions, install
 from sagemaker_launch.rehearsal.container import find_namespaces
+from sagemaker_launch.rehearsal.faults import Application, Faults, FaultSettings, FaultyApplication, json_answer
 from sagemaker_launch.rehearsal.image import build_image
 from sagemaker_launch.rehearsal.objects import Objects
 from sagemaker_launch.rehearsal.runner import Machine, Settings
 
-Application = Callable[[dict[str, Any], Any], Iterable[bytes]]
 REGION = "us-east-1"
 """Where commands go that name no region."""
 
@@ -38,8 +39,8 @@ class QuietHandler(MotoRequestHandler):
 class Control:
     """The addresses below /rehearsal/, in front of moto."""
 
-    def __init__(self, application: Application, regions: Regions) -> None:
-        self._application, self._regions = application, regions
+    def __init__(self, application: Application, regions: Regions, faults: Faults) -> None:
+        self._application, self._regions, self._faults = application, regions, faults
 
     def __call__(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         """Answer a request."""
@@ -48,11 +49,9 @@ class Control:
             return self._application(environ, start_response)
         try:
             answer = self._answer(environ["REQUEST_METHOD"], path[2:], parse_qs(environ.get("QUERY_STRING", "")))
-            status = "200 OK"
         except ValueError as error:
-            answer, status = {"error": str(error)}, "409 Conflict"
-        start_response(status, [("Content-Type", "application/json")])
-        return [json.dumps(answer).encode()]
+            return json_answer(start_response, "409 Conflict", {"error": str(error)})
+        return json_answer(start_response, "200 OK", answer)
 
     def _answer(self, method: str, path: list[str], query: dict[str, list[str]]) -> dict[str, Any]:
         if method == "POST" and len(path) == 2 and path[0] == "interrupt":
@@ -60,13 +59,22 @@ class Control:
             region = query.get("region", [REGION])[0]
             self._regions[region].interrupt(path[1], at_once)
             return {"interrupted": path[1]}
-        raise ValueError("known are POST /rehearsal/interrupt/JOB[?signal=SIGKILL][&region=REGION]")
+        if method == "POST" and path == ["faults"]:
+            self._faults.set(FaultSettings.parse(",".join(f"{key}={values[0]}" for key, values in query.items())))
+        if path == ["faults"]:
+            return {"settings": asdict(self._faults.settings), "counts": self._faults.counts}
+        raise ValueError(
+            "known are POST /rehearsal/interrupt/JOB[?signal=SIGKILL][&region=REGION], GET /rehearsal/faults and "
+            "POST /rehearsal/faults?rate=0.2&seed=1"
+        )
 
 
 class Server:
     """A running stand-in."""
 
-    def __init__(self, settings: Settings, port: int, images: Path, use_namespaces: bool) -> None:
+    def __init__(
+        self, settings: Settings, port: int, images: Path, use_namespaces: bool, fault_settings: FaultSettings
+    ) -> None:
         """Take the root folder and the port, and build what jobs need.
 
         Raises:
@@ -90,8 +98,11 @@ class Server:
         machine = Machine(settings, build_image(images), namespaces, objects)
         self._regions = Regions(machine)
         install(self._regions)
-        application = Control(DomainDispatcherApplication(create_backend_app), self._regions)
-        self._http = make_server("127.0.0.1", port, application, threaded=True, request_handler=QuietHandler)
+        faults = Faults(fault_settings)
+        objects.delay = faults.delay
+        application = FaultyApplication(DomainDispatcherApplication(create_backend_app), faults)
+        control = Control(application, self._regions, faults)
+        self._http = make_server("127.0.0.1", port, control, threaded=True, request_handler=QuietHandler)
         machine.url = self.url = f"http://127.0.0.1:{self._http.server_port}"
         self._thread = threading.Thread(target=self._http.serve_forever, name="http")
 

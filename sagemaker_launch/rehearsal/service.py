@@ -11,10 +11,11 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Protocol
 
+from moto.sagemaker.exceptions import SagemakerClientError
 from moto.utilities.utils import get_partition
 
+from sagemaker_launch.rehearsal.objects import DataError, Uri
 from sagemaker_launch.rehearsal.rules import (
-    Refusal,
     check_shape,
     check_training_job,
     check_tuning_job,
@@ -64,7 +65,7 @@ class Service:
         name = request["TrainingJobName"]
         with self.lock:
             if name in self.training_jobs:
-                raise Refusal(
+                raise SagemakerClientError(
                     "ResourceInUse",
                     "Training job names must be unique within an AWS account and region, and a training job with this "
                     f"name already exists ({self.training_jobs[name].arn})",
@@ -99,12 +100,12 @@ class Service:
         """Refuse instances beyond the account's quota.
 
         Raises:
-            ServiceException: with AWS's words, quota and use.
+            SagemakerClientError: with AWS's words, quota and use.
         """
         limit = self.machine.settings.max_parallel_jobs
         left = self.instances_left()
         if wanted > left:
-            raise Refusal(
+            raise SagemakerClientError(
                 "ResourceLimitExceeded",
                 f"The account-level service limit '{instance_type} for training job usage' is {limit} Instances, with "
                 f"current utilization of {limit - left} Instances and a request delta of {wanted} Instances. Please "
@@ -113,11 +114,17 @@ class Service:
             )
 
     def check_machine(self, definition: Request) -> None:
-        """Refuse what this machine can't rehearse.
+        """Refuse output that has nowhere to go, and what this machine can't rehearse.
 
         Raises:
-            ServiceException: naming what it lacks.
+            SagemakerClientError: naming what is lacking.
         """
+        try:
+            output = Uri.parse(definition["OutputDataConfig"]["S3OutputPath"])
+        except DataError as error:
+            raise invalid(str(error)) from error
+        if not self.machine.objects.bucket_exists(output.bucket):
+            raise invalid(f"OutputDataConfig.S3OutputPath {output}: bucket {output.bucket} does not exist")
         if self.machine.namespaces is not None:
             return
         if definition["ResourceConfig"]["InstanceCount"] > 1:
@@ -133,7 +140,7 @@ class Service:
         """A job by name.
 
         Raises:
-            ServiceException: as AWS answers for an unknown one.
+            SagemakerClientError: as AWS answers for an unknown one.
         """
         with self.lock:
             if name not in self.training_jobs:
@@ -165,7 +172,7 @@ class Service:
         self.check_machine(definition)
         with self.lock:
             if name in self.tuning_jobs:
-                raise Refusal(
+                raise SagemakerClientError(
                     "ResourceInUse",
                     "Hyperparameter tuning job names must be unique within an AWS account and region, and a tuning job "
                     f"with this name already exists ({self.tuning_jobs[name].arn})",
@@ -194,12 +201,14 @@ class Service:
         """A tuning job by name.
 
         Raises:
-            ServiceException: as AWS answers for an unknown one.
+            SagemakerClientError: as AWS answers for an unknown one.
         """
         with self.lock:
             if name not in self.tuning_jobs:
                 arn = self.arn("hyper-parameter-tuning-job", name)
-                raise Refusal("ResourceNotFound", f"Amazon SageMaker can't find a tuning job with ARN {arn}")
+                raise SagemakerClientError(
+                    "ResourceNotFound", f"Amazon SageMaker can't find a tuning job with ARN {arn}"
+                )
             return self.tuning_jobs[name]
 
     def describe_hyper_parameter_tuning_job(self, request: Request) -> Answer:

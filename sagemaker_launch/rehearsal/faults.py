@@ -1,0 +1,133 @@
+"""Faults on request, in front of the service: throttling, internal errors, lost answers and slow storage."""
+
+from __future__ import annotations
+
+import json
+import random
+import socket
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, fields
+from typing import Any, Literal
+
+Application = Callable[[dict[str, Any], Any], Iterable[bytes]]
+Fault = Literal["throttling", "error", "lost"]
+FAULTS: tuple[Fault, ...] = ("throttling", "error", "lost")
+BODIES = {
+    "throttling": ("400 Bad Request", {"__type": "ThrottlingException", "message": "Rate exceeded"}),
+    "error": ("500 Internal Server Error", {"__type": "InternalFailure", "message": "Internal failure (rehearsed)"}),
+}
+
+
+@dataclass(frozen=True)
+class FaultSettings:
+    """How often what goes wrong."""
+
+    rate: float = 0.0
+    """Share of SageMaker calls that fail, and of S3 requests that are slow."""
+    seed: int = 0
+    """Seed of the draws."""
+    slow_seconds: float = 1.0
+    """How much longer a slow S3 request takes."""
+
+    def __post_init__(self) -> None:
+        """Refuse what is no share and no time."""
+        if not 0 <= self.rate < 1:
+            raise ValueError(f"faults: rate must be in [0, 1), got {self.rate}")
+        if self.slow_seconds < 0:
+            raise ValueError(f"faults: slow_seconds must be >= 0, got {self.slow_seconds}")
+
+    @classmethod
+    def parse(cls, text: str) -> FaultSettings:
+        """Read `rate=0.2,seed=1`.
+
+        Raises:
+            ValueError: naming the unknown key, or the value that is none.
+        """
+        types = {"rate": float, "seed": int, "slow_seconds": float}
+        assert types.keys() == {field.name for field in fields(cls)}
+        values: dict[str, Any] = {}
+        for pair in filter(None, text.split(",")):
+            key, _, value = pair.partition("=")
+            if key not in types:
+                raise ValueError(f"faults: unknown {key!r}, known are {', '.join(types)} (rate=0.2,seed=1)")
+            try:
+                values[key] = types[key](value)
+            except ValueError as error:
+                raise ValueError(f"faults: {key} must be a number, got {value!r}") from error
+        return cls(**values)
+
+
+class Faults:
+    """Draws the faults; the same settings and the same order of calls give the same faults."""
+
+    def __init__(self, settings: FaultSettings) -> None:
+        self._lock = threading.Lock()
+        self.set(settings)
+
+    def set(self, settings: FaultSettings) -> None:
+        """Begin anew with other settings."""
+        with self._lock:
+            self.settings = settings
+            # Two sequences: how often S3 is asked must not change what happens to SageMaker calls.
+            self._calls, self._storage = random.Random(settings.seed), random.Random(settings.seed)
+            self.counts: Counter[str] = Counter()
+
+    def next(self) -> Fault | None:
+        """What happens to the next SageMaker call."""
+        with self._lock:
+            self.counts["calls"] += 1
+            if self._calls.random() >= self.settings.rate:
+                return None
+            fault = self._calls.choice(FAULTS)
+            self.counts[fault] += 1
+            return fault
+
+    def delay(self) -> float:
+        """Seconds that the next S3 request takes longer."""
+        with self._lock:
+            if self._storage.random() >= self.settings.rate:
+                return 0.0
+            self.counts["slow"] += 1
+            return self.settings.slow_seconds
+
+
+class FaultyApplication:
+    """Lets the faults happen in front of an application."""
+
+    def __init__(self, application: Application, faults: Faults) -> None:
+        self._application, self._faults = application, faults
+
+    def __call__(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        """Answer a request, or don't."""
+        if not environ.get("HTTP_X_AMZ_TARGET", "").startswith("SageMaker."):
+            if _is_s3(environ):
+                time.sleep(self._faults.delay())
+            return self._application(environ, start_response)
+        fault = self._faults.next()
+        if fault is None:
+            return self._application(environ, start_response)
+        if fault == "lost":
+            # The operation is carried out; what it answers never arrives.
+            for _ in self._application(environ, lambda *_: None):
+                pass
+            environ["werkzeug.socket"].shutdown(socket.SHUT_RDWR)
+            # werkzeug takes this error for a client that went away.
+            raise ConnectionAbortedError("answer lost (rehearsed)")
+        # Before it closes, werkzeug waits for what was not read.
+        environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
+        status, body = BODIES[fault]
+        return json_answer(start_response, status, body, "application/x-amz-json-1.1")
+
+
+def json_answer(start_response: Any, status: str, body: object, kind: str = "application/json") -> Iterable[bytes]:
+    """Answer a WSGI request with JSON."""
+    content = json.dumps(body).encode()
+    start_response(status, [("Content-Type", kind), ("Content-Length", str(len(content)))])
+    return [content]
+
+
+def _is_s3(environ: dict[str, Any]) -> bool:
+    return "/s3/aws4_request" in environ.get("HTTP_AUTHORIZATION", "")
