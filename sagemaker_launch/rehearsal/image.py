@@ -123,18 +123,21 @@ def _link(distribution: importlib.metadata.Distribution, root: Path) -> None:
 
 
 def _closure(names: tuple[str, ...]) -> dict[str, importlib.metadata.Distribution]:
-    """Distributions by name, with all that they require here."""
+    """Distributions by name, with all that they require here, by extras too (torch names CUDA's parts as such)."""
     found: dict[str, importlib.metadata.Distribution] = {}
-    waiting = list(names)
+    seen: set[str] = set()
+    waiting = [Requirement(name) for name in names]
     while waiting:
-        name = canonicalize_name(waiting.pop())
-        if name in found:
+        wanted = waiting.pop()
+        if str(wanted) in seen:
             continue
-        found[name] = importlib.metadata.distribution(name)
-        for text in found[name].requires or ():
-            requirement = Requirement(text)
-            if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
-                waiting.append(requirement.name)
+        seen.add(str(wanted))
+        distribution = importlib.metadata.distribution(wanted.name)
+        found[canonicalize_name(wanted.name)] = distribution
+        for requirement in map(Requirement, distribution.requires or ()):
+            extras = wanted.extras or {""}
+            if requirement.marker is None or any(requirement.marker.evaluate({"extra": one}) for one in extras):
+                waiting.append(requirement)
     assert not found.keys() & set(FORBIDDEN), f"the image would hold {found.keys() & set(FORBIDDEN)}"
     return dict(sorted(found.items()))
 
