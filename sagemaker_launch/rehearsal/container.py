@@ -6,6 +6,7 @@ its own /tmp and, under network isolation, no network but loopback. Elsewhere it
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -14,6 +15,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +40,8 @@ class Namespaces:
 
     command: tuple[str, ...]
     """The call of `unshare`."""
+    root: bool
+    """Whether they are made by root, who can let two containers share a network."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +82,7 @@ def find_namespaces() -> Namespaces | None:
         except OSError:
             return None
         if done.returncode == 0:
-            return Namespaces(command)
+            return Namespaces(command, root=command == base)
     return None
 
 
@@ -124,14 +128,22 @@ class Container:
         """Whether there has been a process."""
         return self._process is not None
 
-    def start(self) -> IO[bytes]:
-        """Start the toolkit and return its output."""
+    def start(self, first: Container | None = None) -> IO[bytes]:
+        """Start the job's command and return its output.
+
+        Args:
+            first: the container whose network this one shares under isolation; None for the first one itself.
+        """
         self._image.make_environment(self.tree / "venv")
         self._write_config()
         if self._namespaces is not None:
             (self.tree / "init.sh").write_text(self._init_script())
-            network = ("--net",) if self.spec.network_isolation else ()
-            command = [*self._namespaces.command, *network, "sh", str(self.tree / "init.sh")]
+            command = [*self._namespaces.command, "sh", str(self.tree / "init.sh")]
+            if self.spec.network_isolation and first is None:
+                command.insert(1, "--net")
+            elif self.spec.network_isolation:
+                assert first is not None
+                command = ["nsenter", f"--net=/proc/{first.first_process()}/ns/net", *command]
         else:
             found = shutil.which(self.spec.command[0], path=self._environment()["PATH"])
             command = [found or self.spec.command[0], *self.spec.command[1:]]
@@ -171,13 +183,30 @@ class Container:
     def terminate(self) -> None:
         """Send SIGTERM to PID 1, as AWS does before it takes a container away."""
         assert self._process is not None
-        process = self._process.pid
-        if self._namespaces is None:
-            os.killpg(process, signal.SIGTERM)
-            return
-        children = Path(f"/proc/{process}/task/{process}/children")
-        for child in children.read_text().split() if children.exists() else ():
-            os.kill(int(child), signal.SIGTERM)
+        # A process that is gone needs no signal.
+        with contextlib.suppress(ProcessLookupError, TimeoutError):
+            if self._namespaces is None:
+                os.killpg(self._process.pid, signal.SIGTERM)
+            else:
+                os.kill(self.first_process(), signal.SIGTERM)
+
+    def first_process(self) -> int:
+        """Number, on this machine, of the container's PID 1.
+
+        Raises:
+            TimeoutError: if it does not come up.
+        """
+        assert self._process is not None
+        parent = self._process.pid
+        for _ in range(100):
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
+                if children:
+                    return int(children[0])
+            if self._process.poll() is not None:
+                break
+            time.sleep(0.02)
+        raise TimeoutError(f"container of {self.spec.host} has no process")
 
     def kill(self) -> None:
         """End all processes of the container at once, if there are any."""

@@ -6,7 +6,7 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -176,6 +176,7 @@ class JobRunner(threading.Thread):
     def _attempt(self, containers: Sequence[Container]) -> Ending:
         """Run the containers to their end, or until they have to go."""
         job = self._job
+        _check_names(job.request.get("HyperParameters", {}))
         job.started = job.started or job.modified
         job.enter("Downloading")
         began = time.monotonic()
@@ -186,7 +187,8 @@ class JobRunner(threading.Thread):
                 return ending
             syncs = self._checkpoint_syncs(containers)
             streams = [LogStream(self._settings.account, self._region, job.name, each.spec.host) for each in containers]
-            outputs = [container.start() for container in containers]
+            first = containers[0]
+            outputs = [first.start(), *(container.start(first) for container in containers[1:])]
             readers = [
                 OutputReader(output, job.metrics, stream, self._settings.log_seconds)
                 for output, stream in zip(outputs, streams, strict=True)
@@ -326,3 +328,15 @@ class JobRunner(threading.Thread):
     @property
     def _output(self) -> Uri:
         return Uri.parse(self._job.request["OutputDataConfig"]["S3OutputPath"]) / self._job.name / "output"
+
+
+def _check_names(hyperparameters: Mapping[str, str]) -> None:
+    """Break the start over a dot in a name, as the container's start-up script does on AWS.
+
+    Raises:
+        DataError: with what the shell says.
+    """
+    # The API takes such names, and so does the toolkit when it is started directly, as here.
+    for name in hyperparameters:
+        if "." in name:
+            raise DataError(f"AlgorithmError: export: `SM_HP_{name.upper()}': not a valid identifier, exit code: 1")

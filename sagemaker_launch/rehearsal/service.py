@@ -125,11 +125,12 @@ class Service:
             raise invalid(str(error)) from error
         if not self.machine.objects.bucket_exists(output.bucket):
             raise invalid(f"OutputDataConfig.S3OutputPath {output}: bucket {output.bucket} does not exist")
-        if self.machine.namespaces is not None:
-            return
-        if definition["ResourceConfig"]["InstanceCount"] > 1:
-            raise invalid("InstanceCount > 1 needs Linux namespaces, which the rehearsal does not have here")
-        if definition.get("EnableNetworkIsolation"):
+        namespaces, isolated = self.machine.namespaces, definition.get("EnableNetworkIsolation", False)
+        if definition["ResourceConfig"]["InstanceCount"] > 1 and (
+            namespaces is None or (isolated and not namespaces.root)
+        ):
+            raise invalid("InstanceCount > 1 needs Linux namespaces, and under isolation root, to be rehearsed")
+        if namespaces is None and isolated:
             log.warning("EnableNetworkIsolation is not rehearsed here: without Linux namespaces jobs keep the network")
 
     def describe_training_job(self, request: Request) -> Answer:

@@ -345,6 +345,42 @@ def test_a_job_knows_nothing_of_this_machine_and_under_isolation_reaches_nothing
     }
 
 
+def test_two_hosts_reach_each_other_by_name_and_share_the_data(server: Rehearsal) -> None:
+    for number in range(4):
+        server.client("s3").put_object(Bucket="bucket", Key=f"shards/{number}", Body=b"")
+    script = """
+        import time
+        hosts, me = json.loads(os.environ["SM_HOSTS"]), os.environ["SM_CURRENT_HOST"]
+        mine = sorted(os.listdir("/opt/ml/input/data/shards"))
+        if me == "algo-1":
+            connection, _ = socket.create_server((os.environ["MASTER_ADDR"], 7777)).accept()
+            report(hosts=hosts, name=socket.gethostname(), mine=mine, theirs=json.loads(connection.recv(100)))
+        else:
+            for _ in range(100):
+                try:
+                    socket.create_connection(("algo-1", 7777)).send(json.dumps([socket.gethostname(), mine]).encode())
+                    break
+                except OSError:
+                    time.sleep(0.1)
+    """
+    request = definition(server, "hosts", textwrap.dedent(REPORT) + textwrap.dedent(script))
+    request["ResourceConfig"]["InstanceCount"] = 2
+    shards = channel("shards", "s3://bucket/shards/")
+    shards["DataSource"]["S3DataSource"]["S3DataDistributionType"] = "ShardedByS3Key"
+    request["InputDataConfig"].append(shards)
+    client = server.client("sagemaker")
+    client.create_training_job(**request, TrainingJobName="hosts", HyperParameters=TOOLKIT, EnableNetworkIsolation=True)
+    job = wait(server, "hosts")
+    assert job["TrainingJobStatus"] == "Completed", job.get("FailureReason")
+    assert printed(server, "hosts") == {
+        "hosts": ["algo-1", "algo-2"],
+        "name": "algo-1",
+        "mine": ["0", "2"],
+        "theirs": ["algo-2", ["1", "3"]],
+    }
+    assert [stream.rsplit("-", 1)[0] for stream in streams(server, "hosts")] == ["hosts/algo-1", "hosts/algo-2"]
+
+
 def test_a_script_that_raises_fails_the_job_with_its_last_words(server: Rehearsal) -> None:
     train(server, "raises", "raise ValueError('no such dog')")
     job = wait(server, "raises")
@@ -358,7 +394,8 @@ def test_a_script_that_raises_fails_the_job_with_its_last_words(server: Rehearsa
 def test_a_dot_in_a_name_passes_the_api_and_breaks_the_start(server: Rehearsal) -> None:
     train(server, "dotted", "print('never')", HyperParameters={**TOOLKIT, "optimizer.learning_rate": "0.1"})
     job = wait(server, "dotted")
-    assert job["TrainingJobStatus"] in ("Failed", "Completed")
+    assert job["TrainingJobStatus"] == "Failed"
+    assert "SM_HP_OPTIMIZER.LEARNING_RATE" in job["FailureReason"]
 
 
 def test_data_that_is_missing_fails_the_job(server: Rehearsal) -> None:
