@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from experiments.cli import command_line, explain, parse_overrides, quiet_libraries, split_fields
-from experiments.config import RunConfig, config_help, load_config, override
+from experiments.config import RunConfig, config_help, load_config, override, public_url
 from experiments.console import say
 from experiments.errors import EXIT_DONE, EXIT_INTERRUPTED, EXIT_USAGE
 from sagemaker_launch.settings import CloudSettings, load_cloud
@@ -161,7 +161,7 @@ def _start(settings: CloudSettings, plan: Plan, arguments: argparse.Namespace) -
     job = start(settings, plan, again=arguments.again)
     say(f"{job.kind.word} {job.name} {'was there before' if job.found else 'is started'}")
     print(job.arn)
-    come_back = f"python -m sagemaker_launch sync {job.name}{' '.join(['', *_presets(arguments)])}"
+    come_back = public_url(" ".join(["python -m sagemaker_launch sync", job.name, *arguments.passed_on]))
     if arguments.no_wait:
         say(f"its results: {come_back}")
         return

@@ -7,6 +7,7 @@ folder and its checkpoints are whole after every epoch, and a job that is starte
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 import tempfile
@@ -68,6 +69,7 @@ class Job:
 def main() -> None:
     """Run the job; what goes wrong becomes its FailureReason."""
     quiet_libraries()
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     base = Path(os.environ.get("SAGEMAKER_BASE_DIR", "/opt/ml"))
     try:
         run(Job.read(base), scratch=Path(tempfile.gettempdir()) / "experiments")

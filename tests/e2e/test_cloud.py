@@ -14,6 +14,7 @@ import tarfile
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,9 +33,11 @@ from lightning_modules.export import check_golden
 from lightning_modules.metrics import BEST, EPOCH_SECONDS, IMAGES_PER_SECOND, TEST_LOSS
 from sagemaker_launch import aws
 from sagemaker_launch.cli import main
+from sagemaker_launch.launch import TRAINING, Launched, launch
 from sagemaker_launch.logs import JobLog
 from sagemaker_launch.policy import policies
 from sagemaker_launch.rehearse import service
+from sagemaker_launch.requests import Inputs, training_job
 from sagemaker_launch.settings import CloudSettings, load_cloud
 from tests.conftest import REPOSITORY, tiny
 
@@ -289,6 +292,34 @@ def test_only_boto3_is_imported_on_the_way_to_a_job(flow: Cloud) -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     print(f"tune --no-wait: {time.monotonic() - started:.2f} s from start to job")
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_fifty_launches_on_a_bad_day_leave_fifty_jobs(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = load_cloud(CLOUD)
+    nothing = Inputs("s3://nowhere/photos/", "s3://nowhere/code/")  # so the jobs themselves end at once
+    options = ["--images", str(images), "--faults", "rate=0.2,seed=3", "--max-parallel-jobs", "100"]
+    with service(settings, tmp_path / "rehearsal", options) as environment:
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        sagemaker = aws.client("sagemaker", settings)
+
+        def start(seed: int) -> Launched:
+            config = RunConfig(seed=seed)
+            return launch(
+                sagemaker, TRAINING, "storm", lambda name: training_job(settings, config, nothing, "image", name=name)
+            )
+
+        with ThreadPoolExecutor(8) as pool:
+            launched = list(pool.map(start, range(50)))
+        pages = sagemaker.get_paginator("list_training_jobs").paginate()
+        there = [job["TrainingJobName"] for page in pages for job in page["TrainingJobSummaries"]]
+        faults = json.load(urllib.request.urlopen(f"{environment['AWS_ENDPOINT_URL']}/rehearsal/faults"))["counts"]
+    print(faults)
+    assert all(faults[kind] > 0 for kind in ("throttling", "error", "lost"))
+    assert len(there) == 50
+    assert sorted(there) == sorted(job.name for job in launched)
 
 
 def at_home(cloud: Cloud, run: Run) -> RunConfig:
