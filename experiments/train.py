@@ -151,7 +151,11 @@ def train(config: RunConfig, *, output_dir: Path, logger: Logger, callbacks: Seq
     last = checkpoint_dir / "last.ckpt"
     trainer.fit(model, datamodule=data, ckpt_path=str(last) if last.is_file() else None)
 
-    best = torch.load(checkpoint_dir / BEST_CHECKPOINT, map_location="cpu", weights_only=True)
+    # Only the first of several machines has written checkpoints.
+    best: Any = None
+    if trainer.is_global_zero:
+        best = torch.load(checkpoint_dir / BEST_CHECKPOINT, map_location="cpu", weights_only=True)
+    best = trainer.strategy.broadcast(best)
     model.load_state_dict(best["state_dict"], strict=False)
     device = trainer.strategy.root_device
     model.eval().to(device)

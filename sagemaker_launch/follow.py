@@ -63,7 +63,7 @@ class OwnLines:
     def lines(self, texts: Iterable[str]) -> Iterator[str]:
         """What is left of the next lines of a log."""
         for text in texts:
-            toolkit = "sagemaker-training-toolkit" in text
+            toolkit = "sagemaker-training-toolkit" in text or text.startswith("SM_")
             if "error" in text.lower() or (self._running and text.strip() and not toolkit):
                 yield text
             # The line after this one is the command, with every hyperparameter once more.

@@ -251,6 +251,7 @@ def test_status_and_cost_list_what_was_made(flow: Cloud, capsys: pytest.CaptureF
     assert lines[-1].startswith("2 jobs, $")
 
 
+@pytest.mark.slow
 def test_an_interrupted_spot_job_ends_with_the_metrics_of_an_uninterrupted_one(flow: Cloud, tmp_path: Path) -> None:
     options = ["--trainer.max_epochs=60", "--cloud.spot=true"]
     assert flow.run("train", "--no-wait", *options) == 0
@@ -271,6 +272,7 @@ def test_an_interrupted_spot_job_ends_with_the_metrics_of_an_uninterrupted_one(f
     assert history == train_locally(at_home(flow, run), tmp_path)
 
 
+@pytest.mark.slow
 def test_a_job_without_network_finds_its_packages(flow: Cloud) -> None:
     assert flow.run("train", "--cloud.network_isolation=true") == 0
     described = boto3.client("sagemaker", region_name="us-east-1").describe_training_job(
@@ -294,6 +296,7 @@ def test_only_boto3_is_imported_on_the_way_to_a_job(flow: Cloud) -> None:
     assert done.stdout.splitlines()[-1] == "[]"
 
 
+@pytest.mark.slow
 def test_fifty_launches_on_a_bad_day_leave_fifty_jobs(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
