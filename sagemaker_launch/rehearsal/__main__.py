@@ -6,11 +6,14 @@ import argparse
 import logging
 import signal
 import sys
+import threading
 from pathlib import Path
 
 from sagemaker_launch.rehearsal.faults import FaultSettings
 from sagemaker_launch.rehearsal.runner import Settings
 from sagemaker_launch.rehearsal.server import Server
+
+log = logging.getLogger("sagemaker_launch.rehearsal")
 
 
 def main() -> int:
@@ -19,9 +22,10 @@ def main() -> int:
     root = arguments.root.resolve()
     root.mkdir(parents=True, exist_ok=True)
     _log_to(root / "server.log")
-    # Blocked before there are threads, so that only sigwait below gets them.
-    stops = {signal.SIGINT, signal.SIGTERM}
-    signal.pthread_sigmask(signal.SIG_BLOCK, stops)
+    # Handlers, and not a blocked mask: jobs would inherit the mask and never be told to stop.
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
     settings = Settings(
         root=root,
         grace_seconds=arguments.grace,
@@ -40,7 +44,8 @@ def main() -> int:
     server.start()
     for name, value in server.environment().items():
         print(f"export {name}={value}", flush=True)
-    signal.sigwait(stops)
+    stop.wait()
+    log.info("stopping: running jobs end now")
     server.stop()
     return 0
 

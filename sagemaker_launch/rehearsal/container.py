@@ -212,9 +212,18 @@ class Container:
         """End all processes of the container at once, if there are any."""
         if self._process is None:
             return
-        if self._process.poll() is None:
+        if self._namespaces is not None and self._process.poll() is None:
+            # With its PID 1 a namespace ends, and its parent only after the last process in it.
+            with contextlib.suppress(ProcessLookupError, TimeoutError):
+                os.kill(self.first_process(), signal.SIGKILL)
+                self._process.wait()
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
+            self._process.wait()
+            until = time.monotonic() + 5
+            while time.monotonic() < until:
+                os.killpg(self._process.pid, 0)
+                time.sleep(0.01)
 
     def remove(self) -> None:
         """Delete the tree."""

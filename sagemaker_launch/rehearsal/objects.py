@@ -9,6 +9,7 @@ import re
 import shutil
 import tarfile
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -62,6 +63,7 @@ class Objects:
         self.delay: Callable[[], float] = lambda: 0.0
         """Seconds that S3 takes longer for a request, asked at each."""
         self._region, self._cache = region, cache
+        self._lock = threading.Lock()
         self._backend: S3Backend = s3_backends[account][get_partition(region)]
         cache.mkdir(parents=True, exist_ok=True)
 
@@ -125,7 +127,7 @@ class Objects:
             pairs = pairs[share[0] :: share[1]]
         for relative, key in pairs:
             target = folder / relative
-            if not target.resolve().is_relative_to(folder.resolve()):
+            if ".." in target.parts or not target.is_relative_to(folder):
                 raise DataError(f"ClientError: Data download failed:{uri} would write {relative} outside its channel")
             if str(key.name).endswith("/"):
                 target.mkdir(parents=True, exist_ok=True)
@@ -187,12 +189,14 @@ class Objects:
         # moto answers from memory: the name holds what identifies the bytes, as an ETag does.
         identity = f"{key.etag} {key.size}"
         path = self._cache / hashlib.sha256(identity.encode()).hexdigest()
-        if not path.exists():
-            time.sleep(self.delay())
-            with tempfile.NamedTemporaryFile(dir=self._cache, delete=False) as file:
-                file.write(key.value)
-            Path(file.name).chmod(0o444)
-            Path(file.name).replace(path)
+        # Written once: a file that another job puts in its place can't be linked in that moment.
+        with self._lock:
+            if not path.exists():
+                time.sleep(self.delay())
+                with tempfile.NamedTemporaryFile(dir=self._cache, delete=False) as file:
+                    file.write(key.value)
+                Path(file.name).chmod(0o444)
+                Path(file.name).replace(path)
         return path
 
 

@@ -195,6 +195,8 @@ def _check_definition(request: Mapping[str, Any]) -> None:
     for field in ("InstanceType", "InstanceCount"):
         if field not in request.get("ResourceConfig", {field: ""}):
             raise invalid(f"ResourceConfig.{field} must be provided (instance groups are not rehearsed).")
+    if request.get("ResourceConfig", {}).get("InstanceCount", 1) < 1:
+        raise invalid("ResourceConfig.InstanceCount must be at least 1.")
 
 
 def _check_regex(metric: Mapping[str, str]) -> None:

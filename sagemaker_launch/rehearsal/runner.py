@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -270,10 +271,10 @@ class JobRunner(threading.Thread):
             return "shutdown"
         if self._job.stop_requested.is_set():
             return "stopped"
+        if time.monotonic() - self._created > condition.get("MaxWaitTimeInSeconds", math.inf):
+            return "wait"
         if trained > condition.get("MaxRuntimeInSeconds", 86_400):
             return "runtime"
-        if time.monotonic() - self._created > condition.get("MaxWaitTimeInSeconds", float("inf")):
-            return "wait"
         return None
 
     def _interruption(self, trained: float) -> Ending | None:

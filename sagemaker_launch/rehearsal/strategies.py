@@ -51,11 +51,12 @@ class NumberRange:
 
     def at(self, share: float) -> float:
         """The number that lies at a share (0 to 1) of the scaled range."""
+        # A whole number stands for the half before and after it.
+        low, high = (self.low - 0.5, self.high + 0.5) if self.integer else (self.low, self.high)
         if self.scaling == "ReverseLogarithmic":
             # Even in the logarithm of the distance to 1.
-            return 1 - math.exp(_between(math.log1p(-self.low), math.log1p(-self.high), share))
-        low, high = (self.low - 0.5, self.high + 0.5) if self.integer else (self.low, self.high)
-        if self.logarithmic:
+            drawn = 1 - math.exp(_between(math.log1p(-low), math.log1p(-high), share))
+        elif self.logarithmic:
             drawn = math.exp(_between(math.log(low), math.log(high), share))
         else:
             drawn = _between(low, high, share)

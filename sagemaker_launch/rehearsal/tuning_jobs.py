@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import statistics
 import threading
 import time
@@ -211,9 +212,10 @@ def falls_behind(values: Sequence[float], earlier: Sequence[Sequence[float]], ma
     averages of the earlier jobs up to the same epoch.
     """
     epoch = len(values)
-    averages = [statistics.fmean(each[:epoch]) for each in earlier if len(each) >= epoch]
-    if not values or not averages:
+    comparable = [each[:epoch] for each in earlier if len(each) >= epoch > 0]
+    if not comparable:
         return False
+    averages = [statistics.fmean(each) for each in comparable]
     median = statistics.median(averages)
     return values[-1] < median if maximize else values[-1] > median
 
@@ -280,7 +282,7 @@ class TuningRunner(threading.Thread):
         job = self._job
         if self._shutdown.is_set() or job.stop_requested.is_set():
             return "Stopped", None
-        if time.monotonic() - self._began > self._limits.get("MaxRuntimeInSeconds", float("inf")):
+        if time.monotonic() - self._began > self._limits.get("MaxRuntimeInSeconds", math.inf):
             return "Stopped", None
         if self._criterion_met():
             return "Completed", None
@@ -326,12 +328,12 @@ class TuningRunner(threading.Thread):
 
     def _start_children(self) -> None:
         job, instances = self._job, int(self._job.definition["ResourceConfig"]["InstanceCount"])
-        while (
-            not self._exhausted
-            and len(self._running) < self._limits["MaxParallelTrainingJobs"]
-            and len(job.children) < self._limits.get(_MAX_JOBS, float("inf"))
-            and self._launcher.instances_left() >= instances
-        ):
+        room = min(
+            self._limits["MaxParallelTrainingJobs"] - len(self._running),
+            self._limits.get(_MAX_JOBS, math.inf) - len(job.children),
+        )
+        while room > 0 and not self._exhausted and self._launcher.instances_left() >= instances:
+            room -= 1
             name = f"{job.name}-{len(job.children) + 1:03d}-{uuid.uuid4().hex[:8]}"
             tuned = self._strategy.ask(name)
             if tuned is None:

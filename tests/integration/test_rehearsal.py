@@ -312,9 +312,11 @@ def test_a_job_knows_nothing_of_this_machine_and_under_isolation_reaches_nothing
             refused = error.strerror
         listener = socket.create_server(("127.0.0.1", 0))
         socket.create_connection(listener.getsockname())
-        import mine, numpy
+        import mine, numpy, signal
         report(absent=absent, refused=refused, mine=mine.VALUE, planted={PLANTED!r} in os.environ.values(),
-               pid=os.getppid(), home=os.listdir(os.environ["HOME"]), interfaces=[i for _, i in socket.if_nameindex()])
+               pid=os.getppid(),
+               blocked=len(signal.pthread_sigmask(signal.SIG_BLOCK, [])),
+               home=os.listdir(os.environ["HOME"]), interfaces=[i for _, i in socket.if_nameindex()])
     """
     wheel = io.BytesIO()
     with zipfile.ZipFile(wheel, "w") as archive:
@@ -340,6 +342,7 @@ def test_a_job_knows_nothing_of_this_machine_and_under_isolation_reaches_nothing
         "mine": 1,
         "planted": False,
         "pid": 1,
+        "blocked": 0,
         "home": [],
         "interfaces": ["lo"],
     }
@@ -382,7 +385,9 @@ def test_two_hosts_reach_each_other_by_name_and_share_the_data(server: Rehearsal
 
 
 def test_a_script_that_raises_fails_the_job_with_its_last_words(server: Rehearsal) -> None:
-    train(server, "raises", "raise ValueError('no such dog')")
+    # The code comes from S3 here, which the toolkit fetches itself.
+    hyperparameters = {**TOOLKIT, "sagemaker_submit_directory": "s3://bucket/code/raises/sourcedir.tar.gz"}
+    train(server, "raises", "raise ValueError('no such dog')", HyperParameters=hyperparameters)
     job = wait(server, "raises")
     assert job["TrainingJobStatus"] == "Failed"
     assert job["FailureReason"].startswith("AlgorithmError: ExecuteUserScriptError:")
@@ -447,10 +452,20 @@ def test_a_stopped_job_keeps_the_model_it_had(server: Rehearsal) -> None:
     assert [each["TrainingJobName"] for each in listed["TrainingJobSummaries"]] == ["stopped"]
 
 
-def test_a_job_ends_at_its_longest_runtime(server: Rehearsal) -> None:
-    train(server, "endless", "import time; time.sleep(60)", StoppingCondition={"MaxRuntimeInSeconds": 1})
-    job = wait(server, "endless")
-    assert (job["TrainingJobStatus"], job["SecondaryStatus"]) == ("Stopped", "MaxRuntimeExceeded")
+@pytest.mark.parametrize("spot", [False, True])
+def test_a_job_ends_at_its_longest_runtime_or_wait(server: Rehearsal, spot: bool) -> None:
+    # A job's wait begins before its training does.
+    wait_time = {"MaxWaitTimeInSeconds": 1} if spot else {}
+    train(
+        server,
+        f"endless-{spot}",
+        "import time; time.sleep(60)",
+        StoppingCondition={"MaxRuntimeInSeconds": 1, **wait_time},
+        EnableManagedSpotTraining=spot,
+    )
+    job = wait(server, f"endless-{spot}")
+    assert job["TrainingJobStatus"] == "Stopped"
+    assert job["SecondaryStatus"] == ("MaxWaitTimeExceeded" if spot else "MaxRuntimeExceeded")
 
 
 @pytest.mark.parametrize("kind", ["SIGTERM", "SIGKILL"])
@@ -624,7 +639,8 @@ def test_a_second_server_a_full_account_and_no_namespaces(tmp_path: Path) -> Non
         assert second.returncode == 1
         assert f"another rehearsal runs on --root {tmp_path}" in second.stderr
 
-        script = "import os, time; print('at', os.environ['SM_MODEL_DIR'], flush=True); time.sleep(60)"
+        # One write a line: the toolkit takes two for two lines.
+        script = "import os, time; print('at ' + os.environ['SM_MODEL_DIR'], flush=True); time.sleep(60)"
         train(server, "relocated", script)
         code, message = failure(train, server=server, name="toomany", script="")
         assert code == "ResourceLimitExceeded"
