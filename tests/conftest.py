@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,16 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 REPOSITORY = Path(__file__).resolve().parent.parent
 # Real photos and weights are not part of the project: tests that need them are skipped where they are absent.
 REAL_DATA = Path(os.environ.get("EXPERIMENTS_TEST_DATA", REPOSITORY.parent / "shared"))
+# The environment of rehearsed jobs is made once, also for several runs of the tests: half a minute and the package index.
+JOB_IMAGES = REPOSITORY / "runs" / "rehearsal-image"
+
+
+@pytest.fixture(scope="session")
+def job_images() -> Path:
+    """Where that environment is, or a skip where AWS's container toolkit, which has a part in C, can't be built."""
+    if shutil.which("cc") is None and not any(JOB_IMAGES.glob("*/complete")):
+        pytest.skip("needs a C compiler (Debian: gcc libc6-dev), with which AWS's container toolkit is built")
+    return JOB_IMAGES
 
 
 @pytest.fixture(scope="session")

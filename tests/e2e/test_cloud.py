@@ -99,14 +99,8 @@ def comparable(values: dict[str, float]) -> dict[str, float]:
 
 
 @pytest.fixture(scope="module")
-def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The environment of jobs, made once."""
-    return tmp_path_factory.mktemp("images")
-
-
-@pytest.fixture(scope="module")
 def cloud(
-    photos: Path, images: Path, mlflow_database: Path, tmp_path_factory: pytest.TempPathFactory
+    photos: Path, job_images: Path, mlflow_database: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Cloud]:
     """A rehearsal whose clients note what they call, and whose keys are worth stealing."""
     home = tmp_path_factory.mktemp("cloud")
@@ -131,7 +125,7 @@ def cloud(
         client.meta.events.register("before-call", note)
         return client
 
-    options = ["--images", str(images), "--grace", "2"]
+    options = ["--images", str(job_images), "--grace", "2"]
     with service(settings, found.root, options) as environment, pytest.MonkeyPatch.context() as patch:
         for name, value in environment.items():
             patch.setenv(name, value)
@@ -298,11 +292,11 @@ def test_only_boto3_is_imported_on_the_way_to_a_job(flow: Cloud) -> None:
 
 @pytest.mark.slow
 def test_fifty_launches_on_a_bad_day_leave_fifty_jobs(
-    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    job_images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = load_cloud(CLOUD)
     nothing = Inputs("s3://nowhere/photos/", "s3://nowhere/code/")  # so the jobs themselves end at once
-    options = ["--images", str(images), "--faults", "rate=0.2,seed=3", "--max-parallel-jobs", "100"]
+    options = ["--images", str(job_images), "--faults", "rate=0.2,seed=3", "--max-parallel-jobs", "100"]
     with service(settings, tmp_path / "rehearsal", options) as environment:
         for name, value in environment.items():
             monkeypatch.setenv(name, value)

@@ -25,10 +25,9 @@ import pytest
 from botocore.config import Config
 from botocore.exceptions import ClientError, HTTPClientError
 
-from tests.conftest import REPOSITORY
+from tests.conftest import JOB_IMAGES
 
-# Shared by all test runs: building it takes half a minute and asks the package index.
-IMAGES = REPOSITORY / "runs" / "rehearsal-image"
+pytestmark = pytest.mark.usefixtures("job_images")
 ROLE = "arn:aws:iam::123456789012:role/SageMaker"
 LOG_GROUP = "/aws/sagemaker/TrainingJobs"
 PLANTED = "planted-secret-of-the-launcher"
@@ -59,7 +58,16 @@ class Rehearsal:
 
 
 def command(root: Path, *options: str) -> list[str]:
-    return [sys.executable, "-m", "sagemaker_launch.rehearsal", "--root", str(root), "--images", str(IMAGES), *options]
+    return [
+        sys.executable,
+        "-m",
+        "sagemaker_launch.rehearsal",
+        "--root",
+        str(root),
+        "--images",
+        str(JOB_IMAGES),
+        *options,
+    ]
 
 
 @contextlib.contextmanager
