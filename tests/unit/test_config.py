@@ -198,6 +198,7 @@ REFUSED = [
     ("trainer.num_nodes", 0, "must be >= 1, got 0"),
     ("trainer.gradient_clip", -0.5, "must be >= 0, got -0.5"),
     ("trainer.early_stopping_patience", -1, "must be >= 0, got -1"),
+    ("trainer.checkpoint_minutes", -1.0, "must be >= 0, got -1.0"),
     ("tracking.flush_timeout_seconds", 0.0, "must be > 0, got 0.0"),
     ("sweep.n_trials", 0, "must be >= 1, got 0"),
     ("sweep.timeout_seconds", 0.0, "must be > 0, got 0.0"),
