@@ -173,6 +173,8 @@ class TrainerConfig:
     """Largest gradient norm; 0 does not clip."""
     early_stopping_patience: int = 0
     """Epochs without a better val_loss before training stops; 0 never stops early."""
+    checkpoint_minutes: float = 0.0
+    """Minutes after which a checkpoint is also written within an epoch; 0 writes at the end of each epoch only."""
 
     def __post_init__(self) -> None:
         """Refuse what no run can use."""
@@ -186,6 +188,7 @@ class TrainerConfig:
             "be >= 0",
             self.early_stopping_patience,
         )
+        require(self.checkpoint_minutes >= 0, "trainer.checkpoint_minutes", "be >= 0", self.checkpoint_minutes)
 
 
 @dataclass(frozen=True)

@@ -20,18 +20,20 @@ class EpochProgress(Callback):
     def __init__(self, name: str, position: int = 0) -> None:
         self.name, self.position = name, position
         self._bar: tqdm[Any] | None = None
-        self._started, self._first_epoch = 0.0, 0
+        self._started, self._epochs_before = 0.0, 0.0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Begin, maybe from a checkpoint."""
-        self._started, self._first_epoch = time.monotonic(), trainer.current_epoch
-        if self._first_epoch:
-            say(f"{self.name}: goes on from its checkpoint after epoch {self._first_epoch}")
+        batches, seen = int(trainer.num_training_batches), trainer.global_step
+        self._started, self._epochs_before = time.monotonic(), seen / batches
+        if seen:
+            epochs, within = divmod(seen, batches)
+            place = f"batch {within} of epoch {epochs + 1}" if within else f"epoch {epochs}"
+            say(f"{self.name}: goes on from its checkpoint after {place}")
         if sys.stderr.isatty():
-            batches = int(trainer.num_training_batches)
             self._bar = tqdm(
                 total=batches * (trainer.max_epochs or 1),
-                initial=batches * self._first_epoch,
+                initial=seen,
                 desc=self.name,
                 unit="batch",
                 position=self.position,
@@ -51,7 +53,7 @@ class EpochProgress(Callback):
         if self._bar is not None:
             self._bar.set_postfix_str(text)
             return
-        each = (time.monotonic() - self._started) / (done - self._first_epoch)
+        each = (time.monotonic() - self._started) / (done - self._epochs_before)
         say(f"{self.name}: epoch {done}/{of} {text} ({each:.0f} s an epoch, {duration(each * (of - done))} to go)")
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:

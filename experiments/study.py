@@ -56,6 +56,7 @@ MAY_CHANGE = (
     "data.cache_dir",
     "trainer.accelerator",
     "trainer.compile",
+    "trainer.checkpoint_minutes",
     "search",
     "output_dir",
 )

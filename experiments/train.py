@@ -10,6 +10,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +127,9 @@ def train(config: RunConfig, *, output_dir: Path, logger: Logger, callbacks: Seq
         filename="best", monitor=config.sweep.metric, mode=config.sweep.direction[:3], **saving
     )
     own: list[Callback] = [history, *callbacks, best_checkpoint, ModelCheckpoint(filename="last", **saving)]
+    if config.trainer.checkpoint_minutes:
+        interval = timedelta(minutes=config.trainer.checkpoint_minutes)
+        own.append(CheckpointWithinEpoch(filename="last", train_time_interval=interval, **saving))
     on_gpu = training_device(config).type == "cuda"
     if config.trainer.compile == "auto" and on_gpu and not uses_features(config):
         own.append(CompileWhenItPays())
@@ -259,6 +263,20 @@ class History(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from a checkpoint."""
         self.epochs = state_dict["epochs"]
+
+
+class CheckpointWithinEpoch(ModelCheckpoint):
+    """Writes `last.ckpt` within an epoch too, once its interval has passed, so that a kill costs no whole epoch."""
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *args: Any, **kwargs: Any) -> None:
+        """Save if it is time and the epoch goes on."""
+        # Lightning takes an epoch that was saved after its last batch for a finished one and never validates it.
+        if not trainer.is_last_batch:
+            super().on_train_batch_end(trainer, *args, **kwargs)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing, so that a run can go on with another interval or none: Lightning misses callbacks with a state."""
+        return {}
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):

@@ -20,6 +20,9 @@ from lightning_modules.network import Trainable, find_head, trainable_modules
 
 Schedule = Literal["constant", "cosine", "one_cycle"]
 
+EPOCH_SO_FAR = "epoch_so_far"
+"""Where a checkpoint keeps the running sums of an epoch that is under way."""
+
 
 class ImageClassifier(pl.LightningModule):
     """Cross-entropy fine-tuning of the head, the last block or all of a network.
@@ -91,6 +94,14 @@ class ImageClassifier(pl.LightningModule):
     def on_fit_start(self) -> None:
         """Freeze before the first batch: Lightning keeps the modes that it finds and does not call `train`."""
         self.train()
+
+    def on_train_start(self) -> None:
+        """Go on within an epoch where the checkpoint was, for which Lightning calls no `on_train_epoch_start`."""
+        # Lightning 2.6 restores the place in the training data as it opens them, and `estimated_stepping_batches` below
+        # has had them opened before the checkpoint was read. Nothing happens if the checkpoint ends an epoch.
+        self.trainer.fit_loop._load_combined_loader_states()
+        # Its seconds are those up to the checkpoint and those from here on: not what a kill lost, nor the pause.
+        self._epoch_started = time.perf_counter() - self._epoch_seconds
 
     def on_train_epoch_start(self) -> None:
         """Start the epoch's clock."""
@@ -172,12 +183,31 @@ class ImageClassifier(pl.LightningModule):
         }
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Leave out what training does not change."""
+        """Leave out what training does not change, and add what the epoch came to so far."""
         trained = {id(tensor) for part in self._trained for tensor in part.state_dict(keep_vars=True).values()}
         own = self.state_dict(keep_vars=True)
         checkpoint["state_dict"] = {
             name: value for name, value in checkpoint["state_dict"].items() if id(own[name]) in trained
         }
+        checkpoint[EPOCH_SO_FAR] = {
+            # Those of all devices, as one writes for all; at an epoch's end they have just been reset.
+            "metrics": self.all_gather([one.metric_state for one in self._epoch_metrics()]),
+            "images": self._epoch_images,
+            "seconds": time.perf_counter() - self._epoch_started,
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Go on with the sums of the epoch."""
+        so_far = checkpoint[EPOCH_SO_FAR]
+        for metric, saved in zip(self._epoch_metrics(), so_far["metrics"], strict=True):
+            for name, of_devices in saved.items():
+                state = getattr(metric, name)
+                own = of_devices.reshape(self.trainer.world_size, *state.shape)[self.global_rank]
+                setattr(metric, name, own.to(state.device))
+        self._epoch_images, self._epoch_seconds = so_far["images"], so_far["seconds"]
+
+    def _epoch_metrics(self) -> tuple[Metric, Metric]:
+        return self.train_loss, self.train_accuracy
 
     def _parameter_groups(self) -> list[dict[str, Any]]:
         """Head and backbone, each with and without decay: norms and biases (one dimension) are not decayed."""

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
 from typing import NamedTuple
 
 import pytorch_lightning as pl
@@ -112,20 +113,33 @@ class PhotoBatches:
         self.photos, self.labels = photos, torch.tensor(labels)
         self.batch_size, self.augmented, self.threads = batch_size, augmented, threads
         self.sampler = sampler  # Lightning tells it the epoch
+        self._given, self._skipped = 0, 0
 
     def __len__(self) -> int:
         return -(-len(self.sampler) // self.batch_size)
 
+    def state_dict(self) -> dict[str, int]:
+        """How many batches of the epoch were given; Lightning keeps it in checkpoints."""
+        return {"batches": self._given}
+
+    def load_state_dict(self, state_dict: Mapping[str, int]) -> None:
+        """Begin the next epoch after so many batches; Lightning asks for it where a checkpoint was within an epoch."""
+        self._skipped = state_dict["batches"]
+
     def __iter__(self) -> Iterator[PhotoBatch]:
-        drawn = self.sampler.draws()
-        parts = deque(zip(*(torch.split(one, self.batch_size) for one in drawn), strict=True))
+        # Lightning asks for the iterator before it tells the epoch and the place; this runs at the first batch.
+        self._given, self._skipped = self._skipped, 0
+        drawn = zip(*(torch.split(one, self.batch_size) for one in self.sampler.draws()), strict=True)
+        parts = deque(islice(drawn, self._given, None))
         pool = ThreadPoolExecutor(self.threads)
         coming: deque[Future[PhotoBatch]] = deque()
         try:
             while parts or coming:
                 while parts and len(coming) <= self.threads:
                     coming.append(pool.submit(self._batch, *parts.popleft()))
-                yield coming.popleft().result()
+                batch = coming.popleft().result()
+                self._given += 1
+                yield batch
         finally:
             pool.shutdown(cancel_futures=True)
 

@@ -129,18 +129,29 @@ class FeatureBatches:
     def __init__(self, features: Tensor, labels: Tensor, batch_size: int, sampler: ShardedSampler) -> None:
         self.features, self.labels, self.batch_size = features, labels, batch_size
         self.sampler = sampler  # Lightning tells it the epoch
+        self._given, self._skipped = 0, 0
 
     def __len__(self) -> int:
         return -(-len(self.sampler) // self.batch_size)
 
+    def state_dict(self) -> dict[str, int]:
+        """How many batches of the epoch were given; Lightning keeps it in checkpoints."""
+        return {"batches": self._given}
+
+    def load_state_dict(self, state_dict: Mapping[str, int]) -> None:
+        """Begin the next epoch after so many batches; Lightning asks for it where a checkpoint was within an epoch."""
+        self._skipped = state_dict["batches"]
+
     def __iter__(self) -> Iterator[Batch]:
+        self._given, self._skipped = self._skipped, 0
         places, seeds, padding = self.sampler.draws()
         # The same (seed, epoch, image) as for a photo that is augmented on its way.
         views = (seeds % len(self.features)).to(self.features.device)
         places, padding = places.to(self.features.device), padding.to(self.features.device)
         labels = self.labels[places].masked_fill(padding, IGNORED_LABEL)
-        for start in range(0, len(places), self.batch_size):
+        for start in range(self._given * self.batch_size, len(places), self.batch_size):
             part = slice(start, start + self.batch_size)
+            self._given += 1
             yield self.features[views[part], places[part]], labels[part]
 
 

@@ -15,7 +15,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 REPOSITORY = Path(__file__).resolve().parent.parent
 # Real photos and weights are not part of the project: tests that need them are skipped where they are absent.
 REAL_DATA = Path(os.environ.get("EXPERIMENTS_TEST_DATA", REPOSITORY.parent / "shared"))
-# The environment of rehearsed jobs is made once, also for several runs of the tests: half a minute and the package index.
+# The environment of rehearsed jobs is made once for all runs of the tests: half a minute, and the package index.
 JOB_IMAGES = REPOSITORY / "runs" / "rehearsal-image"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 from typing import get_args
 
 import pytest
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_modules import metrics
-from lightning_modules.classifier import ImageClassifier, Schedule, learning_rate_factor
+from lightning_modules.classifier import EPOCH_SO_FAR, ImageClassifier, Schedule, learning_rate_factor
 from lightning_modules.data import IGNORED_LABEL
 from lightning_modules.network import Trainable, create_network
 
@@ -99,6 +100,27 @@ def test_a_checkpoint_holds_what_training_changes_and_restores_the_outputs() -> 
     other.load_state_dict(state, strict=False)
     image = torch.randn(1, 3, 32, 32)
     assert torch.equal(other.eval()(image), model.eval()(image))
+
+
+def test_each_device_goes_on_with_its_own_sums_of_an_epoch() -> None:
+    """As a checkpoint of two devices within an epoch keeps them."""
+    models = [classifier("head"), classifier("head")]
+    for rank, model in enumerate(models):
+        model.train_loss.update(torch.tensor(1.0 + rank), 4)
+        model.train_accuracy.update(torch.tensor([0, 1, 2]), torch.tensor([0, 1, 2 - rank]))
+    states = [[one.metric_state for one in (model.train_loss, model.train_accuracy)] for model in models]
+    gathered = [
+        {name: torch.stack([one[name], other[name]]) for name in one} for one, other in zip(*states, strict=True)
+    ]
+    for rank, model in enumerate(models):
+        resumed = classifier("head")
+        resumed._trainer = SimpleNamespace(world_size=2, global_rank=rank)  # type: ignore[assignment]
+        resumed.on_load_checkpoint({EPOCH_SO_FAR: {"metrics": gathered, "images": 4, "seconds": 1.0}})
+        for one in (resumed, model):
+            one.train_loss.update(torch.tensor(0.5), 2)
+            one.train_accuracy.update(torch.tensor([1]), torch.tensor([0]))
+        assert torch.equal(resumed.train_loss.compute(), model.train_loss.compute())
+        assert torch.equal(resumed.train_accuracy.compute(), model.train_accuracy.compute())
 
 
 def test_norms_and_biases_are_not_decayed_and_the_backbone_steps_smaller() -> None:

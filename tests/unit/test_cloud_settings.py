@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import pytest
 
+from sagemaker_launch.cli import command_parser
 from sagemaker_launch.settings import load_cloud
 from tests.conftest import REPOSITORY
 
@@ -15,6 +17,15 @@ PRESETS = [path for path in sorted((REPOSITORY / "conf" / "cloud").glob("*.yaml"
 @pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.stem)
 def test_every_preset_loads_and_is_enough_for_a_job(path: Path) -> None:
     load_cloud(path).require_for_jobs()
+
+
+@pytest.mark.parametrize("path", sorted((REPOSITORY / "conf" / "cloud").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_file_opens_with_a_command_that_exists(path: Path) -> None:
+    command = path.read_text().splitlines()[0].partition("# python -m sagemaker_launch ")[2]
+    arguments, rest = command_parser().parse_known_args(shlex.split(command))
+    assert rest == []
+    assert (REPOSITORY / arguments.cloud).is_file()
+    assert path.stem == "prices" or (REPOSITORY / arguments.cloud) == path
 
 
 def test_mappings_and_lists_come_from_yaml_and_from_the_command_line(tmp_path: Path) -> None:

@@ -31,6 +31,9 @@ from experiments.config import (
 from experiments.search_space import check_against, load_search_space
 from tests.conftest import REPOSITORY
 
+PRESETS = [path for path in sorted((REPOSITORY / "conf").rglob("*.yaml")) if path.parent.name != "cloud"]
+"""Those of `experiments`; tests/unit/test_cloud_settings.py has the others."""
+
 quick = settings(max_examples=30, deadline=None)  # an example takes 20 ms, and more on a busy machine
 
 PRESETS = sorted((REPOSITORY / "conf").glob("*.yaml"))
@@ -198,6 +201,7 @@ REFUSED = [
     ("trainer.num_nodes", 0, "must be >= 1, got 0"),
     ("trainer.gradient_clip", -0.5, "must be >= 0, got -0.5"),
     ("trainer.early_stopping_patience", -1, "must be >= 0, got -1"),
+    ("trainer.checkpoint_minutes", -1.0, "must be >= 0, got -1.0"),
     ("tracking.flush_timeout_seconds", 0.0, "must be > 0, got 0.0"),
     ("sweep.n_trials", 0, "must be >= 1, got 0"),
     ("sweep.timeout_seconds", 0.0, "must be > 0, got 0.0"),
@@ -353,12 +357,12 @@ def test_every_preset_loads_with_its_search_space(preset: Path) -> None:
     check_against(load_search_space(REPOSITORY / config.search), config)
 
 
-@pytest.mark.parametrize("path", sorted((REPOSITORY / "conf").rglob("*.yaml")), ids=lambda path: path.name)
+@pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.name)
 def test_every_file_in_conf_opens_with_the_command_that_runs_it(path: Path) -> None:
     assert "python -m experiments" in path.read_text().splitlines()[0]
 
 
-@pytest.mark.parametrize("path", sorted((REPOSITORY / "conf").rglob("*.yaml")), ids=lambda path: path.name)
+@pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.name)
 def test_the_command_in_a_file_of_conf_uses_that_file(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(REPOSITORY)
     first_line = path.read_text().splitlines()[0]

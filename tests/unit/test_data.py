@@ -497,6 +497,20 @@ def test_training_batches_depend_on_seed_and_epoch_only(root: Path) -> None:
         assert not torch.equal(other[1], draws)
 
 
+def test_batches_go_on_within_an_epoch_where_the_ones_before_stopped(root: Path) -> None:
+    whole = data_module(root).train_dataloader()
+    cut = iter(whole)
+    first = [next(cut), next(cut)]
+    resumed = data_module(root).train_dataloader()
+    resumed.load_state_dict(whole.state_dict())
+    assert len(resumed) == len(whole) == 5
+    rest = batches(resumed)
+    assert resumed.state_dict() == {"batches": 5}
+    for batch, other in zip([*first, *rest], batches(whole), strict=True):
+        assert all(torch.equal(*pair) for pair in zip(batch, other, strict=True))
+    assert len(batches(resumed, epoch=1)) == 5
+
+
 def test_photos_of_different_shapes_stand_in_the_upper_left_corner(root: Path) -> None:
     for index, (width, height) in enumerate([(40, 20), (20, 40), (30, 30)]):
         smooth_picture(width, height).save(root / "train" / "001.Class1" / f"photo_{index}.jpg", quality=95)

@@ -300,6 +300,7 @@ def test_another_metric_is_refused(config: RunConfig) -> None:
         ("data.cache_dir", "elsewhere"),
         ("trainer.accelerator", "cpu"),
         ("trainer.compile", True),
+        ("trainer.checkpoint_minutes", 5.0),
         ("search", "conf/search/head.yaml"),
         # The search decides it anyway.
         ("data.batch_size", 256),
