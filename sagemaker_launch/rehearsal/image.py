@@ -99,6 +99,8 @@ def _build(root: Path, linked: dict[str, importlib.metadata.Distribution]) -> No
     # Linking comes last: pip must never write or remove anything through a link.
     for distribution in linked.values():
         _link(distribution, root)
+    # What is missing here, pip would install into every single job.
+    _pip(root, "check")
     log.info("built %s in %.0f s", root, time.monotonic() - started)
 
 
@@ -123,21 +125,22 @@ def _link(distribution: importlib.metadata.Distribution, root: Path) -> None:
 
 
 def _closure(names: tuple[str, ...]) -> dict[str, importlib.metadata.Distribution]:
-    """Distributions by name, with all that they require here, by extras too (torch names CUDA's parts as such)."""
+    """Distributions by name, with all that they require here."""
     found: dict[str, importlib.metadata.Distribution] = {}
-    seen: set[str] = set()
-    waiting = [Requirement(name) for name in names]
+    # torch asks for cuda-toolkit with extras; what they add has to be found by pip in a job, or it downloads it again.
+    seen: set[tuple[str, str]] = set()
+    waiting = [(name, "") for name in names]
     while waiting:
-        wanted = waiting.pop()
-        if str(wanted) in seen:
+        name, extra = waiting.pop()
+        name = canonicalize_name(name)
+        if (name, extra) in seen:
             continue
-        seen.add(str(wanted))
-        distribution = importlib.metadata.distribution(wanted.name)
-        found[canonicalize_name(wanted.name)] = distribution
-        for requirement in map(Requirement, distribution.requires or ()):
-            extras = wanted.extras or {""}
-            if requirement.marker is None or any(requirement.marker.evaluate({"extra": one}) for one in extras):
-                waiting.append(requirement)
+        seen.add((name, extra))
+        found[name] = importlib.metadata.distribution(name)
+        for text in found[name].requires or ():
+            requirement = Requirement(text)
+            if requirement.marker is None or requirement.marker.evaluate({"extra": extra}):
+                waiting += [(requirement.name, each) for each in ("", *requirement.extras)]
     assert not found.keys() & set(FORBIDDEN), f"the image would hold {found.keys() & set(FORBIDDEN)}"
     return dict(sorted(found.items()))
 
@@ -155,8 +158,8 @@ def _pip(root: Path, *arguments: str) -> None:
     if done.returncode:
         # sagemaker-training comes as source with a small C extension.
         raise RuntimeError(
-            f"the job image can't be built: pip {arguments[0]} failed (it needs the package index once, and a C "
-            f"compiler): {done.stdout[-2000:]}"
+            f"the job image can't be built: pip {arguments[0]} failed (installing needs the package index once, and a "
+            f"C compiler): {done.stdout[-2000:]}"
         )
 
 

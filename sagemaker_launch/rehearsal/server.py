@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 import threading
 from collections.abc import Iterable
 from dataclasses import asdict
@@ -88,6 +89,9 @@ class Server:
             self._lock.acquire(timeout=0)
         except Timeout as error:
             raise RuntimeError(f"another rehearsal runs on --root {settings.root}: stop it or name another") from error
+        # What a server left that was killed: the state that belonged to it is gone.
+        (settings.root / "server.json").unlink(missing_ok=True)
+        shutil.rmtree(settings.root / "jobs", ignore_errors=True)
         namespaces = find_namespaces() if use_namespaces else None
         if namespaces is None:
             log.warning(
