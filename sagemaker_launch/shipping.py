@@ -69,7 +69,7 @@ def find_image(settings: CloudSettings, region: str, cache_dir: Path) -> str:
     if known.is_file():
         return str(json.loads(known.read_text()))
     try:
-        from sagemaker.core import image_uris  # 10 s
+        from sagemaker.core import image_uris  # seconds
     except ImportError:
         raise ValueError(
             "cloud.image_uri must be set, or the extra `cloud` installed (pip install '.[cloud]'), which looks it up"

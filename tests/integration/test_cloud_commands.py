@@ -1,0 +1,204 @@
+"""The cloud's command line: what it prints, refuses and leaves running. Nothing here needs a service."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+from optuna.distributions import FloatDistribution
+
+from experiments.config import RunConfig, load_config
+from experiments.search_space import load_search_space
+from experiments.study import open_study
+from sagemaker_launch import budget
+from sagemaker_launch.cli import main
+from sagemaker_launch.follow import JobFailedError, OwnLines, follow
+from sagemaker_launch.launch import TRAINING, Launched
+from sagemaker_launch.settings import load_cloud
+from sagemaker_launch.shipping import find_image
+from tests.conftest import REPOSITORY, tiny
+
+CLOUD = f"--cloud={REPOSITORY / 'conf' / 'cloud' / 'example.yaml'}"
+
+
+@pytest.fixture(autouse=True)
+def _no_price_list(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(budget, "_listed_price", lambda *_: None)
+    monkeypatch.chdir(REPOSITORY)
+
+
+@pytest.fixture
+def fields(photos: Path, tmp_path: Path) -> list[str]:
+    return [f"--{name}={value}" for name, value in tiny(photos, tmp_path).items()]
+
+
+def test_a_dry_run_prints_the_whole_request_and_what_it_costs(
+    fields: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["tune", "--dry-run", CLOUD, *fields]) == 0
+    printed = capsys.readouterr()
+    request = json.loads(printed.out)
+    assert request["HyperParameterTuningJobConfig"]["ResourceLimits"]["MaxNumberOfTrainingJobs"] == 3
+    assert "3 jobs x 1 ml.g4dn.xlarge x 1.00 h x $0.7364/h = $2.21" in printed.err
+
+
+@pytest.mark.parametrize(
+    ("more", "code", "message"),
+    [
+        (["--cloud.budget_usd=2"], 1, "cloud.budget_usd must be at least 2.21, the worst case, got 2"),
+        (["--cloud.instance_type=ml.p5.48xlarge"], 1, "set --price-per-hour"),
+        (["--cloud.instance_type=ml.p5.48xlarge", "--price-per-hour=10"], 1, "must be at least 30.00"),
+        (["--cloud.budgt=2"], 2, "unknown field 'budgt'; did you mean budget_usd?"),
+        (["--cloud.spot=true", "--cloud.checkpoints=false"], 2, "cloud.checkpoints must be true with cloud.spot"),
+        (["--optimizer.lr=1"], 2, "did you mean optimizer.learning_rate?"),
+        (["--search=none.yaml"], 1, "none.yaml"),
+        (["--data.root=nowhere"], 1, "data.root must be a folder"),
+        (["--cloud.strategy=Grid"], 1, "must be a choice"),
+    ],
+)
+def test_what_can_not_be_started_is_refused_before_anything_is_created(
+    fields: list[str],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    more: list[str],
+    code: int,
+    message: str,
+) -> None:
+    monkeypatch.setattr("sagemaker_launch.cli.start", lambda *_, **__: pytest.fail("started"))
+    assert main(["tune", CLOUD, *fields, *more]) == code
+    assert message in capsys.readouterr().err
+
+
+def study_of(config: RunConfig, name: str) -> optuna.Study:
+    """A study of 12 trials, of which the best have learning rates of about 0.05."""
+    space = load_search_space(config.search or Path())
+    study, _ = open_study(config, space)
+    ranges = {one: FloatDistribution(part.low, part.high, log=True) for one, part in space.items()}  # type: ignore[union-attr]
+    for number in range(12):
+        rate = 0.01 * 1.3**number
+        params = {"optimizer.learning_rate": rate, "optimizer.weight_decay": 1e-4}
+        attrs = {"val_accuracy": 0.5}
+        study.add_trial(
+            optuna.create_trial(params=params, distributions=ranges, value=abs(rate - 0.05), user_attrs=attrs)
+        )
+    return study
+
+
+def test_a_local_study_narrows_the_search_and_gives_its_best_settings(
+    photos: Path, tmp_path: Path, fields: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    study = study_of(load_config(None, tiny(photos, tmp_path)), "tiny")
+    assert main(["tune", "--dry-run", "--from-study", "tiny", CLOUD, *fields]) == 0
+    printed = capsys.readouterr()
+    (rate, _) = json.loads(printed.out)["HyperParameterTuningJobConfig"]["ParameterRanges"]["ContinuousParameterRanges"]
+    assert 0.01 < float(rate["MinValue"]) < 0.05 < float(rate["MaxValue"]) < 0.2
+    assert "optimizer.learning_rate: 0.01..0.2 (log) -> " in printed.err
+    kept = [one for one in fields if "learning_rate" not in one]
+    assert main(["train", "--dry-run", "--from-study", "tiny", CLOUD, *kept]) == 0
+    sent = json.loads(capsys.readouterr().out)["HyperParameters"]
+    assert float(sent["optimizer__learning_rate"]) == study.best_params["optimizer.learning_rate"]
+
+
+@pytest.mark.parametrize("command", ["tune", "train", "sync", "status", "stop", "cost", "policy", "rehearse"])
+def test_help_explains_both_kinds_of_fields(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        main([command, "--help"])
+    assert left.value.code == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "--optimizer.learning_rate" in text
+    assert "--cloud.budget_usd" in text
+    assert "required before anything is started" in text
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = (
+        "import sys\n"
+        "from sagemaker_launch.cli import main\n"
+        "try:\n    main(['--help'])\n"
+        "except SystemExit:\n    pass\n"
+        "print([name for name in ('boto3', 'torch', 'mlflow', 'optuna', 'numpy') if name in sys.modules])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_the_newest_image_is_looked_up_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[dict[str, Any]] = []
+
+    def retrieve(**given: Any) -> str:
+        asked.append(given)
+        return "account/pytorch:2.14"
+
+    core = types.ModuleType("sagemaker.core")
+    core.image_uris = types.SimpleNamespace(retrieve=retrieve)  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "sagemaker", types.ModuleType("sagemaker"))
+    monkeypatch.setitem(sys.modules, "sagemaker.core", core)
+    for _ in range(2):
+        assert find_image(load_cloud(), "eu-west-1", tmp_path) == "account/pytorch:2.14"
+    assert [one["region"] for one in asked] == ["eu-west-1"]
+    assert find_image(load_cloud(None, {"image_uri": "mine"}), "eu-west-1", tmp_path) == "mine"
+    monkeypatch.setitem(sys.modules, "sagemaker.core", None)
+    with pytest.raises(ValueError, match=r"cloud\.image_uri must be set"):
+        find_image(load_cloud(), "us-east-1", tmp_path)
+
+
+class Job:
+    """A training job that is described in states, one after the other, and prints nothing."""
+
+    def __init__(self, *states: str) -> None:
+        self._states = iter(states)
+
+    def describe_training_job(self, **_: Any) -> dict[str, Any]:
+        state = next(self._states)
+        return {"TrainingJobStatus": state, "SecondaryStatus": state, "FailureReason": "it broke"}
+
+    def get_paginator(self, _: str) -> Job:
+        return self
+
+    def paginate(self, **_: Any) -> list[dict[str, Any]]:
+        return [{"logStreams": []}]
+
+
+def test_following_ends_with_the_job_and_passes_its_reason_on(capsys: pytest.CaptureFixture[str]) -> None:
+    launched = Launched(TRAINING, "job", "arn", found=False)
+    done = Job("InProgress", "InProgress", "Completed")
+    assert follow(done, done, launched, 1.0, poll_seconds=0) == "Completed"
+    assert capsys.readouterr().err.count("InProgress (InProgress)") == 1
+    broken = Job("InProgress", "Failed")
+    with pytest.raises(JobFailedError, match="job failed: it broke"):
+        follow(broken, broken, launched, 1.0, poll_seconds=0)
+
+
+def test_ctrl_c_leaves_the_job_running_and_says_how_to_come_back(
+    fields: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: Any, **__: Any) -> str:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sagemaker_launch.cli.start", lambda *_, **__: Launched(TRAINING, "job-1", "arn:x", False))
+    monkeypatch.setattr("sagemaker_launch.follow.follow", interrupted)
+    assert main(["train", CLOUD, *fields]) == 130
+    said = capsys.readouterr().err
+    assert "job-1 goes on without you; its results: python -m sagemaker_launch sync job-1" in said
+    assert "to end it: python -m sagemaker_launch stop job-1" in said
+
+
+def test_what_the_toolkit_prints_around_a_script_is_left_out() -> None:
+    log = [
+        "Training Env:",
+        '{"hosts": ["algo-1"]}',
+        "ERROR: No matching distribution found",
+        "Invoking script with the following command:",
+        "2026 sagemaker-training-toolkit INFO     Exceptions not imported",
+        "[metrics] epoch=1 val_loss=1.0 end",
+        "",
+        "2026 sagemaker-training-toolkit INFO     Reporting training SUCCESS",
+    ]
+    kept = list(OwnLines().lines(log))
+    assert kept == ["ERROR: No matching distribution found", "[metrics] epoch=1 val_loss=1.0 end"]
