@@ -58,14 +58,17 @@ def check_sent(settings: CloudSettings, config: RunConfig, request: Mapping[str,
         raise LostFieldError(f"not on the wire with their value: {', '.join(lost)}; nothing was started")
 
 
-def check_described(request: Mapping[str, Any], described: Mapping[str, Any]) -> None:
+def check_described(request: Mapping[str, Any], described: Mapping[str, Any], tags: Mapping[str, str]) -> None:
     """Look for every field of a request in what AWS says that it has.
+
+    Args:
+        tags: what AWS lists as the job's tags, which describe does not tell.
 
     Raises:
         LostFieldError: naming the fields that are missing or have another value.
     """
-    sent = {key: value for key, value in request.items() if key != "Tags"}  # another call tells those
-    lost = list(_lost(sent, described, ""))
+    lost = list(_lost({key: value for key, value in request.items() if key != "Tags"}, described, ""))
+    lost += [f"Tags.{tag['Key']}" for tag in request["Tags"] if tags.get(tag["Key"]) != tag["Value"]]
     if lost:
         raise LostFieldError(f"AWS has other values than were sent: {', '.join(lost)}")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from experiments.console import say
@@ -31,7 +31,7 @@ def follow(sagemaker: Any, logs: Any, job: Launched, usd_per_hour: float, *, pol
     Raises:
         JobFailedError: if it failed.
     """
-    log, own, said = JobLog(logs, job.name), OwnLines(), ""
+    log, own, tails, said = JobLog(logs, job.name), OwnLines(), Tails(logs), ""
     while True:
         described = job.kind.describe(sagemaker, job.name)
         status = str(described[job.kind.status])
@@ -43,6 +43,8 @@ def follow(sagemaker: Any, logs: Any, job: Launched, usd_per_hour: float, *, pol
         else:
             summaries = children(sagemaker, job.name)
             spent = sum(seconds(summary) for summary in summaries)
+            for text in tails.lines(summaries):
+                say(f"  {text}")
             state = f"{status}, {_tuning_state(described)}"
         if state != said:
             said = state
@@ -68,6 +70,27 @@ class OwnLines:
                 yield text
             # The line after this one is the command, with every hyperparameter once more.
             self._running = (self._running or "Invoking script" in text) and "Reporting training" not in text
+
+
+class Tails:
+    """What the training jobs of a tuning job report."""
+
+    def __init__(self, logs: Any) -> None:
+        self._logs = logs
+        self._open: dict[str, JobLog] = {}
+        self._ended: set[str] = set()
+
+    def lines(self, summaries: Iterable[Mapping[str, Any]]) -> Iterator[str]:
+        """The epochs that are new since the last call; a job that has ended is read once more."""
+        for summary in summaries:
+            name = summary["TrainingJobName"]
+            if name in self._ended:
+                continue
+            if summary["TrainingJobStatus"] in ENDED:
+                self._ended.add(name)
+            for line in self._open.setdefault(name, JobLog(self._logs, name)).read():
+                if line.text.startswith("[metrics]"):
+                    yield f"{name}: {line.text}"
 
 
 def _tuning_state(described: dict[str, Any]) -> str:

@@ -136,7 +136,7 @@ def _start(client: Any, kind: JobKind, request: Request, name: str) -> Launched:
     validate(kind.create_operation, request)
     described = _create(client, kind, request, name)
     try:
-        check_described(request, described)
+        check_described(request, described, tags_of(client, described[kind.arn]))
     except LostFieldError:
         kind.stop(client, name)
         raise

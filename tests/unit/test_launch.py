@@ -25,6 +25,7 @@ class Service:
         self.jobs: dict[str, dict[str, Any]] = {}
         self.stopped: list[str] = []
         self.change: dict[str, Any] = {}
+        self.lose_tags = False
         self._fault, self._lose = fault, lose
 
     def create_training_job(self, **request: Any) -> dict[str, Any]:
@@ -43,6 +44,13 @@ class Service:
         if TrainingJobName not in self.jobs:
             raise error("ValidationException", 400)
         return self.jobs[TrainingJobName] | self.change
+
+    def get_paginator(self, operation: str) -> Service:
+        assert operation == "list_tags"
+        return self
+
+    def paginate(self, ResourceArn: str) -> list[dict[str, Any]]:
+        return [{"Tags": [] if self.lose_tags else self.jobs[ResourceArn.removeprefix("arn:")]["Tags"]}]
 
     def stop_training_job(self, TrainingJobName: str) -> None:
         self.stopped.append(TrainingJobName)
@@ -150,6 +158,14 @@ def test_a_job_that_aws_has_with_other_values_is_stopped() -> None:
     service = Service()
     service.change = {"EnableNetworkIsolation": True}
     with pytest.raises(LostFieldError, match="EnableNetworkIsolation"):
+        launch(service, TRAINING, "dogs", build())
+    assert service.stopped == list(service.jobs)
+
+
+def test_a_job_that_lost_its_tags_is_stopped() -> None:
+    service = Service()
+    service.lose_tags = True
+    with pytest.raises(LostFieldError, match=r"Tags\.project"):
         launch(service, TRAINING, "dogs", build())
     assert service.stopped == list(service.jobs)
 

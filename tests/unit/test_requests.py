@@ -96,7 +96,10 @@ def leaves(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
 def test_a_value_that_aws_dropped_or_changed_is_named() -> None:
     request = tune(load_cloud(None, EVERYTHING))
     sent = {key: value for key, value in request.items() if key != "Tags"}
-    check_described(request, copy.deepcopy(sent) | {"CreationTime": "now"})
+    tags = {tag["Key"]: tag["Value"] for tag in request["Tags"]}
+    check_described(request, copy.deepcopy(sent) | {"CreationTime": "now"}, tags)
+    with pytest.raises(LostFieldError, match=r"Tags\.team"):
+        check_described(request, sent, {"project": tags["project"]})
     for path in leaves(sent):
         changed = copy.deepcopy(sent)
         place: Any = changed
@@ -104,7 +107,7 @@ def test_a_value_that_aws_dropped_or_changed_is_named() -> None:
             place = place[key]
         place[path[-1]] = "something else"
         with pytest.raises(LostFieldError, match=str(path[-2] if isinstance(path[-1], int) else path[-1])):
-            check_described(request, changed)
+            check_described(request, changed, tags)
 
 
 @pytest.mark.parametrize(
