@@ -11,6 +11,7 @@ import logging
 import os
 import shutil
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,11 +21,12 @@ from pytorch_lightning.utilities import rank_zero_only
 
 from experiments.cli import quiet_libraries
 from experiments.config import RunConfig, load_config, to_public
+from experiments.logger import RunFolderLogger
 from experiments.run_folder import RunFolder, environment_tags
 from experiments.train import score_and_export, train
+from lightning_modules import metrics
 from sagemaker_launch.container.hyperparameters import TUNING_OBJECTIVE, decode
-from sagemaker_launch.container.logger import MetricLineLogger, best_so_far
-from sagemaker_launch.container.metric_lines import facts_line, metric_line, write_line
+from sagemaker_launch.container.metric_lines import facts_line, metric_line, objective, write_line
 
 PHOTOS, WEIGHTS = "photos", "weights"
 """Channels of a job."""
@@ -88,7 +90,12 @@ def run(job: Job, *, scratch: Path) -> None:
     # The jobs of a tuning job may share what stands in S3.
     folder = RunFolder(job.base / "checkpoints" / job.name)
     start(folder, job, config)
-    result = train(config, output_dir=folder.path, logger=MetricLineLogger(folder))
+
+    def say_epoch(epoch: int, values: Mapping[str, float]) -> None:
+        write_line(metric_line("metrics", epoch, {**values, **best_so_far(config, folder)}))
+
+    logger = RunFolderLogger(folder, on_epoch=say_epoch, on_facts=lambda facts: write_line(facts_line(facts)))
+    result = train(config, output_dir=folder.path, logger=logger)
     if int(os.environ.get("RANK", 0)):  # torchrun sets it for the process of each device
         return
     scores = job.base / "output" / "data" / "scores.npz"
@@ -96,7 +103,14 @@ def run(job: Job, *, scratch: Path) -> None:
     values = score_and_export(result, scratch / "export", scores, score_test=not job.is_tuned)
     shutil.copytree(scratch / "export", job.base / "model", dirs_exist_ok=True)
     tested = {name: value for name, value in values.items() if name not in result.metrics}
-    write_line(metric_line("outcome", max(result.history), {**best_so_far(folder), **tested}))
+    write_line(metric_line("outcome", max(result.history), {**best_so_far(config, folder), **tested}))
+
+
+def best_so_far(config: RunConfig, folder: RunFolder) -> dict[str, float]:
+    """The objectives at the best epoch so far, by the one that a sweep optimises, also across a restart."""
+    choose = min if config.sweep.direction == "minimize" else max
+    best = choose(folder.metric_lines(), key=lambda line: line.metrics[config.sweep.metric])  # of equals the first
+    return {objective(name): best.metrics[name] for name in metrics.OBJECTIVES}
 
 
 def job_config(job: Job, scratch: Path) -> RunConfig:

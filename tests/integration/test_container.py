@@ -58,7 +58,9 @@ def test_a_job_has_the_metrics_of_a_local_run_to_the_last_digit(
     check_golden(base / "model")
     (outcome,) = (line for line in parse_lines(output.splitlines()) if line.kind == "outcome")
     assert outcome.metrics is not None
-    assert outcome.metrics["best_val_loss"] == min(values["val_loss"] for values in local.values())
+    best = min(local.values(), key=lambda values: values["val_loss"])
+    assert outcome.metrics["best_val_loss"] == best["val_loss"]
+    assert outcome.metrics["best_val_accuracy"] == best["val_accuracy"]
     assert "test_loss" in outcome.metrics
     assert (base / "output" / "data" / "scores.npz").is_file()
 
