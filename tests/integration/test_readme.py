@@ -10,13 +10,22 @@ from pathlib import Path
 
 import pytest
 
-from experiments.cli import command_parser, parse_overrides
+from experiments.cli import command_parser, parse_overrides, split_fields
 from experiments.config import load_config
+from sagemaker_launch.cli import command_parser as cloud_parser
 from tests.conftest import REPOSITORY
 
 README = (REPOSITORY / "README.md").read_text()
 COMMANDS = [
     line for line in re.findall(r"(?:\.venv/bin/)?(python -m experiments [^`\n]+)", README) if "--help" not in line
+]
+
+CLOUD_COMMANDS = [
+    line
+    for line in re.findall(
+        r"(python -m sagemaker_launch [^`\n]+)", README + (REPOSITORY / "docs" / "cloud.md").read_text()
+    )
+    if "--help" not in line and "|" not in line
 ]
 
 
@@ -36,6 +45,16 @@ def test_every_command_in_the_readme_is_understood(command: str) -> None:
     """Parsed and checked as the command line does, without running it."""
     arguments, rest = command_parser().parse_known_args(shlex.split(command)[3:])
     load_config(arguments.config, parse_overrides(rest))
+
+
+@pytest.mark.parametrize("command", CLOUD_COMMANDS)
+def test_every_cloud_command_in_the_docs_is_understood(command: str) -> None:
+    own, fields = split_fields(shlex.split(command)[3:])
+    arguments, rest = cloud_parser().parse_known_args(own)
+    overrides = parse_overrides([*fields, *rest])
+    load_config(arguments.config, {name: value for name, value in overrides.items() if not name.startswith("cloud.")})
+    for option in (arguments.config, arguments.cloud):
+        assert option is None or option.name == "mine.yaml" or (REPOSITORY / option).is_file()
 
 
 def test_make_demo_ends_with_the_best_trial_and_the_way_to_look_at_it(tmp_path: Path) -> None:
