@@ -9,6 +9,8 @@ import sys
 import threading
 from pathlib import Path
 
+import optuna
+
 from sagemaker_launch.rehearsal.faults import FaultSettings
 from sagemaker_launch.rehearsal.runner import Settings
 from sagemaker_launch.rehearsal.server import Server
@@ -19,6 +21,7 @@ log = logging.getLogger("sagemaker_launch.rehearsal")
 def main() -> int:
     """Serve until told to stop."""
     arguments = _parser().parse_args()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)  # it stands in for AWS's strategies, in silence
     root = arguments.root.resolve()
     root.mkdir(parents=True, exist_ok=True)
     _log_to(root / "server.log")
