@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import signal
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -256,11 +255,12 @@ def _rehearse(settings: CloudSettings, config: RunConfig, arguments: argparse.Na
         if not rehearse_all(settings, root, arguments.passed_on, options):
             raise RehearsalError(f"the rehearsal failed: see above, and {root / 'server.log'}")
         return
-    with service(settings, root, options) as environment:
-        for name, value in environment.items():
-            print(f"export {name}={value}")
+    with service(settings, root, options) as running:
+        for name, value in running.environment.items():
+            print(f"export {name}={value}", flush=True)
         say("every other command works against it in a shell with these variables (Ctrl-C ends it)")
-        signal.pause()
+        if running.process.wait():
+            raise RehearsalError(f"the rehearsal's service ended by itself: see {root / 'server.log'}")
 
 
 def _narrowed(config: RunConfig, space: SearchSpace, name: str) -> SearchSpace:

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from experiments.console import duration, say
@@ -22,16 +23,22 @@ class RehearsalError(RuntimeError):
     """The service did not start, or a stage went wrong."""
 
 
+@dataclass(frozen=True)
+class Service:
+    """A running stand-in for AWS."""
+
+    environment: Mapping[str, str]
+    """The variables in which every other command uses it."""
+    process: subprocess.Popen[bytes]
+
+
 @contextmanager
-def service(settings: CloudSettings, root: Path, options: Sequence[str] = ()) -> Iterator[dict[str, str]]:
+def service(settings: CloudSettings, root: Path, options: Sequence[str] = ()) -> Iterator[Service]:
     """Run the stand-in for AWS and end it.
 
     Args:
         root: where it keeps jobs, logs and the environment of jobs.
         options: of `python -m sagemaker_launch.rehearsal`.
-
-    Yields:
-        The environment in which every other command uses it.
 
     Raises:
         RehearsalError: if it does not start.
@@ -49,7 +56,7 @@ def service(settings: CloudSettings, root: Path, options: Sequence[str] = ()) ->
             time.sleep(0.1)
         environment = service_environment(json.loads(ready.read_text())["url"], settings)
         _make_bucket(settings, environment)
-        yield environment
+        yield Service(environment, process)
     finally:
         process.terminate()
         process.wait(timeout=60)
@@ -77,7 +84,8 @@ def rehearse_all(settings: CloudSettings, root: Path, arguments: Sequence[str], 
         Whether every stage went well.
     """
     done: list[tuple[str, bool, float]] = []
-    with service(settings, root, options) as environment:
+    with service(settings, root, options) as running:
+        environment = running.environment
         tuned = _stage(done, "tune", [*arguments], environment)
         if tuned:
             best = ["--best-of", tuned.rpartition("/")[2]]

@@ -5,6 +5,7 @@ A tuning job is the parent of its training jobs. Runs are found by their ARN, so
 
 from __future__ import annotations
 
+import shutil
 import sys
 import tarfile
 from collections.abc import Callable, Mapping
@@ -57,7 +58,7 @@ class Synchroniser:
             The run folders, the parent's first.
         """
         if job.kind is TRAINING:
-            folder = self._training_job(job.name, {}, models=models)
+            folder = self._training_job(job.name, job.described, {}, models=models)
             self._push(folder)
             return [folder]
         parent = self._tuning_job(job)
@@ -67,7 +68,8 @@ class Synchroniser:
         listed = children(self._sagemaker, job.name)
         for summary in tqdm(listed, desc="sync", unit="job", disable=not sys.stderr.isatty()):
             name = summary["TrainingJobName"]
-            folder = self._training_job(name, {"tuning_job": job.name}, models=models and name == best)
+            tags = {"tuning_job": job.name}
+            folder = self._training_job(name, summary, tags, models=models and name == best)
             self._push(folder, parent_run_id)
             folders.append(folder)
         return folders
@@ -79,7 +81,7 @@ class Synchroniser:
     def _tuning_job(self, job: FoundJob) -> RunFolder:
         """Note what a tuning job is and how far it has come."""
         described = job.described
-        folder = RunFolder(self._home / job.name / "tuning")
+        folder = self._folder(f"{job.name}/tuning", described[TUNING.arn], described["CreationTime"])
         if not folder.exists:
             tuning = described["HyperParameterTuningJobConfig"]
             params = {
@@ -101,9 +103,11 @@ class Synchroniser:
             folder.finish(outcome, ended_ms=milliseconds(ended))
         return folder
 
-    def _training_job(self, name: str, tags: Mapping[str, str], *, models: bool) -> RunFolder:
+    def _training_job(
+        self, name: str, summary: Mapping[str, Any], tags: Mapping[str, str], *, models: bool
+    ) -> RunFolder:
         """Note what a training job is, what it has said, and how it ended."""
-        folder = RunFolder(self._home / name)
+        folder = self._folder(name, summary[TRAINING.arn], summary["CreationTime"])
         if folder.exists and folder.outcome is not None and (folder.export.is_dir() or not models):
             return folder  # it can't change any more
         described = TRAINING.describe(self._sagemaker, name)
@@ -126,11 +130,18 @@ class Synchroniser:
         name: str,
         params: Mapping[str, object],
         arn: str,
-        created: Any,
+        created: datetime,
         tags: Mapping[str, str],
     ) -> None:
         tags = {"origin": origin(self._sagemaker), "arn": arn, "job": name, **tags}
-        folder.start(name, params, tags, key=arn, started_ms=milliseconds(created))
+        folder.start(name, params, tags, key=_key(arn, created), started_ms=milliseconds(created))
+
+    def _folder(self, name: str, arn: str, created: datetime) -> RunFolder:
+        """The run folder of a job; what another rehearsal left under the name stands in MLflow and makes room."""
+        folder = RunFolder(self._home / name)
+        if folder.exists and folder.read()["key"] != _key(arn, created):
+            shutil.rmtree(folder.path)
+        return folder
 
     def _note(self, folder: RunFolder, lines: list[LogLine]) -> None:
         """Keep the epochs and facts that a job has reported so far."""
@@ -175,6 +186,11 @@ class Synchroniser:
             opened.extractall(part, filter="data")  # refuses what would land elsewhere
         part.replace(folder.export)
         archive.unlink()
+
+
+def _key(arn: str, created: datetime) -> str:
+    """What a run is found by. AWS gives an ARN once, each rehearsal gives it anew."""
+    return f"{arn}@{milliseconds(created)}"
 
 
 def _counts(name: str) -> bool:

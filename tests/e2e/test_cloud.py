@@ -126,8 +126,8 @@ def cloud(
         return client
 
     options = ["--images", str(job_images), "--grace", "2"]
-    with service(settings, found.root, options) as environment, pytest.MonkeyPatch.context() as patch:
-        for name, value in environment.items():
+    with service(settings, found.root, options) as running, pytest.MonkeyPatch.context() as patch:
+        for name, value in running.environment.items():
             patch.setenv(name, value)
         patch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
         patch.setattr(aws, "client", recording)
@@ -297,8 +297,8 @@ def test_fifty_launches_on_a_bad_day_leave_fifty_jobs(
     settings = load_cloud(CLOUD)
     nothing = Inputs("s3://nowhere/photos/", "s3://nowhere/code/")  # so the jobs themselves end at once
     options = ["--images", str(job_images), "--faults", "rate=0.2,seed=3", "--max-parallel-jobs", "100"]
-    with service(settings, tmp_path / "rehearsal", options) as environment:
-        for name, value in environment.items():
+    with service(settings, tmp_path / "rehearsal", options) as running:
+        for name, value in running.environment.items():
             monkeypatch.setenv(name, value)
         sagemaker = aws.client("sagemaker", settings)
 
@@ -312,7 +312,9 @@ def test_fifty_launches_on_a_bad_day_leave_fifty_jobs(
             launched = list(pool.map(start, range(50)))
         pages = sagemaker.get_paginator("list_training_jobs").paginate()
         there = [job["TrainingJobName"] for page in pages for job in page["TrainingJobSummaries"]]
-        faults = json.load(urllib.request.urlopen(f"{environment['AWS_ENDPOINT_URL']}/rehearsal/faults"))["counts"]
+        faults = json.load(urllib.request.urlopen(f"{running.environment['AWS_ENDPOINT_URL']}/rehearsal/faults"))[
+            "counts"
+        ]
     print(faults)
     assert all(faults[kind] > 0 for kind in ("throttling", "error", "lost"))
     assert len(there) == 50

@@ -39,7 +39,7 @@ class Account:
     def __init__(self, config: RunConfig, statuses: list[str]) -> None:
         space = load_search_space(REPOSITORY / "conf" / "search" / "quick.yaml")
         self.request = tuning_job(load_cloud(None, BASIC), config, space, INPUTS, "image", name="tuning")
-        self.status, self.calls = "Completed", 0
+        self.status, self.calls, self.created = "Completed", 0, NOW
         self.config, self.statuses = config, statuses
         self.logs = {self.name(number): self.lines(number) for number in range(len(statuses))}
 
@@ -63,7 +63,7 @@ class Account:
             **self.request,
             "HyperParameterTuningJobArn": "arn:tuning",
             "HyperParameterTuningJobStatus": self.status,
-            "CreationTime": NOW,
+            "CreationTime": self.created,
             "LastModifiedTime": NOW + timedelta(minutes=9),
             "BestTrainingJob": {
                 "TrainingJobName": self.name(0),
@@ -71,10 +71,13 @@ class Account:
             },
         }
 
+    def summary(self, name: str) -> dict[str, Any]:
+        return {"TrainingJobName": name, "TrainingJobArn": f"arn:{name}", "CreationTime": self.created}
+
     def describe_training_job(self, TrainingJobName: str) -> dict[str, Any]:
         self.calls += 1
         status = self.statuses[int(TrainingJobName[-3:])]
-        times: dict[str, Any] = {"CreationTime": NOW, "LastModifiedTime": NOW + timedelta(minutes=5)}
+        times: dict[str, Any] = {"CreationTime": self.created, "LastModifiedTime": NOW + timedelta(minutes=5)}
         if status != "InProgress":
             times |= {"TrainingTimeInSeconds": 200, "BillableTimeInSeconds": 100}
         return {
@@ -93,7 +96,7 @@ class Account:
 
     def paginate(self, **given: Any) -> list[Mapping[str, Any]]:
         if self.operation == "list_training_jobs_for_hyper_parameter_tuning_job":
-            return [{"TrainingJobSummaries": [{"TrainingJobName": name} for name in self.logs]}]
+            return [{"TrainingJobSummaries": [self.summary(name) for name in self.logs]}]
         stream = f"{given['logStreamNamePrefix']}algo-1-1"
         return [{"logStreams": [{"logStreamName": stream}]}]
 
@@ -179,6 +182,14 @@ def test_where_the_run_folders_are_gone_runs_are_found_by_their_arn(config: RunC
     shutil.rmtree(config.output_dir / "cloud")
     sync(config, account)
     assert everything(config) == before
+
+
+def test_another_rehearsal_that_gives_the_same_names_makes_runs_of_its_own(config: RunConfig) -> None:
+    account = Account(config, ["Failed"])
+    sync(config, account)
+    account.created, account.statuses = NOW + timedelta(minutes=1), ["Completed"]
+    found = sync(config, account)
+    assert sorted(run.info.status for run in found) == ["FAILED", "FINISHED", "FINISHED", "FINISHED"]
 
 
 def test_a_job_that_goes_on_is_caught_up_with(config: RunConfig) -> None:
