@@ -30,13 +30,18 @@ def main(argv: Sequence[str]) -> int:
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_USAGE
+    return run_command(lambda: arguments.command(config, arguments))
+
+
+def run_command(command: Callable[[], None]) -> int:
+    """Run a command whose arguments are right; its exit code, and a plain line for what a user can mend."""
     quiet_libraries()
     try:
-        arguments.command(config, arguments)
+        command()
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
     except Exception as error:
-        return explain(error)
+        return _explain(error)
     return EXIT_DONE
 
 
@@ -240,7 +245,7 @@ def _ui_command(config: RunConfig) -> str:
     return f"python -m experiments ui{fields}"
 
 
-def explain(error: Exception) -> int:
+def _explain(error: Exception) -> int:
     """One plain line for what a user can mend; a traceback for what only we can."""
     known = isinstance(error, ValueError | OSError) or type(error).__module__.startswith(
         ("experiments", "sagemaker_launch", "botocore")  # AWS's refusals say who refuses what

@@ -59,8 +59,3 @@ def origin(client: Any) -> str:
 def error_code(error: ClientError) -> str:
     """AWS's name for what went wrong."""
     return str(error.response.get("Error", {}).get("Code", ""))
-
-
-def as_list(tags: dict[str, str]) -> list[dict[str, str]]:
-    """Tags as AWS takes them."""
-    return [{"Key": key, "Value": value} for key, value in tags.items()]

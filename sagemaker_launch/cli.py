@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from experiments.cli import command_line, explain, parse_overrides, quiet_libraries, split_fields
+from experiments.cli import command_line, parse_overrides, run_command, split_fields
 from experiments.config import RunConfig, config_help, load_config, override, public_url
 from experiments.console import say
-from experiments.errors import EXIT_DONE, EXIT_INTERRUPTED, EXIT_USAGE
+from experiments.errors import EXIT_USAGE
 from sagemaker_launch.settings import CloudSettings, load_cloud
 
 if TYPE_CHECKING:
@@ -45,14 +45,7 @@ def main(argv: Sequence[str]) -> int:
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_USAGE
-    quiet_libraries()
-    try:
-        arguments.command(settings, config, arguments)
-    except KeyboardInterrupt:
-        return EXIT_INTERRUPTED
-    except Exception as error:
-        return explain(error)
-    return EXIT_DONE
+    return run_command(lambda: arguments.command(settings, config, arguments))
 
 
 @dataclass(frozen=True)

@@ -104,7 +104,6 @@ def _expected(
             value = value.get(key) if isinstance(value, Mapping) else None
         return value
 
-    wait = settings.max_wait_seconds or (2 * settings.max_runtime_seconds if settings.spot else None)
     tags = {tag["Key"]: tag["Value"] for tag in request["Tags"]}
     photos = next(channel for channel in job["InputDataConfig"] if channel["ChannelName"] == "photos")
     checkpoint = str(at("CheckpointConfig.S3Uri") or "")
@@ -119,7 +118,7 @@ def _expected(
         "output_kms_key": (settings.output_kms_key, at("OutputDataConfig.KmsKeyId")),
         "keep_alive_seconds": (settings.keep_alive_seconds or None, at("ResourceConfig.KeepAlivePeriodInSeconds")),
         "max_runtime_seconds": (settings.max_runtime_seconds, at("StoppingCondition.MaxRuntimeInSeconds")),
-        "max_wait_seconds": (wait, at("StoppingCondition.MaxWaitTimeInSeconds")),
+        "max_wait_seconds": (settings.longest_wait_seconds, at("StoppingCondition.MaxWaitTimeInSeconds")),
         "spot": (settings.spot, at("EnableManagedSpotTraining")),
         "checkpoints": (settings.checkpoints, checkpoint.startswith(f"{settings.uri}/checkpoints/")),
         "retry_attempts": (settings.retry_attempts or None, at("RetryStrategy.MaximumRetryAttempts")),

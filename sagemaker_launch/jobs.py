@@ -65,17 +65,23 @@ def best_training_job(client: Any, tuning_job: str) -> Mapping[str, Any]:
 def project_jobs(client: Any, settings: CloudSettings, status: str | None = None) -> Iterator[FoundJob]:
     """The tuning jobs and single training jobs that this project has made, newest first."""
     only = {"StatusEquals": status} if status else {}
+    tuning_jobs: set[str] = set()
     for kind, operation, key in (
         (TUNING, "list_hyper_parameter_tuning_jobs", "HyperParameterTuningJobSummaries"),
         (TRAINING, "list_training_jobs", "TrainingJobSummaries"),
     ):
         pages = client.get_paginator(operation).paginate(SortBy="CreationTime", SortOrder="Descending", **only)
         for summary in (summary for page in pages for summary in page[key]):
+            name = summary[kind.name]
+            if kind is TUNING:
+                tuning_jobs.add(name)
+            elif name.rsplit("-", 2)[0] in tuning_jobs:
+                continue  # NAME-001-1a2b3c4d: hundreds of them need not be asked what they belong to
             if tags_of(client, summary[kind.arn]).get(PROJECT_TAG) != settings.project:
                 continue
-            described = kind.describe(client, summary[kind.name])
+            described = kind.describe(client, name)
             if kind is TUNING or "TuningJobArn" not in described:
-                yield FoundJob(kind, summary[kind.name], described)
+                yield FoundJob(kind, name, described)
 
 
 def seconds(job: Mapping[str, Any]) -> float:

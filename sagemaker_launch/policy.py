@@ -64,7 +64,7 @@ def role_policy(settings: CloudSettings, region: str) -> Policy:
         _allow(
             "s3",
             ["PutObject", "AbortMultipartUpload"],
-            [f"{_objects(settings, folder)}" for folder in ("jobs/", "checkpoints/")],
+            [_objects(settings, folder) for folder in ("jobs/", "checkpoints/")],
         ),
         _list_bucket(settings),
         _allow(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -10,13 +9,14 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 from experiments.console import duration, say
 from sagemaker_launch.settings import CloudSettings
 
-START_SECONDS = 600.0
-"""How long the service may take to start; the first start makes the jobs' environment."""
+VARIABLES = 5
+"""Lines in which the service prints its environment when it is ready."""
 
 
 class RehearsalError(RuntimeError):
@@ -29,7 +29,7 @@ class Service:
 
     environment: Mapping[str, str]
     """The variables in which every other command uses it."""
-    process: subprocess.Popen[bytes]
+    process: subprocess.Popen[str]
 
 
 @contextmanager
@@ -43,35 +43,23 @@ def service(settings: CloudSettings, root: Path, options: Sequence[str] = ()) ->
     Raises:
         RehearsalError: if it does not start.
     """
-    root.mkdir(parents=True, exist_ok=True)
-    ready = root / "server.json"
-    ready.unlink(missing_ok=True)
     command = [sys.executable, "-m", "sagemaker_launch.rehearsal", "--root", str(root), *options]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
     try:
-        deadline = time.monotonic() + START_SECONDS
-        while not ready.is_file():
-            if process.poll() is not None or time.monotonic() > deadline:
-                raise RehearsalError(f"the rehearsal's service did not start: see {root / 'server.log'}")
-            time.sleep(0.1)
-        environment = service_environment(json.loads(ready.read_text())["url"], settings)
+        # It says so once it is ready, and closes the pipe if it does not get there.
+        said = [line.removeprefix("export ").rstrip("\n").split("=", 1) for line in islice(process.stdout, VARIABLES)]
+        if len(said) < VARIABLES:
+            raise RehearsalError(f"the rehearsal's service did not start: see {root / 'server.log'}")
+        environment = dict(said)
+        if settings.region is not None:
+            environment |= {"AWS_DEFAULT_REGION": settings.region, "AWS_REGION": settings.region}
         _make_bucket(settings, environment)
         yield Service(environment, process)
     finally:
         process.terminate()
         process.wait(timeout=60)
-
-
-def service_environment(url: str, settings: CloudSettings) -> dict[str, str]:
-    """The variables that make boto3 talk to the service, with keys that are good for nothing else."""
-    region = settings.region or "us-east-1"
-    return {
-        "AWS_ENDPOINT_URL": url,
-        "AWS_ACCESS_KEY_ID": "rehearsal",
-        "AWS_SECRET_ACCESS_KEY": "rehearsal",
-        "AWS_DEFAULT_REGION": region,
-        "AWS_REGION": region,
-    }
+        process.stdout.close()
 
 
 def rehearse_all(settings: CloudSettings, root: Path, arguments: Sequence[str], options: Sequence[str]) -> bool:
@@ -119,16 +107,13 @@ def _stage(
 def _make_bucket(settings: CloudSettings, environment: Mapping[str, str]) -> None:
     import boto3
 
+    region = environment["AWS_REGION"]
     s3 = boto3.client(
         "s3",
         endpoint_url=environment["AWS_ENDPOINT_URL"],
-        region_name=environment["AWS_REGION"],
-        aws_access_key_id="rehearsal",
-        aws_secret_access_key="rehearsal",
+        region_name=region,
+        aws_access_key_id=environment["AWS_ACCESS_KEY_ID"],
+        aws_secret_access_key=environment["AWS_SECRET_ACCESS_KEY"],
     )
-    place = (
-        {}
-        if environment["AWS_REGION"] == "us-east-1"
-        else {"CreateBucketConfiguration": {"LocationConstraint": environment["AWS_REGION"]}}
-    )
-    s3.create_bucket(Bucket=settings.bucket, **place)
+    elsewhere = {"CreateBucketConfiguration": {"LocationConstraint": region}}
+    s3.create_bucket(Bucket=settings.bucket, **({} if region == "us-east-1" else elsewhere))

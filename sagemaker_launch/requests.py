@@ -150,8 +150,8 @@ def parameter_ranges(space: SearchSpace) -> dict[str, list[dict[str, Any]]]:
 def _definition(settings: CloudSettings, inputs: Inputs, image_uri: str, name: str) -> dict[str, Any]:
     """What training jobs and the jobs of a tuning job have in common."""
     stopping = {"MaxRuntimeInSeconds": settings.max_runtime_seconds}
-    if settings.spot:
-        stopping["MaxWaitTimeInSeconds"] = settings.max_wait_seconds or 2 * settings.max_runtime_seconds
+    if settings.longest_wait_seconds is not None:
+        stopping["MaxWaitTimeInSeconds"] = settings.longest_wait_seconds
     definition: dict[str, Any] = {
         "AlgorithmSpecification": {
             "TrainingImage": image_uri,

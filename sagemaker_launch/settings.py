@@ -149,6 +149,11 @@ class CloudSettings:
         """Where everything is kept in S3, without a slash at its end."""
         return f"s3://{self.bucket}/{self.prefix}"
 
+    @property
+    def longest_wait_seconds(self) -> int | None:
+        """How long a spot job may take with all its waiting; None on demand, where nothing is waited for."""
+        return (self.max_wait_seconds or 2 * self.max_runtime_seconds) if self.spot else None
+
     def require_for_jobs(self) -> None:
         """Refuse settings that no job can be started with.
 

@@ -28,7 +28,8 @@ from sagemaker_launch.launch import TRAINING, TUNING
 from sagemaker_launch.logs import JobLog, LogLine
 
 OUTCOMES: Mapping[str, Any] = {"Completed": "COMPLETE", "Failed": "FAIL", "Stopped": "STOPPED"}
-
+Report = tuple[int, ReportedLine]
+"""What a job has said, and when: milliseconds since 1970."""
 LOG_DELAY_SECONDS = 600.0
 """How long the last lines of a job that has ended may take to reach CloudWatch."""
 
@@ -115,12 +116,12 @@ class Synchroniser:
         if not folder.exists:
             self._start(folder, name, params, described[TRAINING.arn], described["CreationTime"], tags)
         lines = JobLog(self._logs, name).read()
-        reported = parse_lines(line.text for line in lines)
-        self._note(folder, lines)
+        reported = [(line.timestamp_ms, one) for line in lines for one in parse_lines([line.text])]
+        _note(folder, reported)
         if folder.outcome is None and described[TRAINING.status] in ENDED and not _log_lags(described, reported):
             _write_log(folder, lines)
             folder.finish(self._outcome(described, reported), ended_ms=milliseconds(_ended(described)))
-        if models and described[TRAINING.status] == "Completed":
+        if models and described[TRAINING.status] == "Completed" and not folder.export.is_dir():
             self._fetch_model(described["ModelArtifacts"]["S3ModelArtifacts"], folder)
         return folder
 
@@ -143,17 +144,7 @@ class Synchroniser:
             shutil.rmtree(folder.path)
         return folder
 
-    def _note(self, folder: RunFolder, lines: list[LogLine]) -> None:
-        """Keep the epochs and facts that a job has reported so far."""
-        for line in lines:
-            for reported in parse_lines([line.text]):
-                if reported.kind == "metrics" and reported.metrics is not None:
-                    values = {key: value for key, value in reported.metrics.items() if not key.startswith(metrics.BEST)}
-                    folder.record(reported.epoch, values, timestamp_ms=line.timestamp_ms)
-                elif reported.facts is not None and not reported.facts.items() <= folder.read()["params"].items():
-                    folder.add_params(reported.facts)
-
-    def _outcome(self, described: Mapping[str, Any], reported: list[ReportedLine]) -> Outcome:
+    def _outcome(self, described: Mapping[str, Any], reported: list[Report]) -> Outcome:
         """How a job ended, with the metrics that count and what it cost."""
         status = described[TRAINING.status]
         values = {
@@ -166,14 +157,12 @@ class Synchroniser:
         price = self._usd_per_hour(resources["InstanceType"])
         values["usd"] = values["billable_seconds"] / 3600 * resources["InstanceCount"] * price
         best: dict[str, float] = {}
-        for line in reported:
-            if line.kind in ("metrics", "outcome") and line.metrics is not None:
-                best |= {key: value for key, value in line.metrics.items() if _counts(key)}
+        for _, line in reported:
+            best |= {key: value for key, value in line.metrics.items() if _counts(key)}
         named = {name: best[objective(name)] for name in metrics.OBJECTIVES if objective(name) in best}
         tested = {key: value for key, value in best.items() if not key.startswith(metrics.BEST)}
-        return Outcome(
-            OUTCOMES[status], named.get(metrics.VAL_LOSS), named | tested | values, described.get("FailureReason", "")
-        )
+        value = named.get(decode(described["HyperParameters"])["sweep.metric"])
+        return Outcome(OUTCOMES[status], value, named | tested | values, described.get("FailureReason", ""))
 
     def _fetch_model(self, uri: str, folder: RunFolder) -> None:
         """Unpack model.tar.gz as the run's export folder."""
@@ -182,10 +171,23 @@ class Synchroniser:
         say(f"fetching {uri}")
         self._s3.download_file(place.netloc, place.path.lstrip("/"), str(archive))
         part = folder.export.with_name(".export.part")
+        shutil.rmtree(part, ignore_errors=True)
         with tarfile.open(archive) as opened:
             opened.extractall(part, filter="data")  # refuses what would land elsewhere
         part.replace(folder.export)
         archive.unlink()
+
+
+def _note(folder: RunFolder, reported: list[Report]) -> None:
+    """Keep the epochs and facts that a job has reported so far."""
+    facts: dict[str, str] = {}
+    for timestamp_ms, line in reported:
+        facts |= line.facts
+        if line.kind == "metrics":
+            values = {key: value for key, value in line.metrics.items() if not key.startswith(metrics.BEST)}
+            folder.record(line.epoch, values, timestamp_ms=timestamp_ms)
+    if not facts.items() <= folder.read()["params"].items():
+        folder.add_params(facts)
 
 
 def _key(arn: str, created: datetime) -> str:
@@ -220,9 +222,9 @@ def _ranges(ranges: Mapping[str, Any]) -> dict[str, str]:
     return texts
 
 
-def _log_lags(described: Mapping[str, Any], reported: list[ReportedLine]) -> bool:
+def _log_lags(described: Mapping[str, Any], reported: list[Report]) -> bool:
     """Whether CloudWatch has not shown the end of a complete job yet, and may still do so."""
-    if described[TRAINING.status] != "Completed" or any(line.kind == "outcome" for line in reported):
+    if described[TRAINING.status] != "Completed" or any(line.kind == "outcome" for _, line in reported):
         return False
     lags: bool = (datetime.now(UTC) - _ended(described)).total_seconds() < LOG_DELAY_SECONDS
     if lags:

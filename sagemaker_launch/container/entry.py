@@ -172,7 +172,3 @@ def write_failure(base: Path, error: Exception) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     # The toolkit writes its own, traceback first, unless there is one.
     path.write_text(f"{type(error).__name__}: {error}"[:MAX_REASON])
-
-
-if __name__ == "__main__":
-    main()

@@ -16,10 +16,10 @@ NOT_SENT = ("tracking.", "search", "output_dir", "data.root", "data.cache_dir", 
 """Fields that say where things are kept at home (and may hold passwords), or that the instance decides."""
 SENT_OF_SWEEP = ("sweep.metric", "sweep.direction")
 """What of the sweep a single training needs: which epoch is its best."""
-RESERVED = ("sagemaker_", "_tuning_objective_metric")
-"""Hyperparameters of the service and its toolkit."""
 TUNING_OBJECTIVE = "_tuning_objective_metric"
 """The service gives it to each training job of a tuning job."""
+RESERVED = ("sagemaker_", TUNING_OBJECTIVE)
+"""Hyperparameters of the service and its toolkit."""
 
 
 def is_sent(name: str) -> bool:

@@ -15,7 +15,7 @@ import os
 import re
 import sys
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from lightning_modules import metrics
@@ -47,8 +47,8 @@ class ReportedLine:
 
     kind: Kind
     epoch: int = 0
-    metrics: Mapping[str, float] | None = None
-    facts: Mapping[str, str] | None = None
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    facts: Mapping[str, str] = field(default_factory=dict)
 
 
 def objective(metric: str) -> str:
