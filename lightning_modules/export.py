@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 
-import torch
 from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
@@ -77,22 +76,10 @@ def write_export(
     return folder
 
 
-def check_golden(folder: Path, *, tolerance: float = 1e-4) -> None:
-    """Score the golden photo again.
+def check_golden(folder: Path) -> None:
+    """Load an export and score its golden photo again.
 
     Raises:
-        BadExportError: if the scores are off by more than `tolerance`, or the best class changed.
+        BadExportError: if it is not whole, the scores are off, or the best class changed.
     """
-    model = inference.load_export(folder)
-    try:
-        wanted = json.loads((folder / "golden" / "scores.json").read_text())
-        logits, class_name = torch.tensor(wanted["logits"]), wanted["class_name"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise inference.BadExportError(f"{folder} has no whole golden scores: {error}") from error
-    scores = model.score([inference.decode_image((folder / "golden" / "image.jpg").read_bytes())])[0]
-    difference = float((scores - logits).abs().max()) if scores.shape == logits.shape else float("inf")
-    name = model.class_names[int(scores.argmax())]
-    if not difference <= tolerance or name != class_name:  # NaN is not within any tolerance
-        raise inference.BadExportError(
-            f"{folder}: the golden photo scores {name}, off by {difference:.2g}; the trainer got {class_name}"
-        )
+    inference.check_golden(folder, inference.load_export(folder))

@@ -8,6 +8,8 @@ import base64
 import hashlib
 import io
 import json
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -20,11 +22,19 @@ from torchvision.transforms.v2 import functional as F
 WEIGHTS_FILE = "model.safetensors"
 MANIFEST_FILE = "model.json"
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
+REQUEST_FORMATS = ("JPEG", "PNG", "WEBP")
+"""What an endpoint decodes: the fewer decoders strangers reach, the better."""
 MAX_PIXELS = 40_000_000
 """Pixels that an image may have before it is decoded: a small file can unpack to gigabytes."""
 MAX_SIDE = 16_384
+MAX_BODY = 6 * 1024 * 1024
+"""Bytes of a request (SageMaker's own limit for real-time endpoints was 6 MB for years)."""
 MAX_IMAGES = 32
-"""Images that one JSON request may hold."""
+"""Images that one JSON request may hold; together they may have MAX_PIXELS."""
+GOLDEN_TOLERANCE = 1e-4
+"""How far the logits of the golden photo may be from the trainer's, wherever it is scored."""
+CONTENT_TYPES = ("image/jpeg", "image/png", "image/webp", "application/json")
+ATTRIBUTES_HEADER = "x-amzn-sagemaker-custom-attributes"
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -53,6 +63,27 @@ _DTYPES = {
 
 class BadImageError(ValueError):
     """The bytes are not an image that can be scored; the message is one plain sentence."""
+
+    status = 400
+    """Of HTTP."""
+
+
+class BadTypeError(BadImageError):
+    """A content type that is not taken."""
+
+    status = 415
+
+
+class TooLargeError(BadImageError):
+    """More bytes than a request may have."""
+
+    status = 413
+
+
+class NotAcceptableError(BadImageError):
+    """An answer is wanted in a form that there is not."""
+
+    status = 406
 
 
 class BadExportError(ValueError):
@@ -112,13 +143,17 @@ class Preprocessing:
         )
 
 
-def decode_image(data: bytes, short_side: int = 0) -> Tensor:
+def decode_image(
+    data: bytes, short_side: int = 0, *, max_pixels: int = MAX_PIXELS, formats: tuple[str, ...] = FORMATS
+) -> Tensor:
     """Decode one image file to RGB: EXIF-rotated, first frame, transparency on white, 16 bits scaled to 8.
 
     Args:
         data: the file's bytes.
         short_side: a JPEG may be decoded at a fraction of its size as long as its short side stays this long or
             longer; 0 decodes at full size.
+        max_pixels: refuse an image with more, before it is decoded.
+        formats: what may be decoded, in Pillow's names.
 
     Returns:
         (3, H, W) uint8.
@@ -127,11 +162,11 @@ def decode_image(data: bytes, short_side: int = 0) -> Tensor:
         BadImageError: if the bytes are no whole image of a known format, or too large.
     """
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        with Image.open(io.BytesIO(data), formats=formats) as image:
             width, height = image.size
-            if max(width, height) > MAX_SIDE or width * height > MAX_PIXELS:
+            if max(width, height) > MAX_SIDE or width * height > max_pixels:
                 raise BadImageError(
-                    f"the image has {width}x{height} pixels; at most {MAX_SIDE} a side and {MAX_PIXELS} in all"
+                    f"the image has {width}x{height} pixels; at most {MAX_SIDE} a side and {max_pixels} in all"
                 )
             if short_side:
                 # libjpeg scales by 1/2, 1/4 or 1/8 while decoding: the pixels that a resize would drop cost nothing.
@@ -142,7 +177,7 @@ def decode_image(data: bytes, short_side: int = 0) -> Tensor:
     except BadImageError:
         raise
     except UnidentifiedImageError as error:
-        raise BadImageError("the bytes are not a JPEG, PNG, WebP, BMP, GIF or TIFF image") from error
+        raise BadImageError(f"the bytes are not a {', '.join(formats[:-1])} or {formats[-1]} image") from error
     # Pillow's decoders raise these for damaged files; SyntaxError is its word for a broken PNG or TIFF.
     except (OSError, ValueError, SyntaxError, EOFError, IndexError, KeyError, TypeError) as error:
         raise BadImageError(f"the image is damaged: {error}") from error
@@ -258,42 +293,174 @@ def load_export(folder: Path, device: str = "cpu") -> Model:
     return Model(network, preprocessing, class_names, version)
 
 
-# The four functions that SageMaker's inference toolkit looks for.
+def check_golden(folder: Path, model: Model, tolerance: float = GOLDEN_TOLERANCE) -> float:
+    """Score the export's golden photo.
+
+    Returns:
+        The largest difference of a logit from what the trainer computed.
+
+    Raises:
+        BadExportError: if it is above `tolerance`, or the best class is another one.
+    """
+    try:
+        wanted = json.loads((folder / "golden" / "scores.json").read_text())
+        logits, class_name = torch.tensor(wanted["logits"]), wanted["class_name"]
+        image = decode_image((folder / "golden" / "image.jpg").read_bytes())
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise BadExportError(f"{folder} has no whole golden photo and scores: {error}") from error
+    scores = model.score([image])[0]
+    difference = float((scores - logits).abs().max()) if scores.shape == logits.shape else float("inf")
+    name = model.class_names[int(scores.argmax())]
+    if not difference <= tolerance or name != class_name:  # NaN is not within any tolerance
+        raise BadExportError(
+            f"{folder}: the golden photo scores {name}, off by {difference:.2g}; the trainer got {class_name}"
+        )
+    return difference
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a model makes of the images of one request."""
+
+    logits: tuple[tuple[float, ...] | BadImageError, ...]
+    """For each image in the request's order: a logit a class, or why it can't be scored."""
+    class_names: tuple[str, ...]
+    version: str
+    """SHA-256 of the weights."""
+
+    def answer(self, accept: str, attributes: str = "") -> tuple[int, str]:
+        """The answer to the request.
+
+        Args:
+            accept: the Accept header.
+            attributes: SageMaker's custom attributes; with `top_k=K` the K best classes of each image are named.
+
+        Returns:
+            Status code and JSON. Without `top_k` that is a list with a row of logits an image, so that
+            `np.argmax(response[0]) + 1` is the class number. An image that can't be scored has null or an error in
+            its place; if none can, the status is 4xx and the JSON `{"error": SENTENCE}`.
+        """
+        try:
+            top_k = _top_k(accept, attributes)
+        except BadImageError as error:
+            return error.status, json.dumps({"error": str(error)})
+        errors = [one for one in self.logits if isinstance(one, BadImageError)]
+        if len(errors) == len(self.logits):
+            return errors[0].status, json.dumps({"error": str(errors[0])})
+        if top_k is None:
+            return 200, json.dumps([None if isinstance(one, BadImageError) else one for one in self.logits])
+        named = [
+            {"error": str(one)} if isinstance(one, BadImageError) else {"classes": self._best(one, top_k)}
+            for one in self.logits
+        ]
+        return 200, json.dumps({"predictions": named, "model_version": self.version})
+
+    def _best(self, logits: tuple[float, ...], top_k: int) -> list[dict[str, object]]:
+        scores = torch.softmax(torch.tensor(logits, dtype=torch.float64), dim=0)
+        best = scores.argsort(descending=True)[:top_k].tolist()
+        return [{"name": self.class_names[index], "score": float(scores[index])} for index in best]
+
+
+def _top_k(accept: str, attributes: str) -> int | None:
+    """How many classes are to be named; None for the plain list.
+
+    Raises:
+        BadImageError: if it is no number, or if JSON is not accepted.
+    """
+    kinds = {part.split(";")[0].strip().lower() for part in accept.split(",")}
+    if not kinds & {"application/json", "application/*", "*/*", ""}:
+        raise NotAcceptableError(f"accept {accept} does not allow application/json, the only form of an answer")
+    for part in attributes.replace(";", ",").split(","):
+        name, _, value = part.partition("=")
+        if name.strip().lower() == "top_k":
+            if re.fullmatch(r"[1-9][0-9]{0,4}", value.strip()) is None:
+                raise BadImageError(f"custom attribute top_k must be a whole number from 1, got {value[:100]!r}")
+            return int(value)
+    return None
+
+
+# The four functions that SageMaker's inference toolkit looks for. It answers an exception with status 500 and a
+# traceback, so what is wrong with a request is passed on as a value and set as the status at the end.
 
 
 def model_fn(model_dir: str) -> Model:
-    """Load the model of an endpoint."""
-    return load_export(Path(model_dir), "cuda" if torch.cuda.is_available() else "cpu")
-
-
-def input_fn(body: bytes, content_type: str) -> list[Tensor]:
-    """Decode a request: one image's bytes, or JSON `{"images": [base64, ...]}`.
+    """Load the model of an endpoint, which has to score the golden photo as the trainer did.
 
     Raises:
-        BadImageError: with one plain sentence.
+        BadExportError: if the folder is not whole or the scores are others.
     """
+    torch.backends.cudnn.allow_tf32 = False  # with its 10 bits logits are off by more than GOLDEN_TOLERANCE
+    model = load_export(Path(model_dir), "cuda" if torch.cuda.is_available() else "cpu")
+    check_golden(Path(model_dir), model)
+    return model
+
+
+def input_fn(body: bytes | str, content_type: str) -> list[Tensor | BadImageError]:
+    """Decode a request: one image's bytes, or JSON `{"images": [base64, ...]}`.
+
+    Returns:
+        For each image: (3, H, W) uint8, or why it can't be scored; for a request that is wrong as a whole, one error.
+    """
+    try:
+        files = read_request(body, content_type)
+    except BadImageError as error:
+        return [error]
+    images: list[Tensor | BadImageError] = []
+    left = MAX_PIXELS
+    for file in files:
+        try:
+            image = decode_image(file, max_pixels=left, formats=REQUEST_FORMATS)
+            left -= image.shape[-2] * image.shape[-1]
+            images.append(image)
+        except BadImageError as error:
+            images.append(error)
+    return images
+
+
+def read_request(body: bytes | str, content_type: str) -> list[bytes]:
+    """The image files that a request holds.
+
+    Raises:
+        BadImageError: if it is wrong as a whole.
+    """
+    if len(body) > MAX_BODY:
+        raise TooLargeError(f"the request has {len(body)} bytes; at most {MAX_BODY} are taken")
     kind = content_type.split(";")[0].strip().lower()
-    if kind in ("image/jpeg", "image/png", "image/webp"):
-        return [decode_image(bytes(body))]
+    if kind not in CONTENT_TYPES:
+        raise BadTypeError(f"content type {kind!r} is not one of {', '.join(CONTENT_TYPES)}")
     if kind != "application/json":
-        raise BadImageError(f"content type {kind} is not one of image/jpeg, image/png, image/webp, application/json")
+        return [body.encode() if isinstance(body, str) else bytes(body)]
     try:
         encoded = json.loads(body)["images"]
-        images = [base64.b64decode(one, validate=True) for one in encoded]
+        if not isinstance(encoded, list):
+            raise TypeError(type(encoded))
+        files = [base64.b64decode(one, validate=True) for one in encoded]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise BadImageError('the JSON must be {"images": [base64, ...]}') from error
-    if not 1 <= len(images) <= MAX_IMAGES:
-        raise BadImageError(f"the request has {len(images)} images; 1 to {MAX_IMAGES} are taken")
-    return [decode_image(one) for one in images]
+    if not 1 <= len(files) <= MAX_IMAGES:
+        raise BadImageError(f"the request has {len(files)} images; 1 to {MAX_IMAGES} are taken")
+    return files
 
 
-def predict_fn(images: list[Tensor], model: Model) -> list[list[float]]:
-    """Score the images of a request: one list of logits an image."""
-    scores: list[list[float]] = model.score(images).tolist()
-    return scores
+def predict_fn(images: Sequence[Tensor | BadImageError], model: Model) -> Prediction:
+    """Score the images of a request; one that is an error leaves the others alone."""
+    good = [image for image in images if isinstance(image, Tensor)]
+    rows = iter(model.score(good).tolist()) if good else iter(())
+    logits = tuple(tuple(next(rows)) if isinstance(image, Tensor) else image for image in images)
+    return Prediction(logits, model.class_names, model.version)
 
 
-def output_fn(scores: list[list[float]], accept: str) -> str:
-    """The plain score list, one row an image: `np.argmax(response[0]) + 1` is the class number."""
-    del accept
-    return json.dumps(scores)
+def output_fn(prediction: Prediction, accept: str, context: object = None) -> str:
+    """The JSON of `Prediction.answer`.
+
+    Args:
+        context: the server's, which gives the request's headers and takes the status.
+    """
+    if context is None:
+        return prediction.answer(accept)[1]
+    headers: Mapping[str, str] = context.get_all_request_header(0)  # type: ignore[attr-defined]
+    attributes = next((value for name, value in headers.items() if name.lower() == ATTRIBUTES_HEADER), "")
+    status, text = prediction.answer(accept, attributes)
+    if status != 200:
+        context.set_response_status(status, "Bad Request")  # type: ignore[attr-defined]
+    return text

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import shutil
 import sys
-import tarfile
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any
@@ -20,6 +19,7 @@ from experiments.console import say
 from experiments.run_folder import Outcome, RunFolder
 from experiments.tracking import RunStore
 from lightning_modules import metrics
+from sagemaker_launch.archive import unpack_model
 from sagemaker_launch.aws import origin
 from sagemaker_launch.container.hyperparameters import decode
 from sagemaker_launch.container.metric_lines import ReportedLine, objective, parse_lines
@@ -170,11 +170,7 @@ class Synchroniser:
         archive = folder.path / "model.tar.gz"
         say(f"fetching {uri}")
         self._s3.download_file(place.netloc, place.path.lstrip("/"), str(archive))
-        part = folder.export.with_name(".export.part")
-        shutil.rmtree(part, ignore_errors=True)
-        with tarfile.open(archive) as opened:
-            opened.extractall(part, filter="data")  # refuses what would land elsewhere
-        part.replace(folder.export)
+        unpack_model(archive, folder.export)
         archive.unlink()
 
 

@@ -21,10 +21,12 @@ from torch import nn
 from lightning_modules import inference
 from lightning_modules.export import PACKAGES, check_golden, write_export
 from lightning_modules.inference import (
+    MAX_BODY,
     MAX_IMAGES,
     BadExportError,
     BadImageError,
     Model,
+    Prediction,
     Preprocessing,
     build_network,
     decode_image,
@@ -390,21 +392,34 @@ def json_request(*images: bytes) -> bytes:
     return json.dumps({"images": [base64.b64encode(image).decode() for image in images]}).encode()
 
 
+def decoded(body: bytes | str, content_type: str) -> list[torch.Tensor]:
+    images = input_fn(body, content_type)
+    assert all(isinstance(image, torch.Tensor) for image in images)
+    return images  # type: ignore[return-value]
+
+
+def refused(body: bytes, content_type: str = "application/json", status: int = 400) -> str:
+    (error,) = input_fn(body, content_type)
+    assert isinstance(error, BadImageError)
+    assert error.status == status
+    return str(error)
+
+
 @pytest.mark.parametrize("content_type", ["image/jpeg", "IMAGE/JPEG", " image/jpeg ; charset=binary", "image/png"])
 def test_image_request_is_decoded(content_type: str) -> None:
-    (image,) = input_fn(jpeg_bytes(), content_type)
+    (image,) = decoded(jpeg_bytes(), content_type)
     assert torch.equal(image, decode_image(jpeg_bytes()))
 
 
 def test_image_request_may_come_as_a_bytearray() -> None:
-    (image,) = input_fn(bytearray(jpeg_bytes()), "image/jpeg")  # type: ignore[arg-type]  # as some servers pass it
+    (image,) = decoded(bytearray(jpeg_bytes()), "image/jpeg")  # type: ignore[arg-type]  # as some servers pass it
     assert torch.equal(image, decode_image(jpeg_bytes()))
 
 
 @pytest.mark.parametrize("content_type", ["application/json", "application/json; charset=utf-8"])
 def test_json_request_holds_several_images(content_type: str) -> None:
     first, second = jpeg_bytes(size=20), encoded(smooth_picture(), "PNG")
-    images = input_fn(json_request(first, second), content_type)
+    images = decoded(json_request(first, second), content_type)
     assert [image.shape for image in images] == [(3, 20, 20), (3, 16, 24)]
     assert torch.equal(images[0], decode_image(first))
 
@@ -412,16 +427,14 @@ def test_json_request_holds_several_images(content_type: str) -> None:
 def test_request_may_hold_the_most_images_but_no_more() -> None:
     tiny = jpeg_bytes(size=2)
     assert len(input_fn(json_request(*[tiny] * MAX_IMAGES), "application/json")) == MAX_IMAGES
-    with pytest.raises(BadImageError, match=f"{MAX_IMAGES + 1} images; 1 to {MAX_IMAGES}"):
-        input_fn(json_request(*[tiny] * (MAX_IMAGES + 1)), "application/json")
-    with pytest.raises(BadImageError, match="0 images"):
-        input_fn(json_request(), "application/json")
+    assert f"{MAX_IMAGES + 1} images; 1 to {MAX_IMAGES}" in refused(json_request(*[tiny] * (MAX_IMAGES + 1)))
+    assert "0 images" in refused(json_request())
 
 
 @pytest.mark.parametrize("content_type", ["application/x-npy", "text/plain", "image/gif", "", "json"])
 def test_other_content_types_are_refused_with_the_known_ones(content_type: str) -> None:
-    with pytest.raises(BadImageError, match="is not one of image/jpeg, image/png, image/webp, application/json"):
-        input_fn(jpeg_bytes(), content_type)
+    message = refused(jpeg_bytes(), content_type, status=415)
+    assert "is not one of image/jpeg, image/png, image/webp, application/json" in message
 
 
 @pytest.mark.parametrize(
@@ -446,13 +459,86 @@ def test_other_content_types_are_refused_with_the_known_ones(content_type: str) 
     ],
 )
 def test_malformed_json_is_refused_with_what_is_wanted(body: bytes) -> None:
-    with pytest.raises(BadImageError, match=r'must be \{"images": \[base64, \.\.\.\]\}'):
-        input_fn(body, "application/json")
+    assert 'must be {"images": [base64, ...]}' in refused(body)
 
 
-def test_what_is_no_image_inside_json_is_refused() -> None:
-    with pytest.raises(BadImageError, match=r"^the "):
-        input_fn(json_request(jpeg_bytes(), b"hello"), "application/json")
+def test_a_request_with_too_many_bytes_is_refused_before_it_is_read() -> None:
+    assert "at most 6291456" in refused(b"{" * (MAX_BODY + 1), status=413)
+
+
+def test_images_of_one_request_share_the_limit_of_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inference, "MAX_PIXELS", 500)
+    first, second, third = input_fn(json_request(*[jpeg_bytes(size=20)] * 2, jpeg_bytes(size=8)), "application/json")
+    assert isinstance(first, torch.Tensor) and isinstance(third, torch.Tensor)
+    assert isinstance(second, BadImageError)
+    assert "at most 16384 a side and 100 in all" in str(second)
+
+
+def test_an_endpoint_decodes_no_other_formats() -> None:
+    assert "not a JPEG, PNG or WEBP image" in refused(encoded(smooth_picture(), "TIFF"), "image/jpeg")
+
+
+def test_an_image_that_is_none_leaves_its_neighbours_alone(model: Model) -> None:
+    images = input_fn(json_request(jpeg_bytes(size=20), b"hello", jpeg_bytes(size=50)), "application/json")
+    prediction = predict_fn(images, model)
+    status, text = prediction.answer("application/json")
+    first, second, third = json.loads(text)
+    assert status == 200 and second is None
+    assert first == pytest.approx(model.score([images[0]])[0].tolist(), abs=1e-4)  # type: ignore[list-item]
+    assert third == pytest.approx(model.score([images[2]])[0].tolist(), abs=1e-4)  # type: ignore[list-item]
+    status, text = prediction.answer("*/*", "trace=7;top_k=1")
+    named = json.loads(text)["predictions"]
+    assert status == 200 and "error" in named[1]
+    assert named[0]["classes"][0]["name"] == CLASS_NAMES[max(range(3), key=first.__getitem__)]
+
+
+def test_the_best_classes_come_with_scores_and_the_version(model: Model) -> None:
+    prediction = predict_fn(input_fn(jpeg_bytes(), "image/jpeg"), model)
+    status, text = prediction.answer("application/json", "top_k=2")
+    answer = json.loads(text)
+    assert status == 200 and answer["model_version"] == model.version
+    (classes,) = [one["classes"] for one in answer["predictions"]]
+    wanted = model.score([decode_image(jpeg_bytes())])[0].softmax(0)
+    assert [one["score"] for one in classes] == pytest.approx(sorted(wanted.tolist(), reverse=True)[:2], abs=1e-6)
+    everything = json.loads(prediction.answer("", "top_k=99")[1])
+    assert len(everything["predictions"][0]["classes"]) == len(CLASS_NAMES)
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "x", "", "1.5", "²", "9" * 5_000])
+def test_a_wrong_top_k_is_refused_by_name(model: Model, value: str) -> None:
+    status, text = Prediction(((0.0, 1.0, 2.0),), CLASS_NAMES, "1").answer("application/json", f"top_k={value}")
+    assert status == 400
+    assert "top_k" in json.loads(text)["error"]
+
+
+def test_an_answer_in_another_form_is_refused() -> None:
+    status, text = Prediction(((0.0, 1.0, 2.0),), CLASS_NAMES, "1").answer("text/csv")
+    assert status == 406
+    assert "application/json" in json.loads(text)["error"]
+    assert Prediction(((0.0, 1.0, 2.0),), CLASS_NAMES, "1").answer("text/csv, application/json;q=0.5")[0] == 200
+
+
+class Context:
+    """What AWS's toolkit hands to `output_fn`."""
+
+    def __init__(self, headers: dict[str, str]) -> None:
+        self.headers, self.status = headers, 200
+
+    def get_all_request_header(self, index: int) -> dict[str, str]:
+        return self.headers
+
+    def set_response_status(self, code: int, phrase: str) -> None:
+        self.status = code
+
+
+def test_under_awss_toolkit_headers_are_read_and_the_status_is_set(model: Model) -> None:
+    context = Context({"X-Amzn-SageMaker-Custom-Attributes": "top_k=1"})
+    text = output_fn(predict_fn(input_fn(jpeg_bytes(), "image/jpeg"), model), "application/json", context)
+    assert len(json.loads(text)["predictions"][0]["classes"]) == 1
+    assert context.status == 200
+    text = output_fn(predict_fn(input_fn(b"no", "image/jpeg"), model), "application/json", context)
+    assert set(json.loads(text)) == {"error"}
+    assert context.status == 400
 
 
 def test_scores_are_the_plain_list_that_clients_expect(model: Model) -> None:
@@ -466,3 +552,10 @@ def test_scores_are_the_plain_list_that_clients_expect(model: Model) -> None:
 
 def test_endpoint_loads_the_folder_it_is_given(written: Path, model: Model) -> None:
     assert model_fn(str(written)).version == model.version
+
+
+def test_endpoint_does_not_start_with_other_scores_than_the_trainers(folder: Path) -> None:
+    golden = json.loads((folder / "golden" / "scores.json").read_text())
+    (folder / "golden" / "scores.json").write_text(json.dumps(golden | {"logits": [9.0, 0.0, 0.0]}))
+    with pytest.raises(BadExportError, match="the golden photo scores"):
+        model_fn(str(folder))

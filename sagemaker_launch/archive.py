@@ -1,0 +1,116 @@
+"""`model.tar.gz`: the export folder as SageMaker takes it. Packed alike byte for byte, unpacked with suspicion."""
+
+from __future__ import annotations
+
+import gzip
+import shutil
+import tarfile
+from pathlib import Path, PurePosixPath
+
+WEIGHTS = "model.safetensors"
+FILES = (
+    WEIGHTS,
+    "model.json",
+    "golden/image.jpg",
+    "golden/scores.json",
+    "code/inference.py",
+    "code/requirements.txt",
+)
+"""All that an export folder, and so an archive, holds. (No torch for a list of names: `sync` answers at once.)"""
+PICKLES = (".pt", ".pth", ".pkl", ".pickle", ".bin", ".ckpt", ".joblib", ".npy", ".npz")
+"""Names by which weights come that run code when they are read."""
+MAX_BYTES = 8_000_000_000
+"""Unpacked; torchvision's largest classifier has 2.6 GB of weights."""
+
+
+class BadArchiveError(ValueError):
+    """The archive is not a model of this project; nothing of it was kept."""
+
+
+def pack_model(export: Path, target: Path) -> Path:
+    """Write an export folder as `model.tar.gz`, which depends on names and contents only.
+
+    Returns:
+        `target`.
+
+    Raises:
+        BadArchiveError: if a file is missing.
+    """
+    missing = [name for name in FILES if not (export / name).is_file()]
+    if missing:
+        raise BadArchiveError(f"{export} must be an export folder, it lacks {', '.join(missing)}")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = target.with_name(f".{target.name}.part")
+    # Level 1: weights hardly shrink, and higher levels take minutes for it.
+    with (
+        part.open("wb") as file,
+        gzip.GzipFile(fileobj=file, mode="wb", filename="", mtime=0, compresslevel=1) as zipped,
+        tarfile.open(fileobj=zipped, mode="w", format=tarfile.USTAR_FORMAT) as archive,
+    ):
+        for name in sorted(FILES):
+            entry = tarfile.TarInfo(name)
+            entry.size, entry.mode = (export / name).stat().st_size, 0o644
+            with (export / name).open("rb") as content:
+                archive.addfile(entry, content)
+    part.replace(target)
+    return target
+
+
+def unpack_model(archive: Path, folder: Path) -> Path:
+    """Unpack a `model.tar.gz` as an export folder; whoever loads it checks the weights' hash.
+
+    Returns:
+        `folder`, which is whole or not there.
+
+    Raises:
+        BadArchiveError: naming the entry that does not belong there, and why.
+    """
+    part = folder.with_name(f".{folder.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    try:
+        with gzip.open(archive) as zipped:
+            with tarfile.open(fileobj=zipped, mode="r:") as opened:
+                _extract(opened, part, archive)
+            while zipped.read(1 << 20):  # the checksum stands at the end
+                pass
+        missing = [name for name in FILES if not (part / name).is_file()]
+        if missing:
+            raise BadArchiveError(f"{archive} must hold a whole export, it lacks {', '.join(missing)}")
+    except (tarfile.TarError, EOFError, OSError) as error:
+        shutil.rmtree(part)
+        raise BadArchiveError(f"{archive} is no whole .tar.gz: {error}") from error
+    except BadArchiveError:
+        shutil.rmtree(part)
+        raise
+    shutil.rmtree(folder, ignore_errors=True)
+    part.replace(folder)
+    return folder
+
+
+def _extract(opened: tarfile.TarFile, folder: Path, archive: Path) -> None:
+    size = 0
+    for entry in opened:
+        name = PurePosixPath(entry.name)
+        if name.is_absolute() or ".." in name.parts:
+            raise BadArchiveError(f"{archive} must stay inside its folder, but holds {entry.name!r}")
+        if entry.isdir():
+            continue
+        if not entry.isreg():
+            raise BadArchiveError(f"{archive} must hold plain files, but {entry.name!r} is a link or a device")
+        if name.suffix.lower() in PICKLES:
+            raise BadArchiveError(
+                f"{archive} must hold its weights as {WEIGHTS}: {entry.name!r} is a pickle, which runs code when "
+                "it is read"
+            )
+        if str(name) not in FILES:
+            raise BadArchiveError(f"{archive} must hold {', '.join(FILES)} and nothing else, but has {entry.name!r}")
+        size += entry.size
+        if size > MAX_BYTES:
+            raise BadArchiveError(f"{archive} must unpack to at most {MAX_BYTES} bytes")
+        content = opened.extractfile(entry)
+        assert content is not None, "a regular file has content"
+        target = folder / name
+        target.parent.mkdir(exist_ok=True)
+        with target.open("wb") as file:
+            shutil.copyfileobj(content, file)
