@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import signal
 import socket
 import sys
+import warnings
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
@@ -34,10 +36,13 @@ def run(settings: Settings, on_ready: Callable[[str], None] = lambda address: lo
         0 after SIGTERM or Ctrl-C, 1 if there is no model or no port.
     """
     _log_to_stdout()
+    # Pillow's are about images that strangers send; the answer says what is wrong.
+    warnings.filterwarnings("ignore", module=r"PIL\.")
     try:
         listener = socket.create_server((settings.host, settings.port))
     except OSError as error:
-        return _explain(f"can't listen on {settings.host} port {settings.port}: {error.strerror}")
+        reason = os.strerror(error.errno) if error.errno and error.errno > 0 else str(error)
+        return _explain(f"can't listen on {settings.host} port {settings.port}: {reason}")
     return asyncio.run(_serve(settings, listener, on_ready))
 
 
@@ -58,11 +63,13 @@ async def _serve(settings: Settings, listener: socket.socket, on_ready: Callable
         )
     )
     host, port = listener.getsockname()[:2]
+    address = f"http://{host}:{port}"
+    log.info(f"loading {settings.model}, listening at {address}")
     living: list[asyncio.Task[None]] = []
 
     async def live() -> None:
         try:
-            await _live(service, lambda: on_ready(f"http://{host}:{port}"))
+            await _live(service, lambda: on_ready(address))
         finally:
             server.should_exit = True
 
