@@ -319,6 +319,8 @@ def _add_commands(commands: Any) -> None:
     kinds = ("launcher", "role", "role_trust", "schedule_role", "schedule_role_trust")
     policy.add_argument("of", nargs="?", choices=kinds, help="one of them alone")
     rehearse = add("rehearse", _rehearse, "Run a stand-in for the service on 127.0.0.1 (needs the extra `rehearsal`).")
-    rehearse.add_argument("--all", action="store_true", help="tune, train the best, sync; a verdict for each, and end")
+    rehearse.add_argument(
+        "--all", action="store_true", help="tune, train, sync, deploy, query, delete; a verdict for each"
+    )
     rehearse.add_argument("--port", type=int, help="by default a free one")
     rehearse.add_argument("--faults", metavar="rate=R,seed=N", help="let calls fail, as AWS's do on a bad day")
