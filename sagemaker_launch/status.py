@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from sagemaker_launch.aws import region
@@ -23,9 +23,9 @@ def status_table(services: Services, settings: CloudSettings) -> str:
         hourly = machines * price(resources["InstanceType"])
         total += hourly
         lines.append(f"{job.name:34} {job.status:12} {machines:3} x {resources['InstanceType']:16} ${hourly:.2f}/h")
-    jobs = len(lines)
+    jobs, hosting = len(lines), price_finder(settings, region(settings), "Hosting")
     for endpoint in project_endpoints(services, settings):
-        machines, usd = _endpoint_cost(services, settings, endpoint)
+        machines, usd = _endpoint_cost(services, endpoint, hosting)
         total += usd
         over = "  <- delete --expired" if endpoint.lease.is_over() else ""
         lines.append(
@@ -35,7 +35,9 @@ def status_table(services: Services, settings: CloudSettings) -> str:
     return "\n".join([*lines, f"{jobs} jobs and {len(lines) - jobs} endpoints run, ${total:.2f} an hour"])
 
 
-def _endpoint_cost(services: Services, settings: CloudSettings, endpoint: FoundEndpoint) -> tuple[str, float]:
+def _endpoint_cost(
+    services: Services, endpoint: FoundEndpoint, usd_per_hour: Callable[[str], float]
+) -> tuple[str, float]:
     """The machines of an endpoint now, and what they cost an hour; a serverless one costs when it is asked."""
     config = CONFIG.describe(services.sagemaker, endpoint.described[CONFIG.name])
     (variant,) = config["ProductionVariants"]
@@ -43,8 +45,7 @@ def _endpoint_cost(services: Services, settings: CloudSettings, endpoint: FoundE
         return f"serverless, {variant['ServerlessConfig']['MemorySizeInMB']} MB", 0.0
     (now,) = endpoint.described.get("ProductionVariants") or [{}]
     count = int(now.get("CurrentInstanceCount", variant["InitialInstanceCount"]))
-    price = price_finder(settings, region(settings), "Hosting")
-    return f"{count:3} x {variant['InstanceType']:16}", count * price(variant["InstanceType"])
+    return f"{count:3} x {variant['InstanceType']:16}", count * usd_per_hour(variant["InstanceType"])
 
 
 def cost_table(client: Any, settings: CloudSettings) -> str:

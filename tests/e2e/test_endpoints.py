@@ -16,6 +16,7 @@ import pytest
 import torch
 from mlflow import MlflowClient
 
+from experiments.cli import main as train_at_home
 from experiments.config import load_config, to_yaml
 from lightning_modules.export import write_export
 from sagemaker_launch import aws
@@ -354,6 +355,22 @@ def test_the_policies_grant_every_call_that_was_made(cloud: Rehearsal) -> None:
     granted = {action for statement in statements for action in statement["Action"]}
     # IAM knows the runtime's calls as SageMaker's.
     assert {action_of(one.removesuffix("-runtime"), operation) for one, operation in cloud.calls} <= granted
+
+
+def test_a_model_that_was_trained_at_home_is_deployed_by_its_run_and_by_its_registered_name(cloud: Rehearsal) -> None:
+    assert train_at_home(["train", cloud.fields[0]]) == 0
+    client = MlflowClient(f"sqlite:///{cloud.home / 'mlflow.db'}")
+    version = client.get_model_version_by_alias("endpoints", "champion")
+    assert version.run_id is not None
+    cloud.done("deploy", "home", "--run", version.run_id)
+    described = boto3.client("sagemaker", region_name="us-east-1").describe_endpoint(EndpointName="home")
+    cloud.done("deploy", "home", "--model", "models:/endpoints@champion")
+    again = boto3.client("sagemaker", region_name="us-east-1").describe_endpoint(EndpointName="home")
+    assert again["EndpointConfigName"] == described["EndpointConfigName"]  # it is the same model
+    assert client.get_model_version("endpoints", version.version).tags["endpoint"] == "home"
+    code, _, err = cloud.run("deploy", "home", "--run", "0" * 32)
+    assert code == 1 and "--run must be a run of sqlite" in err
+    cloud.done("delete", "home")
 
 
 def test_dogs_are_trained_deployed_asked_and_deleted(cloud: Rehearsal, tmp_path: Path) -> None:
