@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from sagemaker_launch.rehearsal.container import OPT_ML, Container, ContainerSpec, Namespaces, environment_folders
+from sagemaker_launch.rehearsal.container import OPT_ML, Container, ContainerSpec, environment_folders
 from sagemaker_launch.rehearsal.image import Image
 from sagemaker_launch.rehearsal.job_log import LogStream, OutputReader
+from sagemaker_launch.rehearsal.namespaces import Namespaces
 from sagemaker_launch.rehearsal.objects import DataError, FolderSync, Objects, Uri
 from sagemaker_launch.rehearsal.training_jobs import TrainingJob
 

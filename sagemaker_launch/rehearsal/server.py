@@ -18,9 +18,9 @@ from moto.moto_server.werkzeug_app import DomainDispatcherApplication, MotoReque
 from werkzeug.serving import make_server
 
 from sagemaker_launch.rehearsal.api import Regions, install
-from sagemaker_launch.rehearsal.container import find_namespaces
 from sagemaker_launch.rehearsal.faults import Application, Faults, FaultSettings, FaultyApplication, json_answer
-from sagemaker_launch.rehearsal.image import build_image
+from sagemaker_launch.rehearsal.image import LINKED, REQUIREMENTS, build_image
+from sagemaker_launch.rehearsal.namespaces import find_namespaces
 from sagemaker_launch.rehearsal.objects import Objects
 from sagemaker_launch.rehearsal.runner import Machine, Settings
 
@@ -99,7 +99,7 @@ class Server:
                 settings.root / "jobs",
             )
         objects = Objects(settings.account, REGION, settings.root / "cache")
-        machine = Machine(settings, build_image(images), namespaces, objects)
+        machine = Machine(settings, build_image(images, REQUIREMENTS, LINKED), namespaces, objects)
         self._regions = Regions(machine)
         install(self._regions)
         faults = Faults(fault_settings)
