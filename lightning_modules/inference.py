@@ -399,7 +399,7 @@ def model_fn(model_dir: str) -> Model:
     return model
 
 
-def input_fn(body: bytes | str, content_type: str) -> list[Tensor | BadImageError]:
+def input_fn(body: bytes | str, content_type: str | None) -> list[Tensor | BadImageError]:
     """Decode a request: one image's bytes, or JSON `{"images": [base64, ...]}`.
 
     Returns:
@@ -424,17 +424,21 @@ def decode_request(files: Iterable[bytes]) -> Iterator[Tensor | BadImageError]:
             yield type(error)(str(error))
 
 
-def read_request(body: bytes | str, content_type: str) -> list[bytes]:
+def read_request(body: bytes | str, content_type: str | None) -> list[bytes]:
     """The image files that a request holds.
+
+    Args:
+        body: AWS's toolkit passes None for a form.
+        content_type: None if the request has none.
 
     Raises:
         BadImageError: if it is wrong as a whole.
     """
-    if len(body) > MAX_BODY:
-        raise TooLargeError(f"the request has {len(body)} bytes; at most {MAX_BODY} are taken")
-    kind = content_type.split(";")[0].strip().lower()
+    kind = (content_type or "").split(";")[0].strip().lower()
     if kind not in CONTENT_TYPES:
         raise BadTypeError(f"content type {kind!r} is not one of {', '.join(CONTENT_TYPES)}")
+    if len(body) > MAX_BODY:
+        raise TooLargeError(f"the request has {len(body)} bytes; at most {MAX_BODY} are taken")
     if kind != "application/json":
         return [body.encode() if isinstance(body, str) else bytes(body)]
     try:

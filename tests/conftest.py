@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from sagemaker_launch.rehearsal.torchserve import TorchServe
 
 # Before torch is imported, here and in the processes that tests start. Tiny networks gain nothing from a second thread,
 # and wait long for one that another process, such as the publisher, keeps off its core.
@@ -25,6 +30,22 @@ def job_images() -> Path:
     if shutil.which("cc") is None and not any(JOB_IMAGES.glob("*/complete")):
         pytest.skip("needs a C compiler (Debian: gcc libc6-dev), with which AWS's container toolkit is built")
     return JOB_IMAGES
+
+
+@pytest.fixture(scope="session")
+def start_torchserve() -> Callable[[Path, Path], TorchServe]:
+    """Starts AWS's inference container with a folder of its own on a model folder, or a skip where that can't be."""
+    from sagemaker_launch.rehearsal.image import build_image
+    from sagemaker_launch.rehearsal.namespaces import find_namespaces
+    from sagemaker_launch.rehearsal.torchserve import LINKED, REQUIREMENTS, TorchServe
+
+    if shutil.which("java") is None:
+        pytest.skip("needs Java (Debian: default-jre-headless), in which TorchServe is written")
+    namespaces = find_namespaces()
+    if namespaces is None:
+        pytest.skip("needs Linux namespaces: AWS's toolkit writes to /etc and sees the whole machine's processes")
+    image = build_image(JOB_IMAGES, REQUIREMENTS, LINKED)
+    return lambda tree, model: TorchServe(tree, model, image, namespaces)
 
 
 @pytest.fixture(scope="session")

@@ -35,6 +35,10 @@ def main() -> int:
         checkpoint_seconds=arguments.checkpoint_interval,
         spot_interrupt_after=arguments.spot_interrupt_after,
         max_parallel_jobs=arguments.max_parallel_jobs,
+        max_endpoint_instances=arguments.max_endpoint_instances,
+        health_check_seconds=arguments.health_check_timeout,
+        rollout_speed=arguments.rollout_speed,
+        torchserve_environment=arguments.torchserve_environment,
         keep_trees=arguments.keep_trees,
     )
     images = (arguments.images or root).resolve()
@@ -48,7 +52,7 @@ def main() -> int:
     for name, value in server.environment().items():
         print(f"export {name}={value}", flush=True)
     stop.wait()
-    log.info("stopping: running jobs end now")
+    log.info("stopping: running jobs and endpoints end now")
     server.stop()
     return 0
 
@@ -61,11 +65,26 @@ def _parser() -> argparse.ArgumentParser:
     add("--images", type=Path, help="folder of the job image, which servers may share (default: --root)")
     add("--faults", default="", help="faults to rehearse, as rate=0.2,seed=1[,slow_seconds=1] (default: none)")
     add("--max-parallel-jobs", type=int, default=20, help="quota of instances in training jobs (default: 20)")
+    add("--max-endpoint-instances", type=int, default=20, help="quota of instances in endpoints (default: 20)")
+    add(
+        "--health-check-timeout",
+        type=float,
+        default=60.0,
+        metavar="SECONDS",
+        help="time in which a container of an endpoint must answer /ping, unless its config gives less (default: 60)",
+    )
+    add(
+        "--rollout-speed",
+        type=float,
+        default=600.0,
+        help="how many times faster than asked an update shifts traffic (default: 600, ten minutes take a second)",
+    )
+    add("--torchserve-environment", type=Path, help="folder of AWS's inference image, built there when first needed")
     add("--grace", type=float, default=120.0, help="seconds between SIGTERM and SIGKILL (default: 120, as on AWS)")
     add("--checkpoint-interval", type=float, default=2.0, help="seconds between uploads of checkpoints (default: 2)")
     add("--spot-interrupt-after", type=float, metavar="SECONDS", help="interrupt each spot job once, after SECONDS")
     add("--no-namespaces", action="store_true", help="run jobs below --root even where namespaces are allowed")
-    add("--keep-trees", action="store_true", help="keep the folders of ended jobs below --root/jobs")
+    add("--keep-trees", action="store_true", help="keep the folders of ended jobs and endpoints below --root")
     return parser
 
 

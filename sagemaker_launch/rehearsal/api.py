@@ -36,7 +36,7 @@ class Regions:
             return list(self._services.values())
 
     def stop(self) -> None:
-        """End all jobs at once."""
+        """End all jobs and endpoints at once."""
         self._machine.shutdown.set()
         for service in self.values():
             service.join()
@@ -49,8 +49,15 @@ def _operation(name: str) -> Callable[[RehearsalResponse], ActionResult]:
     return answer
 
 
+def _hosting(name: str) -> Callable[[RehearsalResponse], ActionResult]:
+    def answer(response: RehearsalResponse) -> ActionResult:
+        return ActionResult(getattr(response.service.hosting, name)(response.request_body))
+
+    return answer
+
+
 class RehearsalResponse(SageMakerResponse):
-    """Answers what is about jobs from the stand-in, and everything else from moto."""
+    """Answers what is about jobs and endpoints from the stand-in, and everything else from moto."""
 
     regions: ClassVar[Regions]
 
@@ -75,6 +82,20 @@ class RehearsalResponse(SageMakerResponse):
     list_hyper_parameter_tuning_jobs = _operation("list_hyper_parameter_tuning_jobs")
     list_training_jobs_for_hyper_parameter_tuning_job = _operation("list_training_jobs_for_hyper_parameter_tuning_job")
     stop_hyper_parameter_tuning_job = _operation("stop_hyper_parameter_tuning_job")
+    create_model = _hosting("create_model")
+    describe_model = _hosting("describe_model")
+    list_models = _hosting("list_models")
+    delete_model = _hosting("delete_model")
+    create_endpoint_config = _hosting("create_endpoint_config")
+    describe_endpoint_config = _hosting("describe_endpoint_config")
+    list_endpoint_configs = _hosting("list_endpoint_configs")
+    delete_endpoint_config = _hosting("delete_endpoint_config")
+    create_endpoint = _hosting("create_endpoint")
+    describe_endpoint = _hosting("describe_endpoint")
+    list_endpoints = _hosting("list_endpoints")
+    delete_endpoint = _hosting("delete_endpoint")
+    update_endpoint = _hosting("update_endpoint")
+    update_endpoint_weights_and_capacities = _hosting("update_endpoint_weights_and_capacities")
 
     def list_tags(self) -> ActionResult:
         """ListTags."""

@@ -6,25 +6,20 @@ its own /tmp and, under network isolation, no network but loopback. Elsewhere it
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
-import os
 import shlex
 import shutil
-import signal
-import subprocess
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
 from sagemaker_launch.rehearsal.image import Image
+from sagemaker_launch.rehearsal.namespaces import SYSTEM_PATH, Namespaces, Process, own_folder, own_tmp
 
 OPT_ML = Path("/opt/ml")
-SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 DUMMY_CREDENTIALS = {
     "AWS_ACCESS_KEY_ID": "rehearsal",
     "AWS_SECRET_ACCESS_KEY": "rehearsal",
@@ -32,16 +27,6 @@ DUMMY_CREDENTIALS = {
 """What stands where AWS hands out a role's keys: moto takes any."""
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Namespaces:
-    """How a process gets a machine of its own here."""
-
-    command: tuple[str, ...]
-    """The call of `unshare`."""
-    root: bool
-    """Whether they are made by root, who can let two containers share a network."""
 
 
 @dataclass(frozen=True)
@@ -69,23 +54,6 @@ class ContainerSpec:
     """Of this server."""
 
 
-def find_namespaces() -> Namespaces | None:
-    """Find out how to make namespaces here: as root, else as an ordinary user, else not at all."""
-    # The probe does what a container's start does.
-    probe = "mount -t tmpfs tmpfs /opt && hostname algo-1 && ip link set lo up"
-    base = ("unshare", "--mount", "--pid", "--fork", "--uts", "--mount-proc", "--kill-child=SIGKILL")
-    for command in (base, (*base, "--map-root-user")):
-        try:
-            done = subprocess.run(
-                [*command, "--net", "sh", "-c", probe], env={"PATH": SYSTEM_PATH}, capture_output=True, check=False
-            )
-        except OSError:
-            return None
-        if done.returncode == 0:
-            return Namespaces(command, root=command == base)
-    return None
-
-
 class Container:
     """One container: build its tree, fill its channels, start it, stop it, collect what it left."""
 
@@ -99,11 +67,11 @@ class Container:
         """
         self.tree, self.spec = tree, spec
         self._image, self._namespaces, self._keep = image, namespaces, keep
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: Process | None = None
         self.ml = tree / "ml"
         for folder in ("input/config", "input/data", "model", "output/data"):
             (self.ml / folder).mkdir(parents=True)
-        for folder in ("tmp", "home", "host-opt"):
+        for folder in ("tmp", "home"):
             (tree / folder).mkdir()
         if spec.checkpoints is not None:
             self.checkpoints.mkdir(parents=True)
@@ -147,48 +115,23 @@ class Container:
         else:
             found = shutil.which(self.spec.command[0], path=self._environment()["PATH"])
             command = [found or self.spec.command[0], *self.spec.command[1:]]
-        if shutil.which("setpriv") is not None:
-            # Should this server be killed outright, its jobs go with it.
-            command = ["setpriv", "--pdeathsig", "KILL", *command]
-        self._process = subprocess.Popen(
-            command,
-            cwd=self.tree / "home",
-            env=self._environment(),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            # A Ctrl-C in the server's terminal is the server's to handle.
-            start_new_session=True,
-        )
-        assert self._process.stdout is not None
-        return self._process.stdout
+        in_namespaces = self._namespaces is not None
+        self._process = Process(command, self.tree / "home", self._environment(), in_namespaces=in_namespaces)
+        return self._process.output
 
     def exit_code(self) -> int | None:
         """Exit code of PID 1, or None before the end."""
-        if self._process is None:
-            return None
-        code = self._process.poll()
-        # As a shell and Docker report a death by signal.
-        return code if code is None or code >= 0 else 128 - code
+        return None if self._process is None else self._process.exit_code()
 
     def wait(self, timeout: float) -> int | None:
         """Wait for the end, and return the exit code if it came."""
         assert self._process is not None
-        try:
-            self._process.wait(timeout)
-        except subprocess.TimeoutExpired:
-            return None
-        return self.exit_code()
+        return self._process.wait(timeout)
 
     def terminate(self) -> None:
         """Send SIGTERM to PID 1, as AWS does before it takes a container away."""
         assert self._process is not None
-        # A process that is gone needs no signal.
-        with contextlib.suppress(ProcessLookupError, TimeoutError):
-            if self._namespaces is None:
-                os.killpg(self._process.pid, signal.SIGTERM)
-            else:
-                os.kill(self.first_process(), signal.SIGTERM)
+        self._process.terminate()
 
     def first_process(self) -> int:
         """Number, on this machine, of the container's PID 1.
@@ -197,33 +140,12 @@ class Container:
             TimeoutError: if it does not come up.
         """
         assert self._process is not None
-        parent = self._process.pid
-        for _ in range(100):
-            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-                children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
-                if children:
-                    return int(children[0])
-            if self._process.poll() is not None:
-                break
-            time.sleep(0.02)
-        raise TimeoutError(f"container of {self.spec.host} has no process")
+        return self._process.first_process()
 
     def kill(self) -> None:
         """End all processes of the container at once, if there are any."""
-        if self._process is None:
-            return
-        if self._namespaces is not None and self._process.poll() is None:
-            # With its PID 1 a namespace ends, and its parent only after the last process in it.
-            with contextlib.suppress(ProcessLookupError, TimeoutError):
-                os.kill(self.first_process(), signal.SIGKILL)
-                self._process.wait()
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait()
-            until = time.monotonic() + 5
-            while time.monotonic() < until:
-                os.killpg(self._process.pid, 0)
-                time.sleep(0.01)
+        if self._process is not None:
+            self._process.kill()
 
     def remove(self) -> None:
         """Delete the tree."""
@@ -292,26 +214,17 @@ class Container:
     def _init_script(self) -> str:
         """The shell script that turns fresh namespaces into the container, and then becomes the job."""
         tree = shlex.quote(str(self.tree))
-        # A folder on /opt that this machine lacks, without leaving one behind: the rest of /opt shows through links.
         lines = [
             "set -e",
             f"hostname {shlex.quote(self.spec.host)}",
             f"mount --bind {tree}/hosts /etc/hosts",
-            f"mount --rbind /opt {tree}/host-opt",
-            "mount -t tmpfs tmpfs /opt",
-            f'for entry in {tree}/host-opt/*; do [ ! -e "$entry" ] || ln -s "$entry" /opt/; done',
+            *own_folder(Path("/opt"), self.tree),
             "rm -f /opt/ml && mkdir /opt/ml",
             f"mount --bind {tree}/ml /opt/ml",
             "mount --bind /opt/ml/input/data /opt/ml/input/data",
             "mount -o remount,bind,ro /opt/ml/input/data",
         ]
-        kept = [shlex.quote(str(path)) for path in _below_tmp([self.tree, *self._keep])]
-        for number, path in enumerate(kept):
-            lines += [f"mkdir -p /opt/keep/{number}", f"mount --rbind {path} /opt/keep/{number}"]
-        lines.append(f"mount --bind {tree}/tmp /tmp")
-        for number, path in enumerate(kept):
-            lines += [f"mkdir -p {path}", f"mount --move /opt/keep/{number} {path}"]
-        lines += ["rm -rf /opt/keep"] if kept else []
+        lines += own_tmp(self.tree, self._keep)
         if self.spec.network_isolation:
             lines.append("ip link set lo up")
         return "\n".join([*lines, "cd /", f"exec {shlex.join(self.spec.command)}", ""])
@@ -320,9 +233,3 @@ class Container:
 def environment_folders(image: Image) -> tuple[Path, ...]:
     """Folders that a job's environment reaches into."""
     return image.root, Path(sys.prefix).resolve(), Path(sys.base_prefix).resolve()
-
-
-def _below_tmp(paths: Sequence[Path]) -> list[Path]:
-    """Paths below /tmp, without those that lie in another one."""
-    below = sorted({path for path in paths if path.is_relative_to("/tmp")})
-    return [path for path in below if not any(path != other and path.is_relative_to(other) for other in below)]

@@ -102,7 +102,7 @@ class FaultyApplication:
 
     def __call__(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         """Answer a request, or don't."""
-        if not environ.get("HTTP_X_AMZ_TARGET", "").startswith("SageMaker."):
+        if not _is_sagemaker(environ):
             if _is_s3(environ):
                 time.sleep(self._faults.delay())
             return self._application(environ, start_response)
@@ -131,3 +131,9 @@ def json_answer(start_response: Any, status: str, body: object, kind: str = "app
 
 def _is_s3(environ: dict[str, Any]) -> bool:
     return "/s3/aws4_request" in environ.get("HTTP_AUTHORIZATION", "")
+
+
+def _is_sagemaker(environ: dict[str, Any]) -> bool:
+    # The runtime names no operation in a header; the control plane's path is always "/".
+    signed = "/sagemaker/aws4_request" in environ.get("HTTP_AUTHORIZATION", "")
+    return environ.get("HTTP_X_AMZ_TARGET", "").startswith("SageMaker.") or signed

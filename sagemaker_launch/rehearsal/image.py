@@ -1,8 +1,8 @@
-"""The software of a job: a stand-in for AWS's PyTorch training container image, and an environment of its own a job.
+"""The software of a container: a stand-in for an image of AWS, and an environment of its own for each container.
 
 The image is a virtual environment built once. torch and the other large packages are links into the environment of this
-process, so nothing is downloaded twice; AWS's toolkit is installed beside them. Each job gets an empty environment that
-looks through to the image, so that the toolkit's `pip install -r requirements.txt` changes that job alone.
+process, so nothing is downloaded twice; AWS's toolkit is installed beside them. Each container gets an environment that
+looks through to the image, so that the toolkit's `pip install -r requirements.txt` changes that container alone.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import sys
 import sysconfig
 import time
 import venv
+from collections.abc import Set
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,10 +40,11 @@ LINKED = (
     "torchvision",
     "werkzeug",
 )
-"""Packages of AWS's container that are linked from this environment, with all that they require."""
+"""Packages of AWS's training container that are linked from this environment, with all that they require."""
 REQUIREMENTS = Path(__file__).with_name("image.txt")
+"""What it has beside them."""
 FORBIDDEN = ("mlflow", "optuna", "pytorch-lightning", "moto")
-"""What AWS's container lacks: a job that needs one of these has to bring it."""
+"""What AWS's containers lack: a job that needs one of these has to bring it."""
 
 log = logging.getLogger(__name__)
 
@@ -59,47 +61,52 @@ class Image:
         return _site_packages(self.root)
 
     def make_environment(self, root: Path) -> None:
-        """Make the environment of one job: the image's packages and commands, and room for the job's own."""
+        """Make the environment of one container: the image's packages and commands, and room for its own."""
         venv.EnvBuilder(symlinks=True, with_pip=False).create(root)
         (_site_packages(root) / "image.pth").write_text(f"{self.site_packages}\n")
         interpreter = f"#!{root / 'bin' / 'python'}\n"
         for command in (self.root / "bin").iterdir():
             target = root / "bin" / command.name
-            # The image's own scripts would run in the image and miss what the job installed.
+            # The image's own scripts would run in the image and miss what was installed later.
             if not target.exists() and (script := _python_script(command)) is not None:
                 target.write_text(interpreter + script)
                 target.chmod(0o755)
 
 
-def build_image(folder: Path) -> Image:
-    """Build the image under `folder`, or find the one built before.
+def build_image(folder: Path, requirements: Path, linked: tuple[str, ...]) -> Image:
+    """Build an image under `folder`, or find the one built before.
+
+    Args:
+        requirements: pip's file of what is installed, without what that requires.
+        linked: packages of this environment, which are there with all that they require and `requirements` has not.
 
     Raises:
         RuntimeError: if pip can't install the toolkit; the message ends with what pip said.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    linked = _closure(LINKED)
-    root = folder.resolve() / f"image-{_fingerprint(linked)}"
+    lines = [line for line in requirements.read_text().splitlines() if line and not line.startswith("#")]
+    found = _closure(linked, {canonicalize_name(Requirement(line).name) for line in lines})
+    root = folder.resolve() / f"image-{_fingerprint(requirements, found)}"
     complete = root / "complete"
     with FileLock(f"{root}.lock"):
         if not complete.exists():
-            _build(root, linked)
+            _build(root, requirements, found)
             complete.touch()
     return Image(root)
 
 
-def _build(root: Path, linked: dict[str, importlib.metadata.Distribution]) -> None:
+def _build(root: Path, requirements: Path, linked: dict[str, importlib.metadata.Distribution]) -> None:
     started = time.monotonic()
-    log.info("building the job image (once, about half a minute): the container toolkit and links to torch and others")
+    log.info("building %s (once, about half a minute): a container toolkit and links to torch and others", root)
     shutil.rmtree(root, ignore_errors=True)
     venv.EnvBuilder(symlinks=True, with_pip=True).create(root)
     # Python 3.11 puts an old setuptools beside pip; torch's is linked in its place.
     _pip(root, "uninstall", "--yes", "setuptools")
-    _pip(root, "install", "--no-deps", "--requirement", str(REQUIREMENTS))
+    _pip(root, "install", "--no-deps", "--requirement", str(requirements))
     # Linking comes last: pip must never write or remove anything through a link.
     for distribution in linked.values():
         _link(distribution, root)
-    # What is missing here, pip would install into every single job.
+    # What is missing here, pip would install into every single container.
     _pip(root, "check")
     log.info("built %s in %.0f s", root, time.monotonic() - started)
 
@@ -120,12 +127,12 @@ def _link(distribution: importlib.metadata.Distribution, root: Path) -> None:
             if target.is_symlink():
                 continue
             # What pip installed under the same name would be hidden in part.
-            assert not target.exists(), f"{target} is installed and linked: move it from image.txt to LINKED or back"
+            assert not target.exists(), f"{target} is installed and linked: it must be one of them"
         target.symlink_to(source)
 
 
-def _closure(names: tuple[str, ...]) -> dict[str, importlib.metadata.Distribution]:
-    """Distributions by name, with all that they require here."""
+def _closure(names: tuple[str, ...], installed: Set[str]) -> dict[str, importlib.metadata.Distribution]:
+    """Distributions by name, with all that they require here, but for what is installed."""
     found: dict[str, importlib.metadata.Distribution] = {}
     # torch asks for cuda-toolkit with extras; what they add has to be found by pip in a job, or it downloads it again.
     seen: set[tuple[str, str]] = set()
@@ -133,7 +140,7 @@ def _closure(names: tuple[str, ...]) -> dict[str, importlib.metadata.Distributio
     while waiting:
         name, extra = waiting.pop()
         name = canonicalize_name(name)
-        if (name, extra) in seen:
+        if name in installed or (name, extra) in seen:
             continue
         seen.add((name, extra))
         found[name] = importlib.metadata.distribution(name)
@@ -145,8 +152,8 @@ def _closure(names: tuple[str, ...]) -> dict[str, importlib.metadata.Distributio
     return dict(sorted(found.items()))
 
 
-def _fingerprint(linked: dict[str, importlib.metadata.Distribution]) -> str:
-    parts = [sys.version, sys.base_prefix, REQUIREMENTS.read_text()]
+def _fingerprint(requirements: Path, linked: dict[str, importlib.metadata.Distribution]) -> str:
+    parts = [sys.version, sys.base_prefix, requirements.read_text()]
     parts += [f"{name} {found.version} {found.locate_file('')}" for name, found in linked.items()]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
 
@@ -158,7 +165,7 @@ def _pip(root: Path, *arguments: str) -> None:
     if done.returncode:
         # sagemaker-training comes as source with a small C extension.
         raise RuntimeError(
-            f"the job image can't be built: pip {arguments[0]} failed (installing needs the package index once, and a "
+            f"{root} can't be built: pip {arguments[0]} failed (installing needs the package index once, and a "
             f"C compiler): {done.stdout[-2000:]}"
         )
 

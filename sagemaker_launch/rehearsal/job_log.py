@@ -13,7 +13,6 @@ from typing import IO
 
 from moto.logs.models import LogsBackend, logs_backends
 
-LOG_GROUP = "/aws/sagemaker/TrainingJobs"
 MAX_EVENT_CHARACTERS = 256_000
 """CloudWatch cuts longer messages into several events (256 KB an event, AWS documentation, 2025)."""
 
@@ -63,18 +62,18 @@ def float32(value: float) -> float:
 
 
 class LogStream:
-    """One stream in the log group of training jobs."""
+    """One stream of a log group."""
 
-    def __init__(self, account: str, region: str, job_name: str, host: str) -> None:
+    def __init__(self, account: str, region: str, group: str, name: str) -> None:
         self._backend: LogsBackend = logs_backends[account][region]
-        self._backend.ensure_log_group(LOG_GROUP)
-        self._name = f"{job_name}/{host}-{time.time_ns() // 1_000_000}"
-        self._backend.ensure_log_stream(LOG_GROUP, self._name)
+        self._group, self._name = group, name
+        self._backend.ensure_log_group(group)
+        self._backend.ensure_log_stream(group, name)
 
     def put(self, events: Sequence[tuple[int, str]]) -> None:
         """Append events: milliseconds since 1970 and text."""
         batch = [{"timestamp": when, "message": text} for when, text in events]
-        self._backend.put_log_events(LOG_GROUP, self._name, batch)
+        self._backend.put_log_events(self._group, self._name, batch)
 
 
 class OutputReader:

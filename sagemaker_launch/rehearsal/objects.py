@@ -83,6 +83,18 @@ class Objects:
         keys = [key for name, key in found if name.startswith(uri.key) and not isinstance(key, FakeDeleteMarker)]
         return sorted(keys, key=lambda key: str(key.name))
 
+    def get(self, uri: Uri) -> bytes:
+        """Content of an object.
+
+        Raises:
+            DataError: if there is none.
+        """
+        found = [key for key in self.below(uri) if key.name == uri.key]
+        if not found:
+            raise DataError(f"NoSuchKey (404): The specified key does not exist: {uri}")
+        time.sleep(self.delay())
+        return bytes(found[0].value)
+
     def put(self, uri: Uri, content: bytes) -> None:
         """Store an object.
 

@@ -104,7 +104,7 @@ def check_training_job(request: Mapping[str, Any]) -> None:
         if field not in request:
             raise invalid(f"{field} is required")
     _check_definition(request)
-    _check_tags(request)
+    check_tags(request)
 
 
 def check_tuning_job(request: Mapping[str, Any]) -> None:
@@ -114,7 +114,7 @@ def check_tuning_job(request: Mapping[str, Any]) -> None:
         SagemakerClientError: with the first broken rule.
     """
     check_shape("CreateHyperParameterTuningJob", request)
-    _check_tags(request)
+    check_tags(request)
     config = request["HyperParameterTuningJobConfig"]
     for field in ("TrainingJobDefinitions", "Autotune"):
         if field in request:
@@ -162,7 +162,12 @@ def _names(request: Mapping[str, Any]) -> set[str]:
     return {each.name for each in ranges} | set(request["TrainingJobDefinition"].get("StaticHyperParameters", {}))
 
 
-def _check_tags(request: Mapping[str, Any]) -> None:
+def check_tags(request: Mapping[str, Any]) -> None:
+    """Refuse tag keys that are AWS's own or stand there twice.
+
+    Raises:
+        SagemakerClientError: naming the key.
+    """
     keys = [tag["Key"] for tag in request.get("Tags", ())]
     for key in keys:
         if key.lower().startswith("aws:"):

@@ -12,14 +12,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from sagemaker_launch.rehearsal.container import OPT_ML, Container, ContainerSpec, Namespaces, environment_folders
+from sagemaker_launch.rehearsal.container import OPT_ML, Container, ContainerSpec, environment_folders
 from sagemaker_launch.rehearsal.image import Image
 from sagemaker_launch.rehearsal.job_log import LogStream, OutputReader
+from sagemaker_launch.rehearsal.namespaces import Namespaces
 from sagemaker_launch.rehearsal.objects import DataError, FolderSync, Objects, Uri
 from sagemaker_launch.rehearsal.training_jobs import TrainingJob
 
 Ending = Literal["exited", "stopped", "runtime", "wait", "interrupted", "shutdown"]
 POLL_SECONDS = 0.1
+LOG_GROUP = "/aws/sagemaker/TrainingJobs"
 
 log = logging.getLogger(__name__)
 
@@ -44,8 +46,16 @@ class Settings:
     """Interrupt every spot job once, after this time of training."""
     max_parallel_jobs: int = 20
     """Instances that training jobs may occupy at once (AWS default quota for all training jobs, 2025)."""
+    max_endpoint_instances: int = 20
+    """Instances that endpoints may occupy at once."""
+    health_check_seconds: float = 60.0
+    """A container of an endpoint has this time to answer /ping, and less if its endpoint config says so."""
+    rollout_speed: float = 600.0
+    """How many times faster than asked for traffic is shifted: at 600 a wait of ten minutes takes a second."""
+    torchserve_environment: Path | None = None
+    """Folder in which AWS's inference container is built; None refuses its image."""
     keep_trees: bool = False
-    """Leave the folders of ended jobs for inspection."""
+    """Leave the folders of ended containers for inspection."""
 
 
 @dataclass
@@ -187,7 +197,7 @@ class JobRunner(threading.Thread):
             if (ending := self._reason_to_stop()) is not None:
                 return ending
             syncs = self._checkpoint_syncs(containers)
-            streams = [LogStream(self._settings.account, self._region, job.name, each.spec.host) for each in containers]
+            streams = [self._log_stream(each.spec.host) for each in containers]
             first = containers[0]
             outputs = [first.start(), *(container.start(first) for container in containers[1:])]
             readers = [
@@ -205,6 +215,10 @@ class JobRunner(threading.Thread):
             return ending
         finally:
             job.training_seconds += time.monotonic() - began
+
+    def _log_stream(self, host: str) -> LogStream:
+        name = f"{self._job.name}/{host}-{time.time_ns() // 1_000_000}"
+        return LogStream(self._settings.account, self._region, LOG_GROUP, name)
 
     def _download(self, container: Container, share: tuple[int, int]) -> None:
         request = self._job.request

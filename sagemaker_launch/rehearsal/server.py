@@ -18,11 +18,12 @@ from moto.moto_server.werkzeug_app import DomainDispatcherApplication, MotoReque
 from werkzeug.serving import make_server
 
 from sagemaker_launch.rehearsal.api import Regions, install
-from sagemaker_launch.rehearsal.container import find_namespaces
 from sagemaker_launch.rehearsal.faults import Application, Faults, FaultSettings, FaultyApplication, json_answer
-from sagemaker_launch.rehearsal.image import build_image
+from sagemaker_launch.rehearsal.image import LINKED, REQUIREMENTS, build_image
+from sagemaker_launch.rehearsal.namespaces import find_namespaces
 from sagemaker_launch.rehearsal.objects import Objects
 from sagemaker_launch.rehearsal.runner import Machine, Settings
+from sagemaker_launch.rehearsal.runtime import Runtime
 
 REGION = "us-east-1"
 """Where commands go that name no region."""
@@ -91,7 +92,8 @@ class Server:
             raise RuntimeError(f"another rehearsal runs on --root {settings.root}: stop it or name another") from error
         # What a server left that was killed: the state that belonged to it is gone.
         (settings.root / "server.json").unlink(missing_ok=True)
-        shutil.rmtree(settings.root / "jobs", ignore_errors=True)
+        for kind in ("jobs", "endpoints"):
+            shutil.rmtree(settings.root / kind, ignore_errors=True)
         namespaces = find_namespaces() if use_namespaces else None
         if namespaces is None:
             log.warning(
@@ -99,12 +101,14 @@ class Server:
                 settings.root / "jobs",
             )
         objects = Objects(settings.account, REGION, settings.root / "cache")
-        machine = Machine(settings, build_image(images), namespaces, objects)
+        machine = Machine(settings, build_image(images, REQUIREMENTS, LINKED), namespaces, objects)
         self._regions = Regions(machine)
         install(self._regions)
         faults = Faults(fault_settings)
         objects.delay = faults.delay
-        application = FaultyApplication(DomainDispatcherApplication(create_backend_app), faults)
+        moto = DomainDispatcherApplication(create_backend_app)
+        runtime = Runtime(moto, self._regions.__getitem__, settings.account, objects)
+        application = FaultyApplication(runtime, faults)
         control = Control(application, self._regions, faults)
         self._http = make_server("127.0.0.1", port, control, threaded=True, request_handler=QuietHandler)
         machine.url = self.url = f"http://127.0.0.1:{self._http.server_port}"
@@ -129,7 +133,7 @@ class Server:
         unfinished.replace(note)
 
     def stop(self) -> None:
-        """End all jobs and stop serving."""
+        """End all jobs and endpoints and stop serving."""
         self._regions.stop()
         self._http.shutdown()
         self._thread.join()

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 import logging
-import math
 import threading
-from collections.abc import Callable, Mapping, Sequence
-from datetime import datetime
-from typing import Any, Protocol
+from collections.abc import Mapping
+from typing import Any
 
 from moto.sagemaker.exceptions import SagemakerClientError
-from moto.utilities.utils import get_partition
 
+from sagemaker_launch.rehearsal.hosting import Hosting
+from sagemaker_launch.rehearsal.listing import arn, page, select
 from sagemaker_launch.rehearsal.objects import DataError, Uri
 from sagemaker_launch.rehearsal.rules import (
     check_shape,
@@ -33,17 +30,8 @@ Answer = dict[str, Any]
 log = logging.getLogger(__name__)
 
 
-class Listed(Protocol):
-    """What a list operation can filter and sort."""
-
-    name: str
-    status: Any
-    created: datetime
-    modified: datetime
-
-
 class Service:
-    """Training and tuning jobs of one account in one region."""
+    """Training and tuning jobs of one account in one region, and its endpoints."""
 
     def __init__(self, region: str, machine: Machine) -> None:
         self.region, self.machine = region, machine
@@ -52,11 +40,11 @@ class Service:
         self.training_jobs: dict[str, TrainingJob] = {}
         self.tuning_jobs: dict[str, TuningJob] = {}
         self._runners: list[threading.Thread] = []
+        self.hosting = Hosting(region, machine)
 
     def arn(self, kind: str, name: str) -> str:
         """The ARN of a job."""
-        partition = get_partition(self.region)
-        return f"arn:{partition}:sagemaker:{self.region}:{self.machine.settings.account}:{kind}/{name}"
+        return arn(self.region, self.machine.settings.account, kind, name)
 
     def create_training_job(self, request: Request) -> Answer:
         """CreateTrainingJob."""
@@ -261,11 +249,12 @@ class Service:
         job.request_stop()
         return {}
 
-    def tags(self, arn: str) -> list[dict[str, str]] | None:
-        """The tags of a job, to read and to change, or None if the ARN is of something else."""
+    def tags(self, resource: str) -> list[dict[str, str]] | None:
+        """The tags of what has this ARN, to read and to change, or None if the ARN is of something else."""
         with self.lock:
             jobs: list[TrainingJob | TuningJob] = [*self.training_jobs.values(), *self.tuning_jobs.values()]
-            return next((job.tags for job in jobs if job.arn == arn), None)
+            found = next((job.tags for job in jobs if job.arn == resource), None)
+        return found if found is not None else self.hosting.tags(resource)
 
     def interrupt(self, name: str, at_once: bool) -> None:
         """Take a spot job's instance away.
@@ -284,44 +273,9 @@ class Service:
         job.interruption = "SIGKILL" if at_once else "SIGTERM"
 
     def join(self) -> None:
-        """Wait until all jobs have ended."""
+        """Wait until all jobs and endpoints have ended."""
+        self.hosting.join()
         with self.lock:
             runners = list(self._runners)
         for runner in runners:
             runner.join()
-
-
-def select(jobs: Sequence[Any], request: Request) -> list[Any]:
-    """Filter and sort jobs as the list operations do."""
-    sort_by = request.get("SortBy", "CreationTime")
-    keys: dict[str, Callable[[Listed], Any]] = {
-        "CreationTime": lambda job: job.created,
-        "Name": lambda job: job.name,
-        "Status": lambda job: job.status,
-    }
-    found = [job for job in jobs if _matches(job, request)]
-    return sorted(found, key=keys[sort_by], reverse=request.get("SortOrder") == "Descending")
-
-
-def _matches(job: Listed, request: Request) -> bool:
-    times = (("CreationTime", job.created), ("LastModifiedTime", job.modified))
-    return (
-        job.status == request.get("StatusEquals", job.status)
-        and request.get("NameContains", "").lower() in job.name.lower()
-        and all(time.timestamp() > request.get(f"{field}After", -math.inf) for field, time in times)
-        and all(time.timestamp() < request.get(f"{field}Before", math.inf) for field, time in times)
-    )
-
-
-def page(entries: Sequence[Answer], request: Request, field: str) -> Answer:
-    """One page of entries, with a token for the next."""
-    try:
-        start = int(base64.b64decode(request.get("NextToken", "MA=="), validate=True))
-    except (binascii.Error, ValueError) as error:
-        raise invalid("Invalid NextToken.") from error
-    # 10 a page unless asked otherwise (AWS API reference of the list operations, 2025).
-    end = start + request.get("MaxResults", 10)
-    answer: Answer = {field: entries[start:end]}
-    if end < len(entries):
-        answer["NextToken"] = base64.b64encode(str(end).encode()).decode()
-    return answer

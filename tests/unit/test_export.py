@@ -437,6 +437,13 @@ def test_other_content_types_are_refused_with_the_known_ones(content_type: str) 
     assert "is not one of image/jpeg, image/png, image/webp, application/json" in message
 
 
+def test_a_form_or_a_request_without_a_content_type_is_refused_as_any_other() -> None:
+    # AWS's toolkit passes None for the body of the one and for the type of the other.
+    for body, content_type in ((None, "multipart/form-data; boundary=x"), (b"", None)):
+        (error,) = input_fn(body, content_type)  # type: ignore[arg-type]
+        assert isinstance(error, BadImageError) and error.status == 415
+
+
 @pytest.mark.parametrize(
     "body",
     [

@@ -1,0 +1,214 @@
+"""What the service refuses about models, endpoint configs and endpoints, in its words where they are known."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from sagemaker_launch.rehearsal.rules import check_shape, check_tags, invalid
+
+MEMORY_SIZES_MB = (1024, 2048, 3072, 4096, 5120, 6144)
+"""Of serverless endpoints (AWS API reference, ProductionVariantServerlessConfig, 2025)."""
+Request = Mapping[str, Any]
+
+
+def check_model(request: Request) -> None:
+    """Refuse what CreateModel refuses, and what is not rehearsed.
+
+    Raises:
+        SagemakerClientError: with the first broken rule.
+    """
+    check_shape("CreateModel", request)
+    check_tags(request)
+    _refuse(request, ("Containers", "InferenceExecutionConfig"), "give one PrimaryContainer")
+    if "ExecutionRoleArn" not in request:
+        raise invalid("ExecutionRoleArn must be provided.")
+    if "PrimaryContainer" not in request:
+        raise invalid("PrimaryContainer must be provided.")
+    container = request["PrimaryContainer"]
+    _refuse(
+        container,
+        (
+            *("ModelDataSource", "AdditionalModelDataSources", "ModelPackageName", "InferenceSpecificationName"),
+            *("MultiModelConfig", "ImageConfig", "ContainerMetricsConfig"),
+        ),
+        "give Image and ModelDataUrl",
+    )
+    if container.get("Mode", "SingleModel") != "SingleModel":
+        raise invalid("PrimaryContainer.Mode MultiModel works on AWS, but is not rehearsed")
+    if "Image" not in container:
+        raise invalid("PrimaryContainer.Image must be provided.")
+    url = container.get("ModelDataUrl")
+    if url is not None and not url.endswith(".tar.gz"):
+        raise invalid(f"ModelDataUrl must be the S3 address of a .tar.gz archive, got {url}")
+
+
+def check_config(request: Request) -> None:
+    """Refuse what CreateEndpointConfig refuses, and what is not rehearsed.
+
+    Raises:
+        SagemakerClientError: with the first broken rule.
+    """
+    check_shape("CreateEndpointConfig", request)
+    check_tags(request)
+    _refuse(
+        request,
+        (
+            *("ExplainerConfig", "ShadowProductionVariants", "ExecutionRoleArn", "VpcConfig"),
+            *("EnableNetworkIsolation", "MetricsConfig", "CrossRegionTrafficConfig"),
+        ),
+        "leave it out (a model may have VpcConfig and EnableNetworkIsolation)",
+    )
+    variants = request["ProductionVariants"]
+    names = [variant["VariantName"] for variant in variants]
+    for variant in variants:
+        if names.count(variant["VariantName"]) > 1:
+            raise invalid(f"Variant names must be unique, {variant['VariantName']} stands there twice.")
+        _check_variant(variant)
+    if sum(variant.get("InitialVariantWeight", 1.0) for variant in variants) <= 0:
+        raise invalid("At least one production variant must have a weight above 0.")
+    if any("ServerlessConfig" in variant for variant in variants):
+        _check_serverless(request)
+    if "AsyncInferenceConfig" in request:
+        _check_async(request)
+    capture = request.get("DataCaptureConfig")
+    if capture is not None:
+        modes = [option["CaptureMode"] for option in capture["CaptureOptions"]]
+        if any(modes.count(mode) > 1 or mode not in ("Input", "Output") for mode in modes):
+            raise invalid(f"DataCaptureConfig.CaptureOptions must be Input, Output or both, each once, got {modes}")
+
+
+def _check_variant(variant: Request) -> None:
+    name = variant["VariantName"]
+    _refuse(
+        variant,
+        (
+            *("InstancePools", "VariantInstanceProvisionTimeoutInSeconds", "AcceleratorType", "CoreDumpConfig"),
+            *("EnableSSMAccess", "ManagedInstanceScaling", "CapacityReservationConfig", "AcceleratorPartitionLayouts"),
+        ),
+        f"leave it out of production variant {name}",
+    )
+    if "ModelName" not in variant:
+        raise invalid(f"production variant {name}: ModelName must be provided (inference components are not rehearsed)")
+    for field in ("InstanceType", "InitialInstanceCount"):
+        if (field in variant) == ("ServerlessConfig" in variant):
+            raise invalid(
+                f"production variant {name}: InstanceType and InitialInstanceCount, or ServerlessConfig, must be "
+                "provided, and not both."
+            )
+
+
+def _check_serverless(request: Request) -> None:
+    if len(request["ProductionVariants"]) > 1:
+        raise invalid("A serverless endpoint can have one production variant only.")
+    # Source: AWS developer guide, "Deploy models with Amazon SageMaker Serverless Inference", feature exclusions, 2025.
+    for field in ("DataCaptureConfig", "AsyncInferenceConfig", "KmsKeyId"):
+        if field in request:
+            raise invalid(f"{field} is not supported for serverless endpoints.")
+    [variant] = request["ProductionVariants"]
+    for field in ("VolumeSizeInGB", "ModelDataDownloadTimeoutInSeconds", "ContainerStartupHealthCheckTimeoutInSeconds"):
+        if field in variant:
+            raise invalid(f"{field} is not supported for serverless endpoints.")
+    config = variant["ServerlessConfig"]
+    if config["MemorySizeInMB"] not in MEMORY_SIZES_MB:
+        sizes = ", ".join(map(str, MEMORY_SIZES_MB))
+        raise invalid(f"ServerlessConfig.MemorySizeInMB must be one of {sizes}, got {config['MemorySizeInMB']}")
+    if config.get("ProvisionedConcurrency", 0) > config["MaxConcurrency"]:
+        raise invalid("ServerlessConfig.ProvisionedConcurrency must be less than or equal to MaxConcurrency.")
+
+
+def _check_async(request: Request) -> None:
+    if len(request["ProductionVariants"]) > 1:
+        raise invalid("An asynchronous endpoint can have one production variant only.")
+    output = request["AsyncInferenceConfig"]["OutputConfig"]
+    if "S3OutputPath" not in output:
+        raise invalid("AsyncInferenceConfig.OutputConfig.S3OutputPath must be provided.")
+    _refuse(output, ("NotificationConfig",), "look for the output object")
+
+
+def check_serverless_model(model: Request) -> None:
+    """Refuse a model that can't be served without instances.
+
+    Raises:
+        SagemakerClientError: naming the field.
+    """
+    for field in ("VpcConfig", "EnableNetworkIsolation"):
+        if model.get(field):
+            raise invalid(f"{field} of model {model['ModelName']} is not supported for serverless endpoints.")
+
+
+def check_deployment(request: Request, old: Request, new: Request) -> None:
+    """Refuse an update that can't be rolled out as asked.
+
+    Args:
+        request: of UpdateEndpoint.
+        old: request of the endpoint config that is in service.
+        new: request of the one that is to be.
+
+    Raises:
+        SagemakerClientError: with the first broken rule.
+    """
+    for field in ("RetainAllVariantProperties", "ExcludeRetainedVariantProperties", "RetainDeploymentConfig"):
+        if request.get(field):
+            raise invalid(f"{field} works on AWS, but is not rehearsed")
+    if ("AsyncInferenceConfig" in old) != ("AsyncInferenceConfig" in new):
+        raise invalid("An update between real-time and asynchronous endpoints is not rehearsed: make a new endpoint")
+    if is_serverless(old) != is_serverless(new):
+        raise invalid("An update between serverless and instances is not rehearsed: make a new endpoint")
+    deployment = request.get("DeploymentConfig")
+    if deployment is None:
+        return
+    if is_serverless(new):
+        # Source: AWS developer guide, "Deployment guardrails", note, 2025.
+        raise invalid("DeploymentConfig is not supported for serverless endpoints.")
+    _refuse(deployment, ("RollingUpdatePolicy",), "give a BlueGreenUpdatePolicy")
+    if _names(old) != _names(new):
+        # Source: AWS developer guide, "Deployment guardrails: exclusions", 2025.
+        raise invalid("The new endpoint configuration must have the same variant names as the old one.")
+    if "BlueGreenUpdatePolicy" in deployment:
+        _check_policy(deployment["BlueGreenUpdatePolicy"], sum(_counts(new)))
+
+
+def _check_policy(policy: Request, instances: int) -> None:
+    routing = policy["TrafficRoutingConfiguration"]
+    fields = {"CANARY": "CanarySize", "LINEAR": "LinearStepSize"}
+    for kind, field in fields.items():
+        if (field in routing) != (routing["Type"] == kind):
+            raise invalid(f"{field} must be provided for traffic routing {kind}, and for no other.")
+    steps = 1
+    if routing["Type"] in fields:
+        field = fields[routing["Type"]]
+        share = share_of(routing[field], instances)
+        # Source: AWS API reference, TrafficRoutingConfig, 2025.
+        low = 0.1 if field == "LinearStepSize" else 0.0
+        if not low <= share <= 0.5:
+            raise invalid(f"{field} must be {low:.0%} to 50% of the variant's instances, got {share:.0%}.")
+        steps = 2 if field == "CanarySize" else round(1 / share + 0.5)
+    waits = steps * routing["WaitIntervalInSeconds"] + policy.get("TerminationWaitInSeconds", 0)
+    if policy.get("MaximumExecutionTimeoutInSeconds", waits + 1) <= waits:
+        raise invalid(f"MaximumExecutionTimeoutInSeconds must be larger than all waits together, {waits} seconds.")
+
+
+def share_of(size: Request, instances: int) -> float:
+    """A CapacitySize as a part of all traffic."""
+    return float(size["Value"] / (instances if size["Type"] == "INSTANCE_COUNT" else 100))
+
+
+def is_serverless(config: Request) -> bool:
+    """Whether an endpoint config is of a serverless endpoint."""
+    return any("ServerlessConfig" in variant for variant in config["ProductionVariants"])
+
+
+def _names(config: Request) -> set[str]:
+    return {variant["VariantName"] for variant in config["ProductionVariants"]}
+
+
+def _counts(config: Request) -> list[int]:
+    return [variant.get("InitialInstanceCount", 0) for variant in config["ProductionVariants"]]
+
+
+def _refuse(request: Request, fields: Iterable[str], instead: str) -> None:
+    """Refuse, rather than ignore, what this stand-in does not do."""
+    for field in fields:
+        if field in request:
+            raise invalid(f"{field} works on AWS, but is not rehearsed: {instead}")

@@ -1,0 +1,229 @@
+"""One container of an endpoint: a serving process on the unpacked archive, asked over HTTP as the service asks it.
+
+Where Linux namespaces are allowed the model is read-only at /opt/ml/model; elsewhere it lies in a relocated folder.
+"""
+
+from __future__ import annotations
+
+import http.client
+import io
+import shlex
+import shutil
+import socket
+import sys
+import tarfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import sagemaker_launch
+from sagemaker_launch.rehearsal.container import DUMMY_CREDENTIALS, OPT_ML, environment_folders
+from sagemaker_launch.rehearsal.job_log import LogStream, Metrics, OutputReader
+from sagemaker_launch.rehearsal.namespaces import SYSTEM_PATH, Process, own_folder, own_tmp
+from sagemaker_launch.rehearsal.objects import DataError, Uri
+from sagemaker_launch.rehearsal.runner import Machine
+
+LOG_GROUP = "/aws/sagemaker/Endpoints/"
+OWN_SCRIPT_IMAGE = "rehearsal.local/script"
+"""Stands for an image of one's own: what runs is `code/serve.py` of the archive."""
+PACKAGES = Path(sagemaker_launch.__file__).resolve().parent.parent
+STOP_SECONDS = 30.0
+"""Time between SIGTERM and SIGKILL (AWS documentation of custom inference code, 2025)."""
+POLL_SECONDS = 0.1
+
+
+class UnhealthyError(Exception):
+    """The container never answered /ping; the message is the failure reason."""
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What a container answered."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+
+@dataclass(frozen=True)
+class ServingSpec:
+    """What the service tells a container of an endpoint."""
+
+    endpoint: str
+    variant: str
+    region: str
+    container: Mapping[str, Any]
+    """ContainerDefinition of the model."""
+
+
+class ServingProcess:
+    """A container: unpack the archive, start, ask, stop."""
+
+    def __init__(self, tree: Path, spec: ServingSpec, machine: Machine) -> None:
+        self._tree, self._spec, self._machine = tree, spec, machine
+        self._process: Process | None = None
+        self._reader: OutputReader | None = None
+        self._port = 0
+
+    def prepare(self) -> None:
+        """Download and unpack the model.
+
+        Raises:
+            DataError: with AWS's failure reason.
+        """
+        for folder in ("tmp", "home", "ml/model"):
+            (self._tree / folder).mkdir(parents=True)
+        url = self._spec.container.get("ModelDataUrl")
+        if url is not None:
+            unpack(self._machine.objects.get(Uri.parse(url)), self._tree / "ml" / "model", url)
+
+    def start(self) -> None:
+        """Start the process, the first or the next one."""
+        self._port = _free_port()
+        command, environment = [sys.executable, *self._arguments()], self._environment()
+        namespaces = self._machine.namespaces
+        if namespaces is not None:
+            script = self._tree / "init.sh"
+            script.write_text("\n".join([*self._mounts(), "cd /", f"exec {shlex.join(command)}", ""]))
+            command = [*namespaces.command, "sh", str(script)]
+        else:
+            environment |= {"SAGEMAKER_BASE_DIR": str(self._tree / "ml"), "TMPDIR": str(self._tree / "tmp")}
+        spec, settings = self._spec, self._machine.settings
+        stream = LogStream(
+            settings.account,
+            spec.region,
+            LOG_GROUP + spec.endpoint,
+            f"{spec.variant}/i-{time.time_ns():017x}",
+        )
+        self._process = Process(command, self._tree / "home", environment, in_namespaces=namespaces is not None)
+        self._reader = OutputReader(self._process.output, Metrics(()), stream, settings.log_seconds)
+
+    @property
+    def running(self) -> bool:
+        """Whether its process lives."""
+        return self._process is not None and self._process.exit_code() is None
+
+    def wait_until_healthy(self, timeout_seconds: float, give_up: Callable[[], bool]) -> None:
+        """Ask /ping until it answers 200.
+
+        Raises:
+            UnhealthyError: in AWS's words, if the process ends, the time is over or `give_up` says so.
+        """
+        until = time.monotonic() + timeout_seconds
+        while self.running and time.monotonic() < until and not give_up():
+            if self._ping():
+                return
+            time.sleep(POLL_SECONDS)
+        raise UnhealthyError(
+            f"The primary container for production variant {self._spec.variant} did not pass the ping health check. "
+            "Please check CloudWatch logs for this endpoint."
+        )
+
+    def ask(self, body: bytes, headers: Mapping[str, str], timeout_seconds: float) -> Reply:
+        """Send a request to /invocations.
+
+        Raises:
+            OSError: if there is no answer, as TimeoutError if it took too long.
+            http.client.HTTPException: if the process ends in the middle of it.
+        """
+        with self._connection(timeout_seconds) as connection:
+            connection.request("POST", "/invocations", body, dict(headers))
+            answer = connection.getresponse()
+            return Reply(answer.status, dict(answer.headers.items()), answer.read())
+
+    def stop(self, grace_seconds: float) -> None:
+        """SIGTERM, after the grace SIGKILL; delete the tree."""
+        if self._process is not None:
+            self._process.terminate()
+            self._process.wait(grace_seconds)
+        self.end()
+        if not self._machine.settings.keep_trees:
+            shutil.rmtree(self._tree, ignore_errors=True)
+
+    def end(self) -> None:
+        """End the process at once, if there is one, and read its output to the end."""
+        if self._process is not None:
+            self._process.kill()
+        if self._reader is not None:
+            self._reader.join()
+        self._process = self._reader = None
+
+    def _ping(self) -> bool:
+        try:
+            # AWS gives /ping two seconds.
+            with self._connection(2) as connection:
+                connection.request("GET", "/ping")
+                return connection.getresponse().status == 200
+        except (OSError, http.client.HTTPException):
+            return False
+
+    @contextmanager
+    def _connection(self, timeout_seconds: float) -> Iterator[http.client.HTTPConnection]:
+        connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=timeout_seconds)
+        try:
+            yield connection
+        finally:
+            connection.close()
+
+    def _arguments(self) -> list[str]:
+        if self._spec.container["Image"].startswith(OWN_SCRIPT_IMAGE):
+            ml = OPT_ML if self._machine.namespaces is not None else self._tree / "ml"
+            return [str(ml / "model" / "code" / "serve.py")]
+        return ["-m", "sagemaker_launch.serving"]
+
+    def _environment(self) -> dict[str, str]:
+        """The variables of an image, the service's and the model's; nothing of this process."""
+        return {
+            "PATH": f"{Path(sys.executable).parent}:{SYSTEM_PATH}",
+            "PYTHONPATH": str(PACKAGES),
+            "HOME": str(self._tree / "home"),
+            "LANG": "C.UTF-8",
+            "LC_ALL": "C.UTF-8",
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "PYTHONUNBUFFERED": "1",
+            "AWS_REGION": self._spec.region,
+            "AWS_DEFAULT_REGION": self._spec.region,
+            "AWS_ENDPOINT_URL": self._machine.url,
+            **DUMMY_CREDENTIALS,
+            **self._spec.container.get("Environment", {}),
+            # All containers here share the loopback interface: none may take the port 8080 that they have on AWS.
+            "SAGEMAKER_BIND_TO_PORT": str(self._port),
+            "SERVING_HOST": "127.0.0.1",
+        }
+
+    def _mounts(self) -> list[str]:
+        model = shlex.quote(str(self._tree / "ml" / "model"))
+        keep = [self._machine.settings.root, PACKAGES, *environment_folders(self._machine.image)]
+        return [
+            "set -e",
+            *own_folder(Path("/opt"), self._tree),
+            "rm -f /opt/ml && mkdir -p /opt/ml/model",
+            f"mount --bind {model} /opt/ml/model",
+            "mount -o remount,bind,ro /opt/ml/model",
+            *own_tmp(self._tree, keep),
+        ]
+
+
+def unpack(content: bytes, folder: Path, url: str) -> None:
+    """Unpack an archive as the service does, whatever is in it.
+
+    Raises:
+        DataError: with AWS's words, if it is no archive.
+    """
+    try:
+        with tarfile.open(fileobj=io.BytesIO(content), mode="r:gz") as archive:
+            archive.extractall(folder, filter="data")
+    except (tarfile.TarError, EOFError, OSError) as error:
+        raise DataError(
+            f'Failed to extract model data archive for container "container_1" from URL "{url}". Please ensure that '
+            f"the object located at the URL is a valid tar.gz archive. ({error})"
+        ) from error
+
+
+def _free_port() -> int:
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        return int(held.getsockname()[1])
