@@ -26,14 +26,21 @@ KEEP_ALIVE_SECONDS = 75
 log = logging.getLogger("serving")
 
 
-def run(settings: Settings, on_ready: Callable[[str], None] = lambda address: log.info(f"ready at {address}")) -> int:
-    """Serve until told to stop.
+class ServingError(RuntimeError):
+    """There is no model or no port, or the server can't go on; the message is one line."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(" ".join(reason.split())[:1000])
+
+
+def run(settings: Settings, on_ready: Callable[[str], None] = lambda address: log.info(f"ready at {address}")) -> None:
+    """Serve until SIGTERM or Ctrl-C.
 
     Args:
         on_ready: gets the server's address when it answers.
 
-    Returns:
-        0 after SIGTERM or Ctrl-C, 1 if there is no model or no port.
+    Raises:
+        ServingError: if it can't.
     """
     _log_to_stdout()
     # Pillow's are about images that strangers send; the answer says what is wrong.
@@ -42,11 +49,11 @@ def run(settings: Settings, on_ready: Callable[[str], None] = lambda address: lo
         listener = socket.create_server((settings.host, settings.port))
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno and error.errno > 0 else str(error)
-        return _explain(f"can't listen on {settings.host} port {settings.port}: {reason}")
-    return asyncio.run(_serve(settings, listener, on_ready))
+        raise ServingError(f"can't listen on {settings.host} port {settings.port}: {reason}") from error
+    asyncio.run(_serve(settings, listener, on_ready))
 
 
-async def _serve(settings: Settings, listener: socket.socket, on_ready: Callable[[str], None]) -> int:
+async def _serve(settings: Settings, listener: socket.socket, on_ready: Callable[[str], None]) -> None:
     service = Service(settings)
     app = make_app(service)
     server = uvicorn.Server(
@@ -85,11 +92,10 @@ async def _serve(settings: Settings, listener: socket.socket, on_ready: Callable
     try:
         await living[0]
     except BadExportError as error:
-        return _explain(str(error))
+        raise ServingError(str(error)) from error
     except Exception as error:
         log.exception("the server can't go on")
-        return _explain(f"the server can't go on: {error}")
-    return 0
+        raise ServingError(f"the server can't go on: {error}") from error
 
 
 async def _live(service: Service, on_ready: Callable[[], None]) -> None:
@@ -110,12 +116,6 @@ async def _live(service: Service, on_ready: Callable[[], None]) -> None:
         batching.result()  # it never ends but by an error
     await service.drain()
     batching.cancel()
-
-
-def _explain(reason: str) -> int:
-    """One line for whoever reads the log."""
-    print(f"error: {' '.join(reason.split())[:1000]}", file=sys.stderr, flush=True)
-    return 1
 
 
 def _log_to_stdout() -> None:
