@@ -263,7 +263,8 @@ class Model:
 
     def score_crops(self, crops: Sequence[Tensor]) -> Tensor:
         """Score what `Preprocessing.crop` made of images."""
-        device = next(self.network.parameters()).device
+        # What a compiler made of a network for the CPU has no parameters.
+        device = next((one.device for one in self.network.parameters()), torch.device("cpu"))
         batch = torch.stack(list(crops)).to(device)
         with torch.inference_mode():
             return self.network(self.preprocessing.normalise(batch)).float().cpu()
