@@ -1,0 +1,265 @@
+"""Our server beside AWS's: one archive, one machine, one run.
+
+python -m benchmarks.serving [--weights PATH/resnet50.safetensors] [--photos PATH/images]
+
+Both serve the same ResNet50 at 224 px from one packed and unpacked archive: our server as its image starts it, and
+TorchServe 0.12 with AWS's toolkit as AWS's image starts it, a worker a core with PyTorch's own number of threads. Both
+run all the time, and while one is measured the other has nothing to do. Clients are threads of this process that send
+the next photo when the last one is answered. Rounds alternate; each answer is compared with the scores of the export.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import psutil
+import torch
+from torch import nn
+
+from benchmarks.common import parser, report, spread, write_photos
+from lightning_modules.export import write_export
+from lightning_modules.inference import (
+    Preprocessing,
+    build_network,
+    decode_image,
+    load_export,
+    read_safetensors,
+)
+from sagemaker_launch.archive import pack_model, unpack_model
+from sagemaker_launch.rehearsal.image import build_image
+from sagemaker_launch.rehearsal.namespaces import find_namespaces
+from sagemaker_launch.rehearsal.torchserve import LINKED, REQUIREMENTS, TorchServe
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+CONCURRENCY = (1, 4, 16)
+THEIRS, OURS = "TorchServe, AWS's toolkit", "our server"
+
+
+def main() -> None:
+    """Measure and report."""
+    command = parser(__doc__ or "")
+    command.add_argument("--weights", type=Path, help="a ResNet50 as .safetensors; default: random weights")
+    command.add_argument("--photos", type=Path, default=REPOSITORY.parent / "shared" / "images", help="JPEG files")
+    command.add_argument("--rounds", type=int, default=5)
+    command.add_argument("--seconds", type=float, default=10, help="of each measurement")
+    command.add_argument("--their-threads", type=int, help="OMP_NUM_THREADS of TorchServe; default: as AWS, not set")
+    arguments = command.parse_args()
+    namespaces = find_namespaces()
+    if namespaces is None:
+        sys.exit("error: AWS's toolkit writes to /etc and needs Linux namespaces, which this machine or user has not")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        photos = _photos(arguments.photos, folder)
+        model = unpack_model(
+            pack_model(_export(folder, arguments.weights), folder / "model.tar.gz"), folder / "ml" / "model"
+        )
+        network = load_export(model)
+        wanted = [network.score([decode_image(photo)])[0].tolist() for photo in photos]
+        image = build_image(REPOSITORY / "runs" / "rehearsal-image", REQUIREMENTS, LINKED)
+        theirs_alone = {"OMP_NUM_THREADS": str(arguments.their_threads)} if arguments.their_threads else {}
+        with (
+            TorchServe(folder / "torchserve", model, image, namespaces, theirs_alone) as torchserve,
+            _our_server(model.parent, folder / "log") as (url, pid, engine),
+        ):
+            torchserve.wait_until_ready()
+            servers = {THEIRS: (torchserve.url, torchserve.pid), OURS: (url, pid)}
+            figures = _measure(servers, photos, wanted, arguments.rounds, arguments.seconds)
+    settings = {
+        THEIRS: f"{os.cpu_count()} workers, OMP_NUM_THREADS {arguments.their_threads or 'not set'}",
+        OURS: engine,
+        "load average at the end": os.getloadavg()[1],
+        "rounds": arguments.rounds,
+        "seconds": arguments.seconds,
+    }
+    _report(figures, settings, arguments.json)
+
+
+def _photos(folder: Path, work: Path) -> list[bytes]:
+    files = sorted(folder.glob("*.jpg"))
+    if not files:
+        print(f"no JPEG files in {folder}: eight are made, of noise")
+        write_photos(work / "photos", per_class=4, size=400)
+        files = sorted((work / "photos" / "train").rglob("*.jpg"))
+    return [file.read_bytes() for file in files]
+
+
+def _export(folder: Path, weights: Path | None) -> Path:
+    torch.manual_seed(0)
+    state = read_safetensors(weights) if weights else {}
+    network = build_network("resnet50", len(state["fc.bias"]) if weights else 133)
+    if weights:
+        network.load_state_dict({name: one.float() if one.is_floating_point() else one for name, one in state.items()})
+    else:
+        for part in network.modules():
+            if isinstance(part, nn.BatchNorm2d):
+                part.momentum = 1.0
+        with torch.no_grad():
+            network(torch.randn(8, 3, 224, 224))  # so that random weights score pictures differently
+    write_photos(folder / "golden", per_class=1, size=300)
+    return write_export(
+        network.eval(),
+        folder / "export",
+        backbone="resnet50",
+        class_names=tuple(f"class {index}" for index in range(network.fc.out_features)),
+        preprocessing=Preprocessing(image_size=224, resize_size=256),
+        metrics={},
+        config={},
+        golden_photo=next((folder / "golden" / "train").rglob("*.jpg")),
+    )
+
+
+@contextmanager
+def _our_server(base: Path, log: Path) -> Iterator[tuple[str, int, str]]:
+    """Our server's address, process and what it says of its engine."""
+    variables = {"SAGEMAKER_BASE_DIR": str(base), "SAGEMAKER_BIND_TO_PORT": "0", "SERVING_HOST": "127.0.0.1"}
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"} | variables
+    with log.open("wb") as file:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "sagemaker_launch.serving"], env=environment, stdout=file, stderr=subprocess.STDOUT
+        )
+    try:
+        while "ready at " not in log.read_text():
+            if process.poll() is not None:
+                raise RuntimeError(f"the server did not start: {log.read_text()}")
+            time.sleep(0.1)
+        lines = log.read_text().splitlines()
+        (ready,) = [line for line in lines if "ready at " in line]
+        (engine,) = [line for line in lines if "engine " in line]
+        yield ready.rpartition(" ")[2], process.pid, engine
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def _measure(
+    servers: dict[str, tuple[str, int]],
+    photos: list[bytes],
+    wanted: list[list[float]],
+    rounds: int,
+    seconds: float,
+) -> dict[str, dict[int, dict[str, list[float]]]]:
+    """Rounds of all servers in turn: for each and each concurrency, lists of p50, p99, requests a second and peak."""
+    kinds = ("p50_ms", "p99_ms", "requests_per_second", "peak_rss_mb", "pss_mb")
+    figures = {name: {level: {kind: [] for kind in kinds} for level in CONCURRENCY} for name in servers}
+    for turn in range(rounds + 1):
+        for level in CONCURRENCY:
+            # Who goes first changes, so that a machine that slows down or speeds up favours none.
+            for name in sorted(servers, reverse=bool(turn % 2)):
+                url, pid = servers[name]
+                with _peak(pid) as peak:
+                    times, took = _drive(url, photos, wanted, level, seconds if turn else min(seconds, 5))
+                if not turn:  # the first one warms up
+                    continue
+                found = figures[name][level]
+                found["p50_ms"].append(1000 * statistics.median(times))
+                found["p99_ms"].append(1000 * statistics.quantiles(times, n=100, method="inclusive")[98])
+                found["requests_per_second"].append(len(times) / took)
+                found["peak_rss_mb"].append(max(peak) / 1e6)
+                found["pss_mb"].append(sum(one.memory_full_info().pss for one in _tree(pid)) / 1e6)
+    return figures
+
+
+def _drive(
+    url: str, photos: list[bytes], wanted: list[list[float]], clients: int, seconds: float
+) -> tuple[list[float], float]:
+    """Seconds of each request, and of all together."""
+    started = time.perf_counter()
+
+    def client(number: int) -> tuple[list[float], list[tuple[int, int, bytes]]]:
+        times, answers = [], []
+        address = urlsplit(url)
+        connection = http.client.HTTPConnection(address.hostname or "", address.port, timeout=120)
+        turn = number
+        while time.perf_counter() - started < seconds:
+            index = turn % len(photos)
+            before = time.perf_counter()
+            connection.request("POST", "/invocations", photos[index], {"Content-Type": "image/jpeg"})
+            response = connection.getresponse()
+            answers.append((index, response.status, response.read()))
+            times.append(time.perf_counter() - before)
+            turn += 1
+        connection.close()
+        return times, answers
+
+    with ThreadPoolExecutor(clients) as pool:
+        done = list(pool.map(client, range(clients)))
+    took = time.perf_counter() - started
+    for _, answers in done:
+        for index, status, body in answers:
+            assert status == 200, (url, status, body[:200])
+            (row,) = json.loads(body)
+            assert max(abs(one - other) for one, other in zip(row, wanted[index], strict=True)) < 1e-3, url
+    return [one for times, _ in done for one in times], took
+
+
+def _tree(pid: int) -> list[psutil.Process]:
+    first = psutil.Process(pid)
+    return [first, *first.children(recursive=True)]
+
+
+@contextmanager
+def _peak(pid: int) -> Iterator[list[int]]:
+    """Bytes of the process and its children, five times a second."""
+    seen, over, tree = [0], threading.Event(), _tree(pid)
+
+    def watch() -> None:
+        while not over.wait(0.2):
+            seen.append(sum(one.memory_info().rss for one in tree))
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    yield seen
+    over.set()
+    thread.join()
+
+
+def _report(
+    figures: dict[str, dict[int, dict[str, list[float]]]], settings: dict[str, object], path: Path | None
+) -> None:
+    spreads = {
+        name: {level: {kind: spread(values) for kind, values in kinds.items()} for level, kinds in levels.items()}
+        for name, levels in figures.items()
+    }
+    ratios = {
+        level: {kind: one["median"] / spreads[THEIRS][level][kind]["median"] for kind, one in kinds.items()}
+        for level, kinds in spreads[OURS].items()
+    }
+    rows = [
+        (
+            f"ours / theirs, {level} clients",
+            f"p50 {one['p50_ms']:.2f}, p99 {one['p99_ms']:.2f}, throughput {one['requests_per_second']:.2f}, "
+            f"peak memory {one['peak_rss_mb']:.2f} (shared pages counted once {one['pss_mb']:.2f})",
+        )
+        for level, one in ratios.items()
+    ]
+    for name, levels in spreads.items():
+        for level, kinds in levels.items():
+            p50, p99, rate = kinds["p50_ms"], kinds["p99_ms"], kinds["requests_per_second"]
+            rows.append(
+                (
+                    f"  {name}, {level} clients",
+                    f"p50 {p50['median']:.0f} ms ({p50['min']:.0f} to {p50['max']:.0f}), "
+                    f"p99 {p99['median']:.0f} ms ({p99['min']:.0f} to {p99['max']:.0f}), "
+                    f"{rate['median']:.1f}/s ({rate['min']:.1f} to {rate['max']:.1f}), "
+                    f"peak {kinds['peak_rss_mb']['max']:.0f} MB (PSS {kinds['pss_mb']['max']:.0f})",
+                )
+            )
+    rows += [(f"  {name}", str(value)) for name, value in settings.items()]
+    report(rows, {"ratios": ratios, "servers": spreads, "settings": settings}, path)
+
+
+if __name__ == "__main__":
+    main()
