@@ -9,7 +9,7 @@ import hashlib
 import io
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -259,8 +259,12 @@ class Model:
         Returns:
             (len(images), num_classes) float32 logits.
         """
+        return self.score_crops([self.preprocessing.crop(one) for one in images])
+
+    def score_crops(self, crops: Sequence[Tensor]) -> Tensor:
+        """Score what `Preprocessing.crop` made of images."""
         device = next(self.network.parameters()).device
-        batch = torch.stack([self.preprocessing.crop(one) for one in images]).to(device)
+        batch = torch.stack(list(crops)).to(device)
         with torch.inference_mode():
             return self.network(self.preprocessing.normalise(batch)).float().cpu()
 
@@ -402,19 +406,22 @@ def input_fn(body: bytes | str, content_type: str | None) -> list[Tensor | BadIm
         For each image: (3, H, W) uint8, or why it can't be scored; for a request that is wrong as a whole, one error.
     """
     try:
-        files = read_request(body, content_type)
+        return list(decode_request(read_request(body, content_type)))
     except BadImageError as error:
         return [error]
-    images: list[Tensor | BadImageError] = []
+
+
+def decode_request(files: Iterable[bytes]) -> Iterator[Tensor | BadImageError]:
+    """Decode the image files of a request one by one; together they may have MAX_PIXELS."""
     left = MAX_PIXELS
     for file in files:
         try:
             image = decode_image(file, max_pixels=left, formats=REQUEST_FORMATS)
             left -= image.shape[-2] * image.shape[-1]
-            images.append(image)
+            yield image
         except BadImageError as error:
-            images.append(error)
-    return images
+            # A new one: the traceback of this one keeps the half-decoded pixels.
+            yield type(error)(str(error))
 
 
 def read_request(body: bytes | str, content_type: str | None) -> list[bytes]:

@@ -1,0 +1,34 @@
+"""`python -m sagemaker_launch.serving`: serve the model of $SAGEMAKER_BASE_DIR until SIGTERM."""
+
+import os
+import sys
+
+import torch
+
+from sagemaker_launch.serving.server import run
+from sagemaker_launch.serving.settings import read_settings
+
+
+def main() -> int:
+    """Serve.
+
+    Returns:
+        0 stopped, 1 no model or no port, 2 wrong settings.
+    """
+    # SageMaker starts a container with the word 'serve'.
+    if sys.argv[1:] not in ([], ["serve"]):
+        print(f"error: the server takes its settings from the environment, got {sys.argv[1:]}", file=sys.stderr)
+        return 2
+    try:
+        settings = read_settings(os.environ, cuda=torch.cuda.is_available())
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return run(settings)
+
+
+if __name__ == "__main__":
+    code = main()
+    sys.stdout.flush()
+    # A model that is still being loaded or an image that is still being decoded must not hold the exit.
+    os._exit(code)

@@ -1,0 +1,142 @@
+"""One model and the requests that are in: admitted, decoded, scored together, answered."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from lightning_modules.inference import Model, Prediction
+from sagemaker_launch.serving.batcher import Batcher, Row
+from sagemaker_launch.serving.decoder import Decoder
+from sagemaker_launch.serving.engine import load_engine
+from sagemaker_launch.serving.metrics import Metrics
+from sagemaker_launch.serving.settings import Settings
+
+STATES = {
+    "loading": "the model is being loaded",
+    "ready": "ready",
+    "stopping": "the server is stopping",
+}
+
+
+class RefusedError(Exception):
+    """A request that is not answered with scores; the message is one plain sentence."""
+
+    def __init__(self, status: int, sentence: str) -> None:
+        super().__init__(sentence)
+        self.status = status
+        """Of HTTP."""
+
+
+@dataclass
+class Record:
+    """What the log says of a request."""
+
+    bytes: int = 0
+    images: int = 0
+    decode_seconds: float = 0.0
+    network_seconds: float = 0.0
+    batch_size: int = 0
+
+
+class Service:
+    """The server without its HTTP. Lives on the event loop."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.state: Literal["loading", "ready", "stopping"] = "loading"
+        self.metrics = Metrics(lambda: self.batcher.depth, lambda: self._in_progress)
+        self._in_progress = 0
+        self._empty = asyncio.Event()
+        self._empty.set()
+        self._model: Model | None = None
+        # Everything that concerns the network happens on its one thread.
+        self._network = ThreadPoolExecutor(1, "network")
+        self._decoder = Decoder(settings.decode_threads)
+        self.batcher = Batcher(
+            self._score, self._network, settings.max_batch, settings.max_wait_seconds, self.metrics.batch_size.observe
+        )
+
+    async def load(self) -> None:
+        """Load the model, check the golden photo and warm up.
+
+        Raises:
+            BadExportError: if the model is not whole or scores the golden photo otherwise than the trainer.
+        """
+        self._model = await asyncio.get_running_loop().run_in_executor(self._network, self._load)
+        self.state = "ready"
+
+    @contextmanager
+    def admitted(self) -> Iterator[None]:
+        """Let a request in.
+
+        Raises:
+            RefusedError: if the server is not ready or has too many.
+        """
+        if self.state != "ready":
+            raise RefusedError(503, STATES[self.state])
+        if self._in_progress >= self.settings.max_queue:
+            raise RefusedError(503, f"the server has its {self.settings.max_queue} requests: try again later")
+        self._in_progress += 1
+        self._empty.clear()
+        try:
+            yield
+        finally:
+            self._in_progress -= 1
+            if not self._in_progress:
+                self._empty.set()
+
+    async def answer(
+        self, body: bytes, content_type: str, accept: str, attributes: str, record: Record
+    ) -> tuple[int, str]:
+        """Status and JSON of a request; cancelled, it is not computed any further.
+
+        Args:
+            attributes: SageMaker's custom attributes.
+            record: gets what the log is to say.
+        """
+        model = self._model
+        assert model is not None, "requests are admitted when it is loaded"
+        with self.batcher.coming():
+            decoded = await self._decoder.decode(body, content_type, model.preprocessing)
+        record.images, record.decode_seconds = len(decoded.images), decoded.seconds
+        scored = await self.batcher.score([image for image in decoded.images if isinstance(image, Tensor)])
+        record.network_seconds = max((one.seconds for one in scored), default=0.0)
+        record.batch_size = max((one.batch_size for one in scored), default=0)
+        rows = (one.logits for one in scored)
+        logits = tuple(next(rows) if isinstance(image, Tensor) else image for image in decoded.images)
+        return Prediction(logits, model.class_names, model.version).answer(accept, attributes)
+
+    async def drain(self) -> None:
+        """Let nobody in any more, and wait for those that are, as long as the settings allow."""
+        self.state = "stopping"
+        try:
+            async with asyncio.timeout(self.settings.stop_seconds):
+                await self._empty.wait()
+        except TimeoutError:
+            pass
+
+    def close(self) -> None:
+        """End the threads."""
+        self._decoder.close()
+        self._network.shutdown(wait=False, cancel_futures=True)
+
+    def _load(self) -> Model:
+        model = load_engine(self.settings.model)
+        side = model.preprocessing.image_size
+        sizes = [2**power for power in range(self.settings.max_batch.bit_length())]
+        for size in sorted({*sizes, self.settings.max_batch}):
+            # The first batch of a size takes longer.
+            model.score_crops([torch.zeros(3, side, side, dtype=torch.uint8)] * size)
+        return model
+
+    def _score(self, crops: Sequence[Tensor]) -> list[Row]:
+        assert self._model is not None
+        return [tuple(row) for row in self._model.score_crops(crops).tolist()]

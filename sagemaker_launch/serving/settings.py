@@ -1,0 +1,88 @@
+"""How the server works, read from its environment: SageMaker passes a container nothing else."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+PREFIX = "SERVING_"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How the server works."""
+
+    model: Path
+    """The export folder."""
+    host: str
+    """Address to listen on."""
+    port: int
+    """Port to listen on; 0 takes a free one."""
+    max_batch: int
+    """Images that go through the network at once."""
+    max_wait_seconds: float
+    """How long an image waits for those that are being decoded to share its batch; none are, none are waited for."""
+    max_queue: int
+    """Requests that may be in at once, from their first byte to their answer; beyond it the answer is 503."""
+    timeout_seconds: float
+    """A request that takes longer is answered with 503. SageMaker gives up after 60 s."""
+    body_timeout_seconds: float
+    """A body that takes longer to arrive is answered with 408."""
+    decode_threads: int
+    """Requests that are decoded at once. The worst image takes 600 MB meanwhile."""
+    stop_seconds: float
+    """How long requests that are in may take after SIGTERM. SageMaker kills after 30 s."""
+
+
+def read_settings(environment: Mapping[str, str], *, cuda: bool) -> Settings:
+    """Read the settings.
+
+    Args:
+        cuda: whether the network runs on a GPU, where larger batches pay.
+
+    Raises:
+        ValueError: naming the variable, its rule and its value.
+    """
+    known: set[str] = set()
+
+    def number(name: str, default: float, low: float, high: float) -> float:
+        known.add(name)
+        text = environment.get(name, "")
+        try:
+            value = float(text or default)
+        except ValueError:
+            value = low - 1
+        if not low <= value <= high:
+            raise ValueError(f"{name} must be a number {low:g}..{high:g}, got {text!r}")
+        return value
+
+    def whole(name: str, default: int, low: int, high: int) -> int:
+        value = number(name, default, low, high)
+        if value != int(value):
+            raise ValueError(f"{name} must be a whole number, got {environment[name]!r}")
+        return int(value)
+
+    max_batch = whole("SERVING_MAX_BATCH", 32 if cuda else 8, 1, 1024)
+    timeout_seconds = number("SERVING_TIMEOUT_SECONDS", 50, 0.1, 3600)
+    settings = Settings(
+        model=Path(environment.get("SAGEMAKER_BASE_DIR") or "/opt/ml") / "model",
+        host=environment.get("SERVING_HOST") or "0.0.0.0",
+        port=whole("SAGEMAKER_BIND_TO_PORT", 8080, 0, 65_535),
+        max_batch=max_batch,
+        max_wait_seconds=number("SERVING_MAX_WAIT_MS", 5, 0, 10_000) / 1000,
+        max_queue=whole("SERVING_MAX_QUEUE", 8 * max_batch, 1, 100_000),
+        timeout_seconds=timeout_seconds,
+        body_timeout_seconds=number("SERVING_BODY_TIMEOUT_SECONDS", min(20, timeout_seconds), 0.1, timeout_seconds),
+        decode_threads=whole("SERVING_DECODE_THREADS", min(len(os.sched_getaffinity(0)), 16), 1, 256),
+        stop_seconds=number("SERVING_STOP_SECONDS", 25, 0, 3600),
+    )
+    known.add("SERVING_HOST")
+    for name in sorted(set(environment) - known):
+        if name.startswith(PREFIX):
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"; did you mean {near[0]}?" if near else f"; there are {', '.join(sorted(known))}"
+            raise ValueError(f"{name} is no setting of the server{hint}")
+    return settings
