@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from typing import Any
 
 from sagemaker_launch.rehearsal.rules import check_shape, check_tags, invalid
@@ -173,6 +173,28 @@ def check_deployment(request: Request, old: Request, new: Request) -> None:
         raise invalid("The new endpoint configuration must have the same variant names as the old one.")
     if "BlueGreenUpdatePolicy" in deployment:
         _check_policy(deployment["BlueGreenUpdatePolicy"], sum(_counts(new)))
+
+
+def check_scaled(scaled: Set[str], old: Request, new: Request) -> None:
+    """Refuse an update that takes a scaled variant away or changes its instances.
+
+    Args:
+        scaled: names of variants that are scalable targets.
+
+    Raises:
+        SagemakerClientError: naming the variants.
+
+    Source: AWS developer guide, "Update endpoints that use auto scaling", 2025.
+    """
+    types = [
+        {one["VariantName"]: one.get("InstanceType") for one in config["ProductionVariants"]} for config in (old, new)
+    ]
+    changed = sorted(name for name in scaled if types[0].get(name) != types[1].get(name))
+    if changed:
+        raise invalid(
+            f'The variant(s) "{", ".join(changed)}" must be deregistered as scalable targets with AWS Auto Scaling '
+            "before they can be removed or have their instance type updated."
+        )
 
 
 def _check_policy(policy: Request, instances: int) -> None:
