@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import socket
+import statistics
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -179,6 +180,21 @@ def test_the_log_has_one_line_a_request_and_nothing_of_the_image(server: Server,
         "total_ms",
         "batch_size",
     }
+
+
+def test_an_answer_is_sent_in_one_go(server: Server) -> None:
+    photo = jpeg_bytes()
+    with requests.Session() as session:
+
+        def seconds() -> float:
+            answer = session.post(
+                f"{server.url}/invocations", photo, headers={"Content-Type": "image/jpeg"}, timeout=10
+            )
+            own = json.loads(server.log.read_text().splitlines()[-1])["total_ms"] / 1000
+            return answer.elapsed.total_seconds() - float(own)
+
+        # Nagle's algorithm would hold the second part back for 40 ms.
+        assert statistics.median(seconds() for _ in range(15)) < 0.03
 
 
 def test_prometheus_counts_requests_by_status(server: Server) -> None:
