@@ -71,7 +71,7 @@ class EndpointRunner(threading.Thread):
         try:
             self._start(fleet)
         except (DataError, UnhealthyError) as error:
-            self._stop(fleet)
+            self._retire(fleet)
             self._finish("Failed", str(error))
             return
         with endpoint.lock:
@@ -91,12 +91,12 @@ class EndpointRunner(threading.Thread):
             with endpoint.lock:
                 blue.share = 1.0
                 endpoint.green = None
-            self._stop(green)
+            self._retire(green)
             self._finish("InService", str(error))
             return
         with endpoint.lock:
             endpoint.blue, endpoint.green = green, None
-        self._stop(blue)
+        self._retire(blue)
         self._finish("InService")
 
     def _rescale(self, apply: Callable[[], None]) -> None:
@@ -105,7 +105,7 @@ class EndpointRunner(threading.Thread):
 
     def _delete(self) -> None:
         for fleet in self._endpoint.fleets():
-            self._stop(fleet)
+            self._retire(fleet)
         self._deleted = True
         self._forget(self._endpoint)
         log.info("endpoint %s: deleted", self._endpoint.name)
@@ -120,7 +120,7 @@ class EndpointRunner(threading.Thread):
             seconds = min(asked, self._machine.settings.health_check_seconds)
             variant.process.wait_until_healthy(seconds, self._machine.shutdown.is_set)
 
-    def _stop(self, fleet: Fleet) -> None:
+    def _retire(self, fleet: Fleet) -> None:
         """Answer what is in, then end the processes of a fleet that gets no more traffic."""
         grace = min(STOP_SECONDS, self._machine.settings.grace_seconds)
         if fleet.queue is not None:
