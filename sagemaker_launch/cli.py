@@ -15,6 +15,7 @@ from experiments.config import RunConfig, config_help, load_config, override, pu
 from experiments.console import say
 from experiments.errors import EXIT_USAGE
 from sagemaker_launch.endpoint_cli import add_endpoint_commands
+from sagemaker_launch.serving_cli import add_serving_commands
 from sagemaker_launch.settings import CloudSettings, load_cloud
 
 if TYPE_CHECKING:
@@ -321,6 +322,7 @@ def _add_commands(commands: Any) -> None:
     stop.set_defaults(more="jobs")
     add("cost", _cost, "List what each job has cost.")
     add_endpoint_commands(add)
+    add_serving_commands(add)
     policy = add("policy", _policy, "Print least-privilege IAM policies for the launcher and for the roles.")
     kinds = ("launcher", "role", "role_trust", "schedule_role", "schedule_role_trust")
     policy.add_argument("of", nargs="?", choices=kinds, help="one of them alone")

@@ -83,16 +83,20 @@ def find_serving_image(settings: CloudSettings, region: str, cache_dir: Path) ->
     if endpoint.image_uri is not None:
         return endpoint.image_uri
     if endpoint.image == "own":
-        return own_serving_image(settings, region)
+        return own_serving_image(settings, region, serving_device(settings))
     query = {"framework": "pytorch", "version": "2.6.0", "py_version": "py312", "image_scope": "inference"}
     return _look_up("cloud.endpoint.image_uri", query, region, endpoint.instance_type, cache_dir)
 
 
-def own_serving_image(settings: CloudSettings, region: str) -> str:
+def serving_device(settings: CloudSettings) -> str:
+    """What an endpoint's machine computes with: cpu or cuda."""
+    return "cuda" if settings.endpoint.instance_type.startswith(GPU_FAMILIES) else "cpu"
+
+
+def own_serving_image(settings: CloudSettings, region: str, device: str) -> str:
     """Where `python -m sagemaker_launch image --push` puts our serving image."""
     assert settings.role_arn is not None, "checked by require_for_jobs"
     account = settings.role_arn.split(":")[4]
-    device = "cuda" if settings.endpoint.instance_type.startswith(GPU_FAMILIES) else "cpu"
     version = metadata.version("local-first-experiments")
     return f"{account}.dkr.ecr.{region}.amazonaws.com/{settings.project}-serving:{version}-{device}"
 
