@@ -144,7 +144,7 @@ def scaling_policy(endpoint: EndpointSettings, name: str) -> Request:
         tracking["PredefinedMetricSpecification"] = {"PredefinedMetricType": SCALING_METRICS[by]}
     return {
         **variant_of(name),
-        "PolicyName": f"{name}-{by}",
+        "PolicyName": f"{name}-track",
         "PolicyType": "TargetTrackingScaling",
         "TargetTrackingScalingPolicyConfiguration": {**tracking, "ScaleInCooldown": 300, "ScaleOutCooldown": 60},
     }
