@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 
@@ -61,6 +62,17 @@ def register(store: RunStore, run_id: str, export: Path, *, name: str) -> tuple[
     if beaten:
         client.set_registered_model_alias(name, CHAMPION, version.version)
     return f"models:/{name}/{version.version}", beaten
+
+
+def tag_version(uri: str, store: RunStore, tags: Mapping[str, str]) -> None:
+    """Tag the version that `models:/NAME@ALIAS` or `models:/NAME/VERSION` names."""
+    name, _, alias = uri.removeprefix("models:/").partition("@")
+    if alias:
+        version = store.client.get_model_version_by_alias(name, alias).version
+    else:
+        name, _, version = name.partition("/")
+    for key, value in tags.items():
+        store.client.set_model_version_tag(name, version, key, value)
 
 
 def download_export(uri: str, store: RunStore) -> Path:

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from filelock import FileLock
 from mlflow import MlflowClient
-from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, RESOURCE_DOES_NOT_EXIST, ErrorCode
 from mlflow.system_metrics.metrics.base_metrics_monitor import BaseMetricsMonitor
@@ -183,6 +183,15 @@ class RunStore:
         if found is not None:
             return str(found.experiment_id)
         return str(self.client.create_experiment(name, artifact_location))
+
+    def find_run(self, run_id: str) -> Run | None:
+        """A run by its ID; None if there is none."""
+        try:
+            return self.client.get_run(run_id)
+        except MlflowException as error:
+            if error.error_code in (ErrorCode.Name(RESOURCE_DOES_NOT_EXIST), ErrorCode.Name(INVALID_PARAMETER_VALUE)):
+                return None
+            raise
 
     def _find(self, run_id: str | None, key: str) -> str | None:
         if run_id is not None:

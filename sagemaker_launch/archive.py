@@ -6,6 +6,10 @@ import gzip
 import shutil
 import tarfile
 from pathlib import Path, PurePosixPath
+from typing import Any
+from urllib.parse import urlsplit
+
+from experiments.console import say
 
 WEIGHTS = "model.safetensors"
 FILES = (
@@ -86,6 +90,23 @@ def unpack_model(archive: Path, folder: Path) -> Path:
     shutil.rmtree(folder, ignore_errors=True)
     part.replace(folder)
     return folder
+
+
+def fetch_model(s3: Any, uri: str, folder: Path) -> Path:
+    """Download a job's `model.tar.gz` and unpack it as an export folder.
+
+    Raises:
+        BadArchiveError: if it holds what does not belong there.
+    """
+    place = urlsplit(uri)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    archive = folder.with_name(f".{folder.name}.tar.gz")
+    say(f"fetching {uri}")
+    try:
+        s3.download_file(place.netloc, place.path.lstrip("/"), str(archive))
+        return unpack_model(archive, folder)
+    finally:
+        archive.unlink(missing_ok=True)
 
 
 def _extract(opened: tarfile.TarFile, folder: Path, archive: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
@@ -16,6 +17,8 @@ from sagemaker_launch.aws import client, is_rehearsal
 from sagemaker_launch.settings import CloudSettings
 
 PRICES = Path("conf/cloud/prices.yaml")
+SERVERLESS = "serverless_gb_second"
+"""Name in that file of what a serverless endpoint costs for a second and a gigabyte of memory."""
 
 
 class OverBudgetError(ValueError):
@@ -79,17 +82,102 @@ def check_budget(settings: CloudSettings, worst: WorstCase) -> None:
         )
 
 
-def price_finder(settings: CloudSettings, region: str) -> Callable[[str], float]:
+@dataclass(frozen=True)
+class HourlyWorst:
+    """What an endpoint costs an hour if it runs on all the machines that it may have."""
+
+    what: str
+    """A machine, or what a serverless endpoint is billed by."""
+    count: int
+    fleets: int
+    """2 while an update has the new machines beside the old ones."""
+    price: Price
+
+    @property
+    def steady_usd(self) -> float:
+        """Dollars an hour."""
+        return self.count * self.price.usd_per_hour
+
+    @property
+    def usd(self) -> float:
+        """Dollars in an hour in which it is updated, if there is one."""
+        return self.fleets * self.steady_usd
+
+    def table(self) -> str:
+        """The sum as a person checks it."""
+        double = ""
+        if self.fleets > 1:
+            double = f"\n          ${self.usd:.2f} an hour while the new machines run beside the old ones"
+        return (
+            f"at worst  {self.count} x {self.what} x ${self.price.usd_per_hour:.4g}/h = ${self.steady_usd:.2f} an hour,"
+            f" ${24 * self.steady_usd:.2f} a day{double}\n"
+            f"          price: {self.price.source}; disks, S3 and transfer (cents, as a rule) are not in it"
+        )
+
+
+def hourly_worst(settings: CloudSettings, region: str, *, fleets: int) -> HourlyWorst:
+    """What an endpoint costs an hour at worst.
+
+    Raises:
+        ValueError: if nobody knows a price.
+    """
+    endpoint = settings.endpoint
+    if endpoint.kind != "serverless":
+        price = find_price(replace(settings, instance_type=endpoint.instance_type), region, component="Hosting")
+        return HourlyWorst(endpoint.instance_type, endpoint.max_instances, fleets, price)
+    what = f"request of {endpoint.memory_mb} MB all the time"
+    if settings.price_per_hour is not None:
+        price = Price(settings.price_per_hour, "cloud.price_per_hour")
+    else:
+        second = _table(PRICES).get(region, {}).get(SERVERLESS)
+        if second is None:
+            raise ValueError(
+                f"serverless endpoints in {region} must have a price ({PRICES} has none): look up what "
+                f"{endpoint.memory_mb} MB cost for an hour and set --price-per-hour"
+            )
+        usd = float(second) * endpoint.memory_mb / 1024 * 3600
+        price = Price(usd, f"{PRICES} of {_table(PRICES)['as_of']}, {region}")
+    # A serverless endpoint is billed by the request, and one request goes to one fleet.
+    return HourlyWorst(what, endpoint.max_concurrency, 1, price)
+
+
+def check_hourly_budget(settings: CloudSettings, worst: HourlyWorst) -> None:
+    """Refuse an endpoint that may become too dear.
+
+    Raises:
+        OverBudgetError: if no budget is set, or the worst case is above it.
+    """
+    budget, name = settings.endpoint.budget_usd_per_hour, "cloud.endpoint.budget_usd_per_hour"
+    if budget is None:
+        raise OverBudgetError(f"{name} must be set before anything is deployed (--{name} {_up(worst.usd)} allows this)")
+    if worst.usd > budget:
+        raise OverBudgetError(
+            f"{name} must be at least {_up(worst.usd)}, the worst case, got {budget:g}: raise it, or lower "
+            "cloud.endpoint.max_instances, max_concurrency or instance_type"
+        )
+
+
+def _up(usd: float) -> str:
+    """In cents, never less than it is."""
+    return f"{math.ceil(round(usd * 100, 6)) / 100:.2f}"
+
+
+def price_finder(settings: CloudSettings, region: str, component: str = "Training") -> Callable[[str], float]:
     """Dollars an hour by instance type, each looked up once.
 
     Raises:
         ValueError: from the finder, if nobody knows a price.
     """
-    return cache(lambda kind: find_price(replace(settings, instance_type=kind), region).usd_per_hour)
+    return cache(
+        lambda kind: find_price(replace(settings, instance_type=kind), region, component=component).usd_per_hour
+    )
 
 
-def find_price(settings: CloudSettings, region: str, *, prices: Path = PRICES) -> Price:
+def find_price(settings: CloudSettings, region: str, *, component: str = "Training", prices: Path = PRICES) -> Price:
     """Dollars an hour of the settings' instance type.
+
+    Args:
+        component: of SageMaker, as the price list calls it: Training or Hosting.
 
     Raises:
         ValueError: if nobody knows it.
@@ -100,14 +188,13 @@ def find_price(settings: CloudSettings, region: str, *, prices: Path = PRICES) -
     options = {"connect_timeout": 1, "read_timeout": 2, "retries": {"total_max_attempts": 1}}
     pricing = client("pricing", replace(settings, region="us-east-1"), **options)
     try:
-        listed = None if is_rehearsal(pricing) else _listed_price(pricing, settings.instance_type, region)
+        listed = None if is_rehearsal(pricing) else _listed_price(pricing, settings.instance_type, region, component)
         why = "a rehearsal has no price list" if is_rehearsal(pricing) else "AWS's price list does not have it"
     except (BotoCoreError, ClientError) as error:
         listed, why = None, f"AWS's price list did not answer: {type(error).__name__}"
     if listed is not None:
         return Price(listed, f"AWS's price list, {region}")
-    table = read_yaml(prices) if prices.is_file() else {}
-    assert isinstance(table, dict)
+    table = _table(prices)
     known = table.get(region, {}).get(settings.instance_type)
     if known is None:
         raise ValueError(
@@ -117,9 +204,15 @@ def find_price(settings: CloudSettings, region: str, *, prices: Path = PRICES) -
     return Price(float(known), f"{prices} of {table['as_of']}, {region} ({why})")
 
 
-def _listed_price(pricing: Any, instance_type: str, region: str) -> float | None:
+def _table(prices: Path) -> dict[str, Any]:
+    table = read_yaml(prices) if prices.is_file() else {}
+    assert isinstance(table, dict)
+    return table
+
+
+def _listed_price(pricing: Any, instance_type: str, region: str, component: str) -> float | None:
     """What the AWS Price List API says."""
-    wanted = {"instanceName": instance_type, "regionCode": region, "component": "Training"}
+    wanted = {"instanceName": instance_type, "regionCode": region, "component": component}
     filters = [{"Type": "TERM_MATCH", "Field": field, "Value": value} for field, value in wanted.items()]
     found = pricing.get_products(ServiceCode="AmazonSageMaker", Filters=filters, MaxResults=10)
     prices = [price for product in found["PriceList"] if (price := _on_demand(json.loads(product)))]

@@ -14,12 +14,14 @@ from experiments.cli import command_line, parse_overrides, run_command, split_fi
 from experiments.config import RunConfig, config_help, load_config, override, public_url
 from experiments.console import say
 from experiments.errors import EXIT_USAGE
+from sagemaker_launch.endpoint_cli import add_endpoint_commands
+from sagemaker_launch.serving_cli import add_serving_commands
 from sagemaker_launch.settings import CloudSettings, load_cloud
 
 if TYPE_CHECKING:
     from experiments.search_space import SearchSpace
     from sagemaker_launch.budget import WorstCase
-    from sagemaker_launch.launch import JobKind, Launched, Request
+    from sagemaker_launch.launch import Kind, Launched, Request
     from sagemaker_launch.requests import Inputs
 
 PREFIX = "cloud."
@@ -33,6 +35,10 @@ def main(argv: Sequence[str]) -> int:
     """
     own, fields = split_fields(argv)
     arguments, rest = command_parser().parse_known_args(own)
+    if "more" in arguments and not any(word.startswith("-") for word in rest):
+        # argparse takes a list of words only where no option stands between them.
+        setattr(arguments, arguments.more, [*getattr(arguments, arguments.more), *rest])
+        rest = []
     try:
         overrides = parse_overrides([*fields, *rest])
         cloud = {name.removeprefix(PREFIX): overrides.pop(name) for name in list(overrides) if name.startswith(PREFIX)}
@@ -52,7 +58,7 @@ def main(argv: Sequence[str]) -> int:
 class Plan:
     """What is to be started, ready to be shown, reckoned and sent."""
 
-    kind: JobKind
+    kind: Kind
     label: str
     build: Callable[[str], Request]
     worst: WorstCase
@@ -117,7 +123,7 @@ def plan_training(settings: CloudSettings, config: RunConfig) -> Plan:
     return _plan(settings, config, TRAINING, 1, build)
 
 
-def _plan(settings: CloudSettings, config: RunConfig, kind: JobKind, jobs: int, build: Callable[..., Request]) -> Plan:
+def _plan(settings: CloudSettings, config: RunConfig, kind: Kind, jobs: int, build: Callable[..., Request]) -> Plan:
     from sagemaker_launch.aws import region
     from sagemaker_launch.budget import find_price, worst_case
     from sagemaker_launch.fidelity import check_sent
@@ -202,10 +208,10 @@ def _sync(settings: CloudSettings, config: RunConfig, arguments: argparse.Namesp
 
 def _status(settings: CloudSettings, config: RunConfig, arguments: argparse.Namespace) -> None:
     del config, arguments
-    from sagemaker_launch.aws import client
+    from sagemaker_launch.endpoints import Services
     from sagemaker_launch.status import status_table
 
-    print(status_table(client("sagemaker", settings), settings))
+    print(status_table(Services.open(settings), settings))
 
 
 def _cost(settings: CloudSettings, config: RunConfig, arguments: argparse.Namespace) -> None:
@@ -308,14 +314,21 @@ def _add_commands(commands: Any) -> None:
         command.add_argument("--again", action="store_true", help="start another job although one is complete")
     sync = add("sync", _sync, "Bring jobs and their metrics into MLflow; again and again, nothing is doubled.")
     sync.add_argument("jobs", nargs="*", metavar="JOB", help="by default all that this project has made")
+    sync.set_defaults(more="jobs")
     sync.add_argument("--models", action="store_true", help="fetch the best model of each")
-    add("status", _status, "List what runs and what it costs an hour.")
+    add("status", _status, "List jobs and endpoints that run, whose they are and what they cost an hour.")
     stop = add("stop", _stop, "Stop jobs.")
     stop.add_argument("jobs", nargs="+", metavar="JOB")
+    stop.set_defaults(more="jobs")
     add("cost", _cost, "List what each job has cost.")
-    policy = add("policy", _policy, "Print least-privilege IAM policies for the launcher and for the jobs' role.")
-    policy.add_argument("of", nargs="?", choices=("launcher", "role", "role_trust"), help="one of them alone")
+    add_endpoint_commands(add)
+    add_serving_commands(add)
+    policy = add("policy", _policy, "Print least-privilege IAM policies for the launcher and for the roles.")
+    kinds = ("launcher", "role", "role_trust", "schedule_role", "schedule_role_trust")
+    policy.add_argument("of", nargs="?", choices=kinds, help="one of them alone")
     rehearse = add("rehearse", _rehearse, "Run a stand-in for the service on 127.0.0.1 (needs the extra `rehearsal`).")
-    rehearse.add_argument("--all", action="store_true", help="tune, train the best, sync; a verdict for each, and end")
+    rehearse.add_argument(
+        "--all", action="store_true", help="tune, train, sync, deploy, query, delete; a verdict for each"
+    )
     rehearse.add_argument("--port", type=int, help="by default a free one")
     rehearse.add_argument("--faults", metavar="rate=R,seed=N", help="let calls fail, as AWS's do on a bad day")

@@ -12,7 +12,7 @@ from experiments.config import RunConfig
 from sagemaker_launch.container.metric_lines import metric_definitions
 from sagemaker_launch.settings import PROJECT_TAG, CloudSettings
 
-NOT_ON_THE_WIRE = frozenset({"region", "bucket", "prefix", "image_uri", "budget_usd", "price_per_hour"})
+NOT_ON_THE_WIRE = frozenset({"region", "bucket", "prefix", "image_uri", "budget_usd", "price_per_hour", "endpoint"})
 """Settings that end up in no field of their own: where the request goes, and what it may cost."""
 OF_TUNING = frozenset(
     {

@@ -9,7 +9,7 @@ from typing import Any
 from experiments.console import say
 from sagemaker_launch.jobs import ENDED, children, seconds
 from sagemaker_launch.launch import TRAINING, Launched
-from sagemaker_launch.logs import JobLog
+from sagemaker_launch.logs import Log, job_log
 
 POLL_SECONDS = 10.0
 """How often AWS is asked; a rehearsal asks more often."""
@@ -31,7 +31,7 @@ def follow(sagemaker: Any, logs: Any, job: Launched, usd_per_hour: float, *, pol
     Raises:
         JobFailedError: if it failed.
     """
-    log, own, tails, said = JobLog(logs, job.name), OwnLines(), Tails(logs), ""
+    log, own, tails, said = job_log(logs, job.name), OwnLines(), Tails(logs), ""
     while True:
         described = job.kind.describe(sagemaker, job.name)
         status = str(described[job.kind.status])
@@ -77,7 +77,7 @@ class Tails:
 
     def __init__(self, logs: Any) -> None:
         self._logs = logs
-        self._open: dict[str, JobLog] = {}
+        self._open: dict[str, Log] = {}
         self._ended: set[str] = set()
 
     def lines(self, summaries: Iterable[Mapping[str, Any]]) -> Iterator[str]:
@@ -88,7 +88,7 @@ class Tails:
                 continue
             if summary["TrainingJobStatus"] in ENDED:
                 self._ended.add(name)
-            for line in self._open.setdefault(name, JobLog(self._logs, name)).read():
+            for line in self._open.setdefault(name, job_log(self._logs, name)).read():
                 if line.text.startswith("[metrics]"):
                     yield f"{name}: {line.text}"
 

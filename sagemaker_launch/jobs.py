@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from experiments.config import require
-from sagemaker_launch.launch import TRAINING, TUNING, JobKind, tags_of
+from sagemaker_launch.launch import TRAINING, TUNING, Kind, tags_of
 from sagemaker_launch.settings import PROJECT_TAG, CloudSettings
 
 ENDED = ("Completed", "Failed", "Stopped")
@@ -18,7 +18,7 @@ ENDED = ("Completed", "Failed", "Stopped")
 class FoundJob:
     """A job of a name."""
 
-    kind: JobKind
+    kind: Kind
     name: str
     described: Mapping[str, Any]
 

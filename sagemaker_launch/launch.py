@@ -1,4 +1,4 @@
-"""Starting a job once. Its name says what it does, so whoever asks for the same again finds it instead.
+"""Creating something once. Its name says what it is, so whoever asks for the same again finds it instead.
 
 A request whose answer got lost (time-out, 5xx, throttling) is sent again under the same name, and AWS gives a name
 only once.
@@ -28,14 +28,15 @@ MAX_TRIES = 6
 
 
 @dataclass(frozen=True)
-class JobKind:
-    """How SageMaker's API calls one kind of job."""
+class Kind:
+    """How SageMaker's API calls one kind of what it keeps."""
 
     operation: str
     name: str
-    status: str
     arn: str
     word: str
+    status: str = ""
+    """Of jobs and endpoints; models and configs have none."""
 
     @property
     def create_operation(self) -> str:
@@ -43,12 +44,12 @@ class JobKind:
         return f"Create{self.operation.title().replace('_', '')}"
 
     def describe(self, client: Any, name: str) -> dict[str, Any]:
-        """All that AWS knows about a job."""
+        """All that AWS knows about one."""
         described: dict[str, Any] = self._call(client, "describe")(**{self.name: name})
         return described
 
     def find(self, client: Any, name: str) -> dict[str, Any] | None:
-        """All that AWS knows about a job; None if there is none of that name."""
+        """All that AWS knows about one; None if there is none of that name."""
         try:
             return self.describe(client, name)
         except ClientError as error:
@@ -64,26 +65,37 @@ class JobKind:
         """Ask for a stop."""
         self._call(client, "stop")(**{self.name: name})
 
+    def delete(self, client: Any, name: str) -> None:
+        """Delete it; one that is gone already is no error."""
+        try:
+            self._call(client, "delete")(**{self.name: name})
+        except ClientError:
+            if self.find(client, name) is not None:
+                raise
+
     def _call(self, client: Any, verb: str) -> Callable[..., Any]:
         call: Callable[..., Any] = getattr(client, f"{verb}_{self.operation}")
         return call
 
 
-TRAINING = JobKind("training_job", "TrainingJobName", "TrainingJobStatus", "TrainingJobArn", "training job")
-TUNING = JobKind(
+TRAINING = Kind("training_job", "TrainingJobName", "TrainingJobArn", "training job", "TrainingJobStatus")
+TUNING = Kind(
     "hyper_parameter_tuning_job",
     "HyperParameterTuningJobName",
-    "HyperParameterTuningJobStatus",
     "HyperParameterTuningJobArn",
     "tuning job",
+    "HyperParameterTuningJobStatus",
 )
+MODEL = Kind("model", "ModelName", "ModelArn", "model")
+CONFIG = Kind("endpoint_config", "EndpointConfigName", "EndpointConfigArn", "endpoint config")
+ENDPOINT = Kind("endpoint", "EndpointName", "EndpointArn", "endpoint", "EndpointStatus")
 
 
 @dataclass(frozen=True)
 class Launched:
     """A job that runs, or has run."""
 
-    kind: JobKind
+    kind: Kind
     name: str
     arn: str
     found: bool
@@ -108,7 +120,7 @@ def job_name(label: str, build: Callable[[str], Request], attempt: int) -> str:
     return f"{head or 'job'}{tail}"
 
 
-def launch(client: Any, kind: JobKind, label: str, build: Callable[[str], Request], *, again: bool = False) -> Launched:
+def launch(client: Any, kind: Kind, label: str, build: Callable[[str], Request], *, again: bool = False) -> Launched:
     """Start the job that `build` describes, or find the one that was started before.
 
     A job that failed or was stopped is followed by another attempt; one that runs or is complete is found.
@@ -132,9 +144,8 @@ def launch(client: Any, kind: JobKind, label: str, build: Callable[[str], Reques
     raise AssertionError("count never ends")
 
 
-def _start(client: Any, kind: JobKind, request: Request, name: str) -> Launched:
-    validate(kind.create_operation, request)
-    described = _create(client, kind, request, name)
+def _start(client: Any, kind: Kind, request: Request, name: str) -> Launched:
+    described = create(client, kind, request)
     try:
         check_described(request, described, tags_of(client, described[kind.arn]))
     except LostFieldError:
@@ -143,16 +154,27 @@ def _start(client: Any, kind: JobKind, request: Request, name: str) -> Launched:
     return Launched(kind, name, described[kind.arn], found=False)
 
 
-def _create(client: Any, kind: JobKind, request: Request, name: str) -> dict[str, Any]:
-    """Send a request until AWS has the job, however often its answers get lost."""
+def create(client: Any, kind: Kind, request: Request) -> dict[str, Any]:
+    """Send a request until AWS has what it describes, however often its answers get lost.
+
+    Returns:
+        All that AWS knows about it.
+
+    Raises:
+        LaunchError: if AWS does not take it.
+        LostFieldError: if botocore would not send it.
+    """
+    validate(kind.create_operation, request)
+    name = request[kind.name]
     for number in range(MAX_TRIES):
         try:
             kind.create(client, request)
             return kind.describe(client, name)
         except ClientError as error:
-            if error_code(error) == "ResourceInUse":  # an earlier try got through, or somebody else asks for the same
-                return kind.describe(client, name)
-            if not _may_pass(error):
+            # An earlier try may have got through, or somebody else asks for the same.
+            if not may_pass(error) and (found := kind.find(client, name)) is not None:
+                return found
+            if not may_pass(error):
                 raise LaunchError(f"AWS refuses {kind.word} {name}: {error.response['Error']['Message']}") from error
             problem: Exception = error
         except BotoCoreError as error:  # no answer
@@ -160,12 +182,13 @@ def _create(client: Any, kind: JobKind, request: Request, name: str) -> dict[str
         say(f"{kind.word} {name}: {type(problem).__name__}, looking whether it got through")
         time.sleep(0.5 * 2**number)
     raise LaunchError(
-        f"AWS gives no answer to {kind.word} {name} ({problem}): run the same command again, which finds the job if it "
-        "was started after all"
+        f"AWS gives no answer to {kind.word} {name} ({problem}): run the same command again, which finds it if it was "
+        "started after all"
     )
 
 
-def _may_pass(error: ClientError) -> bool:
+def may_pass(error: ClientError) -> bool:
+    """Whether the same call may be taken later."""
     status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
     return status >= 500 or "Throttl" in error_code(error) or error_code(error) == "TooManyRequestsException"
 

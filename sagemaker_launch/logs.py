@@ -1,4 +1,4 @@
-"""What jobs print, from CloudWatch Logs."""
+"""What jobs and endpoints print, from CloudWatch Logs."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from botocore.exceptions import ClientError
 from sagemaker_launch.aws import error_code
 
 LOG_GROUP = "/aws/sagemaker/TrainingJobs"
+ENDPOINT_LOG_GROUP = "/aws/sagemaker/Endpoints/{}"
 
 
 class LogLine(NamedTuple):
@@ -19,11 +20,15 @@ class LogLine(NamedTuple):
     text: str
 
 
-class JobLog:
-    """The log of one job, read on from where the last look ended. A job that was restarted has several streams."""
+class Log:
+    """Streams of a log group, read on from where the last look ended.
 
-    def __init__(self, client: Any, job: str) -> None:
-        self._client, self._job = client, job
+    Args:
+        prefix: what the streams' names begin with.
+    """
+
+    def __init__(self, client: Any, group: str, prefix: str = "") -> None:
+        self._client, self._group, self._prefix = client, group, prefix
         self._tokens: dict[str, str | None] = {}
 
     def read(self) -> list[LogLine]:
@@ -32,13 +37,12 @@ class JobLog:
         return sorted(lines, key=lambda line: line.timestamp_ms)  # stable: a stream keeps its order
 
     def _streams(self) -> list[str]:
-        pages = self._client.get_paginator("describe_log_streams").paginate(
-            logGroupName=LOG_GROUP, logStreamNamePrefix=f"{self._job}/"
-        )
+        prefix = {"logStreamNamePrefix": self._prefix} if self._prefix else {}
+        pages = self._client.get_paginator("describe_log_streams").paginate(logGroupName=self._group, **prefix)
         try:
             return sorted(stream["logStreamName"] for page in pages for stream in page["logStreams"])
         except ClientError as error:
-            if error_code(error) == "ResourceNotFoundException":  # no job of this account has printed anything yet
+            if error_code(error) == "ResourceNotFoundException":  # nothing has printed anything there yet
                 return []
             raise
 
@@ -47,10 +51,20 @@ class JobLog:
             token = self._tokens.get(stream)
             more = {"nextToken": token} if token else {}
             answer = self._client.get_log_events(
-                logGroupName=LOG_GROUP, logStreamName=stream, startFromHead=True, **more
+                logGroupName=self._group, logStreamName=stream, startFromHead=True, **more
             )
             for event in answer["events"]:
                 yield LogLine(event["timestamp"], event["message"])
             self._tokens[stream] = answer["nextForwardToken"]
             if answer["nextForwardToken"] == token:  # an empty page is not the end
                 return
+
+
+def job_log(client: Any, job: str) -> Log:
+    """The log of a training job; one that was restarted has several streams."""
+    return Log(client, LOG_GROUP, f"{job}/")
+
+
+def endpoint_log(client: Any, endpoint: str) -> Log:
+    """The log of an endpoint; every machine has a stream."""
+    return Log(client, ENDPOINT_LOG_GROUP.format(endpoint))

@@ -1,4 +1,4 @@
-"""Least-privilege IAM policies: for whoever launches, for the role that jobs run as, and for who may take the role.
+"""Least-privilege IAM policies: for whoever launches, for the role of jobs and endpoints, for the role of the schedule.
 
 A test holds them against the calls that the launcher makes; no live account has judged them yet.
 """
@@ -7,14 +7,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from sagemaker_launch.logs import LOG_GROUP
+from sagemaker_launch.endpoint_requests import alarm_names
+from sagemaker_launch.logs import ENDPOINT_LOG_GROUP, LOG_GROUP
 from sagemaker_launch.settings import PROJECT_TAG, CloudSettings
 
 Policy = dict[str, Any]
+_SCALING_KEY = "application-autoscaling:service-namespace"
 
 
 def policies(settings: CloudSettings, region: str) -> dict[str, Policy]:
-    """All three, by what they are for.
+    """All of them, by what they are for.
 
     Raises:
         ValueError: if the role or the bucket is not set.
@@ -23,16 +25,20 @@ def policies(settings: CloudSettings, region: str) -> dict[str, Policy]:
     return {
         "launcher": launcher_policy(settings, region),
         "role": role_policy(settings, region),
-        "role_trust": trust_policy(settings),
+        "role_trust": trust_policy(settings, "sagemaker"),
+        "schedule_role": _policy(_allow("sagemaker", ["DeleteEndpoint"], _endpoints(settings, region), _own(settings))),
+        "schedule_role_trust": trust_policy(settings, "scheduler"),
     }
 
 
 def launcher_policy(settings: CloudSettings, region: str) -> Policy:
-    """What tune, train, sync, status, stop and cost need."""
+    """What the commands need."""
     assert settings.role_arn is not None
     jobs = [_arn(settings, "sagemaker", region, f"{kind}/*") for kind in ("training-job", "hyper-parameter-tuning-job")]
     tag = {"StringEquals": {f"aws:RequestTag/{PROJECT_TAG}": settings.project}}
-    own = {"StringEquals": {f"aws:ResourceTag/{PROJECT_TAG}": settings.project}}
+    own = _own(settings)
+    served = [*_endpoints(settings, region), _arn(settings, "sagemaker", region, "endpoint-config/*")]
+    served.append(_arn(settings, "sagemaker", region, "model/*"))
     return _policy(
         _allow("sagemaker", ["CreateTrainingJob", "CreateHyperParameterTuningJob", "AddTags"], jobs, tag),
         _allow("sagemaker", ["StopTrainingJob", "StopHyperParameterTuningJob"], jobs, own),
@@ -48,10 +54,21 @@ def launcher_policy(settings: CloudSettings, region: str) -> Policy:
             jobs,
         ),
         _allow("sagemaker", ["ListTrainingJobs", "ListHyperParameterTuningJobs"], ["*"]),
-        _allow("iam", ["PassRole"], [settings.role_arn], _passed_to_sagemaker()),
+        _allow("sagemaker", ["CreateModel", "CreateEndpointConfig", "CreateEndpoint", "AddTags"], served, tag),
+        _allow(
+            "sagemaker",
+            ["UpdateEndpoint", "DeleteEndpoint", "DeleteEndpointConfig", "DeleteModel", "AddTags"],
+            served,
+            own,
+        ),
+        _allow("sagemaker", ["InvokeEndpoint", "InvokeEndpointAsync"], _endpoints(settings, region), own),
+        _allow("sagemaker", ["DescribeModel", "DescribeEndpointConfig", "DescribeEndpoint", "ListTags"], served),
+        _allow("sagemaker", ["ListModels", "ListEndpointConfigs", "ListEndpoints"], ["*"]),
+        *_around_endpoints(settings, region),
+        _allow("iam", ["PassRole"], [settings.role_arn], _passed_to("sagemaker")),
         _allow("s3", ["GetObject", "PutObject", "AbortMultipartUpload"], [_objects(settings)]),
         _list_bucket(settings),
-        _allow("logs", ["DescribeLogStreams", "GetLogEvents"], _log_group(settings, region)),
+        _allow("logs", ["DescribeLogStreams", "GetLogEvents"], _log_groups(settings, region)),
         _allow("pricing", ["GetProducts"], ["*"]),
         *_keys(settings),
     )
@@ -64,13 +81,13 @@ def role_policy(settings: CloudSettings, region: str) -> Policy:
         _allow(
             "s3",
             ["PutObject", "AbortMultipartUpload"],
-            [_objects(settings, folder) for folder in ("jobs/", "checkpoints/")],
+            [_objects(settings, folder) for folder in ("jobs/", "checkpoints/", "async/", "capture/")],
         ),
         _list_bucket(settings),
         _allow(
             "logs",
             ["CreateLogGroup", "CreateLogStream", "DescribeLogStreams", "PutLogEvents"],
-            _log_group(settings, region),
+            _log_groups(settings, region),
         ),
         _allow(
             "cloudwatch",
@@ -91,12 +108,12 @@ def role_policy(settings: CloudSettings, region: str) -> Policy:
     return _policy(*statements)
 
 
-def trust_policy(settings: CloudSettings) -> Policy:
-    """Who may take the role: SageMaker, for jobs of this account."""
+def trust_policy(settings: CloudSettings, service: str) -> Policy:
+    """Who may take a role: a service of AWS, for this account."""
     return _policy(
         {
             "Effect": "Allow",
-            "Principal": {"Service": "sagemaker.amazonaws.com"},
+            "Principal": {"Service": f"{service}.amazonaws.com"},
             "Action": "sts:AssumeRole",
             "Condition": {"StringEquals": {"aws:SourceAccount": _account(settings)}},
         }
@@ -125,9 +142,10 @@ def _objects(settings: CloudSettings, folder: str = "") -> str:
     return f"arn:{_partition(settings)}:s3:::{settings.bucket}/{settings.prefix}/{folder}*"
 
 
-def _log_group(settings: CloudSettings, region: str) -> list[str]:
-    group = _arn(settings, "logs", region, f"log-group:{LOG_GROUP}")
-    return [group, f"{group}:*"]
+def _log_groups(settings: CloudSettings, region: str) -> list[str]:
+    groups = (LOG_GROUP, ENDPOINT_LOG_GROUP.format("*"))
+    arns = [_arn(settings, "logs", region, f"log-group:{group}") for group in groups]
+    return [arn for group in arns for arn in (group, f"{group}:*")]
 
 
 def _keys(settings: CloudSettings) -> list[Policy]:
@@ -136,8 +154,37 @@ def _keys(settings: CloudSettings) -> list[Policy]:
     return [_allow("kms", actions, sorted(set(keys)))] if keys else []
 
 
-def _passed_to_sagemaker() -> Policy:
-    return {"StringEquals": {"iam:PassedToService": "sagemaker.amazonaws.com"}}
+def _around_endpoints(settings: CloudSettings, region: str) -> list[Policy]:
+    """Autoscaling, alarms and the schedule that ends a lease."""
+    role = "aws-service-role/sagemaker.application-autoscaling.amazonaws.com/*"
+    linked = f"arn:{_partition(settings)}:iam::{_account(settings)}:role/{role}"
+    alarms = [_arn(settings, "cloudwatch", region, f"alarm:{name}") for name in alarm_names("*")]
+    # Application Auto Scaling has no resource that a policy could name before there is one.
+    scaling = ["RegisterScalableTarget", "DeregisterScalableTarget", "PutScalingPolicy"]
+    statements = [
+        _allow("application-autoscaling", scaling, ["*"], {"StringEquals": {_SCALING_KEY: "sagemaker"}}),
+        _allow("application-autoscaling", ["DescribeScalableTargets"], ["*"]),
+        _allow("iam", ["CreateServiceLinkedRole"], [linked]),
+        _allow("cloudwatch", ["PutMetricAlarm", "DeleteAlarms"], alarms),
+        _allow("cloudwatch", ["DescribeAlarms"], ["*"]),
+    ]
+    schedules = [_arn(settings, "scheduler", region, "schedule/default/delete-*")]
+    statements.append(_allow("scheduler", ["CreateSchedule", "UpdateSchedule", "DeleteSchedule"], schedules))
+    if settings.endpoint.schedule_role_arn is not None:
+        statements.append(_allow("iam", ["PassRole"], [settings.endpoint.schedule_role_arn], _passed_to("scheduler")))
+    return statements
+
+
+def _endpoints(settings: CloudSettings, region: str) -> list[str]:
+    return [_arn(settings, "sagemaker", region, "endpoint/*")]
+
+
+def _own(settings: CloudSettings) -> Policy:
+    return {"StringEquals": {f"aws:ResourceTag/{PROJECT_TAG}": settings.project}}
+
+
+def _passed_to(service: str) -> Policy:
+    return {"StringEquals": {"iam:PassedToService": f"{service}.amazonaws.com"}}
 
 
 def _arn(settings: CloudSettings, service: str, region: str, resource: str) -> str:

@@ -19,6 +19,11 @@ VARIABLES = 5
 """Lines in which the service prints its environment when it is ready."""
 
 
+ENDPOINT = "rehearsed"
+STAGES = 9
+"""What `rehearse --all` does."""
+
+
 class RehearsalError(RuntimeError):
     """The service did not start, or a stage went wrong."""
 
@@ -63,9 +68,10 @@ def service(settings: CloudSettings, root: Path, options: Sequence[str] = ()) ->
 
 
 def rehearse_all(settings: CloudSettings, root: Path, arguments: Sequence[str], options: Sequence[str]) -> bool:
-    """Search, train the best and bring all of it into MLflow, by the commands that a person would type.
+    """The whole path by the commands that a person would type: search, train the best, deploy, ask, update, delete.
 
     Args:
+        root: a folder below `output_dir`.
         arguments: config and settings, as on the command line.
 
     Returns:
@@ -73,35 +79,41 @@ def rehearse_all(settings: CloudSettings, root: Path, arguments: Sequence[str], 
     """
     done: list[tuple[str, bool, float]] = []
     with service(settings, root, options) as running:
-        environment = running.environment
-        tuned = _stage(done, "tune", [*arguments], environment)
-        if tuned:
-            best = ["--best-of", tuned.rpartition("/")[2]]
-            if _stage(done, "train", [*best, *arguments], environment):
-                _stage(done, "sync", ["--models", *arguments], environment)
-                _stage(done, "cost", [*arguments], environment)
+
+        def stage(label: str, command: str, *own: str) -> str:
+            return _stage(done, label, [command, *own, *arguments], running.environment)
+
+        tuned = stage("tune", "tune").rpartition("/")[2]
+        trained = tuned and stage("train", "train", "--best-of", tuned).rpartition("/")[2]
+        if trained and stage("sync", "sync", "--models") and stage("cost", "cost"):
+            export = root.parent / "cloud" / trained / "export"
+            if stage("deploy", "deploy", ENDPOINT, "--best-of", tuned):
+                stage("query", "query", ENDPOINT, str(export / "golden" / "image.jpg"))
+                stage("update", "deploy", ENDPOINT, "--model", str(export))
+                stage("status", "status")
+            stage("delete", "delete", ENDPOINT)
     for name, well, seconds in done:
         print(f"{name:6} {'passed' if well else 'FAILED'} ({duration(seconds)})")
-    return len(done) == 4 and all(well for _, well, _ in done)
+    return len(done) == STAGES and all(well for _, well, _ in done)
 
 
 def _stage(
-    done: list[tuple[str, bool, float]], name: str, arguments: Sequence[str], environment: Mapping[str, str]
+    done: list[tuple[str, bool, float]], label: str, command: Sequence[str], environment: Mapping[str, str]
 ) -> str:
-    """Run one command; its last line of standard output, or nothing if it failed."""
-    say(f"--- {name}")
+    """Run one command; its last word on standard output, or nothing if it failed."""
+    say(f"--- {label}")
     started = time.monotonic()
     ran = subprocess.run(
-        [sys.executable, "-m", "sagemaker_launch", name, *arguments],
+        [sys.executable, "-m", "sagemaker_launch", *command],
         env=os.environ | environment,
         stdout=subprocess.PIPE,
         text=True,
         check=False,
     )
     print(ran.stdout, end="", flush=True)
-    done.append((name, ran.returncode == 0, time.monotonic() - started))
-    lines = ran.stdout.split()
-    return lines[-1] if ran.returncode == 0 and lines else ""
+    done.append((label, ran.returncode == 0, time.monotonic() - started))
+    words = ran.stdout.split()
+    return words[-1] if ran.returncode == 0 and words else ""
 
 
 def _make_bucket(settings: CloudSettings, environment: Mapping[str, str]) -> None:

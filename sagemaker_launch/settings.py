@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from experiments.config import load_settings, require
+from sagemaker_launch.endpoint_settings import EndpointSettings
 
 PROJECT_TAG = "project"
 """Tag by which this project finds what it has made, and by which the IAM policy lets it touch nothing else."""
@@ -84,6 +85,8 @@ class CloudSettings:
     """Most that one command may cost at worst; required before anything is started."""
     price_per_hour: float | None = None
     """Dollars an hour of one machine, where neither AWS's price list nor conf/cloud/prices.yaml knows it."""
+    endpoint: EndpointSettings = field(default_factory=EndpointSettings)
+    """How models are served."""
 
     def __post_init__(self) -> None:
         """Refuse what no job can use."""
@@ -143,6 +146,8 @@ class CloudSettings:
         )
         check(self.budget_usd is None or self.budget_usd > 0, "budget_usd", "be > 0")
         check(self.price_per_hour is None or self.price_per_hour > 0, "price_per_hour", "be > 0")
+        bare = self.endpoint.kind != "serverless" or not (self.subnets or self.network_isolation)
+        check(bare, "endpoint", "not be serverless with subnets or network_isolation, which SageMaker can't give it")
 
     @property
     def uri(self) -> str:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from importlib import metadata
 from pathlib import Path
 
 from experiments.config import RunConfig, override, require
 from experiments.console import say
 from sagemaker_launch.bundle import fetch_wheels, make_bundle
+from sagemaker_launch.requests import GPU_FAMILIES
 from sagemaker_launch.settings import CloudSettings
 from sagemaker_launch.storage import Shipment, file_sha256, read_photo_set
 
@@ -65,25 +67,53 @@ def find_image(settings: CloudSettings, region: str, cache_dir: Path) -> str:
     """
     if settings.image_uri is not None:
         return settings.image_uri
-    known = cache_dir / f"image-{region}-{settings.instance_type}.json"
+    query = {"framework": "pytorch-amzn2023", "version": "2.14", "image_scope": "training"}
+    return _look_up("cloud.image_uri", query, region, settings.instance_type, cache_dir)
+
+
+def find_serving_image(settings: CloudSettings, region: str, cache_dir: Path) -> str:
+    """The serving image: the one that is set, our own in this account's ECR, or AWS's last one.
+
+    Raises:
+        ValueError: if AWS's is wanted and AWS's SDK, which knows it, is not installed.
+    """
+    endpoint = settings.endpoint
+    if endpoint.image == "aws":
+        say("AWS's PyTorch inference image is the last one: PyTorch 2.6.0, without patches since 2026-06-30")
+    if endpoint.image_uri is not None:
+        return endpoint.image_uri
+    if endpoint.image == "own":
+        return own_serving_image(settings, region, serving_device(settings))
+    query = {"framework": "pytorch", "version": "2.6.0", "py_version": "py312", "image_scope": "inference"}
+    return _look_up("cloud.endpoint.image_uri", query, region, endpoint.instance_type, cache_dir)
+
+
+def serving_device(settings: CloudSettings) -> str:
+    """What an endpoint's machine computes with: cpu or cuda."""
+    return "cuda" if settings.endpoint.instance_type.startswith(GPU_FAMILIES) else "cpu"
+
+
+def own_serving_image(settings: CloudSettings, region: str, device: str) -> str:
+    """Where `python -m sagemaker_launch image --push` puts our serving image."""
+    assert settings.role_arn is not None, "checked by require_for_jobs"
+    account = settings.role_arn.split(":")[4]
+    version = metadata.version("local-first-experiments")
+    return f"{account}.dkr.ecr.{region}.amazonaws.com/{settings.project}-serving:{version}-{device}"
+
+
+def _look_up(field: str, query: dict[str, str], region: str, instance_type: str, cache_dir: Path) -> str:
+    """What AWS calls an image, asked once."""
+    known = cache_dir / f"image-{'-'.join([*query.values(), region, instance_type])}.json"
     if known.is_file():
         return str(json.loads(known.read_text()))
     try:
         from sagemaker.core import image_uris  # seconds
     except ImportError:
         raise ValueError(
-            "cloud.image_uri must be set, or the extra `cloud` installed (pip install '.[cloud]'), which looks it up"
+            f"{field} must be set, or the extra `cloud` installed (pip install '.[cloud]'), which looks it up"
         ) from None
-    found = str(
-        image_uris.retrieve(
-            framework="pytorch-amzn2023",
-            region=region,
-            version="2.14",
-            instance_type=settings.instance_type,
-            image_scope="training",
-        )
-    )
-    say(f"image: {found} (set cloud.image_uri to keep to it)")
+    found = str(image_uris.retrieve(region=region, instance_type=instance_type, **query))
+    say(f"image: {found} (set {field} to keep to it)")
     cache_dir.mkdir(parents=True, exist_ok=True)
     known.write_text(json.dumps(found))
     return found

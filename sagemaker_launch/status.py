@@ -2,27 +2,50 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from sagemaker_launch.aws import region
 from sagemaker_launch.budget import price_finder
+from sagemaker_launch.endpoints import FoundEndpoint, Services, project_endpoints
 from sagemaker_launch.jobs import FoundJob, children, project_jobs, seconds
-from sagemaker_launch.launch import TRAINING
+from sagemaker_launch.launch import CONFIG, TRAINING
 from sagemaker_launch.settings import CloudSettings
 
 
-def status_table(client: Any, settings: CloudSettings) -> str:
-    """One line for each job that runs, and the sum."""
+def status_table(services: Services, settings: CloudSettings) -> str:
+    """One line for each job and endpoint that runs, and the sum."""
     price = price_finder(settings, region(settings))
     lines, total = [], 0.0
-    for job in project_jobs(client, settings, "InProgress"):
+    for job in project_jobs(services.sagemaker, settings, "InProgress"):
         resources = _resources(job)
         machines = resources["InstanceCount"] * (1 if job.kind is TRAINING else _running(job))
         hourly = machines * price(resources["InstanceType"])
         total += hourly
         lines.append(f"{job.name:34} {job.status:12} {machines:3} x {resources['InstanceType']:16} ${hourly:.2f}/h")
-    return "\n".join([*lines, f"{len(lines)} jobs run, ${total:.2f} an hour"])
+    jobs, hosting = len(lines), price_finder(settings, region(settings), "Hosting")
+    for endpoint in project_endpoints(services, settings):
+        machines, usd = _endpoint_cost(services, endpoint, hosting)
+        total += usd
+        over = "  <- delete --expired" if endpoint.lease.is_over() else ""
+        lines.append(
+            f"{endpoint.name:34} {endpoint.status:12} {machines:22} ${usd:.2f}/h  {endpoint.lease.owner}, "
+            f"{endpoint.lease.text()}{over}"
+        )
+    return "\n".join([*lines, f"{jobs} jobs and {len(lines) - jobs} endpoints run, ${total:.2f} an hour"])
+
+
+def _endpoint_cost(
+    services: Services, endpoint: FoundEndpoint, usd_per_hour: Callable[[str], float]
+) -> tuple[str, float]:
+    """The machines of an endpoint now, and what they cost an hour; a serverless one costs when it is asked."""
+    config = CONFIG.describe(services.sagemaker, endpoint.described[CONFIG.name])
+    (variant,) = config["ProductionVariants"]
+    if "ServerlessConfig" in variant:
+        return f"serverless, {variant['ServerlessConfig']['MemorySizeInMB']} MB", 0.0
+    (now,) = endpoint.described.get("ProductionVariants") or [{}]
+    count = int(now.get("CurrentInstanceCount", variant["InitialInstanceCount"]))
+    return f"{count:3} x {variant['InstanceType']:16}", count * usd_per_hour(variant["InstanceType"])
 
 
 def cost_table(client: Any, settings: CloudSettings) -> str:

@@ -10,7 +10,6 @@ import sys
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any
-from urllib.parse import urlsplit
 
 from tqdm import tqdm
 
@@ -19,13 +18,13 @@ from experiments.console import say
 from experiments.run_folder import Outcome, RunFolder
 from experiments.tracking import RunStore
 from lightning_modules import metrics
-from sagemaker_launch.archive import unpack_model
+from sagemaker_launch.archive import fetch_model
 from sagemaker_launch.aws import origin
 from sagemaker_launch.container.hyperparameters import decode
 from sagemaker_launch.container.metric_lines import ReportedLine, objective, parse_lines
 from sagemaker_launch.jobs import ENDED, FoundJob, children, milliseconds, seconds
 from sagemaker_launch.launch import TRAINING, TUNING
-from sagemaker_launch.logs import JobLog, LogLine
+from sagemaker_launch.logs import LogLine, job_log
 
 OUTCOMES: Mapping[str, Any] = {"Completed": "COMPLETE", "Failed": "FAIL", "Stopped": "STOPPED"}
 Report = tuple[int, ReportedLine]
@@ -115,14 +114,14 @@ class Synchroniser:
         params = {**decode(described["HyperParameters"]), **_machine(described)}
         if not folder.exists:
             self._start(folder, name, params, described[TRAINING.arn], described["CreationTime"], tags)
-        lines = JobLog(self._logs, name).read()
+        lines = job_log(self._logs, name).read()
         reported = [(line.timestamp_ms, one) for line in lines for one in parse_lines([line.text])]
         _note(folder, reported)
         if folder.outcome is None and described[TRAINING.status] in ENDED and not _log_lags(described, reported):
             _write_log(folder, lines)
             folder.finish(self._outcome(described, reported), ended_ms=milliseconds(_ended(described)))
         if models and described[TRAINING.status] == "Completed" and not folder.export.is_dir():
-            self._fetch_model(described["ModelArtifacts"]["S3ModelArtifacts"], folder)
+            fetch_model(self._s3, described["ModelArtifacts"]["S3ModelArtifacts"], folder.export)
         return folder
 
     def _start(
@@ -163,15 +162,6 @@ class Synchroniser:
         tested = {key: value for key, value in best.items() if not key.startswith(metrics.BEST)}
         value = named.get(decode(described["HyperParameters"])["sweep.metric"])
         return Outcome(OUTCOMES[status], value, named | tested | values, described.get("FailureReason", ""))
-
-    def _fetch_model(self, uri: str, folder: RunFolder) -> None:
-        """Unpack model.tar.gz as the run's export folder."""
-        place = urlsplit(uri)
-        archive = folder.path / "model.tar.gz"
-        say(f"fetching {uri}")
-        self._s3.download_file(place.netloc, place.path.lstrip("/"), str(archive))
-        unpack_model(archive, folder.export)
-        archive.unlink()
 
 
 def _note(folder: RunFolder, reported: list[Report]) -> None:

@@ -137,6 +137,11 @@ def check_serverless_model(model: Request) -> None:
             raise invalid(f"{field} of model {model['ModelName']} is not supported for serverless endpoints.")
 
 
+def excluded_properties(request: Mapping[str, Any]) -> set[str]:
+    """Properties of variants that an update takes from the new config although it retains the others."""
+    return {each["VariantPropertyType"] for each in request.get("ExcludeRetainedVariantProperties", ())}
+
+
 def check_deployment(request: Request, old: Request, new: Request) -> None:
     """Refuse an update that can't be rolled out as asked.
 
@@ -148,9 +153,10 @@ def check_deployment(request: Request, old: Request, new: Request) -> None:
     Raises:
         SagemakerClientError: with the first broken rule.
     """
-    for field in ("RetainAllVariantProperties", "ExcludeRetainedVariantProperties", "RetainDeploymentConfig"):
-        if request.get(field):
-            raise invalid(f"{field} works on AWS, but is not rehearsed")
+    if request.get("RetainDeploymentConfig"):
+        raise invalid("RetainDeploymentConfig works on AWS, but is not rehearsed")
+    if request.get("RetainAllVariantProperties") and "DataCaptureConfig" not in excluded_properties(request):
+        raise invalid("retaining DataCaptureConfig works on AWS, but is not rehearsed: exclude it")
     if ("AsyncInferenceConfig" in old) != ("AsyncInferenceConfig" in new):
         raise invalid("An update between real-time and asynchronous endpoints is not rehearsed: make a new endpoint")
     if is_serverless(old) != is_serverless(new):

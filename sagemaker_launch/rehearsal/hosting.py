@@ -18,6 +18,7 @@ from sagemaker_launch.rehearsal.endpoint_rules import (
     check_model,
     check_scaled,
     check_serverless_model,
+    excluded_properties,
     is_serverless,
 )
 from sagemaker_launch.rehearsal.endpoint_runner import EndpointRunner
@@ -133,6 +134,8 @@ class Hosting:
             check_scaled(scaled, old.request, new.request)
             self._check_alarms(deployment)
             fleet = self._fleet(endpoint.name, new)
+            if request.get("RetainAllVariantProperties"):
+                _retain(endpoint, fleet, excluded_properties(request))
             self._check_quota(new.request, fleet.instances)
             endpoint.green = fleet
             if deployment:
@@ -300,6 +303,17 @@ class Hosting:
                 "Service Quotas to request an increase for this quota. If AWS Service Quotas is not available, contact "
                 "AWS support to request an increase for this quota.",
             )
+
+
+def _retain(endpoint: Endpoint, fleet: Fleet, excluded: set[str]) -> None:
+    """Give the variants of a new fleet the instances and weights that those of the old one have now."""
+    assert endpoint.blue is not None
+    old = {variant.name: variant for variant in endpoint.blue.variants}
+    for variant in fleet.variants:
+        if variant.name in old and "DesiredInstanceCount" not in excluded:
+            variant.instances = old[variant.name].instances
+        if variant.name in old and "DesiredWeight" not in excluded:
+            variant.weight = old[variant.name].weight
 
 
 def _apply(variants: dict[str, Variant], desired: Sequence[Request]) -> None:

@@ -5,7 +5,7 @@ import sys
 
 import torch
 
-from sagemaker_launch.serving.server import run
+from sagemaker_launch.serving.server import ServingError, run
 from sagemaker_launch.serving.settings import read_settings
 
 
@@ -24,11 +24,17 @@ def main() -> int:
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    return run(settings)
+    try:
+        run(settings)
+    except ServingError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
 
 
 if __name__ == "__main__":
     code = main()
     sys.stdout.flush()
+    sys.stderr.flush()
     # A model that is still being loaded or an image that is still being decoded must not hold the exit.
     os._exit(code)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import signal
 import socket
 import sys
+import warnings
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
@@ -24,24 +26,37 @@ KEEP_ALIVE_SECONDS = 75
 log = logging.getLogger("serving")
 
 
-def run(settings: Settings, on_ready: Callable[[str], None] = lambda address: log.info(f"ready at {address}")) -> int:
-    """Serve until told to stop.
+class ServingError(RuntimeError):
+    """There is no model or no port, or the server can't go on; the message is one line."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(" ".join(reason.split())[:1000])
+
+
+def run(settings: Settings, on_ready: Callable[[str], None] = lambda address: log.info(f"ready at {address}")) -> None:
+    """Serve until SIGTERM or Ctrl-C.
 
     Args:
         on_ready: gets the server's address when it answers.
 
-    Returns:
-        0 after SIGTERM or Ctrl-C, 1 if there is no model or no port.
+    Raises:
+        ServingError: if it can't.
     """
     _log_to_stdout()
+    # Pillow's are about images that strangers send; the answer says what is wrong.
+    warnings.filterwarnings("ignore", module=r"PIL\.")
     try:
         listener = socket.create_server((settings.host, settings.port))
+        # Connections inherit it. asyncio sets it only on sockets that name TCP as their protocol, and without it an
+        # answer's body waits 40 ms for the client to acknowledge its head.
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     except OSError as error:
-        return _explain(f"can't listen on {settings.host} port {settings.port}: {error.strerror}")
-    return asyncio.run(_serve(settings, listener, on_ready))
+        reason = os.strerror(error.errno) if error.errno and error.errno > 0 else str(error)
+        raise ServingError(f"can't listen on {settings.host} port {settings.port}: {reason}") from error
+    asyncio.run(_serve(settings, listener, on_ready))
 
 
-async def _serve(settings: Settings, listener: socket.socket, on_ready: Callable[[str], None]) -> int:
+async def _serve(settings: Settings, listener: socket.socket, on_ready: Callable[[str], None]) -> None:
     service = Service(settings)
     app = make_app(service)
     server = uvicorn.Server(
@@ -58,11 +73,13 @@ async def _serve(settings: Settings, listener: socket.socket, on_ready: Callable
         )
     )
     host, port = listener.getsockname()[:2]
+    address = f"http://{host}:{port}"
+    log.info(f"loading {settings.model}, listening at {address}")
     living: list[asyncio.Task[None]] = []
 
     async def live() -> None:
         try:
-            await _live(service, lambda: on_ready(f"http://{host}:{port}"))
+            await _live(service, lambda: on_ready(address))
         finally:
             server.should_exit = True
 
@@ -78,11 +95,10 @@ async def _serve(settings: Settings, listener: socket.socket, on_ready: Callable
     try:
         await living[0]
     except BadExportError as error:
-        return _explain(str(error))
+        raise ServingError(str(error)) from error
     except Exception as error:
         log.exception("the server can't go on")
-        return _explain(f"the server can't go on: {error}")
-    return 0
+        raise ServingError(f"the server can't go on: {error}") from error
 
 
 async def _live(service: Service, on_ready: Callable[[], None]) -> None:
@@ -103,12 +119,6 @@ async def _live(service: Service, on_ready: Callable[[], None]) -> None:
         batching.result()  # it never ends but by an error
     await service.drain()
     batching.cancel()
-
-
-def _explain(reason: str) -> int:
-    """One line for whoever reads the log."""
-    print(f"error: {' '.join(reason.split())[:1000]}", file=sys.stderr, flush=True)
-    return 1
 
 
 def _log_to_stdout() -> None:

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-
-PREFIX = "SERVING_"
 
 
 @dataclass(frozen=True)
@@ -46,7 +43,7 @@ def read_settings(environment: Mapping[str, str], *, cuda: bool) -> Settings:
     Raises:
         ValueError: naming the variable, its rule and its value.
     """
-    known: set[str] = set()
+    known = {"SERVING_HOST"}
 
     def number(name: str, default: float, low: float, high: float) -> float:
         known.add(name)
@@ -79,10 +76,7 @@ def read_settings(environment: Mapping[str, str], *, cuda: bool) -> Settings:
         decode_threads=whole("SERVING_DECODE_THREADS", min(len(os.sched_getaffinity(0)), 16), 1, 256),
         stop_seconds=number("SERVING_STOP_SECONDS", 25, 0, 3600),
     )
-    known.add("SERVING_HOST")
-    for name in sorted(set(environment) - known):
-        if name.startswith(PREFIX):
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"; did you mean {near[0]}?" if near else f"; there are {', '.join(sorted(known))}"
-            raise ValueError(f"{name} is no setting of the server{hint}")
+    unknown = sorted(name for name in environment if name.startswith("SERVING_") and name not in known)
+    if unknown:
+        raise ValueError(f"{unknown[0]} is no setting of the server; there are {', '.join(sorted(known))}")
     return settings

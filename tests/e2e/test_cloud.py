@@ -34,7 +34,7 @@ from lightning_modules.metrics import BEST, EPOCH_SECONDS, IMAGES_PER_SECOND, TE
 from sagemaker_launch import aws
 from sagemaker_launch.cli import main
 from sagemaker_launch.launch import TRAINING, Launched, launch
-from sagemaker_launch.logs import JobLog
+from sagemaker_launch.logs import job_log
 from sagemaker_launch.policy import policies
 from sagemaker_launch.rehearse import service
 from sagemaker_launch.requests import Inputs, training_job
@@ -359,7 +359,7 @@ def members(archive: bytes) -> dict[str, bytes]:
 
 
 def log_of(logs: Any, job: str) -> str:
-    return "\n".join(line.text for line in JobLog(logs, job).read())
+    return "\n".join(line.text for line in job_log(logs, job).read())
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = 240) -> None:

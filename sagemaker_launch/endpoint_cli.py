@@ -1,0 +1,223 @@
+"""The commands about endpoints: deploy, query, delete."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from experiments.config import RunConfig
+from experiments.console import say
+from sagemaker_launch.lease import DEFAULT_TTL
+from sagemaker_launch.settings import CloudSettings
+
+if TYPE_CHECKING:
+    from sagemaker_launch.endpoint_requests import Deployment
+    from sagemaker_launch.models import LocatedModel
+    from sagemaker_launch.query import Target
+
+Add = Callable[[str, object, str], argparse.ArgumentParser]
+
+
+def add_endpoint_commands(add: Add) -> None:
+    """The commands and their own options."""
+    deploy = add("deploy", _deploy, "Serve a model as an endpoint, or bring the endpoint to another model.")
+    deploy.add_argument("name", metavar="NAME", help="of the endpoint")
+    source = deploy.add_mutually_exclusive_group(required=True)
+    source.add_argument("--best-of", metavar="TUNING_JOB", help="the model of its best training job")
+    source.add_argument("--run", metavar="RUN_ID", help="the model of a run in MLflow")
+    source.add_argument("--model", help="export folder, or registry URI such as models:/NAME@champion")
+    deploy.add_argument("--ttl", default=DEFAULT_TTL, help="how long it may live: 30m, 4h, 2d, none (default 4h)")
+    deploy.add_argument("--dry-run", action="store_true", help="print the requests as JSON and deploy nothing")
+    query = add("query", _query, "Name what is on photos, by an endpoint or a server at home.")
+    query.add_argument("targets", nargs="+", metavar="NAME PHOTO", help="the endpoint, then photos and folders of them")
+    query.set_defaults(more="targets")
+    query.add_argument("--url", help="of a server, such as `serve` prints; then no NAME is given")
+    query.add_argument("--top-k", type=int, default=5, metavar="K", help="classes to show (default 5)")
+    query.add_argument("--parallel", type=int, default=8, metavar="N", help="photos asked for at once (default 8)")
+    query.add_argument("--json", action="store_true", help="print JSON")
+    query.add_argument("--show", type=Path, metavar="PNG", help="write a picture of the photos with their names")
+    delete = add("delete", _delete, "Delete endpoints with all that belongs to them.")
+    delete.add_argument("names", nargs="*", metavar="NAME")
+    delete.set_defaults(more="names")
+    delete.add_argument("--expired", action="store_true", help="all of this project whose time is over, and leftovers")
+
+
+def _deploy(settings: CloudSettings, config: RunConfig, arguments: argparse.Namespace) -> None:
+    from sagemaker_launch import aws, models
+    from sagemaker_launch.archive import pack_model
+    from sagemaker_launch.budget import check_hourly_budget, hourly_worst
+    from sagemaker_launch.endpoint_requests import create_endpoint, deployment, update_endpoint
+    from sagemaker_launch.endpoints import Services, find_endpoint
+    from sagemaker_launch.lease import new_lease
+    from sagemaker_launch.shipping import find_serving_image
+    from sagemaker_launch.storage import Storage, file_sha256
+
+    settings.require_for_jobs()
+    lease, region = new_lease(settings, arguments.ttl), aws.region(settings)
+    image = find_serving_image(settings, region, config.data.cache_dir)
+    # A name that AWS would refuse is refused before a model is fetched.
+    deployment(settings, arguments.name, image, "")
+    services = Services.open(settings)
+    there = None if arguments.dry_run else find_endpoint(services, settings, arguments.name)
+    worst = hourly_worst(settings, region, fleets=1 if there is None else 2)
+    say(worst.table())
+    if not arguments.dry_run:
+        check_hourly_budget(settings, worst)
+    if arguments.best_of:
+        model = models.of_tuning_job(settings, config, arguments.best_of)
+    elif arguments.run:
+        model = models.of_run(settings, config, arguments.run)
+    else:
+        model = models.registered(config, arguments.model)
+    say(f"model: {model.source}, {_check(model)}")
+    archive = pack_model(model.export, config.output_dir / "models" / f"{arguments.name}.tar.gz")
+    key = f"models/{file_sha256(archive)[:32]}/model.tar.gz"
+    version = deployment(settings, arguments.name, image, f"{settings.uri}/{key}")
+    if arguments.dry_run:
+        created = create_endpoint(settings, arguments.name, version.config_name, lease)
+        updated = update_endpoint(settings, arguments.name, version.config_name)
+        requests = {"CreateModel": version.model, "CreateEndpointConfig": version.config}
+        print(json.dumps({**requests, "CreateEndpoint": created, "UpdateEndpoint": updated}, indent=2))
+        return
+    Storage(aws.client("s3", settings), settings).upload_file(key, archive)
+    archive.unlink()
+    _deploy_as_run(settings, config, arguments, model, version, worst.steady_usd)
+
+
+def _check(model: LocatedModel) -> str:
+    """Score the golden photo on this machine before anything is sent."""
+    from lightning_modules.export import check_golden  # imports torch
+
+    check_golden(model.export)
+    return "which scores its golden photo as the trainer did"
+
+
+def _deploy_as_run(
+    settings: CloudSettings,
+    config: RunConfig,
+    arguments: argparse.Namespace,
+    model: LocatedModel,
+    version: Deployment,
+    usd_per_hour: float,
+) -> None:
+    """Deploy, and note in MLflow what was deployed, where and how it answered."""
+    from experiments.run_folder import Outcome, RunFolder, now_ms
+    from experiments.tracking import RunStore
+    from sagemaker_launch import aws
+    from sagemaker_launch.deploy import Golden, deploy
+    from sagemaker_launch.endpoints import Services
+    from sagemaker_launch.lease import new_lease
+    from sagemaker_launch.logs import endpoint_log
+
+    services, name = Services.open(settings), arguments.name
+    store, lease = RunStore(config), new_lease(settings, arguments.ttl)
+    folder = RunFolder(config.output_dir / "endpoints" / f"{version.config_name}-{now_ms()}")
+    container = version.model["PrimaryContainer"]
+    params = {f"cloud.endpoint.{field}": value for field, value in asdict(settings.endpoint).items()}
+    params |= {"model.source": model.source, "model.archive": container["ModelDataUrl"], "image": container["Image"]}
+    tags = {"origin": aws.origin(services.sagemaker), "endpoint": name, "config": version.config_name, **lease.tags}
+    folder.start(f"deploy {name}", params, tags)
+    log = endpoint_log(aws.client("logs", settings), name)
+    try:
+        target = open_target(settings, name, settings.endpoint.kind)
+        done = deploy(services, settings, name, version, lease, Golden.read(model.export), target, log)
+    except KeyboardInterrupt:
+        folder.finish(Outcome("STOPPED"))
+        store.push_or_wait(folder)
+        say(f"\n{name} goes on without you: the same command watches it again")
+        say(f"to end it: {_command('delete')} {name}")
+        raise
+    except Exception as error:
+        folder.finish(Outcome("FAIL", reason=str(error)))
+        store.push_or_wait(folder)
+        raise
+    measured = {"golden_difference": done.golden_difference, "first_latency_ms": done.first_latency_ms}
+    folder.finish(Outcome("COMPLETE", None, {"usd_per_hour": usd_per_hour, **measured}))
+    store.push_or_wait(folder)
+    if model.registered is not None:
+        from experiments.registry import tag_version
+
+        tag_version(model.registered, store, {"endpoint": name})
+    say(f"the golden photo's logits are off by {done.golden_difference:.1g}; {done.first_latency_ms:.0f} ms")
+    say(done.guards)
+    say(f"ask it:    {_command('query')} {name} PHOTO...\ndelete it: {_command('delete')} {name}")
+    print(done.arn)
+
+
+def open_target(settings: CloudSettings, name: str, kind: str) -> Target:
+    """An endpoint to ask."""
+    from sagemaker_launch import aws
+    from sagemaker_launch.endpoint_requests import async_uri
+    from sagemaker_launch.query import AsyncTarget, EndpointTarget
+
+    # AWS cuts a request after 60 seconds; the first one of a serverless endpoint starts a machine.
+    runtime = aws.client("sagemaker-runtime", settings, read_timeout=70)
+    if kind != "async":
+        return EndpointTarget(runtime, name)
+    return AsyncTarget(runtime, aws.client("s3", settings), name, async_uri(settings, name, "in"))
+
+
+def _query(settings: CloudSettings, config: RunConfig, arguments: argparse.Namespace) -> None:
+    del config
+    from sagemaker_launch.query import QueryError, UrlTarget, answer_table, find_photos, query_photos
+
+    if arguments.url:
+        target: Target = UrlTarget(arguments.url)
+        paths = arguments.targets
+    else:
+        name, *paths = arguments.targets
+        if not paths:
+            raise ValueError(f"PHOTO must be given after the endpoint's name {name}, or --url URL instead of a name")
+        target = _target_of(settings, name)
+    photos = list(find_photos([Path(path) for path in paths]))
+    if not photos:
+        raise ValueError(f"PHOTO must be photos or folders that hold some, got {' '.join(paths)}")
+    answers = query_photos(target, photos, top_k=arguments.top_k, parallel=arguments.parallel)
+    print(json.dumps([one.to_dict() for one in answers], indent=2) if arguments.json else answer_table(answers))
+    if arguments.show:
+        from sagemaker_launch.photo_grid import photo_grid  # imports matplotlib
+
+        photo_grid(answers).savefig(arguments.show)
+        say(f"picture: {arguments.show}")
+    failed = [one for one in answers if one.error]
+    if failed:
+        raise QueryError(f"{len(failed)} of {len(answers)} photos have no answer: {failed[0].image}: {failed[0].error}")
+
+
+def _target_of(settings: CloudSettings, name: str) -> Target:
+    from sagemaker_launch import aws
+    from sagemaker_launch.deploy import kind_of
+    from sagemaker_launch.launch import CONFIG, ENDPOINT
+
+    sagemaker = aws.client("sagemaker", settings)
+    described = ENDPOINT.find(sagemaker, name)
+    if described is None:
+        raise ValueError(f"NAME must be an endpoint of this account and region, found none called {name}")
+    config = CONFIG.describe(sagemaker, described[CONFIG.name])
+    return open_target(settings, name, kind_of(config))
+
+
+def _delete(settings: CloudSettings, config: RunConfig, arguments: argparse.Namespace) -> None:
+    del config
+    from sagemaker_launch.endpoints import Services, delete_endpoint, orphans, project_endpoints
+
+    if bool(arguments.names) == arguments.expired:
+        raise ValueError("NAME must be given, or --expired instead")
+    services = Services.open(settings)
+    names = list(arguments.names)
+    if arguments.expired:
+        names = [one.name for one in project_endpoints(services, settings) if one.lease.is_over()]
+        names += sorted(orphans(services, settings))
+        if not names:
+            print("nothing is over")
+    for name in names:
+        gone = delete_endpoint(services, settings, name)
+        print(f"{name}: " + (f"deleted {', '.join(gone)}" if gone else "there is nothing of that name"))
+
+
+def _command(name: str) -> str:
+    return f"python -m sagemaker_launch {name}"

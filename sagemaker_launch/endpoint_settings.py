@@ -1,0 +1,107 @@
+"""How models are served in the cloud: what a person sets as `--cloud.endpoint.field value` or in a preset."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import Literal
+
+from experiments.config import require
+
+VARIANT = "AllTraffic"
+"""Name of the one production variant; a blue/green update needs the old and the new one to have the same."""
+SERVERLESS_MEMORY_MB = (1024, 2048, 3072, 4096, 5120, 6144)
+"""What ServerlessConfig.MemorySizeInMB may be (API reference, read 2026-11)."""
+
+
+@dataclass(frozen=True)
+class EndpointSettings:
+    """An endpoint. Its network, tags, key and bucket are those of the jobs."""
+
+    kind: Literal["realtime", "serverless", "async"] = "realtime"
+    """Machines that answer at once, machines that come when somebody asks, or a queue with photos and answers in S3."""
+    image: Literal["own", "aws"] = "own"
+    """Our serving image for current PyTorch, or AWS's last one (PyTorch 2.6 with TorchServe)."""
+    image_uri: str | None = None
+    """Serving image in ECR; by default what `python -m sagemaker_launch image` pushes, or AWS's."""
+    instance_type: str = "ml.c5.xlarge"
+    """Machine of a realtime or async endpoint."""
+    min_instances: int = 1
+    """Fewest machines; an async endpoint may have 0 while nobody asks."""
+    max_instances: int = 1
+    """Most machines; more than min_instances lets AWS scale between the two."""
+    scale_by: Literal["invocations", "concurrency"] = "invocations"
+    """What a realtime endpoint scales by: requests a machine and minute, or requests that a machine has at once."""
+    scale_target: float | None = None
+    """What scaling keeps to; default 300 invocations a minute, 4 at once, or for async 5 that wait."""
+    memory_mb: int = 3072
+    """Memory of a serverless endpoint, which decides its share of processors too."""
+    max_concurrency: int = 2
+    """Requests that a serverless endpoint answers at once; the worst case of its bill is reckoned from it."""
+    startup_timeout_seconds: int = 600
+    """How long a machine may take to load the model before it counts as broken."""
+    environment: dict[str, str] = field(default_factory=dict)
+    """Environment variables of the server, such as SERVING_MAX_BATCH; they can be read by others, so no secrets."""
+    data_capture_percent: int = 0
+    """Share of requests and answers that AWS keeps in S3; photos may be private, so none by default."""
+    rollout: Literal["canary", "linear", "all_at_once"] = "canary"
+    """How an update moves traffic to the new machines: a part first, part by part, or at once."""
+    rollout_percent: int = 10
+    """The first part of a canary (at most 50), or each part of a linear rollout (10..50)."""
+    rollout_wait_seconds: int = 300
+    """How long each part, and at the end the whole, is watched before the update goes on."""
+    max_latency_ms: float | None = None
+    """An update is rolled back when the 99th percentile of the model's latency is above this."""
+    alarms: list[str] = field(default_factory=list)
+    """Further CloudWatch alarms that roll an update back."""
+    schedule_role_arn: str | None = None
+    """Role by which EventBridge deletes an endpoint whose time is over; without it only `delete --expired` does."""
+    owner: str | None = None
+    """Who is asked about it; by default the name of the account on this machine."""
+    budget_usd_per_hour: float | None = None
+    """Most that an endpoint may cost an hour at worst; required before anything is deployed."""
+
+    def __post_init__(self) -> None:
+        """Refuse what no endpoint can use."""
+
+        def check(condition: bool, name: str, rule: str) -> None:
+            require(condition, f"cloud.endpoint.{name}", rule, getattr(self, name))
+
+        check(self.instance_type.startswith("ml."), "instance_type", "begin with ml.")
+        fewest = 0 if self.kind == "async" else 1
+        check(self.min_instances >= fewest, "min_instances", f"be >= {fewest} for kind {self.kind}")
+        most = max(1, self.min_instances)
+        check(self.max_instances >= most, "max_instances", f"be >= {most}, the machines that it starts with")
+        check(
+            self.kind != "serverless" or self.max_instances == 1,
+            "max_instances",
+            "be 1 for kind serverless (set max_concurrency)",
+        )
+        check(self.scale_target is None or self.scale_target > 0, "scale_target", "be > 0")
+        check(self.memory_mb in SERVERLESS_MEMORY_MB, "memory_mb", f"be one of {SERVERLESS_MEMORY_MB}")
+        check(1 <= self.max_concurrency <= 200, "max_concurrency", "be 1..200")
+        check(60 <= self.startup_timeout_seconds <= 3600, "startup_timeout_seconds", "be 60..3600")
+        check(0 <= self.data_capture_percent <= 100, "data_capture_percent", "be 0..100")
+        check(not self.data_capture_percent or self.kind == "realtime", "data_capture_percent", "be 0 unless realtime")
+        low = 10 if self.rollout == "linear" else 1
+        check(low <= self.rollout_percent <= 50, "rollout_percent", f"be {low}..50 for {self.rollout}")
+        check(0 <= self.rollout_wait_seconds <= 3600, "rollout_wait_seconds", "be 0..3600")
+        check(self.max_latency_ms is None or self.max_latency_ms > 0, "max_latency_ms", "be > 0")
+        check(len(self.alarms) <= 8, "alarms", "be at most 8")
+        role = self.schedule_role_arn
+        check(
+            role is None or re.fullmatch(r"arn:aws[a-z-]*:iam::\d{12}:role/\S+", role) is not None,
+            "schedule_role_arn",
+            "look like arn:aws:iam::123456789012:role/NAME",
+        )
+        check(self.budget_usd_per_hour is None or self.budget_usd_per_hour > 0, "budget_usd_per_hour", "be > 0")
+
+    @property
+    def scales(self) -> bool:
+        """Whether AWS changes the number of machines."""
+        return self.max_instances > self.min_instances
+
+    @property
+    def first_instances(self) -> int:
+        """Machines that it starts with."""
+        return max(1, self.min_instances)

@@ -1,0 +1,426 @@
+"""Deploy, query, update, delete against the rehearsal, by the commands that a person types; and what a kill leaves."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import boto3
+import pytest
+import torch
+from mlflow import MlflowClient
+
+from experiments.config import load_config, to_yaml
+from lightning_modules.export import write_export
+from sagemaker_launch import aws
+from sagemaker_launch.cli import main
+from sagemaker_launch.policy import policies
+from sagemaker_launch.rehearse import service
+from sagemaker_launch.settings import load_cloud
+from tests.conftest import REPOSITORY, real, tiny
+from tests.e2e.test_cloud import action_of
+from tests.pictures import make_class_folders
+from tests.unit.test_export import BACKBONE, CLASS_NAMES, PREPROCESSING, tiny_network
+
+CLOUD = REPOSITORY / "conf" / "cloud" / "rehearsal.yaml"
+ROLE = "arn:aws:iam::123456789012:role/scheduler"
+MUTATIONS = ("Create", "Update", "Delete", "Put", "Register", "Deregister", "AddTags")
+
+
+class Killed(BaseException):
+    """The process ends here: nothing that a program does about an exception happens."""
+
+
+@dataclass
+class Rehearsal:
+    """A rehearsal, and what was called."""
+
+    home: Path
+    fields: list[str]
+    calls: list[tuple[str, str]] = field(default_factory=list)
+    kill_at: tuple[int, str] | None = None
+    """Kill the process at this call, counting those that change something, `before` or `after` it is made."""
+    changes: int = 0
+
+    def run(self, *arguments: str) -> tuple[int, str, str]:
+        """Run one command; its exit code and what it printed."""
+        out, err = io.StringIO(), io.StringIO()
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            code = main([arguments[0], *self.fields, *arguments[1:]])
+        return code, out.getvalue(), err.getvalue()
+
+    def done(self, *arguments: str) -> str:
+        """Run one command that has to succeed; what it printed."""
+        code, out, err = self.run(*arguments)
+        assert code == 0, err
+        return out + err
+
+    def killed(self, at: int, when: str, *arguments: str) -> bool:
+        """Run one command and kill it at a call; whether it got that far."""
+        self.changes, self.kill_at = 0, (at, when)
+        try:
+            self.run(*arguments)
+        except Killed:
+            return True
+        finally:
+            self.kill_at = None
+        return False
+
+    def watch(self, name: str, client: Any) -> Any:
+        """Note what a client calls, and kill where it is due."""
+
+        def before(model: Any, **_: Any) -> None:
+            self.calls.append((name, model.name))
+            if name != "s3" and model.name.startswith(MUTATIONS):
+                self.changes += 1
+                self._kill("before")
+
+        def after(model: Any, **_: Any) -> None:
+            if name != "s3" and model.name.startswith(MUTATIONS):
+                self._kill("after")
+
+        client.meta.events.register("before-call", before)
+        client.meta.events.register("after-call", after)
+        return client
+
+    def _kill(self, when: str) -> None:
+        if self.kill_at == (self.changes, when):
+            raise Killed
+
+    def left(self) -> list[str]:
+        """All that there is in the account of models, configs, endpoints and what belongs to them."""
+        found: list[str] = []
+        for name, call, key, what in (
+            ("sagemaker", "list_endpoints", "Endpoints", "EndpointName"),
+            ("sagemaker", "list_endpoint_configs", "EndpointConfigs", "EndpointConfigName"),
+            ("sagemaker", "list_models", "Models", "ModelName"),
+            ("cloudwatch", "describe_alarms", "MetricAlarms", "AlarmName"),
+            ("scheduler", "list_schedules", "Schedules", "Name"),
+        ):
+            client = boto3.client(name, region_name="us-east-1")
+            found += [one[what] for one in getattr(client, call)()[key]]
+        scaling = boto3.client("application-autoscaling", region_name="us-east-1")
+        targets = scaling.describe_scalable_targets(ServiceNamespace="sagemaker")["ScalableTargets"]
+        found += [one["ResourceId"] for one in targets]
+        return found
+
+    def answers(self, name: str, *photos: Path) -> list[dict[str, Any]]:
+        """What an endpoint says."""
+        code, out, err = self.run("query", name, "--json", *map(str, photos))
+        assert code == 0, err
+        loaded: list[dict[str, Any]] = json.loads(out)
+        return loaded
+
+
+@pytest.fixture(scope="module")
+def cloud(
+    job_images: Path, photos: Path, mlflow_database: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Rehearsal]:
+    home = tmp_path_factory.mktemp("endpoints")
+    shutil.copy(mlflow_database, home / "mlflow.db")
+    preset = home / "preset.yaml"
+    preset.write_text(to_yaml(load_config(None, tiny(photos, home) | {"tracking.experiment": "endpoints"})))
+    found = Rehearsal(home, [f"--config={preset}", f"--cloud={CLOUD}", "--cloud.endpoint.rollout_wait_seconds=60"])
+    real_client = aws.client
+
+    def watched(name: str, *given: Any, **options: Any) -> Any:
+        return found.watch(name, real_client(name, *given, **options))
+
+    options = ["--images", str(job_images)]
+    with service(load_cloud(CLOUD), home / "rehearsal", options) as running, pytest.MonkeyPatch.context() as patch:
+        for name, value in running.environment.items():
+            patch.setenv(name, value)
+        patch.setattr(aws, "client", watched)
+        yield found
+
+
+def tiny_export(folder: Path, seed: int) -> Path:
+    """An export whose network is its own."""
+    network = tiny_network()
+    torch.manual_seed(seed)
+    torch.nn.init.normal_(network.fc.weight, std=0.05)  # type: ignore[arg-type, union-attr]
+    photo = next(make_photos(folder.parent / "golden").glob("test/*/*"))
+    return write_export(
+        network,
+        folder,
+        backbone=BACKBONE,
+        class_names=CLASS_NAMES,
+        preprocessing=PREPROCESSING,
+        metrics={"val_loss": 0.5},
+        config={},
+        golden_photo=photo,
+    )
+
+
+def make_photos(root: Path) -> Path:
+    if not root.exists():
+        make_class_folders(root, classes=3, per_class={"train": 1, "valid": 1, "test": 2}, size=24, seed=0)
+    return root
+
+
+@pytest.fixture(scope="module")
+def first(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_export(tmp_path_factory.mktemp("first") / "export", seed=1)
+
+
+@pytest.fixture(scope="module")
+def second(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_export(tmp_path_factory.mktemp("second") / "export", seed=2)
+
+
+def broken_golden(export: Path, folder: Path) -> Path:
+    """An export that is whole, and answers otherwise on the endpoint than its golden scores say."""
+    shutil.copytree(export, folder)
+    scores = json.loads((folder / "golden" / "scores.json").read_text())
+    scores["logits"] = [value + 1 for value in scores["logits"]]
+    (folder / "golden" / "scores.json").write_text(json.dumps(scores))
+    return folder
+
+
+def test_an_endpoint_is_deployed_asked_updated_and_deleted_and_nothing_is_left(
+    cloud: Rehearsal, first: Path, second: Path, tmp_path: Path
+) -> None:
+    scaling = ["--cloud.endpoint.max_instances=2", f"--cloud.endpoint.schedule_role_arn={ROLE}"]
+    said = cloud.done("deploy", "dogs", "--model", str(first), *scaling)
+    assert "at worst  2 x ml.m5.large x $0.115/h = $0.23 an hour, $5.52 a day" in said
+    assert "AWS deletes it at" in said
+    golden = json.loads((first / "golden" / "scores.json").read_text())
+    photos = make_photos(tmp_path / "photos")
+    (answer,) = cloud.answers("dogs", first / "golden" / "image.jpg")
+    assert answer["classes"][0][0] == golden["class_name"]
+    assert len(cloud.answers("dogs", photos / "test")) == 6
+    assert "dogs" in cloud.done("status") and "1 endpoints run, $0.12 an hour" in cloud.done("status")
+    again = cloud.done("deploy", "dogs", "--model", str(first), *scaling, "--ttl", "2d")
+    assert "off by" in again
+    assert len(cloud.left()) == 6  # endpoint, config, model, alarm, schedule, scaling
+    cloud.done("deploy", "dogs", "--model", str(second), *scaling, "--cloud.endpoint.budget_usd_per_hour=0.46")
+    golden = json.loads((second / "golden" / "scores.json").read_text())
+    (answer,) = cloud.answers("dogs", second / "golden" / "image.jpg")
+    assert answer["classes"][0][0] == golden["class_name"]
+    assert len(cloud.left()) == 6
+    assert "autoscaling of dogs" in cloud.done("delete", "dogs")
+    assert cloud.left() == []
+    assert "there is nothing of that name" in cloud.done("delete", "dogs")
+
+
+def test_a_deployment_is_a_run_in_mlflow(cloud: Rehearsal, first: Path) -> None:
+    cloud.done("deploy", "noted", "--model", str(first))
+    client = MlflowClient(f"sqlite:///{cloud.home / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("endpoints")
+    assert experiment is not None
+    (run,) = client.search_runs([experiment.experiment_id], "tags.endpoint = 'noted'")
+    assert run.info.status == "FINISHED"
+    assert run.data.tags["origin"] == "rehearsal"
+    assert run.data.metrics["usd_per_hour"] == pytest.approx(0.115)
+    assert run.data.metrics["golden_difference"] <= 1e-4
+    assert run.data.metrics["first_latency_ms"] > 0
+    assert run.data.params["image"] == "rehearsal.local/serving"
+    assert run.data.params["model.archive"].startswith("s3://experiments-rehearsal/experiments/models/")
+    cloud.done("delete", "noted")
+
+
+def test_a_model_that_scores_otherwise_never_gets_the_traffic(
+    cloud: Rehearsal, first: Path, second: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wrong = broken_golden(second, tmp_path / "wrong")
+    code, _, err = cloud.run("deploy", "safe", "--model", str(wrong))
+    assert code == 1 and "the golden photo scores" in err  # found on this machine
+    monkeypatch.setattr("sagemaker_launch.endpoint_cli._check", lambda model: "unchecked")
+    code, _, err = cloud.run("deploy", "safe", "--model", str(wrong))
+    assert code == 1 and "all that was made is removed again: endpoint safe" in err
+    assert "golden photo" in err  # the server's own line, out of the endpoint's log
+    assert cloud.left() == []
+    cloud.done("deploy", "safe", "--model", str(first))
+    before = cloud.answers("safe", first / "golden" / "image.jpg")
+    code, _, err = cloud.run("deploy", "safe", "--model", str(wrong), "--cloud.endpoint.budget_usd_per_hour=9")
+    assert code == 1 and "as before; what the update brought is removed" in err
+    after = cloud.answers("safe", first / "golden" / "image.jpg")
+    assert after[0]["classes"] == before[0]["classes"]
+    assert len(cloud.left()) == 4  # endpoint, config, model, alarm
+    cloud.done("delete", "safe")
+
+
+def victim(first: Path) -> list[str]:
+    """The command that deploys an endpoint with all that one can have."""
+    scaling = ["--cloud.endpoint.max_instances=2", f"--cloud.endpoint.schedule_role_arn={ROLE}"]
+    return ["deploy", "victim", "--model", str(first), *scaling]
+
+
+def test_a_kill_while_an_endpoint_comes_up_or_goes_leaves_nothing_that_delete_does_not_find(
+    cloud: Rehearsal, first: Path
+) -> None:
+    assert cloud.killed(5, "after", *victim(first))  # schedule, model, config, alarm, endpoint
+    assert cloud.calls[-1] == ("sagemaker", "CreateEndpoint")
+    cloud.done(*victim(first))  # it goes on
+    assert cloud.killed(1, "after", "delete", "victim")
+    cloud.done("delete", "victim")
+    assert cloud.left() == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_kill_at_any_step_of_deploy_leaves_nothing_that_delete_does_not_find(
+    cloud: Rehearsal, first: Path, when: str
+) -> None:
+    steps = 0
+    while cloud.killed(steps + 1, when, *victim(first)):
+        steps += 1
+        if steps % 2:  # every other time the same command goes on first
+            cloud.done(*victim(first))
+        cloud.done("delete", "victim")
+        assert cloud.left() == []
+    assert steps >= 6  # schedule, model, config, alarm, endpoint, scaling
+    cloud.done("delete", "victim")
+
+
+@pytest.mark.slow
+def test_a_kill_at_any_step_of_an_update_is_mended_by_the_same_command(
+    cloud: Rehearsal, first: Path, second: Path
+) -> None:
+    exports, steps = [first, second], 0
+    cloud.done(*victim(second))
+    twice = "--cloud.endpoint.budget_usd_per_hour=9"
+    while cloud.killed(steps + 1, "after", *victim(exports[steps % 2]), twice):
+        cloud.done(*victim(exports[steps % 2]), twice)
+        assert len(cloud.left()) == 6  # endpoint, config, model, alarm, schedule, scaling
+        steps += 1
+    assert steps >= 8
+    cloud.done("delete", "victim")
+    assert cloud.left() == []
+
+
+@pytest.mark.slow
+def test_a_kill_at_any_step_of_delete_is_mended_by_the_next(cloud: Rehearsal, first: Path) -> None:
+    step, reached = 0, True
+    while reached:
+        step += 1
+        cloud.done(*victim(first))
+        reached = cloud.killed(step, "after", "delete", "victim")
+        cloud.done("delete", "victim")
+        assert cloud.left() == []
+    assert step > 6
+
+
+def test_what_is_over_is_deleted_and_what_is_not_stays(cloud: Rehearsal, first: Path) -> None:
+    cloud.done("deploy", "short", "--model", str(first), "--ttl", "1m")
+    cloud.done("deploy", "long", "--model", str(first), "--ttl", "none")
+    assert "nothing is over" in cloud.done("delete", "--expired")
+    sagemaker = boto3.client("sagemaker", region_name="us-east-1")
+    arn = sagemaker.describe_endpoint(EndpointName="short")["EndpointArn"]
+    sagemaker.add_tags(ResourceArn=arn, Tags=[{"Key": "expires", "Value": "2026-01-01T00:00:00Z"}])
+    assert "delete --expired" in cloud.done("status")
+    assert "short: deleted endpoint short" in cloud.done("delete", "--expired")
+    assert len(cloud.left()) == 4
+    cloud.done("delete", "long")
+    assert cloud.left() == []
+
+
+@pytest.mark.parametrize("kind", ["serverless", "async"])
+def test_other_kinds_answer_as_well(cloud: Rehearsal, first: Path, kind: str) -> None:
+    options = [f"--cloud.endpoint.kind={kind}"]
+    if kind == "async":
+        options += ["--cloud.endpoint.min_instances=0", "--cloud.endpoint.max_instances=2"]
+    cloud.done("deploy", kind, "--model", str(first), *options)
+    golden = json.loads((first / "golden" / "scores.json").read_text())
+    (answer,) = cloud.answers(kind, first / "golden" / "image.jpg")
+    assert answer["classes"][0][0] == golden["class_name"]
+    code, _, err = cloud.run("deploy", kind, "--model", str(first))
+    assert code == 1 and f"cloud.endpoint.kind must stay {kind}" in err
+    cloud.done("delete", kind)
+    assert cloud.left() == []
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--cloud.endpoint.budget_usd_per_hour=0.1"], "budget_usd_per_hour must be at least 0.12, the worst case"),
+        (["--cloud.endpoint.instance_type=ml.p5.48xlarge"], "set --price-per-hour"),
+        (["--ttl", "soon"], "--ttl must be a whole number"),
+        (["--model", "nowhere"], "nowhere"),
+    ],
+)
+def test_what_can_not_be_deployed_is_refused_before_anything_is_made(
+    cloud: Rehearsal, first: Path, more: list[str], message: str
+) -> None:
+    before = len(cloud.calls)
+    code, _, err = cloud.run("deploy", "no", "--model", str(first), *more)
+    assert code == 1 and message in err
+    assert not any(name.startswith(("Create", "Put")) for _, name in cloud.calls[before:])
+
+
+def test_an_endpoint_of_another_project_is_left_alone(cloud: Rehearsal, first: Path) -> None:
+    cloud.done("deploy", "theirs", "--model", str(first), "--cloud.project=theirs")
+    for command in (["deploy", "theirs", "--model", str(first)], ["delete", "theirs"]):
+        code, _, err = cloud.run(*command)
+        assert code == 1 and "must carry the tag project=local-first-experiments" in err
+    cloud.done("delete", "theirs", "--cloud.project=theirs")
+
+
+def test_a_photo_that_is_none_is_named_and_the_rest_go_on(cloud: Rehearsal, first: Path, tmp_path: Path) -> None:
+    cloud.done("deploy", "photos", "--model", str(first))
+    (tmp_path / "notes.jpg").write_text("no photo")
+    half = (first / "golden" / "image.jpg").read_bytes()
+    (tmp_path / "half.jpg").write_bytes(half[: len(half) // 2])
+    shutil.copy(first / "golden" / "image.jpg", tmp_path / f"{CLASS_NAMES[1]}_0001.jpg")
+    picture = tmp_path / "out.png"
+    code, out, err = cloud.run("query", "photos", str(tmp_path), "--show", str(picture))
+    assert code == 1 and "2 of 3 photos have no answer" in err
+    assert "notes.jpg: the file is not a JPEG, PNG or WebP image" in out
+    assert "half.jpg: the image is damaged" in out
+    assert f"(is {CLASS_NAMES[1]})" in out
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    code, _, err = cloud.run("query", "photos")
+    assert code == 1 and "PHOTO must be given" in err
+    code, _, err = cloud.run("query", "nobody", str(picture))
+    assert code == 1 and "found none called nobody" in err
+    cloud.done("delete", "photos")
+
+
+def test_the_policies_grant_every_call_that_was_made(cloud: Rehearsal) -> None:
+    settings = load_cloud(CLOUD, {"endpoint.schedule_role_arn": ROLE})
+    statements = policies(settings, "us-east-1")["launcher"]["Statement"]
+    granted = {action for statement in statements for action in statement["Action"]}
+    # IAM knows the runtime's calls as SageMaker's.
+    assert {action_of(one.removesuffix("-runtime"), operation) for one, operation in cloud.calls} <= granted
+
+
+def test_a_model_that_was_trained_at_home_is_deployed_by_its_run_and_by_its_registered_name(cloud: Rehearsal) -> None:
+    subprocess.run([sys.executable, "-m", "experiments", "train", cloud.fields[0]], check=True, cwd=REPOSITORY)
+    client = MlflowClient(f"sqlite:///{cloud.home / 'mlflow.db'}")
+    version = client.get_model_version_by_alias("endpoints", "champion")
+    assert version.run_id is not None
+    cloud.done("deploy", "home", "--run", version.run_id)
+    described = boto3.client("sagemaker", region_name="us-east-1").describe_endpoint(EndpointName="home")
+    cloud.done("deploy", "home", "--model", "models:/endpoints@champion")
+    again = boto3.client("sagemaker", region_name="us-east-1").describe_endpoint(EndpointName="home")
+    assert again["EndpointConfigName"] == described["EndpointConfigName"]  # it is the same model
+    assert client.get_model_version("endpoints", version.version).tags["endpoint"] == "home"
+    code, _, err = cloud.run("deploy", "home", "--run", "0" * 32)
+    assert code == 1 and "--run must be a run of sqlite" in err
+    cloud.done("delete", "home")
+
+
+def test_dogs_are_trained_deployed_asked_and_deleted(cloud: Rehearsal, tmp_path: Path) -> None:
+    dogs, images = real("data/dogs6"), real("images")
+    small = [f"--data.root={dogs}", "--data.fraction=0.02", "--data.image_size=64", "--trainer.max_epochs=1"]
+    said = cloud.done("train", *small)
+    job = next(line for line in said.splitlines() if ":training-job/" in line).rpartition("/")[2]
+    cloud.done("sync", job)
+    client = MlflowClient(f"sqlite:///{cloud.home / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("endpoints")
+    assert experiment is not None
+    (run,) = client.search_runs([experiment.experiment_id], f"tags.job = '{job}'")
+    cloud.done("deploy", "dogs6", "--run", run.info.run_id)
+    answers = cloud.answers("dogs6", images)
+    assert len(answers) == 7
+    assert all(len(one["classes"]) == 5 and not one["error"] for one in answers)
+    cloud.done("delete", "dogs6")
+    assert cloud.left() == []

@@ -1,0 +1,88 @@
+"""`python -m sagemaker_launch serve | image`."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import requests
+
+from sagemaker_launch.archive import pack_model
+from sagemaker_launch.cli import main
+from tests.conftest import REPOSITORY
+from tests.unit.test_export import export, tiny_network
+
+ROLE = "arn:aws:iam::123456789012:role/serving"
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_serve_answers_as_an_endpoint_and_ends_with_ctrl_c(tmp_path: Path, packed: bool) -> None:
+    model = export(tiny_network(), tmp_path / "export")
+    photo = (model / "golden" / "image.jpg").read_bytes()
+    served = pack_model(model, tmp_path / "model.tar.gz") if packed else model
+    # No region and no credentials: at home nothing of AWS is needed.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
+    own_tmp = tmp_path / "tmp"
+    own_tmp.mkdir()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "sagemaker_launch", "serve", str(served)],
+        cwd=REPOSITORY,
+        env=environment | {"TMPDIR": str(own_tmp)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    try:
+        lines = iter(process.stdout.readline, "")
+        url = next(line.strip() for line in lines if line.startswith("http://127.0.0.1:"))
+        answer = requests.post(f"{url}/invocations", photo, headers={"Content-Type": "image/jpeg"}, timeout=30)
+        assert answer.status_code == 200
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=20)
+        assert process.returncode == 0
+        assert "curl --data-binary @PHOTO.jpg --header 'Content-Type: image/jpeg'" in said
+        assert f"{url}/invocations" in said
+        assert not list(own_tmp.glob("*/model"))
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_serve_says_what_is_wrong_with_an_export(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    done = subprocess.run(
+        [sys.executable, "-m", "sagemaker_launch", "serve", str(tmp_path / "empty")],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"error: {tmp_path / 'empty'} is not an export folder")
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_image_prints_commands_for_the_role_s_account(capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--cloud.role_arn", ROLE, "--cloud.region", "eu-west-1"]
+    assert main(["image", *options]) == 0
+    assert "123456789012.dkr.ecr.eu-west-1.amazonaws.com/local-first-experiments-serving:" in capsys.readouterr().out
+    assert main(["image", *options, "--cloud.endpoint.instance_type", "ml.g5.xlarge"]) == 0
+    assert "DEVICE=cuda" in capsys.readouterr().out
+
+
+def test_image_needs_an_account(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["image", "--cloud.region", "eu-west-1"]) == 1
+    assert "cloud.role_arn must be set" in capsys.readouterr().err
+
+
+def test_push_without_docker_says_so(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert main(["image", "--push", "--cloud.role_arn", ROLE, "--cloud.region", "eu-west-1"]) == 1
+    assert "--push needs the program docker" in capsys.readouterr().err

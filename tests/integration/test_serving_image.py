@@ -1,0 +1,168 @@
+"""Our serving image, as far as it can be known without a Docker engine: its files, its pins, what it copies at work."""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+import re
+import shutil
+import sys
+from collections.abc import Iterator
+from importlib.metadata import requires
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from sagemaker_launch.ecr import DOCKERFILE, push_commands
+from tests.conftest import REPOSITORY
+from tests.servers import serving
+from tests.unit.test_export import export, tiny_network
+
+ROOM = REPOSITORY / "sagemaker_launch" / "serving"
+ELSEWHERE = ("boto3", "mlflow", "optuna", "pytorch_lightning", "experiments", "safetensors", "matplotlib", "requests")
+"""Packages that are not in the image."""
+
+
+def instructions() -> list[tuple[str, str]]:
+    """The Dockerfile's instructions with what follows them."""
+    text = (REPOSITORY / DOCKERFILE).read_text().replace("\\\n", " ")
+    lines = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
+    return [(word, rest.strip()) for word, _, rest in (line.partition(" ") for line in lines)]
+
+
+def final_stage() -> list[tuple[str, str]]:
+    found = instructions()
+    last = max(index for index, (word, _) in enumerate(found) if word == "FROM")
+    return found[last:]
+
+
+def copied(steps: list[tuple[str, str]]) -> Iterator[tuple[Path, Path]]:
+    """Each file of the repository that is copied, and where to."""
+    for word, rest in steps:
+        if word == "COPY" and not rest.startswith("--from="):
+            *sources, target = rest.split()
+            for source in sources:
+                files = sorted(REPOSITORY.glob(source))
+                assert files, f"the Dockerfile copies {source}, which is not there"
+                yield from ((file.relative_to(REPOSITORY), Path(target) / file.name) for file in files)
+
+
+def pins(path: Path) -> dict[str, str]:
+    """The versions that a requirements file names, with those that it includes."""
+    found: dict[str, str] = {}
+    for line in path.read_text().splitlines():
+        if line.startswith("-r "):
+            found |= pins(path.parent / line.removeprefix("-r "))
+        elif line and not line.startswith(("#", "--")):
+            name, version = line.split("==")
+            found[canonicalize_name(name)] = version
+    return found
+
+
+def wanted(*names: str) -> set[str]:
+    """All that packages want, on the image's machine."""
+    machine = {"platform_system": "Linux", "sys_platform": "linux", "platform_machine": "x86_64"}
+    seen: set[tuple[str, frozenset[str]]] = set()
+    left: list[tuple[str, frozenset[str]]] = [(name, frozenset()) for name in names]
+    while left:
+        one = left.pop()
+        if one in seen:
+            continue
+        seen.add(one)
+        for requirement in map(Requirement, requires(one[0]) or []):
+            marker = requirement.marker
+            if marker is None or any(marker.evaluate({**machine, "extra": extra}) for extra in one[1] or {""}):
+                left.append((canonicalize_name(requirement.name), frozenset(requirement.extras)))
+    return {name for name, _ in seen}
+
+
+def test_nothing_is_copied_but_the_server_and_the_code_that_scores() -> None:
+    files = {str(file) for file, _ in copied(final_stage())}
+    assert files == {
+        "lightning_modules/__init__.py",
+        "lightning_modules/inference.py",
+        "sagemaker_launch/__init__.py",
+        *(str(path.relative_to(REPOSITORY)) for path in ROOM.glob("*.py")),
+    }
+
+
+def test_all_that_is_copied_gets_past_the_ignore_file() -> None:
+    rules = (REPOSITORY / f"{DOCKERFILE}.dockerignore").read_text().splitlines()
+    allowed = [rule[1:] for rule in rules if rule.startswith("!")]
+    assert "*" in rules
+    for file, _ in copied(instructions()):
+        assert any(fnmatch.fnmatch(str(file), rule) for rule in allowed), file
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_the_image_has_the_versions_that_are_tested_and_all_that_its_packages_want(device: str) -> None:
+    found = pins(ROOM / f"requirements-{device}.txt")
+    constraints = pins(REPOSITORY / "constraints.txt")
+    for name, version in found.items():
+        if name in constraints:
+            assert version.removesuffix("+cpu") == constraints[name], name
+    needed = wanted("torch", "torchvision", "pillow", "fastapi", "uvicorn", "prometheus-client")
+    if device == "cpu":
+        needed = {name for name in needed if not name.startswith(("nvidia-", "cuda-", "triton"))}
+    assert set(found) == needed
+
+
+def test_it_runs_as_nobody_in_particular_and_gets_signals_itself() -> None:
+    steps = final_stage()
+    assert [rest for word, rest in steps if word == "USER"] == ["serving"]
+    words = [word for word, _ in steps]
+    # Exec form: a shell would keep SIGTERM to itself.
+    assert json.loads(dict(steps)["ENTRYPOINT"]) == ["python", "-m", "sagemaker_launch.serving"]
+    assert json.loads(dict(steps)["CMD"]) == ["serve"]
+    assert words.index("USER") < words.index("ENTRYPOINT")
+    check = dict(steps)["HEALTHCHECK"].partition(" CMD ")[2]
+    compile(json.loads(check)[2], "healthcheck", "exec")
+    assert all(re.search(r":\d+\.\d+\.\d+", rest) for word, rest in instructions() if word == "ARG" and "BASE" in rest)
+
+
+def test_what_is_copied_serves_alone(tmp_path: Path) -> None:
+    folder = tmp_path / "server"
+    for file, target in copied(final_stage()):
+        (folder / target).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(REPOSITORY / file, folder / target)
+    (tmp_path / "ml").mkdir()
+    export(tiny_network(), tmp_path / "ml" / "model")
+    for path in (tmp_path / "ml").rglob("*"):
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    entry = json.loads(dict(final_stage())["ENTRYPOINT"])
+    assert entry[:2] == ["python", "-m"]
+    code = (
+        "import runpy, sys\n"
+        f"sys.path.insert(0, {str(folder)!r})\n"
+        f"for name in {ELSEWHERE}: sys.modules[name] = None\n"
+        "import lightning_modules, sagemaker_launch\n"
+        f"assert all(one.__file__.startswith({str(folder)!r}) for one in (lightning_modules, sagemaker_launch))\n"
+        "sys.argv = ['server', 'serve']\n"
+        f"runpy.run_module({entry[2]!r}, run_name='__main__', alter_sys=True)\n"
+    )
+    photo = (tmp_path / "ml" / "model" / "golden" / "image.jpg").read_bytes()
+    scores = json.loads((tmp_path / "ml" / "model" / "golden" / "scores.json").read_text())
+    command = (sys.executable, "-I", "-c", code)
+    with serving(tmp_path / "ml", tmp_path / "log", command=command, folder=tmp_path) as server:
+        assert server.ping().status_code == 200
+        assert server.post(photo).json() == [pytest.approx(scores["logits"], abs=1e-4)]
+        server.process.terminate()
+        assert server.process.wait(timeout=10) == 0
+
+
+def test_the_commands_build_and_push_one_image() -> None:
+    uri = "123456789012.dkr.ecr.eu-west-1.amazonaws.com/dogs-serving:0.1.0-cuda"
+    build, login, create, push = push_commands(uri, "eu-west-1", "cuda", "dogs")
+    assert f"--tag {uri}" in build
+    assert "--build-arg DEVICE=cuda" in build
+    assert str(REPOSITORY / DOCKERFILE) in build
+    assert login.endswith("--password-stdin 123456789012.dkr.ecr.eu-west-1.amazonaws.com")
+    assert "--repository-names dogs-serving" in create
+    assert push == f"docker push {uri}"
+
+
+def test_a_project_that_ecr_takes_no_name_from_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"cloud\.project must be lower case"):
+        push_commands("1.dkr.ecr.eu-west-1.amazonaws.com/My Dogs-serving:0.1.0-cpu", "eu-west-1", "cpu", "My Dogs")

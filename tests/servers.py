@@ -1,0 +1,113 @@
+"""The serving process as an endpoint runs it, on a free port of this machine."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import requests
+
+from tests.conftest import REPOSITORY
+from tests.mutations import Attack
+
+SERVER = (sys.executable, "-m", "sagemaker_launch.serving")
+
+
+@dataclass(frozen=True)
+class Server:
+    """A running server."""
+
+    process: subprocess.Popen[bytes]
+    url: str
+    log: Path
+
+    def post(self, body: object, content_type: str = "image/jpeg", **headers: str) -> requests.Response:
+        """POST /invocations; a generator as body is sent in chunks."""
+        return requests.post(
+            f"{self.url}/invocations", data=body, headers={"Content-Type": content_type, **headers}, timeout=60
+        )
+
+    def ping(self) -> requests.Response:
+        return requests.get(f"{self.url}/ping", timeout=10)
+
+    def metric(self, name: str) -> float:
+        """A figure of /metrics; 0 if it does not stand there yet."""
+        text = requests.get(f"{self.url}/metrics", timeout=10).text
+        found = re.search(rf"^{re.escape(name)} (\S+)$", text, re.MULTILINE)
+        return float(found[1]) if found else 0.0
+
+    def wait_for(self, text: str, seconds: float = 60) -> str:
+        """Wait until the log has a line with `text`, and return it."""
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            for line in self.log.read_text().splitlines(keepends=True):
+                if text in line and line.endswith("\n"):
+                    return line.rstrip("\n")
+            assert self.process.poll() is None, f"it has ended: {self.log.read_text()}"
+            time.sleep(0.02)
+        raise AssertionError(f"no {text!r} in {self.log.read_text()}")
+
+    def memory(self) -> int:
+        """Bytes that the process holds now."""
+        return int(psutil.Process(self.process.pid).memory_info().rss)
+
+    def peak_memory(self) -> int:
+        """Most bytes that the process ever held."""
+        found = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{self.process.pid}/status").read_text())
+        assert found is not None
+        return int(found[1]) * 1024
+
+
+@contextmanager
+def serving(
+    base: Path,
+    log: Path,
+    *,
+    command: tuple[str, ...] = SERVER,
+    folder: Path = REPOSITORY,
+    ready: bool = True,
+    **variables: str,
+) -> Iterator[Server]:
+    """Run the server on the export `base/model`.
+
+    Args:
+        log: file that gets all that it says.
+        ready: whether to wait until it answers.
+        variables: further settings.
+    """
+    environment = environ(SAGEMAKER_BASE_DIR=str(base), **variables)
+    with log.open("wb") as file:
+        process = subprocess.Popen(command, cwd=folder, env=environment, stdout=file, stderr=subprocess.STDOUT)
+    try:
+        server = Server(process, "", log)
+        url = server.wait_for("listening at ").rpartition(" ")[2]
+        server = Server(process, url, log)
+        if ready:
+            server.wait_for("ready at ")
+        yield server
+    finally:
+        process.kill()
+        process.wait()
+
+
+def environ(**variables: str) -> Mapping[str, str]:
+    """What a server's environment is: this one's, loopback, a free port."""
+    return os.environ | {"SERVING_HOST": "127.0.0.1", "SAGEMAKER_BIND_TO_PORT": "0", **variables}
+
+
+def attack(session: requests.Session, url: str, one: Attack) -> requests.Response:
+    """Send a request that nobody means well."""
+    headers = {
+        "Content-Type": one.content_type.encode(),
+        "Accept": one.accept.encode(),
+        "X-Amzn-SageMaker-Custom-Attributes": one.attributes.encode(),
+    }
+    return session.post(f"{url}/invocations", data=one.body, headers=headers, timeout=60)
