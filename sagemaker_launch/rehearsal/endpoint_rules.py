@@ -203,21 +203,34 @@ def _check_policy(policy: Request, instances: int) -> None:
     for kind, field in fields.items():
         if (field in routing) != (routing["Type"] == kind):
             raise invalid(f"{field} must be provided for traffic routing {kind}, and for no other.")
-    steps = 1
     if routing["Type"] in fields:
         field = fields[routing["Type"]]
-        share = share_of(routing[field], instances)
+        share = _share_of(routing[field], instances)
         # Source: AWS API reference, TrafficRoutingConfig, 2025.
         low = 0.1 if field == "LinearStepSize" else 0.0
         if not low <= share <= 0.5:
             raise invalid(f"{field} must be {low:.0%} to 50% of the variant's instances, got {share:.0%}.")
-        steps = 2 if field == "CanarySize" else round(1 / share + 0.5)
-    waits = steps * routing["WaitIntervalInSeconds"] + policy.get("TerminationWaitInSeconds", 0)
+    waits = len(shares(routing, instances)) * routing["WaitIntervalInSeconds"] + policy.get(
+        "TerminationWaitInSeconds", 0
+    )
     if policy.get("MaximumExecutionTimeoutInSeconds", waits + 1) <= waits:
         raise invalid(f"MaximumExecutionTimeoutInSeconds must be larger than all waits together, {waits} seconds.")
 
 
-def share_of(size: Request, instances: int) -> float:
+def shares(routing: Request, instances: int) -> list[float]:
+    """The parts of the traffic that the new fleet gets, one after the other; the last is all of it."""
+    kind = routing.get("Type", "ALL_AT_ONCE")
+    if kind == "CANARY":
+        return [_share_of(routing["CanarySize"], instances), 1.0]
+    if kind == "LINEAR":
+        step = _share_of(routing["LinearStepSize"], instances)
+        count = int(1 / step + 1e-9)
+        steps = [number * step for number in range(1, count + 1)]
+        return [*steps[:-1], 1.0] if steps[-1] > 1 - 1e-9 else [*steps, 1.0]
+    return [1.0]
+
+
+def _share_of(size: Request, instances: int) -> float:
     """A CapacitySize as a part of all traffic."""
     return float(size["Value"] / (instances if size["Type"] == "INSTANCE_COUNT" else 100))
 

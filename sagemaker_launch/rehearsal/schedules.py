@@ -49,7 +49,7 @@ class SchedulesResponse(EventBridgeSchedulerResponse):
         except (LookupError, ValueError, TypeError, AssertionError) as error:
             raise ValidationException('Target.Input must be {"EndpointName": "..."} for deleteEndpoint') from error
         try:
-            _due(self._get_param("ScheduleExpression"), self._get_param("ScheduleExpressionTimezone"))
+            due(self._get_param("ScheduleExpression"), self._get_param("ScheduleExpressionTimezone"))
         except (ValueError, KeyError) as error:
             raise ValidationException(
                 f"of schedule expressions only at(yyyy-mm-ddThh:mm:ss) is rehearsed: {error}"
@@ -75,8 +75,8 @@ class Clock(threading.Thread):
 
     def _look(self, service: Service, backend: EventBridgeSchedulerBackend, schedule: Schedule) -> None:
         key = (schedule.arn, schedule.last_modified_date)
-        due = _due(schedule.schedule_expression, schedule.schedule_expression_timezone)
-        if schedule.state != "ENABLED" or key in self._done or datetime.now(UTC) < due:
+        when = due(schedule.schedule_expression, schedule.schedule_expression_timezone)
+        if schedule.state != "ENABLED" or key in self._done or datetime.now(UTC) < when:
             return
         name = json.loads(schedule.target["Input"])["EndpointName"]
         try:
@@ -97,8 +97,16 @@ def install_schedules() -> None:
         moto.scheduler.urls.url_paths[path] = SchedulesResponse.dispatch
 
 
-def _due(expression: str, zone: str | None) -> datetime:
+def due(expression: str, zone: str | None) -> datetime:
+    """When a one-time schedule is to be carried out.
+
+    Raises:
+        ValueError: if it is no one-time schedule.
+        KeyError: if there is no such time zone.
+    """
     found = re.fullmatch(r"at\((.+)\)", expression)
     if found is None:
         raise ValueError(f"got {expression}")
-    return datetime.fromisoformat(found[1]).replace(tzinfo=ZoneInfo(zone or "UTC"))
+    # Machines without a time zone database know UTC, too.
+    place = UTC if zone in (None, "UTC") else ZoneInfo(zone)
+    return datetime.fromisoformat(found[1]).replace(tzinfo=place)
