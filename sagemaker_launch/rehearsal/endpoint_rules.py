@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from typing import Any
 
 from sagemaker_launch.rehearsal.rules import check_shape, check_tags, invalid
@@ -137,6 +137,11 @@ def check_serverless_model(model: Request) -> None:
             raise invalid(f"{field} of model {model['ModelName']} is not supported for serverless endpoints.")
 
 
+def excluded_properties(request: Mapping[str, Any]) -> set[str]:
+    """Properties of variants that an update takes from the new config although it retains the others."""
+    return {each["VariantPropertyType"] for each in request.get("ExcludeRetainedVariantProperties", ())}
+
+
 def check_deployment(request: Request, old: Request, new: Request) -> None:
     """Refuse an update that can't be rolled out as asked.
 
@@ -148,9 +153,10 @@ def check_deployment(request: Request, old: Request, new: Request) -> None:
     Raises:
         SagemakerClientError: with the first broken rule.
     """
-    for field in ("RetainAllVariantProperties", "ExcludeRetainedVariantProperties", "RetainDeploymentConfig"):
-        if request.get(field):
-            raise invalid(f"{field} works on AWS, but is not rehearsed")
+    if request.get("RetainDeploymentConfig"):
+        raise invalid("RetainDeploymentConfig works on AWS, but is not rehearsed")
+    if request.get("RetainAllVariantProperties") and "DataCaptureConfig" not in excluded_properties(request):
+        raise invalid("retaining DataCaptureConfig works on AWS, but is not rehearsed: exclude it")
     if ("AsyncInferenceConfig" in old) != ("AsyncInferenceConfig" in new):
         raise invalid("An update between real-time and asynchronous endpoints is not rehearsed: make a new endpoint")
     if is_serverless(old) != is_serverless(new):
@@ -167,6 +173,28 @@ def check_deployment(request: Request, old: Request, new: Request) -> None:
         raise invalid("The new endpoint configuration must have the same variant names as the old one.")
     if "BlueGreenUpdatePolicy" in deployment:
         _check_policy(deployment["BlueGreenUpdatePolicy"], sum(_counts(new)))
+
+
+def check_scaled(scaled: Set[str], old: Request, new: Request) -> None:
+    """Refuse an update that takes a scaled variant away or changes its instances.
+
+    Args:
+        scaled: names of variants that are scalable targets.
+
+    Raises:
+        SagemakerClientError: naming the variants.
+
+    Source: AWS developer guide, "Update endpoints that use auto scaling", 2025.
+    """
+    types = [
+        {one["VariantName"]: one.get("InstanceType") for one in config["ProductionVariants"]} for config in (old, new)
+    ]
+    changed = sorted(name for name in scaled if types[0].get(name) != types[1].get(name))
+    if changed:
+        raise invalid(
+            f'The variant(s) "{", ".join(changed)}" must be deregistered as scalable targets with AWS Auto Scaling '
+            "before they can be removed or have their instance type updated."
+        )
 
 
 def _check_policy(policy: Request, instances: int) -> None:

@@ -25,6 +25,8 @@ log = logging.getLogger(__name__)
 class EndpointRunner(threading.Thread):
     """Starts, watches, exchanges and ends the processes of one endpoint."""
 
+    # Not named here: _stop and _delete, which are methods of Thread.
+
     def __init__(self, endpoint: Endpoint, region: str, machine: Machine, forget: Callable[[Endpoint], None]) -> None:
         super().__init__(name=f"endpoint {endpoint.name}")
         self._endpoint, self._region, self._machine, self._forget = endpoint, region, machine, forget
@@ -42,7 +44,7 @@ class EndpointRunner(threading.Thread):
 
     def delete(self) -> None:
         """End the endpoint."""
-        self._work.put(self._delete)
+        self._work.put(self._remove)
 
     def run(self) -> None:
         """Run until the endpoint is deleted or the server stops."""
@@ -103,7 +105,7 @@ class EndpointRunner(threading.Thread):
         apply()
         self._finish("InService")
 
-    def _delete(self) -> None:
+    def _remove(self) -> None:
         for fleet in self._endpoint.fleets():
             self._retire(fleet)
         self._deleted = True

@@ -6,6 +6,8 @@ import contextlib
 import io
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +18,6 @@ import pytest
 import torch
 from mlflow import MlflowClient
 
-from experiments.cli import main as train_at_home
 from experiments.config import load_config, to_yaml
 from lightning_modules.export import write_export
 from sagemaker_launch import aws
@@ -247,31 +248,65 @@ def test_a_model_that_scores_otherwise_never_gets_the_traffic(
     cloud.done("delete", "safe")
 
 
-def test_a_kill_at_any_step_of_deploy_leaves_nothing_that_delete_does_not_find(cloud: Rehearsal, first: Path) -> None:
-    deploy = ["deploy", "victim", "--model", str(first), f"--cloud.endpoint.schedule_role_arn={ROLE}"]
-    deploy.append("--cloud.endpoint.max_instances=2")
+def victim(first: Path) -> list[str]:
+    """The command that deploys an endpoint with all that one can have."""
+    scaling = ["--cloud.endpoint.max_instances=2", f"--cloud.endpoint.schedule_role_arn={ROLE}"]
+    return ["deploy", "victim", "--model", str(first), *scaling]
+
+
+def test_a_kill_while_an_endpoint_comes_up_or_goes_leaves_nothing_that_delete_does_not_find(
+    cloud: Rehearsal, first: Path
+) -> None:
+    assert cloud.killed(5, "after", *victim(first))  # schedule, model, config, alarm, endpoint
+    assert cloud.calls[-1] == ("sagemaker", "CreateEndpoint")
+    cloud.done(*victim(first))  # it goes on
+    assert cloud.killed(1, "after", "delete", "victim")
+    cloud.done("delete", "victim")
+    assert cloud.left() == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_kill_at_any_step_of_deploy_leaves_nothing_that_delete_does_not_find(
+    cloud: Rehearsal, first: Path, when: str
+) -> None:
     steps = 0
-    while cloud.killed(steps + 1, "before", *deploy):
+    while cloud.killed(steps + 1, when, *victim(first)):
         steps += 1
         if steps % 2:  # every other time the same command goes on first
-            cloud.done(*deploy)
+            cloud.done(*victim(first))
         cloud.done("delete", "victim")
         assert cloud.left() == []
     assert steps >= 6  # schedule, model, config, alarm, endpoint, scaling
     cloud.done("delete", "victim")
 
 
+@pytest.mark.slow
+def test_a_kill_at_any_step_of_an_update_is_mended_by_the_same_command(
+    cloud: Rehearsal, first: Path, second: Path
+) -> None:
+    exports, steps = [first, second], 0
+    cloud.done(*victim(second))
+    twice = "--cloud.endpoint.budget_usd_per_hour=9"
+    while cloud.killed(steps + 1, "after", *victim(exports[steps % 2]), twice):
+        cloud.done(*victim(exports[steps % 2]), twice)
+        assert len(cloud.left()) == 6  # endpoint, config, model, alarm, schedule, scaling
+        steps += 1
+    assert steps >= 8
+    cloud.done("delete", "victim")
+    assert cloud.left() == []
+
+
+@pytest.mark.slow
 def test_a_kill_at_any_step_of_delete_is_mended_by_the_next(cloud: Rehearsal, first: Path) -> None:
-    deploy = ["deploy", "victim", "--model", str(first), f"--cloud.endpoint.schedule_role_arn={ROLE}"]
-    deploy.append("--cloud.endpoint.max_instances=2")
-    for step in range(1, 9):
-        cloud.done(*deploy)
+    step, reached = 0, True
+    while reached:
+        step += 1
+        cloud.done(*victim(first))
         reached = cloud.killed(step, "after", "delete", "victim")
         cloud.done("delete", "victim")
         assert cloud.left() == []
-        if not reached:
-            break
-    assert step >= 6
+    assert step > 6
 
 
 def test_what_is_over_is_deleted_and_what_is_not_stays(cloud: Rehearsal, first: Path) -> None:
@@ -358,7 +393,7 @@ def test_the_policies_grant_every_call_that_was_made(cloud: Rehearsal) -> None:
 
 
 def test_a_model_that_was_trained_at_home_is_deployed_by_its_run_and_by_its_registered_name(cloud: Rehearsal) -> None:
-    assert train_at_home(["train", cloud.fields[0]]) == 0
+    subprocess.run([sys.executable, "-m", "experiments", "train", cloud.fields[0]], check=True, cwd=REPOSITORY)
     client = MlflowClient(f"sqlite:///{cloud.home / 'mlflow.db'}")
     version = client.get_model_version_by_alias("endpoints", "champion")
     assert version.run_id is not None
@@ -375,7 +410,7 @@ def test_a_model_that_was_trained_at_home_is_deployed_by_its_run_and_by_its_regi
 
 def test_dogs_are_trained_deployed_asked_and_deleted(cloud: Rehearsal, tmp_path: Path) -> None:
     dogs, images = real("data/dogs6"), real("images")
-    small = [f"--data.root={dogs}", "--data.fraction=0.05", "--data.image_size=64", "--trainer.max_epochs=1"]
+    small = [f"--data.root={dogs}", "--data.fraction=0.02", "--data.image_size=64", "--trainer.max_epochs=1"]
     said = cloud.done("train", *small)
     job = next(line for line in said.splitlines() if ":training-job/" in line).rpartition("/")[2]
     cloud.done("sync", job)
