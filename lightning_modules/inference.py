@@ -270,7 +270,8 @@ class Model:
 
     def score_crops(self, crops: Sequence[Tensor]) -> Tensor:
         """Score what `Preprocessing.crop` made of images."""
-        device = next(self.network.parameters()).device
+        # What a compiler made of a network for the CPU has no parameters.
+        device = next((one.device for one in self.network.parameters()), torch.device("cpu"))
         batch = torch.stack(list(crops)).to(device)
         with torch.inference_mode():
             return self.network(self.preprocessing.normalise(batch)).float().cpu()
@@ -469,17 +470,19 @@ def predict_fn(images: Sequence[Tensor | BadImageError], model: Model) -> Predic
     return Prediction(logits, model.class_names, model.version)
 
 
-def output_fn(prediction: Prediction, accept: str, context: object = None) -> str:
-    """The JSON of `Prediction.answer`.
+def output_fn(prediction: Prediction, accept: str, context: object = None) -> tuple[str, str]:
+    """The JSON of `Prediction.answer` and its content type.
+
+    Left to itself the toolkit sends the Accept header back as content type, and one that is no ASCII hangs TorchServe.
 
     Args:
         context: the server's, which gives the request's headers and takes the status.
     """
     if context is None:
-        return prediction.answer(accept)[1]
+        return prediction.answer(accept)[1], "application/json"
     headers: Mapping[str, str] = context.get_all_request_header(0)  # type: ignore[attr-defined]
     attributes = next((value for name, value in headers.items() if name.lower() == ATTRIBUTES_HEADER), "")
     status, text = prediction.answer(accept, attributes)
     if status != 200:
         context.set_response_status(status, "Bad Request")  # type: ignore[attr-defined]
-    return text
+    return text, "application/json"

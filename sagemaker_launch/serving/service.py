@@ -129,7 +129,7 @@ class Service:
         self._network.shutdown(wait=False, cancel_futures=True)
 
     def _load(self) -> Model:
-        model = load_engine(self.settings.model)
+        model = load_engine(self.settings.model, self.settings.precision)
         side = model.preprocessing.image_size
         sizes = [2**power for power in range(self.settings.max_batch.bit_length())]
         for size in sorted({*sizes, self.settings.max_batch}):

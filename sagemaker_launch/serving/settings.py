@@ -6,6 +6,9 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast, get_args
+
+from sagemaker_launch.serving.engine import Precision
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,8 @@ class Settings:
     """Requests that are decoded at once. The worst image takes 1 GB meanwhile."""
     stop_seconds: float
     """How long requests that are in may take after SIGTERM. SageMaker kills after 30 s."""
+    precision: Precision
+    """What a GPU computes in: float32, or bf16, which is faster and may be off in the first decimal of a logit."""
 
 
 def read_settings(environment: Mapping[str, str], *, cuda: bool) -> Settings:
@@ -43,7 +48,7 @@ def read_settings(environment: Mapping[str, str], *, cuda: bool) -> Settings:
     Raises:
         ValueError: naming the variable, its rule and its value.
     """
-    known = {"SERVING_HOST"}
+    known = {"SERVING_HOST", "SERVING_PRECISION"}
 
     def number(name: str, default: float, low: float, high: float) -> float:
         known.add(name)
@@ -64,6 +69,11 @@ def read_settings(environment: Mapping[str, str], *, cuda: bool) -> Settings:
 
     max_batch = whole("SERVING_MAX_BATCH", 32 if cuda else 8, 1, 1024)
     timeout_seconds = number("SERVING_TIMEOUT_SECONDS", 50, 0.1, 3600)
+    precision = environment.get("SERVING_PRECISION") or "float32"
+    if precision not in get_args(Precision):
+        raise ValueError(f"SERVING_PRECISION must be {' or '.join(get_args(Precision))}, got {precision!r}")
+    if precision == "bf16" and not cuda:
+        raise ValueError("SERVING_PRECISION may be bf16 on a GPU only, and there is none: leave it out")
     settings = Settings(
         model=Path(environment.get("SAGEMAKER_BASE_DIR") or "/opt/ml") / "model",
         host=environment.get("SERVING_HOST") or "0.0.0.0",
@@ -75,6 +85,7 @@ def read_settings(environment: Mapping[str, str], *, cuda: bool) -> Settings:
         body_timeout_seconds=number("SERVING_BODY_TIMEOUT_SECONDS", min(20, timeout_seconds), 0.1, timeout_seconds),
         decode_threads=whole("SERVING_DECODE_THREADS", min(len(os.sched_getaffinity(0)), 16), 1, 256),
         stop_seconds=number("SERVING_STOP_SECONDS", 25, 0, 3600),
+        precision=cast(Precision, precision),
     )
     unknown = sorted(name for name in environment if name.startswith("SERVING_") and name not in known)
     if unknown:

@@ -105,6 +105,7 @@ def test_the_image_has_the_versions_that_are_tested_and_all_that_its_packages_wa
             assert version.removesuffix("+cpu") == constraints[name], name
     needed = wanted("torch", "torchvision", "pillow", "fastapi", "uvicorn", "prometheus-client")
     if device == "cpu":
+        needed |= wanted("openvino")
         needed = {name for name in needed if not name.startswith(("nvidia-", "cuda-", "triton"))}
     assert set(found) == needed
 

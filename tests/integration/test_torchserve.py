@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import base64
 import json
+import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import psutil
 import pytest
 import requests
 
 from lightning_modules.inference import MAX_BODY
 from sagemaker_launch.archive import pack_model, unpack_model
 from sagemaker_launch.rehearsal.torchserve import TorchServe
+from tests.mutations import Attack, attacks
+from tests.servers import attack
 from tests.unit.test_export import CLASS_NAMES, export, tiny_network
 
 ATTRIBUTES = "X-Amzn-SageMaker-Custom-Attributes"
@@ -107,6 +112,13 @@ def test_a_request_without_a_content_type_is_refused(server: TorchServe, golden:
     assert "content type ''" in sentence(answer)
 
 
+def test_an_answer_says_what_it_is_whatever_was_asked_for(server: TorchServe, golden: bytes) -> None:
+    for accept, status in (("application/*", 200), ("text/csv", 406), ("é" * 50, 406)):
+        headers = {"Content-Type": "image/jpeg", "Accept": accept.encode()}
+        answer = requests.post(f"{server.url}/invocations", data=golden, headers=headers, timeout=60)
+        assert (answer.status_code, answer.headers["Content-Type"]) == (status, "application/json")
+
+
 def test_seven_megabytes_are_refused_by_the_server_itself(server: TorchServe) -> None:
     assert post(server, bytes(7 * 1024 * 1024)).status_code == 413
 
@@ -116,8 +128,7 @@ def test_ping_answers(server: TorchServe) -> None:
 
 
 def test_json_that_is_no_utf8_is_beyond_us(server: TorchServe) -> None:
-    # AWS's toolkit decodes it before it calls any function of ours. Should this pass one day, the exception in
-    # `expected_of` can go.
+    # AWS's toolkit decodes it before it calls any function of ours. When this fails one day, `beyond_us` can go.
     answer = post(server, b"\xff", "application/json")
     assert answer.status_code == 500
     assert "'utf-8' codec can't decode" in answer.text
@@ -139,3 +150,55 @@ def test_two_servers_run_beside_each_other(
         assert [answer.status_code for answer in answers] == [200] * 16
     with pytest.raises(requests.ConnectionError):
         post(second, golden)
+
+
+def beyond_us(one: Attack) -> bool:
+    """Whether AWS's toolkit answers 500 before it calls any function of ours: it decodes these types itself."""
+    try:
+        one.body.decode()
+    except UnicodeDecodeError:
+        return one.content_type in ("application/json", "text/csv")
+    return False
+
+
+def memory(server: TorchServe) -> int:
+    """Bytes that all processes of the server hold."""
+    first = psutil.Process(server.pid)
+    return sum(process.memory_info().rss for process in (first, *first.children(recursive=True)))
+
+
+@pytest.mark.parametrize(
+    ("count", "seed"), [(300, 1), pytest.param(10_000, 2, marks=[pytest.mark.slow, pytest.mark.timeout(3600)])]
+)
+def test_no_body_crashes_it_makes_it_fail_or_fills_its_memory(
+    server: TorchServe, golden: bytes, count: int, seed: int
+) -> None:
+    right = post(server, golden).json()
+    workers = {process.pid for process in psutil.Process(server.pid).children(recursive=True)}
+    session = threading.local()
+
+    def send(one: Attack) -> tuple[int, float]:
+        if not hasattr(session, "own"):
+            session.own = requests.Session()
+        answer = attack(session.own, server.url, one)
+        allowed = {500} if beyond_us(one) else {200, 400, 406, 413, 415}
+        assert answer.status_code in allowed, (one.kind, one.content_type, one.accept, answer.text[:2000])
+        if answer.status_code not in (200, 500):
+            sentence(answer)
+        return answer.status_code, answer.elapsed.total_seconds()
+
+    with ThreadPoolExecutor(4) as clients:
+        for first in attacks(50, 0):  # what a process takes once
+            send(first)
+        before = memory(server)
+        answers = list(clients.map(send, attacks(count, seed)))
+    statuses, grown = Counter(status for status, _ in answers), memory(server) - before
+    slowest = max(seconds for _, seconds in answers)
+    print(f"{count} bodies: {statuses}, slowest {slowest:.1f} s, kept {grown / 1e6:.0f} MB")
+    assert statuses[200] > count / 10
+    assert statuses[400] > count / 10
+    assert statuses[500] < count / 10
+    assert slowest < 50
+    assert grown < 400e6  # of Java's heap and of two workers
+    assert post(server, golden).json() == right
+    assert {process.pid for process in psutil.Process(server.pid).children(recursive=True)} == workers

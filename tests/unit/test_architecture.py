@@ -24,7 +24,7 @@ TENSOR_STACK = {
     "filelock",  # torch itself needs it; the caches lock with it
 }
 STANDALONE = {"torch", "torchvision", "PIL"}
-SERVING = STANDALONE | {"fastapi", "starlette", "uvicorn", "prometheus_client"}
+SERVING = STANDALONE | {"fastapi", "starlette", "uvicorn", "prometheus_client", "openvino"}
 ABOUT_MLFLOW = {"tracking.py", "registry.py", "pyfunc_model.py"}
 ABOUT_OPTUNA = {"study.py", "sweep.py", "pruning.py", "figures.py", "report.py", "cli.py"}
 

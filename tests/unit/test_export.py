@@ -298,7 +298,7 @@ import inference
 
 model = inference.model_fn(".")
 images = inference.input_fn(open("golden/image.jpg", "rb").read(), "image/jpeg")
-print(inference.output_fn(inference.predict_fn(images, model), "application/json"))
+print(inference.output_fn(inference.predict_fn(images, model), "application/json")[0])
 """
 
 
@@ -550,10 +550,10 @@ class Context:
 
 def test_under_awss_toolkit_headers_are_read_and_the_status_is_set(model: Model) -> None:
     context = Context({"X-Amzn-SageMaker-Custom-Attributes": "top_k=1"})
-    text = output_fn(predict_fn(input_fn(jpeg_bytes(), "image/jpeg"), model), "application/json", context)
+    text, _ = output_fn(predict_fn(input_fn(jpeg_bytes(), "image/jpeg"), model), "application/json", context)
     assert len(json.loads(text)["predictions"][0]["classes"]) == 1
     assert context.status == 200
-    text = output_fn(predict_fn(input_fn(b"no", "image/jpeg"), model), "application/json", context)
+    text, _ = output_fn(predict_fn(input_fn(b"no", "image/jpeg"), model), "application/json", context)
     assert set(json.loads(text)) == {"error"}
     assert context.status == 400
 
@@ -561,7 +561,9 @@ def test_under_awss_toolkit_headers_are_read_and_the_status_is_set(model: Model)
 def test_scores_are_the_plain_list_that_clients_expect(model: Model) -> None:
     images = input_fn(json_request(jpeg_bytes(size=20), jpeg_bytes(size=50)), "application/json")
     scores = predict_fn(images, model)
-    response = json.loads(output_fn(scores, "application/json"))
+    text, content_type = output_fn(scores, "application/*")
+    assert content_type == "application/json"
+    response = json.loads(text)
     assert len(response) == 2
     assert all(len(row) == len(CLASS_NAMES) for row in response)
     assert response[0] == pytest.approx(model.score(images[:1])[0].tolist(), abs=1e-4)

@@ -15,6 +15,7 @@ def test_without_any_the_server_is_what_sagemaker_asks_for() -> None:
     assert (settings.max_batch, settings.max_queue) == (8, 64)
     assert settings.timeout_seconds < 60
     assert settings.stop_seconds < 30
+    assert settings.precision == "float32"
 
 
 def test_a_gpu_takes_larger_batches_and_the_queue_grows_with_them() -> None:
@@ -65,3 +66,11 @@ def test_every_variable_is_read() -> None:
 def test_what_is_wrong_is_named_with_its_rule_and_value(name: str, value: str, says: str) -> None:
     with pytest.raises(ValueError, match=says.replace(".", r"\.").replace("'", ".")):
         read_settings({name: value}, cuda=False)
+
+
+def test_bfloat16_is_for_a_gpu() -> None:
+    assert read_settings({"SERVING_PRECISION": "bf16"}, cuda=True).precision == "bf16"
+    with pytest.raises(ValueError, match="SERVING_PRECISION may be bf16 on a GPU only"):
+        read_settings({"SERVING_PRECISION": "bf16"}, cuda=False)
+    with pytest.raises(ValueError, match="SERVING_PRECISION must be float32 or bf16, got 'fp16'"):
+        read_settings({"SERVING_PRECISION": "fp16"}, cuda=True)
