@@ -67,6 +67,9 @@ class BadImageError(ValueError):
     status = 400
     """Of HTTP."""
 
+    pixels = 0
+    """Decoded in vain."""
+
 
 class BadTypeError(BadImageError):
     """A content type that is not taken."""
@@ -161,6 +164,7 @@ def decode_image(
     Raises:
         BadImageError: if the bytes are no whole image of a known format, or too large.
     """
+    decoded = 0
     try:
         with Image.open(io.BytesIO(data), formats=formats) as image:
             width, height = image.size
@@ -168,6 +172,7 @@ def decode_image(
                 raise BadImageError(
                     f"the image has {width}x{height} pixels; at most {MAX_SIDE} a side and {max_pixels} in all"
                 )
+            decoded = width * height
             if short_side:
                 # libjpeg scales by 1/2, 1/4 or 1/8 while decoding: the pixels that a resize would drop cost nothing.
                 shortest = min(width, height)
@@ -180,7 +185,9 @@ def decode_image(
         raise BadImageError(f"the bytes are not a {', '.join(formats[:-1])} or {formats[-1]} image") from error
     # Pillow's decoders raise these for damaged files; SyntaxError is its word for a broken PNG or TIFF.
     except (OSError, ValueError, SyntaxError, EOFError, IndexError, KeyError, TypeError) as error:
-        raise BadImageError(f"the image is damaged: {error}") from error
+        damaged = BadImageError(f"the image is damaged: {error}")
+        damaged.pixels = decoded
+        raise damaged from error
     except (Image.DecompressionBombError, OverflowError, MemoryError) as error:
         raise BadImageError(f"the image is too large: {error}") from error
 
@@ -413,7 +420,7 @@ def input_fn(body: bytes | str, content_type: str | None) -> list[Tensor | BadIm
 
 
 def decode_request(files: Iterable[bytes]) -> Iterator[Tensor | BadImageError]:
-    """Decode the image files of a request one by one; together they may have MAX_PIXELS."""
+    """Decode the image files of a request one by one; together, damaged ones too, they may have MAX_PIXELS."""
     left = MAX_PIXELS
     for file in files:
         try:
@@ -421,6 +428,7 @@ def decode_request(files: Iterable[bytes]) -> Iterator[Tensor | BadImageError]:
             left -= image.shape[-2] * image.shape[-1]
             yield image
         except BadImageError as error:
+            left -= error.pixels
             # A new one: the traceback of this one keeps the half-decoded pixels.
             yield type(error)(str(error))
 

@@ -35,6 +35,10 @@ def main(argv: Sequence[str]) -> int:
     """
     own, fields = split_fields(argv)
     arguments, rest = command_parser().parse_known_args(own)
+    if "more" in arguments and not any(word.startswith("-") for word in rest):
+        # argparse takes a list of words only where no option stands between them.
+        setattr(arguments, arguments.more, [*getattr(arguments, arguments.more), *rest])
+        rest = []
     try:
         overrides = parse_overrides([*fields, *rest])
         cloud = {name.removeprefix(PREFIX): overrides.pop(name) for name in list(overrides) if name.startswith(PREFIX)}
@@ -310,10 +314,12 @@ def _add_commands(commands: Any) -> None:
         command.add_argument("--again", action="store_true", help="start another job although one is complete")
     sync = add("sync", _sync, "Bring jobs and their metrics into MLflow; again and again, nothing is doubled.")
     sync.add_argument("jobs", nargs="*", metavar="JOB", help="by default all that this project has made")
+    sync.set_defaults(more="jobs")
     sync.add_argument("--models", action="store_true", help="fetch the best model of each")
     add("status", _status, "List jobs and endpoints that run, whose they are and what they cost an hour.")
     stop = add("stop", _stop, "Stop jobs.")
     stop.add_argument("jobs", nargs="+", metavar="JOB")
+    stop.set_defaults(more="jobs")
     add("cost", _cost, "List what each job has cost.")
     add_endpoint_commands(add)
     add_serving_commands(add)

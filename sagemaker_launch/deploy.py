@@ -132,9 +132,10 @@ def deploy(
     except Exception as error:
         outcome = _take_back(services, settings, name, version, before)
         raise DeployError(f"endpoint {name}: {error}\n{outcome}") from error
-    stop_scaling(services, name)
     if settings.endpoint.scales:
         _start_scaling(services, settings, name)
+    else:
+        stop_scaling(services, name)
     delete_versions(services, settings, name, keep=(version.config_name, version.model_name))
     described = ENDPOINT.describe(services.sagemaker, name)
     return Deployed(name, described[ENDPOINT.arn], difference, latency_ms, guards)

@@ -33,6 +33,8 @@ def push_commands(image_uri: str, region: str, device: str, project: str) -> lis
     name = f"--repository-name {repository}"
     # SageMaker's machines are x86-64, and it takes no index of several manifests, which BuildKit makes of provenance.
     build = f"docker buildx build --load --platform linux/amd64 --provenance=false --build-arg DEVICE={device}"
+    if device == "cpu":
+        build += " --build-arg TORCH_INDEX"  # taken from the environment
     return [
         f"{build} --tag {image_uri} --file {shlex.quote(str(ROOT / DOCKERFILE))} {shlex.quote(str(ROOT))}",
         f"{aws} get-login-password | docker login --username AWS --password-stdin {registry}",

@@ -34,6 +34,7 @@ def add_endpoint_commands(add: Add) -> None:
     deploy.add_argument("--dry-run", action="store_true", help="print the requests as JSON and deploy nothing")
     query = add("query", _query, "Name what is on photos, by an endpoint or a server at home.")
     query.add_argument("targets", nargs="+", metavar="NAME PHOTO", help="the endpoint, then photos and folders of them")
+    query.set_defaults(more="targets")
     query.add_argument("--url", help="of a server, such as `serve` prints; then no NAME is given")
     query.add_argument("--top-k", type=int, default=5, metavar="K", help="classes to show (default 5)")
     query.add_argument("--parallel", type=int, default=8, metavar="N", help="photos asked for at once (default 8)")
@@ -41,6 +42,7 @@ def add_endpoint_commands(add: Add) -> None:
     query.add_argument("--show", type=Path, metavar="PNG", help="write a picture of the photos with their names")
     delete = add("delete", _delete, "Delete endpoints with all that belongs to them.")
     delete.add_argument("names", nargs="*", metavar="NAME")
+    delete.set_defaults(more="names")
     delete.add_argument("--expired", action="store_true", help="all of this project whose time is over, and leftovers")
 
 

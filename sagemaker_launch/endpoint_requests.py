@@ -77,24 +77,21 @@ def endpoint_tags(settings: CloudSettings, name: str, lease: Lease) -> list[dict
 def update_endpoint(settings: CloudSettings, name: str, config_name: str) -> Request:
     """The body of UpdateEndpoint: a new fleet beside the old one, which answers until the new one has proved itself."""
     endpoint = settings.endpoint
-    routing: Request = {"Type": "ALL_AT_ONCE", "WaitIntervalInSeconds": endpoint.rollout_wait_seconds}
-    size = {"Type": "CAPACITY_PERCENT", "Value": endpoint.rollout_percent}
-    if endpoint.kind != "serverless" and endpoint.rollout == "canary":
-        routing |= {"Type": "CANARY", "CanarySize": size}
-    elif endpoint.kind != "serverless" and endpoint.rollout == "linear":
-        routing |= {"Type": "LINEAR", "LinearStepSize": size}
+    request: Request = {"EndpointName": name, "EndpointConfigName": config_name}
+    if endpoint.kind == "serverless":
+        return request  # AWS moves its traffic at once, and takes no DeploymentConfig for it
+    routing: Request = {"Type": endpoint.rollout.upper(), "WaitIntervalInSeconds": endpoint.rollout_wait_seconds}
+    if endpoint.rollout != "all_at_once":
+        size = "CanarySize" if endpoint.rollout == "canary" else "LinearStepSize"
+        routing[size] = {"Type": "CAPACITY_PERCENT", "Value": endpoint.rollout_percent}
     alarms = [alarm["AlarmName"] for alarm in update_alarms(settings, name)] + endpoint.alarms
-    request: Request = {
-        "EndpointName": name,
-        "EndpointConfigName": config_name,
-        "DeploymentConfig": {
-            "BlueGreenUpdatePolicy": {
-                "TrafficRoutingConfiguration": routing,
-                "TerminationWaitInSeconds": 0,
-                "MaximumExecutionTimeoutInSeconds": max(600, min(28_800, 3600 + 10 * endpoint.rollout_wait_seconds)),
-            },
-            "AutoRollbackConfiguration": {"Alarms": [{"AlarmName": alarm} for alarm in alarms]},
+    request["DeploymentConfig"] = {
+        "BlueGreenUpdatePolicy": {
+            "TrafficRoutingConfiguration": routing,
+            "TerminationWaitInSeconds": 0,
+            "MaximumExecutionTimeoutInSeconds": min(28_800, 3600 + 10 * endpoint.rollout_wait_seconds),
         },
+        "AutoRollbackConfiguration": {"Alarms": [{"AlarmName": alarm} for alarm in alarms]},
     }
     if endpoint.scales:
         # Or the new fleet would begin with as few machines as the config says, under the load of many.
@@ -147,7 +144,7 @@ def scaling_policy(endpoint: EndpointSettings, name: str) -> Request:
         tracking["PredefinedMetricSpecification"] = {"PredefinedMetricType": SCALING_METRICS[by]}
     return {
         **variant_of(name),
-        "PolicyName": f"{name}-{by}",
+        "PolicyName": f"{name}-track",
         "PolicyType": "TargetTrackingScaling",
         "TargetTrackingScalingPolicyConfiguration": {**tracking, "ScaleInCooldown": 300, "ScaleOutCooldown": 60},
     }

@@ -68,6 +68,8 @@ def _image(settings: CloudSettings, config: RunConfig, arguments: argparse.Names
     where = region(settings)
     device = arguments.device or serving_device(settings)
     commands = push_commands(own_serving_image(settings, where, device), where, device, settings.project)
+    if device == "cpu" and "TORCH_INDEX" not in os.environ:
+        say("set TORCH_INDEX to the index of PyTorch's builds without CUDA (pytorch.org, Get started) before the build")
     print("\n".join(commands), flush=True)
     if arguments.push:
         for program in ("docker", "aws"):

@@ -166,6 +166,7 @@ def _bomb(draw: random.Random) -> tuple[bytes, str]:
 @cache
 def large_files() -> tuple[tuple[bytes, str], ...]:
     black = Image.fromarray(np.zeros((6_320, 6_320), np.uint8))
+    grey = Image.new("L", black.size, 128)
     rgba = _png(6_320, 6_320, _zeros(6_320 * (4 * 6_320 + 1)), colour=6)
     deep = _png(6_320, 6_320, _zeros(6_320 * (2 * 6_320 + 1)), depth=16)
     strip = _png(16_384, 2_440, _zeros(2_440 * (3 * 16_384 + 1)), colour=2)
@@ -176,7 +177,7 @@ def large_files() -> tuple[tuple[bytes, str], ...]:
         (rgba[: len(rgba) // 2], "image/png"),
         (encoded(black, "JPEG", quality=20), "image/jpeg"),
         (encoded(black, "JPEG", quality=20, progressive=True), "image/jpeg"),
-        (encoded(black.convert("RGB"), "WEBP", lossless=True, method=0), "image/webp"),
+        (encoded(Image.merge("RGBA", (black, black, black, grey)), "WEBP", lossless=True, method=0), "image/webp"),
         (json.dumps({"images": [base64.b64encode(rgba[: len(rgba) // 2]).decode()] * 8}).encode(), JSON),
     )
 

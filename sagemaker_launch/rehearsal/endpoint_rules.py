@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from typing import Any
 
 from sagemaker_launch.rehearsal.rules import check_shape, check_tags, invalid
@@ -137,6 +137,11 @@ def check_serverless_model(model: Request) -> None:
             raise invalid(f"{field} of model {model['ModelName']} is not supported for serverless endpoints.")
 
 
+def excluded_properties(request: Mapping[str, Any]) -> set[str]:
+    """Properties of variants that an update takes from the new config although it retains the others."""
+    return {each["VariantPropertyType"] for each in request.get("ExcludeRetainedVariantProperties", ())}
+
+
 def check_deployment(request: Request, old: Request, new: Request) -> None:
     """Refuse an update that can't be rolled out as asked.
 
@@ -148,9 +153,10 @@ def check_deployment(request: Request, old: Request, new: Request) -> None:
     Raises:
         SagemakerClientError: with the first broken rule.
     """
-    for field in ("RetainAllVariantProperties", "ExcludeRetainedVariantProperties", "RetainDeploymentConfig"):
-        if request.get(field):
-            raise invalid(f"{field} works on AWS, but is not rehearsed")
+    if request.get("RetainDeploymentConfig"):
+        raise invalid("RetainDeploymentConfig works on AWS, but is not rehearsed")
+    if request.get("RetainAllVariantProperties") and "DataCaptureConfig" not in excluded_properties(request):
+        raise invalid("retaining DataCaptureConfig works on AWS, but is not rehearsed: exclude it")
     if ("AsyncInferenceConfig" in old) != ("AsyncInferenceConfig" in new):
         raise invalid("An update between real-time and asynchronous endpoints is not rehearsed: make a new endpoint")
     if is_serverless(old) != is_serverless(new):
@@ -169,27 +175,62 @@ def check_deployment(request: Request, old: Request, new: Request) -> None:
         _check_policy(deployment["BlueGreenUpdatePolicy"], sum(_counts(new)))
 
 
+def check_scaled(scaled: Set[str], old: Request, new: Request) -> None:
+    """Refuse an update that takes a scaled variant away or changes its instances.
+
+    Args:
+        scaled: names of variants that are scalable targets.
+
+    Raises:
+        SagemakerClientError: naming the variants.
+
+    Source: AWS developer guide, "Update endpoints that use auto scaling", 2025.
+    """
+    types = [
+        {one["VariantName"]: one.get("InstanceType") for one in config["ProductionVariants"]} for config in (old, new)
+    ]
+    changed = sorted(name for name in scaled if types[0].get(name) != types[1].get(name))
+    if changed:
+        raise invalid(
+            f'The variant(s) "{", ".join(changed)}" must be deregistered as scalable targets with AWS Auto Scaling '
+            "before they can be removed or have their instance type updated."
+        )
+
+
 def _check_policy(policy: Request, instances: int) -> None:
     routing = policy["TrafficRoutingConfiguration"]
     fields = {"CANARY": "CanarySize", "LINEAR": "LinearStepSize"}
     for kind, field in fields.items():
         if (field in routing) != (routing["Type"] == kind):
             raise invalid(f"{field} must be provided for traffic routing {kind}, and for no other.")
-    steps = 1
     if routing["Type"] in fields:
         field = fields[routing["Type"]]
-        share = share_of(routing[field], instances)
+        share = _share_of(routing[field], instances)
         # Source: AWS API reference, TrafficRoutingConfig, 2025.
         low = 0.1 if field == "LinearStepSize" else 0.0
         if not low <= share <= 0.5:
             raise invalid(f"{field} must be {low:.0%} to 50% of the variant's instances, got {share:.0%}.")
-        steps = 2 if field == "CanarySize" else round(1 / share + 0.5)
-    waits = steps * routing["WaitIntervalInSeconds"] + policy.get("TerminationWaitInSeconds", 0)
+    waits = len(shares(routing, instances)) * routing["WaitIntervalInSeconds"] + policy.get(
+        "TerminationWaitInSeconds", 0
+    )
     if policy.get("MaximumExecutionTimeoutInSeconds", waits + 1) <= waits:
         raise invalid(f"MaximumExecutionTimeoutInSeconds must be larger than all waits together, {waits} seconds.")
 
 
-def share_of(size: Request, instances: int) -> float:
+def shares(routing: Request, instances: int) -> list[float]:
+    """The parts of the traffic that the new fleet gets, one after the other; the last is all of it."""
+    kind = routing.get("Type", "ALL_AT_ONCE")
+    if kind == "CANARY":
+        return [_share_of(routing["CanarySize"], instances), 1.0]
+    if kind == "LINEAR":
+        step = _share_of(routing["LinearStepSize"], instances)
+        count = int(1 / step + 1e-9)
+        steps = [number * step for number in range(1, count + 1)]
+        return [*steps[:-1], 1.0] if steps[-1] > 1 - 1e-9 else [*steps, 1.0]
+    return [1.0]
+
+
+def _share_of(size: Request, instances: int) -> float:
     """A CapacitySize as a part of all traffic."""
     return float(size["Value"] / (instances if size["Type"] == "INSTANCE_COUNT" else 100))
 

@@ -25,6 +25,8 @@ log = logging.getLogger(__name__)
 class EndpointRunner(threading.Thread):
     """Starts, watches, exchanges and ends the processes of one endpoint."""
 
+    # Not named here: _stop and _delete, which are methods of Thread.
+
     def __init__(self, endpoint: Endpoint, region: str, machine: Machine, forget: Callable[[Endpoint], None]) -> None:
         super().__init__(name=f"endpoint {endpoint.name}")
         self._endpoint, self._region, self._machine, self._forget = endpoint, region, machine, forget
@@ -42,7 +44,7 @@ class EndpointRunner(threading.Thread):
 
     def delete(self) -> None:
         """End the endpoint."""
-        self._work.put(self._delete)
+        self._work.put(self._remove)
 
     def run(self) -> None:
         """Run until the endpoint is deleted or the server stops."""
@@ -71,7 +73,7 @@ class EndpointRunner(threading.Thread):
         try:
             self._start(fleet)
         except (DataError, UnhealthyError) as error:
-            self._stop(fleet)
+            self._retire(fleet)
             self._finish("Failed", str(error))
             return
         with endpoint.lock:
@@ -91,21 +93,21 @@ class EndpointRunner(threading.Thread):
             with endpoint.lock:
                 blue.share = 1.0
                 endpoint.green = None
-            self._stop(green)
+            self._retire(green)
             self._finish("InService", str(error))
             return
         with endpoint.lock:
             endpoint.blue, endpoint.green = green, None
-        self._stop(blue)
+        self._retire(blue)
         self._finish("InService")
 
     def _rescale(self, apply: Callable[[], None]) -> None:
         apply()
         self._finish("InService")
 
-    def _delete(self) -> None:
+    def _remove(self) -> None:
         for fleet in self._endpoint.fleets():
-            self._stop(fleet)
+            self._retire(fleet)
         self._deleted = True
         self._forget(self._endpoint)
         log.info("endpoint %s: deleted", self._endpoint.name)
@@ -120,7 +122,7 @@ class EndpointRunner(threading.Thread):
             seconds = min(asked, self._machine.settings.health_check_seconds)
             variant.process.wait_until_healthy(seconds, self._machine.shutdown.is_set)
 
-    def _stop(self, fleet: Fleet) -> None:
+    def _retire(self, fleet: Fleet) -> None:
         """Answer what is in, then end the processes of a fleet that gets no more traffic."""
         grace = min(STOP_SECONDS, self._machine.settings.grace_seconds)
         if fleet.queue is not None:

@@ -11,11 +11,14 @@ from typing import Literal
 from moto.cloudwatch.models import cloudwatch_backends
 from moto.sagemaker.exceptions import SagemakerClientError
 
+from sagemaker_launch.rehearsal.autoscaling import deregister, registered
 from sagemaker_launch.rehearsal.endpoint_rules import (
     check_config,
     check_deployment,
     check_model,
+    check_scaled,
     check_serverless_model,
+    excluded_properties,
     is_serverless,
 )
 from sagemaker_launch.rehearsal.endpoint_runner import EndpointRunner
@@ -52,8 +55,9 @@ class Hosting:
         container = request["PrimaryContainer"]
         if "ModelDataUrl" in container:
             self._check_object(container["ModelDataUrl"])
-        if request.get("EnableNetworkIsolation"):
-            log.warning("EnableNetworkIsolation is not rehearsed for models: containers keep the network")
+        namespaces = self.machine.namespaces
+        if request.get("EnableNetworkIsolation") and (namespaces is None or not namespaces.root):
+            log.warning("EnableNetworkIsolation is not rehearsed here: containers of endpoints keep the network")
         return self._create("Model", request)
 
     def create_endpoint_config(self, request: Request) -> Answer:
@@ -126,8 +130,12 @@ class Hosting:
             old = self._find("EndpointConfig", endpoint.config.name)
             deployment = request.get("DeploymentConfig", {})
             check_deployment(request, old.request, new.request)
+            scaled = registered(self.machine.settings.account, self.region, endpoint.name)
+            check_scaled(scaled, old.request, new.request)
             self._check_alarms(deployment)
             fleet = self._fleet(endpoint.name, new)
+            if request.get("RetainAllVariantProperties"):
+                _retain(endpoint, fleet, excluded_properties(request))
             self._check_quota(new.request, fleet.instances)
             endpoint.green = fleet
             if deployment:
@@ -146,6 +154,8 @@ class Hosting:
             for desired in request["DesiredWeightsAndCapacities"]:
                 if desired["VariantName"] not in variants:
                     raise invalid(f'Could not find variant "{desired["VariantName"]}".')
+                if desired.get("DesiredWeight") == 0 and len(variants) == 1:
+                    raise invalid("At least one production variant must have a weight above 0.")
                 if "ServerlessUpdateConfig" in desired:
                     raise invalid("ServerlessUpdateConfig works on AWS, but is not rehearsed")
                 variant = variants[desired["VariantName"]]
@@ -235,10 +245,11 @@ class Hosting:
         return Fleet(config, [self._variant(endpoint, request) for request in config.request["ProductionVariants"]])
 
     def _variant(self, endpoint: str, request: Request) -> Variant:
-        container = self._find("Model", request["ModelName"]).request["PrimaryContainer"]
-        name = request["VariantName"]
+        model = self._find("Model", request["ModelName"]).request
+        container, name = model["PrimaryContainer"], request["VariantName"]
         tree = self.machine.settings.root / "endpoints" / self.region / endpoint / f"{name}-{time.time_ns()}"
-        spec = ServingSpec(endpoint, name, self.region, container)
+        isolated = bool(model.get("EnableNetworkIsolation"))
+        spec = ServingSpec(endpoint, name, self.region, container, isolated)
         return Variant(
             request,
             container,
@@ -251,6 +262,7 @@ class Hosting:
     def _forget(self, endpoint: Endpoint) -> None:
         with self.lock:
             del self.endpoints[endpoint.name], self._runners[endpoint.name]
+        deregister(self.machine.settings.account, self.region, endpoint.name)
 
     def _check_object(self, url: str) -> None:
         try:
@@ -291,6 +303,17 @@ class Hosting:
                 "Service Quotas to request an increase for this quota. If AWS Service Quotas is not available, contact "
                 "AWS support to request an increase for this quota.",
             )
+
+
+def _retain(endpoint: Endpoint, fleet: Fleet, excluded: set[str]) -> None:
+    """Give the variants of a new fleet the instances and weights that those of the old one have now."""
+    assert endpoint.blue is not None
+    old = {variant.name: variant for variant in endpoint.blue.variants}
+    for variant in fleet.variants:
+        if variant.name in old and "DesiredInstanceCount" not in excluded:
+            variant.instances = old[variant.name].instances
+        if variant.name in old and "DesiredWeight" not in excluded:
+            variant.weight = old[variant.name].weight
 
 
 def _apply(variants: dict[str, Variant], desired: Sequence[Request]) -> None:

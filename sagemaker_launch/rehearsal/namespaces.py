@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import shlex
 import shutil
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
@@ -14,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+CLONE_NEWNET = 0x40000000
+"""linux/sched.h"""
 SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -72,6 +76,28 @@ def own_tmp(tree: Path, keep: Sequence[Path]) -> list[str]:
     for number, path in enumerate(kept):
         lines += [f"mkdir -p {path}", f"mount --move /opt/keep/{number} {path}"]
     return lines + (["rm -rf /opt/keep"] if kept else [])
+
+
+def socket_in_network(process: int) -> socket.socket:
+    """A TCP socket in the network of another process, for root.
+
+    Raises:
+        OSError: if the process is gone, or this one may not enter its network.
+    """
+    library = ctypes.CDLL(None, use_errno=True)
+    # A socket stays in the network in which it was made; a thread can be in another one than its process.
+    with Path("/proc/thread-self/ns/net").open() as own, Path(f"/proc/{process}/ns/net").open() as other:
+        _enter(library, other.fileno())
+        try:
+            return socket.socket()
+        finally:
+            _enter(library, own.fileno())
+
+
+def _enter(library: ctypes.CDLL, namespace: int) -> None:
+    if library.setns(namespace, CLONE_NEWNET) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"can't enter a network namespace: {os.strerror(number)}")
 
 
 class Process:

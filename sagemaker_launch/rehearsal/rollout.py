@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from moto.cloudwatch.models import CloudWatchBackend, cloudwatch_backends
 
-from sagemaker_launch.rehearsal.endpoint_rules import share_of
+from sagemaker_launch.rehearsal.endpoint_rules import shares
 from sagemaker_launch.rehearsal.endpoints import Fleet, Request
 from sagemaker_launch.rehearsal.runner import Settings
 
@@ -75,19 +75,6 @@ class Rollout:
         tripped = [name for name in self._alarms if alarm_state(self._cloudwatch, name) == "ALARM"]
         if tripped:
             raise RollbackError(f"The deployment was rolled back: CloudWatch alarm {', '.join(tripped)} is in ALARM.")
-
-
-def shares(routing: Request, instances: int) -> list[float]:
-    """The parts of the traffic that the new fleet gets, one after the other; the last is all of it."""
-    kind = routing.get("Type", "ALL_AT_ONCE")
-    if kind == "CANARY":
-        return [share_of(routing["CanarySize"], instances), 1.0]
-    if kind == "LINEAR":
-        step = share_of(routing["LinearStepSize"], instances)
-        count = int(1 / step + 1e-9)
-        steps = [number * step for number in range(1, count + 1)]
-        return [*steps[:-1], 1.0] if steps[-1] > 1 - 1e-9 else [*steps, 1.0]
-    return [1.0]
 
 
 def alarm_state(cloudwatch: CloudWatchBackend, name: str) -> str | None:

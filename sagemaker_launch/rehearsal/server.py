@@ -18,12 +18,14 @@ from moto.moto_server.werkzeug_app import DomainDispatcherApplication, MotoReque
 from werkzeug.serving import make_server
 
 from sagemaker_launch.rehearsal.api import Regions, install
+from sagemaker_launch.rehearsal.autoscaling import install_scaling
 from sagemaker_launch.rehearsal.faults import Application, Faults, FaultSettings, FaultyApplication, json_answer
 from sagemaker_launch.rehearsal.image import LINKED, REQUIREMENTS, build_image
 from sagemaker_launch.rehearsal.namespaces import find_namespaces
 from sagemaker_launch.rehearsal.objects import Objects
 from sagemaker_launch.rehearsal.runner import Machine, Settings
 from sagemaker_launch.rehearsal.runtime import Runtime
+from sagemaker_launch.rehearsal.schedules import Clock, install_schedules
 
 REGION = "us-east-1"
 """Where commands go that name no region."""
@@ -104,6 +106,9 @@ class Server:
         machine = Machine(settings, build_image(images, REQUIREMENTS, LINKED), namespaces, objects)
         self._regions = Regions(machine)
         install(self._regions)
+        install_scaling(lambda region, name: self._regions[region].hosting.endpoints.get(name))
+        install_schedules()
+        self._clock = Clock(self._regions, settings.account, machine.shutdown)
         faults = Faults(fault_settings)
         objects.delay = faults.delay
         moto = DomainDispatcherApplication(create_backend_app)
@@ -127,6 +132,7 @@ class Server:
     def start(self) -> None:
         """Serve, and leave a note of where."""
         self._thread.start()
+        self._clock.start()
         note = self._settings.root / "server.json"
         unfinished = note.with_suffix(".tmp")
         unfinished.write_text(json.dumps({"url": self.url, "pid": os.getpid()}))
@@ -135,6 +141,7 @@ class Server:
     def stop(self) -> None:
         """End all jobs and endpoints and stop serving."""
         self._regions.stop()
+        self._clock.join()
         self._http.shutdown()
         self._thread.join()
         self._http.server_close()

@@ -9,7 +9,6 @@ import http.client
 import io
 import shlex
 import shutil
-import socket
 import sys
 import tarfile
 import time
@@ -20,11 +19,14 @@ from pathlib import Path
 from typing import Any
 
 import sagemaker_launch
+from sagemaker_launch.rehearsal import torchserve
 from sagemaker_launch.rehearsal.container import DUMMY_CREDENTIALS, OPT_ML, environment_folders
+from sagemaker_launch.rehearsal.image import build_image
 from sagemaker_launch.rehearsal.job_log import LogStream, Metrics, OutputReader
-from sagemaker_launch.rehearsal.namespaces import SYSTEM_PATH, Process, own_folder, own_tmp
+from sagemaker_launch.rehearsal.namespaces import SYSTEM_PATH, Process, own_folder, own_tmp, socket_in_network
 from sagemaker_launch.rehearsal.objects import DataError, Uri
 from sagemaker_launch.rehearsal.runner import Machine
+from sagemaker_launch.rehearsal.torchserve import free_ports
 
 LOG_GROUP = "/aws/sagemaker/Endpoints/"
 OWN_SCRIPT_IMAGE = "rehearsal.local/script"
@@ -57,6 +59,8 @@ class ServingSpec:
     region: str
     container: Mapping[str, Any]
     """ContainerDefinition of the model."""
+    isolated: bool
+    """Whether it has no network but loopback, where that can be."""
 
 
 class ServingProcess:
@@ -82,15 +86,14 @@ class ServingProcess:
 
     def start(self) -> None:
         """Start the process, the first or the next one."""
-        self._port = _free_port()
-        command, environment = [sys.executable, *self._arguments()], self._environment()
         namespaces = self._machine.namespaces
+        lines, command, environment = self._torchserve() if self._is_torchserve else self._own()
         if namespaces is not None:
             script = self._tree / "init.sh"
-            script.write_text("\n".join([*self._mounts(), "cd /", f"exec {shlex.join(command)}", ""]))
+            loopback = ["ip link set lo up"] if self._isolated else []
+            script.write_text("\n".join(["set -e", *loopback, *lines, ""]))
             command = [*namespaces.command, "sh", str(script)]
-        else:
-            environment |= {"SAGEMAKER_BASE_DIR": str(self._tree / "ml"), "TMPDIR": str(self._tree / "tmp")}
+            command[1:1] = ["--net"] if self._isolated else []
         spec, settings = self._spec, self._machine.settings
         stream = LogStream(
             settings.account,
@@ -162,11 +165,25 @@ class ServingProcess:
 
     @contextmanager
     def _connection(self, timeout_seconds: float) -> Iterator[http.client.HTTPConnection]:
+        process = self._process
+        if process is None:
+            raise ConnectionRefusedError("no process")
         connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=timeout_seconds)
+        if self._isolated:
+            connection = _Connection(process, self._port, timeout_seconds)
         try:
             yield connection
         finally:
             connection.close()
+
+    @property
+    def _isolated(self) -> bool:
+        namespaces = self._machine.namespaces
+        return self._spec.isolated and namespaces is not None and namespaces.root
+
+    @property
+    def _is_torchserve(self) -> bool:
+        return "pytorch-inference" in self._spec.container["Image"]
 
     def _arguments(self) -> list[str]:
         if self._spec.container["Image"].startswith(OWN_SCRIPT_IMAGE):
@@ -174,9 +191,11 @@ class ServingProcess:
             return [str(ml / "model" / "code" / "serve.py")]
         return ["-m", "sagemaker_launch.serving"]
 
-    def _environment(self) -> dict[str, str]:
-        """The variables of an image, the service's and the model's; nothing of this process."""
-        return {
+    def _own(self) -> tuple[list[str], list[str], dict[str, str]]:
+        """Mounts, command and environment of this project's server, or of a script in the archive."""
+        self._port = free_ports()[0]
+        command = [sys.executable, *self._arguments()]
+        environment = {
             "PATH": f"{Path(sys.executable).parent}:{SYSTEM_PATH}",
             "PYTHONPATH": str(PACKAGES),
             "HOME": str(self._tree / "home"),
@@ -184,27 +203,67 @@ class ServingProcess:
             "LC_ALL": "C.UTF-8",
             "PYTHONDONTWRITEBYTECODE": "1",
             "PYTHONUNBUFFERED": "1",
-            "AWS_REGION": self._spec.region,
-            "AWS_DEFAULT_REGION": self._spec.region,
-            "AWS_ENDPOINT_URL": self._machine.url,
-            **DUMMY_CREDENTIALS,
-            **self._spec.container.get("Environment", {}),
-            # All containers here share the loopback interface: none may take the port 8080 that they have on AWS.
-            "SAGEMAKER_BIND_TO_PORT": str(self._port),
             "SERVING_HOST": "127.0.0.1",
+            **self._service_environment(),
         }
-
-    def _mounts(self) -> list[str]:
+        if self._machine.namespaces is None:
+            environment |= {"SAGEMAKER_BASE_DIR": str(self._tree / "ml"), "TMPDIR": str(self._tree / "tmp")}
         model = shlex.quote(str(self._tree / "ml" / "model"))
         keep = [self._machine.settings.root, PACKAGES, *environment_folders(self._machine.image)]
-        return [
-            "set -e",
+        lines = [
             *own_folder(Path("/opt"), self._tree),
             "rm -f /opt/ml && mkdir -p /opt/ml/model",
             f"mount --bind {model} /opt/ml/model",
             "mount -o remount,bind,ro /opt/ml/model",
             *own_tmp(self._tree, keep),
+            "cd /",
+            f"exec {shlex.join(command)}",
         ]
+        return lines, command, environment
+
+    def _torchserve(self) -> tuple[list[str], list[str], dict[str, str]]:
+        """The same of AWS's image; raises DataError where it can't be had."""
+        folder, image = self._machine.settings.torchserve_environment, self._spec.container["Image"]
+        if folder is None or self._machine.namespaces is None:
+            raise DataError(
+                f"image {image} is AWS's TorchServe, which is rehearsed with --torchserve-environment DIR and Linux "
+                "namespaces only: start the rehearsal with it, or take rehearsal.local/serving"
+            )
+        ports = free_ports()
+        self._port = ports[0]
+        try:
+            environment = torchserve.container_environment(self._tree, ports) | self._service_environment()
+            built = build_image(folder, torchserve.REQUIREMENTS, torchserve.LINKED)
+        except RuntimeError as error:
+            raise DataError(f"image {image} can't be rehearsed: {error}") from error
+        model = self._tree / "ml" / "model"
+        return torchserve.init_script(self._tree, model, built, [self._machine.settings.root]), [], environment
+
+    def _service_environment(self) -> dict[str, str]:
+        """What the service tells a container, and the model's own variables."""
+        environment = {
+            "AWS_REGION": self._spec.region,
+            "AWS_DEFAULT_REGION": self._spec.region,
+            **DUMMY_CREDENTIALS,
+            **self._spec.container.get("Environment", {}),
+            # Containers here share the loopback interface: none may take the port 8080 that they have on AWS.
+            "SAGEMAKER_BIND_TO_PORT": str(self._port),
+        }
+        return environment if self._spec.isolated else {**environment, "AWS_ENDPOINT_URL": self._machine.url}
+
+
+class _Connection(http.client.HTTPConnection):
+    """A connection to a container in a network of its own."""
+
+    def __init__(self, process: Process, port: int, timeout_seconds: float) -> None:
+        super().__init__("127.0.0.1", port, timeout=timeout_seconds)
+        self._guest = process
+
+    def connect(self) -> None:
+        """Connect from within that network."""
+        self.sock = socket_in_network(self._guest.first_process())
+        self.sock.settimeout(self.timeout)
+        self.sock.connect((self.host, self.port))
 
 
 def unpack(content: bytes, folder: Path, url: str) -> None:
@@ -221,9 +280,3 @@ def unpack(content: bytes, folder: Path, url: str) -> None:
             f'Failed to extract model data archive for container "container_1" from URL "{url}". Please ensure that '
             f"the object located at the URL is a valid tar.gz archive. ({error})"
         ) from error
-
-
-def _free_port() -> int:
-    with socket.socket() as held:
-        held.bind(("127.0.0.1", 0))
-        return int(held.getsockname()[1])

@@ -13,7 +13,7 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -69,26 +69,14 @@ class TorchServe:
         self.tree = tree
         for folder in ("tmp", "home"):
             (tree / folder).mkdir(parents=True)
-        image.make_environment(tree / "venv")
-        with ExitStack() as held:
-            ports = [held.enter_context(_free_port()).getsockname()[1] for _ in range(4)]
+        ports = free_ports()
         self.url = f"http://127.0.0.1:{ports[0]}"
-        keep = (*environment_folders(image), model.resolve())
-        script = [
-            "set -e",
-            *own_folder(Path("/opt"), tree),
-            "rm -f /opt/ml && mkdir -p /opt/ml/model",
-            f"mount --bind {shlex.quote(str(model.resolve()))} /opt/ml/model",
-            *own_folder(Path("/etc"), tree),
-            *own_tmp(tree, keep),
-            f"cd {shlex.quote(str(tree / 'home'))}",
-            f"exec python -c {shlex.quote(ENTRY)}",
-        ]
+        script = init_script(tree, model, image, ())
         (tree / "init.sh").write_text("\n".join(script) + "\n")
         self._process = Process(
             [*namespaces.command, "sh", str(tree / "init.sh")],
             tree / "home",
-            self._environment(ports) | dict(environment or {}),
+            container_environment(tree, ports) | dict(environment or {}),
             in_namespaces=True,
         )
         self._lines: deque[str] = deque(maxlen=5_000)  # a dozen a request
@@ -138,37 +126,70 @@ class TorchServe:
         self._process.kill()
         self._reader.join()
 
-    def _environment(self, ports: list[int]) -> dict[str, str]:
-        """The variables of AWS's image and of the service; nothing of this process but where Java is."""
-        port, grpc_port, grpc_management_port, metrics_port = ports
-        java = shutil.which("java")
-        if java is None:
-            raise RuntimeError("TorchServe needs Java 11 or newer: install it (Debian: default-jre-headless)")
-        return {
-            "PATH": f"{self.tree / 'venv' / 'bin'}:{Path(java).parent}:{SYSTEM_PATH}",
-            "HOME": str(self.tree / "home"),
-            "LANG": "C.UTF-8",
-            "LC_ALL": "C.UTF-8",
-            "PYTHONDONTWRITEBYTECODE": "1",
-            "PYTHONIOENCODING": "UTF-8",
-            "PYTHONUNBUFFERED": "1",
-            "DLC_CONTAINER_TYPE": "inference",
-            "TEMP": "/tmp",
-            "MKL_THREADING_LAYER": "GNU",
-            "SAGEMAKER_MODEL_SERVER_WORKERS": str(os.cpu_count()),
-            "SAGEMAKER_BIND_TO_PORT": str(port),
-            # AWS's image listens on all interfaces, and for gRPC and metrics on ports that two servers can't share.
-            "TS_INFERENCE_ADDRESS": self.url,
-            "TS_MANAGEMENT_ADDRESS": self.url,
-            "TS_METRICS_ADDRESS": f"http://127.0.0.1:{metrics_port}",
-            "TS_GRPC_INFERENCE_PORT": str(grpc_port),
-            "TS_GRPC_MANAGEMENT_PORT": str(grpc_management_port),
-        }
-
     def _read(self) -> None:
         with self._process.output as output:
             for line in output:
                 self._lines.append(line.decode(errors="replace"))
+
+
+def init_script(tree: Path, model: Path, image: Image, keep: Sequence[Path]) -> list[str]:
+    """Make the environment in `tree/venv`, and the shell lines that turn fresh namespaces into the container.
+
+    Args:
+        keep: more folders that stay visible should they lie under /tmp.
+    """
+    if not (tree / "venv").exists():
+        image.make_environment(tree / "venv")
+    place = shlex.quote(str(model.resolve()))
+    return [
+        "set -e",
+        *own_folder(Path("/opt"), tree),
+        "rm -f /opt/ml && mkdir -p /opt/ml/model",
+        f"mount --bind {place} /opt/ml/model",
+        *own_folder(Path("/etc"), tree),
+        *own_tmp(tree, (*environment_folders(image), model.resolve(), *keep)),
+        f"cd {shlex.quote(str(tree / 'home'))}",
+        f"exec python -c {shlex.quote(ENTRY)}",
+    ]
+
+
+def container_environment(tree: Path, ports: Sequence[int]) -> dict[str, str]:
+    """The variables of AWS's image and of the service; nothing of this process but where Java is.
+
+    Raises:
+        RuntimeError: if this machine lacks Java.
+    """
+    port, grpc_port, grpc_management_port, metrics_port = ports
+    url = f"http://127.0.0.1:{port}"
+    java = shutil.which("java")
+    if java is None:
+        raise RuntimeError("TorchServe needs Java 11 or newer: install it (Debian: default-jre-headless)")
+    return {
+        "PATH": f"{tree / 'venv' / 'bin'}:{Path(java).parent}:{SYSTEM_PATH}",
+        "HOME": str(tree / "home"),
+        "LANG": "C.UTF-8",
+        "LC_ALL": "C.UTF-8",
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "PYTHONIOENCODING": "UTF-8",
+        "PYTHONUNBUFFERED": "1",
+        "DLC_CONTAINER_TYPE": "inference",
+        "TEMP": "/tmp",
+        "MKL_THREADING_LAYER": "GNU",
+        "SAGEMAKER_MODEL_SERVER_WORKERS": str(os.cpu_count()),
+        "SAGEMAKER_BIND_TO_PORT": str(port),
+        # AWS's image listens on all interfaces, and for gRPC and metrics on ports that two servers can't share.
+        "TS_INFERENCE_ADDRESS": url,
+        "TS_MANAGEMENT_ADDRESS": url,
+        "TS_METRICS_ADDRESS": f"http://127.0.0.1:{metrics_port}",
+        "TS_GRPC_INFERENCE_PORT": str(grpc_port),
+        "TS_GRPC_MANAGEMENT_PORT": str(grpc_management_port),
+    }
+
+
+def free_ports() -> list[int]:
+    """Ports for HTTP, gRPC, gRPC management and metrics."""
+    with ExitStack() as held:
+        return [held.enter_context(_free_port()).getsockname()[1] for _ in range(4)]
 
 
 def _free_port() -> socket.socket:

@@ -140,6 +140,7 @@ def _refusal(status: int, sentence: str, headers: dict[str, str] | None = None) 
 
 
 def _line(response: Response, record: Record, seconds: float) -> str:
+    # For its body, for a decode thread and for the network.
     waited = seconds - record.decode_seconds - record.network_seconds
     return json.dumps(
         {

@@ -32,7 +32,7 @@ class Settings:
     body_timeout_seconds: float
     """A body that takes longer to arrive is answered with 408."""
     decode_threads: int
-    """Requests that are decoded at once. The worst image takes 600 MB meanwhile."""
+    """Requests that are decoded at once. The worst image takes 1 GB meanwhile."""
     stop_seconds: float
     """How long requests that are in may take after SIGTERM. SageMaker kills after 30 s."""
     precision: Precision

@@ -5,7 +5,10 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +19,6 @@ import pytest
 import torch
 from mlflow import MlflowClient
 
-from experiments.cli import main as train_at_home
 from experiments.config import load_config, to_yaml
 from lightning_modules.export import write_export
 from sagemaker_launch import aws
@@ -31,6 +33,8 @@ from tests.unit.test_export import BACKBONE, CLASS_NAMES, PREPROCESSING, tiny_ne
 
 CLOUD = REPOSITORY / "conf" / "cloud" / "rehearsal.yaml"
 ROLE = "arn:aws:iam::123456789012:role/scheduler"
+UUID = "-[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$"
+"""At the end of an alarm's name that autoscaling gives."""
 MUTATIONS = ("Create", "Update", "Delete", "Put", "Register", "Deregister", "AddTags")
 
 
@@ -109,7 +113,7 @@ class Rehearsal:
         scaling = boto3.client("application-autoscaling", region_name="us-east-1")
         targets = scaling.describe_scalable_targets(ServiceNamespace="sagemaker")["ScalableTargets"]
         found += [one["ResourceId"] for one in targets]
-        return found
+        return [re.sub(UUID, "", one) for one in found]
 
     def answers(self, name: str, *photos: Path) -> list[dict[str, Any]]:
         """What an endpoint says."""
@@ -145,7 +149,7 @@ def tiny_export(folder: Path, seed: int) -> Path:
     """An export whose network is its own."""
     network = tiny_network()
     torch.manual_seed(seed)
-    torch.nn.init.normal_(network.fc.weight)  # type: ignore[arg-type, union-attr]
+    torch.nn.init.normal_(network.fc.weight, std=0.05)  # type: ignore[arg-type, union-attr]
     photo = next(make_photos(folder.parent / "golden").glob("test/*/*"))
     return write_export(
         network,
@@ -185,49 +189,86 @@ def broken_golden(export: Path, folder: Path) -> Path:
 
 
 def test_an_endpoint_is_deployed_asked_updated_and_deleted_and_nothing_is_left(
-    cloud: Rehearsal, first: Path, second: Path, tmp_path: Path
+    cloud: Rehearsal, first: Path, second: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scaling = ["--cloud.endpoint.max_instances=2", f"--cloud.endpoint.schedule_role_arn={ROLE}"]
+    twice = "--cloud.endpoint.budget_usd_per_hour=0.46"
     said = cloud.done("deploy", "dogs", "--model", str(first), *scaling)
     assert "at worst  2 x ml.m5.large x $0.115/h = $0.23 an hour, $5.52 a day" in said
     assert "AWS deletes it at" in said
-    golden = json.loads((first / "golden" / "scores.json").read_text())
-    photos = make_photos(tmp_path / "photos")
-    (answer,) = cloud.answers("dogs", first / "golden" / "image.jpg")
-    assert answer["classes"][0][0] == golden["class_name"]
-    assert len(cloud.answers("dogs", photos / "test")) == 6
-    assert "dogs" in cloud.done("status") and "1 endpoints run, $0.12 an hour" in cloud.done("status")
-    again = cloud.done("deploy", "dogs", "--model", str(first), *scaling, "--ttl", "2d")
-    assert "off by" in again
-    assert len(cloud.left()) == 6  # endpoint, config, model, alarm, schedule, scaling
-    cloud.done("deploy", "dogs", "--model", str(second), *scaling, "--cloud.endpoint.budget_usd_per_hour=0.46")
-    golden = json.loads((second / "golden" / "scores.json").read_text())
-    (answer,) = cloud.answers("dogs", second / "golden" / "image.jpg")
-    assert answer["classes"][0][0] == golden["class_name"]
-    assert len(cloud.left()) == 6
-    assert "autoscaling of dogs" in cloud.done("delete", "dogs")
+    everything = cloud.left()
+    assert len(everything) == 8  # endpoint, config, model, alarm, schedule, scaling with two alarms of its own
+    answers_as(cloud, "dogs", first)
+    assert "1 endpoints run, $0.12 an hour" in cloud.done("status")
+    _bad_photos_are_named(cloud, "dogs", first, tmp_path)
+
+    cloud.done("deploy", "dogs", "--model", str(first), *scaling, twice, "--ttl", "2d")
+    assert sorted(cloud.left()) == sorted(everything)  # the same version, with more time
+
+    # The server itself refuses to start; what this machine would have found out before is left out.
+    with monkeypatch.context() as patch:
+        patch.setattr("sagemaker_launch.endpoint_cli._check", lambda model: "unchecked")
+        wrong = broken_golden(second, tmp_path / "wrong")
+        code, _, err = cloud.run("deploy", "dogs", "--model", str(wrong), *scaling, twice)
+    assert code == 1 and "as before; what the update brought is removed" in err
+    answers_as(cloud, "dogs", first)
+    assert sorted(cloud.left()) == sorted(everything)
+
+    cloud.done("deploy", "dogs", "--model", str(second), *scaling, twice)
+    answers_as(cloud, "dogs", second)
+    assert len(cloud.left()) == len(everything)
+    assert "dogs: deleted endpoint dogs" in cloud.done("delete", "dogs")
     assert cloud.left() == []
     assert "there is nothing of that name" in cloud.done("delete", "dogs")
+    _every_deployment_is_a_run(cloud, "dogs", ["FINISHED", "FINISHED", "FAILED", "FINISHED"])
 
 
-def test_a_deployment_is_a_run_in_mlflow(cloud: Rehearsal, first: Path) -> None:
-    cloud.done("deploy", "noted", "--model", str(first))
+def answers_as(cloud: Rehearsal, name: str, export: Path) -> None:
+    """An endpoint names the golden photo of an export as its trainer did."""
+    golden = json.loads((export / "golden" / "scores.json").read_text())
+    (answer,) = cloud.answers(name, export / "golden" / "image.jpg")
+    scores = torch.tensor(golden["logits"], dtype=torch.float64).softmax(0).sort(descending=True).values
+    assert answer["classes"][0][0] == golden["class_name"]
+    assert [score for _, score in answer["classes"]] == pytest.approx(scores.tolist(), abs=1e-4)
+
+
+def _bad_photos_are_named(cloud: Rehearsal, name: str, export: Path, folder: Path) -> None:
+    photos = folder / "photos"
+    photos.mkdir()
+    (photos / "notes.jpg").write_text("no photo")
+    whole = (export / "golden" / "image.jpg").read_bytes()
+    (photos / "half.jpg").write_bytes(whole[: len(whole) // 2])
+    (photos / f"{CLASS_NAMES[1]}_0001.jpg").write_bytes(whole)
+    picture = folder / "out.png"
+    code, out, err = cloud.run("query", name, str(photos), "--show", str(picture))
+    assert code == 1 and "2 of 3 photos have no answer" in err
+    assert "notes.jpg: the file is not a JPEG, PNG or WebP image" in out
+    assert "half.jpg: the image is damaged" in out
+    assert f"(is {CLASS_NAMES[1]})" in out
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    code, _, err = cloud.run("query", name)
+    assert code == 1 and "PHOTO must be given" in err
+    code, _, err = cloud.run("query", "nobody", str(picture))
+    assert code == 1 and "found none called nobody" in err
+
+
+def _every_deployment_is_a_run(cloud: Rehearsal, name: str, states: list[str]) -> None:
     client = MlflowClient(f"sqlite:///{cloud.home / 'mlflow.db'}")
     experiment = client.get_experiment_by_name("endpoints")
     assert experiment is not None
-    (run,) = client.search_runs([experiment.experiment_id], "tags.endpoint = 'noted'")
-    assert run.info.status == "FINISHED"
+    found = client.search_runs([experiment.experiment_id], f"tags.endpoint = '{name}'", order_by=["start_time"])
+    assert [run.info.status for run in found] == states
+    run = found[0]
     assert run.data.tags["origin"] == "rehearsal"
-    assert run.data.metrics["usd_per_hour"] == pytest.approx(0.115)
+    assert run.data.metrics["usd_per_hour"] == pytest.approx(0.23)
     assert run.data.metrics["golden_difference"] <= 1e-4
     assert run.data.metrics["first_latency_ms"] > 0
     assert run.data.params["image"] == "rehearsal.local/serving"
     assert run.data.params["model.archive"].startswith("s3://experiments-rehearsal/experiments/models/")
-    cloud.done("delete", "noted")
 
 
-def test_a_model_that_scores_otherwise_never_gets_the_traffic(
-    cloud: Rehearsal, first: Path, second: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_model_that_scores_otherwise_gets_no_endpoint(
+    cloud: Rehearsal, second: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wrong = broken_golden(second, tmp_path / "wrong")
     code, _, err = cloud.run("deploy", "safe", "--model", str(wrong))
@@ -235,56 +276,87 @@ def test_a_model_that_scores_otherwise_never_gets_the_traffic(
     monkeypatch.setattr("sagemaker_launch.endpoint_cli._check", lambda model: "unchecked")
     code, _, err = cloud.run("deploy", "safe", "--model", str(wrong))
     assert code == 1 and "all that was made is removed again: endpoint safe" in err
-    assert "golden photo" in err  # the server's own line, out of the endpoint's log
+    assert "the golden photo scores" in err  # the server's own line, out of the endpoint's log
     assert cloud.left() == []
-    cloud.done("deploy", "safe", "--model", str(first))
-    before = cloud.answers("safe", first / "golden" / "image.jpg")
-    code, _, err = cloud.run("deploy", "safe", "--model", str(wrong), "--cloud.endpoint.budget_usd_per_hour=9")
-    assert code == 1 and "as before; what the update brought is removed" in err
-    after = cloud.answers("safe", first / "golden" / "image.jpg")
-    assert after[0]["classes"] == before[0]["classes"]
-    assert len(cloud.left()) == 4  # endpoint, config, model, alarm
-    cloud.done("delete", "safe")
 
 
-def test_a_kill_at_any_step_of_deploy_leaves_nothing_that_delete_does_not_find(cloud: Rehearsal, first: Path) -> None:
-    deploy = ["deploy", "victim", "--model", str(first), f"--cloud.endpoint.schedule_role_arn={ROLE}"]
-    deploy.append("--cloud.endpoint.max_instances=2")
+def victim(first: Path) -> list[str]:
+    """The command that deploys an endpoint with all that one can have."""
+    scaling = ["--cloud.endpoint.max_instances=2", f"--cloud.endpoint.schedule_role_arn={ROLE}"]
+    return ["deploy", "victim", "--model", str(first), *scaling]
+
+
+def test_a_kill_while_an_endpoint_comes_up_or_goes_leaves_nothing_that_delete_does_not_find(
+    cloud: Rehearsal, first: Path
+) -> None:
+    assert cloud.killed(5, "after", *victim(first))  # schedule, model, config, alarm, endpoint
+    assert cloud.calls[-1] == ("sagemaker", "CreateEndpoint")
+    cloud.done(*victim(first))  # it goes on
+    assert cloud.killed(1, "after", "delete", "victim")
+    cloud.done("delete", "victim")
+    assert cloud.left() == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_kill_at_any_step_of_deploy_leaves_nothing_that_delete_does_not_find(
+    cloud: Rehearsal, first: Path, when: str
+) -> None:
     steps = 0
-    while cloud.killed(steps + 1, "before", *deploy):
+    while cloud.killed(steps + 1, when, *victim(first)):
         steps += 1
         if steps % 2:  # every other time the same command goes on first
-            cloud.done(*deploy)
+            cloud.done(*victim(first))
         cloud.done("delete", "victim")
         assert cloud.left() == []
     assert steps >= 6  # schedule, model, config, alarm, endpoint, scaling
     cloud.done("delete", "victim")
 
 
+@pytest.mark.slow
+def test_a_kill_at_any_step_of_an_update_is_mended_by_the_same_command(
+    cloud: Rehearsal, first: Path, second: Path
+) -> None:
+    exports, steps = [first, second], 0
+    cloud.done(*victim(second))
+    twice = "--cloud.endpoint.budget_usd_per_hour=9"
+    while cloud.killed(steps + 1, "after", *victim(exports[steps % 2]), twice):
+        cloud.done(*victim(exports[steps % 2]), twice)
+        assert len(cloud.left()) == 8  # endpoint, config, model, alarm, schedule, scaling with two alarms of its own
+        steps += 1
+    assert steps >= 8
+    cloud.done("delete", "victim")
+    assert cloud.left() == []
+
+
+@pytest.mark.slow
 def test_a_kill_at_any_step_of_delete_is_mended_by_the_next(cloud: Rehearsal, first: Path) -> None:
-    deploy = ["deploy", "victim", "--model", str(first), f"--cloud.endpoint.schedule_role_arn={ROLE}"]
-    deploy.append("--cloud.endpoint.max_instances=2")
-    for step in range(1, 9):
-        cloud.done(*deploy)
+    step, reached = 0, True
+    while reached:
+        step += 1
+        cloud.done(*victim(first))
         reached = cloud.killed(step, "after", "delete", "victim")
         cloud.done("delete", "victim")
         assert cloud.left() == []
-        if not reached:
-            break
-    assert step >= 6
+    assert step > 6
 
 
-def test_what_is_over_is_deleted_and_what_is_not_stays(cloud: Rehearsal, first: Path) -> None:
+def test_what_is_over_is_deleted_and_what_is_not_or_is_not_ours_stays(cloud: Rehearsal, first: Path) -> None:
+    theirs = "--cloud.project=theirs"
     cloud.done("deploy", "short", "--model", str(first), "--ttl", "1m")
-    cloud.done("deploy", "long", "--model", str(first), "--ttl", "none")
+    cloud.done("deploy", "theirs", "--model", str(first), "--ttl", "1m", theirs)
     assert "nothing is over" in cloud.done("delete", "--expired")
     sagemaker = boto3.client("sagemaker", region_name="us-east-1")
-    arn = sagemaker.describe_endpoint(EndpointName="short")["EndpointArn"]
-    sagemaker.add_tags(ResourceArn=arn, Tags=[{"Key": "expires", "Value": "2026-01-01T00:00:00Z"}])
+    for name in ("short", "theirs"):
+        arn = sagemaker.describe_endpoint(EndpointName=name)["EndpointArn"]
+        sagemaker.add_tags(ResourceArn=arn, Tags=[{"Key": "expires", "Value": "2026-01-01T00:00:00Z"}])
     assert "delete --expired" in cloud.done("status")
     assert "short: deleted endpoint short" in cloud.done("delete", "--expired")
-    assert len(cloud.left()) == 4
-    cloud.done("delete", "long")
+    assert len(cloud.left()) == 4  # endpoint, config, model, alarm
+    for command in (["deploy", "theirs", "--model", str(first)], ["delete", "theirs"]):
+        code, _, err = cloud.run(*command)
+        assert code == 1 and "must carry the tag project=local-first-experiments" in err
+    cloud.done("delete", "--expired", theirs)
     assert cloud.left() == []
 
 
@@ -321,34 +393,6 @@ def test_what_can_not_be_deployed_is_refused_before_anything_is_made(
     assert not any(name.startswith(("Create", "Put")) for _, name in cloud.calls[before:])
 
 
-def test_an_endpoint_of_another_project_is_left_alone(cloud: Rehearsal, first: Path) -> None:
-    cloud.done("deploy", "theirs", "--model", str(first), "--cloud.project=theirs")
-    for command in (["deploy", "theirs", "--model", str(first)], ["delete", "theirs"]):
-        code, _, err = cloud.run(*command)
-        assert code == 1 and "must carry the tag project=local-first-experiments" in err
-    cloud.done("delete", "theirs", "--cloud.project=theirs")
-
-
-def test_a_photo_that_is_none_is_named_and_the_rest_go_on(cloud: Rehearsal, first: Path, tmp_path: Path) -> None:
-    cloud.done("deploy", "photos", "--model", str(first))
-    (tmp_path / "notes.jpg").write_text("no photo")
-    half = (first / "golden" / "image.jpg").read_bytes()
-    (tmp_path / "half.jpg").write_bytes(half[: len(half) // 2])
-    shutil.copy(first / "golden" / "image.jpg", tmp_path / f"{CLASS_NAMES[1]}_0001.jpg")
-    picture = tmp_path / "out.png"
-    code, out, err = cloud.run("query", "photos", str(tmp_path), "--show", str(picture))
-    assert code == 1 and "2 of 3 photos have no answer" in err
-    assert "notes.jpg: the file is not a JPEG, PNG or WebP image" in out
-    assert "half.jpg: the image is damaged" in out
-    assert f"(is {CLASS_NAMES[1]})" in out
-    assert picture.read_bytes().startswith(b"\x89PNG")
-    code, _, err = cloud.run("query", "photos")
-    assert code == 1 and "PHOTO must be given" in err
-    code, _, err = cloud.run("query", "nobody", str(picture))
-    assert code == 1 and "found none called nobody" in err
-    cloud.done("delete", "photos")
-
-
 def test_the_policies_grant_every_call_that_was_made(cloud: Rehearsal) -> None:
     settings = load_cloud(CLOUD, {"endpoint.schedule_role_arn": ROLE})
     statements = policies(settings, "us-east-1")["launcher"]["Statement"]
@@ -358,7 +402,7 @@ def test_the_policies_grant_every_call_that_was_made(cloud: Rehearsal) -> None:
 
 
 def test_a_model_that_was_trained_at_home_is_deployed_by_its_run_and_by_its_registered_name(cloud: Rehearsal) -> None:
-    assert train_at_home(["train", cloud.fields[0]]) == 0
+    subprocess.run([sys.executable, "-m", "experiments", "train", cloud.fields[0]], check=True, cwd=REPOSITORY)
     client = MlflowClient(f"sqlite:///{cloud.home / 'mlflow.db'}")
     version = client.get_model_version_by_alias("endpoints", "champion")
     assert version.run_id is not None
@@ -375,8 +419,10 @@ def test_a_model_that_was_trained_at_home_is_deployed_by_its_run_and_by_its_regi
 
 def test_dogs_are_trained_deployed_asked_and_deleted(cloud: Rehearsal, tmp_path: Path) -> None:
     dogs, images = real("data/dogs6"), real("images")
-    small = [f"--data.root={dogs}", "--data.fraction=0.05", "--data.image_size=64", "--trainer.max_epochs=1"]
-    said = cloud.done("train", *small)
+    for photo in [one for split in ("train", "valid") for breed in (dogs / split).iterdir() for one in _few(breed)]:
+        (tmp_path / photo.parent.relative_to(dogs)).mkdir(parents=True, exist_ok=True)
+        (tmp_path / photo.relative_to(dogs)).symlink_to(photo)
+    said = cloud.done("train", f"--data.root={tmp_path}", "--data.image_size=64", "--trainer.max_epochs=2")
     job = next(line for line in said.splitlines() if ":training-job/" in line).rpartition("/")[2]
     cloud.done("sync", job)
     client = MlflowClient(f"sqlite:///{cloud.home / 'mlflow.db'}")
@@ -389,3 +435,7 @@ def test_dogs_are_trained_deployed_asked_and_deleted(cloud: Rehearsal, tmp_path:
     assert all(len(one["classes"]) == 5 and not one["error"] for one in answers)
     cloud.done("delete", "dogs6")
     assert cloud.left() == []
+
+
+def _few(breed: Path) -> list[Path]:
+    return sorted(breed.iterdir())[:20]

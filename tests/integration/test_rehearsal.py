@@ -95,7 +95,7 @@ def rehearsal(root: Path, *options: str) -> Iterator[Rehearsal]:
     assert processes_of(root) == []
 
 
-def processes_of(root: Path) -> list[str]:
+def processes_of(root: Path | str) -> list[str]:
     found = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import base64
+import http.client
 import json
 import os
 import shutil
 import signal
 import socket
+import statistics
 import subprocess
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -181,6 +184,20 @@ def test_the_log_has_one_line_a_request_and_nothing_of_the_image(server: Server,
     }
 
 
+def test_an_answer_is_sent_in_one_go(server: Server) -> None:
+    with closing(http.client.HTTPConnection(urlsplit(server.url).netloc, timeout=10)) as client:
+
+        def seconds() -> float:
+            started = time.perf_counter()
+            client.request("POST", "/invocations", jpeg_bytes(), {"Content-Type": "image/jpeg"})
+            client.getresponse().read()
+            taken = time.perf_counter() - started
+            return taken - float(json.loads(server.log.read_text().splitlines()[-1])["total_ms"]) / 1000
+
+        # Nagle's algorithm would hold the second part back for 40 ms.
+        assert statistics.median(seconds() for _ in range(15)) < 0.03
+
+
 def test_prometheus_counts_requests_by_status(server: Server) -> None:
     before = [server.metric(f'serving_requests_total{{status="{status}"}}') for status in (200, 400)]
     server.post(jpeg_bytes())
@@ -204,6 +221,16 @@ def test_it_answers_pings_with_200_only_when_the_golden_photo_is_checked(own_bas
         server.wait_for("ready at ")
         assert server.ping().status_code == 200
         assert server.post(photo).status_code == 200
+
+
+def test_sigterm_while_the_model_is_loaded_ends_it_at_once(own_base: Path, tmp_path: Path) -> None:
+    path = own_base / "model" / "golden" / "image.jpg"
+    path.unlink()
+    os.mkfifo(path)
+    with serving(own_base, tmp_path / "log", ready=False) as server:
+        assert server.ping().status_code == 503
+        server.process.terminate()
+        assert server.process.wait(timeout=10) == 0
 
 
 def test_beyond_the_queue_the_answer_is_503_at_once_and_the_accepted_are_right(
@@ -234,19 +261,21 @@ def test_beyond_the_queue_the_answer_is_503_at_once_and_the_accepted_are_right(
 def test_what_timed_out_or_whose_client_left_is_not_computed_any_more(base: Path, tmp_path: Path) -> None:
     options = {"SERVING_TIMEOUT_SECONDS": "0.4", "SERVING_DECODE_THREADS": "1"}
     with serving(base, tmp_path / "log", **options) as server:
-        slow, content_type = large_files()[-1]  # eight images of about 0.2 s each
-        answer = server.post(slow, content_type)
-        assert answer.status_code == 503
-        assert "0.4 s" in answer.json()["error"]
-        assert answer.elapsed.total_seconds() < 2
+        with ThreadPoolExecutor(4) as clients:
+            answers = list(clients.map(lambda _: server.post(LARGE, "image/png"), range(4)))
+        refused = [answer.json() for answer in answers if answer.status_code == 503]
+        assert refused == [{"error": "the request was not answered within 0.4 s: try again later"}] * len(refused)
+        assert len(refused) >= 3
         with connection(server) as stream:
             head = f"POST /invocations HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: {len(LARGE)}"
             stream.sendall(head.encode() + b"\r\n\r\n" + LARGE)
         server.wait_for('"status": 499')
-        time.sleep(1.5)  # more than decoding would take
-        assert server.metric("serving_batch_size_count") == 0
-        assert server.post(jpeg_bytes()).status_code == 200
-        assert server.metric("serving_batch_size_count") == 1
+        # The thread is free when it is through with the image that it is at.
+        until = time.monotonic() + 60
+        while (answer := server.post(jpeg_bytes())).status_code != 200:
+            assert time.monotonic() < until
+        scored = sum(one.status_code == 200 for one in (*answers, answer))
+        assert server.metric("serving_batch_size_sum") == scored
 
 
 def test_after_sigterm_it_answers_what_is_in_and_nobody_else(base: Path, tmp_path: Path) -> None:
@@ -293,21 +322,12 @@ def _other_golden(model: Path) -> None:
     (model / "golden" / "image.jpg").write_bytes(jpeg_bytes())
 
 
-def _no_class_names(model: Path) -> None:
-    path = model / "model.json"
-    manifest = json.loads(path.read_text())
-    del manifest["class_names"]
-    path.write_text(json.dumps(manifest))
-
-
 @pytest.mark.parametrize(
     ("break_it", "says"),
     [
-        (shutil.rmtree, "is not an export folder"),
         (_without_manifest, "is not an export folder"),
         (_other_weights, "has SHA-256"),
         (_other_golden, "the golden photo scores"),
-        (_no_class_names, "class_names"),
     ],
 )
 def test_a_broken_model_ends_it_with_one_line(own_base: Path, break_it: Callable[[Path], object], says: str) -> None:

@@ -158,6 +158,8 @@ def test_the_commands_build_and_push_one_image() -> None:
     build, login, create, push = push_commands(uri, "eu-west-1", "cuda", "dogs")
     assert f"--tag {uri}" in build
     assert "--build-arg DEVICE=cuda" in build
+    assert "TORCH_INDEX" not in build
+    assert "--build-arg TORCH_INDEX" in push_commands(uri, "eu-west-1", "cpu", "dogs")[0]
     assert str(REPOSITORY / DOCKERFILE) in build
     assert login.endswith("--password-stdin 123456789012.dkr.ecr.eu-west-1.amazonaws.com")
     assert "--repository-names dogs-serving" in create

@@ -481,6 +481,16 @@ def test_images_of_one_request_share_the_limit_of_pixels(monkeypatch: pytest.Mon
     assert "at most 16384 a side and 100 in all" in str(second)
 
 
+def test_damaged_images_count_and_keep_no_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inference, "MAX_PIXELS", 3 * 24 * 24)
+    damaged = encoded(smooth_picture(24, 24), "PNG")[:-40]
+    errors = list(inference.decode_request([damaged] * 4))
+    assert ["damaged" in str(error) for error in errors] == [True, True, True, False]
+    assert "at most" in str(errors[3])
+    # Frames of a traceback would hold what was decoded.
+    assert all(error.__traceback__ is error.__cause__ is error.__context__ is None for error in errors)
+
+
 def test_an_endpoint_decodes_no_other_formats() -> None:
     assert "not a JPEG, PNG or WEBP image" in refused(encoded(smooth_picture(), "TIFF"), "image/jpeg")
 
