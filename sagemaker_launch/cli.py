@@ -33,25 +33,31 @@ def main(argv: Sequence[str]) -> int:
     Returns:
         0 done, 1 failed, 2 wrong use, 130 interrupted.
     """
-    own, fields = split_fields(argv)
-    arguments, rest = command_parser().parse_known_args(own)
-    if "more" in arguments and not any(word.startswith("-") for word in rest):
-        # argparse takes a list of words only where no option stands between them.
-        setattr(arguments, arguments.more, [*getattr(arguments, arguments.more), *rest])
-        rest = []
+    arguments, fields = parse(argv)
     try:
-        overrides = parse_overrides([*fields, *rest])
+        overrides = parse_overrides(fields)
         cloud = {name.removeprefix(PREFIX): overrides.pop(name) for name in list(overrides) if name.startswith(PREFIX)}
         if arguments.price_per_hour is not None:
             cloud["price_per_hour"] = arguments.price_per_hour
         settings = load_cloud(arguments.cloud, cloud)
         config = load_config(arguments.config, overrides)
         arguments.overrides = overrides
-        arguments.passed_on = [*_presets(arguments), *fields, *rest]
+        arguments.passed_on = [*_presets(arguments), *fields]
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_USAGE
     return run_command(lambda: arguments.command(settings, config, arguments))
+
+
+def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    """A command with its own arguments, and the fields of config and settings."""
+    own, fields = split_fields(argv)
+    arguments, rest = command_parser().parse_known_args(own)
+    if "more" in arguments and not any(word.startswith("-") for word in rest):
+        # argparse takes a list of words only where no option stands between them.
+        setattr(arguments, arguments.more, [*getattr(arguments, arguments.more), *rest])
+        rest = []
+    return arguments, [*fields, *rest]
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from experiments.cli import command_parser, parse_overrides, split_fields
+from experiments.cli import command_parser, parse_overrides
 from experiments.config import load_config
-from sagemaker_launch.cli import command_parser as cloud_parser
+from sagemaker_launch.cli import parse
 from tests.conftest import REPOSITORY
 
 README = (REPOSITORY / "README.md").read_text()
@@ -20,11 +20,10 @@ COMMANDS = [
     line for line in re.findall(r"(?:\.venv/bin/)?(python -m experiments [^`\n]+)", README) if "--help" not in line
 ]
 
+CLOUD_DOCS = README + "".join((REPOSITORY / "docs" / name).read_text() for name in ("cloud.md", "endpoints.md"))
 CLOUD_COMMANDS = [
     line
-    for line in re.findall(
-        r"(python -m sagemaker_launch [^`\n]+)", README + (REPOSITORY / "docs" / "cloud.md").read_text()
-    )
+    for line in re.findall(r"(python -m sagemaker_launch [^`\n]+)", CLOUD_DOCS)
     if "--help" not in line and "|" not in line
 ]
 
@@ -49,9 +48,8 @@ def test_every_command_in_the_readme_is_understood(command: str) -> None:
 
 @pytest.mark.parametrize("command", CLOUD_COMMANDS)
 def test_every_cloud_command_in_the_docs_is_understood(command: str) -> None:
-    own, fields = split_fields(shlex.split(command)[3:])
-    arguments, rest = cloud_parser().parse_known_args(own)
-    overrides = parse_overrides([*fields, *rest])
+    arguments, fields = parse(shlex.split(command, comments=True)[3:])
+    overrides = parse_overrides(fields)
     load_config(arguments.config, {name: value for name, value in overrides.items() if not name.startswith("cloud.")})
     for option in (arguments.config, arguments.cloud):
         assert option is None or option.name == "mine.yaml" or (REPOSITORY / option).is_file()
