@@ -113,16 +113,21 @@ def deploy(
     that it had, and what the new one brought is removed. After a kill the same call goes on.
 
     Raises:
-        DeployError: if the version does not come up or answers otherwise than the trainer.
-        LaunchError: if AWS refuses it.
+        DeployError: if AWS refuses the version, or it does not come up or answers otherwise than the trainer.
         ValueError: if an endpoint of that name is not one of this project, or of another kind.
     """
     wait_settled(services, name)  # a call that was killed may have left it on its way
     before = find_endpoint(services, settings, name)
-    if before is not None and before.status != "InService":
-        say(f"endpoint {name} is {before.status}: it is removed first")
+    if before is not None and before.status == "Failed":
+        say(f"endpoint {name} failed before: it is removed first")
         delete_endpoint(services, settings, name)
         before = None
+    if before is not None and before.status != "InService":
+        # It may still answer, so it is not ours to remove unasked.
+        raise DeployError(
+            f"endpoint {name} is {before.status} and takes no update "
+            f"({before.described.get('FailureReason', 'AWS gives no reason')}): delete it, then deploy again"
+        )
     if before is not None:
         _check_kind(services, settings, before)
     try:
