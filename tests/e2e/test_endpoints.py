@@ -417,7 +417,7 @@ def test_a_model_that_was_trained_at_home_is_deployed_by_its_run_and_by_its_regi
     cloud.done("delete", "home")
 
 
-def test_dogs_are_trained_deployed_asked_and_deleted(cloud: Rehearsal, tmp_path: Path) -> None:
+def test_dogs_are_trained_deployed_asked_updated_and_deleted(cloud: Rehearsal, second: Path, tmp_path: Path) -> None:
     dogs, images = real("data/dogs6"), real("images")
     for photo in [one for split in ("train", "valid") for breed in (dogs / split).iterdir() for one in _few(breed)]:
         (tmp_path / photo.parent.relative_to(dogs)).mkdir(parents=True, exist_ok=True)
@@ -433,6 +433,8 @@ def test_dogs_are_trained_deployed_asked_and_deleted(cloud: Rehearsal, tmp_path:
     answers = cloud.answers("dogs6", images)
     assert len(answers) == 7
     assert all(len(one["classes"]) == 5 and not one["error"] for one in answers)
+    cloud.done("deploy", "dogs6", "--model", str(second))
+    assert all(len(one["classes"]) == 3 for one in cloud.answers("dogs6", images))
     cloud.done("delete", "dogs6")
     assert cloud.left() == []
 

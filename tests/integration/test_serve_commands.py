@@ -42,6 +42,8 @@ def test_serve_answers_as_an_endpoint_and_ends_with_ctrl_c(tmp_path: Path, packe
         url = next(line.strip() for line in lines if line.startswith("http://127.0.0.1:"))
         answer = requests.post(f"{url}/invocations", photo, headers={"Content-Type": "image/jpeg"}, timeout=30)
         assert answer.status_code == 200
+        # Asked as an endpoint is, with neither settings nor a name.
+        assert main(["query", "--url", url, str(model / "golden" / "image.jpg")]) == 0
         process.send_signal(signal.SIGINT)
         _, said = process.communicate(timeout=20)
         assert process.returncode == 0
