@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from sagemaker_launch.requests import Inputs
 
 PREFIX = "cloud."
+SHORT = ("price_per_hour", "endpoint.image")
+"""Settings that have an option of their own."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -37,8 +39,7 @@ def main(argv: Sequence[str]) -> int:
     try:
         overrides = parse_overrides(fields)
         cloud = {name.removeprefix(PREFIX): overrides.pop(name) for name in list(overrides) if name.startswith(PREFIX)}
-        if arguments.price_per_hour is not None:
-            cloud["price_per_hour"] = arguments.price_per_hour
+        cloud |= {field: value for field in SHORT if (value := getattr(arguments, field, None)) is not None}
         settings = load_cloud(arguments.cloud, cloud)
         config = load_config(arguments.config, overrides)
         arguments.overrides = overrides

@@ -23,6 +23,7 @@ from sagemaker_launch.launch import TRAINING, Launched
 from sagemaker_launch.settings import load_cloud
 from sagemaker_launch.shipping import find_image
 from tests.conftest import REPOSITORY, tiny
+from tests.unit.test_export import export, tiny_network
 
 CLOUD = f"--cloud={REPOSITORY / 'conf' / 'cloud' / 'example.yaml'}"
 
@@ -105,7 +106,24 @@ def test_a_local_study_narrows_the_search_and_gives_its_best_settings(
     assert float(sent["optimizer__learning_rate"]) == study.best_params["optimizer.learning_rate"]
 
 
-@pytest.mark.parametrize("command", ["tune", "train", "sync", "status", "stop", "cost", "policy", "rehearse"])
+def test_awss_image_is_said_to_be_the_last_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = export(tiny_network(), tmp_path / "export")
+    options = ["--cloud.endpoint.image_uri=x/pytorch-inference:2.6.0-cpu", f"--output_dir={tmp_path}"]
+    assert main(["deploy", "dogs", "--model", str(model), "--image", "aws", "--dry-run", CLOUD, *options]) == 0
+    printed = capsys.readouterr()
+    assert "without patches since 2026-06-30" in printed.err
+    requests = json.loads(printed.out)
+    assert requests["CreateModel"]["PrimaryContainer"]["Image"] == "x/pytorch-inference:2.6.0-cpu"
+    assert requests["CreateEndpoint"]["EndpointConfigName"] == requests["CreateEndpointConfig"]["EndpointConfigName"]
+    assert main(["deploy", "dogs", "--model", str(model), "--dry-run", CLOUD, f"--output_dir={tmp_path}"]) == 0
+    own = json.loads(capsys.readouterr().out)["CreateModel"]["PrimaryContainer"]["Image"]
+    assert own.startswith("123456789012.dkr.ecr.us-east-1.amazonaws.com/local-first-experiments-serving:")
+
+
+ALL = ["tune", "train", "sync", "status", "stop", "cost", "policy", "rehearse", "deploy", "query", "delete", "serve"]
+
+
+@pytest.mark.parametrize("command", [*ALL, "image"])
 def test_help_explains_both_kinds_of_fields(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as left:
         main([command, "--help"])
