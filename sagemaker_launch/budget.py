@@ -89,9 +89,9 @@ class HourlyWorst:
     what: str
     """A machine, or what a serverless endpoint is billed by."""
     count: int
-    fleets: int
-    """2 while an update has the new machines beside the old ones."""
     price: Price
+    fleets: int = 1
+    """2 while an update has the new machines beside the old ones."""
 
     @property
     def steady_usd(self) -> float:
@@ -115,7 +115,7 @@ class HourlyWorst:
         )
 
 
-def hourly_worst(settings: CloudSettings, region: str, *, fleets: int) -> HourlyWorst:
+def hourly_worst(settings: CloudSettings, region: str) -> HourlyWorst:
     """What an endpoint costs an hour at worst.
 
     Raises:
@@ -124,7 +124,7 @@ def hourly_worst(settings: CloudSettings, region: str, *, fleets: int) -> Hourly
     endpoint = settings.endpoint
     if endpoint.kind != "serverless":
         price = find_price(replace(settings, instance_type=endpoint.instance_type), region, component="Hosting")
-        return HourlyWorst(endpoint.instance_type, endpoint.max_instances, fleets, price)
+        return HourlyWorst(endpoint.instance_type, endpoint.max_instances, price)
     what = f"request of {endpoint.memory_mb} MB all the time"
     if settings.price_per_hour is not None:
         price = Price(settings.price_per_hour, "cloud.price_per_hour")
@@ -137,8 +137,7 @@ def hourly_worst(settings: CloudSettings, region: str, *, fleets: int) -> Hourly
             )
         usd = float(second) * endpoint.memory_mb / 1024 * 3600
         price = Price(usd, f"{PRICES} of {_table(PRICES)['as_of']}, {region}")
-    # A serverless endpoint is billed by the request, and one request goes to one fleet.
-    return HourlyWorst(what, endpoint.max_concurrency, 1, price)
+    return HourlyWorst(what, endpoint.max_concurrency, price)
 
 
 def check_hourly_budget(settings: CloudSettings, worst: HourlyWorst) -> None:

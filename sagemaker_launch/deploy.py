@@ -150,7 +150,7 @@ def deploy(
 
 
 def _check_kind(services: Services, settings: CloudSettings, before: FoundEndpoint) -> None:
-    config = CONFIG.describe(services.sagemaker, before.described[CONFIG.name])
+    config = CONFIG.describe(services.sagemaker, before.config_name)
     kind = kind_of(config)
     if kind != settings.endpoint.kind:
         raise ValueError(
@@ -188,7 +188,7 @@ def _bring_up(
     delete_alarms(services, sorted({*alarm_names(name)} - {alarm["AlarmName"] for alarm in wanted}))
     if before is None:
         create(services.sagemaker, ENDPOINT, create_endpoint(settings, name, version.config_name, lease))
-    elif before.described[CONFIG.name] != version.config_name:
+    elif before.config_name != version.config_name:
         stop_scaling(services, name)  # AWS refuses to change the machines of what it scales
         _update(services, update_endpoint(settings, name, version.config_name))
     state = wait_settled(services, name) or {}
@@ -217,7 +217,7 @@ def _take_back(
     if before is None:
         gone = delete_endpoint(services, settings, name)
         return f"all that was made is removed again: {', '.join(gone) or 'nothing'}"
-    old = before.described[CONFIG.name]
+    old = before.config_name
     if old == version.config_name:
         return f"{name} had this version before; it is left as it is"
     described = wait_settled(services, name) or {}

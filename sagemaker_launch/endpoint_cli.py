@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -66,7 +66,7 @@ def _deploy(settings: CloudSettings, config: RunConfig, arguments: argparse.Name
     deployment(settings, arguments.name, image, "")
     services = Services.open(settings)
     there = None if arguments.dry_run else find_endpoint(services, settings, arguments.name)
-    worst = hourly_worst(settings, region, fleets=1 if there is None else 2)
+    worst = hourly_worst(settings, region)
     say(worst.table())
     if not arguments.dry_run:
         check_hourly_budget(settings, worst)
@@ -87,6 +87,11 @@ def _deploy(settings: CloudSettings, config: RunConfig, arguments: argparse.Name
         requests = {"CreateModel": version.model, "CreateEndpointConfig": version.config}
         print(json.dumps({**requests, "CreateEndpoint": created, "UpdateEndpoint": updated}, indent=2))
         return
+    # A serverless endpoint is billed by the request, and one request goes to one fleet.
+    if there is not None and there.config_name != version.config_name and settings.endpoint.kind != "serverless":
+        updating = replace(worst, fleets=2)
+        say(updating.table())
+        check_hourly_budget(settings, updating)
     Storage(aws.client("s3", settings), settings).upload_file(key, archive)
     archive.unlink()
     _deploy_as_run(settings, config, arguments, model, version, worst.steady_usd)

@@ -58,6 +58,11 @@ class FoundEndpoint:
         """InService, Creating, Updating, ..."""
         return str(self.described[ENDPOINT.status])
 
+    @property
+    def config_name(self) -> str:
+        """Endpoint config that it runs."""
+        return str(self.described[CONFIG.name])
+
 
 def find_endpoint(services: Services, settings: CloudSettings, name: str) -> FoundEndpoint | None:
     """The endpoint of a name; None if there is none.

@@ -39,7 +39,7 @@ def _endpoint_cost(
     services: Services, endpoint: FoundEndpoint, usd_per_hour: Callable[[str], float]
 ) -> tuple[str, float]:
     """The machines of an endpoint now, and what they cost an hour; a serverless one costs when it is asked."""
-    config = CONFIG.describe(services.sagemaker, endpoint.described[CONFIG.name])
+    config = CONFIG.describe(services.sagemaker, endpoint.config_name)
     (variant,) = config["ProductionVariants"]
     if "ServerlessConfig" in variant:
         return f"serverless, {variant['ServerlessConfig']['MemorySizeInMB']} MB", 0.0

@@ -202,7 +202,9 @@ def test_an_endpoint_is_deployed_asked_updated_and_deleted_and_nothing_is_left(
     assert "1 endpoints run, $0.12 an hour" in cloud.done("status")
     _bad_photos_are_named(cloud, "dogs", first, tmp_path)
 
-    cloud.done("deploy", "dogs", "--model", str(first), *scaling, twice, "--ttl", "2d")
+    cloud.done(
+        "deploy", "dogs", "--model", str(first), *scaling, "--cloud.endpoint.budget_usd_per_hour=0.23", "--ttl=2d"
+    )
     assert sorted(cloud.left()) == sorted(everything)  # the same version, with more time
 
     # The server itself refuses to start; what this machine would have found out before is left out.
@@ -214,6 +216,10 @@ def test_an_endpoint_is_deployed_asked_updated_and_deleted_and_nothing_is_left(
     answers_as(cloud, "dogs", first)
     assert sorted(cloud.left()) == sorted(everything)
 
+    code, _, err = cloud.run(
+        "deploy", "dogs", "--model", str(second), *scaling, "--cloud.endpoint.budget_usd_per_hour=0.45"
+    )
+    assert code == 1 and "budget_usd_per_hour must be at least 0.46" in err  # two fleets while it is updated
     cloud.done("deploy", "dogs", "--model", str(second), *scaling, twice)
     answers_as(cloud, "dogs", second)
     assert len(cloud.left()) == len(everything)
