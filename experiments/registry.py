@@ -81,9 +81,8 @@ def download_export(uri: str, store: RunStore) -> Path:
     Raises:
         ValueError: if there is no such model.
     """
-    mlflow.set_tracking_uri(store.uri)
-    mlflow.set_registry_uri(store.uri)
+    where = {"tracking_uri": store.uri, "registry_uri": store.uri}
     try:
-        return Path(mlflow.artifacts.download_artifacts(f"{uri}/artifacts/export"))
+        return Path(mlflow.artifacts.download_artifacts(f"{uri}/artifacts/export", **where))
     except (MlflowException, OSError) as error:
         raise ValueError(f"--model must be an export folder or a registered model, got {uri!r}: {error}") from error

@@ -57,7 +57,7 @@ class RunStore:
         with FileLock(config.output_dir / "mlflow.lock"):
             if config.tracking.uri is None:
                 _create_database(config.output_dir / "mlflow.db")
-            self.client = MlflowClient(self.uri)
+            self.client = MlflowClient(self.uri, registry_uri=self.uri)  # or a variable of the shell decides
             self.experiment_id = self._retry(
                 lambda: self._experiment(config.tracking.experiment, local),
                 f"what has run is whole in {config.output_dir} and is sent when the same command runs again",
