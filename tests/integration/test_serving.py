@@ -218,6 +218,9 @@ def test_it_answers_pings_with_200_only_when_the_golden_photo_is_checked(own_bas
             assert answer.status_code == 503
             assert answer.json() == {"error": "the model is being loaded"}
         path.write_bytes(photo)
+        # It is read once more, for the engine that takes over from PyTorch.
+        path.unlink()
+        path.write_bytes(photo)
         server.wait_for("ready at ")
         assert server.ping().status_code == 200
         assert server.post(photo).status_code == 200
