@@ -81,8 +81,10 @@ def download_export(uri: str, store: RunStore) -> Path:
     Raises:
         ValueError: if there is no such model.
     """
-    where = {"tracking_uri": store.uri, "registry_uri": store.uri}
+    # Not by arguments: what MLflow asks in between would go to a database that it makes in the working directory.
+    mlflow.set_tracking_uri(store.uri)
+    mlflow.set_registry_uri(store.uri)
     try:
-        return Path(mlflow.artifacts.download_artifacts(f"{uri}/artifacts/export", **where))
+        return Path(mlflow.artifacts.download_artifacts(f"{uri}/artifacts/export"))
     except (MlflowException, OSError) as error:
         raise ValueError(f"--model must be an export folder or a registered model, got {uri!r}: {error}") from error

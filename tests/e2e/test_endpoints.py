@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import boto3
+import mlflow
 import pytest
 import torch
 from mlflow import MlflowClient
@@ -142,7 +143,12 @@ def cloud(
         for name, value in running.environment.items():
             patch.setenv(name, value)
         patch.setattr(aws, "client", watched)
+        for name in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI"):
+            patch.setenv(name, "")  # noted as absent, so that what MLflow leaves there is gone at the end
+            patch.delenv(name)
         yield found
+    mlflow.set_tracking_uri(None)
+    mlflow.set_registry_uri(None)
 
 
 def tiny_export(folder: Path, seed: int) -> Path:
