@@ -73,7 +73,9 @@ def find_endpoint(services: Services, settings: CloudSettings, name: str) -> Fou
     described = ENDPOINT.find(services.sagemaker, name)
     if described is None:
         return None
-    tags = tags_of(services.sagemaker, described[ENDPOINT.arn])
+    tags = _tags_of_endpoint(services, name, described[ENDPOINT.arn])
+    if tags is None:
+        return None
     if tags.get(PROJECT_TAG) != settings.project:
         raise ValueError(
             f"endpoint {name} must carry the tag {PROJECT_TAG}={settings.project} to be changed from here, got "
@@ -86,12 +88,22 @@ def project_endpoints(services: Services, settings: CloudSettings) -> Iterator[F
     """All endpoints of this project, newest first."""
     pages = services.sagemaker.get_paginator("list_endpoints").paginate(SortBy="CreationTime", SortOrder="Descending")
     for summary in (summary for page in pages for summary in page["Endpoints"]):
-        tags = tags_of(services.sagemaker, summary[ENDPOINT.arn])
-        if tags.get(PROJECT_TAG) != settings.project:
+        tags = _tags_of_endpoint(services, summary[ENDPOINT.name], summary[ENDPOINT.arn])
+        if tags is None or tags.get(PROJECT_TAG) != settings.project:
             continue
         described = ENDPOINT.find(services.sagemaker, summary[ENDPOINT.name])
         if described is not None:  # deleted in this moment
             yield FoundEndpoint(summary[ENDPOINT.name], described, Lease.read(tags))
+
+
+def _tags_of_endpoint(services: Services, name: str, arn: str) -> Mapping[str, str] | None:
+    """The tags of an endpoint; None if it went away in this moment, as one does that is being deleted."""
+    try:
+        return tags_of(services.sagemaker, arn)
+    except ClientError:
+        if ENDPOINT.find(services.sagemaker, name) is not None:
+            raise
+        return None
 
 
 def wait_settled(services: Services, name: str) -> Mapping[str, Any] | None:

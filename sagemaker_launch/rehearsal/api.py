@@ -42,6 +42,10 @@ class Regions:
             service.join()
 
 
+TAGGED = ("training-job", "hyper-parameter-tuning-job", "model", "endpoint-config", "endpoint")
+"""What the stand-in keeps the tags of."""
+
+
 def _operation(name: str) -> Callable[[RehearsalResponse], ActionResult]:
     def answer(response: RehearsalResponse) -> ActionResult:
         return ActionResult(getattr(response.service, name)(response.request_body))
@@ -99,7 +103,10 @@ class RehearsalResponse(SageMakerResponse):
 
     def list_tags(self) -> ActionResult:
         """ListTags."""
-        tags = self.service.tags(self.request_body["ResourceArn"])
+        resource = self.request_body["ResourceArn"]
+        tags = self.service.tags(resource)
+        if tags is None and resource.split(":")[-1].partition("/")[0] in TAGGED:
+            raise invalid(f"Could not find {resource}.")  # the code is AWS's, the words are ours
         return super().list_tags() if tags is None else ActionResult({"Tags": tags})
 
     def add_tags(self) -> ActionResult:
