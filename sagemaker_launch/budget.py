@@ -129,14 +129,15 @@ def hourly_worst(settings: CloudSettings, region: str) -> HourlyWorst:
     if settings.price_per_hour is not None:
         price = Price(settings.price_per_hour, "cloud.price_per_hour")
     else:
-        second = _table(PRICES).get(region, {}).get(SERVERLESS)
+        table = _table(PRICES)
+        second = table.get(region, {}).get(SERVERLESS)
         if second is None:
             raise ValueError(
                 f"serverless endpoints in {region} must have a price ({PRICES} has none): look up what "
                 f"{endpoint.memory_mb} MB cost for an hour and set --price-per-hour"
             )
         usd = float(second) * endpoint.memory_mb / 1024 * 3600
-        price = Price(usd, f"{PRICES} of {_table(PRICES)['as_of']}, {region}")
+        price = Price(usd, f"{PRICES} of {table['as_of']}, {region}")
     return HourlyWorst(what, endpoint.max_concurrency, price)
 
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from botocore.exceptions import BotoCoreError, ClientError
 
 from experiments.console import say
+from lightning_modules.inference import GOLDEN_TOLERANCE
 from sagemaker_launch.aws import error_code
 from sagemaker_launch.endpoint_requests import (
     Deployment,
@@ -36,6 +35,7 @@ from sagemaker_launch.endpoints import (
     delete_schedule,
     delete_versions,
     find_endpoint,
+    kind_of,
     stop_scaling,
     wait_settled,
 )
@@ -45,9 +45,6 @@ from sagemaker_launch.lease import Lease
 from sagemaker_launch.logs import Log
 from sagemaker_launch.query import Target
 from sagemaker_launch.settings import CloudSettings
-
-TOLERANCE = 1e-4
-"""How far the endpoint's logits of the golden photo may be from the trainer's."""
 
 
 class DeployError(RuntimeError):
@@ -74,7 +71,7 @@ class Golden:
             The largest difference of a logit, and the latency in milliseconds.
 
         Raises:
-            DeployError: if the best class is another one, or a logit off by more than TOLERANCE.
+            DeployError: if the best class is another one, or a logit off by more than GOLDEN_TOLERANCE.
         """
         answer = target.ask(self.photo, "image/jpeg")
         (logits,) = answer.content
@@ -82,9 +79,11 @@ class Golden:
         differences = [abs(one - other) for one, other in zip(logits, self.logits, strict=same)]
         difference = max(differences) if same else math.inf
         # One by one: NaN is not within any tolerance, and max() may pass over it.
-        close = same and all(one <= TOLERANCE for one in differences)
+        close = same and all(one <= GOLDEN_TOLERANCE for one in differences)
         if not close or logits.index(max(logits)) != self.logits.index(max(self.logits)):
-            raise DeployError(f"the golden photo's logits are off by {difference:.2g}, allowed are {TOLERANCE:g}")
+            raise DeployError(
+                f"the golden photo's logits are off by {difference:.2g}, allowed are {GOLDEN_TOLERANCE:g}"
+            )
         return difference, answer.latency_ms
 
 
@@ -92,7 +91,6 @@ class Golden:
 class Deployed:
     """A living endpoint."""
 
-    name: str
     arn: str
     golden_difference: float
     first_latency_ms: float
@@ -146,7 +144,7 @@ def deploy(
         stop_scaling(services, name)
     delete_versions(services, settings, name, keep=(version.config_name, version.model_name))
     described = ENDPOINT.describe(services.sagemaker, name)
-    return Deployed(name, described[ENDPOINT.arn], difference, latency_ms, guards)
+    return Deployed(described[ENDPOINT.arn], difference, latency_ms, guards)
 
 
 def _check_kind(services: Services, settings: CloudSettings, before: FoundEndpoint) -> None:
@@ -157,14 +155,6 @@ def _check_kind(services: Services, settings: CloudSettings, before: FoundEndpoi
             f"cloud.endpoint.kind must stay {kind} for endpoint {before.name}, got {settings.endpoint.kind}: AWS can't "
             "change it; delete the endpoint first, or choose another name"
         )
-
-
-def kind_of(config: Mapping[str, Any]) -> str:
-    """The kind of endpoint that a described config makes."""
-    (variant,) = config["ProductionVariants"]
-    if "ServerlessConfig" in variant:
-        return "serverless"
-    return "async" if "AsyncInferenceConfig" in config else "realtime"
 
 
 def _bring_up(

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING
 
 from experiments.config import RunConfig
 from experiments.console import say
-from sagemaker_launch.lease import DEFAULT_TTL
+from sagemaker_launch.lease import DEFAULT_TTL, Lease
 from sagemaker_launch.settings import CloudSettings
 
 if TYPE_CHECKING:
     from sagemaker_launch.endpoint_requests import Deployment
+    from sagemaker_launch.endpoints import Services
     from sagemaker_launch.models import LocatedModel
     from sagemaker_launch.query import Target
 
@@ -94,7 +95,7 @@ def _deploy(settings: CloudSettings, config: RunConfig, arguments: argparse.Name
         check_hourly_budget(settings, updating)
     Storage(aws.client("s3", settings), settings).upload_file(key, archive)
     archive.unlink()
-    _deploy_as_run(settings, config, arguments, model, version, worst.steady_usd)
+    _deploy_as_run(services, settings, config, arguments.name, model, version, lease, worst.steady_usd)
 
 
 def _check(model: LocatedModel) -> str:
@@ -106,11 +107,13 @@ def _check(model: LocatedModel) -> str:
 
 
 def _deploy_as_run(
+    services: Services,
     settings: CloudSettings,
     config: RunConfig,
-    arguments: argparse.Namespace,
+    name: str,
     model: LocatedModel,
     version: Deployment,
+    lease: Lease,
     usd_per_hour: float,
 ) -> None:
     """Deploy, and note in MLflow what was deployed, where and how it answered."""
@@ -118,12 +121,9 @@ def _deploy_as_run(
     from experiments.tracking import RunStore
     from sagemaker_launch import aws
     from sagemaker_launch.deploy import Golden, deploy
-    from sagemaker_launch.endpoints import Services
-    from sagemaker_launch.lease import new_lease
     from sagemaker_launch.logs import endpoint_log
 
-    services, name = Services.open(settings), arguments.name
-    store, lease = RunStore(config), new_lease(settings, arguments.ttl)
+    store = RunStore(config)
     folder = RunFolder(config.output_dir / "endpoints" / f"{version.config_name}-{now_ms()}")
     container = version.model["PrimaryContainer"]
     params = {f"cloud.endpoint.{field}": value for field, value in asdict(settings.endpoint).items()}
@@ -199,7 +199,7 @@ def _query(settings: CloudSettings, config: RunConfig, arguments: argparse.Names
 
 def _target_of(settings: CloudSettings, name: str) -> Target:
     from sagemaker_launch import aws
-    from sagemaker_launch.deploy import kind_of
+    from sagemaker_launch.endpoints import kind_of
     from sagemaker_launch.launch import CONFIG, ENDPOINT
 
     sagemaker = aws.client("sagemaker", settings)

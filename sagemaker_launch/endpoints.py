@@ -106,6 +106,14 @@ def _tags_of_endpoint(services: Services, name: str, arn: str) -> Mapping[str, s
         return None
 
 
+def kind_of(config: Mapping[str, Any]) -> str:
+    """The kind of endpoint that a described config makes."""
+    (variant,) = config["ProductionVariants"]
+    if "ServerlessConfig" in variant:
+        return "serverless"
+    return "async" if "AsyncInferenceConfig" in config else "realtime"
+
+
 def wait_settled(services: Services, name: str) -> Mapping[str, Any] | None:
     """Wait until AWS takes changes again; what the endpoint is then, None if it is gone."""
     said = ""
