@@ -175,6 +175,11 @@ class TrainerConfig:
     """Epochs without a better val_loss before training stops; 0 never stops early."""
     checkpoint_minutes: float = 0.0
     """Minutes after which a checkpoint is also written within an epoch; 0 writes at the end of each epoch only."""
+    record: Literal["none", "light", "full"] = "none"
+    """Record losses by step and, every 50th (light) or 10th (full) step, gradients, weights, updates and activations of
+    the layers, and let rules look for what goes wrong."""
+    on_rule: Literal["warn", "stop"] = "warn"
+    """What a broken rule of the recorder does: say so, or end the training too, with the best epoch so far."""
 
     def __post_init__(self) -> None:
         """Refuse what no run can use."""
@@ -297,6 +302,18 @@ class RunConfig:
             "sweep.population",
             "be 1 without cached features (model.trainable head) or with early stopping",
             self.sweep.population,
+        )
+        require(
+            self.sweep.population == 1 or self.trainer.record == "none",
+            "trainer.record",
+            "be none with sweep.population, whose heads are trained at once",
+            self.trainer.record,
+        )
+        require(
+            self.trainer.on_rule == "warn" or self.trainer.record != "none",
+            "trainer.on_rule",
+            "be warn without trainer.record light or full, which has the rules",
+            self.trainer.on_rule,
         )
         for name, value in to_flat(self).items():
             require(not isinstance(value, float) or math.isfinite(value), name, "be finite", value)

@@ -32,7 +32,7 @@ def open_drawers() -> ThreadPoolExecutor:
 def drawn(folders: Sequence[RunFolder], drawers: ThreadPoolExecutor) -> Iterator[RunFolder]:
     """Give each folder in turn, a finished one with its pictures, while the next ones are drawn."""
     drawings = [
-        (folder, drawers.submit(_have_drawn, folder.path) if folder.scores.is_file() and folder.outcome else None)
+        (folder, drawers.submit(_have_drawn, folder.path) if folder.is_undrawn and folder.outcome else None)
         for folder in folders
     ]
     try:
@@ -80,4 +80,4 @@ def _draw(path: Path) -> None:
         folder.artifacts.mkdir(exist_ok=True)
         (folder.artifacts / "pictures_error.txt").write_text(traceback.format_exc())
         print(f"{folder.path}: its pictures can't be drawn: {error}", file=sys.stderr, flush=True)
-    folder.scores.unlink()
+    folder.scores.unlink(missing_ok=True)

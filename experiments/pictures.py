@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import numpy as np
+from matplotlib.figure import Figure
 from PIL import Image, ImageOps
 
 from experiments.figures import (
@@ -15,20 +16,30 @@ from experiments.figures import (
     per_class_accuracy_figure,
     worst_errors_figure,
 )
+from experiments.recording_figure import recording_figure
 from experiments.run_folder import RunFolder
 from experiments.scoring import Scores
+from lightning_modules.recording import Recording, load_findings
 
 _THUMBNAIL_SIDE = 160
 
 
 def draw(folder: RunFolder) -> None:
-    """Draw what people look at: confusion matrix, accuracy by class, worst errors, learning curves.
+    """Draw what people look at: its recording, and of a run that was scored the pictures of its scores.
 
     Raises:
-        FileNotFoundError: if the run has no scores, or no longer.
+        FileNotFoundError: if it has neither, or no longer.
     """
-    scores = Scores.load(folder.scores)
     folder.artifacts.mkdir(exist_ok=True)
+    if folder.recording.is_dir():
+        _save(folder, "recording", recording_figure(Recording.load(folder.recording), load_findings(folder.recording)))
+        if not folder.scores.is_file():
+            return
+    _draw_scores(folder, Scores.load(folder.scores))
+
+
+def _draw_scores(folder: RunFolder, scores: Scores) -> None:
+    """Confusion matrix, accuracy by class, worst errors, learning curves."""
     curves: dict[str, dict[int, float]] = {}
     for line in folder.metric_lines():
         for name, value in line.metrics.items():
@@ -47,16 +58,20 @@ def draw(folder: RunFolder) -> None:
         "learning_curves": learning_curves_figure(curves),
     }
     for name, figure in figures.items():
-        # Beside its place and renamed: another process may be drawing it, or sending the artifacts, at the same time.
-        part = folder.path / f".{name}.{os.getpid()}.png"
-        figure.savefig(part, pil_kwargs={"compress_level": 3})  # a tenth larger, and drawn in a fifth less time
-        part.replace(folder.artifacts / f"{name}.png")
+        _save(folder, name, figure)
     rows = ["class,images,accuracy"]
     for index, name in enumerate(names):
         own = scores.labels == index
         accuracy = float((scores.predictions[own] == index).mean()) if own.any() else float("nan")
         rows.append(f'"{name}",{int(own.sum())},{accuracy:.6g}')
     (folder.artifacts / "per_class_accuracy.csv").write_text("\n".join(rows) + "\n")
+
+
+def _save(folder: RunFolder, name: str, figure: Figure) -> None:
+    # Beside its place and renamed: another process may be drawing it, or sending the artifacts, at the same time.
+    part = folder.path / f".{name}.{os.getpid()}.png"
+    figure.savefig(part, pil_kwargs={"compress_level": 3})  # a tenth larger, and drawn in a fifth less time
+    part.replace(folder.artifacts / f"{name}.png")
 
 
 def thumbnail(path: Path) -> ImageArray:

@@ -78,7 +78,7 @@ def _publish(
             sampled, sample = time.monotonic(), monitor.sample()
         for folder in drawn(_folders(runs, done), drawers):
             # One that has ended since the drawers began is done the next time.
-            ended = folder.outcome is not None and not folder.scores.is_file()
+            ended = folder.outcome is not None and not folder.is_undrawn
             if not (ended and folder.is_published):
                 if sample or not folder.system_lines():
                     sample = sample or monitor.sample()

@@ -3,6 +3,7 @@
 run.json          name, key, params, tags, times, outcome
 metrics.jsonl     one line an epoch
 scores.npz        the validation split by the best weights, until pictures are drawn of it
+artifacts/recording/  how its layers trained, if that was recorded
 checkpoints/      while it runs
 export/           the model
 published.json    how much of it stands in MLflow         } written by the process that publishes,
@@ -58,6 +59,7 @@ class RunFolder:
         self.artifacts = path / "artifacts"
         self.export = path / "export"
         self.scores = path / "scores.npz"
+        self.recording = self.artifacts / "recording"
 
     @property
     def exists(self) -> bool:
@@ -134,6 +136,12 @@ class RunFolder:
     def finish(self, outcome: Outcome, *, ended_ms: int | None = None) -> None:
         """Note how the run ended."""
         self.update(outcome=asdict(outcome), ended_ms=ended_ms or now_ms())
+
+    @property
+    def is_undrawn(self) -> bool:
+        """Whether pictures of it are still to be drawn."""
+        tried = any((self.artifacts / name).is_file() for name in ("recording.png", "pictures_error.txt"))
+        return self.scores.is_file() or (self.recording.is_dir() and not tried)
 
     def reopen(self) -> None:
         """Go on with a run that had ended, as a study does that gets more trials."""

@@ -24,6 +24,7 @@ from torch import nn
 
 from experiments.compiling import CompileWhenItPays
 from experiments.config import RunConfig, to_public
+from experiments.console import say
 from experiments.inputs import (
     feature_data,
     new_head,
@@ -45,9 +46,14 @@ from lightning_modules.export import write_export
 from lightning_modules.features import FeatureData
 from lightning_modules.folders import ClassFolders
 from lightning_modules.network import Trainable, find_head
+from lightning_modules.recorder import Recorder
+from lightning_modules.recording import Finding
+from lightning_modules.rules import NOT_FINITE
 
 CHECKPOINT_FOLDER = "checkpoints"
 BEST_CHECKPOINT = "best.ckpt"
+RECORDING_FOLDER = "artifacts/recording"
+"""Where a run's recording is, if it has one: what is in `artifacts` reaches MLflow."""
 
 
 class NotANumberError(ValueError):
@@ -133,6 +139,8 @@ def train(config: RunConfig, *, output_dir: Path, logger: Logger, callbacks: Seq
     on_gpu = training_device(config).type == "cuda"
     if config.trainer.compile == "auto" and on_gpu and not uses_features(config):
         own.append(CompileWhenItPays())
+    if config.trainer.record != "none":
+        own.insert(1, new_recorder(config, output_dir, logger))
     if config.trainer.early_stopping_patience:
         own.append(EarlyStopping(metrics.VAL_LOSS, patience=config.trainer.early_stopping_patience))
     trainer = pl.Trainer(
@@ -166,6 +174,24 @@ def train(config: RunConfig, *, output_dir: Path, logger: Logger, callbacks: Seq
     probabilities = predict_probabilities(model, data.validation_inputs(device))
     valid = Scores(folders.valid.paths, np.asarray(folders.valid.labels), probabilities, folders.class_names)
     return TrainResult(config, output_dir, photo_data(config, folders), valid, history.epochs, int(best["epoch"]) + 1)
+
+
+def new_recorder(config: RunConfig, output_dir: Path, logger: Logger) -> Recorder:
+    """A recorder that says what its rules find, and notes it with the run."""
+    assert config.trainer.record != "none"
+
+    def tell(finding: Finding) -> None:
+        say(f"rule {finding.rule}: {finding.message}")
+        logger.log_hyperparams({f"rule.{finding.rule}": finding.message})
+        if config.trainer.on_rule == "stop" and finding.rule == NOT_FINITE:
+            raise NotANumberError(finding.message)
+
+    return Recorder(
+        output_dir / RECORDING_FOLDER,
+        detail=config.trainer.record,
+        on_finding=tell,
+        stop=config.trainer.on_rule == "stop",
+    )
 
 
 def trained_network(config: RunConfig, num_classes: int, output_dir: Path) -> nn.Module:

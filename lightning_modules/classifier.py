@@ -127,8 +127,8 @@ class ImageClassifier(pl.LightningModule):
             self._epoch_loss = float(self.train_loss.compute())  # waits for the device
             self._epoch_seconds = time.perf_counter() - self._epoch_started
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Add one batch to the validation metrics."""
+    def validation_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Add one batch to the validation metrics; its loss is for whoever records it."""
         del batch_idx
         images, labels = batch
         scores = self(images)
@@ -138,6 +138,7 @@ class ImageClassifier(pl.LightningModule):
         self.val_loss.update(loss, counted)
         self.val_accuracy.update(scores, labels)
         self.val_top5_accuracy.update(scores, labels)
+        return loss
 
     def on_validation_epoch_end(self) -> None:
         """Log the averages over the whole validation split, and what the training epoch came to if there was one."""

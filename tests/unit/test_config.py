@@ -202,6 +202,7 @@ REFUSED = [
     ("trainer.gradient_clip", -0.5, "must be >= 0, got -0.5"),
     ("trainer.early_stopping_patience", -1, "must be >= 0, got -1"),
     ("trainer.checkpoint_minutes", -1.0, "must be >= 0, got -1.0"),
+    ("trainer.on_rule", "stop", "must be warn without trainer.record light or full, which has the rules, got 'stop'"),
     ("tracking.flush_timeout_seconds", 0.0, "must be > 0, got 0.0"),
     ("sweep.n_trials", 0, "must be >= 1, got 0"),
     ("sweep.timeout_seconds", 0.0, "must be > 0, got 0.0"),
@@ -235,13 +236,18 @@ def test_what_can_not_train_together_is_refused(other: dict[str, object]) -> Non
         load_config(None, {"sweep.population": 8, **other})
 
 
+def test_heads_that_train_together_are_not_recorded() -> None:
+    with pytest.raises(ValueError, match=r"^trainer\.record must be none with sweep\.population, .*, got 'light'$"):
+        load_config(None, {"sweep.population": 8, "trainer.record": "light"})
+
+
 def test_every_rule_of_the_config_is_tried_above() -> None:
     calls = [
         node for node in ast.walk(ast.parse(Path(config_module.__file__).read_text())) if isinstance(node, ast.Call)
     ]
     rules = [call.args[1] for call in calls if isinstance(call.func, ast.Name) and call.func.id == "require"]
     keys = {rule.value for rule in rules if isinstance(rule, ast.Constant)}
-    assert keys == {name for name, _, _ in REFUSED} | {"data.root", "data.cache"}
+    assert keys == {name for name, _, _ in REFUSED} | {"data.root", "data.cache", "trainer.record"}
 
 
 @pytest.mark.parametrize(
