@@ -175,6 +175,8 @@ class TrainerConfig:
     """Epochs without a better val_loss before training stops; 0 never stops early."""
     checkpoint_minutes: float = 0.0
     """Minutes after which a checkpoint is also written within an epoch; 0 writes at the end of each epoch only."""
+    record: Literal["none", "light", "full"] = "none"
+    """What the project's own recorder keeps of losses, weights and gradients while training."""
 
     def __post_init__(self) -> None:
         """Refuse what no run can use."""

@@ -76,6 +76,35 @@ def test_what_can_not_be_started_is_refused_before_anything_is_created(
     assert message in capsys.readouterr().err
 
 
+def test_debug_puts_debugger_on_the_wire_and_into_the_sum(
+    fields: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", "--debug", "--dry-run", CLOUD, *fields, "--cloud.debugger.gradients_every=50"]) == 0
+    printed = capsys.readouterr()
+    request = json.loads(printed.out)
+    collections = {one["CollectionName"]: one for one in request["DebugHookConfig"]["CollectionConfigurations"]}
+    assert collections["gradients"]["CollectionParameters"]["train.save_interval"] == "50"
+    assert len(request["DebugRuleConfigurations"]) == 5
+    assert "6 Debugger rules: free of charge" in printed.err
+
+
+def test_a_tuning_job_refuses_debugger_and_takes_the_recorder(
+    fields: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["tune", "--debug", "--dry-run", CLOUD, *fields]) == 1
+    refused = capsys.readouterr().err
+    assert "cloud.debugger.enabled must be false in a tuning job" in refused
+    assert "--recorder" in refused
+    assert main(["tune", "--recorder", "--dry-run", CLOUD, *fields]) == 0
+    sent = json.loads(capsys.readouterr().out)["TrainingJobDefinition"]["StaticHyperParameters"]
+    assert sent["trainer__record"] == '"light"'
+
+
+def test_what_the_recorder_keeps_may_be_said_beside_it(fields: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "--recorder", "--dry-run", CLOUD, *fields, "--trainer.record=full"]) == 0
+    assert json.loads(capsys.readouterr().out)["HyperParameters"]["trainer__record"] == '"full"'
+
+
 def study_of(config: RunConfig, name: str) -> optuna.Study:
     """A study of 12 trials, of which the best have learning rates of about 0.05."""
     space = load_search_space(config.search or Path())
