@@ -104,10 +104,24 @@ def processes_of(root: Path | str) -> list[str]:
     return found
 
 
+JUDGE = f"""#!{sys.executable}
+import json, os, sys
+rules = json.load(open(sys.argv[-1]))
+print(json.dumps([{{"RuleConfigurationName": rule["RuleConfigurationName"], "RuleEvaluationStatus": "IssuesFound",
+                   "StatusDetails": " ".join(sorted(os.listdir(sys.argv[-2])))}} for rule in rules]))
+"""
+"""Stands for the interpreter that has smdebug: says what it was given."""
+
+
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rehearsal]:
+    root = tmp_path_factory.mktemp("rehearsal")
+    judge = root / "judge"
+    judge.write_text(JUDGE)
+    judge.chmod(0o755)
     # A toolkit that gets SIGTERM as PID 1 does nothing about it, so each stop takes the whole grace.
-    with rehearsal(tmp_path_factory.mktemp("rehearsal"), "--grace", "1", "--checkpoint-interval", "0.2") as running:
+    options = ["--grace", "1", "--checkpoint-interval", "0.2", "--debugger-python", str(judge)]
+    with rehearsal(root, *options) as running:
         yield running
 
 
@@ -216,6 +230,46 @@ def failure(call: Callable[..., Any], **arguments: Any) -> tuple[str, str]:
     with pytest.raises(ClientError) as error:
         call(**arguments)
     return error.value.response["Error"]["Code"], error.value.response["Error"]["Message"]
+
+
+def test_what_debugger_keeps_is_uploaded_and_judged(server: Rehearsal) -> None:
+    script = """
+        import json
+        from pathlib import Path
+        config = json.loads(Path("/opt/ml/input/config/debughookconfig.json").read_text())
+        folder = Path(config["LocalPath"])
+        folder.mkdir()
+        (folder / "events").write_text("tensors")
+        (folder / "half.tmp").write_text("not finished")
+        print("REPORT " + json.dumps(config))
+    """
+    hook = {
+        "S3OutputPath": "s3://bucket/debug",
+        "LocalPath": "/opt/ml/output/tensors",
+        "HookParameters": {"reductions": "abs_mean"},
+        "CollectionConfigurations": [{"CollectionName": "losses", "CollectionParameters": {"save_interval": "1"}}],
+    }
+    image = "503895931360.dkr.ecr.us-east-1.amazonaws.com/sagemaker-debugger-rules:latest"
+    rules = [
+        {"RuleConfigurationName": name, "RuleEvaluatorImage": image, "RuleParameters": {"rule_to_invoke": name}}
+        for name in ("Overfit", "ProfilerReport")
+    ]
+    fields = {"DebugRuleConfigurations": rules[:1], "ProfilerRuleConfigurations": rules[1:]}
+    train(server, "debug", script, DebugHookConfig=hook, **fields)
+    job = until(
+        server, "debug", lambda job: job["DebugRuleEvaluationStatuses"][0]["RuleEvaluationStatus"] != "InProgress"
+    )
+    assert job["TrainingJobStatus"] == "Completed"
+    assert job["DebugHookConfig"] == hook
+    assert printed(server, "debug") == hook
+    assert read(server, "debug/debug/debug-output/events") == b"tensors"
+    assert keys(server, "debug/debug/") == [
+        "debug/debug/debug-output/events",
+        "debug/debug/debug-output/training_job_end.ts",
+    ]
+    (judged,), (report,) = job["DebugRuleEvaluationStatuses"], job["ProfilerRuleEvaluationStatuses"]
+    assert (judged["RuleEvaluationStatus"], judged["StatusDetails"]) == ("IssuesFound", "events training_job_end.ts")
+    assert report["RuleEvaluationStatus"] == "Stopped"
 
 
 REPORT = """
