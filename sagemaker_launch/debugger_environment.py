@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 
-def debugger_python(cache_dir: Path) -> Path:
-    """An interpreter that has smdebug.
+def run_rules(cache_dir: Path, folder: Path, configurations: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """What rules find in a folder of tensors.
 
     Raises:
-        RuntimeError: always, until it is written.
+        ValueError: always, until it is written.
     """
-    raise RuntimeError(f"no environment with smdebug can be built in {cache_dir} yet")
+    raise ValueError(
+        f"{len(configurations)} rules can't be run on {folder}: {cache_dir} has no environment with smdebug"
+    )

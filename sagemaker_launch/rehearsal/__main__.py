@@ -40,7 +40,6 @@ def main() -> int:
         rollout_speed=arguments.rollout_speed,
         torchserve_environment=arguments.torchserve_environment,
         debugger=not arguments.without_debugger,
-        debugger_python=arguments.debugger_python,
         keep_trees=arguments.keep_trees,
     )
     images = (arguments.images or root).resolve()
@@ -87,7 +86,6 @@ def _parser() -> argparse.ArgumentParser:
     add("--spot-interrupt-after", type=float, metavar="SECONDS", help="interrupt each spot job once, after SECONDS")
     add("--no-namespaces", action="store_true", help="run jobs below --root even where namespaces are allowed")
     add("--without-debugger", action="store_true", help="refuse Debugger, as AWS does in accounts that do not have it")
-    add("--debugger-python", type=Path, help="interpreter with smdebug for rules (default: one built when needed)")
     add("--keep-trees", action="store_true", help="keep the folders of ended jobs and endpoints below --root")
     return parser
 

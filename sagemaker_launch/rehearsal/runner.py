@@ -10,9 +10,11 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
+from sagemaker_launch.debugger_environment import run_rules
 from sagemaker_launch.rehearsal.container import OPT_ML, Container, ContainerSpec, environment_folders
 from sagemaker_launch.rehearsal.debugger import END_OF_JOB, judge
 from sagemaker_launch.rehearsal.image import Image
@@ -58,8 +60,6 @@ class Settings:
     """Folder in which AWS's inference container is built; None refuses its image."""
     debugger: bool = True
     """Whether the account has SageMaker Debugger."""
-    debugger_python: Path | None = None
-    """Interpreter with smdebug that evaluates Debugger's rules; by default an environment that is built when needed."""
     keep_trees: bool = False
     """Leave the folders of ended containers for inspection."""
 
@@ -271,18 +271,12 @@ class JobRunner(threading.Thread):
                 if watched:
                     machine.objects.restore(self._tensors, Path(folder))
                     machine.objects.put(self._tensors / END_OF_JOB, b"")
-                judge(job.rules, job.request, Path(folder), self._rule_python, machine.shutdown)
+                cache = machine.image.root.parent
+                judge(job.rules, job.request, Path(folder), partial(run_rules, cache), end_now=machine.shutdown.is_set)
         except Exception as error:
             log.exception("job %s: rules", job.name)
             for rule in job.rules:
                 rule.conclude("Error", f"InternalServerError: {error!r}")
-
-    def _rule_python(self) -> Path:
-        if self._settings.debugger_python is not None:
-            return self._settings.debugger_python
-        from sagemaker_launch.debugger_environment import debugger_python
-
-        return debugger_python(self._machine.image.root.parent)
 
     def _watch(
         self, containers: Sequence[Container], readers: Sequence[OutputReader], syncs: Sequence[FolderSync]

@@ -14,6 +14,7 @@ from sagemaker_launch.debugger_settings import RULES
 from sagemaker_launch.rehearse import service
 from sagemaker_launch.settings import load_cloud
 from tests.conftest import REPOSITORY, tiny
+from tests.integration.test_cloud_commands import without_smdebug
 
 CLOUD = REPOSITORY / "conf" / "cloud" / "rehearsal.yaml"
 
@@ -30,6 +31,7 @@ def test_an_account_without_debugger_is_offered_the_recorder(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    without_smdebug(monkeypatch)
     options = ["--images", str(job_images), "--without-debugger"]
     with service(load_cloud(CLOUD), tmp_path / "rehearsal", options) as running:
         for name, value in running.environment.items():
