@@ -98,9 +98,9 @@ class RunStore:
                 if key not in of_epochs or key in metrics.OBJECTIVES
             }
             new = [(key, value) for key, value in final.items() if (key, last) not in sent]
-            tags = {"trial_state": outcome["state"]} | (
-                {"failure_reason": outcome["reason"]} if outcome["reason"] else {}
-            )
+            # What was noted since the run began, too.
+            tags = noted["tags"] | {"trial_state": outcome["state"]}
+            tags |= {"failure_reason": outcome["reason"]} if outcome["reason"] else {}
             self.client.log_batch(
                 run_id,
                 metrics=[Metric(key, value, noted["ended_ms"], last) for key, value in new],

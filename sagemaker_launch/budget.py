@@ -33,6 +33,33 @@ class Price:
     source: str
 
 
+FREE_RULES = Price(0.0, "free of charge on AWS's own machines (developer guide on built-in rules, read 2026-11)")
+
+
+@dataclass(frozen=True)
+class RuleProcessing:
+    """Machines that evaluate Debugger's rules beside a job, each as long as the job runs at worst."""
+
+    rules: int
+    instance_type: str | None
+    """None for AWS's own machines."""
+    price: Price
+
+    @property
+    def usd_per_hour(self) -> float:
+        """Dollars an hour of all rules of one job."""
+        return self.rules * self.price.usd_per_hour
+
+    def line(self, hours: float) -> str:
+        """The sum as a person checks it."""
+        if self.instance_type is None:
+            return f"          {self.rules} Debugger rules: {self.price.source}"
+        return (
+            f"        + {self.rules} Debugger rules x {self.instance_type} x {hours:.2f} h"
+            f" x ${self.price.usd_per_hour:.4g}/h = ${hours * self.usd_per_hour:.2f} ({self.price.source})"
+        )
+
+
 @dataclass(frozen=True)
 class WorstCase:
     """What jobs cost if every one of them runs until it is stopped."""
@@ -43,26 +70,55 @@ class WorstCase:
     seconds: int
     """Billed at most for each job."""
     price: Price
+    rules: RuleProcessing | None = None
+    """Of each job that Debugger watches."""
+
+    @property
+    def usd_per_hour(self) -> float:
+        """Dollars an hour of one job."""
+        rules = 0.0 if self.rules is None else self.rules.usd_per_hour
+        return self.instance_count * self.price.usd_per_hour + rules
 
     @property
     def usd(self) -> float:
         """Dollars in all."""
-        return self.jobs * self.instance_count * self.seconds / 3600 * self.price.usd_per_hour
+        return self.jobs * self.seconds / 3600 * self.usd_per_hour
 
     def table(self) -> str:
         """The sum as a person checks it."""
-        return (
+        hours = self.seconds / 3600
+        machines = self.jobs * self.instance_count * hours * self.price.usd_per_hour
+        lines = [
             f"at worst  {self.jobs} job{'s' if self.jobs > 1 else ''} x {self.instance_count} {self.instance_type}"
-            f" x {self.seconds / 3600:.2f} h x ${self.price.usd_per_hour:.4g}/h = ${self.usd:.2f}\n"
-            f"          price: {self.price.source}; disks, S3 and transfer (cents, as a rule) are not in it"
-        )
+            f" x {hours:.2f} h x ${self.price.usd_per_hour:.4g}/h = ${machines:.2f}"
+        ]
+        if self.rules is not None:
+            lines += [self.rules.line(self.jobs * hours), f"          in all ${self.usd:.2f}"]
+        lines.append(f"          price: {self.price.source}; disks, S3 and transfer (cents, as a rule) are not in it")
+        return "\n".join(lines)
 
 
-def worst_case(settings: CloudSettings, price: Price, *, jobs: int) -> WorstCase:
+def worst_case(settings: CloudSettings, price: Price, *, jobs: int, rules: RuleProcessing | None = None) -> WorstCase:
     """What `jobs` training jobs cost at worst; on spot too, which is never dearer."""
     # AWS counts all attempts of a retried job together (CreateTrainingJob, StoppingCondition, read 2026-11).
     seconds = settings.max_runtime_seconds + settings.keep_alive_seconds
-    return WorstCase(jobs, settings.instance_type, settings.instance_count, seconds, price)
+    return WorstCase(jobs, settings.instance_type, settings.instance_count, seconds, price, rules)
+
+
+def rule_processing(settings: CloudSettings, region: str) -> RuleProcessing | None:
+    """What evaluates the rules of a job that Debugger watches; None without rules.
+
+    Raises:
+        ValueError: if nobody knows the price of the machines that are set.
+    """
+    debugger = settings.debugger
+    count = len(debugger.rules) + debugger.profiler
+    if not debugger.enabled or not count:
+        return None
+    if debugger.rule_instance_type is None:
+        return RuleProcessing(count, None, FREE_RULES)
+    machine = replace(settings, instance_type=debugger.rule_instance_type)
+    return RuleProcessing(count, debugger.rule_instance_type, find_price(machine, region, component="Processing"))
 
 
 def check_budget(settings: CloudSettings, worst: WorstCase) -> None:
@@ -177,7 +233,7 @@ def find_price(settings: CloudSettings, region: str, *, component: str = "Traini
     """Dollars an hour of the settings' instance type.
 
     Args:
-        component: of SageMaker, as the price list calls it: Training or Hosting.
+        component: of SageMaker, as the price list calls it: Training, Hosting or Processing.
 
     Raises:
         ValueError: if nobody knows it.

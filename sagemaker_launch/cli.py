@@ -6,7 +6,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from sagemaker_launch.requests import Inputs
 
 PREFIX = "cloud."
-SHORT = ("price_per_hour", "endpoint.image")
+SHORT = ("price_per_hour", "endpoint.image", "debugger.enabled")
 """Settings that have an option of their own."""
 
 
@@ -40,6 +40,8 @@ def main(argv: Sequence[str]) -> int:
         overrides = parse_overrides(fields)
         cloud = {name.removeprefix(PREFIX): overrides.pop(name) for name in list(overrides) if name.startswith(PREFIX)}
         cloud |= {field: value for field in SHORT if (value := getattr(arguments, field, None)) is not None}
+        if getattr(arguments, "recorder", False):
+            overrides = {"trainer.record": "light"} | overrides
         settings = load_cloud(arguments.cloud, cloud)
         config = load_config(arguments.config, overrides)
         arguments.overrides = overrides
@@ -121,8 +123,12 @@ def _train(settings: CloudSettings, config: RunConfig, arguments: argparse.Names
 
 def plan_training(settings: CloudSettings, config: RunConfig) -> Plan:
     """A single training job."""
+    from sagemaker_launch.aws import region
     from sagemaker_launch.launch import TRAINING
     from sagemaker_launch.requests import training_job
+
+    # The image of Debugger's rules is another one in each region.
+    settings = replace(settings, region=region(settings))
 
     def build(sent: RunConfig, inputs: Inputs, image_uri: str, *, name: str) -> Request:
         return training_job(settings, sent, inputs, image_uri, name=name)
@@ -132,14 +138,14 @@ def plan_training(settings: CloudSettings, config: RunConfig) -> Plan:
 
 def _plan(settings: CloudSettings, config: RunConfig, kind: Kind, jobs: int, build: Callable[..., Request]) -> Plan:
     from sagemaker_launch.aws import region
-    from sagemaker_launch.budget import find_price, worst_case
+    from sagemaker_launch.budget import find_price, rule_processing, worst_case
     from sagemaker_launch.fidelity import check_sent
     from sagemaker_launch.shipping import find_image, make_shipment
 
     settings.require_for_jobs()
     where = region(settings)
-    worst = worst_case(settings, find_price(settings, where), jobs=jobs)
-    shipment, sent = make_shipment(settings, config)
+    worst = worst_case(settings, find_price(settings, where), jobs=jobs, rules=rule_processing(settings, where))
+    shipment, sent = make_shipment(settings, config, debugger=settings.debugger.enabled)
     image = find_image(settings, where, config.data.cache_dir)
     inputs = shipment.inputs(settings)
 
@@ -189,9 +195,8 @@ def _follow(settings: CloudSettings, job: Launched, worst: WorstCase, come_back:
 
     sagemaker = client("sagemaker", settings)
     poll = 1.0 if is_rehearsal(sagemaker) else POLL_SECONDS
-    price = worst.price.usd_per_hour * worst.instance_count
     try:
-        follow(sagemaker, client("logs", settings), job, price, poll_seconds=poll)
+        follow(sagemaker, client("logs", settings), job, worst.usd_per_hour, poll_seconds=poll)
     except KeyboardInterrupt:
         say(f"\n{job.name} goes on without you; its results: {come_back}")
         say(f"to end it: {come_back.replace(' sync ', ' stop ')}")
@@ -257,6 +262,7 @@ def _rehearse(settings: CloudSettings, config: RunConfig, arguments: argparse.Na
     settings.require_for_jobs()
     root = config.output_dir / "rehearsal"
     options = [f"--{name}={value}" for name in ("port", "faults") if (value := getattr(arguments, name)) is not None]
+    options += ["--without-debugger"] if arguments.without_debugger else []
     if arguments.all:
         if not rehearse_all(settings, root, arguments.passed_on, options):
             raise RehearsalError(f"the rehearsal failed: see above, and {root / 'server.log'}")
@@ -319,6 +325,10 @@ def _add_commands(commands: Any) -> None:
         command.add_argument("--dry-run", action="store_true", help="print the request as JSON and start nothing")
         command.add_argument("--no-wait", action="store_true", help="do not watch the job")
         command.add_argument("--again", action="store_true", help="start another job although one is complete")
+        text = "let SageMaker Debugger watch the job (accounts that had it before 2026-07-30; not in tuning jobs)"
+        command.add_argument("--debug", dest="debugger.enabled", action="store_const", const="true", help=text)
+        text = "keep losses, weights and gradients by the project's own recorder (--trainer.record light)"
+        command.add_argument("--recorder", action="store_true", help=text)
     sync = add("sync", _sync, "Bring jobs and their metrics into MLflow; again and again, nothing is doubled.")
     sync.add_argument("jobs", nargs="*", metavar="JOB", help="by default all that this project has made")
     sync.set_defaults(more="jobs")
@@ -339,3 +349,5 @@ def _add_commands(commands: Any) -> None:
     )
     rehearse.add_argument("--port", type=int, help="by default a free one")
     rehearse.add_argument("--faults", metavar="rate=R,seed=N", help="let calls fail, as AWS's do on a bad day")
+    text = "refuse jobs with --debug, as AWS does in accounts that have no Debugger"
+    rehearse.add_argument("--without-debugger", action="store_true", help=text)

@@ -10,6 +10,8 @@ from botocore.validate import ParamValidator
 
 from experiments.config import RunConfig
 from sagemaker_launch.container.metric_lines import metric_definitions
+from sagemaker_launch.debugger_requests import PROFILER_REPORT, RELU
+from sagemaker_launch.debugger_settings import DebuggerSettings
 from sagemaker_launch.settings import PROJECT_TAG, CloudSettings
 
 NOT_ON_THE_WIRE = frozenset({"region", "bucket", "prefix", "image_uri", "budget_usd", "price_per_hour", "endpoint"})
@@ -50,7 +52,7 @@ def check_sent(settings: CloudSettings, config: RunConfig, request: Mapping[str,
         LostFieldError: naming the fields that are missing or have another value.
     """
     lost = [
-        f"cloud.{name}" if hasattr(settings, name) else name
+        f"cloud.{name}" if hasattr(settings, name.partition(".")[0]) else name
         for name, (wanted, found) in _expected(settings, config, request).items()
         if wanted != found
     ]
@@ -132,6 +134,7 @@ def _expected(
         ),
         "environment": (settings.environment or None, at("Environment")),
         "metric definitions": (metric_definitions(), at("AlgorithmSpecification.MetricDefinitions")),
+        **{f"debugger.{name}": pair for name, pair in _of_debugger(settings.debugger, job).items()},
     }
     if tuning:
         parents = at("WarmStartConfig.ParentHyperParameterTuningJobs", request)
@@ -150,4 +153,54 @@ def _expected(
             ),
             "max_jobs_without_improvement": (settings.max_jobs_without_improvement, at(stale, tuning)),
         }
+    return pairs
+
+
+def _of_debugger(debugger: DebuggerSettings, job: Mapping[str, Any]) -> dict[str, tuple[object, object]]:
+    """Each field about Debugger: (what was asked for, what is in the request)."""
+    hook = job.get("DebugHookConfig", {})
+    pairs: dict[str, tuple[object, object]] = {"enabled": (debugger.enabled, bool(hook))}
+    if not hook:
+        return pairs
+    kept = {one["CollectionName"]: one["CollectionParameters"] for one in hook["CollectionConfigurations"]}
+
+    def every(collection: str, mode: str = "train") -> int:
+        """The interval as smdebug reads it; 0 for never."""
+        parameters = kept.get(collection, {f"{mode}.end_step": "0"})
+        return 0 if parameters.get(f"{mode}.end_step") == "0" else int(parameters.get(f"{mode}.save_interval", 500))
+
+    for name in ("losses", "weights", "gradients", "biases"):
+        pairs[f"{name}_every"] = (getattr(debugger, f"{name}_every"), every(name))
+    relu = {name: kept[name]["include_regex"] for name in RELU if name in kept}
+    pairs["relu_every"] = (
+        (dict.fromkeys(RELU, debugger.relu_every), RELU if debugger.relu_every else {}),
+        ({name: every(name) for name in RELU}, relu),
+    )
+    pairs["include_regex"] = (debugger.include_regex, kept.get("custom", {}).get("include_regex"))
+    pairs["custom_every"] = (debugger.custom_every if debugger.include_regex else 0, every("custom"))
+    pairs["eval_losses_every"] = (debugger.eval_losses_every, every("losses", "eval"))
+    others = kept.keys() - {"losses", "gradients"}
+    pairs["eval_every"] = (
+        ({debugger.eval_every}, 0),
+        ({every(name, "eval") for name in others} or {0}, every("gradients", "eval")),
+    )
+    reductions = hook.get("HookParameters", {}).get("reductions")
+    pairs["raw_tensors"] = (debugger.raw_tensors, reductions is None)
+    pairs["reductions"] = (None if debugger.raw_tensors else ",".join(debugger.reductions), reductions)
+    rules, reports = job.get("DebugRuleConfigurations", []), job.get("ProfilerRuleConfigurations", [])
+    pairs["rules"] = (debugger.rules, [rule["RuleParameters"]["rule_to_invoke"] for rule in rules])
+    images = {rule["RuleEvaluatorImage"] for rule in (*rules, *reports)}
+    pairs["rule_image_uri"] = ({debugger.rule_image_uri} if debugger.rule_image_uri and images else images, images)
+    machines = {(rule.get("InstanceType"), rule.get("VolumeSizeInGB")) for rule in (*rules, *reports)} or {(None, None)}
+    paid = debugger.rule_instance_type is not None
+    pairs["rule_instance_type"] = ({debugger.rule_instance_type}, {kind for kind, _ in machines})
+    pairs["rule_volume_size_gb"] = ({debugger.rule_volume_size_gb if paid else None}, {size for _, size in machines})
+    profiler = job.get("ProfilerConfig", {})
+    reported = [rule["RuleParameters"]["rule_to_invoke"] for rule in reports]
+    pairs["profiler"] = (
+        (debugger.profiler, [PROFILER_REPORT] if debugger.profiler else []),
+        (not profiler.get("DisableProfiler", False), reported),
+    )
+    interval = debugger.profiling_interval_ms if debugger.profiler else None
+    pairs["profiling_interval_ms"] = (interval, profiler.get("ProfilingIntervalInMilliseconds"))
     return pairs

@@ -175,7 +175,8 @@ def create(client: Any, kind: Kind, request: Request) -> dict[str, Any]:
             if not may_pass(error) and (found := kind.find(client, name)) is not None:
                 return found
             if not may_pass(error):
-                raise LaunchError(f"AWS refuses {kind.word} {name}: {error.response['Error']['Message']}") from error
+                said = f"AWS refuses {kind.word} {name}: {error.response['Error']['Message']}"
+                raise LaunchError(f"{said}{_hint(request, error)}") from error
             problem: Exception = error
         except BotoCoreError as error:  # no answer
             problem = error
@@ -184,6 +185,17 @@ def create(client: Any, kind: Kind, request: Request) -> dict[str, Any]:
     raise LaunchError(
         f"AWS gives no answer to {kind.word} {name} ({problem}): run the same command again, which finds it if it was "
         "started after all"
+    )
+
+
+def _hint(request: Request, error: ClientError) -> str:
+    """What may be behind a refusal, and what to do instead."""
+    # AWS publishes no text of this refusal. A quota that is used up is the one reason that is surely another.
+    if "DebugHookConfig" not in request or error_code(error) == "ResourceLimitExceeded":
+        return ""
+    return (
+        " (SageMaker Debugger is closed to new customers since 2026-07-30: if this account does not have it, leave out "
+        "--debug and use --recorder, which keeps losses, weights and gradients without Debugger)"
     )
 
 

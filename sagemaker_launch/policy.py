@@ -12,6 +12,9 @@ from sagemaker_launch.logs import ENDPOINT_LOG_GROUP, LOG_GROUP
 from sagemaker_launch.settings import PROJECT_TAG, CloudSettings
 
 Policy = dict[str, Any]
+LOGS = (LOG_GROUP, ENDPOINT_LOG_GROUP.format("*"))
+RULE_LOG_GROUP = "/aws/sagemaker/ProcessingJobs"
+"""Where Debugger's rules, which SageMaker runs as processing jobs under the job's role, write their logs."""
 _SCALING_KEY = "application-autoscaling:service-namespace"
 
 
@@ -68,7 +71,7 @@ def launcher_policy(settings: CloudSettings, region: str) -> Policy:
         _allow("iam", ["PassRole"], [settings.role_arn], _passed_to("sagemaker")),
         _allow("s3", ["GetObject", "PutObject", "AbortMultipartUpload"], [_objects(settings)]),
         _list_bucket(settings),
-        _allow("logs", ["DescribeLogStreams", "GetLogEvents"], _log_groups(settings, region)),
+        _allow("logs", ["DescribeLogStreams", "GetLogEvents"], _log_groups(settings, region, *LOGS)),
         _allow("pricing", ["GetProducts"], ["*"]),
         *_keys(settings),
     )
@@ -81,13 +84,13 @@ def role_policy(settings: CloudSettings, region: str) -> Policy:
         _allow(
             "s3",
             ["PutObject", "AbortMultipartUpload"],
-            [_objects(settings, folder) for folder in ("jobs/", "checkpoints/", "async/", "capture/")],
+            [_objects(settings, folder) for folder in ("jobs/", "checkpoints/", "debug/", "async/", "capture/")],
         ),
         _list_bucket(settings),
         _allow(
             "logs",
             ["CreateLogGroup", "CreateLogStream", "DescribeLogStreams", "PutLogEvents"],
-            _log_groups(settings, region),
+            _log_groups(settings, region, *LOGS, RULE_LOG_GROUP),
         ),
         _allow(
             "cloudwatch",
@@ -142,8 +145,7 @@ def _objects(settings: CloudSettings, folder: str = "") -> str:
     return f"arn:{_partition(settings)}:s3:::{settings.bucket}/{settings.prefix}/{folder}*"
 
 
-def _log_groups(settings: CloudSettings, region: str) -> list[str]:
-    groups = (LOG_GROUP, ENDPOINT_LOG_GROUP.format("*"))
+def _log_groups(settings: CloudSettings, region: str, *groups: str) -> list[str]:
     arns = [_arn(settings, "logs", region, f"log-group:{group}") for group in groups]
     return [arn for group in arns for arn in (group, f"{group}:*")]
 

@@ -11,6 +11,7 @@ from experiments.config import RunConfig, require
 from experiments.search_space import ChoiceRange, FloatRange, IntRange, SearchSpace, grid_points
 from sagemaker_launch.container.hyperparameters import encode, wire_name, wire_value
 from sagemaker_launch.container.metric_lines import metric_definitions, objective
+from sagemaker_launch.debugger_requests import debugger_fields
 from sagemaker_launch.settings import PROJECT_TAG, CloudSettings
 
 EPOCHS = "trainer.max_epochs"
@@ -35,13 +36,19 @@ class Inputs:
 def training_job(
     settings: CloudSettings, config: RunConfig, inputs: Inputs, image_uri: str, *, name: str
 ) -> dict[str, Any]:
-    """The body of CreateTrainingJob."""
+    """The body of CreateTrainingJob.
+
+    Raises:
+        ValueError: if AWS publishes no image of Debugger's rules for the region, and Debugger is wanted.
+    """
     request = _definition(settings, inputs, image_uri, name)
     request["TrainingJobName"] = name
     request["HyperParameters"] = encode(config) | _toolkit(settings)
     request["Tags"] = _tags(settings)
     if settings.keep_alive_seconds:
         request["ResourceConfig"]["KeepAlivePeriodInSeconds"] = settings.keep_alive_seconds
+    if settings.debugger.enabled:
+        request |= debugger_fields(settings)
     return request
 
 
@@ -51,13 +58,20 @@ def tuning_job(
     """The body of CreateHyperParameterTuningJob.
 
     Raises:
-        ValueError: if the strategy cannot search the space.
+        ValueError: if the strategy cannot search the space, or for a setting that a tuning job can't have.
     """
     require(
         settings.keep_alive_seconds == 0,
         "cloud.keep_alive_seconds",
         "be 0 in a tuning job",
         settings.keep_alive_seconds,
+    )
+    require(
+        not settings.debugger.enabled,
+        "cloud.debugger.enabled",
+        "be false in a tuning job: SageMaker's TrainingJobDefinition has no field for Debugger's hooks "
+        "(--recorder keeps losses and statistics of weights and gradients in every job, without Debugger)",
+        settings.debugger.enabled,
     )
     epochs = max_epochs(config, space)
     tuned = {name: one for name, one in space.items() if not (settings.strategy == "Hyperband" and name == EPOCHS)}

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from experiments.config import load_settings, require
+from sagemaker_launch.debugger_settings import DebuggerSettings
 from sagemaker_launch.endpoint_settings import EndpointSettings
 
 PROJECT_TAG = "project"
@@ -87,6 +88,8 @@ class CloudSettings:
     """Dollars an hour of one machine, where neither AWS's price list nor conf/cloud/prices.yaml knows it."""
     endpoint: EndpointSettings = field(default_factory=EndpointSettings)
     """How models are served."""
+    debugger: DebuggerSettings = field(default_factory=DebuggerSettings)
+    """What SageMaker Debugger watches in a training job."""
 
     def __post_init__(self) -> None:
         """Refuse what no job can use."""
@@ -148,6 +151,11 @@ class CloudSettings:
         check(self.price_per_hour is None or self.price_per_hour > 0, "price_per_hour", "be > 0")
         bare = self.endpoint.kind != "serverless" or not (self.subnets or self.network_isolation)
         check(bare, "endpoint", "not be serverless with subnets or network_isolation, which SageMaker can't give it")
+        check(
+            not (self.debugger.enabled and self.checkpoints and self.instance_count > 1),
+            "checkpoints",
+            "be false with cloud.debugger.enabled on several machines, which smdebug does not support together",
+        )
 
     @property
     def uri(self) -> str:

@@ -14,8 +14,11 @@ from sagemaker_launch.settings import CloudSettings
 from sagemaker_launch.storage import Shipment, file_sha256, read_photo_set
 
 
-def make_shipment(settings: CloudSettings, config: RunConfig) -> tuple[Shipment, RunConfig]:
+def make_shipment(settings: CloudSettings, config: RunConfig, *, debugger: bool = False) -> tuple[Shipment, RunConfig]:
     """Gather what a job of this config gets.
+
+    Args:
+        debugger: whether SageMaker Debugger watches the job.
 
     Returns:
         The shipment, and the config as it is sent, without paths of this machine.
@@ -24,6 +27,7 @@ def make_shipment(settings: CloudSettings, config: RunConfig) -> tuple[Shipment,
         FileNotFoundError: if photos or weights are missing.
         ValueError: for settings that do not fit, or what looks like a secret in the code.
     """
+    del debugger  # its packages come with the code of the job's side
     weights, sha256 = None, ""
     if config.model.weights not in ("imagenet", "none"):
         weights = Path(config.model.weights)

@@ -31,6 +31,8 @@ Report = tuple[int, ReportedLine]
 """What a job has said, and when: milliseconds since 1970."""
 LOG_DELAY_SECONDS = 600.0
 """How long the last lines of a job that has ended may take to reach CloudWatch."""
+RULE_DELAY_SECONDS = 1800.0
+"""How long Debugger's rules may go on after the job that they judge."""
 
 
 class Synchroniser:
@@ -117,12 +119,23 @@ class Synchroniser:
         lines = job_log(self._logs, name).read()
         reported = [(line.timestamp_ms, one) for line in lines for one in parse_lines([line.text])]
         _note(folder, reported)
-        if folder.outcome is None and described[TRAINING.status] in ENDED and not _log_lags(described, reported):
+        if folder.outcome is None and described[TRAINING.status] in ENDED and not _lags(described, reported):
             _write_log(folder, lines)
+            self._note_rules(folder, described)
             folder.finish(self._outcome(described, reported), ended_ms=milliseconds(_ended(described)))
         if models and described[TRAINING.status] == "Completed" and not folder.export.is_dir():
             fetch_model(self._s3, described["ModelArtifacts"]["S3ModelArtifacts"], folder.export)
         return folder
+
+    def _note_rules(self, folder: RunFolder, described: Mapping[str, Any]) -> None:
+        """Tag a run with what Debugger's rules have found, before it counts as finished."""
+        tags = {}
+        for rule in rule_statuses(described):
+            name, status = rule["RuleConfigurationName"], rule["RuleEvaluationStatus"]
+            tags[f"debugger.{name}"] = status
+            if status != "NoIssuesFound":
+                say(f"{described['TrainingJobName']}: {name}: {status} {rule.get('StatusDetails', '')}".rstrip())
+        folder.update(tags=folder.read()["tags"] | tags)
 
     def _start(
         self,
@@ -208,14 +221,23 @@ def _ranges(ranges: Mapping[str, Any]) -> dict[str, str]:
     return texts
 
 
-def _log_lags(described: Mapping[str, Any], reported: list[Report]) -> bool:
-    """Whether CloudWatch has not shown the end of a complete job yet, and may still do so."""
-    if described[TRAINING.status] != "Completed" or any(line.kind == "outcome" for _, line in reported):
-        return False
-    lags: bool = (datetime.now(UTC) - _ended(described)).total_seconds() < LOG_DELAY_SECONDS
-    if lags:
-        say(f"{described['TrainingJobName']} is complete, its log is not yet: run sync again in a minute")
-    return lags
+def rule_statuses(described: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """What Debugger's rules have found in a training job so far, those of its profiler last."""
+    fields = ("DebugRuleEvaluationStatuses", "ProfilerRuleEvaluationStatuses")
+    return [status for name in fields for status in described.get(name) or ()]
+
+
+def _lags(described: Mapping[str, Any], reported: list[Report]) -> bool:
+    """Whether something that belongs to an ended job is not there yet, and may still come."""
+    seconds_since = (datetime.now(UTC) - _ended(described)).total_seconds()
+    whole = described[TRAINING.status] != "Completed" or any(line.kind == "outcome" for _, line in reported)
+    judged = all(rule["RuleEvaluationStatus"] not in ("InProgress", "Stopping") for rule in rule_statuses(described))
+    log_lags = not whole and seconds_since < LOG_DELAY_SECONDS
+    rules_lag = not judged and seconds_since < RULE_DELAY_SECONDS
+    if log_lags or rules_lag:
+        late = "its log is not yet" if log_lags else "Debugger's rules are still evaluated"
+        say(f"{described['TrainingJobName']} is {described[TRAINING.status]}, {late}: run sync again in a minute")
+    return log_lags or rules_lag
 
 
 def _write_log(folder: RunFolder, lines: list[LogLine]) -> None:

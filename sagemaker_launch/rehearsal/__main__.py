@@ -39,6 +39,7 @@ def main() -> int:
         health_check_seconds=arguments.health_check_timeout,
         rollout_speed=arguments.rollout_speed,
         torchserve_environment=arguments.torchserve_environment,
+        debugger=not arguments.without_debugger,
         keep_trees=arguments.keep_trees,
     )
     images = (arguments.images or root).resolve()
@@ -84,6 +85,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--checkpoint-interval", type=float, default=2.0, help="seconds between uploads of checkpoints (default: 2)")
     add("--spot-interrupt-after", type=float, metavar="SECONDS", help="interrupt each spot job once, after SECONDS")
     add("--no-namespaces", action="store_true", help="run jobs below --root even where namespaces are allowed")
+    add("--without-debugger", action="store_true", help="refuse Debugger, as AWS does in accounts that do not have it")
     add("--keep-trees", action="store_true", help="keep the folders of ended jobs and endpoints below --root")
     return parser
 

@@ -14,12 +14,16 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from sagemaker_launch.rehearsal.image import Image
 from sagemaker_launch.rehearsal.namespaces import SYSTEM_PATH, Namespaces, Process, own_folder, own_tmp
 
 OPT_ML = Path("/opt/ml")
+TENSORS = "/opt/ml/output/tensors"
+"""Where smdebug writes, unless LocalPath says otherwise."""
+HOOK_CONFIG = "debughookconfig.json"
+"""What the service tells smdebug."""
 DUMMY_CREDENTIALS = {
     "AWS_ACCESS_KEY_ID": "rehearsal",
     "AWS_SECRET_ACCESS_KEY": "rehearsal",
@@ -50,6 +54,8 @@ class ContainerSpec:
     network_isolation: bool
     checkpoints: Path | None
     """Local checkpoint folder as the container sees it, below /opt/ml."""
+    debug_hook: Mapping[str, Any] | None
+    """DebugHookConfig; None for a job that Debugger does not watch."""
     endpoint_url: str
     """Of this server."""
 
@@ -86,6 +92,12 @@ class Container:
         """Where the job's checkpoint folder is on this machine."""
         assert self.spec.checkpoints is not None
         return self.ml / self.spec.checkpoints.relative_to(OPT_ML)
+
+    @property
+    def tensors(self) -> Path:
+        """Where Debugger's tensors are on this machine; the job makes the folder."""
+        assert self.spec.debug_hook is not None
+        return self.ml / Path(self.spec.debug_hook.get("LocalPath", TENSORS)).relative_to(OPT_ML)
 
     def channel(self, name: str) -> Path:
         """Where a channel is on this machine."""
@@ -180,6 +192,9 @@ class Container:
         (config / "hyperparameters.json").write_text(json.dumps(hyperparameters))
         (config / "inputdataconfig.json").write_text(json.dumps(spec.channels))
         (config / "resourceconfig.json").write_text(json.dumps(resources))
+        if spec.debug_hook is not None:
+            path = self.tensors if self._namespaces is None else OPT_ML / self.tensors.relative_to(self.ml)
+            (config / HOOK_CONFIG).write_text(json.dumps({**spec.debug_hook, "LocalPath": str(path)}))
         lines = ["127.0.0.1 localhost", *(f"{address} {name}" for name, address in spec.hosts.items())]
         (self.tree / "hosts").write_text("\n".join(lines) + "\n")
 
@@ -209,6 +224,8 @@ class Container:
             environment |= {"S3_ENDPOINT_URL": spec.endpoint_url, "AWS_ENDPOINT_URL": spec.endpoint_url}
         if self._namespaces is None:
             environment |= {"SAGEMAKER_BASE_DIR": str(self.ml), "TMPDIR": str(self.tree / "tmp")}
+            # smdebug looks below /opt/ml unless it is told otherwise.
+            environment["SMDEBUG_CONFIG_FILE_PATH"] = str(self.ml / "input" / "config" / HOOK_CONFIG)
         return environment
 
     def _init_script(self) -> str:

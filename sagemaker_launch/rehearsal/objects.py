@@ -219,15 +219,21 @@ class FolderSync:
     What is deleted in the folder stays on S3.
     """
 
-    def __init__(self, objects: Objects, folder: Path, uri: Uri) -> None:
+    def __init__(self, objects: Objects, folder: Path, uri: Uri, *, unfinished: str | None = None) -> None:
+        """Begin with what the folder holds now.
+
+        Args:
+            unfinished: the end of names that are left out.
+        """
         self._objects, self._folder, self._uri = objects, folder, uri
+        self._unfinished = unfinished
         self._seen = dict(_states(folder))
 
     def sync(self) -> int:
         """Upload what is new or changed since the last call; return how many files that were."""
         uploaded = 0
         for path, state in _states(self._folder):
-            if self._seen.get(path) == state:
+            if self._seen.get(path) == state or path.suffix == self._unfinished:
                 continue
             try:
                 content = path.read_bytes()

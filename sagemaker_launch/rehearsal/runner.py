@@ -5,14 +5,18 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
+from sagemaker_launch.debugger_environment import run_rules
 from sagemaker_launch.rehearsal.container import OPT_ML, Container, ContainerSpec, environment_folders
+from sagemaker_launch.rehearsal.debugger import END_OF_JOB, judge
 from sagemaker_launch.rehearsal.image import Image
 from sagemaker_launch.rehearsal.job_log import LogStream, OutputReader
 from sagemaker_launch.rehearsal.namespaces import Namespaces
@@ -54,6 +58,8 @@ class Settings:
     """How many times faster than asked for traffic is shifted: at 600 a wait of ten minutes takes a second."""
     torchserve_environment: Path | None = None
     """Folder in which AWS's inference container is built; None refuses its image."""
+    debugger: bool = True
+    """Whether the account has SageMaker Debugger."""
     keep_trees: bool = False
     """Leave the folders of ended containers for inspection."""
 
@@ -105,6 +111,7 @@ class JobRunner(threading.Thread):
                     f"InternalServerError: We encountered an internal error. Please try again. ({error!r:.500}; the "
                     f"traceback is in {self._settings.root / 'server.log'})",
                 )
+        self._judge()
         log.info("job %s: %s%s", job.name, job.status, f" ({job.failure_reason})" if job.failure_reason else "")
 
     def _run(self) -> None:
@@ -180,6 +187,7 @@ class JobRunner(threading.Thread):
             hosts=hosts,
             host=host,
             network_isolation=bool(request.get("EnableNetworkIsolation")),
+            debug_hook=request.get("DebugHookConfig"),
             checkpoints=Path(checkpoints.get("LocalPath", OPT_ML / "checkpoints")) if checkpoints else None,
             endpoint_url=self._machine.url,
         )
@@ -196,7 +204,7 @@ class JobRunner(threading.Thread):
                 self._download(container, (number, len(containers)))
             if (ending := self._reason_to_stop()) is not None:
                 return ending
-            syncs = self._checkpoint_syncs(containers)
+            syncs = [*self._checkpoint_syncs(containers), *self._tensor_syncs(containers)]
             streams = [self._log_stream(each.spec.host) for each in containers]
             first = containers[0]
             outputs = [first.start(), *(container.start(first) for container in containers[1:])]
@@ -238,6 +246,37 @@ class JobRunner(threading.Thread):
             if restored:
                 log.info("job %s: restored %d checkpoint files from %s", self._job.name, restored, uri)
         return [FolderSync(self._machine.objects, container.checkpoints, uri) for container in containers]
+
+    def _tensor_syncs(self, containers: Sequence[Container]) -> list[FolderSync]:
+        """Prepare to upload what Debugger saves."""
+        if "DebugHookConfig" not in self._job.request:
+            return []
+        objects, uri = self._machine.objects, self._tensors
+        # smdebug writes beside a file's place and moves it there.
+        return [FolderSync(objects, container.tensors, uri, unfinished=".tmp") for container in containers]
+
+    @property
+    def _tensors(self) -> Uri:
+        return Uri.parse(self._job.request["DebugHookConfig"]["S3OutputPath"]) / self._job.name / "debug-output"
+
+    def _judge(self) -> None:
+        """Evaluate Debugger's rules, of which AWS tells when the job has ended already."""
+        job, machine = self._job, self._machine
+        watched = "DebugHookConfig" in job.request
+        if not watched and not list(job.rules):
+            return
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(prefix="tensors-", dir=self._folder) as folder:
+                if watched:
+                    machine.objects.restore(self._tensors, Path(folder))
+                    machine.objects.put(self._tensors / END_OF_JOB, b"")
+                cache = machine.image.root.parent
+                judge(job.rules, job.request, Path(folder), partial(run_rules, cache), end_now=machine.shutdown.is_set)
+        except Exception as error:
+            log.exception("job %s: rules", job.name)
+            for rule in job.rules:
+                rule.conclude("Error", f"InternalServerError: {error!r}")
 
     def _watch(
         self, containers: Sequence[Container], readers: Sequence[OutputReader], syncs: Sequence[FolderSync]

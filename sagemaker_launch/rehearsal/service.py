@@ -9,6 +9,7 @@ from typing import Any
 
 from moto.sagemaker.exceptions import SagemakerClientError
 
+from sagemaker_launch.rehearsal.debugger import check_debugger
 from sagemaker_launch.rehearsal.hosting import Hosting
 from sagemaker_launch.rehearsal.listing import arn, page, select
 from sagemaker_launch.rehearsal.objects import DataError, Uri
@@ -49,6 +50,7 @@ class Service:
     def create_training_job(self, request: Request) -> Answer:
         """CreateTrainingJob."""
         check_training_job(request)
+        check_debugger(request, available=self.machine.settings.debugger)
         self.check_machine(request)
         name = request["TrainingJobName"]
         with self.lock:
@@ -107,12 +109,15 @@ class Service:
         Raises:
             SagemakerClientError: naming what is lacking.
         """
-        try:
-            output = Uri.parse(definition["OutputDataConfig"]["S3OutputPath"])
-        except DataError as error:
-            raise invalid(str(error)) from error
-        if not self.machine.objects.bucket_exists(output.bucket):
-            raise invalid(f"OutputDataConfig.S3OutputPath {output}: bucket {output.bucket} does not exist")
+        for field in ("OutputDataConfig", "DebugHookConfig", "ProfilerConfig"):
+            if "S3OutputPath" not in definition.get(field, {}):
+                continue
+            try:
+                output = Uri.parse(definition[field]["S3OutputPath"])
+            except DataError as error:
+                raise invalid(str(error)) from error
+            if not self.machine.objects.bucket_exists(output.bucket):
+                raise invalid(f"{field}.S3OutputPath {output}: bucket {output.bucket} does not exist")
         namespaces, isolated = self.machine.namespaces, definition.get("EnableNetworkIsolation", False)
         if definition["ResourceConfig"]["InstanceCount"] > 1 and (
             namespaces is None or (isolated and not namespaces.root)

@@ -46,6 +46,59 @@ class Transition:
     end: datetime | None = None
 
 
+@dataclass
+class RuleStatus:
+    """What has become of one of Debugger's rules."""
+
+    name: str
+    arn: str
+    modified: datetime
+    status: str = "InProgress"
+    details: str = ""
+
+    def conclude(self, status: str, details: str) -> None:
+        """End its evaluation."""
+        self.details, self.modified = details[:1024], now()
+        self.status = status
+
+    def describe(self) -> dict[str, Any]:
+        """An entry of DescribeTrainingJob."""
+        shown = {
+            "RuleConfigurationName": self.name,
+            "RuleEvaluationJobArn": self.arn,
+            "RuleEvaluationStatus": self.status,
+            "LastModifiedTime": self.modified,
+        }
+        return shown | ({"StatusDetails": self.details} if self.details else {})
+
+
+class RuleStatuses:
+    """What has become of all rules of a job."""
+
+    def __init__(self, arn: str, request: Mapping[str, Any]) -> None:
+        """Begin to evaluate.
+
+        Args:
+            arn: of the training job.
+        """
+        start = f"{arn.rpartition(':')[0]}:processing-job/{request['TrainingJobName'][:26]}"
+        self._of = {
+            f"{kind}RuleEvaluationStatuses": [
+                RuleStatus(name, f"{start}-{name[:26]}", now())
+                for rule in request.get(f"{kind}RuleConfigurations", ())
+                for name in [rule["RuleConfigurationName"]]
+            ]
+            for kind in ("Debug", "Profiler")
+        }
+
+    def __iter__(self) -> Iterator[RuleStatus]:
+        return (status for statuses in self._of.values() for status in statuses)
+
+    def describe(self) -> dict[str, Any]:
+        """The fields of DescribeTrainingJob."""
+        return {name: [one.describe() for one in statuses] for name, statuses in self._of.items() if statuses}
+
+
 class TrainingJob:
     """One training job: the request, and what has become of it."""
 
@@ -54,6 +107,7 @@ class TrainingJob:
         self.request = {key: value for key, value in request.items() if key != "Tags"}
         self.tags: list[dict[str, str]] = list(request.get("Tags", ()))
         self.name: str = request["TrainingJobName"]
+        self.rules = RuleStatuses(arn, request)
         self.metrics = Metrics(request["AlgorithmSpecification"].get("MetricDefinitions", ()))
         self.status: Status = "InProgress"
         self.created = self.modified = now()
@@ -119,6 +173,7 @@ class TrainingJob:
                 "EnableInterContainerTrafficEncryption": False,
                 "EnableManagedSpotTraining": False,
                 **self.request,
+                **self.rules.describe(),
                 **dict(self._state()),
             }
 

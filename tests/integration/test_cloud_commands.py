@@ -16,12 +16,13 @@ from optuna.distributions import FloatDistribution
 from experiments.config import RunConfig, load_config
 from experiments.search_space import load_search_space
 from experiments.study import open_study
-from sagemaker_launch import budget
+from sagemaker_launch import budget, shipping
 from sagemaker_launch.cli import main
 from sagemaker_launch.follow import JobFailedError, OwnLines, follow
 from sagemaker_launch.launch import TRAINING, Launched
-from sagemaker_launch.settings import load_cloud
+from sagemaker_launch.settings import CloudSettings, load_cloud
 from sagemaker_launch.shipping import find_image
+from sagemaker_launch.storage import Shipment
 from tests.conftest import REPOSITORY, tiny
 from tests.unit.test_export import export, tiny_network
 
@@ -74,6 +75,51 @@ def test_what_can_not_be_started_is_refused_before_anything_is_created(
     monkeypatch.setattr("sagemaker_launch.cli.start", lambda *_, **__: pytest.fail("started"))
     assert main(["tune", CLOUD, *fields, *more]) == code
     assert message in capsys.readouterr().err
+
+
+def without_smdebug(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Let a job be planned without the package that ships with it; what was asked for is noted."""
+    asked: list[bool] = []
+
+    def ship(settings: CloudSettings, config: RunConfig, *, debugger: bool) -> tuple[Shipment, RunConfig]:
+        asked.append(debugger)
+        return real(settings, config)
+
+    real = shipping.make_shipment
+    monkeypatch.setattr(shipping, "make_shipment", ship)
+    return asked
+
+
+def test_debug_puts_debugger_on_the_wire_and_into_the_sum(
+    fields: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shipped = without_smdebug(monkeypatch)
+    assert main(["train", "--debug", "--dry-run", CLOUD, *fields, "--cloud.debugger.gradients_every=50"]) == 0
+    printed = capsys.readouterr()
+    request = json.loads(printed.out)
+    collections = {one["CollectionName"]: one for one in request["DebugHookConfig"]["CollectionConfigurations"]}
+    assert collections["gradients"]["CollectionParameters"]["train.save_interval"] == "50"
+    assert len(request["DebugRuleConfigurations"]) == 5
+    assert "6 Debugger rules: free of charge" in printed.err
+    assert shipped == [True]
+
+
+def test_a_tuning_job_refuses_debugger_and_takes_the_recorder(
+    fields: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without_smdebug(monkeypatch)
+    assert main(["tune", "--debug", "--dry-run", CLOUD, *fields]) == 1
+    refused = capsys.readouterr().err
+    assert "cloud.debugger.enabled must be false in a tuning job" in refused
+    assert "--recorder" in refused
+    assert main(["tune", "--recorder", "--dry-run", CLOUD, *fields]) == 0
+    sent = json.loads(capsys.readouterr().out)["TrainingJobDefinition"]["StaticHyperParameters"]
+    assert sent["trainer__record"] == '"light"'
+
+
+def test_what_the_recorder_keeps_may_be_said_beside_it(fields: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "--recorder", "--dry-run", CLOUD, *fields, "--trainer.record=full"]) == 0
+    assert json.loads(capsys.readouterr().out)["HyperParameters"]["trainer__record"] == '"full"'
 
 
 def study_of(config: RunConfig, name: str) -> optuna.Study:

@@ -218,6 +218,38 @@ def failure(call: Callable[..., Any], **arguments: Any) -> tuple[str, str]:
     return error.value.response["Error"]["Code"], error.value.response["Error"]["Message"]
 
 
+def test_what_debugger_keeps_is_uploaded_before_its_rules_are_done(server: Rehearsal) -> None:
+    script = """
+        import json
+        from pathlib import Path
+        config = json.loads(Path("/opt/ml/input/config/debughookconfig.json").read_text())
+        folder = Path(config["LocalPath"])
+        folder.mkdir()
+        (folder / "events").write_text("tensors")
+        (folder / "half.tmp").write_text("not finished")
+        print("REPORT " + json.dumps(config))
+    """
+    hook = {
+        "S3OutputPath": "s3://bucket/debug",
+        "LocalPath": "/opt/ml/output/tensors",
+        "HookParameters": {"reductions": "abs_mean"},
+        "CollectionConfigurations": [{"CollectionName": "losses", "CollectionParameters": {"save_interval": "1"}}],
+    }
+    # AWS's own rules are judged in tests/e2e/test_debugger.py, where smdebug has saved something.
+    rule = {"RuleConfigurationName": "Mine", "RuleEvaluatorImage": "my/rules:1"}
+    train(server, "debug", script, DebugHookConfig=hook, DebugRuleConfigurations=[rule])
+
+    def judged(job: dict[str, Any]) -> str:
+        return str(job["DebugRuleEvaluationStatuses"][0]["RuleEvaluationStatus"])
+
+    job = until(server, "debug", lambda job: judged(job) != "InProgress")
+    assert (job["TrainingJobStatus"], judged(job)) == ("Completed", "Stopped")
+    assert job["DebugHookConfig"] == printed(server, "debug") == hook
+    uploaded = keys(server, "debug/debug/")
+    assert [key.removeprefix("debug/debug/debug-output/") for key in uploaded] == ["events", "training_job_end.ts"]
+    assert read(server, uploaded[0]) == b"tensors"
+
+
 REPORT = """
     import json, os, socket, sys
     def report(**what): print("REPORT " + json.dumps(what))

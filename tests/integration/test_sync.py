@@ -229,6 +229,43 @@ def test_a_log_that_lags_behind_is_waited_for(config: RunConfig, capsys: pytest.
     assert child.info.status == "FINISHED"
 
 
+def judged(account: Account, status: str) -> None:
+    """Let the training job say what Debugger's rules have found, just after it has ended."""
+    described = account.describe_training_job
+    rules = {
+        "TrainingEndTime": datetime.now(UTC),
+        "DebugRuleEvaluationStatuses": [
+            {"RuleConfigurationName": "Overfit", "RuleEvaluationStatus": status, "StatusDetails": "at step 3"},
+            {"RuleConfigurationName": "VanishingGradient", "RuleEvaluationStatus": "NoIssuesFound"},
+        ],
+        "ProfilerRuleEvaluationStatuses": [
+            {"RuleConfigurationName": "ProfilerReport", "RuleEvaluationStatus": "Stopped"}
+        ],
+    }
+    account.describe_training_job = lambda TrainingJobName: described(TrainingJobName) | rules  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize("seen_before", [False, True])
+def test_what_debuggers_rules_found_becomes_tags(
+    config: RunConfig, capsys: pytest.CaptureFixture[str], seen_before: bool
+) -> None:
+    account = Account(config, ["Completed"])
+    if seen_before:
+        judged(account, "InProgress")
+        _, child = sync(config, account)
+        assert child.info.status == "RUNNING"
+        assert "Debugger's rules are still evaluated" in capsys.readouterr().err
+    judged(account, "IssuesFound")
+    _, child = sync(config, account)
+    assert child.info.status == "FINISHED"
+    assert {name: tag for name, tag in child.data.tags.items() if name.startswith("debugger.")} == {
+        "debugger.Overfit": "IssuesFound",
+        "debugger.VanishingGradient": "NoIssuesFound",
+        "debugger.ProfilerReport": "Stopped",
+    }
+    assert "tuning-000: Overfit: IssuesFound at step 3" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_five_hundred_jobs_are_synchronised_within_a_minute(config: RunConfig) -> None:
     account = Account(config, ["Completed"] * 500)

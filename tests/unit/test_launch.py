@@ -148,6 +148,23 @@ def test_a_refusal_is_passed_on_and_not_tried_again() -> None:
     assert len(calls) == 1
 
 
+@pytest.mark.parametrize(
+    ("debug", "code", "offered"),
+    [
+        (True, "ValidationException", True),
+        (False, "ValidationException", False),
+        (True, "ResourceLimitExceeded", False),
+    ],
+)
+def test_a_job_with_debugger_that_is_refused_is_offered_the_recorder(debug: bool, code: str, offered: bool) -> None:
+    settings = load_cloud(None, BASIC | {"debugger.enabled": debug})
+    service = Service(lambda: error(code, 400))
+    with pytest.raises(LaunchError, match="AWS refuses training job") as refused:
+        launch(service, TRAINING, "dogs", lambda name: training_job(settings, RunConfig(), INPUTS, "i", name=name))
+    assert ("closed to new customers since 2026-07-30" in str(refused.value)) is offered
+    assert ("--recorder" in str(refused.value)) is offered
+
+
 def test_no_answer_at_all_says_how_to_go_on() -> None:
     service = Service(lambda: error("InternalFailure", 500))
     with pytest.raises(LaunchError, match="run the same command again"):

@@ -34,6 +34,12 @@ def test_nothing_but_the_prefix_the_tag_and_one_role_may_be_changed() -> None:
             assert "project" in json.dumps(statement["Condition"]), changes
 
 
+def test_a_job_may_keep_tensors_and_the_logs_of_debuggers_rules() -> None:
+    role = json.dumps(policies(load_cloud(None, BASIC), "us-east-1")["role"])
+    assert "my-bucket/experiments/debug/*" in role
+    assert "log-group:/aws/sagemaker/ProcessingJobs:*" in role
+
+
 def test_keys_and_subnets_bring_their_own_rights() -> None:
     plain = json.dumps(policies(load_cloud(None, BASIC), "us-east-1"))
     everything = json.dumps(policies(load_cloud(None, EVERYTHING), "us-east-1"))

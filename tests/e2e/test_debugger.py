@@ -1,0 +1,90 @@
+"""SageMaker Debugger against the rehearsal, by the commands that a person types."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import boto3
+import pytest
+
+from sagemaker_launch.cli import main
+from sagemaker_launch.debugger_settings import RULES
+from sagemaker_launch.rehearse import service
+from sagemaker_launch.settings import load_cloud
+from tests.conftest import REPOSITORY, tiny
+from tests.integration.test_cloud_commands import without_smdebug
+
+CLOUD = REPOSITORY / "conf" / "cloud" / "rehearsal.yaml"
+
+
+@pytest.fixture
+def fields(photos: Path, tmp_path: Path) -> list[str]:
+    return [f"--cloud={CLOUD}", *(f"--{name}={value}" for name, value in tiny(photos, tmp_path).items())]
+
+
+def test_an_account_without_debugger_is_offered_the_recorder(
+    fields: list[str],
+    job_images: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    without_smdebug(monkeypatch)
+    options = ["--images", str(job_images), "--without-debugger"]
+    with service(load_cloud(CLOUD), tmp_path / "rehearsal", options) as running:
+        for name, value in running.environment.items():
+            monkeypatch.setenv(name, value)
+        assert main(["train", "--debug", *fields]) == 1
+        assert boto3.client("sagemaker").list_training_jobs()["TrainingJobSummaries"] == []
+    said = capsys.readouterr().err
+    assert "Amazon SageMaker Debugger is not available to this account" in said
+    assert "closed to new customers since 2026-07-30" in said
+    assert "--recorder" in said
+
+
+# Needs the job's side of Debugger: smdebug in the job, and an environment in which its rules are evaluated.
+@pytest.mark.slow
+def test_a_watched_job_is_judged_and_its_run_says_what_was_found(
+    fields: list[str],
+    job_images: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from mlflow import MlflowClient
+
+    settings = load_cloud(CLOUD)
+    often = ["--cloud.debugger.weights_every=2", "--cloud.debugger.gradients_every=2", "--cloud.debugger.relu_every=2"]
+    with service(settings, tmp_path / "rehearsal", ["--images", str(job_images), "--grace", "2"]) as running:
+        for name, value in running.environment.items():
+            monkeypatch.setenv(name, value)
+        assert main(["train", "--debug", *often, *fields]) == 0
+        name = capsys.readouterr().out.split()[-1].rpartition("/")[2]
+        found = statuses(boto3.client("sagemaker"), name)
+        stored = boto3.client("s3").list_objects_v2(
+            Bucket=settings.bucket, Prefix=f"{settings.prefix}/debug/{name}/debug-output/events/"
+        )
+        assert main(["sync", name, *fields]) == 0
+    assert stored["KeyCount"] > 0
+    assert found.keys() == {*RULES, "ProfilerReport"}
+    assert found.pop("ProfilerReport") == "Stopped"
+    assert set(found.values()) <= {"NoIssuesFound", "IssuesFound"}
+    client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    (run,) = client.search_runs([one.experiment_id for one in client.search_experiments()])
+    for rule, status in found.items():
+        assert run.data.tags[f"debugger.{rule}"] == status
+
+
+def statuses(client: Any, name: str) -> dict[str, str]:
+    """What the rules of a job have found, once all are evaluated."""
+    deadline = time.monotonic() + 240
+    while time.monotonic() < deadline:
+        described = client.describe_training_job(TrainingJobName=name)
+        rules = [*described["DebugRuleEvaluationStatuses"], *described["ProfilerRuleEvaluationStatuses"]]
+        found = {rule["RuleConfigurationName"]: rule["RuleEvaluationStatus"] for rule in rules}
+        if "InProgress" not in found.values():
+            return found
+        time.sleep(0.5)
+    raise TimeoutError(f"{found}")
