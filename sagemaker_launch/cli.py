@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from experiments.cli import command_line, parse_overrides, run_command, split_fields
-from experiments.config import RunConfig, config_help, load_config, override, public_url
+from experiments.config import RunConfig, config_help, load_config, override, public_url, require
 from experiments.console import say
 from experiments.errors import EXIT_USAGE
 from sagemaker_launch.endpoint_cli import add_endpoint_commands
@@ -143,6 +143,12 @@ def _plan(settings: CloudSettings, config: RunConfig, kind: Kind, jobs: int, bui
     from sagemaker_launch.shipping import find_image, make_shipment
 
     settings.require_for_jobs()
+    require(
+        settings.checkpoints or config.trainer.record == "none",
+        "cloud.checkpoints",
+        "be true with trainer.record: what is recorded comes home with the checkpoints",
+        settings.checkpoints,
+    )
     where = region(settings)
     worst = worst_case(settings, find_price(settings, where), jobs=jobs, rules=rule_processing(settings, where))
     shipment, sent = make_shipment(settings, config, debugger=settings.debugger.enabled)

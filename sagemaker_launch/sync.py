@@ -19,6 +19,7 @@ from experiments.run_folder import Outcome, RunFolder
 from experiments.tracking import RunStore
 from lightning_modules import metrics
 from sagemaker_launch.archive import fetch_model
+from sagemaker_launch.artifacts import fetch_artifacts
 from sagemaker_launch.aws import origin
 from sagemaker_launch.container.hyperparameters import decode
 from sagemaker_launch.container.metric_lines import ReportedLine, objective, parse_lines
@@ -121,21 +122,24 @@ class Synchroniser:
         _note(folder, reported)
         if folder.outcome is None and described[TRAINING.status] in ENDED and not _lags(described, reported):
             _write_log(folder, lines)
-            self._note_rules(folder, described)
+            _note_rules(folder, described)
+            self._fetch_artifacts(folder, described)
             folder.finish(self._outcome(described, reported), ended_ms=milliseconds(_ended(described)))
         if models and described[TRAINING.status] == "Completed" and not folder.export.is_dir():
             fetch_model(self._s3, described["ModelArtifacts"]["S3ModelArtifacts"], folder.export)
         return folder
 
-    def _note_rules(self, folder: RunFolder, described: Mapping[str, Any]) -> None:
-        """Tag a run with what Debugger's rules have found, before it counts as finished."""
-        tags = {}
-        for rule in rule_statuses(described):
-            name, status = rule["RuleConfigurationName"], rule["RuleEvaluationStatus"]
-            tags[f"debugger.{name}"] = status
-            if status != "NoIssuesFound":
-                say(f"{described['TrainingJobName']}: {name}: {status} {rule.get('StatusDetails', '')}".rstrip())
-        folder.update(tags=folder.read()["tags"] | tags)
+    def _fetch_artifacts(self, folder: RunFolder, described: Mapping[str, Any]) -> None:
+        """Bring home what a job has recorded, and draw it as a run at home is drawn."""
+        sent = decode(described["HyperParameters"])
+        # Jobs of before know neither of the two.
+        if sent.get("trainer.record", "none") == "none" and sent.get("trainer.profile", "false").lower() == "false":
+            return
+        fetch_artifacts(self._s3, described, folder)
+        if folder.is_undrawn:
+            from experiments.pictures import draw  # matplotlib takes half a second to import
+
+            draw(folder)
 
     def _start(
         self,
@@ -225,6 +229,17 @@ def rule_statuses(described: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """What Debugger's rules have found in a training job so far, those of its profiler last."""
     fields = ("DebugRuleEvaluationStatuses", "ProfilerRuleEvaluationStatuses")
     return [status for name in fields for status in described.get(name) or ()]
+
+
+def _note_rules(folder: RunFolder, described: Mapping[str, Any]) -> None:
+    """Tag a run with what Debugger's rules have found, before it counts as finished."""
+    tags = {}
+    for rule in rule_statuses(described):
+        name, status = rule["RuleConfigurationName"], rule["RuleEvaluationStatus"]
+        tags[f"debugger.{name}"] = status
+        if status != "NoIssuesFound":
+            say(f"{described['TrainingJobName']}: {name}: {status} {rule.get('StatusDetails', '')}".rstrip())
+    folder.update(tags=folder.read()["tags"] | tags)
 
 
 def _lags(described: Mapping[str, Any], reported: list[Report]) -> bool:

@@ -31,6 +31,7 @@ from experiments.search_space import NOT_TUNABLE
 from experiments.train import train
 from lightning_modules.export import check_golden
 from lightning_modules.metrics import BEST, EPOCH_SECONDS, IMAGES_PER_SECOND, TEST_LOSS
+from lightning_modules.recording import Recording
 from sagemaker_launch import aws
 from sagemaker_launch.cli import main
 from sagemaker_launch.launch import TRAINING, Launched, launch
@@ -108,6 +109,7 @@ def cloud(
     shutil.copy(mlflow_database, home / "mlflow.db")
     values = tiny(photos, home) | {
         "sweep.n_trials": 2,
+        "trainer.record": "light",
         "tracking.experiment": "cloud",
         "sweep.storage": f"sqlite:///{home}/none.db?password={PASSWORD}",
     }
@@ -174,6 +176,17 @@ def test_the_trained_model_comes_home_and_is_the_best_of_the_search(flow: Cloud)
     assert TEST_LOSS in run.data.metrics
     tuned = [one for one in flow.runs().values() if "mlflow.parentRunId" in one.data.tags]
     assert run.data.metrics["best_val_loss"] == min(one.data.metrics["best_val_loss"] for one in tuned)
+
+
+def test_what_a_job_recorded_comes_home_and_is_drawn(flow: Cloud) -> None:
+    client = MlflowClient(f"sqlite:///{flow.home / 'mlflow.db'}")
+    trained = [run for name, run in flow.runs().items() if name != flow.tuning_job]
+    assert len(trained) == 3
+    for run in trained:
+        artifacts = {one.path for one in client.list_artifacts(run.info.run_id)}
+        assert {"recording.png", "recording"} <= artifacts
+        recording = Recording.load(RunFolder(flow.home / "cloud" / str(run.info.run_name)).recording)
+        assert recording.train_steps == list(range(9))  # 3 epochs of 24 photos, 8 at once
 
 
 def test_a_rehearsed_job_has_the_metrics_of_a_local_run_to_the_last_digit(flow: Cloud, tmp_path: Path) -> None:
