@@ -175,6 +175,9 @@ class TrainerConfig:
     """Epochs without a better val_loss before training stops; 0 never stops early."""
     checkpoint_minutes: float = 0.0
     """Minutes after which a checkpoint is also written within an epoch; 0 writes at the end of each epoch only."""
+    profile: bool = False
+    """Measure some steady steps, which costs seconds, and say what holds them up: profile/profile.html in MLflow, with
+    PyTorch's trace."""
 
     def __post_init__(self) -> None:
         """Refuse what no run can use."""

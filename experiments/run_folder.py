@@ -8,6 +8,7 @@ export/           the model
 published.json    how much of it stands in MLflow         } written by the process that publishes,
 system.jsonl      one line a sample of the machine        } all else by the one that trains
 artifacts/        pictures and tables                     }
+artifacts/profile/  where its time goes, with trainer.profile
 """
 
 from __future__ import annotations
@@ -25,6 +26,9 @@ from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
+
+PROFILE = "artifacts/profile"
+"""Folder of a run's profile, below that of the run: MLflow gets it with the artifacts."""
 
 
 @dataclass(frozen=True)

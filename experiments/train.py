@@ -37,6 +37,7 @@ from experiments.inputs import (
     training_device,
     uses_features,
 )
+from experiments.profiling import step_profiler
 from experiments.scoring import Scores, predict_probabilities, score_split
 from lightning_modules import metrics
 from lightning_modules.classifier import ImageClassifier
@@ -135,6 +136,8 @@ def train(config: RunConfig, *, output_dir: Path, logger: Logger, callbacks: Seq
         own.append(CompileWhenItPays())
     if config.trainer.early_stopping_patience:
         own.append(EarlyStopping(metrics.VAL_LOSS, patience=config.trainer.early_stopping_patience))
+    if config.trainer.profile:
+        own.append(step_profiler(config, output_dir, logger))
     trainer = pl.Trainer(
         max_epochs=config.trainer.max_epochs,
         accelerator=config.trainer.accelerator,
