@@ -10,12 +10,13 @@ import sys
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any
+from urllib.parse import urlsplit
 
 from tqdm import tqdm
 
 from experiments.config import RunConfig
 from experiments.console import say
-from experiments.run_folder import Outcome, RunFolder
+from experiments.run_folder import PROFILE, Outcome, RunFolder
 from experiments.tracking import RunStore
 from lightning_modules import metrics
 from sagemaker_launch.archive import fetch_model
@@ -119,6 +120,8 @@ class Synchroniser:
         _note(folder, reported)
         if folder.outcome is None and described[TRAINING.status] in ENDED and not _log_lags(described, reported):
             _write_log(folder, lines)
+            if params.get("trainer.profile") == "true" and "CheckpointConfig" in described:
+                _fetch_profile(self._s3, f"{described['CheckpointConfig']['S3Uri']}/{name}/{PROFILE}/", folder)
             folder.finish(self._outcome(described, reported), ended_ms=milliseconds(_ended(described)))
         if models and described[TRAINING.status] == "Completed" and not folder.export.is_dir():
             fetch_model(self._s3, described["ModelArtifacts"]["S3ModelArtifacts"], folder.export)
@@ -221,6 +224,15 @@ def _log_lags(described: Mapping[str, Any], reported: list[Report]) -> bool:
 def _write_log(folder: RunFolder, lines: list[LogLine]) -> None:
     folder.artifacts.mkdir(parents=True, exist_ok=True)
     (folder.artifacts / "log.txt").write_text("".join(f"{line.text}\n" for line in lines))
+
+
+def _fetch_profile(s3: Any, uri: str, folder: RunFolder) -> None:
+    """Copy the profile that lies beside the job's checkpoints; a job that ended too early has none."""
+    place = urlsplit(uri)
+    target = folder.path / PROFILE
+    for stored in s3.list_objects_v2(Bucket=place.netloc, Prefix=place.path[1:]).get("Contents", []):
+        target.mkdir(parents=True, exist_ok=True)
+        s3.download_file(place.netloc, stored["Key"], str(target / stored["Key"].rpartition("/")[2]))
 
 
 def _ended(described: Mapping[str, Any]) -> Any:
