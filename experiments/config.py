@@ -180,6 +180,9 @@ class TrainerConfig:
     the layers, and let rules look for what goes wrong."""
     on_rule: Literal["warn", "stop"] = "warn"
     """What a broken rule of the recorder does: say so, or end the training too, with the best epoch so far."""
+    profile: bool = False
+    """Measure some steady steps, which costs seconds, and say what holds them up: profile/profile.html in MLflow, with
+    PyTorch's trace."""
 
     def __post_init__(self) -> None:
         """Refuse what no run can use."""

@@ -3,12 +3,13 @@
 run.json          name, key, params, tags, times, outcome
 metrics.jsonl     one line an epoch
 scores.npz        the validation split by the best weights, until pictures are drawn of it
-artifacts/recording/  how its layers trained, if that was recorded
 checkpoints/      while it runs
 export/           the model
 published.json    how much of it stands in MLflow         } written by the process that publishes,
 system.jsonl      one line a sample of the machine        } all else by the one that trains
 artifacts/        pictures and tables                     }
+artifacts/recording/  how its layers train, with trainer.record
+artifacts/profile/    where its time goes, with trainer.profile
 """
 
 from __future__ import annotations
@@ -26,6 +27,9 @@ from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
+
+RECORDING, PROFILE = "artifacts/recording", "artifacts/profile"
+"""Folders of a run's recording and profile, below that of the run: MLflow gets them with the artifacts."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +63,7 @@ class RunFolder:
         self.artifacts = path / "artifacts"
         self.export = path / "export"
         self.scores = path / "scores.npz"
-        self.recording = self.artifacts / "recording"
+        self.recording = path / RECORDING
 
     @property
     def exists(self) -> bool:

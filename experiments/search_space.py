@@ -33,8 +33,9 @@ NOT_TUNABLE = (
     "data.cache_dir",
     "trainer.devices",
     "trainer.num_nodes",
+    "trainer.profile",
 )
-"""Fields that say where a run is kept, which problem it solves and on what, not how well it does."""
+"""Fields that say where a run is kept, which problem it solves, on what and watched how, not how well it does."""
 
 
 @dataclass(frozen=True)
@@ -99,11 +100,18 @@ def dump_search_space(space: SearchSpace) -> str:
 
 
 def check_against(space: SearchSpace, config: RunConfig) -> None:
-    """Refuse a space whose extremes the config would refuse, before a trial finds out.
+    """Refuse a space whose extremes the config would refuse, before a trial finds out, and a profile of each trial.
 
     Raises:
         ValueError: naming the field and the value that `RunConfig` refuses.
     """
+    # A verdict holds for one batch size and one network, and each trial would pay for its own.
+    require(
+        not config.trainer.profile,
+        "trainer.profile",
+        "be false in a search: profile one run first (train --trainer.profile true)",
+        config.trainer.profile,
+    )
     for name, one in space.items():
         for value in one.values if isinstance(one, ChoiceRange) else (one.low, one.high):
             try:

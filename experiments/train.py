@@ -38,6 +38,8 @@ from experiments.inputs import (
     training_device,
     uses_features,
 )
+from experiments.profiling import step_profiler
+from experiments.run_folder import RECORDING
 from experiments.scoring import Scores, predict_probabilities, score_split
 from lightning_modules import metrics
 from lightning_modules.classifier import ImageClassifier
@@ -52,8 +54,6 @@ from lightning_modules.rules import NOT_FINITE
 
 CHECKPOINT_FOLDER = "checkpoints"
 BEST_CHECKPOINT = "best.ckpt"
-RECORDING_FOLDER = "artifacts/recording"
-"""Where a run's recording is, if it has one: what is in `artifacts` reaches MLflow."""
 
 
 class NotANumberError(ValueError):
@@ -143,6 +143,8 @@ def train(config: RunConfig, *, output_dir: Path, logger: Logger, callbacks: Seq
         own.insert(1, new_recorder(config, output_dir, logger))
     if config.trainer.early_stopping_patience:
         own.append(EarlyStopping(metrics.VAL_LOSS, patience=config.trainer.early_stopping_patience))
+    if config.trainer.profile:
+        own.append(step_profiler(config, output_dir, logger))
     trainer = pl.Trainer(
         max_epochs=config.trainer.max_epochs,
         accelerator=config.trainer.accelerator,
@@ -187,7 +189,7 @@ def new_recorder(config: RunConfig, output_dir: Path, logger: Logger) -> Recorde
             raise NotANumberError(finding.message)
 
     return Recorder(
-        output_dir / RECORDING_FOLDER,
+        output_dir / RECORDING,
         detail=config.trainer.record,
         on_finding=tell,
         stop=config.trainer.on_rule == "stop",

@@ -144,9 +144,9 @@ def _plan(settings: CloudSettings, config: RunConfig, kind: Kind, jobs: int, bui
 
     settings.require_for_jobs()
     require(
-        settings.checkpoints or config.trainer.record == "none",
+        settings.checkpoints or (config.trainer.record == "none" and not config.trainer.profile),
         "cloud.checkpoints",
-        "be true with trainer.record: what is recorded comes home with the checkpoints",
+        "be true with trainer.record or trainer.profile: what they leave comes home with the checkpoints",
         settings.checkpoints,
     )
     where = region(settings)

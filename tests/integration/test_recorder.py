@@ -14,9 +14,9 @@ from pytorch_lightning.callbacks import Callback
 from experiments.config import RunConfig, load_config, override
 from experiments.inputs import forget_opened
 from experiments.pictures import draw
-from experiments.run_folder import Outcome, RunFolder
+from experiments.run_folder import RECORDING, Outcome, RunFolder
 from experiments.sweep import run_sweep
-from experiments.train import RECORDING_FOLDER, NotANumberError, train
+from experiments.train import NotANumberError, train
 from lightning_modules import recorder
 from lightning_modules.recording import Recording, load_findings
 from lightning_modules.rules import replay
@@ -66,7 +66,7 @@ class Zeroed(Callback):
 
 
 def recorded(folder: Path) -> Recording:
-    return Recording.load(folder / RECORDING_FOLDER)
+    return Recording.load(folder / RECORDING)
 
 
 def test_what_is_recorded_is_what_happened_and_changes_nothing(config: RunConfig, tmp_path: Path) -> None:
@@ -74,7 +74,7 @@ def test_what_is_recorded_is_what_happened_and_changes_nothing(config: RunConfig
     with_recorder = run(config, tmp_path / "with", watcher)
     without = run(override(config, {"trainer.record": "none"}), tmp_path / "without")
     assert timeless(with_recorder) == timeless(without)
-    assert not (tmp_path / "without" / RECORDING_FOLDER).exists()
+    assert not (tmp_path / "without" / RECORDING).exists()
     recording = recorded(tmp_path / "with")
     assert recording.train_steps == list(range(75))
     assert recording.train_losses == pytest.approx(watcher.losses)
@@ -86,7 +86,7 @@ def test_what_is_recorded_is_what_happened_and_changes_nothing(config: RunConfig
     validation = recording.validations()
     assert list(validation) == [24, 49, 74]
     assert list(validation.values()) == pytest.approx([one["val_loss"] for one in without.history.values()], rel=1e-5)
-    assert load_findings(tmp_path / "with" / RECORDING_FOLDER) == []
+    assert load_findings(tmp_path / "with" / RECORDING) == []
     assert replay(recording) == []
 
 
@@ -123,7 +123,7 @@ def test_a_broken_training_breaks_its_rule_and_says_so(
         assert len(result.history) == 1  # it was stopped within the first epoch or after it
     except NotANumberError:
         assert values == {"optimizer.learning_rate": 1e3}
-    found = {finding.rule for finding in load_findings(tmp_path / RECORDING_FOLDER)}
+    found = {finding.rule for finding in load_findings(tmp_path / RECORDING)}
     assert found & rules and found <= rules | {"loss_not_decreasing", "vanishing_gradient", "exploding_gradient"}
     assert {name for name in logger.facts if name.startswith("rule.")} == {f"rule.{rule}" for rule in found}
 
@@ -138,7 +138,7 @@ def test_shuffled_labels_overfit_or_teach_nothing(config: RunConfig, tmp_path: P
         other.write_bytes(kept)
     values = {"data.root": shuffled, "trainer.max_epochs": 8, "optimizer.schedule": "constant"}
     run(override(config, values), tmp_path / "run")
-    found = {finding.rule for finding in load_findings(tmp_path / "run" / RECORDING_FOLDER)}
+    found = {finding.rule for finding in load_findings(tmp_path / "run" / RECORDING)}
     assert found & {"overfitting", "loss_not_decreasing"}
 
 
@@ -151,7 +151,7 @@ def test_a_loss_that_is_no_number_ends_the_run_at_once_and_names_the_layer(confi
 
     with pytest.raises(NotANumberError, match=r"at step 7, first in the weights of stage3\.0\.branch1\.2"):
         run(override(config, {"trainer.on_rule": "stop"}), tmp_path, Spoil())
-    assert [one.rule for one in load_findings(tmp_path / RECORDING_FOLDER)] == ["not_finite"]
+    assert [one.rule for one in load_findings(tmp_path / RECORDING)] == ["not_finite"]
     assert math.isnan(recorded(tmp_path).train_losses[7])
 
 

@@ -1,0 +1,172 @@
+"""`trainer.profile` for real: bottlenecks that were planted, and runs that nothing must change."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from mlflow import MlflowClient
+from pytorch_lightning.callbacks import Callback
+from torch import Tensor
+
+from experiments.config import RunConfig, load_config, override
+from experiments.inputs import forget_opened
+from experiments.train import train
+from lightning_modules.classifier import ImageClassifier
+from lightning_modules.photos import PhotoFiles
+from lightning_modules.profiler import StepClock
+from sagemaker_launch.jobs import find_job
+from sagemaker_launch.sync import Synchroniser
+from tests.conftest import tiny
+from tests.integration.test_sync import PRICES, Account, runs
+from tests.integration.test_train import MemoryLogger, run, timeless
+
+
+@pytest.fixture
+def config(photos: Path, tmp_path: Path) -> RunConfig:
+    """12 steps an epoch, which compute and hardly do anything else."""
+    forget_opened()
+    values = {"data.cache": "decoded", "data.batch_size": 2, "trainer.max_epochs": 1, "trainer.profile": True}
+    return load_config(None, tiny(photos, tmp_path) | values)
+
+
+def said(config: RunConfig, folder: Path, *callbacks: Callback) -> str:
+    """The verdict of a run, as MLflow gets it."""
+    logger = MemoryLogger()
+    train(config, output_dir=folder, logger=logger, callbacks=callbacks)
+    return str(logger.facts["profile.verdict"])
+
+
+def test_a_step_that_computes_is_measured_and_left_as_it_is(
+    config: RunConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Watcher(Callback):
+        """Notes in which steps somebody measures."""
+
+        def __init__(self) -> None:
+            self.watched: list[int] = []
+
+        def on_train_batch_start(self, trainer: Any, *args: Any) -> None:
+            if isinstance(trainer.profiler, StepClock):
+                self.watched.append(trainer.global_step)
+
+    config = override(config, {"model.trainable": "all", "trainer.max_epochs": 2})
+    watcher = Watcher()
+    profiled = run(config, tmp_path / "profiled", watcher)
+    plain = run(override(config, {"trainer.profile": False}), tmp_path / "plain")
+    assert timeless(profiled) == timeless(plain)
+    assert not (tmp_path / "plain" / "artifacts").exists()
+    assert watcher.watched == [8, 9, 10, 11, *range(13, 24)], "7 to settle, not the first of an epoch, then 12 and 3"
+
+    folder = tmp_path / "profiled" / "artifacts" / "profile"
+    assert sorted(path.name for path in folder.iterdir()) == ["profile.html", "profile.json", "trace.json.gz"]
+    figures = json.loads((folder / "profile.json").read_text())
+    assert figures["verdict"].startswith("compute-bound, ")
+    assert f"profile: {figures['verdict']}" in capsys.readouterr().err
+    assert sum(figures["shares"].values()) == pytest.approx(1)
+    assert len(figures["steps"]) == 12 and figures["first_step"] == 8
+    assert figures["trace"]["steps"] == 3
+    assert any("conv" in one["name"] for one in figures["trace"]["operators"])
+    assert figures["peak_rss_bytes"] > 10**8
+    shown = (folder / "profile.html").read_text()
+    assert figures["verdict"] in shown and "http" not in shown
+    with gzip.open(folder / "trace.json.gz") as file:
+        names = {one["name"] for one in json.load(file)["traceEvents"]}
+    assert {"step", "data", "copy", "forward", "backward", "optimiser"} <= names
+
+
+def test_a_slow_loader_is_found(config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = PhotoFiles.__getitem__
+
+    def slowly(self: PhotoFiles, place: int) -> Tensor:
+        time.sleep(0.05 if len(self) == 24 else 0)  # those to train with
+        return read(self, place)
+
+    monkeypatch.setattr(PhotoFiles, "__getitem__", slowly)
+    uncached = override(config, {"data.cache": "none", "data.num_workers": 1})
+    verdict = said(uncached, tmp_path)
+    assert verdict.endswith("of the step waits for data: raise data.num_workers or use data.cache features")
+
+
+def test_values_that_are_read_in_the_step_are_found_where_they_are(
+    config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = ImageClassifier.training_step
+
+    def reading(self: ImageClassifier, *args: Any) -> Tensor:
+        loss = step(self, *args)
+        for _ in range(10_000):
+            loss.item()
+        return loss
+
+    monkeypatch.setattr(ImageClassifier, "training_step", reading)
+    verdict = said(override(config, {"model.trainable": "all"}), tmp_path)
+    assert "of the step reads values off the device, 10000 times a step by " in verdict
+    assert "test_profiler.py(" in verdict and "): reading: keep them as tensors" in verdict
+
+
+def test_a_slow_callback_is_found(config: RunConfig, tmp_path: Path) -> None:
+    class Sleeper(Callback):
+        def on_train_batch_end(self, *args: Any) -> None:
+            time.sleep(0.05)
+
+    assert "Sleeper.on_train_batch_end takes 5" in said(config, tmp_path, Sleeper())
+
+
+@pytest.mark.parametrize("step", [9, 22])
+def test_a_run_that_is_killed_while_it_is_measured_leaves_nothing_and_is_measured_when_it_goes_on(
+    config: RunConfig, tmp_path: Path, step: int
+) -> None:
+    class Killer(Callback):
+        def on_after_backward(self, trainer: Any, pl_module: Any) -> None:
+            if trainer.global_step == step:
+                raise ConnectionAbortedError("killed")
+
+    config = override(config, {"trainer.max_epochs": 2})
+    with pytest.raises(ConnectionAbortedError):
+        run(config, tmp_path, Killer())
+    assert not (tmp_path / "artifacts").exists() or not list((tmp_path / "artifacts").iterdir())
+    assert "of the step" in said(config, tmp_path)
+    assert [path.name for path in (tmp_path / "artifacts").iterdir()] == ["profile"]
+
+
+def test_a_run_without_a_steady_step_says_why_it_has_no_profile(config: RunConfig, tmp_path: Path) -> None:
+    assert said(override(config, {"data.batch_size": 24}), tmp_path) == (
+        "no profile, for too few steps (1, 1 an epoch): lower data.batch_size or raise trainer.max_epochs"
+    )
+    assert not (tmp_path / "artifacts").exists()
+
+
+def test_the_profile_of_a_job_reaches_mlflow(tmp_path: Path, mlflow_database: Path) -> None:
+    shutil.copy(mlflow_database, tmp_path / "mlflow.db")
+    config = load_config(None, {"output_dir": tmp_path, "tracking.experiment": "cloud", "trainer.profile": True})
+    account = Account(config, ["Completed", "Completed"])
+    (tmp_path / "stored.html").write_text("a page")
+
+    class Bucket:
+        """Has what the first job left beside its checkpoints."""
+
+        def list_objects_v2(self, Bucket: str, Prefix: str) -> dict[str, Any]:
+            mine = Prefix.endswith(f"/{account.name(0)}/artifacts/profile/") and "/checkpoints/" in Prefix
+            return {"Contents": [{"Key": f"{Prefix}profile.html"}]} if mine else {}
+
+        def download_file(self, bucket: str, key: str, path: str) -> None:
+            shutil.copy(tmp_path / "stored.html", path)
+
+    Synchroniser(config, account, account, Bucket(), PRICES.__getitem__).sync(find_job(account, "tuning"))
+    client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    _parent, first, second = runs(config)
+    assert [one.path for one in client.list_artifacts(first.info.run_id, "profile")] == ["profile/profile.html"]
+    assert client.list_artifacts(second.info.run_id, "profile") == []
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_tiny_batch_leaves_a_gpu_idle(config: RunConfig, tmp_path: Path) -> None:
+    verdict = said(override(config, {"trainer.accelerator": "gpu"}), tmp_path)
+    assert verdict.startswith("the GPU is idle for ") and "2 images are too few for it" in verdict
