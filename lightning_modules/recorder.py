@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -75,6 +76,7 @@ class Recorder(Callback):
         self._recording.parameters = [name for name, _ in trained]
         self._recording.dimensions = [one.ndim for _, one in trained]
         self._trained: list[Tensor] = [one for _, one in trained]
+        self._on_cpu = pl_module.device.type == "cpu"
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, _: int) -> None:
         """Look at the layers in this step, if it is one of those that are sampled."""
@@ -84,7 +86,7 @@ class Recorder(Callback):
 
     def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:
         """On a CPU, where looking costs nothing, find the layer while the weights are still what they were."""
-        if loss.device.type == "cpu" and not bool(torch.isfinite(loss)) and not self._recording.not_finite_in:
+        if self._on_cpu and not math.isfinite(loss.item()) and not self._recording.not_finite_in:
             self._recording.not_finite_in = find_not_finite(_network(pl_module), self._batch[0])
 
     def on_before_optimizer_step(

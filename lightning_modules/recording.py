@@ -5,11 +5,13 @@ One safetensors file and the findings of the rules beside it. Whoever reads them
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -59,6 +61,11 @@ class Sample:
     dead_share: FloatArray
     """(A,) share of a ReLU's units that are 0 for every image of the batch; NaN for other layers."""
 
+    @functools.cached_property
+    def whole_gradient_norm(self) -> float:
+        """L2 norm of the gradient of all parameters together."""
+        return float(np.linalg.norm(self.gradient_norm))
+
 
 _COLUMNS = [name for name in Sample.__dataclass_fields__ if name != "step"]
 
@@ -92,7 +99,7 @@ class Recording:
         by_step: dict[int, list[float]] = {}
         for step, loss in zip(self.validation_steps, self.validation_losses, strict=True):
             by_step.setdefault(step, []).append(loss)
-        return {step: float(np.mean(losses)) for step, losses in by_step.items()}
+        return {step: fmean(losses) for step, losses in by_step.items()}
 
     def until(self, step: int) -> Recording:
         """What was recorded before a step."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from itertools import pairwise
+from statistics import fmean, median
 
 import numpy as np
 
@@ -70,9 +71,8 @@ def replay(recording: Recording) -> list[Finding]:
 
 
 def _not_finite(recording: Recording) -> Iterator[Finding]:
-    bad = np.flatnonzero(~np.isfinite(recording.train_losses[-NEWEST:]))
-    if len(bad):
-        loss, step = recording.train_losses[-NEWEST:][bad[0]], recording.train_steps[-NEWEST:][bad[0]]
+    newest = zip(recording.train_steps[-NEWEST:], recording.train_losses[-NEWEST:], strict=True)
+    for step, loss in ((step, loss) for step, loss in newest if not math.isfinite(loss)):
         where = f", first in {recording.not_finite_in}" if recording.not_finite_in else ""
         yield Finding(
             NOT_FINITE,
@@ -80,6 +80,7 @@ def _not_finite(recording: Recording) -> Iterator[Finding]:
             f"the loss is {loss} at step {step}{where}: lower optimizer.learning_rate or set trainer.gradient_clip",
             recording.not_finite_in,
         )
+        return
 
 
 def _vanishing_gradient(recording: Recording) -> Iterator[Finding]:
@@ -100,10 +101,10 @@ def _vanishing_gradient(recording: Recording) -> Iterator[Finding]:
 
 
 def _exploding_gradient(recording: Recording) -> Iterator[Finding]:
-    norms = [float(np.linalg.norm(sample.gradient_norm)) for sample in recording.samples[-100:]]
+    norms = [sample.whole_gradient_norm for sample in recording.samples[-100:]]
     if len(norms) < 4:
         return
-    usual, newest = float(np.median(norms[:-1])), norms[-1]
+    usual, newest = median(norms[:-1]), norms[-1]
     if newest > EXPLODING_GRADIENT * usual > 0:
         step = recording.samples[-1].step
         layer = recording.parameters[int(np.argmax(recording.samples[-1].gradient_norm))]
@@ -118,18 +119,18 @@ def _exploding_gradient(recording: Recording) -> Iterator[Finding]:
 
 def _loss_not_decreasing(recording: Recording) -> Iterator[Finding]:
     losses, step = recording.train_losses, recording.train_steps[-1] if recording.train_steps else 0
-    if step >= SETTLED and np.mean(losses[-10:]) > CLIMB * losses[0]:
+    if step >= SETTLED and fmean(losses[-10:]) > CLIMB * losses[0]:
         yield Finding(
             "loss_not_decreasing",
             step,
-            f"the training loss began at {losses[0]:.4g} and is {np.mean(losses[-10:]):.4g} at step {step}: lower "
+            f"the training loss began at {losses[0]:.4g} and is {fmean(losses[-10:]):.4g} at step {step}: lower "
             "optimizer.learning_rate or set trainer.gradient_clip",
         )
         return
     if len(losses) < STEPS_TO_DECREASE:
         return
     quarter = min(len(losses) // 4, NEWEST)
-    first, newest = float(np.mean(losses[:quarter])), float(np.mean(losses[-quarter:]))
+    first, newest = fmean(losses[:quarter]), fmean(losses[-quarter:])
     if newest > (1 - DECREASE) * first:
         yield Finding(
             "loss_not_decreasing",
@@ -191,7 +192,7 @@ def _train_mean(recording: Recording, after: int, until: int) -> float:
     """The mean training loss of the steps between two validations."""
     pairs = zip(recording.train_steps, recording.train_losses, strict=True)
     losses = [loss for step, loss in pairs if after < step <= until]
-    return float(np.mean(losses)) if losses else math.nan
+    return fmean(losses) if losses else math.nan
 
 
 RULES: tuple[Callable[[Recording], Iterator[Finding]], ...] = (
