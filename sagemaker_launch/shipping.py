@@ -8,14 +8,17 @@ from pathlib import Path
 
 from experiments.config import RunConfig, override, require
 from experiments.console import say
-from sagemaker_launch.bundle import fetch_wheels, make_bundle
+from sagemaker_launch.bundle import fetch_debugger, fetch_wheels, make_bundle
 from sagemaker_launch.requests import GPU_FAMILIES
 from sagemaker_launch.settings import CloudSettings
 from sagemaker_launch.storage import Shipment, file_sha256, read_photo_set
 
 
-def make_shipment(settings: CloudSettings, config: RunConfig) -> tuple[Shipment, RunConfig]:
+def make_shipment(settings: CloudSettings, config: RunConfig, *, debugger: bool = False) -> tuple[Shipment, RunConfig]:
     """Gather what a job of this config gets.
+
+    Args:
+        debugger: whether smdebug ships with the code.
 
     Returns:
         The shipment, and the config as it is sent, without paths of this machine.
@@ -38,9 +41,10 @@ def make_shipment(settings: CloudSettings, config: RunConfig) -> tuple[Shipment,
         config.model.weights,
     )
     wheels = fetch_wheels(config.data.cache_dir) if settings.network_isolation else None
+    wheel = fetch_debugger(config.data.cache_dir) if debugger else None
     root = s3_root(config)
     photos = root or read_photo_set(_photo_root(config))
-    return Shipment(photos, make_bundle(wheels), weights, sha256), config
+    return Shipment(photos, make_bundle(wheels, wheel), weights, sha256), config
 
 
 def s3_root(config: RunConfig) -> str | None:
