@@ -9,9 +9,12 @@ import re
 import subprocess
 import sys
 import tarfile
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+
+from filelock import FileLock
 
 import experiments
 import lightning_modules
@@ -21,6 +24,7 @@ from experiments.console import say
 ENTRY = "entry.py"
 REQUIREMENTS = "requirements.txt"
 _ENTRY_CODE = b"from sagemaker_launch.container.entry import main\n\nmain()\n"
+SMDEBUG = "smdebug==1.0.34"
 PYTHONS = ("3.11", "3.12", "3.13")
 """Interpreters for which packages travel with a job that has no network: the image decides which one it is."""
 SECRETS = {
@@ -41,16 +45,18 @@ class Bundle:
     sha256: str
 
 
-def make_bundle(wheels: Path | None = None) -> Bundle:
+def make_bundle(wheels: Path | None = None, debugger: Path | None = None) -> Bundle:
     """Pack the packages that ship.
 
     Args:
         wheels: a folder of packages to install without a network.
+        debugger: the wheel of smdebug, for a job that is debugged.
 
     Raises:
         ValueError: if a file holds what looks like a secret.
     """
-    return pack(shipped_files() | (_with_wheels(wheels) if wheels else {}))
+    files = shipped_files() | (_with_wheels(wheels) if wheels else {})
+    return pack(files | (_unpacked(debugger) if debugger else {}))
 
 
 def shipped_files() -> dict[str, bytes]:
@@ -129,6 +135,36 @@ def fetch_wheels(cache_dir: Path) -> Path:
             raise ValueError(f"cloud.network_isolation needs the packages of {REQUIREMENTS}: {done.stderr.strip()}")
     part.replace(folder)
     return folder
+
+
+def fetch_debugger(cache_dir: Path) -> Path:
+    """Download the wheel of smdebug, once.
+
+    Raises:
+        ValueError: with pip's own message, if it is not to be had.
+    """
+    folder = cache_dir / SMDEBUG.replace("==", "-")
+    cache_dir.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{folder}.lock"):
+        if not folder.is_dir():
+            part = folder.with_name(f".{folder.name}.part")
+            command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
+            command += ["--only-binary=:all:", f"--dest={part}", SMDEBUG]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            if done.returncode:
+                raise ValueError(f"a job that is debugged needs {SMDEBUG}: {done.stderr.strip()}")
+            part.replace(folder)
+    (wheel,) = folder.glob("*.whl")
+    return wheel
+
+
+def _unpacked(wheel: Path) -> dict[str, bytes]:
+    """A pure Python package as it lies when it is installed, with its licence.
+
+    Installing it would not do: it wants a protobuf that the toolkit in AWS's images can't work with.
+    """
+    with zipfile.ZipFile(wheel) as opened:
+        return {name: opened.read(name) for name in opened.namelist() if not name.endswith("/")}
 
 
 def _with_wheels(folder: Path) -> dict[str, bytes]:

@@ -14,6 +14,7 @@ from experiments.cli import command_line, parse_overrides, run_command, split_fi
 from experiments.config import RunConfig, config_help, load_config, override, public_url, require
 from experiments.console import say
 from experiments.errors import EXIT_USAGE
+from sagemaker_launch.debug_report import add_debug_commands
 from sagemaker_launch.endpoint_cli import add_endpoint_commands
 from sagemaker_launch.serving_cli import add_serving_commands
 from sagemaker_launch.settings import CloudSettings, load_cloud
@@ -344,6 +345,7 @@ def _add_commands(commands: Any) -> None:
     stop.add_argument("jobs", nargs="+", metavar="JOB")
     stop.set_defaults(more="jobs")
     add("cost", _cost, "List what each job has cost.")
+    add_debug_commands(add)
     add_endpoint_commands(add)
     add_serving_commands(add)
     policy = add("policy", _policy, "Print least-privilege IAM policies for the launcher and for the roles.")

@@ -1,18 +1,91 @@
-"""Where Debugger's rules are evaluated on this machine."""
+"""The environment in which smdebug reads: made on demand, once, and never mixed with this one.
+
+smdebug wants packages that are years old: whoever asks it something starts `container/debugger.py` as a process there.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+import venv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
 
-def run_rules(cache_dir: Path, folder: Path, configurations: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """What rules find in a folder of tensors.
+import sagemaker_launch
+from experiments.console import say
+
+REQUIREMENTS = Path(__file__).with_name("debugger.txt")
+PROJECT = Path(sagemaker_launch.__file__).parent.parent
+_MAIN = (
+    "import sys; sys.path.append({!r}); from sagemaker_launch.container.debugger import main; "
+    "sys.exit(main(sys.argv[1:]))"
+)
+"""Our code comes last on its path: where it is installed, newer packages lie beside it."""
+
+
+def debugger_python(cache_dir: Path) -> Path:
+    """The interpreter of the environment, which is built if it is not there.
 
     Raises:
-        ValueError: always, until it is written.
+        ValueError: with pip's own message, if the packages are not to be had.
     """
-    raise ValueError(
-        f"{len(configurations)} rules can't be run on {folder}: {cache_dir} has no environment with smdebug"
-    )
+    parts = [sys.version, sys.base_prefix, REQUIREMENTS.read_text()]
+    root = cache_dir.resolve() / f"debugger-{hashlib.sha256('|'.join(parts).encode()).hexdigest()[:12]}"
+    root.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{root}.lock"):
+        if not (root / "complete").exists():
+            _build(root)
+    return root / "bin" / "python"
+
+
+def read_tensors(cache_dir: Path, folder: Path) -> dict[str, Any]:
+    """What smdebug's `create_trial` reads in a folder; see `container.debugger.read`.
+
+    Raises:
+        ValueError: if there is nothing to read, or no environment to read it in.
+    """
+    tensors: dict[str, Any] = _ask(cache_dir, "read", str(folder.resolve()))
+    return tensors
+
+
+def run_rules(cache_dir: Path, folder: Path, configurations: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """What rules find in a folder; see `container.debugger.evaluate`.
+
+    Args:
+        configurations: DebugRuleConfigurations of a request.
+
+    Raises:
+        ValueError: if there is no environment to run them in.
+    """
+    with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
+        json.dump(list(configurations), file)
+        file.flush()
+        statuses: list[dict[str, Any]] = _ask(cache_dir, "rules", str(folder.resolve()), file.name)
+    return statuses
+
+
+def _ask(cache_dir: Path, *arguments: str) -> Any:
+    command = [str(debugger_python(cache_dir)), "-P", "-c", _MAIN.format(str(PROJECT)), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise ValueError(f"smdebug can't read {arguments[1]}: {done.stderr.strip().removeprefix('error: ')[-2000:]}")
+    return json.loads(done.stdout)
+
+
+def _build(root: Path) -> None:
+    say("installing smdebug into an environment of its own (once, a quarter of a minute)")
+    shutil.rmtree(root, ignore_errors=True)
+    venv.EnvBuilder(symlinks=True, with_pip=False).create(root)
+    pip = [sys.executable, "-m", "pip", "--python", str(root / "bin" / "python"), "--disable-pip-version-check"]
+    command = [*pip, "install", "--quiet", "--no-deps", "--only-binary=:all:", f"--requirement={REQUIREMENTS}"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise ValueError(f"smdebug's environment needs the packages of {REQUIREMENTS.name}: {done.stderr.strip()}")
+    (root / "complete").touch()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from experiments.config import RunConfig, override, require
 from experiments.console import say
-from sagemaker_launch.bundle import fetch_wheels, make_bundle
+from sagemaker_launch.bundle import fetch_debugger, fetch_wheels, make_bundle
 from sagemaker_launch.requests import GPU_FAMILIES
 from sagemaker_launch.settings import CloudSettings
 from sagemaker_launch.storage import Shipment, file_sha256, read_photo_set
@@ -18,7 +18,7 @@ def make_shipment(settings: CloudSettings, config: RunConfig, *, debugger: bool 
     """Gather what a job of this config gets.
 
     Args:
-        debugger: whether SageMaker Debugger watches the job.
+        debugger: whether smdebug ships with the code.
 
     Returns:
         The shipment, and the config as it is sent, without paths of this machine.
@@ -27,7 +27,6 @@ def make_shipment(settings: CloudSettings, config: RunConfig, *, debugger: bool 
         FileNotFoundError: if photos or weights are missing.
         ValueError: for settings that do not fit, or what looks like a secret in the code.
     """
-    del debugger  # its packages come with the code of the job's side
     weights, sha256 = None, ""
     if config.model.weights not in ("imagenet", "none"):
         weights = Path(config.model.weights)
@@ -42,9 +41,10 @@ def make_shipment(settings: CloudSettings, config: RunConfig, *, debugger: bool 
         config.model.weights,
     )
     wheels = fetch_wheels(config.data.cache_dir) if settings.network_isolation else None
+    wheel = fetch_debugger(config.data.cache_dir) if debugger else None
     root = s3_root(config)
     photos = root or read_photo_set(_photo_root(config))
-    return Shipment(photos, make_bundle(wheels), weights, sha256), config
+    return Shipment(photos, make_bundle(wheels, wheel), weights, sha256), config
 
 
 def s3_root(config: RunConfig) -> str | None:

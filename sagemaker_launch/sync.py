@@ -19,10 +19,10 @@ from experiments.run_folder import Outcome, RunFolder
 from experiments.tracking import RunStore
 from lightning_modules import metrics
 from sagemaker_launch.archive import fetch_model
-from sagemaker_launch.artifacts import fetch_artifacts
 from sagemaker_launch.aws import origin
 from sagemaker_launch.container.hyperparameters import decode
 from sagemaker_launch.container.metric_lines import ReportedLine, objective, parse_lines
+from sagemaker_launch.download import fetch_folder
 from sagemaker_launch.jobs import ENDED, FoundJob, children, milliseconds, seconds
 from sagemaker_launch.launch import TRAINING, TUNING
 from sagemaker_launch.logs import LogLine, job_log
@@ -135,7 +135,8 @@ class Synchroniser:
         # Jobs of before know neither of the two.
         if sent.get("trainer.record", "none") == "none" and sent.get("trainer.profile", "false").lower() == "false":
             return
-        fetch_artifacts(self._s3, described, folder)
+        place = f"{described['CheckpointConfig']['S3Uri']}/{described[TRAINING.name]}/{folder.artifacts.name}"
+        fetch_folder(self._s3, place, folder.artifacts)
         if folder.is_undrawn:
             from experiments.pictures import draw  # matplotlib takes half a second to import
 

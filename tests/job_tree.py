@@ -16,8 +16,14 @@ from sagemaker_launch.bundle import make_bundle
 FORBIDDEN = ("boto3", "botocore", "mlflow", "optuna", "moto", "sklearn", "sagemaker")
 
 
-def lay_out(base: Path, hyperparameters: Mapping[str, str], channels: Mapping[str, Path]) -> Path:
-    """Write what the service writes before it starts a container; returns the folder of the unpacked bundle."""
+def lay_out(
+    base: Path, hyperparameters: Mapping[str, str], channels: Mapping[str, Path], *, debugger: Path | None = None
+) -> Path:
+    """Write what the service writes before it starts a container; returns the folder of the unpacked bundle.
+
+    Args:
+        debugger: the wheel of smdebug, for a job that is debugged.
+    """
     config = base / "input" / "config"
     config.mkdir(parents=True)
     (config / "hyperparameters.json").write_text(json.dumps(hyperparameters))
@@ -26,7 +32,7 @@ def lay_out(base: Path, hyperparameters: Mapping[str, str], channels: Mapping[st
     for name, folder in channels.items():
         (base / "input" / "data" / name).symlink_to(folder)
     code = base / "code"
-    with tarfile.open(fileobj=BytesIO(make_bundle().archive)) as archive:
+    with tarfile.open(fileobj=BytesIO(make_bundle(debugger=debugger).archive)) as archive:
         archive.extractall(code, filter="data")
     return code
 

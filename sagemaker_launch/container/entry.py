@@ -25,6 +25,8 @@ from experiments.logger import RunFolderLogger
 from experiments.run_folder import RunFolder, environment_tags
 from experiments.train import score_and_export, train
 from lightning_modules import metrics
+from sagemaker_launch.container.debugger import CONFIG_FILE
+from sagemaker_launch.container.debugger_callback import DebuggerHook
 from sagemaker_launch.container.hyperparameters import TUNING_OBJECTIVE, decode
 from sagemaker_launch.container.metric_lines import facts_line, metric_line, objective, write_line
 
@@ -63,6 +65,11 @@ class Job:
         """Whether a tuning job started it: then the test split is not touched."""
         return TUNING_OBJECTIVE in self.hyperparameters
 
+    @property
+    def is_debugged(self) -> bool:
+        """Whether the service wants tensors."""
+        return (self.base / CONFIG_FILE).is_file()
+
     def channel(self, name: str) -> Path:
         """Where a channel's files lie."""
         return self.base / "input" / "data" / name
@@ -85,6 +92,9 @@ def run(job: Job, *, scratch: Path) -> None:
 
     Args:
         scratch: a folder on the instance's fast disk, for caches.
+
+    Raises:
+        DebuggerError: once the model is there, if the tensors that the service wants are not.
     """
     config = job_config(job, scratch)
     # The jobs of a tuning job may share what stands in S3.
@@ -95,7 +105,8 @@ def run(job: Job, *, scratch: Path) -> None:
         write_line(metric_line("metrics", epoch, {**values, **best_so_far(config, folder)}))
 
     logger = RunFolderLogger(folder, on_epoch=say_epoch, on_facts=lambda facts: write_line(facts_line(facts)))
-    result = train(config, output_dir=folder.path, logger=logger)
+    debugger = [DebuggerHook(job.base / CONFIG_FILE)] if job.is_debugged else []
+    result = train(config, output_dir=folder.path, logger=logger, callbacks=debugger)
     if int(os.environ.get("RANK", 0)):  # torchrun sets it for the process of each device
         return
     scores = job.base / "output" / "data" / "scores.npz"
@@ -104,6 +115,8 @@ def run(job: Job, *, scratch: Path) -> None:
     shutil.copytree(scratch / "export", job.base / "model", dirs_exist_ok=True)
     tested = {name: value for name, value in values.items() if name not in result.metrics}
     write_line(metric_line("outcome", max(result.history), {**best_so_far(config, folder), **tested}))
+    for hook in debugger:  # last: what the job has trained is kept
+        hook.check()
 
 
 def best_so_far(config: RunConfig, folder: RunFolder) -> dict[str, float]:
@@ -127,6 +140,8 @@ def job_config(job: Job, scratch: Path) -> RunConfig:
         "trainer.devices": max(1, torch.cuda.device_count()),
         "trainer.num_nodes": job.num_nodes,
     }
+    if job.is_debugged:
+        values["trainer.compile"] = False  # a compiled network runs smdebug's hooks while it is traced, or never
     if job.channel(WEIGHTS).is_dir():
         (weights,) = job.channel(WEIGHTS).iterdir()
         values["model.weights"] = str(weights)

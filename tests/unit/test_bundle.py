@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import tarfile
+import zipfile
 from io import BytesIO
 from pathlib import Path
 
@@ -42,6 +43,18 @@ def test_only_what_ships_is_packed() -> None:
     for name in names:
         assert name.endswith((".py", "requirements.txt")), name
         assert not name.startswith(("tests", "runs", ".")), name
+
+
+def test_a_job_that_is_debugged_gets_smdebug_with_its_licence_and_nothing_else(tmp_path: Path) -> None:
+    wheel = tmp_path / "smdebug-1.0.34-py2.py3-none-any.whl"
+    with zipfile.ZipFile(wheel, "w") as packed:
+        packed.writestr("smdebug/__init__.py", "")
+        packed.writestr("smdebug-1.0.34.dist-info/LICENSE", "Apache")
+    with tarfile.open(fileobj=BytesIO(make_bundle().archive)) as archive:
+        without = set(archive.getnames())
+    with tarfile.open(fileobj=BytesIO(make_bundle(debugger=wheel).archive)) as archive:
+        added = set(archive.getnames()) - without
+    assert added == {"smdebug/__init__.py", "smdebug-1.0.34.dist-info/LICENSE"}
 
 
 @pytest.mark.parametrize("kind", PLANTED)

@@ -1,0 +1,432 @@
+"""AWS's documented rules of SageMaker Debugger, as far as a classifier needs them, and ExplodingTensor.
+
+AWS does not publish the code of its own rules. Names, parameters and defaults are those of "List of Debugger built-in
+rules" in a stored copy of the developer guide (github.com/awsdocs/amazon-sagemaker-developer-guide, read 2026-11-25).
+Where the guide counts steps of losses, ours look at means: a job saves the loss of each batch, and batches differ by
+their photos. A validation counts as one step of EVAL, and a training loss is the mean since the validation before.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import re
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+from statistics import fmean
+from typing import Any, Protocol
+
+FINITE_STATISTICS = ("mean", "abs_mean", "min", "max", "l2_norm")
+"""What of a tensor's reductions must be a number: the spread of a single value is none."""
+MODES = ("EVAL", "TRAIN", "GLOBAL")
+OF_THE_SERVICE = ("rule_to_invoke", "base_trial", "source_s3_uri")
+"""Entries of RuleParameters that are none of the rule's own."""
+
+
+class Step(Protocol):
+    """What was saved at one global step."""
+
+    @property
+    def number(self) -> int:
+        """The global step."""
+
+    @property
+    def mode(self) -> str:
+        """TRAIN, EVAL or GLOBAL."""
+
+    @property
+    def modes(self) -> Collection[str]:
+        """All modes of the training."""
+
+    def collection(self, name: str) -> list[str]:
+        """Tensors of a collection."""
+
+    def matching(self, patterns: list[str]) -> list[str]:
+        """Tensors whose names match one of some patterns."""
+
+    def statistic(self, tensor: str, name: str) -> float | None:
+        """One number of a tensor (`abs_mean`, `l2_norm`, ...), or None where it was not saved."""
+
+    def percentiles(self, tensor: str, low: float, high: float) -> tuple[float, float] | None:
+        """Two percentiles of a tensor's values, or None where they were not saved."""
+
+
+class BuiltIn(Protocol):
+    """A rule: sees all steps in their order."""
+
+    @property
+    def needs(self) -> str:
+        """What has to be saved, or there is nothing to judge."""
+
+    @property
+    def looked_at(self) -> int:
+        """How often it had something to judge."""
+
+    def at(self, step: Step) -> str | None:
+        """What is wrong at this step."""
+
+    def end(self) -> str | None:
+        """What is wrong once all steps are known."""
+
+
+@dataclass
+class VanishingGradient:
+    """The mean of a gradient's absolute values falls below `threshold`.
+
+    Biases are left out: one that a normalisation follows has no gradient in the best of networks (ShuffleNet has 14).
+    """
+
+    threshold: float = 0.0000001
+
+    needs = "gradients, raw or with the reduction abs_mean"
+    looked_at = 0
+
+    def at(self, step: Step) -> str | None:
+        """Compare each gradient."""
+        names = [name for name in step.collection("gradients") if not name.endswith("bias")]
+        means = _numbers(step, names, "abs_mean")
+        self.looked_at += bool(means)
+        small = {name: mean for name, mean in means.items() if mean < self.threshold}
+        if not small:
+            return None
+        name = min(small, key=small.__getitem__)
+        return f"{len(small)} of {len(means)} gradients are below {self.threshold:g}: {name} has {small[name]:.3g}"
+
+    def end(self) -> None:
+        """Nothing more."""
+
+
+@dataclass
+class ExplodingTensor:
+    """A tensor is NaN or, unless `only_nan`, infinite."""
+
+    collection_names: list[str] = field(default_factory=list)
+    tensor_regex: list[str] = field(default_factory=list)
+    only_nan: bool = False
+
+    needs = "tensors, raw or with a reduction such as abs_mean"
+    looked_at = 0
+
+    def at(self, step: Step) -> str | None:
+        """Look at every tensor that was asked for; at all by default."""
+        names = step.matching(self.tensor_regex or [".*"])
+        if self.collection_names:
+            names = _chosen(step, self.collection_names, self.tensor_regex)
+        wrong = math.isnan if self.only_nan else lambda value: not math.isfinite(value)
+        for name in names:
+            values = [step.statistic(name, one) for one in FINITE_STATISTICS]
+            numbers = [value for value in values if value is not None]
+            self.looked_at += bool(numbers)
+            if any(map(wrong, numbers)):
+                return f"{name} holds {next(value for value in numbers if wrong(value))}"
+        return None
+
+    def end(self) -> None:
+        """Nothing more."""
+
+
+@dataclass
+class Epochs:
+    """Puts losses together: the mean of each validation, and of the training losses since the one before."""
+
+    names: Callable[[Step], list[str]]
+    looked_at: int = 0
+    number: int = 0
+    """The last step of the validation."""
+    _train: list[float] = field(default_factory=list)
+    _valid: list[float] = field(default_factory=list)
+
+    def add(self, step: Step) -> tuple[float, float] | None:
+        """Take the losses of a step; training and validation loss once a validation is over."""
+        loss = _loss(step, self.names(step))
+        if loss is None:
+            return None
+        self.looked_at += 1
+        if step.mode == "EVAL":
+            self._valid.append(loss)
+            self.number = step.number
+            return None
+        done = self.end()
+        self._train.append(loss)
+        return done
+
+    def end(self) -> tuple[float, float] | None:
+        """What the last validation came to."""
+        if not self._valid or not self._train:
+            return None
+        means = fmean(self._train), fmean(self._valid)
+        self._train, self._valid = [], []
+        return means
+
+
+@dataclass
+class Overfit:
+    """The validation loss is above the training loss by more than `ratio_threshold`, `patience` times on end."""
+
+    tensor_regex: list[str] = field(default_factory=list)
+    start_step: int = 0
+    patience: int = 1
+    ratio_threshold: float = 0.1
+
+    needs = "losses of TRAIN and EVAL"
+
+    def __post_init__(self) -> None:
+        self._epochs = Epochs(lambda step: _chosen(step, ["losses"], self.tensor_regex))
+        self._times = 0
+
+    @property
+    def looked_at(self) -> int:
+        """Steps that had a loss."""
+        return self._epochs.looked_at
+
+    def at(self, step: Step) -> str | None:
+        """Judge a validation once it is over."""
+        return self._judge(self._epochs.add(step))
+
+    def end(self) -> str | None:
+        """Judge the last one."""
+        return self._judge(self._epochs.end())
+
+    def _judge(self, means: tuple[float, float] | None) -> str | None:
+        if means is None or self._epochs.number < self.start_step:
+            return None
+        train, valid = means
+        over = (valid - train) / train if train else math.inf
+        self._times = self._times + 1 if over > self.ratio_threshold else 0
+        if self._times < self.patience:
+            return None
+        return f"the validation loss {valid:.4g} is {over:.0%} above the training loss {train:.4g}"
+
+
+@dataclass
+class Overtraining:
+    """Neither loss has fallen by `delta` below its best for as many validations as their patience says."""
+
+    patience_train: int = 5
+    patience_validation: int = 10
+    delta: float = 0.01
+
+    needs = "losses of TRAIN and EVAL"
+
+    def __post_init__(self) -> None:
+        self._epochs = Epochs(lambda step: step.collection("losses"))
+        self._best = [math.inf, math.inf]
+        self._waited = [0, 0]
+
+    @property
+    def looked_at(self) -> int:
+        """Steps that had a loss."""
+        return self._epochs.looked_at
+
+    def at(self, step: Step) -> str | None:
+        """Judge a validation once it is over."""
+        return self._judge(self._epochs.add(step))
+
+    def end(self) -> str | None:
+        """Judge the last one."""
+        return self._judge(self._epochs.end())
+
+    def _judge(self, means: tuple[float, float] | None) -> str | None:
+        if means is None:
+            return None
+        for which, mean in enumerate(means):
+            improved = mean < self._best[which] - self.delta
+            self._best[which] = mean if improved else self._best[which]
+            self._waited[which] = 0 if improved else self._waited[which] + 1
+        train, valid = self._waited
+        if train < self.patience_train or valid < self.patience_validation:
+            return None
+        return f"the training loss has not improved for {train} validations, the validation loss for {valid}"
+
+
+@dataclass
+class LossNotDecreasing:
+    """The loss does not fall by `diff_percent` over `num_steps`.
+
+    In EVAL the means of validations are compared, else the means of `num_steps` losses each. The guide allows an
+    increase of `increase_threshold_percent` without saying how it goes with a decrease that is asked for; here a small
+    increase is forgiven once, and the loss after it must be lower.
+    """
+
+    collection_names: list[str] = field(default_factory=list)
+    tensor_regex: list[str] = field(default_factory=list)
+    use_losses_collection: bool = True
+    num_steps: int = 10
+    diff_percent: float = 0.1
+    increase_threshold_percent: float = 5.0
+    mode: str = ""
+    """By default the first of EVAL, TRAIN and GLOBAL that was saved."""
+
+    needs = "losses"
+    looked_at = 0
+
+    def __post_init__(self) -> None:
+        if self.mode not in ("", *MODES):
+            raise ValueError(f"LossNotDecreasing.mode must be one of {', '.join(MODES)}, got {self.mode!r}")
+        self._window: list[float] = []
+        self._last = 0
+        self._before: tuple[int, float] | None = None
+        self._forgiven = False
+
+    def at(self, step: Step) -> str | None:
+        """Take a loss, and compare where a mean is complete."""
+        self.mode = self.mode or next(mode for mode in MODES if mode in step.modes)
+        collections = [*self.collection_names, *(["losses"] if self.use_losses_collection else [])]
+        loss = _loss(step, _chosen(step, collections, self.tensor_regex))
+        if loss is None:
+            return None
+        self.looked_at += 1
+        if self.mode not in ("GLOBAL", step.mode):
+            return self.end()
+        self._window.append(loss)
+        self._last = step.number
+        return self._compare() if self.mode != "EVAL" and len(self._window) >= self.num_steps else None
+
+    def end(self) -> str | None:
+        """Compare a validation that is over."""
+        return self._compare() if self.mode == "EVAL" and self._window else None
+
+    def _compare(self) -> str | None:
+        now, self._window = fmean(self._window), []
+        at, before = self._before or (self._last, math.inf)
+        if self._before is not None and self._last - at < self.num_steps:
+            return None
+        self._before = self._last, now
+        fell = 100 * (before - now) / abs(before) if 0 < abs(before) < math.inf else math.inf
+        if fell >= self.diff_percent:
+            self._forgiven = False
+            return None
+        if fell >= -self.increase_threshold_percent and not self._forgiven:
+            self._forgiven = True
+            return None
+        return f"the loss went from {before:.4g} at step {at} to {now:.4g}: it must fall by {self.diff_percent} %"
+
+
+@dataclass
+class PoorWeightInitialization:
+    """Over the first `steps` steps the loss does not fall for `patience` steps, and the network shows why.
+
+    Either the variances of its layers' activation inputs are more than `threshold` times apart, or a gradient spreads
+    over less than `distribution_range`, from its 5th to its 95th percentile (where only reductions were saved: from its
+    smallest to its largest value, which is at least as wide).
+    """
+
+    activation_inputs_regex: list[str] = field(default_factory=lambda: [".*relu_input"])
+    threshold: float = 10.0
+    distribution_range: float = 0.001
+    patience: int = 5
+    steps: int = 10
+
+    needs = "losses, and gradients (raw, or min and max) or activation inputs (raw, or variance)"
+
+    def __post_init__(self) -> None:
+        self._reason = ""
+        self._losses: list[float] = []
+        self._causes = 0
+
+    @property
+    def looked_at(self) -> int:
+        """How often both were there."""
+        return min(self._causes, len(self._losses))
+
+    def at(self, step: Step) -> str | None:
+        """Look at one of the first steps of the training."""
+        if step.mode == "EVAL" or len(self._losses) >= self.steps:
+            return None
+        self._reason = self._reason or self._cause(step)
+        loss = _loss(step, step.collection("losses"))
+        if loss is not None:
+            self._losses.append(loss)
+        best = min(range(len(self._losses)), key=self._losses.__getitem__, default=0)
+        waited = len(self._losses) - 1 - best
+        if waited < self.patience or not self._reason:
+            return None
+        return f"{self._reason}, and the loss has not fallen below {self._losses[best]:.4g} for {waited} steps"
+
+    def end(self) -> None:
+        """Nothing more."""
+
+    def _cause(self, step: Step) -> str:
+        variances = _numbers(step, step.matching(self.activation_inputs_regex), "variance")
+        spreads = {
+            name: high - low
+            for name in step.collection("gradients")
+            if (ends := step.percentiles(name, 5, 95)) is not None
+            for low, high in [ends]
+        }
+        self._causes += bool(variances or spreads)
+        if variances and max(variances.values()) > self.threshold * min(variances.values()):
+            low, high = (choose(variances, key=variances.__getitem__) for choose in (min, max))
+            return f"variance {variances[low]:.3g} of {low} and {variances[high]:.3g} of {high} are far apart"
+        if spreads and min(spreads.values()) < self.distribution_range:
+            name = min(spreads, key=spreads.__getitem__)
+            return f"{name} spreads over {spreads[name]:.3g} only"
+        return ""
+
+
+RULES: Mapping[str, type[Any]] = {
+    one.__name__: one
+    for one in (
+        VanishingGradient,
+        ExplodingTensor,
+        Overfit,
+        Overtraining,
+        PoorWeightInitialization,
+        LossNotDecreasing,
+    )
+}
+
+
+def make_rule(parameters: Mapping[str, str]) -> BuiltIn:
+    """The rule of a RuleParameters, whose values are text.
+
+    Raises:
+        ValueError: for an unknown rule or parameter, or a value that it can't take.
+    """
+    name = parameters.get("rule_to_invoke", "")
+    if name not in RULES:
+        raise ValueError(f"rule_to_invoke must be one of {', '.join(RULES)}, got {name!r}; AWS has more of them")
+    kinds = {one.name: str(one.type) for one in dataclasses.fields(RULES[name])}
+    values = {}
+    for key, text in parameters.items():
+        if key in OF_THE_SERVICE:
+            continue
+        if key not in kinds:
+            near = difflib.get_close_matches(key, kinds, n=1)
+            raise ValueError(f"{name} has no parameter {key!r}{f'; did you mean {near[0]}?' if near else ''}")
+        values[key] = _parse(f"{name}.{key}", kinds[key], text)
+    rule: BuiltIn = RULES[name](**values)
+    return rule
+
+
+def _parse(what: str, kind: str, text: str) -> Any:
+    try:
+        if kind == "bool":
+            return {"true": True, "false": False}[text.lower()]
+        if kind == "list[str]":
+            return [part.strip() for part in text.split(",") if part.strip()]
+        return {"float": float, "int": int, "str": str}[kind](text)
+    except (ValueError, KeyError):
+        raise ValueError(f"{what} must be a {kind}, got {text!r}") from None
+
+
+def _chosen(step: Step, collections: Iterable[str], patterns: list[str]) -> list[str]:
+    """Tensors of some collections, only those that match where there are patterns."""
+    names = {name for collection in collections for name in step.collection(collection)}
+    return sorted(name for name in names if not patterns or matches(name, patterns))
+
+
+def _numbers(step: Step, names: Iterable[str], statistic: str) -> dict[str, float]:
+    found = ((name, step.statistic(name, statistic)) for name in names)
+    return {name: value for name, value in found if value is not None}
+
+
+def _loss(step: Step, names: Iterable[str]) -> float | None:
+    losses = _numbers(step, names, "mean")
+    return fmean(losses.values()) if losses else None
+
+
+def matches(name: str, patterns: Iterable[str]) -> bool:
+    """Whether a name matches one of some patterns anywhere, as smdebug reads them."""
+    return any(re.search(pattern, name) for pattern in patterns)
