@@ -87,6 +87,8 @@ class Recorder(Callback):
     def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:
         """On a CPU, where looking costs nothing, find the layer while the weights are still what they were."""
         if self._on_cpu and not math.isfinite(loss.item()) and not self._recording.not_finite_in:
+            if self._probe is not None:
+                self._probe.remove_hooks()  # it has seen this step
             self._recording.not_finite_in = find_not_finite(_network(pl_module), self._batch[0])
 
     def on_before_optimizer_step(

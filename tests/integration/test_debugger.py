@@ -9,6 +9,7 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,17 @@ from botocore.exceptions import ClientError
 from mlflow import MlflowClient
 
 from experiments.config import RunConfig, load_config
+from experiments.run_folder import RECORDING
+from lightning_modules.recording import Recording
 from sagemaker_launch.bundle import fetch_debugger
 from sagemaker_launch.cli import main
 from sagemaker_launch.container.debugger import CONFIG_FILE, END_OF_JOB
+from sagemaker_launch.container.debugger_rules import make_rule
 from sagemaker_launch.container.hyperparameters import encode
 from sagemaker_launch.debug_report import RULES, report_job
 from sagemaker_launch.debugger_environment import read_tensors, run_rules
+from sagemaker_launch.debugger_requests import hook
+from sagemaker_launch.debugger_settings import DebuggerSettings
 from sagemaker_launch.jobs import find_job
 from sagemaker_launch.settings import load_cloud
 from sagemaker_launch.shipping import make_shipment
@@ -36,7 +42,6 @@ from tests.pictures import make_class_folders
 from tests.unit.test_requests import BASIC
 
 LOSS = "CrossEntropyLoss_output_0"
-DEFAULT = {"save_interval": "500", "reductions": "mean,std,min,max,abs_mean,l2_norm"}
 
 
 @pytest.fixture(scope="session")
@@ -125,6 +130,71 @@ def test_a_broken_training_trips_the_right_rule(trained: Path, name: str, rule: 
 def test_a_healthy_training_trips_no_rule(trained: Path) -> None:
     found = judge(trained / "healthy" / "tensors")
     assert {name: one["RuleEvaluationStatus"] for name, one in found.items()} == dict.fromkeys(RULES, "NoIssuesFound")
+
+
+@dataclass(frozen=True)
+class RecordedStep:
+    """A step of our recorder's, as the rules see one of smdebug's."""
+
+    number: int
+    mode: str
+    loss: float
+    gradients: Mapping[str, float]
+    modes: tuple[str, ...] = ("TRAIN", "EVAL")
+
+    def collection(self, name: str) -> list[str]:
+        return {"losses": [LOSS], "gradients": list(self.gradients)}.get(name, [])
+
+    def matching(self, patterns: list[str]) -> list[str]:
+        return [LOSS, *self.gradients]
+
+    def statistic(self, tensor: str, name: str) -> float | None:
+        return {LOSS: self.loss, **self.gradients}[tensor] if name in ("mean", "abs_mean") else None
+
+    def percentiles(self, tensor: str, low: float, high: float) -> None:
+        return None
+
+
+def recorded_steps(folder: Path) -> list[RecordedStep]:
+    """All steps of a recording, counted as smdebug counts them: those of training and validation together."""
+    recording = Recording.load(folder / "run" / RECORDING)
+    gradients = {
+        one.step: dict(zip(recording.parameters, one.gradient_mean.tolist(), strict=True)) for one in recording.samples
+    }
+    steps: list[RecordedStep] = []
+    validation = list(zip(recording.validation_steps, recording.validation_losses, strict=True))
+    for step, loss in zip(recording.train_steps, recording.train_losses, strict=True):
+        steps.append(RecordedStep(len(steps), "TRAIN", loss, gradients.get(step, {})))
+        for _, value in [one for one in validation if one[0] == step]:
+            steps.append(RecordedStep(len(steps), "EVAL", value, {}))
+    return steps
+
+
+@pytest.mark.parametrize("name", ["healthy", "learning_rate", "zeroed_head", "shuffled_labels"])
+def test_the_rules_find_the_same_in_our_recording_and_in_smdebugs_tensors(trained: Path, name: str) -> None:
+    rules = ["VanishingGradient", "Overfit", "Overtraining", "LossNotDecreasing"]
+    by_smdebug = judge(trained / name / "tensors", rules)
+    steps = recorded_steps(trained / name)
+    for rule_name in rules:
+        rule = make_rule({"rule_to_invoke": rule_name})
+        found = [step.number for step in steps if rule.at(step)]
+        found += [steps[-1].number] if rule.end() else []
+        theirs = by_smdebug[rule_name]
+        assert (theirs["RuleEvaluationStatus"], theirs["step"]) == (
+            ("IssuesFound", found[0]) if found else ("NoIssuesFound", None)
+        ), rule_name
+
+
+def test_our_recording_holds_the_gradients_that_smdebug_saved(trained: Path) -> None:
+    tensors = read_tensors(JOB_IMAGES, trained / "healthy" / "tensors")["tensors"]
+    ours = {step.number: step.gradients for step in recorded_steps(trained / "healthy")}
+    compared = 0
+    for name, one in tensors.items():
+        for point in one["points"] if one["collection"] == "gradients" else ():
+            if gradients := ours[point["step"]]:
+                assert gradients[name.partition("_")[2]] == pytest.approx(point["abs_mean"], rel=1e-3)
+                compared += 1
+    assert compared >= 52  # 26 weights, twice
 
 
 def test_a_rule_that_has_nothing_to_judge_or_is_unknown_says_so(trained: Path, tmp_path: Path) -> None:
@@ -273,8 +343,8 @@ def test_a_report_of_a_folder_lies_beside_it_and_loads_nothing(
 @pytest.mark.slow
 def test_the_default_costs_little_time_and_space(smdebug: Path, tmp_path: Path) -> None:
     # Both in one process, in turns: whatever else the machine does meets both alike.
-    collections = {"losses": {"save_interval": "1"}, "weights": DEFAULT, "gradients": DEFAULT}
-    config = write_config(tmp_path / "config.json", tmp_path / "tensors", collections)
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps(hook(DebuggerSettings()) | {"LocalPath": str(tmp_path / "tensors")}))
     done = run_beside(smdebug, "-m", "benchmarks.debugger", str(config), "--steps", "60")
     assert done.returncode == 0, done.stderr
     measured = json.loads(done.stdout)

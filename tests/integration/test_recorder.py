@@ -142,17 +142,20 @@ def test_shuffled_labels_overfit_or_teach_nothing(config: RunConfig, tmp_path: P
     assert found & {"overfitting", "loss_not_decreasing"}
 
 
-def test_a_loss_that_is_no_number_ends_the_run_at_once_and_names_the_layer(config: RunConfig, tmp_path: Path) -> None:
+@pytest.mark.parametrize("spoilt", [7, 10], ids=["between samples", "in a sampled step"])
+def test_a_loss_that_is_no_number_ends_the_run_at_once_and_names_the_layer(
+    config: RunConfig, tmp_path: Path, spoilt: int
+) -> None:
     class Spoil(Callback):
         def on_train_batch_start(self, trainer: Any, pl_module: Any, *args: Any) -> None:
-            if trainer.global_step == 7:
+            if trainer.global_step == spoilt:
                 with torch.no_grad():
                     pl_module.network.get_submodule("stage3.0.branch1.2").weight.fill_(float("inf"))
 
-    with pytest.raises(NotANumberError, match=r"at step 7, first in the weights of stage3\.0\.branch1\.2"):
+    with pytest.raises(NotANumberError, match=rf"at step {spoilt}, first in the weights of stage3\.0\.branch1\.2"):
         run(override(config, {"trainer.on_rule": "stop"}), tmp_path, Spoil())
     assert [one.rule for one in load_findings(tmp_path / RECORDING)] == ["not_finite"]
-    assert math.isnan(recorded(tmp_path).train_losses[7])
+    assert math.isnan(recorded(tmp_path).train_losses[spoilt])
 
 
 def test_a_run_that_goes_on_records_no_step_twice(
