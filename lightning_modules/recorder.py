@@ -61,6 +61,7 @@ class Recorder(Callback):
         self._folder, self._on_finding, self._stop = folder, on_finding, stop
         self._every, self._all_layers = SAMPLED_EVERY[detail], detail == "full"
         self._recording, self._findings = Recording(), list[Finding]()
+        self._trained: list[Tensor] = []
         self._losses: list[Tensor] = []
         self._validation: list[Tensor] = []
         self._probe: _Probe | None = None
@@ -75,7 +76,7 @@ class Recorder(Callback):
         trained = [(name, one) for name, one in _network(pl_module).named_parameters() if one.requires_grad]
         self._recording.parameters = [name for name, _ in trained]
         self._recording.dimensions = [one.ndim for _, one in trained]
-        self._trained: list[Tensor] = [one for _, one in trained]
+        self._trained = [one for _, one in trained]
         self._on_cpu = pl_module.device.type == "cpu"
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, _: int) -> None:
@@ -131,8 +132,9 @@ class Recorder(Callback):
         """Save what a run that fails has come to: it is the one that is looked at."""
         if self._probe is not None:
             self._probe.remove_hooks()
-        self._flush()
-        self._save(trainer)
+        if self._trained:  # one that never got so far leaves what was recorded before alone
+            self._flush()
+            self._save(trainer)
 
     def _fetch(self, trainer: pl.Trainer, *, validated: bool) -> None:
         """Bring over what waits on the device, and let the rules look at it."""
@@ -200,7 +202,7 @@ class _Probe:
         changes = torch._foreach_sub([one.detach() for one in self._trained], self._before)
         ratio = torch.stack(torch._foreach_norm(changes)) / self._weight_norm.clamp(min=torch.finfo(torch.float32).tiny)
         parameters = [self._gradient_norm, self._gradient_mean, self._weight_norm, ratio]
-        layers = torch.stack(list(self._statistics.values()), dim=1) if self._statistics else torch.zeros(3, 0)
+        layers = torch.stack(list(self._statistics.values()), dim=1)
         measured = torch.cat([*parameters, *layers, torch.stack([loss, self._spread.to(loss.device)])]).float()
         values: FloatArray = measured.detach().cpu().numpy()
         of_parameters = values[: 4 * len(self._trained)].reshape(4, -1)

@@ -143,9 +143,8 @@ def flow(cloud: Cloud) -> Cloud:
     said = io.StringIO()
     with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
         done = [cloud.run("tune")]
-        done.append(
-            cloud.run("train", "--best-of", cloud.sent("CreateHyperParameterTuningJob")["HyperParameterTuningJobName"])
-        )
+        best_of = cloud.sent("CreateHyperParameterTuningJob")["HyperParameterTuningJobName"]
+        done.append(cloud.run("train", "--best-of", best_of, "--trainer.profile=true"))
         done.append(cloud.run("sync", "--models"))
     cloud.said = said.getvalue()
     assert done == [0, 0, 0], cloud.said
@@ -187,6 +186,10 @@ def test_what_a_job_recorded_comes_home_and_is_drawn(flow: Cloud) -> None:
         assert {"recording.png", "recording"} <= artifacts
         recording = Recording.load(RunFolder(flow.home / "cloud" / str(run.info.run_name)).recording)
         assert recording.train_steps == list(range(9))  # 3 epochs of 24 photos, 8 at once
+    name = flow.sent("CreateTrainingJob")["TrainingJobName"]
+    assert "of the step" in flow.runs()[name].data.params["profile.verdict"]
+    profile = {one.path for one in client.list_artifacts(flow.runs()[name].info.run_id, "profile")}
+    assert profile == {"profile/profile.html", "profile/profile.json", "profile/trace.json.gz"}
 
 
 def test_a_rehearsed_job_has_the_metrics_of_a_local_run_to_the_last_digit(flow: Cloud, tmp_path: Path) -> None:

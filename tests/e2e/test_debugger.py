@@ -67,6 +67,8 @@ def test_a_watched_job_is_judged_and_its_run_says_what_was_found(
             Bucket=settings.bucket, Prefix=f"{settings.prefix}/debug/{name}/debug-output/events/"
         )
         assert main(["sync", name, *fields]) == 0
+        assert main(["debug-report", name, *fields, f"--data.cache_dir={job_images}"]) == 0
+        page = Path(capsys.readouterr().out.split()[-1])
     assert stored["KeyCount"] > 0
     assert found.keys() == {*RULES, "ProfilerReport"}
     assert found.pop("ProfilerReport") == "Stopped"
@@ -75,6 +77,9 @@ def test_a_watched_job_is_judged_and_its_run_says_what_was_found(
     (run,) = client.search_runs([one.experiment_id for one in client.search_experiments()])
     for rule, status in found.items():
         assert run.data.tags[f"debugger.{rule}"] == status
+        assert rule in page.read_text()
+    artifacts = {one.path for one in client.list_artifacts(run.info.run_id)}
+    assert {"debug-report.html", "debug.json", "debug_losses.png"} <= artifacts
 
 
 def statuses(client: Any, name: str) -> dict[str, str]:

@@ -414,6 +414,7 @@ def test_the_policies_grant_every_call_that_was_made(cloud: Rehearsal) -> None:
     assert {action_of(one.removesuffix("-runtime"), operation) for one, operation in cloud.calls} <= granted
 
 
+@pytest.mark.slow
 def test_a_model_that_was_trained_at_home_is_deployed_by_its_run_and_by_its_registered_name(cloud: Rehearsal) -> None:
     subprocess.run([sys.executable, "-m", "experiments", "train", cloud.fields[0]], check=True, cwd=REPOSITORY)
     client = MlflowClient(f"sqlite:///{cloud.home / 'mlflow.db'}")
@@ -430,6 +431,7 @@ def test_a_model_that_was_trained_at_home_is_deployed_by_its_run_and_by_its_regi
     cloud.done("delete", "home")
 
 
+@pytest.mark.slow
 def test_dogs_are_trained_deployed_asked_updated_and_deleted(cloud: Rehearsal, second: Path, tmp_path: Path) -> None:
     dogs, images = real("data/dogs6"), real("images")
     for photo in [one for split in ("train", "valid") for breed in (dogs / split).iterdir() for one in _few(breed)]:

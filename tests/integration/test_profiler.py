@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import gzip
 import json
-import shutil
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from mlflow import MlflowClient
 from pytorch_lightning.callbacks import Callback
 from torch import Tensor
 
@@ -21,10 +19,7 @@ from experiments.train import train
 from lightning_modules.classifier import ImageClassifier
 from lightning_modules.photos import PhotoFiles
 from lightning_modules.profiler import StepClock
-from sagemaker_launch.jobs import find_job
-from sagemaker_launch.sync import Synchroniser
 from tests.conftest import tiny
-from tests.integration.test_sync import PRICES, Account, runs
 from tests.integration.test_train import MemoryLogger, run, timeless
 
 
@@ -141,29 +136,6 @@ def test_a_run_without_a_steady_step_says_why_it_has_no_profile(config: RunConfi
         "no profile, for too few steps (1, 1 an epoch): lower data.batch_size or raise trainer.max_epochs"
     )
     assert not (tmp_path / "artifacts").exists()
-
-
-def test_the_profile_of_a_job_reaches_mlflow(tmp_path: Path, mlflow_database: Path) -> None:
-    shutil.copy(mlflow_database, tmp_path / "mlflow.db")
-    config = load_config(None, {"output_dir": tmp_path, "tracking.experiment": "cloud", "trainer.profile": True})
-    account = Account(config, ["Completed", "Completed"])
-    (tmp_path / "stored.html").write_text("a page")
-
-    class Bucket:
-        """Has what the first job left beside its checkpoints."""
-
-        def list_objects_v2(self, Bucket: str, Prefix: str) -> dict[str, Any]:
-            mine = Prefix.endswith(f"/{account.name(0)}/artifacts/profile/") and "/checkpoints/" in Prefix
-            return {"Contents": [{"Key": f"{Prefix}profile.html"}]} if mine else {}
-
-        def download_file(self, bucket: str, key: str, path: str) -> None:
-            shutil.copy(tmp_path / "stored.html", path)
-
-    Synchroniser(config, account, account, Bucket(), PRICES.__getitem__).sync(find_job(account, "tuning"))
-    client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
-    _parent, first, second = runs(config)
-    assert [one.path for one in client.list_artifacts(first.info.run_id, "profile")] == ["profile/profile.html"]
-    assert client.list_artifacts(second.info.run_id, "profile") == []
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

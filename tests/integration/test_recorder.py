@@ -166,6 +166,13 @@ def test_a_run_that_goes_on_records_no_step_twice(
     with pytest.raises(ConnectionAbortedError):
         run(config, tmp_path / "killed", StopAfterEpoch(1))
     assert len(recorded(tmp_path / "killed").train_steps) == 25
+
+    class NeverStarts(Callback):
+        def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+            raise ConnectionAbortedError("killed")
+
+    with pytest.raises(ConnectionAbortedError):
+        run(config, tmp_path / "killed", NeverStarts())
     run(config, tmp_path / "killed")
     whole, killed = recorded(tmp_path / "whole"), recorded(tmp_path / "killed")
     assert killed.train_steps == whole.train_steps and killed.train_losses == whole.train_losses

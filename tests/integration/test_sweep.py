@@ -316,6 +316,7 @@ def start_child(config: RunConfig) -> Any:
     return process
 
 
+@pytest.mark.slow
 def test_twenty_kills_at_random_moments_lose_nothing(config: RunConfig) -> None:
     config = override(config, {"sweep.n_trials": 6, "trainer.max_epochs": 4, "sweep.pruner": "median"})
     (config.output_dir / "mlflow.db").unlink()  # a kill may also meet MLflow's migrations

@@ -136,6 +136,7 @@ def test_json_that_is_no_utf8_is_beyond_us(server: TorchServe) -> None:
     assert post(server, b"\xff", "application/json; charset=utf-8").status_code == 400
 
 
+@pytest.mark.slow
 def test_two_servers_run_beside_each_other(
     server: TorchServe,
     model: Path,

@@ -78,6 +78,7 @@ def test_a_server_that_goes_away_and_comes_back_gets_everything(
     check_whole(config, 3)
 
 
+@pytest.mark.slow
 def test_a_server_that_stays_away_ends_the_sweep_and_the_same_command_sends_the_rest(
     server: Server, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
