@@ -19,7 +19,7 @@ from tests.unit.test_export import export, tiny_network
 ROLE = "arn:aws:iam::123456789012:role/serving"
 
 
-@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("packed", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_serve_answers_as_an_endpoint_and_ends_with_ctrl_c(tmp_path: Path, packed: bool) -> None:
     model = export(tiny_network(), tmp_path / "export")
     photo = (model / "golden" / "image.jpg").read_bytes()

@@ -300,7 +300,7 @@ def test_after_sigterm_it_answers_what_is_in_and_nobody_else(base: Path, tmp_pat
         assert server.process.wait(timeout=10) == 0
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_it_ends_within_its_bound_although_a_client_never_finishes(
     base: Path, tmp_path: Path, number: signal.Signals
 ) -> None:

@@ -174,6 +174,7 @@ def test_a_publisher_that_is_killed_is_replaced(config: RunConfig, monkeypatch: 
     check_whole(config, 3)
 
 
+@pytest.mark.slow
 def test_a_publisher_that_is_killed_at_the_end_is_replaced(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     conclude = sweep._conclude
 
@@ -244,6 +245,7 @@ def test_a_photo_that_is_gone_costs_the_pictures_and_not_the_trial(
 # Populations
 
 
+@pytest.mark.slow
 def test_a_population_ends_as_its_trials_would_alone(config: RunConfig) -> None:
     config = override(config, {"sweep.sampler": "random", "sweep.n_trials": 5, "model.dropout": 0.2})
     alone = sweep.run_sweep(config)

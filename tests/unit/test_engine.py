@@ -50,7 +50,7 @@ def trained(backbone: str, side: int) -> nn.Module:
     [
         ("resnet18", 64),
         ("shufflenet_v2_x0_5", 32),
-        ("mobilenet_v3_small", 64),
+        pytest.param("mobilenet_v3_small", 64, marks=pytest.mark.slow),
         pytest.param("convnext_tiny", 64, marks=pytest.mark.slow),
         pytest.param("swin_t", 64, marks=pytest.mark.slow),
         pytest.param("vit_b_16", 224, marks=pytest.mark.slow),
