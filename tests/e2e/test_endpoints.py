@@ -373,7 +373,7 @@ def test_what_is_over_is_deleted_and_what_is_not_or_is_not_ours_stays(cloud: Reh
     assert cloud.left() == []
 
 
-@pytest.mark.parametrize("kind", ["serverless", "async"])
+@pytest.mark.parametrize("kind", [pytest.param("serverless", marks=pytest.mark.slow), "async"])
 def test_other_kinds_answer_as_well(cloud: Rehearsal, first: Path, kind: str) -> None:
     options = [f"--cloud.endpoint.kind={kind}"]
     if kind == "async":
@@ -431,7 +431,6 @@ def test_a_model_that_was_trained_at_home_is_deployed_by_its_run_and_by_its_regi
     cloud.done("delete", "home")
 
 
-@pytest.mark.slow
 def test_dogs_are_trained_deployed_asked_updated_and_deleted(cloud: Rehearsal, second: Path, tmp_path: Path) -> None:
     dogs, images = real("data/dogs6"), real("images")
     for photo in [one for split in ("train", "valid") for breed in (dogs / split).iterdir() for one in _few(breed)]:

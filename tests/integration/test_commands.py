@@ -89,6 +89,7 @@ def plain_pyfunc(client: MlflowClient, uri: str) -> mlflow.pyfunc.PyFuncModel:
     return mlflow.pyfunc.load_model(uri)
 
 
+@pytest.mark.slow
 def test_two_devices_see_every_image_once(flags: list[str], tmp_path: Path) -> None:
     """DDP on two processes with almost no learning: the metrics are those of one process."""
     still = ["--optimizer.learning_rate=1e-12", "--data.batch_size=5", "--trainer.max_epochs=1"]

@@ -94,6 +94,7 @@ def test_a_tuned_job_leaves_the_test_split_alone(config: RunConfig, photos: Path
     assert "best_val_loss" in output
 
 
+@pytest.mark.slow
 def test_a_killed_job_goes_on_from_its_checkpoint_with_the_same_metrics(photos: Path, tmp_path: Path) -> None:
     config = load_config(None, tiny(photos, tmp_path / "home") | {"trainer.max_epochs": 40})
     whole, cut = tmp_path / "whole", tmp_path / "cut"

@@ -86,16 +86,9 @@ class Load:
     wrong: int = 0
 
 
-def test_at_twice_its_capacity_answers_are_right_and_latency_and_memory_bounded(base: Path, tmp_path: Path) -> None:
-    check_load(base, tmp_path, seconds=5)
-
-
 @pytest.mark.slow
 def test_it_bears_twice_its_capacity_for_a_minute(base: Path, tmp_path: Path) -> None:
-    check_load(base, tmp_path, seconds=60)
-
-
-def check_load(base: Path, tmp_path: Path, seconds: float) -> None:
+    seconds = 60
     model = load_export(base / "model")
     photos = [jpeg_bytes((50 * index % 256, 30 * index % 256, 128), size=200, seed=index) for index in range(16)]
     scores = model.score([decode_image(photo) for photo in photos]).tolist()
@@ -107,7 +100,7 @@ def check_load(base: Path, tmp_path: Path, seconds: float) -> None:
         grown = server.memory() - before
         p99 = statistics.quantiles(load.seconds, n=100)[98]
         print(
-            f"{seconds:.0f} s at 2 x {capacity:.0f}/s: {len(load.seconds)} accepted, {load.refused} refused, "
+            f"{seconds} s at 2 x {capacity:.0f}/s: {len(load.seconds)} accepted, {load.refused} refused, "
             f"p50 {statistics.median(load.seconds):.3f} s, p99 {p99:.3f} s, memory {grown / 1e6:+.1f} MB"
         )
         assert load.wrong == 0

@@ -377,6 +377,7 @@ def test_two_sweeps_at_once_share_the_study(config: RunConfig) -> None:
     check_whole(config, 5)
 
 
+@pytest.mark.slow
 def test_workers_share_the_study_and_a_killed_one_is_replaced(config: RunConfig) -> None:
     # Trials that take longer than a new worker takes to come up.
     config = override(config, {"sweep.workers": 2, "sweep.n_trials": 6, "trainer.max_epochs": 40, "data.cache": "none"})
