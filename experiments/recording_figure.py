@@ -14,6 +14,8 @@ from matplotlib.figure import Figure
 from experiments.figures import BLUE, GREY, VERMILLION
 from lightning_modules.recording import Finding, Recording
 
+MAX_LINES = 8
+"""Layers up to which lines say more than a heat map."""
 MAX_NAMES = 24
 """Layer names that stay readable beside one another."""
 
@@ -63,11 +65,18 @@ def _draw_losses(axes: Axes, recording: Recording, findings: Sequence[Finding]) 
 def _draw_layers(
     axes: Axes, values: npt.NDArray[np.float32], names: Sequence[str], steps: Sequence[int], title: str, scale: Any
 ) -> None:
-    """A row for each layer, a column for each sampled step."""
+    """A line for each of a few layers; of many a row for each, and a column for each sampled step."""
     axes.set(title=title, xlabel="step")
     if not values.size:
         axes.text(0.5, 0.5, "the network trains no such layer", ha="center", va="center", transform=axes.transAxes)
         axes.set(xticks=[], yticks=[])
+        return
+    if len(names) <= MAX_LINES:
+        for name, row in zip(names, values, strict=True):
+            axes.plot(steps, row, marker=".", label=name)
+        if isinstance(scale, LogNorm):
+            axes.set_yscale("log")
+        axes.legend()
         return
     image = axes.imshow(values, aspect="auto", interpolation="nearest", cmap="cividis", norm=scale)
     assert axes.figure is not None
