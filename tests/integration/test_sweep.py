@@ -282,6 +282,7 @@ def test_pruned_and_failed_members_leave_the_population(config: RunConfig, monke
     assert "val_loss is nan after epoch 2" in result.study.trials[2].user_attrs["failure_reason"]
 
 
+@pytest.mark.slow
 def test_an_interrupted_population_goes_on(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     config = override(config, {"sweep.population": 3})
     epoch = HeadPopulation.train_epoch
@@ -368,6 +369,7 @@ def test_a_killed_sweep_ends_as_an_uninterrupted_one(config: RunConfig) -> None:
 # Several processes
 
 
+@pytest.mark.slow
 def test_two_sweeps_at_once_share_the_study(config: RunConfig) -> None:
     config = override(config, {"sweep.n_trials": 5})
     processes = [start_child(config), start_child(config)]
