@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tarfile
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -126,13 +126,8 @@ def fetch_wheels(cache_dir: Path) -> Path:
     for python in PYTHONS:
         say(f"downloading the packages of a job without network, for Python {python}")
         platforms = [f"--platform=manylinux{tag}_x86_64" for tag in ("2014", "_2_17", "_2_28")]
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
-        command += ["--only-binary=:all:", f"--python-version={python}", *platforms, f"--dest={part}"]
-        done = subprocess.run(
-            [*command, f"--requirement={requirements_file()}"], capture_output=True, text=True, check=False
-        )
-        if done.returncode:
-            raise ValueError(f"cloud.network_isolation needs the packages of {REQUIREMENTS}: {done.stderr.strip()}")
+        what = [f"--python-version={python}", *platforms, f"--requirement={requirements_file()}"]
+        _download(part, what, f"cloud.network_isolation needs the packages of {REQUIREMENTS}")
     part.replace(folder)
     return folder
 
@@ -148,14 +143,23 @@ def fetch_debugger(cache_dir: Path) -> Path:
     with FileLock(f"{folder}.lock"):
         if not folder.is_dir():
             part = folder.with_name(f".{folder.name}.part")
-            command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
-            command += ["--only-binary=:all:", f"--dest={part}", SMDEBUG]
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
-            if done.returncode:
-                raise ValueError(f"a job that is debugged needs {SMDEBUG}: {done.stderr.strip()}")
+            _download(part, [SMDEBUG], f"a job that is debugged needs {SMDEBUG}")
             part.replace(folder)
     (wheel,) = folder.glob("*.whl")
     return wheel
+
+
+def _download(folder: Path, what: Sequence[str], needed: str) -> None:
+    """Have pip download wheels without what they require.
+
+    Raises:
+        ValueError: with what was needed, and pip's own message.
+    """
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
+    command += ["--only-binary=:all:", f"--dest={folder}", *what]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise ValueError(f"{needed}: {done.stderr.strip()}")
 
 
 def _unpacked(wheel: Path) -> dict[str, bytes]:
