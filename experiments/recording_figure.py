@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +18,8 @@ MAX_LINES = 8
 """Layers up to which lines say more than a heat map."""
 MAX_NAMES = 24
 """Layer names that stay readable beside one another."""
+MAX_STEPS = 12
+"""Steps that stay readable beside one another."""
 
 
 def recording_figure(recording: Recording, findings: Sequence[Finding]) -> Figure:
@@ -38,7 +40,7 @@ def recording_figure(recording: Recording, findings: Sequence[Finding]) -> Figur
     ratios = _rows([sample.update_ratio[recording.weights] for sample in recording.samples], len(names))
     dead = _rows([sample.dead_share for sample in recording.samples], len(recording.activations))
     mortal = ~np.isnan(dead).all(axis=1)
-    _draw_layers(gradients, norms, names, steps, "Length of the gradient", _logarithmic(norms))
+    _draw_layers(gradients, norms, names, steps, "Length of the gradient", logarithmic(norms))
     _draw_layers(updates, ratios, names, steps, "Share of the weights that a step changed", LogNorm(1e-6, 1))
     relus = [recording.activations[place] for place in np.flatnonzero(mortal).tolist()]
     _draw_layers(units, dead[mortal], relus, steps, "Share of dead ReLU units", Normalize(0, 1))
@@ -63,7 +65,12 @@ def _draw_losses(axes: Axes, recording: Recording, findings: Sequence[Finding]) 
 
 
 def _draw_layers(
-    axes: Axes, values: npt.NDArray[np.float32], names: Sequence[str], steps: Sequence[int], title: str, scale: Any
+    axes: Axes,
+    values: npt.NDArray[np.float32],
+    names: Sequence[str],
+    steps: Sequence[int],
+    title: str,
+    scale: Normalize,
 ) -> None:
     """A line for each of a few layers; of many a row for each, and a column for each sampled step."""
     axes.set(title=title, xlabel="step")
@@ -78,12 +85,35 @@ def _draw_layers(
             axes.set_yscale("log")
         axes.legend()
         return
-    image = axes.imshow(values, aspect="auto", interpolation="nearest", cmap="cividis", norm=scale)
+    layer_heatmap(axes, values, names, steps, scale, max_names=MAX_NAMES)
+
+
+def layer_heatmap(
+    axes: Axes,
+    values: npt.NDArray[np.floating],
+    names: Sequence[str],
+    steps: Sequence[int],
+    scale: Normalize,
+    *,
+    max_names: int,
+    label: str = "",
+) -> None:
+    """Draw a row for each layer and a column for each step; what is no number, or has no place on the scale, is red.
+
+    Args:
+        values: (layers, steps).
+        max_names: how many layer names stay readable beside one another.
+        label: of the colours.
+    """
+    image = axes.imshow(
+        np.ma.masked_invalid(values), aspect="auto", interpolation="nearest", cmap="cividis", norm=scale
+    )
+    axes.set_facecolor(VERMILLION)
     assert axes.figure is not None
-    axes.figure.colorbar(image, ax=axes)
-    every = -(-len(names) // MAX_NAMES)
-    axes.set_yticks(range(0, len(names), every), names[::every], fontsize=7)
-    columns = np.unique(np.linspace(0, len(steps) - 1, min(len(steps), 10)).round().astype(int))
+    axes.figure.colorbar(image, ax=axes, label=label)
+    rows = range(0, len(names), math.ceil(len(names) / max_names))
+    axes.set_yticks(rows, [names[row] for row in rows], fontsize=7)
+    columns = range(0, len(steps), math.ceil(len(steps) / MAX_STEPS))
     axes.set_xticks(columns, [str(steps[column]) for column in columns])
 
 
@@ -92,7 +122,8 @@ def _rows(columns: Sequence[npt.NDArray[np.float32]], rows: int) -> npt.NDArray[
     return np.stack(columns, axis=1) if columns else np.empty((rows, 0), np.float32)
 
 
-def _logarithmic(values: npt.NDArray[np.float32]) -> LogNorm:
+def logarithmic(values: npt.NDArray[np.floating]) -> LogNorm:
+    """A scale from the smallest to the largest of some numbers, over nine orders of magnitude at most."""
     finite = values[np.isfinite(values) & (values > 0)]
     high = float(finite.max()) if finite.size else 1.0
     return LogNorm(max(float(finite.min()) if finite.size else high, 1e-9 * high), 1.001 * high)

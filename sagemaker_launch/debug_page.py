@@ -16,6 +16,7 @@ from jinja2 import Environment, StrictUndefined
 from matplotlib.figure import Figure
 
 from experiments.figures import BLUE, MAX_TICKS, VERMILLION
+from experiments.recording_figure import layer_heatmap, logarithmic
 
 MAX_LINES, MAX_STEPS = 500, 50
 """Rows of a table of losses, and steps of a table of layers."""
@@ -148,18 +149,11 @@ def layers_plot(name: str, title: str, meaning: str, layers: Mapping[str, Mappin
     """Draw a number of each layer over the steps: a row a layer, its colour the number on a logarithmic scale."""
     steps = sorted({step for values in layers.values() for step in values})
     values = np.array([[layers[layer].get(step, math.nan) for step in steps] for layer in layers])
-    with np.errstate(divide="ignore", invalid="ignore"):
-        scale = np.log10(values)
     figure = Figure(figsize=(11.0, min(2.0 + 0.2 * len(layers), 16.0)), dpi=100, layout="constrained")
     axes = figure.subplots()
-    image = axes.imshow(np.ma.masked_invalid(scale), aspect="auto", interpolation="nearest", cmap="cividis")
-    axes.set_facecolor("#D55E00")
-    figure.colorbar(image, ax=axes, label=f"log10 of the {meaning}")
     names = list(layers)
-    rows = range(0, len(names), math.ceil(len(names) / MAX_TICKS))
-    axes.set_yticks(rows, [names[row].removeprefix("gradient/") for row in rows], fontsize=7)
-    columns = range(0, len(steps), math.ceil(len(steps) / 12))
-    axes.set_xticks(columns, [str(steps[column]) for column in columns])
+    shown_names = [layer.removeprefix("gradient/") for layer in names]
+    layer_heatmap(axes, values, shown_names, steps, logarithmic(values), max_names=MAX_TICKS, label=meaning)
     axes.set(title=f"{title}: {meaning}", xlabel="global step")
     shown = _thinned(steps, MAX_STEPS)
     table = Table(
