@@ -1,7 +1,7 @@
 """What can be seen to go wrong in a training, by rules on what a recorder has seen.
 
-`check` looks at the newest of a recording, so that it costs the same at step 100 and at step 100,000; whoever wants to
-know when a rule was first broken asks `replay`. Every threshold has a source; those without one say so.
+`check` looks at the newest of a recording, so that it costs the same at step 100 and at step 100,000. Every threshold
+has a source; those without one say so.
 """
 
 from __future__ import annotations
@@ -60,19 +60,11 @@ def check(recording: Recording, *, validated: bool) -> list[Finding]:
     return [finding for rule in rules for finding in rule(recording)]
 
 
-def replay(recording: Recording) -> list[Finding]:
-    """What the rules would have said first while it was recorded: each rule at most once."""
-    first: dict[str, Finding] = {}
-    validated = set(recording.validation_steps)
-    for end in sorted({sample.step for sample in recording.samples} | validated | set(recording.train_steps[-1:])):
-        for finding in check(recording.until(end + 1), validated=end in validated):
-            first.setdefault(finding.rule, finding)
-    return list(first.values())
-
-
 def _not_finite(recording: Recording) -> Iterator[Finding]:
     newest = zip(recording.train_steps[-NEWEST:], recording.train_losses[-NEWEST:], strict=True)
-    for step, loss in ((step, loss) for step, loss in newest if not math.isfinite(loss)):
+    first = next(((step, loss) for step, loss in newest if not math.isfinite(loss)), None)
+    if first is not None:
+        step, loss = first
         where = f", first in {recording.not_finite_in}" if recording.not_finite_in else ""
         yield Finding(
             NOT_FINITE,
@@ -80,7 +72,6 @@ def _not_finite(recording: Recording) -> Iterator[Finding]:
             f"the loss is {loss} at step {step}{where}: lower optimizer.learning_rate or set trainer.gradient_clip",
             recording.not_finite_in,
         )
-        return
 
 
 def _vanishing_gradient(recording: Recording) -> Iterator[Finding]:

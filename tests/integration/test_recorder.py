@@ -19,10 +19,10 @@ from experiments.sweep import run_sweep
 from experiments.train import NotANumberError, train
 from lightning_modules import recorder
 from lightning_modules.recording import Recording, load_findings
-from lightning_modules.rules import replay
 from tests.conftest import tiny
 from tests.integration.test_train import MemoryLogger, StopAfterEpoch, run, timeless
 from tests.pictures import make_class_folders
+from tests.unit.test_rules import replay
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_modules.recording import FILE, Finding, Recording, Sample, load_findings, save_findings
-from lightning_modules.rules import check, replay
+from lightning_modules.rules import check
 
 PARAMETERS = ["conv.weight", "conv.bias", "fc.weight", "fc.bias"]
 STEPS = 200
@@ -51,6 +51,16 @@ def healthy() -> Recording:
         [1.4, 1.5, 1.2, 1.3, 1.15, 1.25, 1.12, 1.22],
         [sample(step, losses[step]) for step in (0, 1, 5, 20, 50, 100, 150)],
     )
+
+
+def replay(recording: Recording) -> list[Finding]:
+    """What the rules would have said first while it was recorded: each rule at most once."""
+    first: dict[str, Finding] = {}
+    validated = set(recording.validation_steps)
+    for end in sorted({sample.step for sample in recording.samples} | validated | set(recording.train_steps[-1:])):
+        for finding in check(recording.until(end + 1), validated=end in validated):
+            first.setdefault(finding.rule, finding)
+    return list(first.values())
 
 
 def rules_of(recording: Recording) -> set[str]:
