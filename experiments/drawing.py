@@ -65,11 +65,11 @@ def _drawer(connection: Connection) -> None:
             path = connection.recv()
         except EOFError:
             return
-        _draw(path)
+        draw_once(path)
         connection.send(None)
 
 
-def _draw(path: Path) -> None:
+def draw_once(path: Path) -> None:
     """Draw a finished run, once. A photo that is gone costs the pictures, which say so, and not the run."""
     from experiments.pictures import draw  # matplotlib takes half a second to import
 

@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from experiments.config import RunConfig
 from experiments.console import say
+from experiments.drawing import draw_once
 from experiments.run_folder import Outcome, RunFolder
 from experiments.tracking import RunStore
 from lightning_modules import metrics
@@ -138,9 +139,7 @@ class Synchroniser:
         place = f"{described['CheckpointConfig']['S3Uri']}/{described[TRAINING.name]}/{folder.artifacts.name}"
         fetch_folder(self._s3, place, folder.artifacts)
         if folder.is_undrawn:
-            from experiments.pictures import draw  # matplotlib takes half a second to import
-
-            draw(folder)
+            draw_once(folder.path)
 
     def _start(
         self,
