@@ -19,15 +19,6 @@ if TYPE_CHECKING:
     from sagemaker_launch.sync import Synchroniser
 
 PAGE = "debug-report.html"
-RULES = (
-    "VanishingGradient",
-    "ExplodingTensor",
-    "Overfit",
-    "Overtraining",
-    "PoorWeightInitialization",
-    "LossNotDecreasing",
-)
-"""What is looked for where a job names no rules."""
 
 
 def add_debug_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
@@ -98,6 +89,7 @@ def _judge(
     config: RunConfig, folder: Path, described: Mapping[str, Any]
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """The tensors of a folder, and what rules find in them: those that the job names, or all."""
+    from sagemaker_launch.container.debugger_rules import RULES
     from sagemaker_launch.debugger_environment import read_tensors, run_rules
 
     every = [{"RuleConfigurationName": name, "RuleParameters": {"rule_to_invoke": name}} for name in RULES]

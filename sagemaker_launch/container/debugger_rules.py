@@ -12,6 +12,7 @@ import dataclasses
 import difflib
 import math
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from statistics import fmean
@@ -160,20 +161,11 @@ class Epochs:
         return means
 
 
-@dataclass
-class Overfit:
-    """The validation loss is above the training loss by more than `ratio_threshold`, `patience` times on end."""
-
-    tensor_regex: list[str] = field(default_factory=list)
-    start_step: int = 0
-    patience: int = 1
-    ratio_threshold: float = 0.1
+class OfEpochs(ABC):
+    """What the rules have in common that judge validations."""
 
     needs = "losses of TRAIN and EVAL"
-
-    def __post_init__(self) -> None:
-        self._epochs = Epochs(lambda step: _chosen(step, ["losses"], self.tensor_regex))
-        self._times = 0
+    _epochs: Epochs
 
     @property
     def looked_at(self) -> int:
@@ -187,6 +179,24 @@ class Overfit:
     def end(self) -> str | None:
         """Judge the last one."""
         return self._judge(self._epochs.end())
+
+    @abstractmethod
+    def _judge(self, means: tuple[float, float] | None) -> str | None:
+        """What is wrong with the training and the validation loss; None where no validation is over."""
+
+
+@dataclass
+class Overfit(OfEpochs):
+    """The validation loss is above the training loss by more than `ratio_threshold`, `patience` times on end."""
+
+    tensor_regex: list[str] = field(default_factory=list)
+    start_step: int = 0
+    patience: int = 1
+    ratio_threshold: float = 0.1
+
+    def __post_init__(self) -> None:
+        self._epochs = Epochs(lambda step: _chosen(step, ["losses"], self.tensor_regex))
+        self._times = 0
 
     def _judge(self, means: tuple[float, float] | None) -> str | None:
         if means is None or self._epochs.number < self.start_step:
@@ -200,32 +210,17 @@ class Overfit:
 
 
 @dataclass
-class Overtraining:
+class Overtraining(OfEpochs):
     """Neither loss has fallen by `delta` below its best for as many validations as their patience says."""
 
     patience_train: int = 5
     patience_validation: int = 10
     delta: float = 0.01
 
-    needs = "losses of TRAIN and EVAL"
-
     def __post_init__(self) -> None:
         self._epochs = Epochs(lambda step: step.collection("losses"))
         self._best = [math.inf, math.inf]
         self._waited = [0, 0]
-
-    @property
-    def looked_at(self) -> int:
-        """Steps that had a loss."""
-        return self._epochs.looked_at
-
-    def at(self, step: Step) -> str | None:
-        """Judge a validation once it is over."""
-        return self._judge(self._epochs.add(step))
-
-    def end(self) -> str | None:
-        """Judge the last one."""
-        return self._judge(self._epochs.end())
 
     def _judge(self, means: tuple[float, float] | None) -> str | None:
         if means is None:

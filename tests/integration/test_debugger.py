@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,9 +24,9 @@ from lightning_modules.recording import Recording
 from sagemaker_launch.bundle import fetch_debugger
 from sagemaker_launch.cli import main
 from sagemaker_launch.container.debugger import CONFIG_FILE, END_OF_JOB
-from sagemaker_launch.container.debugger_rules import make_rule
+from sagemaker_launch.container.debugger_rules import RULES, make_rule
 from sagemaker_launch.container.hyperparameters import encode
-from sagemaker_launch.debug_report import RULES, report_job
+from sagemaker_launch.debug_report import report_job
 from sagemaker_launch.debugger_environment import read_tensors, run_rules
 from sagemaker_launch.debugger_requests import hook
 from sagemaker_launch.debugger_settings import DebuggerSettings
@@ -83,7 +83,7 @@ def result(folder: Path) -> dict[str, Any]:
     return loaded
 
 
-def judge(tensors: Path, names: Sequence[str] = RULES) -> dict[str, dict[str, Any]]:
+def judge(tensors: Path, names: Iterable[str] = RULES) -> dict[str, dict[str, Any]]:
     """What rules find, by their names."""
     asked = [{"RuleConfigurationName": name, "RuleParameters": {"rule_to_invoke": name}} for name in names]
     return {one["RuleConfigurationName"]: one for one in run_rules(JOB_IMAGES, tensors, asked)}
