@@ -6,6 +6,8 @@ import argparse
 import json
 import logging
 import os
+import signal
+import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -153,18 +155,25 @@ def _ui(config: RunConfig, arguments: argparse.Namespace) -> None:
     uri = tracking_uri(config)
     if uri.startswith(("http://", "https://")):
         raise ValueError(f"tracking.uri {public_url(uri)} is a server with a UI of its own: open it in a browser")
+    if arguments.dashboard is not None:
+        import threading
+
+        from experiments.dashboard import dashboard_server
+
+        dashboard = dashboard_server(config, arguments.dashboard or None, arguments.dashboard_port)
+        threading.Thread(target=dashboard.serve_forever, name="dashboard", daemon=True).start()
+        print(f"Optuna at http://127.0.0.1:{dashboard.server_port}", flush=True)
     print(f"MLflow at http://127.0.0.1:{arguments.port} (Ctrl-C ends it)", flush=True)
-    command = [
-        sys.executable,
-        "-m",
-        "mlflow",
-        "server",
-        "--backend-store-uri",
-        uri,
-        "--workers",
-        "1",
-    ]
-    os.execv(sys.executable, [*command, "--host", "127.0.0.1", "--port", str(arguments.port)])
+    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--workers", "1"]
+    server = subprocess.Popen([*command, "--host", "127.0.0.1", "--port", str(arguments.port)])
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # whoever ends this process ends both
+    try:
+        code = server.wait()
+    finally:
+        server.terminate()
+        server.wait()
+    if code:
+        raise OSError(f"MLflow ended with exit code {code}: see above, and whether --port {arguments.port} is free")
 
 
 def command_parser() -> argparse.ArgumentParser:
@@ -225,6 +234,9 @@ def _add_commands(commands: Any) -> None:
     report.add_argument("studies", nargs="+", metavar="STUDY")
     ui = add("ui", _ui, "Open MLflow on the local runs, on 127.0.0.1 only.")
     ui.add_argument("--port", type=_number(1, 65_535), default=5000)
+    text = "Optuna's dashboard too, on that study or on the one that changed last"
+    ui.add_argument("--dashboard", nargs="?", const="", metavar="STUDY", help=text)
+    ui.add_argument("--dashboard-port", type=_number(0, 65_535), default=8080, metavar="PORT", help="default 8080")
 
 
 def _number(low: int, high: int = sys.maxsize) -> Callable[[str], int]:

@@ -169,6 +169,12 @@ def open_study(config: RunConfig, space: SearchSpace, *, more: int = 0) -> tuple
     return study, target
 
 
+def journals(config: RunConfig) -> list[Path]:
+    """The journal files of the studies under `output_dir`, each in its study's folder."""
+    # One without a line is what a kill leaves before the study was created.
+    return [path for path in study_folder(config).parent.glob("*/journal.log") if path.stat().st_size]
+
+
 def load_study(config: RunConfig, name: str) -> optuna.Study:
     """A study that exists.
 
@@ -178,9 +184,7 @@ def load_study(config: RunConfig, name: str) -> optuna.Study:
     config = override(config, {"sweep.study_name": name})
     if config.sweep.storage is None:
         where, storage = f"under {study_folder(config).parent}", None
-        # A journal without a line is what a kill leaves before the study was created.
-        journals = study_folder(config).parent.glob("*/journal.log")
-        names = sorted(path.parent.name for path in journals if path.stat().st_size)
+        names = sorted(path.parent.name for path in journals(config))
     else:
         where, storage = "in sweep.storage", open_storage(config)
         names = sorted(optuna.get_all_study_names(storage))
