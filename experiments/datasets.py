@@ -46,16 +46,25 @@ def open_data(config: DataConfig, *, seed: int) -> ClassFolders:
     return folders
 
 
-def locate(config: DataConfig) -> Path:
-    """The folder with the splits, made or downloaded if need be."""
+def photo_root(config: DataConfig) -> Path:
+    """The folder with the splits, whether or not it is there yet."""
     if config.name == "folder":
         assert config.root is not None
         return config.root
     if config.name == "dog_images":
+        return (config.root or Path("data")) / "dogImages"
+    return config.root or config.cache_dir / "digits"
+
+
+def locate(config: DataConfig) -> Path:
+    """The folder with the splits, made or downloaded if need be."""
+    root = photo_root(config)
+    if config.name == "folder":
+        return root
+    if config.name == "dog_images":
         from experiments.download import fetch_dog_images
 
-        return fetch_dog_images(config.root or Path("data"))
-    root = config.root or config.cache_dir / "digits"
+        return fetch_dog_images(root.parent)
     root.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{root}.lock"):
         if not root.is_dir():

@@ -78,8 +78,7 @@ def confusion_matrix_figure(labels: IntArray, predictions: IntArray, class_names
     """
     num_classes = len(class_names)
     _check_indices(labels, predictions, num_classes)
-    counts = np.zeros((num_classes, num_classes), dtype=np.int64)
-    np.add.at(counts, (labels, predictions), 1)
+    counts = confusion_counts(labels, predictions, num_classes)
     # A class without an image keeps a row of zeros.
     percent = 100 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
 
@@ -103,6 +102,17 @@ def confusion_matrix_figure(labels: IntArray, predictions: IntArray, class_names
             color = "white" if percent[true, predicted] > 55 else "black" if count else GREY
             axes.text(predicted, true, str(count), color=color, ha="center", va="center")
     return figure
+
+
+def confusion_counts(labels: IntArray, predictions: IntArray, num_classes: int) -> IntArray:
+    """Count which classes are taken for which.
+
+    Returns:
+        (C, C) images, a row for each true class.
+    """
+    counts = np.zeros((num_classes, num_classes), dtype=np.int64)
+    np.add.at(counts, (labels, predictions), 1)
+    return counts
 
 
 def per_class_accuracy_figure(labels: IntArray, predictions: IntArray, class_names: Sequence[str]) -> Figure:
@@ -156,6 +166,18 @@ def per_class_accuracy_figure(labels: IntArray, predictions: IntArray, class_nam
     return figure
 
 
+def worst_first(labels: IntArray, probabilities: FloatArray) -> IntArray:
+    """Indices of the wrong predictions, by falling loss.
+
+    Args:
+        labels: (N,) true class indices.
+        probabilities: (N, C), each row sums to 1.
+    """
+    # The loss, -log of the true class's probability, falls as that probability rises.
+    hardest_first = np.argsort(probabilities[np.arange(len(labels)), labels], kind="stable")
+    return np.asarray(hardest_first[(probabilities.argmax(axis=1) != labels)[hardest_first]])
+
+
 def worst_errors_figure(
     images: Sequence[Path],
     labels: IntArray,
@@ -188,9 +210,7 @@ def worst_errors_figure(
         )
     predictions = probabilities.argmax(axis=1)
     _check_indices(labels, predictions, len(class_names))
-    # The loss, -log of the true class's probability, falls as that probability rises.
-    hardest_first = np.argsort(probabilities[np.arange(len(labels)), labels], kind="stable")
-    wrong = hardest_first[(predictions != labels)[hardest_first]]
+    wrong = worst_first(labels, probabilities)
     if len(wrong) == 0:
         figure = _figure(6.0, 2.0)
         figure.text(0.5, 0.5, f"No errors: {_images(len(labels))}, all predicted right", ha="center")

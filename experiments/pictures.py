@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import os
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,16 +13,22 @@ from PIL import Image, ImageOps
 
 from experiments.figures import (
     ImageArray,
+    confusion_counts,
     confusion_matrix_figure,
     learning_curves_figure,
     per_class_accuracy_figure,
     worst_errors_figure,
+    worst_first,
 )
 from experiments.recording_figure import recording_figure
 from experiments.run_folder import RunFolder
 from experiments.scoring import Scores
 from lightning_modules.recording import Recording, load_findings
 
+PER_CLASS, CONFUSION, ERRORS = "per_class_accuracy.csv", "confusion_matrix.csv", "worst_errors.csv"
+"""Tables among a run's artifacts."""
+WORST = 16
+"""Errors that are shown."""
 _THUMBNAIL_SIDE = 160
 
 
@@ -39,32 +47,44 @@ def draw(folder: RunFolder) -> None:
 
 
 def _draw_scores(folder: RunFolder, scores: Scores) -> None:
-    """Confusion matrix, accuracy by class, worst errors, learning curves."""
-    curves: dict[str, dict[int, float]] = {}
-    for line in folder.metric_lines():
-        for name, value in line.metrics.items():
-            curves.setdefault(name, {})[line.step] = value
+    """Tables, confusion matrix, accuracy by class, learning curves; worst errors last, which alone need the photos."""
+    write_tables(scores, folder.artifacts)
     names = scores.class_names
-    figures = {
-        "confusion_matrix": confusion_matrix_figure(scores.labels, scores.predictions, names),
-        "per_class_accuracy": per_class_accuracy_figure(scores.labels, scores.predictions, names),
-        "worst_errors": worst_errors_figure(
-            scores.paths,
-            scores.labels,
-            scores.probabilities,
-            names,
-            open_image=thumbnail,
-        ),
-        "learning_curves": learning_curves_figure(curves),
-    }
-    for name, figure in figures.items():
-        _save(folder, name, figure)
-    rows = ["class,images,accuracy"]
-    for index, name in enumerate(names):
-        own = scores.labels == index
-        accuracy = float((scores.predictions[own] == index).mean()) if own.any() else float("nan")
-        rows.append(f'"{name}",{int(own.sum())},{accuracy:.6g}')
-    (folder.artifacts / "per_class_accuracy.csv").write_text("\n".join(rows) + "\n")
+    _save(folder, "confusion_matrix", confusion_matrix_figure(scores.labels, scores.predictions, names))
+    _save(folder, "per_class_accuracy", per_class_accuracy_figure(scores.labels, scores.predictions, names))
+    _save(folder, "learning_curves", learning_curves_figure(folder.curves()))
+    photos = [scores.root / path for path in scores.paths]
+    worst = worst_errors_figure(photos, scores.labels, scores.probabilities, names, open_image=thumbnail, count=WORST)
+    _save(folder, "worst_errors", worst)
+
+
+def write_tables(scores: Scores, folder: Path) -> None:
+    """The numbers behind the pictures, as CSV: accuracy by class, who is taken for whom, the worst errors."""
+    names, labels, predictions = scores.class_names, scores.labels, scores.predictions
+    counts = confusion_counts(labels, predictions, len(names))
+    images = counts.sum(axis=1)
+    accuracy = np.divide(counts.diagonal(), images, out=np.full(len(names), np.nan), where=images > 0)
+    rows = [(name, int(number), f"{share:.6g}") for name, number, share in zip(names, images, accuracy, strict=True)]
+    _write_csv(folder / PER_CLASS, ("class", "images", "accuracy"), rows)
+    matrix = [(name, *row.tolist()) for name, row in zip(names, counts, strict=True)]
+    _write_csv(folder / CONFUSION, ("true class", *names), matrix)
+    worst = worst_first(labels, scores.probabilities)[:WORST]
+    errors = [
+        (
+            scores.paths[index].as_posix(),
+            names[labels[index]],
+            names[predictions[index]],
+            f"{scores.probabilities[index].max():.4f}",
+            f"{scores.probabilities[index, labels[index]]:.4g}",
+        )
+        for index in worst
+    ]
+    _write_csv(folder / ERRORS, ("photo", "true", "predicted", "probability", "probability of the true class"), errors)
+
+
+def _write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file, lineterminator="\n").writerows([columns, *rows])
 
 
 def _save(folder: RunFolder, name: str, figure: Figure) -> None:

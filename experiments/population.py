@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
 
 from experiments.config import RunConfig
@@ -76,10 +75,7 @@ def train_population(
                 _write_checkpoint(run.folder, best_epoch, weight, bias)
                 inputs = population.features.valid[0].cpu().double()
                 probabilities = (inputs @ weight.double().T + bias.double()).softmax(dim=1).numpy()
-                valid = folders.valid
-                Scores(valid.paths, np.asarray(valid.labels), probabilities, folders.class_names).save(
-                    run.folder.scores
-                )
+                Scores.of_split(folders, folders.valid, probabilities).save(run.folder.scores)
                 yield run, Outcome("COMPLETE", at_best[metric], at_best)
             elif stop:
                 yield run, Outcome("PRUNED", values[metric], reason=f"pruned after epoch {epoch}")

@@ -127,6 +127,14 @@ class RunFolder:
         """All whole lines of metrics.jsonl."""
         return self._lines("metrics.jsonl")
 
+    def curves(self) -> dict[str, dict[int, float]]:
+        """Each metric's value by epoch, from 1."""
+        curves: dict[str, dict[int, float]] = {}
+        for line in self.metric_lines():
+            for name, value in line.metrics.items():
+                curves.setdefault(name, {})[line.step] = value
+        return curves
+
     def system_lines(self) -> list[MetricLine]:
         """All whole lines of system.jsonl."""
         return self._lines("system.jsonl")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,19 +14,32 @@ if TYPE_CHECKING:  # torch and Lightning take seconds to import, and whoever rea
     from torch import Tensor, nn
 
     from lightning_modules.data import ClassFolderData
-    from lightning_modules.folders import Split
+    from lightning_modules.folders import ClassFolders, Split
 
 
 @dataclass(frozen=True)
 class Scores:
     """A split and what a network made of it."""
 
+    root: Path
+    """The folder with the splits, on the machine that scored."""
     paths: tuple[Path, ...]
+    """Photos, below the root: the same wherever the data set lies."""
     labels: NDArray[np.int64]
     """(N,) true classes."""
     probabilities: NDArray[np.floating]
     """(N, C), rows sum to 1."""
     class_names: tuple[str, ...]
+
+    @classmethod
+    def of_split(cls, folders: ClassFolders, split: Split, probabilities: NDArray[np.floating]) -> Scores:
+        """What a network made of a split of a data set.
+
+        Args:
+            probabilities: (N, C), in the order of the split's photos.
+        """
+        paths = tuple(path.relative_to(folders.root) for path in split.paths)
+        return cls(folders.root, paths, np.asarray(split.labels), probabilities, folders.class_names)
 
     @property
     def predictions(self) -> NDArray[np.int64]:
@@ -49,6 +62,7 @@ class Scores:
         with part.open("wb") as file:
             np.savez(
                 file,
+                root=np.array(str(self.root)),
                 paths=np.array([str(one) for one in self.paths]),
                 labels=self.labels,
                 probabilities=self.probabilities.astype("float32"),
@@ -57,11 +71,18 @@ class Scores:
         part.replace(path)
 
     @classmethod
-    def load(cls, path: Path) -> Scores:
-        """Read what `save` wrote."""
+    def load(cls, path: Path | BinaryIO) -> Scores:
+        """Read what `save` wrote.
+
+        Raises:
+            ValueError, OSError: if it is no such file.
+        """
         with np.load(path, allow_pickle=False) as loaded:
+            if "root" not in loaded:
+                raise ValueError("scores must say which folder their photos are in; these are of an older version")
             paths = tuple(Path(one) for one in loaded["paths"].tolist())
-            return cls(paths, loaded["labels"], loaded["probabilities"], tuple(loaded["class_names"].tolist()))
+            names = tuple(loaded["class_names"].tolist())
+            return cls(Path(loaded["root"].item()), paths, loaded["labels"], loaded["probabilities"], names)
 
 
 def score_split(network: nn.Module, data: ClassFolderData, split: Split) -> Scores:
@@ -72,7 +93,7 @@ def score_split(network: nn.Module, data: ClassFolderData, split: Split) -> Scor
     network = network.eval().to(device)
     probabilities = predict_probabilities(network, data.split_inputs(split, device))
     network.cpu()
-    return Scores(split.paths, np.asarray(split.labels), probabilities, data.folders.class_names)
+    return Scores.of_split(data.folders, split, probabilities)
 
 
 def predict_probabilities(network: nn.Module, batches: Iterable[Tensor]) -> NDArray[np.floating]:

@@ -14,7 +14,6 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytorch_lightning as pl
 import torch
 from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
@@ -174,7 +173,7 @@ def train(config: RunConfig, *, output_dir: Path, logger: Logger, callbacks: Seq
     device = trainer.strategy.root_device
     model.eval().to(device)
     probabilities = predict_probabilities(model, data.validation_inputs(device))
-    valid = Scores(folders.valid.paths, np.asarray(folders.valid.labels), probabilities, folders.class_names)
+    valid = Scores.of_split(folders, folders.valid, probabilities)
     return TrainResult(config, output_dir, photo_data(config, folders), valid, history.epochs, int(best["epoch"]) + 1)
 
 

@@ -285,8 +285,8 @@ def _rehearse(settings: CloudSettings, config: RunConfig, arguments: argparse.Na
 def _narrowed(config: RunConfig, space: SearchSpace, name: str) -> SearchSpace:
     from optuna.trial import TrialState
 
+    from experiments.narrowing import describe, narrow
     from experiments.study import load_study
-    from sagemaker_launch.narrowing import describe, narrow
 
     trials = load_study(config, name).get_trials(deepcopy=False, states=[TrialState.COMPLETE])
     sign = 1 if config.sweep.direction == "minimize" else -1

@@ -1,14 +1,43 @@
-"""What jobs have left in S3: recordings and profiles among their checkpoints, and the tensors of smdebug."""
+"""What jobs have left in S3: scores, recordings and profiles among their checkpoints, the tensors of smdebug."""
 
 from __future__ import annotations
 
+import io
+import tarfile
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from experiments.console import say
+from experiments.scoring import Scores
 from sagemaker_launch.storage import THREADS
+
+
+def fetch_scores(s3: Any, uri: str, target: Path, root: Path) -> None:
+    """Download what a job made of its photos, out of its `output.tar.gz`.
+
+    Args:
+        root: where the photos lie on this machine.
+
+    Raises:
+        ValueError: if the archive holds no scores that can be read.
+    """
+    place = urlsplit(uri)
+    archive = target.with_name(f".{target.name}.tar.gz")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        s3.download_file(place.netloc, place.path.lstrip("/"), str(archive))
+        with tarfile.open(archive) as opened:
+            entry = next((one for one in opened if one.isreg() and one.name.removeprefix("./") == target.name), None)
+            content = None if entry is None else opened.extractfile(entry)
+            if content is None:
+                raise ValueError(f"{uri} must hold {target.name}, as the jobs of this version leave it")
+            scores = Scores.load(io.BytesIO(content.read()))
+        replace(scores, root=root).save(target)
+    finally:
+        archive.unlink(missing_ok=True)
 
 
 def fetch_folder(s3: Any, uri: str, folder: Path) -> int:

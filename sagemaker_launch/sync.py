@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from experiments.config import RunConfig
 from experiments.console import say
+from experiments.datasets import photo_root
 from experiments.drawing import draw_once
 from experiments.run_folder import Outcome, RunFolder
 from experiments.tracking import RunStore
@@ -23,7 +24,7 @@ from sagemaker_launch.archive import fetch_model
 from sagemaker_launch.aws import origin
 from sagemaker_launch.container.hyperparameters import decode
 from sagemaker_launch.container.metric_lines import ReportedLine, objective, parse_lines
-from sagemaker_launch.download import fetch_folder
+from sagemaker_launch.download import fetch_folder, fetch_scores
 from sagemaker_launch.jobs import ENDED, FoundJob, children, milliseconds, seconds
 from sagemaker_launch.launch import TRAINING, TUNING
 from sagemaker_launch.logs import LogLine, job_log
@@ -50,6 +51,7 @@ class Synchroniser:
         self._sagemaker, self._logs, self._s3 = sagemaker, logs, s3
         self._usd_per_hour = usd_per_hour
         self._home = config.output_dir / "cloud"
+        self._photo_root = photo_root(config.data)
         self._store = RunStore(config)
 
     def sync(self, job: FoundJob, *, models: bool = False) -> list[RunFolder]:
@@ -128,7 +130,22 @@ class Synchroniser:
             folder.finish(self._outcome(described, reported), ended_ms=milliseconds(_ended(described)))
         if models and described[TRAINING.status] == "Completed" and not folder.export.is_dir():
             fetch_model(self._s3, described["ModelArtifacts"]["S3ModelArtifacts"], folder.export)
+            self._draw_scores(folder, described)
         return folder
+
+    def _draw_scores(self, folder: RunFolder, described: Mapping[str, Any]) -> None:
+        """Draw what a job made of its photos as a run at home is drawn, over the photos of this machine."""
+        output = described["OutputDataConfig"]["S3OutputPath"].rstrip("/")
+        try:
+            fetch_scores(
+                self._s3, f"{output}/{described[TRAINING.name]}/output/output.tar.gz", folder.scores, self._photo_root
+            )
+        except ValueError as error:
+            say(f"{described[TRAINING.name]} has no pictures: {error}")
+            return
+        draw_once(folder.path)
+        if folder.run_id is not None:
+            folder.note_published(folder.run_id)  # not all of it, any more
 
     def _fetch_artifacts(self, folder: RunFolder, described: Mapping[str, Any]) -> None:
         """Bring home what a job has recorded, and draw it as a run at home is drawn."""

@@ -173,6 +173,8 @@ def test_the_trained_model_comes_home_and_is_the_best_of_the_search(flow: Cloud)
     run = flow.runs()[name]
     check_golden(flow.home / "cloud" / name / "export")
     assert TEST_LOSS in run.data.metrics
+    drawn = {path.name for path in (flow.home / "cloud" / name / "artifacts").iterdir()}
+    assert {"confusion_matrix.png", "worst_errors.csv"} <= drawn
     tuned = [one for one in flow.runs().values() if "mlflow.parentRunId" in one.data.tags]
     assert run.data.metrics["best_val_loss"] == min(one.data.metrics["best_val_loss"] for one in tuned)
 

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from experiments.narrowing import describe, narrow
 from experiments.search_space import ChoiceRange, FloatRange, IntRange, SearchSpace
-from sagemaker_launch.narrowing import describe, narrow
 
 SPACE: SearchSpace = {
     "optimizer.learning_rate": FloatRange(1e-5, 1e-1, log=True),
