@@ -144,11 +144,10 @@ def _predict(config: RunConfig, arguments: argparse.Namespace) -> None:
 
 
 def _report(config: RunConfig, arguments: argparse.Namespace) -> None:
+    from experiments.report import report_studies
     from experiments.study import load_study
-    from experiments.sweep import report_study
 
-    for name in arguments.studies:
-        print(report_study(load_study(config, name), config))
+    print(report_studies([load_study(config, name) for name in arguments.studies], config, arguments.output))
 
 
 def _ui(config: RunConfig, arguments: argparse.Namespace) -> None:
@@ -230,8 +229,10 @@ def _add_commands(commands: Any) -> None:
         )
         command.add_argument("--json", action="store_true", help="print JSON")
     evaluate.add_argument("--split", choices=("valid", "test"), default="test")
-    report = add("report", _report, "Write a study's report, one HTML page that opens without a network.")
+    text = "Write the report of studies and of all runs on the same photos: one HTML page that needs no network."
+    report = add("report", _report, text)
     report.add_argument("studies", nargs="+", metavar="STUDY")
+    report.add_argument("--output", type=Path, metavar="FILE", help="by default report.html beside the study")
     ui = add("ui", _ui, "Open MLflow on the local runs, on 127.0.0.1 only.")
     ui.add_argument("--port", type=_number(1, 65_535), default=5000)
     text = "Optuna's dashboard too, on that study or on the one that changed last"

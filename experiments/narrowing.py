@@ -37,7 +37,7 @@ def narrow(space: SearchSpace, points: Sequence[Mapping[str, object]], values: S
 
 def describe(before: SearchSpace, after: SearchSpace) -> str:
     """Both spaces, line by line."""
-    return "\n".join(f"  {name}: {_text(before[name])} -> {_text(after[name])}" for name in before)
+    return "\n".join(f"  {name}: {range_text(before[name])} -> {range_text(after[name])}" for name in before)
 
 
 def _narrow(one: Range, drawn: Sequence[object]) -> Range:
@@ -59,7 +59,8 @@ def _scaled(value: float, log: bool) -> float:
     return math.log(value) if log else value
 
 
-def _text(one: Range) -> str:
+def range_text(one: Range) -> str:
+    """A range as a person reads it."""
     if isinstance(one, ChoiceRange):
         return ", ".join(map(str, one.values))
     return f"{one.low:.4g}..{one.high:.4g}{' (log)' if one.log else ''}"

@@ -1,106 +1,57 @@
 """The report of a sweep: one HTML page that needs no network, to read, keep or send.
 
-The plots are Optuna's own, drawn by plotly. Each stands over a table of its data, which is also
-what a screen reader or a browser without JavaScript gets.
+Runs of every origin side by side come first, then what each study has learned. The plots are drawn by plotly; each
+stands over a table of its data, which is also what a screen reader or a browser without JavaScript gets.
 """
 
 from __future__ import annotations
 
-import base64
 import os
-from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
-from types import MappingProxyType
 
-import optuna
-import plotly.graph_objects as go
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
-from optuna import Study, visualization
-from optuna.trial import FrozenTrial, TrialState
-from plotly.colors import sample_colorscale
+from optuna import Study
 from plotly.offline import get_plotlyjs
 
-from experiments.figures import (
-    BLUE,
-    GREY,
-    SKY,
-    STATE_COLORS,
-    VERMILLION,
-    completed_trials,
-    metric_name,
-    objective_value,
-    rankable_parameters,
-    varying_parameters,
-)
+from experiments.compared_runs import other_runs, runs_of_study
+from experiments.comparison import Comparison, compare
+from experiments.config import RunConfig, override
+from experiments.figures import metric_name
+from experiments.page import NOTHING, Table
+from experiments.study import study_folder
+from experiments.study_section import study_section
 
-STATE_WORDS: Mapping[TrialState, str] = MappingProxyType(
-    {
-        TrialState.COMPLETE: "finished",
-        TrialState.PRUNED: "pruned",
-        TrialState.FAIL: "failed",
-        TrialState.RUNNING: "running",
-        TrialState.WAITING: "waiting",
-    }
-)
-NOTHING = "—"
-FAILURE_REASON = "failure_reason"
-# From worst to best, with 3:1 contrast against the light and the dark page alike.
-_QUALITY_SCALE = [VERMILLION, GREY, BLUE]
+PAGE = "report.html"
 
 
-@dataclass(frozen=True)
-class Table:
-    """A table of texts; the first cell of a row names it."""
+def report_studies(studies: Sequence[Study], config: RunConfig, path: Path | None = None) -> Path:
+    """Write the report of some studies, with the trainings and jobs on the same photos that are on this machine.
 
-    columns: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    best_row: int | None = None
+    Args:
+        config: where runs are kept.
+        path: the HTML file; by default in the folder of the study, or in `output_dir` for several.
 
-
-@dataclass(frozen=True)
-class Plot:
-    """An interactive plot and the data behind it."""
-
-    title: str
-    caption: str
-    figure_json: Markup
-    table: Table
-    min_width_px: int = 0
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A PNG inside the page."""
-
-    title: str
-    data_uri: str
+    Raises:
+        ValueError: if there is no study.
+    """
+    if path is None and len(studies) == 1:
+        path = study_folder(override(config, {"sweep.study_name": studies[0].study_name})) / PAGE
+    path = path or config.output_dir / PAGE
+    runs = [run for study in studies for run in runs_of_study(study, config)]
+    runs += other_runs(config, {run.fingerprint for run in runs if run.fingerprint is not None})
+    comparison = None
+    if runs:
+        first = studies[0]
+        at_home = override(config, first.user_attrs.get("config", {}) | {"output_dir": str(config.output_dir)})
+        comparison = compare(runs, at_home, metric=metric_name(first), maximize=first.direction.name == "MAXIMIZE")
+    write_report(studies, path, comparison=comparison)
+    return path
 
 
-@dataclass(frozen=True)
-class Section:
-    """What the page says about one study."""
-
-    name: str
-    has_result: bool
-    facts: Mapping[str, str]
-    best_parameters: Table
-    command: str
-    plots: tuple[Plot, ...]
-    pictures: tuple[Picture, ...]
-    trials: Table
-
-
-def write_report(
-    studies: Sequence[Study],
-    path: Path,
-    *,
-    pictures: Mapping[str, Sequence[Path]] = MappingProxyType({}),
-    commands: Mapping[str, str] = MappingProxyType({}),
-) -> None:
+def write_report(studies: Sequence[Study], path: Path, *, comparison: Comparison | None = None) -> None:
     """Write the report of some studies as one self-contained HTML page.
 
     The page replaces an older one in one step: a reader never meets half of it.
@@ -110,14 +61,12 @@ def write_report(
             intermediate values (`val_loss` by default). A trial's attribute `failure_reason` says
             why it failed; each of its attributes that is a number becomes a column.
         path: the HTML file.
-        pictures: study name to PNG files, such as the confusion matrix of its best trial.
-        commands: study name to the command that runs its best trial again.
+        comparison: runs of every origin, for the top of the page.
 
     Raises:
-        ValueError: if there is no study, or pictures or a command belong to none of them.
-        FileNotFoundError: if a picture is missing.
+        ValueError: if there is no study.
     """
-    page = report_page(studies, pictures=pictures, commands=commands)
+    page = report_page(studies, comparison)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -127,33 +76,19 @@ def write_report(
         temporary.unlink(missing_ok=True)
 
 
-def report_page(
-    studies: Sequence[Study],
-    *,
-    pictures: Mapping[str, Sequence[Path]],
-    commands: Mapping[str, str],
-) -> str:
+def report_page(studies: Sequence[Study], comparison: Comparison | None) -> str:
     """Build the HTML of `write_report`, with the same arguments and errors."""
     names = [study.study_name for study in studies]
     if not names:
         raise ValueError("a report needs at least one study, got none; run a sweep first")
-    for argument, keys in (("pictures", pictures), ("commands", commands)):
-        if unknown := sorted(set(keys) - set(names)):
-            raise ValueError(f"{argument} names unknown study {unknown[0]!r}; there is {names}")
-    sections = [
-        _section(
-            study,
-            pictures=pictures.get(study.study_name, ()),
-            command=commands.get(study.study_name, ""),
-        )
-        for study in studies
-    ]
+    sections = [study_section(study) for study in studies]
     overview_facts = tuple(dict.fromkeys(fact for section in sections for fact in section.facts))
     template = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     ).from_string(resources.files("experiments").joinpath("report.html.j2").read_text(encoding="utf-8"))
     return template.render(
         title=f"Sweep report: {names[0]}" if len(names) == 1 else f"Sweep report: {len(names)} studies",
+        comparison=comparison,
         sections=sections,
         overview=Table(
             ("Study", *overview_facts),
@@ -163,302 +98,3 @@ def report_page(
         ),
         plotly_js=Markup(get_plotlyjs()),
     )
-
-
-def _section(study: Study, *, pictures: Sequence[Path], command: str) -> Section:
-    trials = study.get_trials(deepcopy=False)
-    completed = completed_trials(study)
-    choose = max if study.direction.name == "MAXIMIZE" else min
-    best = choose(completed, key=objective_value, default=None)
-    parameters = best.params if best else {}
-    return Section(
-        name=study.study_name,
-        has_result=best is not None,
-        facts=_facts(study, trials, best),
-        best_parameters=Table(
-            ("Parameter", "Value"),
-            tuple((name, str(value)) for name, value in parameters.items()),
-        ),
-        command=command,
-        plots=tuple(_plots(study, trials, completed, best)),
-        pictures=tuple(_picture(path) for path in pictures),
-        trials=_trial_table(metric_name(study), trials, best),
-    )
-
-
-def _facts(study: Study, trials: Sequence[FrozenTrial], best: FrozenTrial | None) -> Mapping[str, str]:
-    states = Counter(trial.state for trial in trials)
-    seconds = [trial.duration.total_seconds() for trial in trials if trial.duration is not None]
-    better = "higher" if study.direction.name == "MAXIMIZE" else "lower"
-    facts = {
-        "Metric": metric_name(study),
-        "Direction": f"{study.direction.name.lower()}: {better} is better",
-        "Best value": _text(objective_value(best)) if best else NOTHING,
-        "Best trial": str(best.number) if best else NOTHING,
-    }
-    for state, word in STATE_WORDS.items():
-        if states[state] or state.is_finished():
-            facts[f"{word.capitalize()} trials"] = str(states[state])
-    facts["Time of all trials"] = _duration(sum(seconds))
-    facts["Mean time of a trial"] = _duration(sum(seconds) / len(seconds)) if seconds else NOTHING
-    return facts
-
-
-def _trial_table(metric: str, trials: Sequence[FrozenTrial], best: FrozenTrial | None) -> Table:
-    parameters = sorted({name for trial in trials for name in trial.params})
-    attributes = sorted(
-        {
-            name
-            for trial in trials
-            for name, value in trial.user_attrs.items()
-            if isinstance(value, int | float) and not isinstance(value, bool)
-        }
-    )
-    reasons = ["Failure reason"] if any(FAILURE_REASON in trial.user_attrs for trial in trials) else []
-    rows = tuple(
-        (
-            str(trial.number),
-            STATE_WORDS[trial.state] + (", best" if trial is best else ""),
-            _text(trial.value),
-            str(len(trial.intermediate_values)),
-            _seconds(trial),
-            *(_text(trial.params.get(name)) for name in parameters),
-            *(_text(trial.user_attrs.get(name)) for name in attributes),
-            *(_text(trial.user_attrs.get(FAILURE_REASON)) for _ in reasons),
-        )
-        for trial in trials
-    )
-    columns = ("Trial", "State", metric, "Epochs", "Seconds", *parameters, *attributes, *reasons)
-    return Table(columns, rows, best_row=best.number if best else None)
-
-
-def _plots(
-    study: Study,
-    trials: Sequence[FrozenTrial],
-    completed: Sequence[FrozenTrial],
-    best: FrozenTrial | None,
-) -> list[Plot]:
-    """Draw the plots for which there is enough data."""
-    metric = metric_name(study)
-    maximize = study.direction.name == "MAXIMIZE"
-    varying = varying_parameters(completed)
-    ranked = rankable_parameters(study)
-    plots = []
-    if completed:
-        history = visualization.plot_optimization_history(study, target_name=metric)
-        history.update_traces(marker_size=9, selector={"mode": "markers"})
-        history.update_traces(name="best so far", selector={"mode": "lines"})
-        history.update_layout(xaxis_title="trial")
-        values = list(map(objective_value, completed))
-        best_so_far = [(max if maximize else min)(values[: i + 1]) for i in range(len(values))]
-        plots.append(
-            Plot(
-                "Optimization history",
-                "Each dot is a finished trial and the line is the best value so far: once it has "
-                "been flat for long, more trials of this search space bring little.",
-                _figure_json(history),
-                Table(
-                    ("Trial", metric, "Best so far"),
-                    tuple(
-                        (str(trial.number), _text(value), _text(so_far))
-                        for trial, value, so_far in zip(completed, values, best_so_far, strict=True)
-                    ),
-                ),
-            )
-        )
-    if any(trial.intermediate_values for trial in trials):
-        plots.append(
-            Plot(
-                "Learning curves",
-                f"Each line is the {metric} of one trial by epoch, the thick one is the best "
-                "trial's, and a dotted line ends where the trial was pruned or failed.",
-                _figure_json(_learning_curves(metric, trials, best)),
-                _learning_curve_table(trials),
-            )
-        )
-    if ranked:
-        importances = optuna.importance.get_param_importances(study, params=ranked)
-        figure = visualization.plot_param_importances(study, params=ranked, target_name=metric)
-        # Room for the number beside the longest bar.
-        figure.update_xaxes(title="share of importance", range=[0, 1.2 * max(importances.values())])
-        figure.update_yaxes(title=None)
-        plots.append(
-            Plot(
-                "Parameter importance",
-                "The longer a bar, the more that parameter sets the best tenth of the trials apart "
-                "from the rest; with fewer than 50 finished trials take it as a hint.",
-                _figure_json(figure),
-                Table(
-                    ("Parameter", "Importance"),
-                    tuple((name, f"{share:.3f}") for name, share in importances.items()),
-                ),
-            )
-        )
-    if varying:
-        points = Table(
-            ("Trial", metric, *varying),
-            tuple(
-                (
-                    str(trial.number),
-                    _text(trial.value),
-                    *(_text(trial.params.get(name)) for name in varying),
-                )
-                for trial in completed
-            ),
-        )
-        figure = visualization.plot_slice(study, params=varying, target_name=metric)
-        figure.update_traces(marker={"size": 9, "colorscale": [[0, SKY], [1, BLUE]]})
-        # Optuna gives many panels a fixed width; here they share what the page has.
-        figure.update_layout(width=None)
-        plots.append(
-            Plot(
-                "Slices",
-                f"Each panel shows the {metric} of the finished trials against one parameter: look "
-                "for the range where the good values gather, and widen the space if that is at its "
-                "edge.",
-                _figure_json(figure),
-                points,
-                min_width_px=100 + 180 * len(varying),
-            )
-        )
-        figure = visualization.plot_parallel_coordinate(study, params=varying, target_name=metric)
-        _color_by_quality(figure, maximize=maximize)
-        plots.append(
-            Plot(
-                "Parallel coordinates",
-                f"Each line is a finished trial, from its {metric} on the left through its "
-                "parameters: see which settings the blue lines, the best trials, share.",
-                _figure_json(figure),
-                points,
-                min_width_px=100 + 130 * (len(varying) + 1),
-            )
-        )
-    started = [trial for trial in trials if trial.datetime_start is not None]
-    if started:
-        timeline = visualization.plot_timeline(study)
-        for bars in timeline.data:
-            bars.update(marker_color=STATE_COLORS[bars.name], name=STATE_WORDS[TrialState[bars.name]])
-        timeline.update_layout(xaxis_title="time", yaxis_title="trial")
-        plots.append(
-            Plot(
-                "Timeline",
-                "Each bar is a trial from start to end, coloured by how it ended: bars one over "
-                "another ran at the same time, and gaps are time in which nothing ran.",
-                _figure_json(timeline),
-                Table(
-                    ("Trial", "State", "Start", "End", "Seconds"),
-                    tuple(
-                        (
-                            str(trial.number),
-                            STATE_WORDS[trial.state],
-                            f"{trial.datetime_start:%Y-%m-%d %H:%M:%S}",
-                            f"{trial.datetime_complete:%Y-%m-%d %H:%M:%S}" if trial.datetime_complete else NOTHING,
-                            _seconds(trial),
-                        )
-                        for trial in started
-                    ),
-                ),
-            )
-        )
-    return plots
-
-
-def _learning_curves(metric: str, trials: Sequence[FrozenTrial], best: FrozenTrial | None) -> go.Figure:
-    figure = go.Figure()
-    named: set[str] = set()
-    # The best trial is drawn last, over the others.
-    for trial in sorted(trials, key=lambda trial: trial is best):
-        group = f"best: trial {trial.number}" if trial is best else STATE_WORDS[trial.state]
-        steps = sorted(trial.intermediate_values)
-        figure.add_scatter(
-            x=steps,
-            y=[trial.intermediate_values[step] for step in steps],
-            mode="lines+markers",
-            line={
-                "width": 4 if trial is best else 1.5,
-                "color": VERMILLION if trial is best else BLUE,
-                "dash": "dot" if trial.state in (TrialState.PRUNED, TrialState.FAIL) else "solid",
-            },
-            marker={"size": 7 if trial is best else 4},
-            opacity=1 if trial is best else 0.8,
-            name=group,
-            legendgroup=group,
-            showlegend=group not in named,
-            hovertemplate=f"trial {trial.number}, epoch %{{x}}: %{{y:.4g}}<extra></extra>",
-        )
-        named.add(group)
-    figure.update_layout(xaxis_title="epoch", yaxis_title=metric)
-    return figure
-
-
-def _learning_curve_table(trials: Sequence[FrozenTrial]) -> Table:
-    epochs = sorted({step for trial in trials for step in trial.intermediate_values})
-    return Table(
-        ("Trial", *(f"Epoch {epoch}" for epoch in epochs)),
-        tuple(
-            (str(trial.number), *(_text(trial.intermediate_values.get(epoch)) for epoch in epochs))
-            for trial in trials
-            if trial.intermediate_values
-        ),
-    )
-
-
-def _color_by_quality(figure: go.Figure, *, maximize: bool) -> None:
-    """Give the lines of a parallel coordinate plot colours that stand out on light and on dark."""
-    for trace in figure.data:
-        if trace.mode == "lines":
-            # The first axis is the objective, scaled to 0..1.
-            quality = trace.y[0] if maximize else 1 - trace.y[0]
-            (trace.line.color,) = sample_colorscale(_QUALITY_SCALE, [quality])
-        else:
-            trace.marker.colorscale = _QUALITY_SCALE
-            trace.marker.reversescale = not maximize
-    figure.update_traces(opacity=0.8)
-
-
-def _figure_json(figure: go.Figure) -> Markup:
-    """Dress a plot for the page and write it as JSON, in which plotly escapes `<`, `>` and `/`."""
-    axis = {
-        "automargin": True,
-        "zeroline": False,
-        "gridcolor": "#CCCCCC",
-        "exponentformat": "power",
-    }
-    figure.update_layout(
-        template={"layout": {"colorway": [BLUE, VERMILLION], "xaxis": axis, "yaxis": axis}},
-        title=None,
-        autosize=True,
-        paper_bgcolor="rgba(0,0,0,0)",
-        plot_bgcolor="rgba(0,0,0,0)",
-        font={"family": "system-ui, sans-serif", "size": 13},
-        margin={"l": 50, "r": 20, "t": 64, "b": 50},
-        legend={"orientation": "h", "x": 0, "xanchor": "left", "y": 1.02, "yanchor": "bottom"},
-        modebar={"bgcolor": "rgba(0,0,0,0)", "color": GREY, "activecolor": BLUE},
-        hoverlabel={"bgcolor": "#1C2126", "bordercolor": GREY},
-        # A finger that drags over a plot scrolls the page; zooming is a button away.
-        dragmode=False,
-    )
-    return Markup(figure.to_json())
-
-
-def _picture(path: Path) -> Picture:
-    data = base64.b64encode(path.read_bytes()).decode("ascii")
-    return Picture(path.stem.replace("_", " ").capitalize(), f"data:image/png;base64,{data}")
-
-
-def _text(value: object) -> str:
-    if value is None:
-        return NOTHING
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _seconds(trial: FrozenTrial) -> str:
-    return f"{trial.duration.total_seconds():.1f}" if trial.duration is not None else NOTHING
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, whole_seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {whole_seconds} s"

@@ -77,15 +77,18 @@ def load_search_space(path: Path) -> SearchSpace:
         FileNotFoundError: if there is no such file.
         ValueError: naming the field, the rule and the value.
     """
-    loaded = read_yaml(path)
-    require(isinstance(loaded, dict) and len(loaded) > 0, str(path), "map field names to ranges", loaded)
+    return build_search_space(read_yaml(path), str(path))
+
+
+def build_search_space(loaded: object, where: str) -> SearchSpace:
+    """`load_search_space` for what was read elsewhere, such as in a study's attributes.
+
+    Raises:
+        ValueError: naming the field, the rule and the value.
+    """
+    require(isinstance(loaded, dict) and len(loaded) > 0, where, "map field names to ranges", loaded)
     assert isinstance(loaded, dict)
-    require(
-        len(loaded) <= MAX_PARAMETERS,
-        str(path),
-        f"tune at most {MAX_PARAMETERS} fields",
-        len(loaded),
-    )
+    require(len(loaded) <= MAX_PARAMETERS, where, f"tune at most {MAX_PARAMETERS} fields", len(loaded))
     return MappingProxyType({name: _range(str(name), raw) for name, raw in loaded.items()})
 
 

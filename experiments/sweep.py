@@ -38,7 +38,7 @@ from experiments.population import PopulationRun, together, train_population
 from experiments.progress import EpochProgress, SweepProgress
 from experiments.pruning import PruningCallback
 from experiments.publisher import Publisher, die_with_parent
-from experiments.report import write_report
+from experiments.report import report_studies
 from experiments.run_folder import Outcome, RunFolder, environment_tags
 from experiments.search_space import SearchSpace, check_against, load_search_space
 from experiments.study import (
@@ -254,8 +254,8 @@ def _conclude(config: RunConfig, study: optuna.Study, parent: RunFolder) -> Swee
     for name, figure in study_figures(study).items():
         figure.savefig(parent.artifacts / f"{name}.png")
     study.trials_dataframe().to_csv(parent.artifacts / "trials.csv", index=False)
-    report = report_study(study, config)
-    shutil.copy(report, parent.artifacts / "report.html")
+    report = report_studies([study], config)
+    shutil.copy(report, parent.artifacts / report.name)
     metrics = {name: value for name, value in (best.user_attrs if best else {}).items() if isinstance(value, float)}
     parent.finish(Outcome("COMPLETE", best.value if best else None, metrics))
     return SweepResult(study, best, study_folder(config), report)
@@ -274,17 +274,6 @@ def _export(config: RunConfig, study: optuna.Study, best: FrozenTrial) -> None:
         other = trial_folder(config, trial.number).export
         if trial.number != best.number and other.is_dir():
             shutil.rmtree(other)
-
-
-def report_study(study: optuna.Study, config: RunConfig) -> Path:
-    """Write `report.html` of a study into its folder."""
-    config = override(config, {"sweep.study_name": study.study_name})
-    path = study_folder(config) / "report.html"
-    best = best_trial(study)
-    pictures = sorted(trial_folder(config, best.number).artifacts.glob("*.png")) if best else []
-    command = f"python -m experiments train --from-best {study.study_name}"
-    write_report([study], path, pictures={study.study_name: pictures}, commands={study.study_name: command})
-    return path
 
 
 # Several workers

@@ -159,7 +159,7 @@ def _fingerprint(requirements: Path, linked: dict[str, importlib.metadata.Distri
 
 
 def _pip(root: Path, *arguments: str) -> None:
-    command = [str(root / "bin" / "python"), "-m", "pip", "--disable-pip-version-check", *arguments]
+    command = [str(root / "bin" / "python"), "-I", "-m", "pip", "--disable-pip-version-check", *arguments]
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
     log.debug("%s\n%s", " ".join(command), done.stdout)
     if done.returncode:

@@ -26,7 +26,17 @@ TENSOR_STACK = {
 STANDALONE = {"torch", "torchvision", "PIL"}
 SERVING = STANDALONE | {"fastapi", "starlette", "uvicorn", "prometheus_client", "openvino"}
 ABOUT_MLFLOW = {"tracking.py", "registry.py", "pyfunc_model.py"}
-ABOUT_OPTUNA = {"dashboard.py", "study.py", "sweep.py", "pruning.py", "figures.py", "report.py", "cli.py"}
+ABOUT_OPTUNA = {
+    "dashboard.py",
+    "study.py",
+    "sweep.py",
+    "pruning.py",
+    "figures.py",
+    "report.py",
+    "cli.py",
+    "compared_runs.py",
+    "study_section.py",
+}
 
 
 def imports(path: Path) -> set[str]:

@@ -1,0 +1,163 @@
+"""The finished runs that a report sets side by side, of every origin: trials, single trainings, jobs in the cloud.
+
+They are read from run folders, which are written before MLflow is told, so that a report needs no server.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from optuna import Study
+from optuna.trial import FrozenTrial, TrialState
+
+from experiments.config import RunConfig, override, to_flat
+from experiments.figures import metric_name
+from experiments.run_folder import RunFolder
+from experiments.study import trial_folder
+from lightning_modules.metrics import VAL_LOSS
+
+FINGERPRINT = "data.fingerprint"
+NOT_OF_THE_RESULT = (
+    *("output_dir", "search", "sweep.", "tracking."),
+    *("data.cache_dir", "data.num_workers", "trainer.accelerator", "trainer.devices", "trainer.num_nodes"),
+)
+"""Fields that say where and how a run is made rather than what comes of it; `sweep.metric` chooses the best epoch."""
+PLACES = ("data.name", "data.root", "model.weights")
+"""Fields in which a job names its own copy: at home they are those of the study."""
+
+
+@dataclass(frozen=True)
+class ComparedRun:
+    """A finished run, and what it took."""
+
+    name: str
+    origin: str
+    """local, sagemaker or rehearsal."""
+    metrics: Mapping[str, float]
+    """Of the best epoch, and of the test split where it was scored."""
+    params: Mapping[str, str]
+    minutes: float | None
+    """From start to end, waiting included."""
+    usd: float | None = None
+    """What the job cost at the list price; None at home."""
+    machine: str = ""
+    findings: Mapping[str, str] = field(default_factory=dict)
+    """What rules and the profiler found, by their name."""
+    curves: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
+    """Each metric by epoch."""
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """Commit, Python and packages."""
+    folder: RunFolder | None = None
+    """None for a trial that ran on another machine."""
+
+    @property
+    def fingerprint(self) -> str | None:
+        """Which photos it was scored on: only runs that share it can be compared."""
+        return self.params.get(FINGERPRINT)
+
+
+def runs_of_study(study: Study, config: RunConfig) -> list[ComparedRun]:
+    """The complete trials of a study, also those that ran elsewhere."""
+    name = study.study_name
+    config = override(config, {"sweep.study_name": name})
+    runs = []
+    for trial in study.get_trials(deepcopy=False, states=[TrialState.COMPLETE]):
+        folder, label = trial_folder(config, trial.number), f"{name}, trial {trial.number}"
+        runs.append(_from_folder(folder, label) if folder.exists else _from_trial(study, trial, label))
+    return runs
+
+
+def other_runs(config: RunConfig, fingerprints: set[str]) -> list[ComparedRun]:
+    """The complete single trainings and jobs on the same photos, as far as they are on this machine."""
+    return [run for run in _folders(config.output_dir) if run.fingerprint in fingerprints]
+
+
+def _folders(output_dir: Path) -> Iterator[ComparedRun]:
+    for pattern in ("train/*", "cloud/*"):
+        for path in sorted(output_dir.glob(pattern)):
+            folder = RunFolder(path)
+            if folder.outcome is not None and folder.outcome.state == "COMPLETE":
+                named = folder.read()["name"]
+                yield _from_folder(folder, named if pattern == "cloud/*" else f"{named} ({path.name})")
+
+
+def _from_folder(folder: RunFolder, label: str) -> ComparedRun:
+    noted = folder.read()
+    outcome, tags, params = folder.outcome, noted["tags"], noted["params"]
+    assert outcome is not None, "a complete run has an outcome"
+    findings = {name: text for name, text in params.items() if name.startswith("rule.") or name == "profile.verdict"}
+    findings |= {name: status for name, status in tags.items() if name.startswith("debugger.")}
+    # Jobs of before said of their environment what they say of their data.
+    known = {**params, **tags}
+    return ComparedRun(
+        name=label,
+        origin=tags.get("origin", "local"),
+        metrics=outcome.metrics,
+        params=params,
+        minutes=(noted["ended_ms"] - noted["started_ms"]) / 60_000,
+        usd=outcome.metrics.get("usd"),
+        machine=params.get("cloud.instance_type") or tags.get("host", ""),
+        findings=findings,
+        curves=folder.curves(),
+        environment={
+            name: known[name]
+            for name in ("mlflow.source.git.commit", "python", *sorted(one for one in known if "package." in one))
+            if name in known
+        },
+        folder=folder,
+    )
+
+
+def _from_trial(study: Study, trial: FrozenTrial, label: str) -> ComparedRun:
+    numbers = {name: float(value) for name, value in trial.user_attrs.items() if isinstance(value, float)}
+    metric = metric_name(study)
+    assert trial.value is not None
+    return ComparedRun(
+        name=label,
+        origin="local",
+        metrics={**numbers, metric: trial.value},
+        params={name: str(value) for name, value in {**study.user_attrs.get("config", {}), **trial.params}.items()},
+        minutes=None if trial.duration is None else trial.duration.total_seconds() / 60,
+        machine=str(trial.user_attrs.get("host", "")),
+        curves={metric: dict(trial.intermediate_values)},
+    )
+
+
+def best_run(runs: Sequence[ComparedRun], metric: str = VAL_LOSS, *, maximize: bool = False) -> ComparedRun | None:
+    """The run with the best value of a metric; of equals the first."""
+    scored = [run for run in runs if metric in run.metrics]
+    choose = max if maximize else min
+    return choose(scored, key=lambda run: run.metrics[metric], default=None)
+
+
+def config_of(run: ComparedRun, at_home: RunConfig) -> RunConfig:
+    """The config that makes a run again on this machine.
+
+    Args:
+        at_home: where the photos and weights of a job lie here.
+    """
+    kept = PLACES if run.origin != "local" else ()
+    values = {
+        name: run.params[name]
+        for name in to_flat(at_home)
+        if name in run.params and name not in kept and not _of_no_result(name)
+    }
+    return override(at_home, {name: "null" if value == "None" else value for name, value in values.items()})
+
+
+def fields_of(config: RunConfig) -> str:
+    """A config as fields of a command line: those that decide the result and are not at their default."""
+    default = to_flat(RunConfig())
+    differing = {name: value for name, value in to_flat(config).items() if value != default[name]}
+    return " ".join(
+        f"--{name} {shlex.quote('null' if value is None else str(value))}"
+        for name, value in differing.items()
+        if not _of_no_result(name)
+    )
+
+
+def _of_no_result(name: str) -> bool:
+    return name.startswith(NOT_OF_THE_RESULT) and name not in ("sweep.metric", "sweep.direction")

@@ -1,0 +1,378 @@
+"""The runs of a report side by side: the best of every origin, what they took, and how the best one errs."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import plotly.graph_objects as go
+from PIL import Image
+
+from experiments.compared_runs import ComparedRun, best_run, config_of, fields_of
+from experiments.config import RunConfig, to_flat
+from experiments.datasets import photo_root
+from experiments.figures import BLUE, GREEN, MAX_BARS, MAX_CLASSES_WITH_COUNTS, SKY, VERMILLION
+from experiments.page import NOTHING, Picture, Plot, Table, figure_json, text
+from experiments.pictures import CONFUSION, ERRORS, PER_CLASS, thumbnail
+from lightning_modules.metrics import (
+    TEST_ACCURACY,
+    TRAIN_ACCURACY,
+    TRAIN_LOSS,
+    VAL_ACCURACY,
+    VAL_LOSS,
+)
+
+LOOKS: Mapping[str, tuple[str, str, str]] = {
+    "local": ("at home", BLUE, "circle"),
+    "rehearsal": ("rehearsed job", GREEN, "diamond"),
+    "sagemaker": ("SageMaker job", VERMILLION, "square"),
+}
+"""Origin to what a person calls it, its colour and its mark: colour is never the only sign."""
+MAX_CONFUSIONS = 200
+"""Rows of the table behind a confusion matrix that is too large to be written out."""
+
+
+@dataclass(frozen=True)
+class Errors:
+    """Where a run is wrong."""
+
+    of: str
+    note: str
+    """What is missing, and how to get it."""
+    plots: tuple[Plot, ...]
+    pictures: tuple[Picture, ...]
+    table: Table
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What a page says about runs of every origin."""
+
+    summary: str
+    warning: str
+    facts: Mapping[str, str]
+    best_of_each: Table
+    plots: tuple[Plot, ...]
+    findings: Table
+    errors: Errors
+    commands: Mapping[str, str]
+    """What makes the best run again, by where it runs."""
+    environment: Table
+
+
+def compare(
+    runs: Sequence[ComparedRun], at_home: RunConfig, *, metric: str = VAL_LOSS, maximize: bool = False
+) -> Comparison | None:
+    """Set runs side by side.
+
+    Args:
+        runs: complete runs.
+        at_home: where photos and weights lie on this machine.
+        metric: what makes one of them the best.
+
+    Returns:
+        None if none of them has the metric.
+    """
+    best = best_run(runs, metric, maximize=maximize)
+    if best is None:
+        return None
+    origins = [origin for origin in LOOKS if any(run.origin == origin for run in runs)]
+    best_of_each = [
+        found
+        for origin in origins
+        if (found := best_run([run for run in runs if run.origin == origin], metric, maximize=maximize)) is not None
+    ]
+    counts = ", ".join(
+        f"{sum(run.origin == origin for run in runs)} {LOOKS[origin][0] + ('s' if origin != 'local' else '')}"
+        for origin in origins
+    )
+    photos = {run.fingerprint for run in runs}
+    again = fields_of(config_of(best, at_home))
+    return Comparison(
+        summary=_summary(best, metric, counts),
+        warning=""
+        if len(photos) == 1
+        else "These runs were scored on different photos: compare only those with the same mark in the column Photos.",
+        facts={
+            "Best run": best.name,
+            f"Best {metric}": text(best.metrics[metric]),
+            "Its val_accuracy": text(best.metrics.get(VAL_ACCURACY)),
+            "Its test_accuracy": text(best.metrics.get(TEST_ACCURACY)),
+            "Runs compared": str(len(runs)),
+        },
+        best_of_each=_best_table(best_of_each, with_photos=len(photos) > 1),
+        plots=(*_trade_offs(runs, best), *_curves(best_of_each)),
+        findings=_findings(runs),
+        errors=_errors(best, runs, metric, at_home, maximize=maximize),
+        commands={
+            "at home": f"python -m experiments train {again}",
+            "in the cloud": f"python -m sagemaker_launch train {again} --cloud mine.yaml",
+        },
+        environment=Table(("What", "Value"), tuple(best.environment.items())),
+    )
+
+
+def _summary(best: ComparedRun, metric: str, counts: str) -> str:
+    accuracy = best.metrics.get(VAL_ACCURACY)
+    right = "" if accuracy is None else f" names {accuracy:.1%} of the validation photos right and"
+    took = "" if best.minutes is None else f", after {_minutes(best.minutes)} min"
+    cost = "" if best.usd is None else f" and ${best.usd:.2f}"
+    where = LOOKS[best.origin][0] if best.origin in LOOKS else best.origin
+    return f"The best of {counts}: {best.name} ({where}){right} has {metric} {text(best.metrics[metric])}{took}{cost}."
+
+
+def _best_table(best: Sequence[ComparedRun], *, with_photos: bool) -> Table:
+    fields = [
+        name
+        for name in to_flat(RunConfig())
+        if name.split(".")[0] in ("data", "model", "optimizer", "trainer", "seed")
+        and len({run.params.get(name) for run in best}) > 1
+    ]
+    numbers = (VAL_LOSS, VAL_ACCURACY, TEST_ACCURACY)
+    rows = tuple(
+        (
+            LOOKS[run.origin][0],
+            run.name,
+            *(text(run.metrics.get(name)) for name in numbers),
+            NOTHING if run.minutes is None else _minutes(run.minutes),
+            _dollars(run),
+            run.machine or NOTHING,
+            *([(run.fingerprint or NOTHING)[:8]] if with_photos else []),
+            *(run.params.get(name, NOTHING) for name in fields),
+        )
+        for run in best
+    )
+    photos = ["Photos"] if with_photos else []
+    return Table(("Origin", "Run", *numbers, "Minutes", "Dollars", "Machine", *photos, *fields), rows)
+
+
+def _trade_offs(runs: Sequence[ComparedRun], best: ComparedRun) -> list[Plot]:
+    """Accuracy against what it took: minutes, and dollars where any were paid."""
+    timed = [run for run in runs if VAL_ACCURACY in run.metrics and run.minutes is not None]
+    plots = []
+    if timed:
+        minutes = {run.name: run.minutes or 0.0 for run in timed}
+        caption = (
+            "Each mark is a run, its form and colour its origin, the largest one the best: the higher and the further "
+            "left, the more accuracy for the time from start to end, waiting included."
+        )
+        plots.append(_scatter("Accuracy against minutes", caption, timed, best, minutes, "minutes"))
+    if any(run.usd for run in timed):
+        dollars = {run.name: run.usd or 0.0 for run in timed}
+        caption = (
+            "The same runs by what they cost at AWS's list price; a run at home stands at 0, because nobody is "
+            "billed for it."
+        )
+        plots.append(_scatter("Accuracy against dollars", caption, timed, best, dollars, "US dollars"))
+    return plots
+
+
+def _scatter(
+    title: str, caption: str, runs: Sequence[ComparedRun], best: ComparedRun, costs: Mapping[str, float], unit: str
+) -> Plot:
+    figure = go.Figure()
+    for origin, (word, color, symbol) in LOOKS.items():
+        own = [run for run in runs if run.origin == origin]
+        if own:
+            figure.add_scatter(
+                x=[costs[run.name] for run in own],
+                y=[run.metrics[VAL_ACCURACY] for run in own],
+                mode="markers",
+                name=word,
+                marker={"color": color, "symbol": symbol, "size": [18 if run is best else 10 for run in own]},
+                text=[run.name for run in own],
+                hovertemplate=f"%{{text}}: %{{y:.3f}} for %{{x:.3g}} {unit}<extra>{word}</extra>",
+            )
+    figure.update_layout(
+        xaxis={"title": unit, "rangemode": "tozero"}, yaxis={"title": VAL_ACCURACY, "tickformat": ".0%"}
+    )
+    in_order = sorted(runs, key=lambda run: costs[run.name])
+    rows = tuple(
+        (run.name, LOOKS[run.origin][0], f"{run.metrics[VAL_ACCURACY]:.4f}", _minutes(run.minutes or 0), _dollars(run))
+        for run in in_order
+    )
+    return Plot(
+        title,
+        caption,
+        figure_json(figure),
+        Table(("Run", "Origin", VAL_ACCURACY, "Minutes", "Dollars"), rows, best_row=_index(in_order, best)),
+    )
+
+
+def _index(runs: Sequence[ComparedRun], wanted: ComparedRun) -> int | None:
+    return next((index for index, run in enumerate(runs) if run is wanted), None)
+
+
+def _curves(best: Sequence[ComparedRun]) -> list[Plot]:
+    """Loss and accuracy by epoch of the best run of each origin."""
+    plots = []
+    for title, trained, validated in (
+        ("Loss by epoch", TRAIN_LOSS, VAL_LOSS),
+        ("Accuracy by epoch", TRAIN_ACCURACY, VAL_ACCURACY),
+    ):
+        figure, rows = go.Figure(), []
+        epochs = sorted({epoch for run in best for name in (trained, validated) for epoch in run.curves.get(name, {})})
+        for run in best:
+            word, color, symbol = LOOKS[run.origin]
+            for name, dash in ((validated, "solid"), (trained, "dash")):
+                course = run.curves.get(name, {})
+                if course:
+                    steps = sorted(course)
+                    figure.add_scatter(
+                        x=steps,
+                        y=[course[step] for step in steps],
+                        mode="lines+markers",
+                        name=f"{name}, {word}",
+                        line={"color": color, "dash": dash},
+                        marker={"symbol": symbol, "size": 7},
+                        hovertemplate=f"{run.name}, epoch %{{x}}: %{{y:.4g}}<extra>{name}</extra>",
+                    )
+                    rows.append((run.name, name, *(text(course.get(epoch)) for epoch in epochs)))
+        if rows:
+            figure.update_layout(xaxis_title="epoch", yaxis_title="share of the photos" if "acc" in trained else "nats")
+            caption = (
+                "The best run of each origin: solid on the validation photos, dashed on the training photos. Where the "
+                "two part, the network learns its photos by heart; where both still fall or rise, more epochs help."
+            )
+            columns = ("Run", "Metric", *(f"Epoch {epoch}" for epoch in epochs))
+            plots.append(Plot(title, caption, figure_json(figure), Table(columns, tuple(rows))))
+    return plots
+
+
+def _findings(runs: Sequence[ComparedRun]) -> Table:
+    """What rules and profilers said, a row each; a rule that found nothing says so."""
+    rows = tuple((run.name, name, found) for run in runs for name, found in run.findings.items())
+    return Table(("Run", "Who says it", "What was found"), rows)
+
+
+def _errors(
+    best: ComparedRun, runs: Sequence[ComparedRun], metric: str, at_home: RunConfig, *, maximize: bool
+) -> Errors:
+    """How the best run errs, or else the best one whose scores are here."""
+    scored = [run for run in runs if run.folder and (run.folder.artifacts / CONFUSION).is_file()]
+    shown = best_run(scored, metric, maximize=maximize)
+    note = ""
+    if shown is not best:
+        way = "train it here" if best.origin == "local" else "python -m sagemaker_launch sync --models JOB fetches them"
+        note = f"The scores of {best.name} are not on this machine: {way}."
+        note += f" What follows is of {shown.name}." if shown else ""
+    if shown is None or shown.folder is None:
+        return Errors(best.name, note, (), (), Table(("Photo",), ()))
+    artifacts = shown.folder.artifacts
+    split = "test" if TEST_ACCURACY in shown.metrics else "validation"
+    errors, root = _read_csv(artifacts / ERRORS), photo_root(config_of(shown, at_home).data)
+    return Errors(
+        of=shown.name,
+        note=note,
+        plots=(
+            _confusion_plot(_read_csv(artifacts / CONFUSION), split),
+            _class_plot(_read_csv(artifacts / PER_CLASS), split),
+        ),
+        pictures=tuple(picture for row in errors[1:] if (picture := _error_picture(row, root)) is not None),
+        table=Table(tuple(name.capitalize() for name in errors[0]), tuple(map(tuple, errors[1:]))),
+    )
+
+
+def _confusion_plot(rows: Sequence[Sequence[str]], split: str) -> Plot:
+    names = rows[0][1:]
+    counts = np.array([[int(cell) for cell in row[1:]] for row in rows[1:]])
+    share = 100 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    few = len(names) <= MAX_CLASSES_WITH_COUNTS
+    # Positions, not names, on the axes: two classes of one name would share a row.
+    places = list(range(len(names)))
+    figure = go.Figure(
+        go.Heatmap(
+            z=share.tolist(),
+            x=places,
+            y=places,
+            text=counts.tolist(),
+            customdata=[[f"{true} taken for {taken}" for taken in names] for true in names],
+            texttemplate="%{text}" if few else None,
+            colorscale=[[0, "#FFFFFF"], [0.5, SKY], [1, "#00436B"]],
+            zmin=0,
+            zmax=100,
+            colorbar={"title": "% of the class", "thickness": 12},
+            hovertemplate="%{customdata}: %{text} photos, %{z:.0f} % of the class<extra></extra>",
+        )
+    )
+    ticks = {"tickvals": places, "ticktext": list(names)} if len(names) <= 45 else {"showticklabels": False}
+    figure.update_layout(
+        xaxis={"title": "predicted class", **ticks}, yaxis={"title": "true class", "autorange": "reversed", **ticks}
+    )
+    caption = f"A row is a true class of the {split} photos, its cells what they were taken for: the diagonal is right."
+    if few:
+        return Plot(
+            "Confusion matrix",
+            caption,
+            figure_json(figure),
+            Table(("True class", *names), tuple(tuple(row) for row in rows[1:])),
+            min_width_px=min(220 + 44 * len(names), 900),
+            height_px=min(240 + 36 * len(names), 760),
+        )
+    wrong = [(int(counts[i, j]), names[i], names[j]) for i, j in np.argwhere(counts) if i != j]
+    listed = sorted(wrong, key=lambda one: (-one[0], one[1:]))[:MAX_CONFUSIONS]
+    caption += f" The table lists the {len(listed)} most frequent of {len(wrong)} confusions."
+    table = Table(
+        ("True class", "Taken for", "Photos"), tuple((true, taken, str(count)) for count, true, taken in listed)
+    )
+    return Plot("Confusion matrix", caption, figure_json(figure), table, min_width_px=640, height_px=680)
+
+
+def _class_plot(rows: Sequence[Sequence[str]], split: str) -> Plot:
+    worst_first = sorted((row for row in rows[1:] if row[2] != "nan"), key=lambda row: float(row[2]))
+    half = MAX_BARS // 2
+    shown = worst_first if len(worst_first) <= MAX_BARS else [*worst_first[:half], *worst_first[-half:]]
+    places = list(range(len(shown)))
+    figure = go.Figure(
+        go.Bar(
+            x=[float(row[2]) for row in shown],
+            y=places,
+            orientation="h",
+            marker_color=BLUE,
+            text=[f"{float(row[2]):.0%}" for row in shown],
+            textposition="outside",
+            hovertext=[f"{row[0]}: {row[1]} photos" for row in shown],
+        )
+    )
+    figure.update_layout(
+        xaxis={"title": f"accuracy on {split} photos", "range": [0, 1.12], "tickformat": ".0%"},
+        yaxis={"autorange": "reversed", "tickvals": places, "ticktext": [row[0] for row in shown]},
+    )
+    few = "" if len(shown) == len(worst_first) else f" Of {len(worst_first)}, the {half} worst and the {half} best."
+    return Plot(
+        "Accuracy of each class",
+        f"Worst first: more photos, or better ones, of the first classes help most.{few}",
+        figure_json(figure),
+        Table(("Class", "Photos", "Accuracy"), tuple((row[0], row[1], text(float(row[2]))) for row in worst_first)),
+        height_px=140 + 24 * len(shown),
+    )
+
+
+def _error_picture(row: Sequence[str], root: Path) -> Picture | None:
+    """A wrongly named photo; None if it is not on this machine, and then the table still names it."""
+    photo, true, predicted, probability, _ = row
+    if not (root / photo).is_file():
+        return None
+    content = io.BytesIO()
+    Image.fromarray(thumbnail(root / photo)).save(content, "JPEG", quality=85)
+    said = f"{true}, taken for {predicted} ({float(probability):.0%} sure)"
+    return Picture(said, f"Photo {photo}: {said}", Picture.jpeg(content.getvalue()))
+
+
+def _read_csv(path: Path) -> list[list[str]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.reader(file))
+
+
+def _minutes(minutes: float) -> str:
+    return f"{minutes:.1f}" if minutes < 100 else f"{minutes:.0f}"
+
+
+def _dollars(run: ComparedRun) -> str:
+    if run.usd is None:
+        return NOTHING
+    return f"{run.usd:.2f}" if run.usd >= 0.01 or run.usd == 0 else f"{run.usd:.4f}"

@@ -1,0 +1,340 @@
+"""What a report says about one study: its best trial, what the search has learned, all its trials.
+
+The plots are Optuna's own, drawn by plotly.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+
+import optuna
+import plotly.graph_objects as go
+import yaml
+from optuna import Study, visualization
+from optuna.trial import FrozenTrial, TrialState
+from plotly.colors import sample_colorscale
+
+from experiments.figures import (
+    BLUE,
+    GREY,
+    SKY,
+    STATE_COLORS,
+    VERMILLION,
+    completed_trials,
+    metric_name,
+    objective_value,
+    rankable_parameters,
+    varying_parameters,
+)
+from experiments.narrowing import MIN_TRIALS, narrow, range_text
+from experiments.page import NOTHING, Plot, Table, duration, figure_json, text
+from experiments.search_space import build_search_space
+
+STATE_WORDS: Mapping[TrialState, str] = MappingProxyType(
+    {
+        TrialState.COMPLETE: "finished",
+        TrialState.PRUNED: "pruned",
+        TrialState.FAIL: "failed",
+        TrialState.RUNNING: "running",
+        TrialState.WAITING: "waiting",
+    }
+)
+FAILURE_REASON = "failure_reason"
+# From worst to best, with 3:1 contrast against the light and the dark page alike.
+_QUALITY_SCALE = [VERMILLION, GREY, BLUE]
+
+
+@dataclass(frozen=True)
+class Section:
+    """What the page says about one study."""
+
+    name: str
+    has_result: bool
+    facts: Mapping[str, str]
+    best_parameters: Table
+    commands: Mapping[str, str]
+    """What runs the best trial again, by where it runs."""
+    region: Table
+    """Where the best quarter of the trials lies in the search space."""
+    plots: tuple[Plot, ...]
+    trials: Table
+
+
+def study_section(study: Study) -> Section:
+    """Read and draw a study; see `write_report` for what it may hold."""
+    trials = study.get_trials(deepcopy=False)
+    completed = completed_trials(study)
+    choose = max if study.direction.name == "MAXIMIZE" else min
+    best = choose(completed, key=objective_value, default=None)
+    parameters = best.params if best else {}
+    return Section(
+        name=study.study_name,
+        has_result=best is not None,
+        facts=_facts(study, trials, best),
+        best_parameters=Table(
+            ("Parameter", "Value"),
+            tuple((name, str(value)) for name, value in parameters.items()),
+        ),
+        commands=_commands(study.study_name) if best else {},
+        region=_good_region(study, completed),
+        plots=tuple(_plots(study, trials, completed, best)),
+        trials=_trial_table(metric_name(study), trials, best),
+    )
+
+
+def _commands(name: str) -> Mapping[str, str]:
+    quoted = shlex.quote(name)
+    return {
+        "at home": f"python -m experiments train --from-best {quoted}",
+        "in the cloud": f"python -m sagemaker_launch train --from-study {quoted} --cloud mine.yaml",
+    }
+
+
+def _good_region(study: Study, completed: Sequence[FrozenTrial]) -> Table:
+    """The searched ranges beside what `tune --from-study` would make of them; no row while too little is known."""
+    columns = ("Parameter", "Searched", "Best quarter lies in")
+    if "search_space" not in study.user_attrs or len(completed) < MIN_TRIALS:
+        return Table(columns, ())
+    space = build_search_space(yaml.safe_load(study.user_attrs["search_space"]), study.study_name)
+    sign = -1 if study.direction.name == "MAXIMIZE" else 1
+    values = [sign * objective_value(trial) for trial in completed]
+    region = narrow(space, [trial.params for trial in completed], values)
+    return Table(columns, tuple((name, range_text(space[name]), range_text(region[name])) for name in space))
+
+
+def _facts(study: Study, trials: Sequence[FrozenTrial], best: FrozenTrial | None) -> Mapping[str, str]:
+    states = Counter(trial.state for trial in trials)
+    seconds = [trial.duration.total_seconds() for trial in trials if trial.duration is not None]
+    better = "higher" if study.direction.name == "MAXIMIZE" else "lower"
+    facts = {
+        "Metric": metric_name(study),
+        "Direction": f"{study.direction.name.lower()}: {better} is better",
+        "Best value": text(objective_value(best)) if best else NOTHING,
+        "Best trial": str(best.number) if best else NOTHING,
+    }
+    for state, word in STATE_WORDS.items():
+        if states[state] or state.is_finished():
+            facts[f"{word.capitalize()} trials"] = str(states[state])
+    facts["Time of all trials"] = duration(sum(seconds))
+    facts["Mean time of a trial"] = duration(sum(seconds) / len(seconds)) if seconds else NOTHING
+    return facts
+
+
+def _trial_table(metric: str, trials: Sequence[FrozenTrial], best: FrozenTrial | None) -> Table:
+    parameters = sorted({name for trial in trials for name in trial.params})
+    attributes = sorted(
+        {
+            name
+            for trial in trials
+            for name, value in trial.user_attrs.items()
+            if isinstance(value, int | float) and not isinstance(value, bool)
+        }
+    )
+    reasons = ["Failure reason"] if any(FAILURE_REASON in trial.user_attrs for trial in trials) else []
+    rows = tuple(
+        (
+            str(trial.number),
+            STATE_WORDS[trial.state] + (", best" if trial is best else ""),
+            text(trial.value),
+            str(len(trial.intermediate_values)),
+            _seconds(trial),
+            *(text(trial.params.get(name)) for name in parameters),
+            *(text(trial.user_attrs.get(name)) for name in attributes),
+            *(text(trial.user_attrs.get(FAILURE_REASON)) for _ in reasons),
+        )
+        for trial in trials
+    )
+    columns = ("Trial", "State", metric, "Epochs", "Seconds", *parameters, *attributes, *reasons)
+    return Table(columns, rows, best_row=best.number if best else None)
+
+
+def _plots(
+    study: Study,
+    trials: Sequence[FrozenTrial],
+    completed: Sequence[FrozenTrial],
+    best: FrozenTrial | None,
+) -> list[Plot]:
+    """Draw the plots for which there is enough data."""
+    metric = metric_name(study)
+    maximize = study.direction.name == "MAXIMIZE"
+    varying = varying_parameters(completed)
+    ranked = rankable_parameters(study)
+    plots = []
+    if completed:
+        history = visualization.plot_optimization_history(study, target_name=metric)
+        history.update_traces(marker_size=9, selector={"mode": "markers"})
+        history.update_traces(name="best so far", selector={"mode": "lines"})
+        history.update_layout(xaxis_title="trial")
+        values = list(map(objective_value, completed))
+        best_so_far = [(max if maximize else min)(values[: i + 1]) for i in range(len(values))]
+        plots.append(
+            Plot(
+                "Optimization history",
+                "Each dot is a finished trial and the line is the best value so far: once it has "
+                "been flat for long, more trials of this search space bring little.",
+                figure_json(history),
+                Table(
+                    ("Trial", metric, "Best so far"),
+                    tuple(
+                        (str(trial.number), text(value), text(so_far))
+                        for trial, value, so_far in zip(completed, values, best_so_far, strict=True)
+                    ),
+                ),
+            )
+        )
+    if any(trial.intermediate_values for trial in trials):
+        plots.append(
+            Plot(
+                "Learning curves",
+                f"Each line is the {metric} of one trial by epoch, the thick one is the best "
+                "trial's, and a dotted line ends where the trial was pruned or failed.",
+                figure_json(_learning_curves(metric, trials, best)),
+                _learning_curve_table(trials),
+            )
+        )
+    if ranked:
+        importances = optuna.importance.get_param_importances(study, params=ranked)
+        figure = visualization.plot_param_importances(study, params=ranked, target_name=metric)
+        # Room for the number beside the longest bar.
+        figure.update_xaxes(title="share of importance", range=[0, 1.2 * max(importances.values())])
+        figure.update_yaxes(title=None)
+        plots.append(
+            Plot(
+                "Parameter importance",
+                "The longer a bar, the more that parameter sets the best tenth of the trials apart "
+                "from the rest; with fewer than 50 finished trials take it as a hint.",
+                figure_json(figure),
+                Table(
+                    ("Parameter", "Importance"),
+                    tuple((name, f"{share:.3f}") for name, share in importances.items()),
+                ),
+            )
+        )
+    if varying:
+        points = Table(
+            ("Trial", metric, *varying),
+            tuple(
+                (
+                    str(trial.number),
+                    text(trial.value),
+                    *(text(trial.params.get(name)) for name in varying),
+                )
+                for trial in completed
+            ),
+        )
+        figure = visualization.plot_slice(study, params=varying, target_name=metric)
+        figure.update_traces(marker={"size": 9, "colorscale": [[0, SKY], [1, BLUE]]})
+        # Optuna gives many panels a fixed width; here they share what the page has.
+        figure.update_layout(width=None)
+        plots.append(
+            Plot(
+                "Slices",
+                f"Each panel shows the {metric} of the finished trials against one parameter: look "
+                "for the range where the good values gather, and widen the space if that is at its "
+                "edge.",
+                figure_json(figure),
+                points,
+                min_width_px=100 + 180 * len(varying),
+            )
+        )
+        figure = visualization.plot_parallel_coordinate(study, params=varying, target_name=metric)
+        _color_by_quality(figure, maximize=maximize)
+        plots.append(
+            Plot(
+                "Parallel coordinates",
+                f"Each line is a finished trial, from its {metric} on the left through its "
+                "parameters: see which settings the blue lines, the best trials, share.",
+                figure_json(figure),
+                points,
+                min_width_px=100 + 130 * (len(varying) + 1),
+            )
+        )
+    started = [trial for trial in trials if trial.datetime_start is not None]
+    if started:
+        timeline = visualization.plot_timeline(study)
+        for bars in timeline.data:
+            bars.update(marker_color=STATE_COLORS[bars.name], name=STATE_WORDS[TrialState[bars.name]])
+        timeline.update_layout(xaxis_title="time", yaxis_title="trial")
+        plots.append(
+            Plot(
+                "Timeline",
+                "Each bar is a trial from start to end, coloured by how it ended: bars one over "
+                "another ran at the same time, and gaps are time in which nothing ran.",
+                figure_json(timeline),
+                Table(
+                    ("Trial", "State", "Start", "End", "Seconds"),
+                    tuple(
+                        (
+                            str(trial.number),
+                            STATE_WORDS[trial.state],
+                            f"{trial.datetime_start:%Y-%m-%d %H:%M:%S}",
+                            f"{trial.datetime_complete:%Y-%m-%d %H:%M:%S}" if trial.datetime_complete else NOTHING,
+                            _seconds(trial),
+                        )
+                        for trial in started
+                    ),
+                ),
+            )
+        )
+    return plots
+
+
+def _learning_curves(metric: str, trials: Sequence[FrozenTrial], best: FrozenTrial | None) -> go.Figure:
+    figure = go.Figure()
+    named: set[str] = set()
+    # The best trial is drawn last, over the others.
+    for trial in sorted(trials, key=lambda trial: trial is best):
+        group = f"best: trial {trial.number}" if trial is best else STATE_WORDS[trial.state]
+        steps = sorted(trial.intermediate_values)
+        figure.add_scatter(
+            x=steps,
+            y=[trial.intermediate_values[step] for step in steps],
+            mode="lines+markers",
+            line={
+                "width": 4 if trial is best else 1.5,
+                "color": VERMILLION if trial is best else BLUE,
+                "dash": "dot" if trial.state in (TrialState.PRUNED, TrialState.FAIL) else "solid",
+            },
+            marker={"size": 7 if trial is best else 4},
+            opacity=1 if trial is best else 0.8,
+            name=group,
+            legendgroup=group,
+            showlegend=group not in named,
+            hovertemplate=f"trial {trial.number}, epoch %{{x}}: %{{y:.4g}}<extra></extra>",
+        )
+        named.add(group)
+    figure.update_layout(xaxis_title="epoch", yaxis_title=metric)
+    return figure
+
+
+def _learning_curve_table(trials: Sequence[FrozenTrial]) -> Table:
+    epochs = sorted({step for trial in trials for step in trial.intermediate_values})
+    return Table(
+        ("Trial", *(f"Epoch {epoch}" for epoch in epochs)),
+        tuple(
+            (str(trial.number), *(text(trial.intermediate_values.get(epoch)) for epoch in epochs))
+            for trial in trials
+            if trial.intermediate_values
+        ),
+    )
+
+
+def _color_by_quality(figure: go.Figure, *, maximize: bool) -> None:
+    """Give the lines of a parallel coordinate plot colours that stand out on light and on dark."""
+    for trace in figure.data:
+        if trace.mode == "lines":
+            # The first axis is the objective, scaled to 0..1.
+            quality = trace.y[0] if maximize else 1 - trace.y[0]
+            (trace.line.color,) = sample_colorscale(_QUALITY_SCALE, [quality])
+        else:
+            trace.marker.colorscale = _QUALITY_SCALE
+            trace.marker.reversescale = not maximize
+    figure.update_traces(opacity=0.8)
+
+
+def _seconds(trial: FrozenTrial) -> str:
+    return f"{trial.duration.total_seconds():.1f}" if trial.duration is not None else NOTHING
