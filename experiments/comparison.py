@@ -16,7 +16,7 @@ from experiments.compared_runs import ComparedRun, best_run, config_of, fields_o
 from experiments.config import RunConfig, to_flat
 from experiments.datasets import photo_root
 from experiments.figures import BLUE, GREEN, MAX_BARS, MAX_CLASSES_WITH_COUNTS, SKY, VERMILLION
-from experiments.page import NOTHING, Picture, Plot, Table, figure_json, text
+from experiments.page import NOTHING, Picture, Plot, Table, duration, figure_json, text
 from experiments.pictures import CONFUSION, ERRORS, PER_CLASS, thumbnail
 from lightning_modules.metrics import (
     TEST_ACCURACY,
@@ -86,14 +86,10 @@ def compare(
         for origin in origins
         if (found := best_run([run for run in runs if run.origin == origin], metric, maximize=maximize)) is not None
     ]
-    counts = ", ".join(
-        f"{sum(run.origin == origin for run in runs)} {LOOKS[origin][0] + ('s' if origin != 'local' else '')}"
-        for origin in origins
-    )
     photos = {run.fingerprint for run in runs}
     again = fields_of(config_of(best, at_home))
     return Comparison(
-        summary=_summary(best, metric, counts),
+        summary=_summary(best, runs, metric),
         warning=""
         if len(photos) == 1
         else "These runs were scored on different photos: compare only those with the same mark in the column Photos.",
@@ -116,13 +112,19 @@ def compare(
     )
 
 
-def _summary(best: ComparedRun, metric: str, counts: str) -> str:
+def _summary(best: ComparedRun, runs: Sequence[ComparedRun], metric: str) -> str:
+    counts = {origin: sum(run.origin == origin for run in runs) for origin in LOOKS}
+    kinds = [
+        f"{count} {LOOKS[origin][0]}{'s' if count > 1 and origin != 'local' else ''}"
+        for origin, count in counts.items()
+        if count
+    ]
+    of = f"Of {len(runs)} runs ({', '.join(kinds)}) the best is" if len(runs) > 1 else "The one run is"
     accuracy = best.metrics.get(VAL_ACCURACY)
-    right = "" if accuracy is None else f" names {accuracy:.1%} of the validation photos right and"
-    took = "" if best.minutes is None else f", after {_minutes(best.minutes)} min"
-    cost = "" if best.usd is None else f" and ${best.usd:.2f}"
-    where = LOOKS[best.origin][0] if best.origin in LOOKS else best.origin
-    return f"The best of {counts}: {best.name} ({where}){right} has {metric} {text(best.metrics[metric])}{took}{cost}."
+    right = "" if accuracy is None else f"{accuracy:.1%} of the validation photos named right, "
+    took = "" if best.minutes is None else f" in {duration(60 * best.minutes)}"
+    cost = "" if best.usd is None else f" for ${_dollars(best)}"
+    return f"{of} {best.name} ({LOOKS[best.origin][0]}): {right}{metric} {text(best.metrics[metric])}{took}{cost}."
 
 
 def _best_table(best: Sequence[ComparedRun], *, with_photos: bool) -> Table:
@@ -188,7 +190,7 @@ def _scatter(
                 hovertemplate=f"%{{text}}: %{{y:.3f}} for %{{x:.3g}} {unit}<extra>{word}</extra>",
             )
     figure.update_layout(
-        xaxis={"title": unit, "rangemode": "tozero"}, yaxis={"title": VAL_ACCURACY, "tickformat": ".0%"}
+        xaxis={"title": unit, "rangemode": "tozero"}, yaxis={"title": VAL_ACCURACY, "tickformat": ".1~%"}
     )
     in_order = sorted(runs, key=lambda run: costs[run.name])
     rows = tuple(
@@ -216,7 +218,7 @@ def _curves(best: Sequence[ComparedRun]) -> list[Plot]:
     ):
         figure, rows = go.Figure(), []
         epochs = sorted({epoch for run in best for name in (trained, validated) for epoch in run.curves.get(name, {})})
-        for run in best:
+        for place, run in enumerate(best):
             word, color, symbol = LOOKS[run.origin]
             for name, dash in ((validated, "solid"), (trained, "dash")):
                 course = run.curves.get(name, {})
@@ -227,7 +229,8 @@ def _curves(best: Sequence[ComparedRun]) -> list[Plot]:
                         y=[course[step] for step in steps],
                         mode="lines+markers",
                         name=f"{name}, {word}",
-                        line={"color": color, "dash": dash},
+                        # Runs of two origins may lie exactly over one another.
+                        line={"color": color, "dash": dash, "width": 2 + 4 * (len(best) - 1 - place)},
                         marker={"symbol": symbol, "size": 7},
                         hovertemplate=f"{run.name}, epoch %{{x}}: %{{y:.4g}}<extra>{name}</extra>",
                     )

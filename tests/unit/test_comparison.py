@@ -113,8 +113,8 @@ def test_the_best_run_of_every_origin_stands_first_with_what_it_took(page: Page)
     assert page.facts()["Best run"] == "job-1"
     summary = next(one.full_text() for one in page.all("p") if one.attributes.get("class") == "summary")
     assert summary == (
-        "The best of 3 at home, 1 rehearsed jobs, 1 SageMaker jobs: job-1 (SageMaker job) names 80.0% of the "
-        "validation photos right and has val_loss 0.3, after 8.0 min and $0.25."
+        "Of 5 runs (3 at home, 1 rehearsed job, 1 SageMaker job) the best is job-1 (SageMaker job): 80.0% of the "
+        "validation photos named right, val_loss 0.3 in 8 min 0 s for $0.25."
     )
 
 
