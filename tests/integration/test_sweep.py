@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import random
+import shlex
 import shutil
 import signal
 import time
@@ -19,14 +20,19 @@ from mlflow import MlflowClient
 from optuna.trial import TrialState
 
 from experiments import sweep
+from experiments.cli import parse_overrides
 from experiments.config import RunConfig, load_config, override, tracking_uri
 from experiments.errors import InterruptedRunError, SweepError, TrackingError
 from experiments.interrupts import Watch
+from experiments.logger import RunFolderLogger
+from experiments.run_folder import RunFolder
 from experiments.study import load_study, study_folder, trial_folder
+from experiments.train import train
 from lightning_modules.export import check_golden
 from lightning_modules.inference import load_export
 from lightning_modules.population import HeadPopulation
 from tests.conftest import REPOSITORY, tiny
+from tests.unit.test_report import Page
 from tests.whole import check_whole, runs_of
 
 
@@ -75,6 +81,22 @@ def test_a_sweep_leaves_a_study_runs_pictures_and_one_export(finished: Finished)
     assert exports == [result.best.number]
     check_golden(trial_folder(config, result.best.number).export)
     assert not list(study_folder(config).rglob("*.ckpt"))
+
+
+def test_the_report_s_command_trains_the_best_trial_again_to_the_last_digit(finished: Finished, tmp_path: Path) -> None:
+    config, result = finished
+    assert result.best is not None
+    page = Page(result.report)
+    home = next(code.text for code in page.all("code") if code.text.startswith("python -m experiments train --data"))
+    typed = parse_overrides(shlex.split(home)[4:])
+    again = load_config(None, {**typed, "data.cache_dir": config.data.cache_dir, "trainer.accelerator": "cpu"})
+    folder = RunFolder(tmp_path / "again")
+    folder.start("again", {}, {})
+    trained = train(again, output_dir=folder.path, logger=RunFolderLogger(folder))
+    assert trained.metrics["val_loss"] == result.best.value
+    assert page.table("Confusion matrix")[0][1:] == ["Class1", "Class2", "Class3"]
+    wrong = page.table("Worst errors")[1:] if "Worst errors: the numbers" in result.report.read_text() else []
+    assert len(page.all("img")) == len(wrong)
 
 
 def test_the_same_command_continues_and_more_adds_trials(config: RunConfig) -> None:
