@@ -143,7 +143,7 @@ def config_of(run: ComparedRun, at_home: RunConfig) -> RunConfig:
     values = {
         name: run.params[name]
         for name in to_flat(at_home)
-        if name in run.params and name not in kept and not _of_no_result(name)
+        if name in run.params and name not in kept and decides_result(name)
     }
     return override(at_home, {name: "null" if value == "None" else value for name, value in values.items()})
 
@@ -155,9 +155,10 @@ def fields_of(config: RunConfig) -> str:
     return " ".join(
         f"--{name} {shlex.quote('null' if value is None else str(value))}"
         for name, value in differing.items()
-        if not _of_no_result(name)
+        if decides_result(name)
     )
 
 
-def _of_no_result(name: str) -> bool:
-    return name.startswith(NOT_OF_THE_RESULT) and name not in ("sweep.metric", "sweep.direction")
+def decides_result(name: str) -> bool:
+    """Whether a field decides what comes of a run, rather than where and how it is made."""
+    return not name.startswith(NOT_OF_THE_RESULT) or name in ("sweep.metric", "sweep.direction")
