@@ -196,7 +196,11 @@ def _cut(split: Split, fraction: float, seed: int) -> tuple[Split, Split]:
     taken: set[int] = set()
     for label, indices in sorted(by_class.items()):
         if len(indices) < 2:
-            raise ValueError(f"a stratified part needs at least 2 photos a class, class {label + 1} has {len(indices)}")
+            name = split.paths[indices[0]].parent.name
+            raise ValueError(
+                "data.root must have 2 or more photos of each class in train to take a part of them (data.fraction, or "
+                f"a validation split), got {len(indices)} of {name}: add photos, or take the class out"
+            )
         count = min(max(1, round(fraction * len(indices))), len(indices) - 1)
         taken |= set(np.random.default_rng([seed, label]).permutation(indices)[:count].tolist())
     part = sorted(taken)

@@ -1,0 +1,82 @@
+"""The code blocks of README.md and docs/, and the commands in them."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.conftest import REPOSITORY
+
+NEEDS_AWS = "# needs AWS"
+"""First line of a block whose commands nobody can run without an account."""
+PROGRAMS = ("python", "make", "pip", "aws", "docker", "curl", "git", "rm", "cp", ".", "export")
+
+
+@dataclass(frozen=True)
+class Block:
+    """What stands between two fences."""
+
+    place: str
+    info: str
+    text: str
+
+    @property
+    def needs_aws(self) -> bool:
+        """Whether it says so."""
+        return self.text.startswith(f"{NEEDS_AWS}\n")
+
+    @property
+    def holds_commands(self) -> bool:
+        """A block without a word behind its fence does if any of its lines is one."""
+        return self.info == "sh" or (self.info == "" and any(_program(line) in PROGRAMS for line in self.lines))
+
+    @property
+    def lines(self) -> list[str]:
+        """Without comments; a line goes on after a backslash, and within JSON in quotes."""
+        joined = re.sub(r"\\\n\s*|(?<=,)\n\s+(?=\")", "", self.text).splitlines()
+        return [line for line in (re.sub(r"(^|\s+)# .*", "", line).strip() for line in joined) if line]
+
+
+@dataclass(frozen=True)
+class Command:
+    """A line that a person types."""
+
+    place: str
+    line: str
+    needs_aws: bool
+
+    @property
+    def words(self) -> str:
+        """The line as it is typed with the environment active, without where its output goes."""
+        return re.sub(r"^\.venv/bin/", "", self.line.partition(" > ")[0])
+
+
+def blocks(path: Path) -> list[Block]:
+    """The code blocks of a page."""
+    found = []
+    text = path.read_text()
+    for match in re.finditer(r"^```([^\n]*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
+        line = text[: match.start()].count("\n") + 1
+        found.append(Block(f"{path.relative_to(REPOSITORY)}:{line}", match[1], match[2]))
+    return found
+
+
+def pages() -> list[Path]:
+    """README.md and docs/."""
+    return [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
+
+
+def commands(*paths: Path) -> list[Command]:
+    """The commands of some pages, in their order."""
+    return [
+        Command(block.place, line, block.needs_aws)
+        for path in paths
+        for block in blocks(path)
+        if block.holds_commands
+        for line in block.lines
+    ]
+
+
+def _program(line: str) -> str:
+    return line.split()[0].removeprefix(".venv/bin/")
