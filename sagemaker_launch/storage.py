@@ -51,7 +51,8 @@ def read_photo_set(root: Path) -> PhotoSet:
     Raises:
         FileNotFoundError: if there is no root or no train folder.
     """
-    paths = [path for folder in split_folders(root).values() for path in list_photos(folder)]
+    listed = [path for folder in split_folders(root).values() for path in list_photos(folder)]
+    paths = [path for path in listed if path.is_file()]  # a folder below a class is left out at home, too
     with ThreadPoolExecutor() as pool:  # hashing releases the GIL
         hashes = list(_progress("hashing photos", pool.map(file_sha256, paths), len(paths)))
     names = [f"{digest}{path.suffix.lower()}" for digest, path in zip(hashes, paths, strict=True)]

@@ -96,6 +96,13 @@ def test_what_sagemaker_copies_becomes_the_class_folders_again(s3: Any, photos: 
     assert contents(rebuilt) == contents(photos)
 
 
+def test_a_folder_within_a_class_is_left_out_as_at_home(photos: Path, tmp_path: Path) -> None:
+    root = tmp_path / "photos"
+    shutil.copytree(photos, root)
+    (root / "train" / "001.Class1" / "thumbnails").mkdir()
+    assert read_photo_set(root).index == read_photo_set(photos).index
+
+
 def test_a_photo_that_changes_meanwhile_is_named(s3: Any, photos: Path, tmp_path: Path) -> None:
     root = tmp_path / "photos"
     shutil.copytree(photos, root)
