@@ -19,7 +19,7 @@ from experiments.interrupts import Interrupts, Watch
 from experiments.logger import RunFolderLogger
 from experiments.progress import EpochProgress
 from experiments.publisher import Publisher
-from experiments.run_folder import Outcome, RunFolder, environment_tags
+from experiments.run_folder import LOCAL, Outcome, RunFolder, environment_tags
 from experiments.study import best_config, load_study
 from experiments.train import score_and_export, train
 
@@ -55,7 +55,7 @@ def train_and_register(
         TrackingError: if MLflow stays away; the same command goes on from there.
         InterruptedRunError: after Ctrl-C; the same command goes on from there.
     """
-    tags = dict(environment_tags())
+    tags = {**LOCAL, **environment_tags()}
     if from_best is not None:
         best, trial = best_config(load_study(config, from_best), config)
         config = override(best, overrides or {})
