@@ -30,6 +30,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
+from lightning_modules.metrics import BEST, OBJECTIVES
+
 LOCAL = {"origin": "local"}
 """Tag of the runs that this machine's commands make; a job can't know where the service runs it."""
 RECORDING, PROFILE = "artifacts/recording", "artifacts/profile"
@@ -144,6 +146,19 @@ class RunFolder:
     def finish(self, outcome: Outcome, *, ended_ms: int | None = None) -> None:
         """Note how the run ended."""
         self.update(outcome=asdict(outcome), ended_ms=ended_ms or now_ms())
+
+    def final_metrics(self) -> dict[str, float]:
+        """What the outcome adds to the epochs, under MLflow's names.
+
+        MLflow shows a metric's last value, which is the last epoch's: what counts gets a name of its own.
+        """
+        found = self.outcome.metrics if self.outcome else {}
+        of_epochs = {key for line in self.metric_lines() for key in line.metrics}
+        return {
+            f"{BEST}{key}" if key in of_epochs else key: value
+            for key, value in found.items()
+            if key not in of_epochs or key in OBJECTIVES
+        }
 
     @property
     def is_undrawn(self) -> bool:

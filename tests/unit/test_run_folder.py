@@ -263,3 +263,10 @@ def test_what_torch_computes_on_is_noted_where_it_is_there(
     monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=cuda, get_num_threads=lambda: 3))
     tags = environment_tags()
     assert (tags["hardware.gpu"], tags["hardware.threads"]) == (noted, "3")
+
+
+def test_what_counts_stands_beside_its_course_under_a_name_of_its_own(folder: RunFolder) -> None:
+    folder.record(1, {"val_loss": 0.5, "train_loss": 0.4})
+    assert folder.final_metrics() == {}
+    folder.finish(Outcome("COMPLETE", 0.5, {"val_loss": 0.5, "train_loss": 0.4, "test_loss": 0.6, "usd": 1.0}))
+    assert folder.final_metrics() == {"best_val_loss": 0.5, "test_loss": 0.6, "usd": 1.0}
