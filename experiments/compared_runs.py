@@ -15,7 +15,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from experiments.config import RunConfig, override, to_flat
 from experiments.figures import metric_name
-from experiments.run_folder import RunFolder
+from experiments.run_folder import LOCAL, RunFolder
 from experiments.study import trial_folder
 from lightning_modules.metrics import VAL_LOSS
 
@@ -49,7 +49,7 @@ class ComparedRun:
     curves: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
     """Each metric by epoch."""
     environment: Mapping[str, str] = field(default_factory=dict)
-    """Commit, Python and packages."""
+    """Commit, Python, packages and machine."""
     folder: RunFolder | None = None
     """None for a trial that ran on another machine."""
 
@@ -94,7 +94,7 @@ def _from_folder(folder: RunFolder, label: str) -> ComparedRun:
     known = {**params, **tags}
     return ComparedRun(
         name=label,
-        origin=tags.get("origin", "local"),
+        origin=tags.get("origin", LOCAL),
         metrics=outcome.metrics,
         params=params,
         minutes=(noted["ended_ms"] - noted["started_ms"]) / 60_000,
@@ -104,7 +104,10 @@ def _from_folder(folder: RunFolder, label: str) -> ComparedRun:
         curves=folder.curves(),
         environment={
             name: known[name]
-            for name in ("mlflow.source.git.commit", "python", *sorted(one for one in known if "package." in one))
+            for name in (
+                *("mlflow.source.git.commit", "python"),
+                *sorted(one for one in known if one.startswith(("package.", "hardware."))),
+            )
             if name in known
         },
         folder=folder,
@@ -117,7 +120,7 @@ def _from_trial(study: Study, trial: FrozenTrial, label: str) -> ComparedRun:
     assert trial.value is not None
     return ComparedRun(
         name=label,
-        origin="local",
+        origin=LOCAL,
         metrics={**numbers, metric: trial.value},
         params={name: str(value) for name, value in {**study.user_attrs.get("config", {}), **trial.params}.items()},
         minutes=None if trial.duration is None else trial.duration.total_seconds() / 60,
@@ -139,7 +142,7 @@ def config_of(run: ComparedRun, at_home: RunConfig) -> RunConfig:
     Args:
         at_home: where the photos and weights of a job lie here.
     """
-    kept = PLACES if run.origin != "local" else ()
+    kept = PLACES if run.origin != LOCAL else ()
     values = {
         name: run.params[name]
         for name in to_flat(at_home)

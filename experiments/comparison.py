@@ -16,7 +16,7 @@ from experiments.compared_runs import PLACES, ComparedRun, best_run, config_of, 
 from experiments.config import RunConfig, to_flat
 from experiments.datasets import photo_root
 from experiments.figures import BLUE, GREEN, MAX_BARS, MAX_CLASSES_WITH_COUNTS, SKY, VERMILLION
-from experiments.page import NOTHING, Picture, Plot, Table, duration, figure_json, text
+from experiments.page import NOTHING, InteractivePlot, Photo, Table, duration, figure_json, text
 from experiments.pictures import CONFUSION, ERRORS, PER_CLASS, thumbnail
 from lightning_modules.metrics import (
     TEST_ACCURACY,
@@ -43,8 +43,8 @@ class Errors:
     of: str
     note: str
     """What is missing, and how to get it."""
-    plots: tuple[Plot, ...]
-    pictures: tuple[Picture, ...]
+    plots: tuple[InteractivePlot, ...]
+    pictures: tuple[Photo, ...]
     table: Table
 
 
@@ -56,7 +56,7 @@ class Comparison:
     warning: str
     facts: Mapping[str, str]
     best_of_each: Table
-    plots: tuple[Plot, ...]
+    plots: tuple[InteractivePlot, ...]
     findings: Table
     errors: Errors
     commands: Mapping[str, str]
@@ -151,7 +151,7 @@ def _best_table(best: Sequence[ComparedRun], *, with_photos: bool) -> Table:
     return Table(("Origin", "Run", *numbers, "Minutes", "Dollars", "Machine", *photos, *fields), rows)
 
 
-def _trade_offs(runs: Sequence[ComparedRun], best: ComparedRun) -> list[Plot]:
+def _trade_offs(runs: Sequence[ComparedRun], best: ComparedRun) -> list[InteractivePlot]:
     """Accuracy against what it took: minutes, and dollars where any were paid."""
     timed = [run for run in runs if VAL_ACCURACY in run.metrics and run.minutes is not None]
     plots = []
@@ -174,7 +174,7 @@ def _trade_offs(runs: Sequence[ComparedRun], best: ComparedRun) -> list[Plot]:
 
 def _scatter(
     title: str, caption: str, runs: Sequence[ComparedRun], best: ComparedRun, costs: Mapping[str, float], unit: str
-) -> Plot:
+) -> InteractivePlot:
     figure = go.Figure()
     for origin, (word, color, symbol) in LOOKS.items():
         own = [run for run in runs if run.origin == origin]
@@ -196,7 +196,7 @@ def _scatter(
         (run.name, LOOKS[run.origin][0], f"{run.metrics[VAL_ACCURACY]:.4f}", _minutes(run.minutes or 0), _dollars(run))
         for run in in_order
     )
-    return Plot(
+    return InteractivePlot(
         title,
         caption,
         figure_json(figure),
@@ -208,7 +208,7 @@ def _index(runs: Sequence[ComparedRun], wanted: ComparedRun) -> int | None:
     return next((index for index, run in enumerate(runs) if run is wanted), None)
 
 
-def _curves(best: Sequence[ComparedRun]) -> list[Plot]:
+def _curves(best: Sequence[ComparedRun]) -> list[InteractivePlot]:
     """Loss and accuracy by epoch of the best run of each origin."""
     plots = []
     for title, trained, validated in (
@@ -241,7 +241,7 @@ def _curves(best: Sequence[ComparedRun]) -> list[Plot]:
                 "two part, the network learns its photos by heart; where both still fall or rise, more epochs help."
             )
             columns = ("Run", "Metric", *(f"Epoch {epoch}" for epoch in epochs))
-            plots.append(Plot(title, caption, figure_json(figure), Table(columns, tuple(rows))))
+            plots.append(InteractivePlot(title, caption, figure_json(figure), Table(columns, tuple(rows))))
     return plots
 
 
@@ -274,12 +274,12 @@ def _errors(
             _confusion_plot(_read_csv(artifacts / CONFUSION), split),
             _class_plot(_read_csv(artifacts / PER_CLASS), split),
         ),
-        pictures=tuple(picture for row in errors[1:] if (picture := _error_picture(row, root)) is not None),
+        pictures=tuple(picture for row in errors[1:] if (picture := _error_photo(row, root)) is not None),
         table=Table(tuple(name.capitalize() for name in errors[0]), tuple(map(tuple, errors[1:]))),
     )
 
 
-def _confusion_plot(rows: Sequence[Sequence[str]], split: str) -> Plot:
+def _confusion_plot(rows: Sequence[Sequence[str]], split: str) -> InteractivePlot:
     names = rows[0][1:]
     counts = np.array([[int(cell) for cell in row[1:]] for row in rows[1:]])
     share = 100 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
@@ -307,7 +307,7 @@ def _confusion_plot(rows: Sequence[Sequence[str]], split: str) -> Plot:
     )
     caption = f"A row is a true class of the {split} photos, its cells what they were taken for: the diagonal is right."
     if few:
-        return Plot(
+        return InteractivePlot(
             "Confusion matrix",
             caption,
             figure_json(figure),
@@ -321,10 +321,10 @@ def _confusion_plot(rows: Sequence[Sequence[str]], split: str) -> Plot:
     table = Table(
         ("True class", "Taken for", "Photos"), tuple((true, taken, str(count)) for count, true, taken in listed)
     )
-    return Plot("Confusion matrix", caption, figure_json(figure), table, min_width_px=640, height_px=680)
+    return InteractivePlot("Confusion matrix", caption, figure_json(figure), table, min_width_px=640, height_px=680)
 
 
-def _class_plot(rows: Sequence[Sequence[str]], split: str) -> Plot:
+def _class_plot(rows: Sequence[Sequence[str]], split: str) -> InteractivePlot:
     worst_first = sorted((row for row in rows[1:] if row[2] != "nan"), key=lambda row: float(row[2]))
     half = MAX_BARS // 2
     shown = worst_first if len(worst_first) <= MAX_BARS else [*worst_first[:half], *worst_first[-half:]]
@@ -345,7 +345,7 @@ def _class_plot(rows: Sequence[Sequence[str]], split: str) -> Plot:
         yaxis={"autorange": "reversed", "tickvals": places, "ticktext": [row[0] for row in shown]},
     )
     few = "" if len(shown) == len(worst_first) else f" Of {len(worst_first)}, the {half} worst and the {half} best."
-    return Plot(
+    return InteractivePlot(
         "Accuracy of each class",
         f"Worst first: more photos, or better ones, of the first classes help most.{few}",
         figure_json(figure),
@@ -354,7 +354,7 @@ def _class_plot(rows: Sequence[Sequence[str]], split: str) -> Plot:
     )
 
 
-def _error_picture(row: Sequence[str], root: Path) -> Picture | None:
+def _error_photo(row: Sequence[str], root: Path) -> Photo | None:
     """A wrongly named photo; None if it is not on this machine, and then the table still names it."""
     photo, true, predicted, probability, _ = row
     if not (root / photo).is_file():
@@ -362,7 +362,7 @@ def _error_picture(row: Sequence[str], root: Path) -> Picture | None:
     content = io.BytesIO()
     Image.fromarray(thumbnail(root / photo)).save(content, "JPEG", quality=85)
     said = f"{true}, taken for {predicted} ({float(probability):.0%} sure)"
-    return Picture(said, f"Photo {photo}: {said}", Picture.jpeg(content.getvalue()))
+    return Photo(said, f"Photo {photo}: {said}", content.getvalue())
 
 
 def _read_csv(path: Path) -> list[list[str]]:

@@ -1,17 +1,23 @@
 """What our HTML pages are built of: tables, and plots over the table of their data.
 
-A page needs no network. The table below a plot is what a screen reader or a browser without JavaScript gets.
+A page loads nothing. The table below a plot is what a screen reader or a browser without JavaScript gets.
 """
 
 from __future__ import annotations
 
 import base64
+import io
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import plotly.graph_objects as go
+from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
+from matplotlib.figure import Figure
 
 from experiments.figures import BLUE, GREY, VERMILLION
+
+if TYPE_CHECKING:  # pages of pictures do without it
+    import plotly.graph_objects as go
 
 NOTHING = "—"
 """A cell without a value."""
@@ -28,7 +34,23 @@ class Table:
 
 @dataclass(frozen=True)
 class Plot:
-    """An interactive plot and the data behind it."""
+    """A picture, what it shows, and the numbers behind it."""
+
+    name: str
+    title: str
+    caption: str
+    png: bytes
+    table: Table
+
+    @property
+    def data_uri(self) -> str:
+        """The picture, for a page that loads nothing."""
+        return f"data:image/png;base64,{base64.b64encode(self.png).decode()}"
+
+
+@dataclass(frozen=True)
+class InteractivePlot:
+    """A plot by plotly and the data behind it."""
 
     title: str
     caption: str
@@ -40,17 +62,33 @@ class Plot:
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A picture inside the page, and what it shows for those who do not see it."""
+class Photo:
+    """A photo inside the page, and what it shows for those who do not see it."""
 
     caption: str
     alt: str
-    data_uri: str
+    jpeg: bytes
 
-    @staticmethod
-    def jpeg(content: bytes) -> str:
-        """The bytes of a JPEG as an address that loads nothing."""
-        return f"data:image/jpeg;base64,{base64.b64encode(content).decode('ascii')}"
+    @property
+    def data_uri(self) -> str:
+        """The photo, for a page that loads nothing."""
+        return f"data:image/jpeg;base64,{base64.b64encode(self.jpeg).decode()}"
+
+
+def render_page(package: str, template: str, **values: object) -> str:
+    """Fill a template of a package, which may extend `page.html.j2` and use `parts.html.j2`."""
+    loader = ChoiceLoader([PackageLoader(package, ""), PackageLoader("experiments", "")])
+    environment = Environment(
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    return environment.get_template(template).render(**values)
+
+
+def to_png(figure: Figure) -> bytes:
+    """The file that a figure makes."""
+    target = io.BytesIO()
+    figure.savefig(target, format="png")
+    return target.getvalue()
 
 
 def figure_json(figure: go.Figure) -> Markup:

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from importlib import resources
 from pathlib import Path
 
-from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 from optuna import Study
 from plotly.offline import get_plotlyjs
@@ -20,7 +18,7 @@ from experiments.compared_runs import other_runs, runs_of_study
 from experiments.comparison import Comparison, compare
 from experiments.config import RunConfig, override
 from experiments.figures import metric_name
-from experiments.page import NOTHING, Table
+from experiments.page import NOTHING, Table, render_page
 from experiments.study import study_folder
 from experiments.study_section import study_section
 
@@ -83,10 +81,9 @@ def report_page(studies: Sequence[Study], comparison: Comparison | None) -> str:
         raise ValueError("a report needs at least one study, got none; run a sweep first")
     sections = [study_section(study) for study in studies]
     overview_facts = tuple(dict.fromkeys(fact for section in sections for fact in section.facts))
-    template = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    ).from_string(resources.files("experiments").joinpath("report.html.j2").read_text(encoding="utf-8"))
-    return template.render(
+    return render_page(
+        "experiments",
+        "report.html.j2",
         title=f"Sweep report: {names[0]}" if len(names) == 1 else f"Sweep report: {len(names)} studies",
         comparison=comparison,
         sections=sections,

@@ -18,7 +18,9 @@ import functools
 import json
 import os
 import platform
+import re
 import subprocess
+import sys
 import threading
 import time
 import uuid
@@ -28,6 +30,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
+from lightning_modules.metrics import BEST, OBJECTIVES
+
+LOCAL = {"origin": "local"}
+"""Tag of the runs that this machine's commands make; a job can't know where the service runs it."""
 RECORDING, PROFILE = "artifacts/recording", "artifacts/profile"
 """Folders of a run's recording and profile, below that of the run: MLflow gets them with the artifacts."""
 
@@ -149,6 +155,19 @@ class RunFolder:
         """Note how the run ended."""
         self.update(outcome=asdict(outcome), ended_ms=ended_ms or now_ms())
 
+    def final_metrics(self) -> dict[str, float]:
+        """What the outcome adds to the epochs, under MLflow's names.
+
+        MLflow shows a metric's last value, which is the last epoch's: what counts gets a name of its own.
+        """
+        found = self.outcome.metrics if self.outcome else {}
+        of_epochs = {key for line in self.metric_lines() for key in line.metrics}
+        return {
+            f"{BEST}{key}" if key in of_epochs else key: value
+            for key, value in found.items()
+            if key not in of_epochs or key in OBJECTIVES
+        }
+
     @property
     def is_undrawn(self) -> bool:
         """Whether pictures of it are still to be drawn."""
@@ -209,11 +228,11 @@ class RunFolder:
 
 @functools.cache
 def environment_tags() -> Mapping[str, str]:
-    """Where a run was made: commit, Python and the packages that decide its numbers."""
+    """Where a run is made: commit, Python, the packages that decide its numbers, and the machine."""
     names = {"torch", "torchvision", "pytorch-lightning", "torchmetrics", "optuna", "mlflow", "numpy", "pillow"}
     installed = {str(one.name).lower(): one.version for one in metadata.distributions()}  # a job has neither of two
     tags = {f"package.{name}": installed[name] for name in sorted(names & installed.keys())}
-    tags |= {"origin": "local", "python": platform.python_version(), "host": platform.node()}
+    tags |= {"python": platform.python_version(), "host": platform.node(), **_hardware_tags()}
     git = subprocess.run(
         ["git", "rev-parse", "HEAD"],
         capture_output=True,
@@ -224,6 +243,33 @@ def environment_tags() -> Mapping[str, str]:
     if git.returncode == 0:
         tags["mlflow.source.git.commit"] = git.stdout.strip()
     return tags
+
+
+def _hardware_tags() -> dict[str, str]:
+    """The machine as this process may use it."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    tags = {
+        "hardware.processor": _processor(),
+        "hardware.cores": str(_usable_cores()),
+        "hardware.memory_gb": f"{memory / 1e9:.1f}",
+    }
+    # Whoever trains has imported torch; nobody else is to pay seconds for a tag.
+    if torch := sys.modules.get("torch"):
+        names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+        tags |= {"hardware.gpu": ", ".join(names) or "none", "hardware.threads": str(torch.get_num_threads())}
+    return tags
+
+
+def _usable_cores() -> int:
+    # macOS binds no process to cores.
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _processor() -> str:
+    """The processor's model; Python knows its family only."""
+    path = Path("/proc/cpuinfo")
+    models = re.findall(r"^model name\s*: (.+)$", path.read_text() if path.is_file() else "", re.MULTILINE)
+    return models[0] if models else platform.processor() or platform.machine()
 
 
 def now_ms() -> int:

@@ -31,7 +31,7 @@ from experiments.figures import (
     varying_parameters,
 )
 from experiments.narrowing import MIN_TRIALS, narrow, range_text
-from experiments.page import NOTHING, Plot, Table, duration, figure_json, text
+from experiments.page import NOTHING, InteractivePlot, Table, duration, figure_json, text
 from experiments.search_space import build_search_space
 
 STATE_WORDS: Mapping[TrialState, str] = MappingProxyType(
@@ -60,7 +60,7 @@ class Section:
     """What runs the best trial again, by where it runs."""
     region: Table
     """Where the best quarter of the trials lies in the search space."""
-    plots: tuple[Plot, ...]
+    plots: tuple[InteractivePlot, ...]
     trials: Table
 
 
@@ -157,7 +157,7 @@ def _plots(
     trials: Sequence[FrozenTrial],
     completed: Sequence[FrozenTrial],
     best: FrozenTrial | None,
-) -> list[Plot]:
+) -> list[InteractivePlot]:
     """Draw the plots for which there is enough data."""
     metric = metric_name(study)
     maximize = study.direction.name == "MAXIMIZE"
@@ -172,7 +172,7 @@ def _plots(
         values = list(map(objective_value, completed))
         best_so_far = [(max if maximize else min)(values[: i + 1]) for i in range(len(values))]
         plots.append(
-            Plot(
+            InteractivePlot(
                 "Optimization history",
                 "Each dot is a finished trial and the line is the best value so far: once it has "
                 "been flat for long, more trials of this search space bring little.",
@@ -188,7 +188,7 @@ def _plots(
         )
     if any(trial.intermediate_values for trial in trials):
         plots.append(
-            Plot(
+            InteractivePlot(
                 "Learning curves",
                 f"Each line is the {metric} of one trial by epoch, the thick one is the best "
                 "trial's, and a dotted line ends where the trial was pruned or failed.",
@@ -203,7 +203,7 @@ def _plots(
         figure.update_xaxes(title="share of importance", range=[0, 1.2 * max(importances.values())])
         figure.update_yaxes(title=None)
         plots.append(
-            Plot(
+            InteractivePlot(
                 "Parameter importance",
                 "The longer a bar, the more that parameter sets the best tenth of the trials apart "
                 "from the rest; with fewer than 50 finished trials take it as a hint.",
@@ -231,7 +231,7 @@ def _plots(
         # Optuna gives many panels a fixed width; here they share what the page has.
         figure.update_layout(width=None)
         plots.append(
-            Plot(
+            InteractivePlot(
                 "Slices",
                 f"Each panel shows the {metric} of the finished trials against one parameter: look "
                 "for the range where the good values gather, and widen the space if that is at its "
@@ -244,7 +244,7 @@ def _plots(
         figure = visualization.plot_parallel_coordinate(study, params=varying, target_name=metric)
         _color_by_quality(figure, maximize=maximize)
         plots.append(
-            Plot(
+            InteractivePlot(
                 "Parallel coordinates",
                 f"Each line is a finished trial, from its {metric} on the left through its "
                 "parameters: see which settings the blue lines, the best trials, share.",
@@ -260,7 +260,7 @@ def _plots(
             bars.update(marker_color=STATE_COLORS[bars.name], name=STATE_WORDS[TrialState[bars.name]])
         timeline.update_layout(xaxis_title="time", yaxis_title="trial")
         plots.append(
-            Plot(
+            InteractivePlot(
                 "Timeline",
                 "Each bar is a trial from start to end, coloured by how it ended: bars one over "
                 "another ran at the same time, and gaps are time in which nothing ran.",

@@ -39,7 +39,7 @@ from experiments.progress import EpochProgress, SweepProgress
 from experiments.pruning import PruningCallback
 from experiments.publisher import Publisher, die_with_parent
 from experiments.report import report_studies
-from experiments.run_folder import Outcome, RunFolder, environment_tags
+from experiments.run_folder import LOCAL, Outcome, RunFolder, environment_tags
 from experiments.search_space import SearchSpace, check_against, load_search_space
 from experiments.study import (
     Claim,
@@ -95,7 +95,7 @@ def run_sweep(config: RunConfig, *, more: int = 0) -> SweepResult:
     parent = RunFolder(study_folder(config) / "study")
     if not parent.exists:
         params = to_public(config) | {f"search.{name}": str(one) for name, one in space.items()}
-        parent.start(config.sweep.study_name, params, {"study": config.sweep.study_name, **environment_tags()})
+        parent.start(config.sweep.study_name, params, {"study": config.sweep.study_name, **LOCAL, **environment_tags()})
     elif parent.outcome:
         parent.reopen()
     deadline = time.monotonic() + (config.sweep.timeout_seconds or float("inf"))
@@ -175,7 +175,8 @@ def _run_trials(job: _Job, claims: Sequence[Claim]) -> Iterator[Outcome]:
     for claimed in claims:
         config, folder = override(job.config, claimed.point), claimed.folder
         if not folder.exists:
-            tags = {"study": job.config.sweep.study_name, "trial": str(claimed.trial.number), **environment_tags()}
+            tags = {"study": job.config.sweep.study_name, "trial": str(claimed.trial.number)}
+            tags |= {**LOCAL, **environment_tags()}
             folder.start(f"trial {claimed.trial.number:04d}", to_public(config), tags)
         if len(claims) > 1 and folder.outcome is None and uses_features(config):
             run = PopulationRun(config, folder, PruningCallback(claimed.trial, job.config.sweep.metric).report)

@@ -28,7 +28,6 @@ from mlflow.system_metrics.metrics.network_monitor import NetworkMonitor
 from experiments.config import RunConfig, public_url, tracking_uri
 from experiments.errors import TrackingError
 from experiments.run_folder import MetricLine, RunFolder
-from lightning_modules import metrics
 
 KEY_TAG = "experiments.key"
 """Tag by which a run folder finds its run again."""
@@ -90,14 +89,7 @@ class RunStore:
         if noted["outcome"]:
             outcome = noted["outcome"]
             last = max((line.step for line in epochs), default=0)
-            of_epochs = {key for line in epochs for key in line.metrics}
-            # MLflow shows a metric's last value, which is the last epoch's: what counts gets a name of its own.
-            final = {
-                f"{metrics.BEST}{key}" if key in of_epochs else key: value
-                for key, value in outcome["metrics"].items()
-                if key not in of_epochs or key in metrics.OBJECTIVES
-            }
-            new = [(key, value) for key, value in final.items() if (key, last) not in sent]
+            new = [(key, value) for key, value in folder.final_metrics().items() if (key, last) not in sent]
             # What was noted since the run began, too.
             tags = noted["tags"] | {"trial_state": outcome["state"]}
             tags |= {"failure_reason": outcome["reason"]} if outcome["reason"] else {}
@@ -214,6 +206,15 @@ class RunStore:
         if "data.fingerprint" in params and not (run.inputs and run.inputs.dataset_inputs):
             self.client.log_inputs(run_id, [_dataset(params)])
         self._params[run_id] = params
+
+
+def find_folder(run: Run, output_dir: Path) -> RunFolder | None:
+    """The run folder below `output_dir` of which a run in MLflow is a copy; None if it lies elsewhere or nowhere."""
+    for noted in sorted(output_dir.rglob("run.json")):
+        folder = RunFolder(noted.parent)
+        if folder.read()["key"] == run.data.tags.get(KEY_TAG):
+            return folder
+    return None
 
 
 def _create_database(path: Path) -> None:

@@ -19,7 +19,7 @@ from experiments.interrupts import Interrupts, Watch
 from experiments.logger import RunFolderLogger
 from experiments.progress import EpochProgress
 from experiments.publisher import Publisher
-from experiments.run_folder import Outcome, RunFolder, environment_tags
+from experiments.run_folder import LOCAL, Outcome, RunFolder, environment_tags
 from experiments.study import best_config, load_study
 from experiments.train import score_and_export, train
 
@@ -55,36 +55,57 @@ def train_and_register(
         TrackingError: if MLflow stays away; the same command goes on from there.
         InterruptedRunError: after Ctrl-C; the same command goes on from there.
     """
-    tags = dict(environment_tags())
+    tags: dict[str, str] = {}
     if from_best is not None:
         best, trial = best_config(load_study(config, from_best), config)
         config = override(best, overrides or {})
-        tags |= {"study": from_best, "trial": str(trial.number)}
+        tags = {"study": from_best, "trial": str(trial.number)}
+    folder = train_run(config, run_place(config), f"train {from_best or config.data.name}", tags)
+    from experiments.registry import register  # MLflow takes seconds to import
+    from experiments.tracking import RunStore
+
+    assert folder.run_id is not None and folder.outcome is not None, "the publisher has published it"
+    model_uri, champion = register(RunStore(config), folder.run_id, folder.export, name=config.tracking.experiment)
+    return TrainedModel(folder.outcome.metrics, folder.export, model_uri, champion)
+
+
+def train_run(
+    config: RunConfig, place: Path, name: str, tags: Mapping[str, str], *, score_test: bool = True
+) -> RunFolder:
+    """Train, score, export and publish a run; one of this place that was cut off goes on.
+
+    Args:
+        place: what the run folder's path begins with.
+        name: of the run, in MLflow.
+        tags: what else is to be known of it.
+        score_test: false leaves the test split alone.
+
+    Raises:
+        ValueError, FileNotFoundError: for settings that do not fit the photos or weights.
+        TrackingError: if MLflow stays away.
+        InterruptedRunError: after Ctrl-C.
+    """
     if int(os.environ.get("LOCAL_RANK", 0)):  # set by Lightning
         _train_along(config)
-    folder, lock = _claim_folder(config)
+    folder, lock = _claim_folder(place)
     os.environ[RUN_FOLDER] = str(folder.path)
     with lock, Interrupts() as interrupts:
         if not folder.exists:
-            folder.start(f"train {from_best or config.data.name}", to_public(config), tags)
+            folder.start(name, to_public(config), {**LOCAL, **environment_tags(), **tags})
         with Publisher(config, folder.path, lock=folder.path / "publisher.lock") as publisher:
+            watches = [Watch(interrupts.raise_if_requested), Watch(publisher.check)]
             try:
-                metrics = _train(config, folder, [Watch(interrupts.raise_if_requested), Watch(publisher.check)])
+                metrics = _train(config, folder, watches, score_test=score_test)
             except (InterruptedRunError, TrackingError):
                 raise
             except Exception as error:
                 folder.finish(Outcome("FAIL", reason=f"{type(error).__name__}: {error}"))
                 raise
             folder.finish(Outcome("COMPLETE", metrics[config.sweep.metric], metrics))
-    from experiments.registry import register  # MLflow takes seconds to import
-    from experiments.tracking import RunStore
-
-    assert folder.run_id is not None, "the publisher has published it"
-    model_uri, champion = register(RunStore(config), folder.run_id, folder.export, name=config.tracking.experiment)
-    return TrainedModel(metrics, folder.export, model_uri, champion)
+    return folder
 
 
-def _train(config: RunConfig, folder: RunFolder, watches: Sequence[Watch]) -> dict[str, float]:
+def _train(config: RunConfig, folder: RunFolder, watches: Sequence[Watch], *, score_test: bool) -> dict[str, float]:
     """Train, score what is to be scored, and write the export."""
     result = train(
         config,
@@ -92,7 +113,7 @@ def _train(config: RunConfig, folder: RunFolder, watches: Sequence[Watch]) -> di
         logger=RunFolderLogger(folder),
         callbacks=[EpochProgress("train"), *watches],
     )
-    return score_and_export(result, folder.export, folder.scores)
+    return score_and_export(result, folder.export, folder.scores, score_test=score_test)
 
 
 def _train_along(config: RunConfig) -> NoReturn:
@@ -108,14 +129,25 @@ def _train_along(config: RunConfig) -> NoReturn:
     sys.exit()
 
 
-def _claim_folder(config: RunConfig) -> tuple[RunFolder, AcquireReturnProxy[FileLock]]:
-    """The folder of the newest run of this config that was cut off, or a new one.
+def run_place(config: RunConfig, folder: str = "train") -> Path:
+    """What the paths of the run folders of a config begin with, in a folder below `output_dir`."""
+    return config.output_dir / folder / hashlib.sha256(json.dumps(to_flat(config)).encode()).hexdigest()[:8]
+
+
+def complete_run(place: Path) -> RunFolder | None:
+    """The newest run of a place that was trained to its end."""
+    folders = [RunFolder(path.parent) for path in sorted(place.parent.glob(f"{place.name}-*/run.json"))]
+    complete = [folder for folder in folders if folder.outcome is not None and folder.outcome.state == "COMPLETE"]
+    return complete[-1] if complete else None
+
+
+def _claim_folder(place: Path) -> tuple[RunFolder, AcquireReturnProxy[FileLock]]:
+    """The folder of the newest run of a place that was cut off, or a new one.
 
     The same command goes on where it was killed, and trains anew where it had ended.
     """
-    key = hashlib.sha256(json.dumps(to_flat(config)).encode()).hexdigest()[:8]
     for number in range(10_000):
-        folder = RunFolder(config.output_dir / "train" / f"{key}-{number:03d}")
+        folder = RunFolder(place.with_name(f"{place.name}-{number:03d}"))
         folder.path.mkdir(parents=True, exist_ok=True)
         try:
             lock = FileLock(folder.path / "lock", is_singleton=False).acquire(timeout=0)
@@ -124,4 +156,4 @@ def _claim_folder(config: RunConfig) -> tuple[RunFolder, AcquireReturnProxy[File
         if folder.outcome is None:
             return folder, lock
         lock.lock.release()
-    raise ValueError(f"output_dir must have room for one more run of {key}, got 10,000 of them")
+    raise ValueError(f"output_dir must have room for one more run of {place}, got 10,000 of them")

@@ -16,6 +16,7 @@ from experiments.console import say
 from experiments.errors import EXIT_USAGE
 from sagemaker_launch.debug_report import add_debug_commands
 from sagemaker_launch.endpoint_cli import add_endpoint_commands
+from sagemaker_launch.parity import add_parity_command
 from sagemaker_launch.serving_cli import add_serving_commands
 from sagemaker_launch.settings import CloudSettings, load_cloud
 
@@ -110,15 +111,11 @@ def _train(settings: CloudSettings, config: RunConfig, arguments: argparse.Names
         config = override(best, arguments.overrides)
     elif arguments.best_of:
         from sagemaker_launch.aws import client
-        from sagemaker_launch.container.hyperparameters import decode
-        from sagemaker_launch.jobs import best_training_job
+        from sagemaker_launch.jobs import best_training_job, config_at_home
 
         described = best_training_job(client("sagemaker", settings), arguments.best_of)
         say(f"settings of {described['TrainingJobName']}, the best of {arguments.best_of}")
-        drawn = decode(described["HyperParameters"])
-        # Photos and weights are found on this machine, as the config says.
-        kept = {name: value for name, value in drawn.items() if name not in ("data.name", "model.weights")}
-        config = override(config, kept | arguments.overrides)
+        config = config_at_home(config, described, arguments.overrides)
     _start(settings, plan_training(settings, config), arguments)
 
 
@@ -346,6 +343,7 @@ def _add_commands(commands: Any) -> None:
     stop.set_defaults(more="jobs")
     add("cost", _cost, "List what each job has cost.")
     add_debug_commands(add)
+    add_parity_command(add)
     add_endpoint_commands(add)
     add_serving_commands(add)
     policy = add("policy", _policy, "Print least-privilege IAM policies for the launcher and for the roles.")

@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, StrictUndefined
 from matplotlib.figure import Figure
 
 from experiments.figures import BLUE, MAX_TICKS, VERMILLION
+from experiments.page import NOTHING, Plot, Table, render_page, to_png
 from experiments.recording_figure import layer_heatmap, logarithmic
 
 MAX_LINES, MAX_STEPS = 500, 50
 """Rows of a table of losses, and steps of a table of layers."""
-NOTHING = "—"
 SHOWN = (
     ("gradients", "abs_mean", "Gradients by layer", "mean of the absolute values"),
     ("weights", "l2_norm", "Weights by layer", "L2 norm"),
@@ -28,30 +23,6 @@ SHOWN = (
     ("other", "std", "Other tensors", "standard deviation"),
 )
 """Collection, statistic, title and what the statistic is called."""
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table of texts; the first cell of a row names it."""
-
-    columns: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-
-
-@dataclass(frozen=True)
-class Plot:
-    """A picture, what it shows, and the numbers behind it."""
-
-    name: str
-    title: str
-    caption: str
-    png: bytes
-    table: Table
-
-    @property
-    def data_uri(self) -> str:
-        """The picture, for a page that loads nothing."""
-        return f"data:image/png;base64,{base64.b64encode(self.png).decode()}"
 
 
 def write_report(
@@ -79,8 +50,6 @@ def write_report(
         }
         if any(layers.values()):
             plots.append(layers_plot(collection, heading, meaning, layers))
-    source = resources.files("sagemaker_launch").joinpath("debug_report.html.j2").read_text(encoding="utf-8")
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     rules = Table(
         ("Rule", "Found", "By", "When", "Details"),
         tuple(
@@ -95,7 +64,7 @@ def write_report(
         ),
     )
     page.parent.mkdir(parents=True, exist_ok=True)
-    text = environment.from_string(source).render(title=title, facts=facts, rules=rules, plots=plots)
+    text = render_page("sagemaker_launch", "debug_report.html.j2", title=title, facts=facts, rules=rules, plots=plots)
     page.write_text(text, encoding="utf-8")
     return plots
 
@@ -132,7 +101,7 @@ def losses_plot(losses: Mapping[str, Mapping[str, Sequence[Sequence[Any]]]]) -> 
     caption = f"The loss of each batch that was saved, by global step: {len(rows)} in all"
     caption += f", the table shows {len(shown)} of them." if len(shown) < len(rows) else "."
     table = Table(("Global step", "Mode", "Loss"), tuple((str(step), mode, value) for step, mode, value in shown))
-    return Plot("losses", "Losses", caption, _png(figure), table)
+    return Plot("losses", "Losses", caption, to_png(figure), table)
 
 
 def validations(points: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
@@ -161,7 +130,7 @@ def layers_plot(name: str, title: str, meaning: str, layers: Mapping[str, Mappin
         tuple((layer, *(_text(layers[layer].get(step)) for step in shown)) for layer in names),
     )
     caption = f"The {meaning} of {len(names)} tensors at {len(steps)} steps; what is zero or no number is red."
-    return Plot(name, title, caption, _png(figure), table)
+    return Plot(name, title, caption, to_png(figure), table)
 
 
 def _thinned(items: Sequence[Any], most: int) -> list[Any]:
@@ -173,9 +142,3 @@ def _thinned(items: Sequence[Any], most: int) -> list[Any]:
 
 def _text(value: float | None) -> str:
     return NOTHING if value is None else f"{value:.4g}"
-
-
-def _png(figure: Figure) -> bytes:
-    target = io.BytesIO()
-    figure.savefig(target, format="png")
-    return target.getvalue()

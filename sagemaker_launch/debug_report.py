@@ -14,7 +14,7 @@ from experiments.console import say
 from sagemaker_launch.settings import CloudSettings
 
 if TYPE_CHECKING:
-    from sagemaker_launch.debug_page import Plot
+    from experiments.page import Plot
     from sagemaker_launch.jobs import FoundJob
     from sagemaker_launch.sync import Synchroniser
 

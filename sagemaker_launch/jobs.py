@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from experiments.config import require
+from experiments.config import RunConfig, override, require
+from sagemaker_launch.container.hyperparameters import decode
 from sagemaker_launch.launch import TRAINING, TUNING, Kind, tags_of
 from sagemaker_launch.settings import PROJECT_TAG, CloudSettings
 
@@ -60,6 +61,21 @@ def best_training_job(client: Any, tuning_job: str) -> Mapping[str, Any]:
     require(best is not None, tuning_job, "have a training job with an objective", described.get("FailureReason"))
     assert best is not None
     return TRAINING.describe(client, best["TrainingJobName"])
+
+
+def config_at_home(config: RunConfig, described: Mapping[str, Any], overrides: Mapping[str, object]) -> RunConfig:
+    """The config of a training job, whose photos and weights are found on this machine as `config` says.
+
+    Args:
+        described: what DescribeTrainingJob says.
+        overrides: what the user set on top.
+
+    Raises:
+        ValueError: for a field that the job was sent and this version does not know.
+    """
+    sent = decode(described["HyperParameters"])
+    kept = {name: value for name, value in sent.items() if name not in ("data.name", "model.weights")}
+    return override(config, kept | dict(overrides))
 
 
 def project_jobs(client: Any, settings: CloudSettings, status: str | None = None) -> Iterator[FoundJob]:

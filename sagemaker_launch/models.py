@@ -7,8 +7,7 @@ from pathlib import Path
 
 from experiments.config import RunConfig, require
 from experiments.predict import locate_export
-from experiments.run_folder import RunFolder
-from experiments.tracking import KEY_TAG, RunStore
+from experiments.tracking import RunStore, find_folder
 from sagemaker_launch import aws
 from sagemaker_launch.archive import fetch_model
 from sagemaker_launch.jobs import best_training_job
@@ -47,10 +46,9 @@ def of_run(settings: CloudSettings, config: RunConfig, run_id: str) -> LocatedMo
     require(found is not None, "--run", f"be a run of {store.uri}", run_id)
     assert found is not None
     source = f"run {run_id} ({found.info.run_name})"
-    for noted in sorted(config.output_dir.rglob("run.json")):
-        folder = RunFolder(noted.parent)
-        if folder.export.is_dir() and folder.read()["key"] == found.data.tags.get(KEY_TAG):
-            return LocatedModel(folder.export, source)
+    folder = find_folder(found, config.output_dir)
+    if folder is not None and folder.export.is_dir():
+        return LocatedModel(folder.export, source)
     if "job" in found.data.tags:
         described = TRAINING.describe(aws.client("sagemaker", settings), found.data.tags["job"])
         return LocatedModel(_of_job(settings, config, described), source)

@@ -5,6 +5,7 @@ A tuning job is the parent of its training jobs. Runs are found by their ARN, so
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 from collections.abc import Callable, Mapping
@@ -95,7 +96,7 @@ class Synchroniser:
                 "cloud.max_parallel_jobs": tuning["ResourceLimits"]["MaxParallelTrainingJobs"],
                 "sweep.n_trials": tuning["ResourceLimits"]["MaxNumberOfTrainingJobs"],
                 **_machine(described["TrainingJobDefinition"]),
-                **decode(described["TrainingJobDefinition"]["StaticHyperParameters"]),
+                **_as_at_home(decode(described["TrainingJobDefinition"]["StaticHyperParameters"])),
             }
             params |= {f"search.{name}": text for name, text in _ranges(tuning["ParameterRanges"]).items()}
             self._start(folder, job.name, params, described[TUNING.arn], described["CreationTime"], {})
@@ -117,7 +118,7 @@ class Synchroniser:
         if folder.exists and folder.outcome is not None and (folder.export.is_dir() or not models):
             return folder  # it can't change any more
         described = TRAINING.describe(self._sagemaker, name)
-        params = {**decode(described["HyperParameters"]), **_machine(described)}
+        params = {**_as_at_home(decode(described["HyperParameters"])), **_machine(described)}
         if not folder.exists:
             self._start(folder, name, params, described[TRAINING.arn], described["CreationTime"], tags)
         lines = job_log(self._logs, name).read()
@@ -199,15 +200,33 @@ class Synchroniser:
 
 
 def _note(folder: RunFolder, reported: list[Report]) -> None:
-    """Keep the epochs and facts that a job has reported so far."""
+    """Keep the epochs, facts and environment that a job has reported so far."""
     facts: dict[str, str] = {}
+    environment: dict[str, str] = {}
     for timestamp_ms, line in reported:
-        facts |= line.facts
+        if line.kind == "environment":
+            environment |= line.facts
+        else:
+            facts |= line.facts
         if line.kind == "metrics":
             values = {key: value for key, value in line.metrics.items() if not key.startswith(metrics.BEST)}
             folder.record(line.epoch, values, timestamp_ms=timestamp_ms)
-    if not facts.items() <= folder.read()["params"].items():
+    noted = folder.read()
+    if not facts.items() <= noted["params"].items():
         folder.add_params(facts)
+    if not environment.items() <= noted["tags"].items():
+        folder.update(tags=noted["tags"] | environment)
+
+
+def _as_at_home(sent: Mapping[str, str]) -> dict[str, str]:
+    """Values as runs at home note them, so that MLflow shows true and True as equal."""
+    noted = {}
+    for name, text in sent.items():
+        try:
+            noted[name] = str(json.loads(text))
+        except ValueError:  # text
+            noted[name] = text
+    return noted
 
 
 def _key(arn: str, created: datetime) -> str:

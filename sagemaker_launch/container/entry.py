@@ -28,7 +28,7 @@ from lightning_modules import metrics
 from sagemaker_launch.container.debugger import CONFIG_FILE
 from sagemaker_launch.container.debugger_callback import DebuggerHook
 from sagemaker_launch.container.hyperparameters import TUNING_OBJECTIVE, decode
-from sagemaker_launch.container.metric_lines import facts_line, metric_line, objective, write_line
+from sagemaker_launch.container.metric_lines import environment_line, facts_line, metric_line, objective, write_line
 
 PHOTOS, WEIGHTS = "photos", "weights"
 """Channels of a job."""
@@ -178,7 +178,8 @@ def start(folder: RunFolder, job: Job, config: RunConfig) -> None:
     if not folder.exists:
         folder.start(job.name, to_public(config), tags)
     facts = {"trainer.devices": config.trainer.devices, "trainer.num_nodes": config.trainer.num_nodes}
-    write_line(facts_line({**facts, **tags}))
+    write_line(facts_line(facts))
+    write_line(environment_line(tags))
 
 
 def write_failure(base: Path, error: Exception) -> None:

@@ -3,6 +3,7 @@
     [metrics] epoch=3 train_loss=0.51 val_loss=0.62 val_accuracy=0.7 best_val_loss=0.6 best_val_accuracy=0.72 end
     [outcome] epoch=5 best_val_loss=0.6 best_val_accuracy=0.72 test_loss=0.64 test_accuracy=0.69 end
     [facts] {"data.fingerprint": "..."}
+    [environment] {"package.torch": "..."}
 
 A value has a space on either side, so `val_loss` is not found within `best_val_loss`; and a line that the toolkit's
 relay cuts in two gives no number at all, rather than the first half of one.
@@ -20,10 +21,10 @@ from typing import Literal
 
 from lightning_modules import metrics
 
-Kind = Literal["metrics", "outcome", "facts"]
+Kind = Literal["metrics", "outcome", "facts", "environment"]
 NUMBER = r"[-+]?[0-9.]+(?:[eE][-+]?[0-9]+)?"
 _LINE = re.compile(rf"\[(metrics|outcome)\] epoch=(\d+)((?: \w+={NUMBER})+) end$")
-_FACTS = re.compile(r"\[facts\] (\{.*\})$")
+_FACTS = re.compile(r"\[(facts|environment)\] (\{.*\})$")
 REPORTED = (
     metrics.TRAIN_LOSS,
     metrics.TRAIN_ACCURACY,
@@ -49,6 +50,7 @@ class ReportedLine:
     epoch: int = 0
     metrics: Mapping[str, float] = field(default_factory=dict)
     facts: Mapping[str, str] = field(default_factory=dict)
+    """Of the kind `facts` what becomes params of the run, of the kind `environment` what becomes its tags."""
 
 
 def objective(metric: str) -> str:
@@ -72,6 +74,11 @@ def facts_line(facts: Mapping[str, object]) -> str:
     return f"[facts] {json.dumps({name: str(value) for name, value in facts.items()})}"
 
 
+def environment_line(tags: Mapping[str, str]) -> str:
+    """Where the run is made."""
+    return f"[environment] {json.dumps(dict(tags))}"
+
+
 def write_line(line: str) -> None:
     """Print in a single write: the toolkit relays what it reads, and would put lines of two processes into one."""
     sys.stdout.flush()
@@ -90,7 +97,7 @@ def _parse(line: str) -> ReportedLine | None:
         return ReportedLine(kind, int(match[2]), {name: float(value) for name, value in pairs})
     if match := _FACTS.search(line):
         try:
-            return ReportedLine("facts", facts=json.loads(match[1]))
+            return ReportedLine("facts" if match[1] == "facts" else "environment", facts=json.loads(match[2]))
         except ValueError:
             return None
     return None

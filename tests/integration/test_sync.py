@@ -17,7 +17,7 @@ from mlflow.entities import Run
 from experiments.config import RunConfig, load_config, to_flat
 from experiments.search_space import load_search_space
 from sagemaker_launch.container.hyperparameters import TUNING_OBJECTIVE, encode
-from sagemaker_launch.container.metric_lines import facts_line, metric_line
+from sagemaker_launch.container.metric_lines import environment_line, facts_line, metric_line
 from sagemaker_launch.jobs import find_job
 from sagemaker_launch.requests import tuning_job
 from sagemaker_launch.settings import load_cloud
@@ -48,6 +48,7 @@ class Account:
 
     def lines(self, number: int) -> list[str]:
         lines = ["noise", facts_line({"data.fingerprint": "abc"})]
+        lines.append(environment_line({"package.torch": "2.14", "host": f"algo-{number}"}))
         for epoch in range(1, EPOCHS + 1):
             loss = (number + 1) / epoch
             values = {"val_loss": loss, "val_accuracy": 0.5, "best_val_loss": loss, "best_val_accuracy": 0.5}
@@ -151,6 +152,9 @@ def test_jobs_become_a_parent_and_its_children_with_the_names_of_local_runs(conf
     assert complete.data.metrics["spot_saving"] == 0.5
     assert complete.data.params["data.fingerprint"] == "abc"
     assert complete.data.params["optimizer.learning_rate"] == "0.001"
+    assert complete.data.params["trainer.profile"] == "False", "in the words of runs at home"
+    assert (complete.data.tags["package.torch"], complete.data.tags["host"]) == ("2.14", "algo-0")
+    assert not {"package.torch", "host"} & complete.data.params.keys()
     assert {name for name in complete.data.params if name.startswith("optimizer.")} == {
         name for name in to_flat(config) if name.startswith("optimizer.")
     }
@@ -196,7 +200,7 @@ def test_a_job_that_goes_on_is_caught_up_with(config: RunConfig) -> None:
     account = Account(config, ["InProgress"])
     account.status = "InProgress"
     whole = account.logs["tuning-000"]
-    account.logs["tuning-000"] = whole[:3]
+    account.logs["tuning-000"] = whole[:4]
     _, child = sync(config, account)
     assert child.info.status == "RUNNING"
     assert history(config, child, "val_loss") == {1: 1.0}
@@ -209,7 +213,7 @@ def test_a_job_that_goes_on_is_caught_up_with(config: RunConfig) -> None:
 def test_a_restart_that_repeats_an_epoch_counts_it_once(config: RunConfig) -> None:
     account = Account(config, ["Completed"])
     lines = account.logs["tuning-000"]
-    account.logs["tuning-000"] = [*lines[:4], *lines[3:]]
+    account.logs["tuning-000"] = [*lines[:5], *lines[4:]]
     _, child = sync(config, account)
     assert history(config, child, "val_loss") == {1: 1.0, 2: 0.5, 3: 1 / 3}
 
@@ -217,7 +221,7 @@ def test_a_restart_that_repeats_an_epoch_counts_it_once(config: RunConfig) -> No
 def test_a_log_that_lags_behind_is_waited_for(config: RunConfig, capsys: pytest.CaptureFixture[str]) -> None:
     account = Account(config, ["Completed"])
     whole = account.logs["tuning-000"]
-    account.logs["tuning-000"] = whole[:3]
+    account.logs["tuning-000"] = whole[:4]
     described = account.describe_training_job
     just_now = {"TrainingEndTime": datetime.now(UTC)}
     account.describe_training_job = lambda TrainingJobName: described(TrainingJobName) | just_now  # type: ignore[method-assign]

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from sagemaker_launch.container.metric_lines import (
     REPORTED,
     ReportedLine,
+    environment_line,
     facts_line,
     metric_definitions,
     metric_line,
@@ -53,6 +54,11 @@ def test_definitions_are_within_the_limits_of_the_service() -> None:
 def test_facts_come_back_as_text() -> None:
     (line,) = parse_lines(["noise", facts_line({"data.classes": 6, "python": "3.11"})])
     assert line.facts == {"data.classes": "6", "python": "3.11"}
+
+
+def test_the_environment_is_told_from_facts() -> None:
+    (line,) = parse_lines([environment_line({"package.torch": "2.14"})])
+    assert (line.kind, line.facts) == ("environment", {"package.torch": "2.14"})
 
 
 def test_noise_says_nothing() -> None:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from experiments.run_folder import Outcome, RunFolder
+from experiments.run_folder import Outcome, RunFolder, environment_tags
 
 
 @pytest.fixture
@@ -225,3 +229,44 @@ def test_two_threads_lose_nothing(folder: RunFolder) -> None:
     noted = again(folder).read()
     assert {f"entry_{thread}_{number}" for number, thread in wanted} <= noted.keys()
     assert {f"param_{thread}_{number}" for number, thread in wanted} <= noted["params"].keys()
+
+
+# Environment
+
+
+@pytest.fixture
+def asked_anew() -> Iterator[None]:
+    """Tags that other tests have asked for are forgotten, and so are those of this one."""
+    environment_tags.cache_clear()
+    yield
+    environment_tags.cache_clear()
+
+
+@pytest.mark.usefixtures("asked_anew")
+def test_the_machine_is_noted_without_importing_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "torch", raising=False)
+    tags = environment_tags()
+    assert "torch" not in sys.modules
+    assert tags["hardware.processor"]
+    assert 1 <= int(tags["hardware.cores"]) <= (os.cpu_count() or 1)
+    assert float(tags["hardware.memory_gb"]) > 0.5
+    assert not {"hardware.gpu", "hardware.threads"} & tags.keys()
+    assert "origin" not in tags, "a job can't know it"
+
+
+@pytest.mark.parametrize(("gpus", "noted"), [([], "none"), (["H100", "H100"], "H100, H100")])
+@pytest.mark.usefixtures("asked_anew")
+def test_what_torch_computes_on_is_noted_where_it_is_there(
+    monkeypatch: pytest.MonkeyPatch, gpus: list[str], noted: str
+) -> None:
+    cuda = SimpleNamespace(device_count=lambda: len(gpus), get_device_name=gpus.__getitem__)
+    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=cuda, get_num_threads=lambda: 3))
+    tags = environment_tags()
+    assert (tags["hardware.gpu"], tags["hardware.threads"]) == (noted, "3")
+
+
+def test_what_counts_stands_beside_its_course_under_a_name_of_its_own(folder: RunFolder) -> None:
+    folder.record(1, {"val_loss": 0.5, "train_loss": 0.4})
+    assert folder.final_metrics() == {}
+    folder.finish(Outcome("COMPLETE", 0.5, {"val_loss": 0.5, "train_loss": 0.4, "test_loss": 0.6, "usd": 1.0}))
+    assert folder.final_metrics() == {"best_val_loss": 0.5, "test_loss": 0.6, "usd": 1.0}

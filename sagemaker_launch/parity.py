@@ -1,0 +1,122 @@
+"""`parity`: the config and seed of a job once more on this machine, and both runs side by side."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from experiments.config import RunConfig, require
+from experiments.console import say
+from sagemaker_launch.settings import CloudSettings
+
+if TYPE_CHECKING:
+    from experiments.run_folder import RunFolder
+    from sagemaker_launch.sync import Synchroniser
+
+PARITY_TAG = "parity_of"
+"""Tag of a run at home: the job whose config it trains."""
+
+
+def add_parity_command(add: Callable[..., argparse.ArgumentParser]) -> None:
+    """The command and its options."""
+    parity = add("parity", _parity, "Train the config and seed of a job at home, and compare the two runs.")
+    parity.add_argument("job", metavar="JOB", help="a training job, or one of a tuning job")
+    parity.add_argument(
+        "--run", metavar="FOLDER_OR_RUN_ID", help="compare with this run of this machine instead of training one"
+    )
+
+
+def _parity(settings: CloudSettings, config: RunConfig, arguments: argparse.Namespace) -> None:
+    from experiments.parity import compare, write_parity
+    from experiments.tracking import RunStore
+    from sagemaker_launch.aws import client, region
+    from sagemaker_launch.budget import price_finder
+    from sagemaker_launch.launch import TRAINING
+    from sagemaker_launch.sync import Synchroniser
+
+    sagemaker = client("sagemaker", settings)
+    described = TRAINING.find(sagemaker, arguments.job)
+    require(described is not None, "JOB", "be a training job of this account and region", arguments.job)
+    assert described is not None
+    price = price_finder(settings, region(settings))
+    synchroniser = Synchroniser(config, sagemaker, client("logs", settings), client("s3", settings), price)
+    job = _sync(synchroniser, sagemaker, described)
+    if arguments.run:
+        home = find_run_folder(config, arguments.run)
+    else:
+        home = train_at_home(config, job, described, arguments.overrides)
+    found = compare(home, job)
+    page, _ = write_parity(found, [home, job])
+    store = RunStore(config)
+    for folder in (home, job):
+        store.push_or_wait(folder)
+    print(found.verdict)
+    print(page)
+
+
+def _sync(synchroniser: Synchroniser, sagemaker: Any, described: Mapping[str, Any]) -> RunFolder:
+    """The run folder of a training job; one of a tuning job comes home with it, below its run.
+
+    Raises:
+        ValueError: if it goes on, or ended before its first epoch.
+    """
+    from sagemaker_launch.jobs import find_job
+    from sagemaker_launch.launch import TRAINING
+
+    name = described[TRAINING.name]
+    whole = described["TuningJobArn"].rpartition("/")[2] if "TuningJobArn" in described else name
+    (job,) = (one for one in synchroniser.sync(find_job(sagemaker, whole)) if one.path.name == name)
+    status = described[TRAINING.status]
+    require(job.outcome is not None, name, "have ended: run parity again after its end", status)
+    require(bool(job.metric_lines()), name, "have trained an epoch at least", status)
+    return job
+
+
+def train_at_home(
+    config: RunConfig, job: RunFolder, described: Mapping[str, Any], overrides: Mapping[str, object]
+) -> RunFolder:
+    """Train what a job has trained, unless that was done before.
+
+    Args:
+        job: its run folder.
+        described: what DescribeTrainingJob says.
+        overrides: what the user set on top of its config.
+    """
+    from experiments.training import complete_run, run_place, train_run
+    from lightning_modules.metrics import TEST_LOSS
+    from sagemaker_launch.jobs import config_at_home
+
+    name = job.path.name
+    config = config_at_home(config, described, overrides)
+    place = run_place(config, f"parity/{name}")
+    done = complete_run(place)
+    if done is not None:
+        say(f"{name} was trained at home before: {done.path}")
+        return done
+    assert job.outcome is not None, "checked when it was synchronised"
+    # The jobs of a search leave the test split alone, and so does this.
+    return train_run(config, place, f"{name} at home", {PARITY_TAG: name}, score_test=TEST_LOSS in job.outcome.metrics)
+
+
+def find_run_folder(config: RunConfig, run: str) -> RunFolder:
+    """The folder of a run that has ended, by its path or its ID in MLflow.
+
+    Raises:
+        ValueError: if there is none on this machine, or it goes on.
+    """
+    from experiments.run_folder import RunFolder
+    from experiments.tracking import RunStore, find_folder
+
+    folder: RunFolder | None = RunFolder(Path(run))
+    assert folder is not None
+    if not folder.exists:
+        store = RunStore(config)
+        known = store.find_run(run)
+        folder = find_folder(known, config.output_dir) if known else None
+    rule = f"be a run folder, or the ID of a run in MLflow whose folder lies below {config.output_dir}"
+    require(folder is not None, "--run", rule, run)
+    assert folder is not None
+    require(folder.outcome is not None, "--run", "have ended", run)
+    return folder
