@@ -15,7 +15,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from experiments.config import RunConfig, override, to_flat
 from experiments.figures import metric_name
-from experiments.run_folder import LOCAL, RunFolder
+from experiments.run_folder import RunFolder
 from experiments.study import trial_folder
 from lightning_modules.metrics import VAL_LOSS
 
@@ -94,7 +94,7 @@ def _from_folder(folder: RunFolder, label: str) -> ComparedRun:
     known = {**params, **tags}
     return ComparedRun(
         name=label,
-        origin=tags.get("origin", LOCAL),
+        origin=tags.get("origin", "local"),
         metrics=outcome.metrics,
         params=params,
         minutes=(noted["ended_ms"] - noted["started_ms"]) / 60_000,
@@ -120,7 +120,7 @@ def _from_trial(study: Study, trial: FrozenTrial, label: str) -> ComparedRun:
     assert trial.value is not None
     return ComparedRun(
         name=label,
-        origin=LOCAL,
+        origin="local",
         metrics={**numbers, metric: trial.value},
         params={name: str(value) for name, value in {**study.user_attrs.get("config", {}), **trial.params}.items()},
         minutes=None if trial.duration is None else trial.duration.total_seconds() / 60,
@@ -142,7 +142,7 @@ def config_of(run: ComparedRun, at_home: RunConfig) -> RunConfig:
     Args:
         at_home: where the photos and weights of a job lie here.
     """
-    kept = PLACES if run.origin != LOCAL else ()
+    kept = PLACES if run.origin != "local" else ()
     values = {
         name: run.params[name]
         for name in to_flat(at_home)
