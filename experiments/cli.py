@@ -153,7 +153,15 @@ def _ui(config: RunConfig, arguments: argparse.Namespace) -> None:
     uri = tracking_uri(config)
     if uri.startswith(("http://", "https://")):
         raise ValueError(f"tracking.uri {public_url(uri)} is a server with a UI of its own: open it in a browser")
-    print(f"MLflow at http://127.0.0.1:{arguments.port} (Ctrl-C ends it)", flush=True)
+    from experiments.comparison import CHARTS, TABLE, view_link
+    from experiments.tracking import save_views
+
+    address = f"http://127.0.0.1:{arguments.port}"
+    print(f"MLflow at {address} (Ctrl-C ends it)")
+    for name, experiment_id in save_views(config).items():
+        print(f"{name}, runs:   {view_link(address, experiment_id, TABLE)}")
+        print(f"{name}, charts: {view_link(address, experiment_id, CHARTS)}")
+    sys.stdout.flush()
     command = [
         sys.executable,
         "-m",
