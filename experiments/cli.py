@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -154,15 +155,21 @@ def _ui(config: RunConfig, arguments: argparse.Namespace) -> None:
     uri = tracking_uri(config)
     if uri.startswith(("http://", "https://")):
         raise ValueError(f"tracking.uri {public_url(uri)} is a server with a UI of its own: open it in a browser")
-    if arguments.dashboard is not None:
-        import threading
+    from experiments.mlflow_views import CHARTS, TABLE, view_link
+    from experiments.tracking import save_views
 
+    if arguments.dashboard is not None:
         from experiments.dashboard import dashboard_server
 
         dashboard = dashboard_server(config, arguments.dashboard or None, arguments.dashboard_port)
         threading.Thread(target=dashboard.serve_forever, name="dashboard", daemon=True).start()
-        print(f"Optuna at http://127.0.0.1:{dashboard.server_port}", flush=True)
-    print(f"MLflow at http://127.0.0.1:{arguments.port} (Ctrl-C ends it)", flush=True)
+        print(f"Optuna at http://127.0.0.1:{dashboard.server_port}")
+    address = f"http://127.0.0.1:{arguments.port}"
+    print(f"MLflow at {address} (Ctrl-C ends it)")
+    for name, experiment_id in save_views(config).items():
+        print(f"{name}, runs:   {view_link(address, experiment_id, TABLE)}")
+        print(f"{name}, charts: {view_link(address, experiment_id, CHARTS)}")
+    sys.stdout.flush()
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--workers", "1"]
     server = subprocess.Popen([*command, "--host", "127.0.0.1", "--port", str(arguments.port)])
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # whoever ends this process ends both

@@ -19,6 +19,8 @@ Choice = bool | int | float | str
 Point = dict[str, Choice]
 """One drawn point: dotted field name to value."""
 
+SEARCHED = "search."
+"""Prefix of the params by which the run of a search says what it draws from."""
 MAX_PARAMETERS = 30
 """SageMaker tunes at most 30 hyperparameters a job (AWS service quotas, read 2026-11)."""
 MAX_CHOICES = 30

@@ -40,7 +40,7 @@ from experiments.pruning import PruningCallback
 from experiments.publisher import Publisher, die_with_parent
 from experiments.report import report_studies
 from experiments.run_folder import LOCAL, Outcome, RunFolder, environment_tags
-from experiments.search_space import SearchSpace, check_against, load_search_space
+from experiments.search_space import SEARCHED, SearchSpace, check_against, load_search_space
 from experiments.study import (
     Claim,
     NothingToClaim,
@@ -51,6 +51,7 @@ from experiments.study import (
     trial_folder,
 )
 from experiments.train import BEST_CHECKPOINT, CHECKPOINT_FOLDER, export, train
+from lightning_modules.metrics import BEST, OBJECTIVES
 
 POLL_SECONDS = 0.5
 """How often a worker looks whether somebody else's trial has ended."""
@@ -94,7 +95,8 @@ def run_sweep(config: RunConfig, *, more: int = 0) -> SweepResult:
     forget_opened()
     parent = RunFolder(study_folder(config) / "study")
     if not parent.exists:
-        params = to_public(config) | {f"search.{name}": str(one) for name, one in space.items()}
+        fixed = {name: value for name, value in to_public(config).items() if name not in space}
+        params = fixed | {f"{SEARCHED}{name}": str(one) for name, one in space.items()}
         parent.start(config.sweep.study_name, params, {"study": config.sweep.study_name, **LOCAL, **environment_tags()})
     elif parent.outcome:
         parent.reopen()
@@ -257,8 +259,9 @@ def _conclude(config: RunConfig, study: optuna.Study, parent: RunFolder) -> Swee
     study.trials_dataframe().to_csv(parent.artifacts / "trials.csv", index=False)
     report = report_studies([study], config)
     shutil.copy(report, parent.artifacts / report.name)
-    metrics = {name: value for name, value in (best.user_attrs if best else {}).items() if isinstance(value, float)}
-    parent.finish(Outcome("COMPLETE", best.value if best else None, metrics))
+    # The same names as a run's, so that a search stands beside its trials; it has no course of its own.
+    found = {f"{BEST}{name}": best.user_attrs[name] for name in OBJECTIVES} if best else {}
+    parent.finish(Outcome("COMPLETE", best.value if best else None, found))
     return SweepResult(study, best, study_folder(config), report)
 
 

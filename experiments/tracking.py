@@ -11,6 +11,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,7 +28,8 @@ from mlflow.system_metrics.metrics.network_monitor import NetworkMonitor
 
 from experiments.config import RunConfig, public_url, tracking_uri
 from experiments.errors import TrackingError
-from experiments.run_folder import MetricLine, RunFolder
+from experiments.mlflow_views import tuned_names, view_tags
+from experiments.run_folder import MetricLine, RunFolder, now_ms
 
 KEY_TAG = "experiments.key"
 """Tag by which a run folder finds its run again."""
@@ -46,16 +48,8 @@ class RunStore:
     def __init__(self, config: RunConfig) -> None:
         self.uri = tracking_uri(config)
         self.flush_timeout_seconds = config.tracking.flush_timeout_seconds
-        # A call answers or fails soon: waiting for a server is this file's business.
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
-        os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # standard output is for results
-        config.output_dir.mkdir(parents=True, exist_ok=True)
         local = None if config.tracking.uri else (config.output_dir / "mlartifacts").resolve().as_uri()
-        # Two processes that create the database at once break its migrations.
-        with FileLock(config.output_dir / "mlflow.lock"):
-            if config.tracking.uri is None:
-                _create_database(config.output_dir / "mlflow.db")
+        with _opening(config):
             self.client = MlflowClient(self.uri, registry_uri=self.uri)  # or a variable of the shell decides
             self.experiment_id = self._retry(
                 lambda: self._experiment(config.tracking.experiment, local),
@@ -215,6 +209,51 @@ def find_folder(run: Run, output_dir: Path) -> RunFolder | None:
         if folder.read()["key"] == run.data.tags.get(KEY_TAG):
             return folder
     return None
+
+
+def save_views(config: RunConfig) -> dict[str, str]:
+    """Give each experiment of a store the views in which its runs are compared.
+
+    Returns:
+        The IDs of the experiments that have runs, by name.
+    """
+    uri = tracking_uri(config)
+    with _opening(config):
+        client = MlflowClient(uri, registry_uri=uri)
+        experiments = client.search_experiments()
+    found: dict[str, str] = {}
+    for experiment in experiments:
+        runs = _all_runs(client, experiment.experiment_id)
+        if runs:
+            found[experiment.name] = experiment.experiment_id
+            tuned = tuned_names(run.data.params for run in runs)
+            for key, value in view_tags(tuned, now_ms=now_ms()).items():
+                client.set_experiment_tag(experiment.experiment_id, key, value)
+    return found
+
+
+def _all_runs(client: MlflowClient, experiment_id: str) -> list[Run]:
+    page = client.search_runs([experiment_id])
+    runs = list(page)
+    while page.token:
+        page = client.search_runs([experiment_id], page_token=page.token)
+        runs += page
+    return runs
+
+
+@contextmanager
+def _opening(config: RunConfig) -> Iterator[None]:
+    """Prepare the place of MLflow's store, and keep other processes from it while it is made."""
+    # A call answers or fails soon: waiting for a server is this file's business.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # standard output is for results
+    config.output_dir.mkdir(parents=True, exist_ok=True)
+    # Two processes that create the database at once break its migrations.
+    with FileLock(config.output_dir / "mlflow.lock"):
+        if config.tracking.uri is None:
+            _create_database(config.output_dir / "mlflow.db")
+        yield
 
 
 def _create_database(path: Path) -> None:

@@ -19,6 +19,7 @@ from experiments.console import say
 from experiments.datasets import photo_root
 from experiments.drawing import draw_once
 from experiments.run_folder import Outcome, RunFolder
+from experiments.search_space import SEARCHED
 from experiments.tracking import RunStore
 from lightning_modules import metrics
 from sagemaker_launch.archive import fetch_model
@@ -98,7 +99,7 @@ class Synchroniser:
                 **_machine(described["TrainingJobDefinition"]),
                 **_as_at_home(decode(described["TrainingJobDefinition"]["StaticHyperParameters"])),
             }
-            params |= {f"search.{name}": text for name, text in _ranges(tuning["ParameterRanges"]).items()}
+            params |= {f"{SEARCHED}{name}": text for name, text in _ranges(tuning["ParameterRanges"]).items()}
             self._start(folder, job.name, params, described[TUNING.arn], described["CreationTime"], {})
         if job.status in ENDED and folder.outcome is None:
             best = described.get("BestTrainingJob", {})

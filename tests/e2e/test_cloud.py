@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import fnmatch
 import io
 import json
@@ -17,7 +16,7 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -26,138 +25,32 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from experiments.config import RunConfig, load_config, override, to_flat, to_yaml
+from experiments.config import RunConfig, override, to_flat
 from experiments.logger import RunFolderLogger
 from experiments.run_folder import RunFolder
 from experiments.search_space import NOT_TUNABLE
 from experiments.train import train
 from lightning_modules.export import check_golden
-from lightning_modules.metrics import BEST, EPOCH_SECONDS, IMAGES_PER_SECOND, TEST_LOSS
+from lightning_modules.metrics import TEST_LOSS
 from lightning_modules.recording import Recording
 from sagemaker_launch import aws
-from sagemaker_launch.cli import main
 from sagemaker_launch.container.hyperparameters import is_sent
 from sagemaker_launch.launch import TRAINING, Launched, launch
 from sagemaker_launch.logs import job_log
 from sagemaker_launch.policy import policies
 from sagemaker_launch.rehearse import service
 from sagemaker_launch.requests import Inputs, training_job
-from sagemaker_launch.settings import CloudSettings, load_cloud
-from tests.conftest import REPOSITORY, tiny
+from sagemaker_launch.settings import load_cloud
+from tests.cloud import CLOUD, PASSWORD, SECRET, Cloud, comparable
 
-CLOUD = REPOSITORY / "conf" / "cloud" / "rehearsal.yaml"
 OF_ENDPOINTS = ("Model", "Endpoint", "Scal", "Alarm", "Schedule", "ServiceLinkedRole")
-SECRET = "planted" + "/Secret+Key7Q"
-PASSWORD = "planted" + "Password9"
 
 
-@dataclass
-class Cloud:
-    """A rehearsal, what was typed against it, and what came of it."""
-
-    home: Path
-    root: Path
-    config: RunConfig
-    fields: list[str]
-    settings: CloudSettings
-    calls: list[tuple[str, str, dict[str, Any]]] = field(default_factory=list)
-    said: str = ""
-
-    def run(self, *arguments: str) -> int:
-        """Run one command as the command line does; what is given here wins."""
-        return main([arguments[0], *self.fields, *arguments[1:]])
-
-    def sent(self, operation: str, index: int = 0) -> dict[str, Any]:
-        """The body of a request."""
-        bodies = [call["body"] for _, name, call in self.calls if name == operation]
-        body: dict[str, Any] = json.loads(bodies[index])
-        return body
-
-    @property
-    def tuning_job(self) -> str:
-        """Name of the tuning job."""
-        return str(self.sent("CreateHyperParameterTuningJob")["HyperParameterTuningJobName"])
-
-    def runs(self) -> dict[str, Run]:
-        """All runs of jobs in MLflow by name."""
-        return {name: run for name, run in self.all_runs().items() if "job" in run.data.tags}
-
-    def all_runs(self) -> dict[str, Run]:
-        """All runs in MLflow by name, those at home too."""
-        client = MlflowClient(f"sqlite:///{self.home / 'mlflow.db'}")
-        experiment = client.get_experiment_by_name(self.config.tracking.experiment)
-        assert experiment is not None
-        return {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
-
-    def history(self, run: Run) -> dict[int, dict[str, float]]:
-        """All metrics that have a course, by epoch, but for what depends on the clock."""
-        client = MlflowClient(f"sqlite:///{self.home / 'mlflow.db'}")
-        epochs: dict[int, dict[str, float]] = {}
-        for name in run.data.metrics:
-            for point in client.get_metric_history(run.info.run_id, name):
-                epochs.setdefault(point.step, {})[name] = point.value
-        return {epoch: found for epoch, values in epochs.items() if (found := comparable(values))}
-
-
-def comparable(values: dict[str, float]) -> dict[str, float]:
-    """What the same training has alike wherever it runs."""
-    skipped = (EPOCH_SECONDS, IMAGES_PER_SECOND, "training_seconds", "billable_seconds", "spot_saving", "usd")
-    by_beginning = (BEST, "test_", "system/")
-    return {name: value for name, value in values.items() if name not in skipped and not name.startswith(by_beginning)}
-
-
-@pytest.fixture(scope="module")
-def cloud(
-    photos: Path, job_images: Path, mlflow_database: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Cloud]:
-    """A rehearsal whose clients note what they call, and whose keys are worth stealing."""
-    home = tmp_path_factory.mktemp("cloud")
-    shutil.copy(mlflow_database, home / "mlflow.db")
-    values = tiny(photos, home) | {
-        "sweep.n_trials": 2,
-        "trainer.record": "light",
-        "tracking.experiment": "cloud",
-        "sweep.storage": f"sqlite:///{home}/none.db?password={PASSWORD}",
-    }
-    settings = load_cloud(CLOUD)
-    config, preset = load_config(None, values), home / "preset.yaml"
-    preset.write_text(to_yaml(config))
-    # On another number of threads, convolutions come out another last digit: jobs compute on as many as these tests.
-    threads = json.dumps({"OMP_NUM_THREADS": os.environ["OMP_NUM_THREADS"]})
-    fields = [f"--config={preset}", f"--cloud={CLOUD}", f"--cloud.environment={threads}"]
-    found = Cloud(home, home / "rehearsal", config, fields, settings)
-    real = aws.client
-
-    def recording(name: str, *given: Any, **options: Any) -> Any:
-        client = real(name, *given, **options)
-
-        def note(model: Any, params: dict[str, Any], context: dict[str, Any], **_: Any) -> None:
-            found.calls.append((name, model.name, {"url": params["url_path"], "body": params["body"]}))
-
-        client.meta.events.register("before-call", note)
-        return client
-
-    options = ["--images", str(job_images), "--grace", "2"]
-    with service(settings, found.root, options) as running, pytest.MonkeyPatch.context() as patch:
-        for name, value in running.environment.items():
-            patch.setenv(name, value)
-        patch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
-        patch.setattr(aws, "client", recording)
-        yield found
-
-
-@pytest.fixture(scope="module")
-def flow(cloud: Cloud) -> Cloud:
-    """Tune, train the best, synchronise."""
-    said = io.StringIO()
-    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
-        done = [cloud.run("tune")]
-        best_of = cloud.sent("CreateHyperParameterTuningJob")["HyperParameterTuningJobName"]
-        done.append(cloud.run("train", "--best-of", best_of, "--trainer.profile=true"))
-        done.append(cloud.run("sync", "--models"))
-    cloud.said = said.getvalue()
-    assert done == [0, 0, 0], cloud.said
-    return cloud
+@pytest.fixture(scope="module", autouse=True)
+def in_reach(cloud: Cloud) -> Iterator[None]:
+    """Every command here goes to the rehearsal."""
+    with cloud.in_reach():
+        yield
 
 
 def test_cloud_runs_stand_in_the_same_tree_as_local_ones(flow: Cloud) -> None:

@@ -73,6 +73,11 @@ def test_a_sweep_leaves_a_study_runs_pictures_and_one_export(finished: Finished)
     metrics |= {"system/cpu_utilization_percentage", "best_val_loss", "best_val_accuracy"}
     assert metrics <= child.data.metrics.keys()
     assert child.data.metrics["best_val_loss"] == pytest.approx(result.study.trials[1].value)
+    # A search stands beside its trials by the name of what it found; it has no course, and no value of what it tuned.
+    assert parent.data.metrics.keys() == {"best_val_loss", "best_val_accuracy"}
+    assert parent.data.metrics["best_val_loss"] == result.best.value
+    assert "optimizer.learning_rate" not in parent.data.params
+    assert "log=True" in parent.data.params["search.optimizer.learning_rate"]
     pictures = {item.path for item in client.list_artifacts(child.info.run_id)}
     assert {"confusion_matrix.png", "per_class_accuracy.png", "worst_errors.png", "learning_curves.png"} <= pictures
     study_artifacts = {item.path for item in client.list_artifacts(parent.info.run_id)}
