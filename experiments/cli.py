@@ -288,5 +288,7 @@ def quiet_libraries() -> None:
     warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec.*")
     # Frozen parts are in eval mode on purpose.
     warnings.filterwarnings("ignore", "Found .* in eval mode at the start of training.*")
+    # tqdm in a notebook without ipywidgets: progress is said in lines there.
+    warnings.filterwarnings("ignore", "IProgress not found.*")
     # A resumed run writes its checkpoints where the first part did.
     warnings.filterwarnings("ignore", ".*Checkpoint directory .* exists and is not empty.*")

@@ -194,13 +194,10 @@ def start(settings: CloudSettings, plan: Plan, *, again: bool = False) -> Launch
 
 
 def _follow(settings: CloudSettings, job: Launched, worst: WorstCase, come_back: str) -> None:
-    from sagemaker_launch.aws import client, is_rehearsal
-    from sagemaker_launch.follow import POLL_SECONDS, follow
+    from sagemaker_launch.follow import watch
 
-    sagemaker = client("sagemaker", settings)
-    poll = 1.0 if is_rehearsal(sagemaker) else POLL_SECONDS
     try:
-        follow(sagemaker, client("logs", settings), job, worst.usd_per_hour, poll_seconds=poll)
+        watch(settings, job, worst.usd_per_hour)
     except KeyboardInterrupt:
         say(f"\n{job.name} goes on without you; its results: {come_back}")
         say(f"to end it: {come_back.replace(' sync ', ' stop ')}")
@@ -208,15 +205,13 @@ def _follow(settings: CloudSettings, job: Launched, worst: WorstCase, come_back:
 
 
 def _sync(settings: CloudSettings, config: RunConfig, arguments: argparse.Namespace) -> None:
-    from sagemaker_launch.aws import client, region
-    from sagemaker_launch.budget import price_finder
+    from sagemaker_launch.aws import client
     from sagemaker_launch.jobs import find_job, project_jobs
     from sagemaker_launch.sync import Synchroniser
 
     sagemaker = client("sagemaker", settings)
     found = [find_job(sagemaker, name) for name in arguments.jobs] or list(project_jobs(sagemaker, settings))
-    price = price_finder(settings, region(settings))
-    synchroniser = Synchroniser(config, sagemaker, client("logs", settings), client("s3", settings), price)
+    synchroniser = Synchroniser.open(settings, config)
     for job in found:
         folders = synchroniser.sync(job, models=arguments.models)
         print(f"{job.name}: {job.status}, {len(folders)} runs in MLflow experiment '{config.tracking.experiment}'")

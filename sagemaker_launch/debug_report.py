@@ -33,15 +33,12 @@ def _debug_report(settings: CloudSettings, config: RunConfig, arguments: argpars
     if Path(arguments.job).is_dir():
         print(report_folder(config, Path(arguments.job)))
         return
-    from sagemaker_launch.aws import client, region
-    from sagemaker_launch.budget import price_finder
+    from sagemaker_launch.aws import client
     from sagemaker_launch.jobs import find_job
     from sagemaker_launch.sync import Synchroniser
 
-    sagemaker, s3 = client("sagemaker", settings), client("s3", settings)
-    price = price_finder(settings, region(settings))
-    synchroniser = Synchroniser(config, sagemaker, client("logs", settings), s3, price)
-    print(report_job(config, find_job(sagemaker, arguments.job), synchroniser, s3))
+    job = find_job(client("sagemaker", settings), arguments.job)
+    print(report_job(config, job, Synchroniser.open(settings, config), client("s3", settings)))
 
 
 def report_folder(config: RunConfig, folder: Path) -> Path:

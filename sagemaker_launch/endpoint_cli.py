@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +15,8 @@ from sagemaker_launch.lease import DEFAULT_TTL, Lease
 from sagemaker_launch.settings import CloudSettings
 
 if TYPE_CHECKING:
+    from sagemaker_launch.budget import HourlyWorst
+    from sagemaker_launch.deploy import Deployed
     from sagemaker_launch.endpoint_requests import Deployment
     from sagemaker_launch.endpoints import Services
     from sagemaker_launch.models import LocatedModel
@@ -51,51 +53,104 @@ def add_endpoint_commands(add: Add) -> None:
 
 
 def _deploy(settings: CloudSettings, config: RunConfig, arguments: argparse.Namespace) -> None:
-    from sagemaker_launch import aws, models
-    from sagemaker_launch.archive import pack_model
-    from sagemaker_launch.budget import check_hourly_budget, hourly_worst
-    from sagemaker_launch.endpoint_requests import create_endpoint, deployment, update_endpoint
+    from sagemaker_launch import models
+    from sagemaker_launch.budget import check_hourly_budget
+    from sagemaker_launch.endpoint_requests import create_endpoint, update_endpoint
     from sagemaker_launch.endpoints import Services, find_endpoint
-    from sagemaker_launch.lease import new_lease
-    from sagemaker_launch.shipping import find_serving_image
-    from sagemaker_launch.storage import Storage, file_sha256
 
-    settings.require_for_jobs()
-    lease, region = new_lease(settings, arguments.ttl), aws.region(settings)
-    image = find_serving_image(settings, region, config.data.cache_dir)
-    # A name that AWS would refuse is refused before a model is fetched.
-    deployment(settings, arguments.name, image, "")
-    services = Services.open(settings)
-    there = None if arguments.dry_run else find_endpoint(services, settings, arguments.name)
-    worst = hourly_worst(settings, region)
-    say(worst.table())
+    plan = plan_endpoint(settings, config, arguments.name, ttl=arguments.ttl)
     if not arguments.dry_run:
-        check_hourly_budget(settings, worst)
+        find_endpoint(Services.open(settings), settings, plan.name)  # another project's is refused at once
+    say(plan.worst.table())
+    if not arguments.dry_run:
+        check_hourly_budget(settings, plan.worst)
     if arguments.best_of:
         model = models.of_tuning_job(settings, config, arguments.best_of)
     elif arguments.run:
         model = models.of_run(settings, config, arguments.run)
     else:
         model = models.registered(config, arguments.model)
-    say(f"model: {model.source}, {_check(model)}")
-    archive = pack_model(model.export, config.output_dir / "models" / f"{arguments.name}.tar.gz")
-    key = f"models/{file_sha256(archive)[:32]}/model.tar.gz"
-    version = deployment(settings, arguments.name, image, f"{settings.uri}/{key}")
-    if arguments.dry_run:
-        archive.unlink()
-        created = create_endpoint(settings, arguments.name, version.config_name, lease)
-        updated = update_endpoint(settings, arguments.name, version.config_name)
-        requests = {"CreateModel": version.model, "CreateEndpointConfig": version.config}
-        print(json.dumps({**requests, "CreateEndpoint": created, "UpdateEndpoint": updated}, indent=2))
+    if not arguments.dry_run:
+        print(deploy_model(settings, config, plan, model).arn)
         return
+    archive, _, version = _packed(settings, config, plan, model)
+    archive.unlink()
+    created = create_endpoint(settings, plan.name, version.config_name, plan.lease)
+    updated = update_endpoint(settings, plan.name, version.config_name)
+    requests = {"CreateModel": version.model, "CreateEndpointConfig": version.config}
+    print(json.dumps({**requests, "CreateEndpoint": created, "UpdateEndpoint": updated}, indent=2))
+
+
+@dataclass(frozen=True)
+class EndpointPlan:
+    """An endpoint that is to be, whichever model it gets."""
+
+    name: str
+    image: str
+    lease: Lease
+    worst: HourlyWorst
+
+
+def plan_endpoint(settings: CloudSettings, config: RunConfig, name: str, *, ttl: str = DEFAULT_TTL) -> EndpointPlan:
+    """What serves a model, until when, and what that costs an hour.
+
+    Args:
+        ttl: how long it may live: a whole number and m, h or d, or `none`.
+
+    Raises:
+        ValueError: for a name, a time or settings that can't be, or if nobody knows a price.
+    """
+    from sagemaker_launch import aws
+    from sagemaker_launch.budget import hourly_worst
+    from sagemaker_launch.endpoint_requests import deployment
+    from sagemaker_launch.lease import new_lease
+    from sagemaker_launch.shipping import find_serving_image
+
+    settings.require_for_jobs()
+    lease, region = new_lease(settings, ttl), aws.region(settings)
+    image = find_serving_image(settings, region, config.data.cache_dir)
+    # A name that AWS would refuse is refused before a model is fetched.
+    deployment(settings, name, image, "")
+    return EndpointPlan(name, image, lease, hourly_worst(settings, region))
+
+
+def deploy_model(settings: CloudSettings, config: RunConfig, plan: EndpointPlan, model: LocatedModel) -> Deployed:
+    """Serve a model as an endpoint, or bring the endpoint to it, and note it as a run in MLflow.
+
+    Raises:
+        OverBudgetError: if an endpoint that is there would be updated, and both fleets together are too dear.
+        DeployError: if it does not come up, or answers otherwise than the trainer did; what was there before is left.
+    """
+    from sagemaker_launch import aws
+    from sagemaker_launch.budget import check_hourly_budget
+    from sagemaker_launch.endpoints import Services, find_endpoint
+    from sagemaker_launch.storage import Storage
+
+    services = Services.open(settings)
+    there = find_endpoint(services, settings, plan.name)
+    archive, key, version = _packed(settings, config, plan, model)
     # A serverless endpoint is billed by the request, and one request goes to one fleet.
     if there is not None and there.config_name != version.config_name and settings.endpoint.kind != "serverless":
-        updating = replace(worst, fleets=2)
+        updating = replace(plan.worst, fleets=2)
         say(updating.table())
         check_hourly_budget(settings, updating)
     Storage(aws.client("s3", settings), settings).upload_file(key, archive)
     archive.unlink()
-    _deploy_as_run(services, settings, config, arguments.name, model, version, lease, worst.steady_usd)
+    return _deploy_as_run(services, settings, config, plan, model, version)
+
+
+def _packed(
+    settings: CloudSettings, config: RunConfig, plan: EndpointPlan, model: LocatedModel
+) -> tuple[Path, str, Deployment]:
+    """A model's archive on this machine, its key in the bucket, and what is made of it."""
+    from sagemaker_launch.archive import pack_model
+    from sagemaker_launch.endpoint_requests import deployment
+    from sagemaker_launch.storage import file_sha256
+
+    say(f"model: {model.source}, {_check(model)}")
+    archive = pack_model(model.export, config.output_dir / "models" / f"{plan.name}.tar.gz")
+    key = f"models/{file_sha256(archive)[:32]}/model.tar.gz"
+    return archive, key, deployment(settings, plan.name, plan.image, f"{settings.uri}/{key}")
 
 
 def _check(model: LocatedModel) -> str:
@@ -110,12 +165,10 @@ def _deploy_as_run(
     services: Services,
     settings: CloudSettings,
     config: RunConfig,
-    name: str,
+    plan: EndpointPlan,
     model: LocatedModel,
     version: Deployment,
-    lease: Lease,
-    usd_per_hour: float,
-) -> None:
+) -> Deployed:
     """Deploy, and note in MLflow what was deployed, where and how it answered."""
     from experiments.run_folder import Outcome, RunFolder, now_ms
     from experiments.tracking import RunStore
@@ -123,7 +176,7 @@ def _deploy_as_run(
     from sagemaker_launch.deploy import Golden, deploy
     from sagemaker_launch.logs import endpoint_log
 
-    store = RunStore(config)
+    name, lease, store = plan.name, plan.lease, RunStore(config)
     folder = RunFolder(config.output_dir / "endpoints" / f"{version.config_name}-{now_ms()}")
     container = version.model["PrimaryContainer"]
     params = {f"cloud.endpoint.{field}": value for field, value in asdict(settings.endpoint).items()}
@@ -145,7 +198,7 @@ def _deploy_as_run(
         store.push_or_wait(folder)
         raise
     measured = {"golden_difference": done.golden_difference, "first_latency_ms": done.first_latency_ms}
-    folder.finish(Outcome("COMPLETE", None, {"usd_per_hour": usd_per_hour, **measured}))
+    folder.finish(Outcome("COMPLETE", None, {"usd_per_hour": plan.worst.steady_usd, **measured}))
     store.push_or_wait(folder)
     if model.registered is not None:
         from experiments.registry import tag_version
@@ -154,7 +207,7 @@ def _deploy_as_run(
     say(f"the golden photo's logits are off by {done.golden_difference:.1g}; {done.first_latency_ms:.0f} ms")
     say(done.guards)
     say(f"ask it:    {_command('query')} {name} PHOTO...\ndelete it: {_command('delete')} {name}")
-    print(done.arn)
+    return done
 
 
 def open_target(settings: CloudSettings, name: str, kind: str) -> Target:
@@ -181,7 +234,7 @@ def _query(settings: CloudSettings, config: RunConfig, arguments: argparse.Names
         name, *paths = arguments.targets
         if not paths:
             raise ValueError(f"PHOTO must be given after the endpoint's name {name}, or --url URL instead of a name")
-        target = _target_of(settings, name)
+        target = target_of(settings, name)
     photos = list(find_photos([Path(path) for path in paths]))
     if not photos:
         raise ValueError(f"PHOTO must be photos or folders that hold some, got {' '.join(paths)}")
@@ -197,7 +250,12 @@ def _query(settings: CloudSettings, config: RunConfig, arguments: argparse.Names
         raise QueryError(f"{len(failed)} of {len(answers)} photos have no answer: {failed[0].image}: {failed[0].error}")
 
 
-def _target_of(settings: CloudSettings, name: str) -> Target:
+def target_of(settings: CloudSettings, name: str) -> Target:
+    """The endpoint of a name, to be asked.
+
+    Raises:
+        ValueError: if there is none.
+    """
     from sagemaker_launch import aws
     from sagemaker_launch.endpoints import kind_of
     from sagemaker_launch.launch import CONFIG, ENDPOINT

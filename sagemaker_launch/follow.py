@@ -7,9 +7,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from experiments.console import say
+from sagemaker_launch import aws
 from sagemaker_launch.jobs import ENDED, children, seconds
 from sagemaker_launch.launch import TRAINING, Launched
 from sagemaker_launch.logs import Log, job_log
+from sagemaker_launch.settings import CloudSettings
 
 POLL_SECONDS = 10.0
 """How often AWS is asked; a rehearsal asks more often."""
@@ -17,6 +19,13 @@ POLL_SECONDS = 10.0
 
 class JobFailedError(RuntimeError):
     """The job failed; the message is AWS's reason."""
+
+
+def watch(settings: CloudSettings, job: Launched, usd_per_hour: float) -> str:
+    """`follow` a job of this account, or of a rehearsal."""
+    sagemaker = aws.client("sagemaker", settings)
+    poll = 1.0 if aws.is_rehearsal(sagemaker) else POLL_SECONDS
+    return follow(sagemaker, aws.client("logs", settings), job, usd_per_hour, poll_seconds=poll)
 
 
 def follow(sagemaker: Any, logs: Any, job: Launched, usd_per_hour: float, *, poll_seconds: float) -> str:

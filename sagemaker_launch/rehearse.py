@@ -48,9 +48,13 @@ def service(settings: CloudSettings, root: Path, options: Sequence[str] = ()) ->
     Raises:
         RehearsalError: if it does not start.
     """
-    command = [sys.executable, "-m", "sagemaker_launch.rehearsal", "--root", str(root), *options]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
+    command = [sys.executable, "-m", "sagemaker_launch.rehearsal", "--root", str(root), "--until-eof", *options]
+    # However this process ends, the pipe to the service's standard input closes with it, and the service ends too. It
+    # has a session of its own: a notebook's interrupt is about one cell and reaches all that the kernel has started.
+    process = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+    assert process.stdin is not None and process.stdout is not None
     try:
         # It says so once it is ready, and closes the pipe if it does not get there.
         said = [line.removeprefix("export ").rstrip("\n").split("=", 1) for line in islice(process.stdout, VARIABLES)]
@@ -64,6 +68,7 @@ def service(settings: CloudSettings, root: Path, options: Sequence[str] = ()) ->
     finally:
         process.terminate()
         process.wait(timeout=60)
+        process.stdin.close()
         process.stdout.close()
 
 

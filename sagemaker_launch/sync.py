@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any
@@ -22,14 +23,16 @@ from experiments.run_folder import Outcome, RunFolder
 from experiments.search_space import SEARCHED
 from experiments.tracking import RunStore
 from lightning_modules import metrics
+from sagemaker_launch import aws
 from sagemaker_launch.archive import fetch_model
-from sagemaker_launch.aws import origin
+from sagemaker_launch.budget import price_finder
 from sagemaker_launch.container.hyperparameters import decode
 from sagemaker_launch.container.metric_lines import ReportedLine, objective, parse_lines
 from sagemaker_launch.download import fetch_folder, fetch_scores
-from sagemaker_launch.jobs import ENDED, FoundJob, children, milliseconds, seconds
+from sagemaker_launch.jobs import ENDED, FoundJob, children, find_job, milliseconds, seconds
 from sagemaker_launch.launch import TRAINING, TUNING
 from sagemaker_launch.logs import LogLine, job_log
+from sagemaker_launch.settings import CloudSettings
 
 OUTCOMES: Mapping[str, Any] = {"Completed": "COMPLETE", "Failed": "FAIL", "Stopped": "STOPPED"}
 Report = tuple[int, ReportedLine]
@@ -38,6 +41,8 @@ LOG_DELAY_SECONDS = 600.0
 """How long the last lines of a job that has ended may take to reach CloudWatch."""
 RULE_DELAY_SECONDS = 1800.0
 """How long Debugger's rules may go on after the job that they judge."""
+POLL_SECONDS = 30.0
+"""How often to look for what comes after a job's end; a rehearsal is asked more often."""
 
 
 class Synchroniser:
@@ -55,6 +60,21 @@ class Synchroniser:
         self._home = config.output_dir / "cloud"
         self._photo_root = photo_root(config.data)
         self._store = RunStore(config)
+        self._said: set[str] = set()
+
+    @classmethod
+    def open(cls, settings: CloudSettings, config: RunConfig) -> Synchroniser:
+        """With clients and prices of the settings' account and region."""
+        sagemaker, logs, s3 = (aws.client(name, settings) for name in ("sagemaker", "logs", "s3"))
+        return cls(config, sagemaker, logs, s3, price_finder(settings, aws.region(settings)))
+
+    def sync_ended(self, name: str, *, models: bool = False) -> list[RunFolder]:
+        """`sync` a job that has ended until all of it is here: its log and what rules found come later than its end."""
+        while True:
+            folders = self.sync(find_job(self._sagemaker, name), models=models)
+            if all(folder.outcome is not None for folder in folders):
+                return folders
+            time.sleep(1.0 if aws.is_rehearsal(self._sagemaker) else POLL_SECONDS)
 
     def sync(self, job: FoundJob, *, models: bool = False) -> list[RunFolder]:
         """Bring MLflow up to date with a job and, for a tuning job, with its training jobs.
@@ -125,7 +145,7 @@ class Synchroniser:
         lines = job_log(self._logs, name).read()
         reported = [(line.timestamp_ms, one) for line in lines for one in parse_lines([line.text])]
         _note(folder, reported)
-        if folder.outcome is None and described[TRAINING.status] in ENDED and not _lags(described, reported):
+        if folder.outcome is None and described[TRAINING.status] in ENDED and not self._lags(described, reported):
             _write_log(folder, lines)
             _note_rules(folder, described)
             self._fetch_artifacts(folder, described)
@@ -149,6 +169,14 @@ class Synchroniser:
         if folder.run_id is not None:
             folder.note_published(folder.run_id)  # not all of it, any more
 
+    def _lags(self, described: Mapping[str, Any], reported: list[Report]) -> bool:
+        """Whether something that belongs to an ended job is not there yet, and may still come; said once."""
+        late = _late(described, reported)
+        if late and late not in self._said:
+            self._said.add(late)
+            say(f"{late}: run sync again in a minute")
+        return bool(late)
+
     def _fetch_artifacts(self, folder: RunFolder, described: Mapping[str, Any]) -> None:
         """Bring home what a job has recorded, and draw it as a run at home is drawn."""
         sent = decode(described["HyperParameters"])
@@ -169,7 +197,7 @@ class Synchroniser:
         created: datetime,
         tags: Mapping[str, str],
     ) -> None:
-        tags = {"origin": origin(self._sagemaker), "arn": arn, "job": name, **tags}
+        tags = {"origin": aws.origin(self._sagemaker), "arn": arn, "job": name, **tags}
         folder.start(name, params, tags, key=_key(arn, created), started_ms=milliseconds(created))
 
     def _folder(self, name: str, arn: str, created: datetime) -> RunFolder:
@@ -279,17 +307,17 @@ def _note_rules(folder: RunFolder, described: Mapping[str, Any]) -> None:
     folder.update(tags=folder.read()["tags"] | tags)
 
 
-def _lags(described: Mapping[str, Any], reported: list[Report]) -> bool:
-    """Whether something that belongs to an ended job is not there yet, and may still come."""
+def _late(described: Mapping[str, Any], reported: list[Report]) -> str:
+    """What belongs to an ended job, is not there yet, and may still come; empty if there is nothing of that kind."""
     seconds_since = (datetime.now(UTC) - _ended(described)).total_seconds()
     whole = described[TRAINING.status] != "Completed" or any(line.kind == "outcome" for _, line in reported)
     judged = all(rule["RuleEvaluationStatus"] not in ("InProgress", "Stopping") for rule in rule_statuses(described))
     log_lags = not whole and seconds_since < LOG_DELAY_SECONDS
     rules_lag = not judged and seconds_since < RULE_DELAY_SECONDS
-    if log_lags or rules_lag:
-        late = "its log is not yet" if log_lags else "Debugger's rules are still evaluated"
-        say(f"{described['TrainingJobName']} is {described[TRAINING.status]}, {late}: run sync again in a minute")
-    return log_lags or rules_lag
+    if not (log_lags or rules_lag):
+        return ""
+    late = "its log is not yet" if log_lags else "Debugger's rules are still evaluated"
+    return f"{described['TrainingJobName']} is {described[TRAINING.status]}, {late}"
 
 
 def _write_log(folder: RunFolder, lines: list[LogLine]) -> None:

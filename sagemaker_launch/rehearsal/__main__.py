@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import signal
 import sys
 import threading
@@ -29,6 +30,8 @@ def main() -> int:
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
+    if arguments.until_eof:
+        threading.Thread(target=_wait_for_eof, args=(stop,), name="starter", daemon=True).start()
     settings = Settings(
         root=root,
         grace_seconds=arguments.grace,
@@ -56,6 +59,13 @@ def main() -> int:
     log.info("stopping: running jobs and endpoints end now")
     server.stop()
     return 0
+
+
+def _wait_for_eof(stop: threading.Event) -> None:
+    # Not sys.stdin: Python can't close it on its way out while a thread reads from it.
+    while os.read(0, 4096):
+        pass
+    stop.set()
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -86,6 +96,11 @@ def _parser() -> argparse.ArgumentParser:
     add("--spot-interrupt-after", type=float, metavar="SECONDS", help="interrupt each spot job once, after SECONDS")
     add("--no-namespaces", action="store_true", help="run jobs below --root even where namespaces are allowed")
     add("--without-debugger", action="store_true", help="refuse Debugger, as AWS does in accounts that do not have it")
+    add(
+        "--until-eof",
+        action="store_true",
+        help="end when standard input does, so when its starter is gone",
+    )
     add("--keep-trees", action="store_true", help="keep the folders of ended jobs and endpoints below --root")
     return parser
 

@@ -233,6 +233,27 @@ def test_a_log_that_lags_behind_is_waited_for(config: RunConfig, capsys: pytest.
     assert child.info.status == "FINISHED"
 
 
+def test_a_job_that_has_ended_is_synchronised_until_all_of_it_is_here(
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sagemaker_launch.sync.POLL_SECONDS", 0.01)
+    account = Account(config, ["Completed"])
+    whole = account.logs["tuning-000"]
+    account.logs["tuning-000"] = whole[:3]
+    described = account.describe_training_job
+
+    def describe(TrainingJobName: str) -> dict[str, Any]:
+        if account.calls == 2:
+            account.logs["tuning-000"] = whole
+        return described(TrainingJobName) | {"TrainingEndTime": datetime.now(UTC)}
+
+    account.describe_training_job = describe  # type: ignore[method-assign]
+    folders = Synchroniser(config, account, account, None, PRICES.__getitem__).sync_ended("tuning")
+    assert [one.outcome.state for one in folders if one.outcome] == ["COMPLETE", "COMPLETE"]
+    assert account.calls == 3
+    assert capsys.readouterr().err.count("its log is not yet") == 1
+
+
 def judged(account: Account, status: str) -> None:
     """Let the training job say what Debugger's rules have found, just after it has ended."""
     described = account.describe_training_job
