@@ -24,6 +24,17 @@ REAL_DATA = Path(os.environ.get("EXPERIMENTS_TEST_DATA", REPOSITORY.parent / "sh
 JOB_IMAGES = REPOSITORY / "runs" / "rehearsal-image"
 
 
+# Files that look at the same jobs: whatever processes share the tests, one of them runs both.
+SHARING_JOBS = ("test_browser.py", "test_cloud.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep a file's tests in one process of `pytest -n 2 --dist loadgroup`, with the fixtures that they share."""
+    for item in items:
+        name = "jobs" if item.path.name in SHARING_JOBS else item.path.name
+        item.add_marker(pytest.mark.xdist_group(name))
+
+
 @pytest.fixture(scope="session")
 def job_images() -> Path:
     """Where that environment is, or a skip where AWS's container toolkit, which has a part in C, can't be built."""

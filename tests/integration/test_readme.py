@@ -34,8 +34,6 @@ from tests.docs import Command, blocks, commands, pages
 README = (REPOSITORY / "README.md").read_text()
 DOCS = REPOSITORY / "docs"
 ALL = commands(*pages())
-TAGGED = [page for page in pages() if page.name not in ("README.md", "architecture.md")]
-"""Pages whose blocks say what they hold and whether they need AWS."""
 INLINE = [
     Command(path.name, line, needs_aws=True)
     for path in pages()
@@ -59,8 +57,7 @@ def named(command: Command) -> str:
 
 
 def test_the_first_commands_are_make_demo_and_make_test() -> None:
-    first = README.split("```")[1].split("\n")
-    assert [line.split("#")[0].strip() for line in first if line.strip()] == ["make demo", "make test"]
+    assert blocks(REPOSITORY / "README.md")[0].lines == ["make demo", "make test"]
 
 
 def test_the_readme_is_short() -> None:
@@ -79,7 +76,7 @@ def test_links_lead_to_files_and_headings_that_exist(page: Path) -> None:
         )
 
 
-@pytest.mark.parametrize("page", TAGGED, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", pages(), ids=lambda page: page.name)
 def test_a_code_block_says_whether_it_holds_commands(page: Path) -> None:
     assert [block.place for block in blocks(page) if block.info not in ("sh", "text", "yaml", "json")] == []
 
