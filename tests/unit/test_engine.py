@@ -124,13 +124,13 @@ def test_a_containers_quota_limits_the_cores(tmp_path: Path, quota: str, cores: 
     assert usable_cores(tmp_path / "cpu.max") == (here if cores is None else cores)
 
 
-def test_bfloat16_is_close_but_not_the_same(tiny: Path) -> None:
+def test_bfloat16_is_close_but_not_the_same() -> None:
     # The wrapper itself runs anywhere; what a GPU makes of it is the next test.
-    model = load_export(tiny)
+    network = trained("resnet18", 32)  # untrained weights of another kind are off by half a logit, by chance
     images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
-        exact, rough = model.network(images), Bfloat16(model.network)(images).float()
-    assert 0 < float((exact - rough).abs().max()) < engine.BF16_TOLERANCE
+        exact, rough = network(images), Bfloat16(network)(images).float()
+    assert 0 < float((exact - rough).abs().max()) < 0.05 < engine.BF16_TOLERANCE
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
