@@ -15,11 +15,11 @@ from optuna.trial import FrozenTrial, TrialState
 
 from experiments.config import RunConfig, override, to_flat
 from experiments.figures import metric_name
+from experiments.parity import DECISIVE_OF_SWEEP, FINGERPRINT
 from experiments.run_folder import RunFolder
 from experiments.study import trial_folder
 from lightning_modules.metrics import VAL_LOSS
 
-FINGERPRINT = "data.fingerprint"
 NOT_OF_THE_RESULT = (
     *("output_dir", "search", "sweep.", "tracking."),
     *("data.cache_dir", "data.num_workers", "trainer.accelerator", "trainer.devices", "trainer.num_nodes"),
@@ -41,8 +41,6 @@ class ComparedRun:
     params: Mapping[str, str]
     minutes: float | None
     """From start to end, waiting included."""
-    usd: float | None = None
-    """What the job cost at the list price; None at home."""
     machine: str = ""
     findings: Mapping[str, str] = field(default_factory=dict)
     """What rules and the profiler found, by their name."""
@@ -52,6 +50,11 @@ class ComparedRun:
     """Commit, Python, packages and machine."""
     folder: RunFolder | None = None
     """None for a trial that ran on another machine."""
+
+    @property
+    def usd(self) -> float | None:
+        """What the job cost at the list price; None at home."""
+        return self.metrics.get("usd")
 
     @property
     def fingerprint(self) -> str | None:
@@ -98,7 +101,6 @@ def _from_folder(folder: RunFolder, label: str) -> ComparedRun:
         metrics=outcome.metrics,
         params=params,
         minutes=(noted["ended_ms"] - noted["started_ms"]) / 60_000,
-        usd=outcome.metrics.get("usd"),
         machine=params.get("cloud.instance_type") or tags.get("host", ""),
         findings=findings,
         curves=folder.curves(),
@@ -164,4 +166,4 @@ def fields_of(config: RunConfig) -> str:
 
 def decides_result(name: str) -> bool:
     """Whether a field decides what comes of a run, rather than where and how it is made."""
-    return not name.startswith(NOT_OF_THE_RESULT) or name in ("sweep.metric", "sweep.direction")
+    return not name.startswith(NOT_OF_THE_RESULT) or name in DECISIVE_OF_SWEEP

@@ -31,8 +31,7 @@ def add_parity_command(add: Callable[..., argparse.ArgumentParser]) -> None:
 def _parity(settings: CloudSettings, config: RunConfig, arguments: argparse.Namespace) -> None:
     from experiments.parity import compare, write_parity
     from experiments.tracking import RunStore
-    from sagemaker_launch.aws import client, region
-    from sagemaker_launch.budget import price_finder
+    from sagemaker_launch.aws import client
     from sagemaker_launch.launch import TRAINING
     from sagemaker_launch.sync import Synchroniser
 
@@ -40,9 +39,7 @@ def _parity(settings: CloudSettings, config: RunConfig, arguments: argparse.Name
     described = TRAINING.find(sagemaker, arguments.job)
     require(described is not None, "JOB", "be a training job of this account and region", arguments.job)
     assert described is not None
-    price = price_finder(settings, region(settings))
-    synchroniser = Synchroniser(config, sagemaker, client("logs", settings), client("s3", settings), price)
-    job = _sync(synchroniser, sagemaker, described)
+    job = _sync(Synchroniser.open(settings, config), sagemaker, described)
     if arguments.run:
         home = find_run_folder(config, arguments.run)
     else:
