@@ -260,9 +260,11 @@ def _number(low: int, high: int = sys.maxsize) -> Callable[[str], int]:
 
 
 def _ui_command(config: RunConfig) -> str:
-    fields = "" if config.output_dir == RunConfig.output_dir else f" --output_dir {config.output_dir}"
-    fields += "" if config.tracking.uri is None else f" --tracking.uri {public_url(config.tracking.uri)}"
-    return f"python -m experiments ui{fields}"
+    from experiments.console import invocation
+
+    fields = [] if config.output_dir == RunConfig.output_dir else ["--output_dir", str(config.output_dir)]
+    fields += [] if config.tracking.uri is None else ["--tracking.uri", public_url(config.tracking.uri)]
+    return invocation("experiments", "ui", *fields)
 
 
 def _explain(error: Exception) -> int:

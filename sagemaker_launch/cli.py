@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from experiments.cli import command_line, parse_overrides, run_command, split_fields
 from experiments.config import RunConfig, config_help, load_config, override, public_url, require
-from experiments.console import say
+from experiments.console import invocation, say
 from experiments.errors import EXIT_USAGE
 from sagemaker_launch.debug_report import add_debug_commands
 from sagemaker_launch.endpoint_cli import add_endpoint_commands
@@ -176,7 +176,7 @@ def _start(settings: CloudSettings, plan: Plan, arguments: argparse.Namespace) -
     job = start(settings, plan, again=arguments.again)
     say(f"{job.kind.word} {job.name} {'was there before' if job.found else 'is started'}")
     print(job.arn)
-    come_back = public_url(" ".join(["python -m sagemaker_launch sync", job.name, *arguments.passed_on]))
+    come_back = public_url(invocation("sagemaker_launch", "sync", job.name, *arguments.passed_on))
     if arguments.no_wait:
         say(f"its results: {come_back}")
         return

@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from experiments.config import RunConfig
-from experiments.console import say
+from experiments.config import RunConfig, public_url
+from experiments.console import invocation, say
 from sagemaker_launch.lease import DEFAULT_TTL, Lease
 from sagemaker_launch.settings import CloudSettings
 
@@ -72,6 +72,8 @@ def _deploy(settings: CloudSettings, config: RunConfig, arguments: argparse.Name
         model = models.registered(config, arguments.model)
     if not arguments.dry_run:
         print(deploy_model(settings, config, plan, model).arn)
+        for does, words in (("ask it:   ", ("query", plan.name, "PHOTO...")), ("delete it:", ("delete", plan.name))):
+            say(f"{does} {public_url(invocation('sagemaker_launch', *words, *arguments.passed_on))}")
         return
     archive, _, version = _packed(settings, config, plan, model)
     archive.unlink()
@@ -190,8 +192,7 @@ def _deploy_as_run(
     except KeyboardInterrupt:
         folder.finish(Outcome("STOPPED"))
         store.push_or_wait(folder)
-        say(f"\n{name} goes on without you: the same command watches it again")
-        say(f"to end it: {_command('delete')} {name}")
+        say(f"\n{name} goes on without you: the same command watches it again, `delete {name}` ends it")
         raise
     except Exception as error:
         folder.finish(Outcome("FAIL", reason=str(error)))
@@ -206,7 +207,6 @@ def _deploy_as_run(
         tag_version(model.registered, store, {"endpoint": name})
     say(f"the golden photo's logits are off by {done.golden_difference:.1g}; {done.first_latency_ms:.0f} ms")
     say(done.guards)
-    say(f"ask it:    {_command('query')} {name} PHOTO...\ndelete it: {_command('delete')} {name}")
     return done
 
 
@@ -284,7 +284,3 @@ def _delete(settings: CloudSettings, config: RunConfig, arguments: argparse.Name
     for name in names:
         gone = delete_endpoint(services, settings, name)
         print(f"{name}: " + (f"deleted {', '.join(gone)}" if gone else "there is nothing of that name"))
-
-
-def _command(name: str) -> str:
-    return f"python -m sagemaker_launch {name}"

@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -226,10 +227,12 @@ def test_an_endpoint_is_deployed_asked_updated_and_deleted_and_nothing_is_left(
         "deploy", "dogs", "--model", str(second), *scaling, "--cloud.endpoint.budget_usd_per_hour=0.45"
     )
     assert code == 1 and "budget_usd_per_hour must be at least 0.46" in err  # two fleets while it is updated
-    cloud.done("deploy", "dogs", "--model", str(second), *scaling, twice)
+    said = cloud.done("deploy", "dogs", "--model", str(second), *scaling, twice)
     answers_as(cloud, "dogs", second)
     assert len(cloud.left()) == len(everything)
-    assert "dogs: deleted endpoint dogs" in cloud.done("delete", "dogs")
+    of_this_python, delete = re.findall("^delete it: (.+) -m sagemaker_launch (.+)$", said, re.MULTILINE)[0]
+    assert Path(of_this_python).exists() or of_this_python == "python"
+    assert main(shlex.split(delete)) == 0, "as it stands there, with the presets and fields that deploy was given"
     assert cloud.left() == []
     assert "there is nothing of that name" in cloud.done("delete", "dogs")
     _every_deployment_is_a_run(cloud, "dogs", ["FINISHED", "FINISHED", "FAILED", "FINISHED"])

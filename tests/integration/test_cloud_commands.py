@@ -14,6 +14,7 @@ import pytest
 from optuna.distributions import FloatDistribution
 
 from experiments.config import RunConfig, load_config
+from experiments.console import invocation
 from experiments.search_space import load_search_space
 from experiments.study import open_study
 from sagemaker_launch import budget, shipping
@@ -249,8 +250,8 @@ def test_ctrl_c_leaves_the_job_running_and_says_how_to_come_back(
     monkeypatch.setattr("sagemaker_launch.follow.follow", interrupted)
     assert main(["train", CLOUD, *fields]) == 130
     said = capsys.readouterr().err
-    assert "job-1 goes on without you; its results: python -m sagemaker_launch sync job-1" in said
-    assert "to end it: python -m sagemaker_launch stop job-1" in said
+    assert f"job-1 goes on without you; its results: {invocation('sagemaker_launch', 'sync', 'job-1')} " in said
+    assert f"to end it: {invocation('sagemaker_launch', 'stop', 'job-1')} " in said
 
 
 def test_what_the_toolkit_prints_around_a_script_is_left_out() -> None:

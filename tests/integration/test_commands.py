@@ -42,7 +42,8 @@ def test_sweep_train_register_evaluate_predict_report(flags: list[str], photos: 
     swept = command("sweep", *flags)
     assert "best trial" in swept.stdout
     assert "sweep: 3/3 trials" in swept.stderr
-    assert "python -m experiments ui" in swept.stdout
+    look = swept.stdout.partition("look:")[2].splitlines()[0]
+    assert look.split()[1:4] == ["-m", "experiments", "ui"]
 
     output = ["--output_dir", value_of(flags, "output_dir")]
     trained = command("train", "--from-best", "tiny", *output)

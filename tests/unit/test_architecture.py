@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -189,3 +190,10 @@ def test_the_training_path_works_where_boto3_mlflow_and_optuna_are_missing() -> 
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.stdout.strip() == "imported", done.stderr
+
+
+def test_the_extra_for_rehearsals_brings_what_rehearsed_endpoints_serve_with() -> None:
+    extras = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert {"local-first-experiments[serving]"} <= set(extras["rehearsal"])
+    declared = {line.split(">")[0].replace("-", "_") for line in extras["serving"]}
+    assert SERVING - STANDALONE - declared == {"starlette"}, "which fastapi brings"
