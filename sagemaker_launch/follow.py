@@ -7,12 +7,18 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from experiments.console import say
+from lightning_modules import metrics
 from sagemaker_launch import aws
+from sagemaker_launch.container.metric_lines import parse_lines
 from sagemaker_launch.jobs import ENDED, children, seconds
 from sagemaker_launch.launch import TRAINING, Launched
 from sagemaker_launch.logs import Log, job_log
 from sagemaker_launch.settings import CloudSettings
 
+SHOWN = {
+    "metrics": (metrics.VAL_LOSS, metrics.VAL_ACCURACY),
+    "outcome": (*(f"{metrics.BEST}{name}" for name in metrics.OBJECTIVES), metrics.TEST_LOSS, metrics.TEST_ACCURACY),
+}
 POLL_SECONDS = 10.0
 """How often AWS is asked; a rehearsal asks more often."""
 
@@ -66,7 +72,10 @@ def follow(sagemaker: Any, logs: Any, job: Launched, usd_per_hour: float, *, pol
 
 
 class OwnLines:
-    """Leaves out the hundred lines that AWS's toolkit prints around a script, unless they tell of an error."""
+    """Leaves out the hundred lines that AWS's toolkit prints around a script, unless they tell of an error.
+
+    What the script reports for `sync` is said as a person says it.
+    """
 
     def __init__(self) -> None:
         self._running = False
@@ -74,10 +83,10 @@ class OwnLines:
     def lines(self, texts: Iterable[str]) -> Iterator[str]:
         """What is left of the next lines of a log."""
         for text in texts:
-            toolkit = "sagemaker-training-toolkit" in text or text.startswith("SM_")
+            # The command has every hyperparameter once more.
+            toolkit = "sagemaker-training-toolkit" in text or text.startswith("SM_") or " entry.py --" in text
             if "error" in text.lower() or (self._running and text.strip() and not toolkit):
-                yield text
-            # The line after this one is the command, with every hyperparameter once more.
+                yield from _readable(text)
             self._running = (self._running or "Invoking script" in text) and "Reporting training" not in text
 
 
@@ -99,7 +108,17 @@ class Tails:
                 self._ended.add(name)
             for line in self._open.setdefault(name, job_log(self._logs, name)).read():
                 if line.text.startswith("[metrics]"):
-                    yield f"{name}: {line.text}"
+                    yield from (f"{name}: {text}" for text in _readable(line.text))
+
+
+def _readable(line: str) -> Iterator[str]:
+    """A line of a log for a person; a report by its losses and accuracies, without what only MLflow wants."""
+    report = next(iter(parse_lines([line])), None)
+    if report is None:
+        yield line
+    elif report.kind in {"metrics", "outcome"}:
+        values = (f"{name} {value:.4f}" for name, value in report.metrics.items() if name in SHOWN[report.kind])
+        yield f"{f'epoch {report.epoch}' if report.kind == 'metrics' else 'ended'}: {' '.join(values)}"
 
 
 def _tuning_state(described: dict[str, Any]) -> str:

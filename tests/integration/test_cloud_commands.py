@@ -261,9 +261,20 @@ def test_what_the_toolkit_prints_around_a_script_is_left_out() -> None:
         "ERROR: No matching distribution found",
         "Invoking script with the following command:",
         "2026 sagemaker-training-toolkit INFO     Exceptions not imported",
-        "[metrics] epoch=1 val_loss=1.0 end",
+        "/opt/venv/bin/python -- entry.py --data__augment none --seed 1",
+        '[facts] {"data.classes": "10"}',
+        "decoding: 12 photos, once for all trials",
+        "[metrics] epoch=1 val_loss=1.04719 val_accuracy=0.5 train_loss=2.0 epoch_seconds=3.0 end",
+        "[metrics] epoch=2 val_loss=0.9 val_acc",
+        "[outcome] epoch=2 best_val_loss=0.9 test_loss=0.8 end",
         "",
         "2026 sagemaker-training-toolkit INFO     Reporting training SUCCESS",
     ]
     kept = list(OwnLines().lines(log))
-    assert kept == ["ERROR: No matching distribution found", "[metrics] epoch=1 val_loss=1.0 end"]
+    assert kept == [
+        "ERROR: No matching distribution found",
+        "decoding: 12 photos, once for all trials",
+        "epoch 1: val_loss 1.0472 val_accuracy 0.5000",
+        "[metrics] epoch=2 val_loss=0.9 val_acc",
+        "ended: best_val_loss 0.9000 test_loss 0.8000",
+    ]
