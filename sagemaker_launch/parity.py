@@ -5,18 +5,19 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from experiments.config import RunConfig, require
+from experiments.config import RunConfig, field_names, override, require
 from experiments.console import say
 from sagemaker_launch.settings import CloudSettings
 
 if TYPE_CHECKING:
     from experiments.run_folder import RunFolder
-    from sagemaker_launch.sync import Synchroniser
 
 PARITY_TAG = "parity_of"
 """Tag of a run at home: the job whose config it trains."""
+OF_THE_MACHINE = ("data.name", "model.weights", "trainer.devices", "trainer.num_nodes")
+"""Fields that a run at home takes from its own config: they say what the job's machine had."""
 
 
 def add_parity_command(add: Callable[..., argparse.ArgumentParser]) -> None:
@@ -30,20 +31,14 @@ def add_parity_command(add: Callable[..., argparse.ArgumentParser]) -> None:
 
 def _parity(settings: CloudSettings, config: RunConfig, arguments: argparse.Namespace) -> None:
     from experiments.parity import compare, write_parity
+    from experiments.run_folder import RunFolder
     from experiments.tracking import RunStore
-    from sagemaker_launch.aws import client
-    from sagemaker_launch.launch import TRAINING
-    from sagemaker_launch.sync import Synchroniser
 
-    sagemaker = client("sagemaker", settings)
-    described = TRAINING.find(sagemaker, arguments.job)
-    require(described is not None, "JOB", "be a training job of this account and region", arguments.job)
-    assert described is not None
-    job = _sync(Synchroniser.open(settings, config), sagemaker, described)
-    if arguments.run:
-        home = find_run_folder(config, arguments.run)
-    else:
-        home = train_at_home(config, job, described, arguments.overrides)
+    job = RunFolder(config.output_dir / "cloud" / arguments.job)
+    if job.outcome is None:
+        job = _sync(settings, config, arguments.job)
+    require(bool(job.metric_lines()), arguments.job, "have trained an epoch at least", f"{len(job.metric_lines())}")
+    home = find_run_folder(config, arguments.run) if arguments.run else train_at_home(config, job, arguments.overrides)
     found = compare(home, job)
     page, _ = write_parity(found, [home, job])
     store = RunStore(config)
@@ -53,40 +48,41 @@ def _parity(settings: CloudSettings, config: RunConfig, arguments: argparse.Name
     print(page)
 
 
-def _sync(synchroniser: Synchroniser, sagemaker: Any, described: Mapping[str, Any]) -> RunFolder:
+def _sync(settings: CloudSettings, config: RunConfig, name: str) -> RunFolder:
     """The run folder of a training job; one of a tuning job comes home with it, below its run.
 
     Raises:
-        ValueError: if it goes on, or ended before its first epoch.
+        ValueError: if there is none of that name, or it goes on.
     """
+    from sagemaker_launch.aws import client
     from sagemaker_launch.jobs import find_job
     from sagemaker_launch.launch import TRAINING
+    from sagemaker_launch.sync import Synchroniser
 
-    name = described[TRAINING.name]
+    sagemaker = client("sagemaker", settings)
+    described = TRAINING.find(sagemaker, name)
+    require(described is not None, "JOB", "be a training job of this account and region", name)
+    assert described is not None
     whole = described["TuningJobArn"].rpartition("/")[2] if "TuningJobArn" in described else name
-    (job,) = (one for one in synchroniser.sync(find_job(sagemaker, whole)) if one.path.name == name)
-    status = described[TRAINING.status]
-    require(job.outcome is not None, name, "have ended: run parity again after its end", status)
-    require(bool(job.metric_lines()), name, "have trained an epoch at least", status)
+    synchronised = Synchroniser.open(settings, config).sync(find_job(sagemaker, whole))
+    (job,) = (one for one in synchronised if one.path.name == name)
+    require(job.outcome is not None, name, "have ended: run parity again after its end", described[TRAINING.status])
     return job
 
 
-def train_at_home(
-    config: RunConfig, job: RunFolder, described: Mapping[str, Any], overrides: Mapping[str, object]
-) -> RunFolder:
+def train_at_home(config: RunConfig, job: RunFolder, overrides: Mapping[str, object]) -> RunFolder:
     """Train what a job has trained, unless that was done before.
 
     Args:
         job: its run folder.
-        described: what DescribeTrainingJob says.
         overrides: what the user set on top of its config.
     """
     from experiments.training import complete_run, run_place, train_run
     from lightning_modules.metrics import TEST_LOSS
-    from sagemaker_launch.jobs import config_at_home
 
-    name = job.path.name
-    config = config_at_home(config, described, overrides)
+    name, noted = job.path.name, job.read()["params"]
+    values = {field: noted[field] for field in field_names() if field in noted and field not in OF_THE_MACHINE}
+    config = override(config, {key: None if text == "None" else text for key, text in values.items()} | dict(overrides))
     place = run_place(config, f"parity/{name}")
     done = complete_run(place)
     if done is not None:

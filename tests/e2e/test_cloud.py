@@ -105,8 +105,9 @@ def test_a_rehearsed_job_has_the_metrics_of_a_local_run_to_the_last_digit(flow: 
 def test_parity_trains_a_job_at_home_once_and_both_runs_have_the_page(
     flow: Cloud, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    name = flow.sent("CreateTrainingJob")["TrainingJobName"]
+    name, before = flow.sent("CreateTrainingJob")["TrainingJobName"], len(flow.calls)
     assert flow.run("parity", name) == 0
+    assert len(flow.calls) == before, "the job is here: nobody needs to sign in for what is at home"
     said = capsys.readouterr()
     # 6 of each epoch, the best loss and accuracy, 3 of the test split
     verdict, page = said.out.splitlines()
@@ -127,6 +128,9 @@ def test_parity_trains_a_job_at_home_once_and_both_runs_have_the_page(
     assert flow.all_runs().keys() == runs.keys()
     assert flow.run("parity", name, "--run", runs[home].info.run_id) == 0
     assert capsys.readouterr().out == said.out
+    elsewhere = [f"--output_dir={tmp_path / 'runs'}", f"--tracking.uri=sqlite:///{flow.home / 'mlflow.db'}"]
+    assert flow.run("parity", name, "--run", str(Path(page).parent.parent), *elsewhere) == 0
+    assert capsys.readouterr().out.splitlines()[0] == verdict, "from a machine that has to fetch the job"
     assert flow.run("parity", name, "--run", "nothing") == 1
     assert "--run must be a run folder, or the ID of a run in MLflow" in capsys.readouterr().err
 
