@@ -13,7 +13,7 @@ from pathlib import Path
 from optuna import Study
 from optuna.trial import FrozenTrial, TrialState
 
-from experiments.config import RunConfig, override, to_flat
+from experiments.config import RunConfig, noted_fields, override, to_flat
 from experiments.figures import metric_name
 from experiments.parity import DECISIVE_OF_SWEEP, FINGERPRINT
 from experiments.run_folder import RunFolder
@@ -145,12 +145,8 @@ def config_of(run: ComparedRun, at_home: RunConfig) -> RunConfig:
         at_home: where the photos and weights of a job lie here.
     """
     kept = PLACES if run.origin != "local" else ()
-    values = {
-        name: run.params[name]
-        for name in to_flat(at_home)
-        if name in run.params and name not in kept and decides_result(name)
-    }
-    return override(at_home, {name: "null" if value == "None" else value for name, value in values.items()})
+    noted = noted_fields(run.params).items()
+    return override(at_home, {name: value for name, value in noted if name not in kept and decides_result(name)})
 
 
 def fields_of(config: RunConfig) -> str:

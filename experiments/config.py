@@ -327,6 +327,11 @@ def field_names(kind: type = RunConfig) -> list[str]:
     return list(_hints(kind))
 
 
+def noted_fields(params: Mapping[str, str]) -> dict[str, str | None]:
+    """The fields among the params of a run, which keeps their values as text."""
+    return {name: None if params[name] == "None" else params[name] for name in field_names() if name in params}
+
+
 @functools.cache
 def _hints(kind: type, prefix: str = "") -> Mapping[str, object]:
     """The type of each field: dotted name to type."""

@@ -223,7 +223,7 @@ def save_views(config: RunConfig) -> dict[str, str]:
         experiments = client.search_experiments()
     found: dict[str, str] = {}
     for experiment in experiments:
-        runs = _all_runs(client, experiment.experiment_id)
+        runs = _runs_without_parent(client, experiment.experiment_id)
         if runs:
             found[experiment.name] = experiment.experiment_id
             tuned = tuned_names(run.data.params for run in runs)
@@ -232,11 +232,13 @@ def save_views(config: RunConfig) -> dict[str, str]:
     return found
 
 
-def _all_runs(client: MlflowClient, experiment_id: str) -> list[Run]:
-    page = client.search_runs([experiment_id])
+def _runs_without_parent(client: MlflowClient, experiment_id: str) -> list[Run]:
+    """Searches and single runs: thousands of trials say nothing more of what was tuned."""
+    only = "tags.`mlflow.parentRunId` IS NULL"
+    page = client.search_runs([experiment_id], only)
     runs = list(page)
     while page.token:
-        page = client.search_runs([experiment_id], page_token=page.token)
+        page = client.search_runs([experiment_id], only, page_token=page.token)
         runs += page
     return runs
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from experiments.config import RunConfig, field_names, override, require
+from experiments.config import RunConfig, noted_fields, override, require
 from experiments.console import say
 from sagemaker_launch.settings import CloudSettings
 
@@ -80,9 +80,9 @@ def train_at_home(config: RunConfig, job: RunFolder, overrides: Mapping[str, obj
     from experiments.training import complete_run, run_place, train_run
     from lightning_modules.metrics import TEST_LOSS
 
-    name, noted = job.path.name, job.read()["params"]
-    values = {field: noted[field] for field in field_names() if field in noted and field not in OF_THE_MACHINE}
-    config = override(config, {key: None if text == "None" else text for key, text in values.items()} | dict(overrides))
+    name, noted = job.path.name, noted_fields(job.read()["params"])
+    values = {field: value for field, value in noted.items() if field not in OF_THE_MACHINE}
+    config = override(config, values | dict(overrides))
     place = run_place(config, f"parity/{name}")
     done = complete_run(place)
     if done is not None:
