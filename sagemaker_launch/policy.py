@@ -86,6 +86,8 @@ def role_policy(settings: CloudSettings, region: str) -> Policy:
             ["PutObject", "AbortMultipartUpload"],
             [_objects(settings, folder) for folder in ("jobs/", "checkpoints/", "debug/", "async/", "capture/")],
         ),
+        # What a job deletes of its checkpoints, the service deletes in S3.
+        _allow("s3", ["DeleteObject"], [_objects(settings, "checkpoints/")]),
         _list_bucket(settings),
         _allow(
             "logs",

@@ -192,7 +192,8 @@ def _definition(settings: CloudSettings, inputs: Inputs, image_uri: str, name: s
     if settings.subnets:
         definition["VpcConfig"] = {"Subnets": settings.subnets, "SecurityGroupIds": settings.security_group_ids}
     if settings.checkpoints:
-        definition["CheckpointConfig"] = {"S3Uri": f"{settings.uri}/checkpoints/{name}", "LocalPath": CHECKPOINTS}
+        # Without its last slash, the prefix of dogs-1 is one of dogs-10 too (github.com/syne-tune/syne-tune/pull/363).
+        definition["CheckpointConfig"] = {"S3Uri": f"{settings.uri}/checkpoints/{name}/", "LocalPath": CHECKPOINTS}
     if settings.environment:
         definition["Environment"] = dict(settings.environment)
     if settings.retry_attempts:

@@ -183,7 +183,9 @@ class Synchroniser:
         # Jobs of before know neither of the two.
         if sent.get("trainer.record", "none") == "none" and sent.get("trainer.profile", "false").lower() == "false":
             return
-        place = f"{described['CheckpointConfig']['S3Uri']}/{described[TRAINING.name]}/{folder.artifacts.name}"
+        place = (
+            f"{described['CheckpointConfig']['S3Uri'].rstrip('/')}/{described[TRAINING.name]}/{folder.artifacts.name}"
+        )
         fetch_folder(self._s3, place, folder.artifacts)
         if folder.is_undrawn:
             draw_once(folder.path)

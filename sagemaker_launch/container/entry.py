@@ -23,7 +23,7 @@ from experiments.cli import quiet_libraries
 from experiments.config import RunConfig, load_config, to_public
 from experiments.logger import RunFolderLogger
 from experiments.run_folder import RunFolder, environment_tags
-from experiments.train import score_and_export, train
+from experiments.train import CHECKPOINT_FOLDER, score_and_export, train
 from lightning_modules import metrics
 from sagemaker_launch.container.debugger import CONFIG_FILE
 from sagemaker_launch.container.debugger_callback import DebuggerHook
@@ -115,6 +115,8 @@ def run(job: Job, *, scratch: Path) -> None:
     shutil.copytree(scratch / "export", job.base / "model", dirs_exist_ok=True)
     tested = {name: value for name, value in values.items() if name not in result.metrics}
     write_line(metric_line("outcome", max(result.history), {**best_so_far(config, folder), **tested}))
+    # Nothing goes on from them any more, and each later job of a search has all restored that stands in S3.
+    shutil.rmtree(folder.path / CHECKPOINT_FOLDER)
     for hook in debugger:  # last: what the job has trained is kept
         hook.check()
 

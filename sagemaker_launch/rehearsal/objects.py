@@ -109,6 +109,12 @@ class Objects:
             )
         self._backend.put_object(uri.bucket, uri.key, content)
 
+    def delete(self, uri: Uri) -> None:
+        """Delete an object, if it is there."""
+        time.sleep(self.delay())
+        if self.bucket_exists(uri.bucket):
+            self._backend.delete_object(uri.bucket, uri.key)
+
     def put_archive(self, uri: Uri, folder: Path) -> None:
         """Store a .tar.gz of the contents of a folder."""
         with tempfile.NamedTemporaryFile(dir=self._cache) as file:
@@ -216,7 +222,7 @@ class FolderSync:
     """Keeps a prefix on S3 up to date with a folder, as the service does with checkpoints.
 
     Files are taken as they lie there, whole or not: a job that can't have half a checkpoint restored writes atomically.
-    What is deleted in the folder stays on S3.
+    What is deleted in the folder is deleted on S3 (docs.aws.amazon.com/sagemaker/latest/dg/model-checkpoints.html).
     """
 
     def __init__(self, objects: Objects, folder: Path, uri: Uri, *, unfinished: str | None = None) -> None:
@@ -230,19 +236,25 @@ class FolderSync:
         self._seen = dict(_states(folder))
 
     def sync(self) -> int:
-        """Upload what is new or changed since the last call; return how many files that were."""
-        uploaded = 0
-        for path, state in _states(self._folder):
+        """Upload what is new or changed since the last call, delete what is gone; return how many were uploaded."""
+        uploaded, there = 0, dict(_states(self._folder))
+        for path in self._seen.keys() - there.keys():
+            self._objects.delete(self._at(path))
+            del self._seen[path]
+        for path, state in there.items():
             if self._seen.get(path) == state or path.suffix == self._unfinished:
                 continue
             try:
                 content = path.read_bytes()
             except FileNotFoundError:
                 continue  # renamed or deleted meanwhile
-            self._objects.put(self._uri / path.relative_to(self._folder).as_posix(), content)
+            self._objects.put(self._at(path), content)
             self._seen[path] = state
             uploaded += 1
         return uploaded
+
+    def _at(self, path: Path) -> Uri:
+        return self._uri / path.relative_to(self._folder).as_posix()
 
 
 def _states(folder: Path) -> Iterator[tuple[Path, Sequence[int]]]:

@@ -185,6 +185,16 @@ def test_the_policies_grant_every_call_that_was_made_and_no_service_beyond(flow:
             assert {"Key": "project", "Value": flow.settings.project} in json.loads(call["body"])["Tags"]
 
 
+def test_complete_jobs_leave_no_weights_for_later_ones_to_restore(flow: Cloud) -> None:
+    sent = flow.sent("CreateTrainingJob")["CheckpointConfig"]["S3Uri"]
+    assert sent.endswith("/"), "or dogs-1 begins as dogs-10 does"
+    listed = boto3.client("s3", region_name="us-east-1").get_paginator("list_objects_v2")
+    pages = listed.paginate(Bucket=flow.settings.bucket, Prefix=f"{flow.settings.prefix}/checkpoints/")
+    kept = [one["Key"] for page in pages for one in page["Contents"]]
+    assert sum(key.endswith("/metrics.jsonl") for key in kept) == len(flow.runs()) - 1, "all but the search itself"
+    assert not [key for key in kept if key.endswith((".ckpt", ".part"))]
+
+
 def test_no_credential_is_printed_logged_packed_or_stored(flow: Cloud) -> None:
     s3 = boto3.client("s3", region_name="us-east-1")
     pages = s3.get_paginator("list_objects_v2").paginate(Bucket=flow.settings.bucket)

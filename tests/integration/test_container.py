@@ -63,6 +63,8 @@ def test_a_job_has_the_metrics_of_a_local_run_to_the_last_digit(
     assert outcome.metrics["best_val_accuracy"] == best["val_accuracy"]
     assert "test_loss" in outcome.metrics
     assert (base / "output" / "data" / "scores.npz").is_file()
+    left = {path.name for path in (base / "checkpoints").rglob("*") if path.is_file()}
+    assert left == {"run.json", "metrics.jsonl"}, "later jobs of a search need not restore weights"
 
 
 def test_a_checkpoint_of_its_own_channel_is_what_the_backbone_starts_from(
@@ -118,6 +120,12 @@ def test_a_killed_job_goes_on_from_its_checkpoint_with_the_same_metrics(photos: 
     assert job.returncode == 0, errors
     assert min(epochs_of(second)) > 1
     assert epochs_of(first) | epochs_of(second) == epochs_of(expected)
+
+    # The service may start it once more, when it was interrupted while the model was uploaded.
+    job = start_job(cut, code)
+    third, errors = job.communicate(timeout=300)
+    assert job.returncode == 0, errors
+    assert epochs_of(third) == epochs_of(expected)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import shutil
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -301,6 +302,22 @@ def test_checkpoints_are_uploaded_when_they_change_and_come_back_as_they_were(ob
     assert sync.sync() == 1
     assert objects.restore(uri, tmp_path / "other") == 1
     assert (tmp_path / "other" / "deep" / "new").read_text() == "22"
+
+
+def test_checkpoints_that_a_job_deletes_are_deleted_and_those_of_others_are_not(
+    objects: Objects, tmp_path: Path
+) -> None:
+    folder, uri = tmp_path / "checkpoints", Uri("bucket", "checkpoints/search/")
+    objects.put(uri / "mine/1", b"1")
+    objects.put(uri / "other/1", b"1")
+    objects.restore(uri, folder)
+    sync = FolderSync(objects, folder, uri)
+    (folder / "mine" / "2").write_text("2")
+    assert sync.sync() == 1
+    objects.put(uri / "other/2", b"of a job that runs beside this one")
+    shutil.rmtree(folder / "mine")
+    assert sync.sync() == 0
+    assert [key.name for key in objects.below(uri)] == ["checkpoints/search/other/1", "checkpoints/search/other/2"]
 
 
 def test_output_to_a_bucket_that_is_missing_is_an_error_of_the_client(objects: Objects) -> None:
