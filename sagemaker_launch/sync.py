@@ -183,10 +183,8 @@ class Synchroniser:
         # Jobs of before know neither of the two.
         if sent.get("trainer.record", "none") == "none" and sent.get("trainer.profile", "false").lower() == "false":
             return
-        place = (
-            f"{described['CheckpointConfig']['S3Uri'].rstrip('/')}/{described[TRAINING.name]}/{folder.artifacts.name}"
-        )
-        fetch_folder(self._s3, place, folder.artifacts)
+        place = described["CheckpointConfig"]["S3Uri"].rstrip("/")
+        fetch_folder(self._s3, f"{place}/{described[TRAINING.name]}/{folder.artifacts.name}", folder.artifacts)
         if folder.is_undrawn:
             draw_once(folder.path)
 
