@@ -19,6 +19,7 @@ import json
 import os
 import platform
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -233,15 +234,11 @@ def environment_tags() -> Mapping[str, str]:
     installed = {str(one.name).lower(): one.version for one in metadata.distributions()}  # a job has neither of two
     tags = {f"package.{name}": installed[name] for name in sorted(names & installed.keys())}
     tags |= {"python": platform.python_version(), "host": platform.node(), **_hardware_tags()}
-    git = subprocess.run(
-        ["git", "rev-parse", "HEAD"],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=Path(__file__).parent,
-    )
-    if git.returncode == 0:
-        tags["mlflow.source.git.commit"] = git.stdout.strip()
+    if git := shutil.which("git"):  # neither a bare machine nor a job's image need have it
+        command, place = [git, "rev-parse", "HEAD"], Path(__file__).parent
+        found = subprocess.run(command, capture_output=True, text=True, check=False, cwd=place)
+        if found.returncode == 0:
+            tags["mlflow.source.git.commit"] = found.stdout.strip()
     return tags
 
 

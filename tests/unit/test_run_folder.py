@@ -254,6 +254,14 @@ def test_the_machine_is_noted_without_importing_torch(monkeypatch: pytest.Monkey
     assert "origin" not in tags, "a job can't know it"
 
 
+@pytest.mark.usefixtures("asked_anew")
+def test_the_commit_is_noted_where_there_is_git(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert len(environment_tags()["mlflow.source.git.commit"]) == 40
+    environment_tags.cache_clear()
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert "mlflow.source.git.commit" not in environment_tags()
+
+
 @pytest.mark.parametrize(("gpus", "noted"), [([], "none"), (["H100", "H100"], "H100, H100")])
 @pytest.mark.usefixtures("asked_anew")
 def test_what_torch_computes_on_is_noted_where_it_is_there(
