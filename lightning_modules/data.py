@@ -92,26 +92,13 @@ class PhotoBatch(NamedTuple):
     """(B,) int64."""
 
 
-class PhotoBatches:
-    """The batches of one epoch, put together by threads while the batches before them train.
-
-    Threads suffice: reading, decoding and copying release the GIL, and a photo takes a few lines of Python.
-    """
+class EpochBatches:
+    """The batches of one epoch, which can begin in its middle: what Lightning asks of a loader, without processes."""
 
     batch_sampler = None  # Lightning asks whoever has a sampler for it
 
-    def __init__(
-        self,
-        photos: Photos,
-        labels: Sequence[int],
-        batch_size: int,
-        sampler: ShardedSampler,
-        *,
-        augmented: bool,
-        threads: int,
-    ) -> None:
-        self.photos, self.labels = photos, torch.tensor(labels)
-        self.batch_size, self.augmented, self.threads = batch_size, augmented, threads
+    def __init__(self, batch_size: int, sampler: ShardedSampler) -> None:
+        self.batch_size = batch_size
         self.sampler = sampler  # Lightning tells it the epoch
         self._given, self._skipped = 0, 0
 
@@ -126,9 +113,33 @@ class PhotoBatches:
         """Begin the next epoch after so many batches; Lightning asks for it where a checkpoint was within an epoch."""
         self._skipped = state_dict["batches"]
 
-    def __iter__(self) -> Iterator[PhotoBatch]:
-        # Lightning asks for the iterator before it tells the epoch and the place; this runs at the first batch.
+    def _begin(self) -> None:
+        """To be called at the first batch: Lightning asks for the iterator before it tells the epoch and the place."""
         self._given, self._skipped = self._skipped, 0
+
+
+class PhotoBatches(EpochBatches):
+    """Photos as batches, put together by threads while the batches before them train.
+
+    Threads suffice: reading, decoding and copying release the GIL, and a photo takes a few lines of Python.
+    """
+
+    def __init__(
+        self,
+        photos: Photos,
+        labels: Sequence[int],
+        batch_size: int,
+        sampler: ShardedSampler,
+        *,
+        augmented: bool,
+        threads: int,
+    ) -> None:
+        super().__init__(batch_size, sampler)
+        self.photos, self.labels = photos, torch.tensor(labels)
+        self.augmented, self.threads = augmented, threads
+
+    def __iter__(self) -> Iterator[PhotoBatch]:
+        self._begin()
         drawn = zip(*(torch.split(one, self.batch_size) for one in self.sampler.draws()), strict=True)
         parts = deque(islice(drawn, self._given, None))
         pool = ThreadPoolExecutor(self.threads)

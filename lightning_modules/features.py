@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from lightning_modules import augmentation
 from lightning_modules.array_cache import open_array
 from lightning_modules.augmentation import Augment
-from lightning_modules.data import IGNORED_LABEL, Batch, ClassFolderData, ShardedSampler
+from lightning_modules.data import IGNORED_LABEL, Batch, ClassFolderData, EpochBatches, ShardedSampler
 from lightning_modules.folders import Split
 from lightning_modules.network import find_head
 from lightning_modules.photos import Progress, cache_key
@@ -121,29 +121,15 @@ def compute_features(
     return FeatureSet(train, torch.tensor(folders.train.labels), valid, torch.tensor(folders.valid.labels), head)
 
 
-class FeatureBatches:
-    """Batches of one epoch, cut from tensors that already are where they are used: no processes, no collation."""
-
-    batch_sampler = None  # Lightning asks whoever has a sampler for it
+class FeatureBatches(EpochBatches):
+    """Features as batches, cut from tensors that already are where they are used: no collation."""
 
     def __init__(self, features: Tensor, labels: Tensor, batch_size: int, sampler: ShardedSampler) -> None:
-        self.features, self.labels, self.batch_size = features, labels, batch_size
-        self.sampler = sampler  # Lightning tells it the epoch
-        self._given, self._skipped = 0, 0
-
-    def __len__(self) -> int:
-        return -(-len(self.sampler) // self.batch_size)
-
-    def state_dict(self) -> dict[str, int]:
-        """How many batches of the epoch were given; Lightning keeps it in checkpoints."""
-        return {"batches": self._given}
-
-    def load_state_dict(self, state_dict: Mapping[str, int]) -> None:
-        """Begin the next epoch after so many batches; Lightning asks for it where a checkpoint was within an epoch."""
-        self._skipped = state_dict["batches"]
+        super().__init__(batch_size, sampler)
+        self.features, self.labels = features, labels
 
     def __iter__(self) -> Iterator[Batch]:
-        self._given, self._skipped = self._skipped, 0
+        self._begin()
         places, seeds, padding = self.sampler.draws()
         # The same (seed, epoch, image) as for a photo that is augmented on its way.
         views = (seeds % len(self.features)).to(self.features.device)
