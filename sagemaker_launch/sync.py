@@ -100,6 +100,9 @@ class Synchroniser:
             folder = self._training_job(name, summary, tags, models=models and name == best)
             self._push(folder, parent_run_id)
             folders.append(folder)
+        if job.status in ENDED and parent.outcome is None and all(folder.outcome for folder in folders[1:]):
+            self._finish_search(parent, job.described, {folder.path.name: folder for folder in folders[1:]})
+            self._push(parent)
         return folders
 
     def _push(self, folder: RunFolder, parent_run_id: str | None = None) -> None:
@@ -107,7 +110,7 @@ class Synchroniser:
             self._store.push_or_wait(folder, parent_run_id)
 
     def _tuning_job(self, job: FoundJob) -> RunFolder:
-        """Note what a tuning job is and how far it has come."""
+        """Note what a tuning job is."""
         described = job.described
         folder = self._folder(f"{job.name}/tuning", described[TUNING.arn], described["CreationTime"])
         if not folder.exists:
@@ -121,15 +124,18 @@ class Synchroniser:
             }
             params |= {f"{SEARCHED}{name}": text for name, text in _ranges(tuning["ParameterRanges"]).items()}
             self._start(folder, job.name, params, described[TUNING.arn], described["CreationTime"], {})
-        if job.status in ENDED and folder.outcome is None:
-            best = described.get("BestTrainingJob", {})
-            value = best.get("FinalHyperParameterTuningJobObjectiveMetric", {}).get("Value")
-            name = described["HyperParameterTuningJobConfig"]["HyperParameterTuningJobObjective"]["MetricName"]
-            found = {} if value is None else {name: float(value)}
-            ended = described.get("HyperParameterTuningEndTime") or described["LastModifiedTime"]
-            outcome = Outcome(OUTCOMES[job.status], value, found, described.get("FailureReason", ""))
-            folder.finish(outcome, ended_ms=milliseconds(ended))
         return folder
+
+    def _finish_search(self, parent: RunFolder, described: Mapping[str, Any], jobs: Mapping[str, RunFolder]) -> None:
+        """Note how a tuning job ended: what its best job came to, as a search at home has it, and what all cost."""
+        outcomes = {name: folder.outcome for name, folder in jobs.items() if folder.outcome is not None}
+        best = outcomes.get(described.get("BestTrainingJob", {}).get("TrainingJobName", ""))
+        found = {"usd": sum(outcome.metrics["usd"] for outcome in outcomes.values())}
+        if best is not None:
+            found |= {objective(name): best.metrics[name] for name in metrics.OBJECTIVES if name in best.metrics}
+        ended = described.get("HyperParameterTuningEndTime") or described["LastModifiedTime"]
+        state, reason = OUTCOMES[described[TUNING.status]], described.get("FailureReason", "")
+        parent.finish(Outcome(state, best.value if best else None, found, reason), ended_ms=milliseconds(ended))
 
     def _training_job(
         self, name: str, summary: Mapping[str, Any], tags: Mapping[str, str], *, models: bool

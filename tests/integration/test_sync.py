@@ -141,6 +141,8 @@ def test_jobs_become_a_parent_and_its_children_with_the_names_of_local_runs(conf
         "FAILED",
         "KILLED",
     ]
+    # The names of a search at home, and what all its jobs cost.
+    assert parent.data.metrics == {"best_val_loss": 1 / 3, "best_val_accuracy": 0.5, "usd": pytest.approx(0.3)}
     for child in (complete, failed, stopped):
         assert child.data.tags["mlflow.parentRunId"] == parent.info.run_id
         assert child.data.tags["origin"] == "sagemaker"
@@ -225,12 +227,12 @@ def test_a_log_that_lags_behind_is_waited_for(config: RunConfig, capsys: pytest.
     described = account.describe_training_job
     just_now = {"TrainingEndTime": datetime.now(UTC)}
     account.describe_training_job = lambda TrainingJobName: described(TrainingJobName) | just_now  # type: ignore[method-assign]
-    _, child = sync(config, account)
-    assert child.info.status == "RUNNING"
+    parent, child = sync(config, account)
+    assert (parent.info.status, child.info.status) == ("RUNNING", "RUNNING")
     assert "its log is not yet" in capsys.readouterr().err
     account.logs["tuning-000"] = whole
-    _, child = sync(config, account)
-    assert child.info.status == "FINISHED"
+    parent, child = sync(config, account)
+    assert (parent.info.status, child.info.status) == ("FINISHED", "FINISHED")
 
 
 def test_a_job_that_has_ended_is_synchronised_until_all_of_it_is_here(
