@@ -67,7 +67,7 @@ def service(settings: CloudSettings, root: Path, options: Sequence[str] = ()) ->
         yield Service(environment, process)
     finally:
         process.terminate()
-        process.wait(timeout=60)
+        process.wait()  # as long as its jobs have to end, by its own bound
         process.stdin.close()
         process.stdout.close()
 
