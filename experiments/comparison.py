@@ -16,7 +16,7 @@ from experiments.compared_runs import PLACES, ComparedRun, best_run, config_of, 
 from experiments.config import RunConfig, to_flat
 from experiments.datasets import photo_root
 from experiments.figures import BLUE, GREEN, MAX_BARS, MAX_CLASSES_WITH_COUNTS, SKY, VERMILLION
-from experiments.page import NOTHING, InteractivePlot, Photo, Table, duration, figure_json, text
+from experiments.page import NOTHING, InteractivePlot, Photo, Table, duration, figure_json, name_epochs, text
 from experiments.pictures import CONFUSION, ERRORS, PER_CLASS, thumbnail
 from lightning_modules.metrics import (
     TEST_ACCURACY,
@@ -235,7 +235,8 @@ def _curves(best: Sequence[ComparedRun]) -> list[InteractivePlot]:
                     )
                     rows.append((run.name, name, *(text(course.get(epoch)) for epoch in epochs)))
         if rows:
-            figure.update_layout(xaxis_title="epoch", yaxis_title="share of the photos" if "acc" in trained else "nats")
+            figure.update_layout(yaxis_title="share of the photos" if "acc" in trained else "nats")
+            name_epochs(figure, epochs[-1])
             caption = (
                 "The best run of each origin: solid on the validation photos, dashed on the training photos. Where the "
                 "two part, the network learns its photos by heart; where both still fall or rise, more epochs help."
@@ -371,7 +372,7 @@ def _read_csv(path: Path) -> list[list[str]]:
 
 
 def _minutes(minutes: float) -> str:
-    return f"{minutes:.1f}" if minutes < 100 else f"{minutes:.0f}"
+    return f"{minutes:.2g}" if minutes < 10 else f"{minutes:.0f}"
 
 
 def _dollars(run: ComparedRun) -> str:

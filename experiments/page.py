@@ -91,6 +91,11 @@ def to_png(figure: Figure) -> bytes:
     return target.getvalue()
 
 
+def name_epochs(figure: go.Figure, last: int) -> None:
+    """Name the axis of the epochs, at whole numbers."""
+    figure.update_xaxes(title="epoch", tick0=0, dtick=-(-last // 10))
+
+
 def figure_json(figure: go.Figure) -> Markup:
     """Dress a plot for the page and write it as JSON, in which plotly escapes `<`, `>` and `/`."""
     axis = {

@@ -54,7 +54,8 @@ class EpochProgress(Callback):
             self._bar.set_postfix_str(text)
             return
         each = (time.monotonic() - self._started) / (done - self._epochs_before)
-        say(f"{self.name}: epoch {done}/{of} {text} ({each:.0f} s an epoch, {duration(each * (of - done))} to go)")
+        pace = f"{each:.1f}" if each < 9.95 else f"{each:.0f}"
+        say(f"{self.name}: epoch {done}/{of} {text} ({pace} s an epoch, {duration(each * (of - done))} to go)")
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Take the bar away, also after an error."""

@@ -31,7 +31,7 @@ from experiments.figures import (
     varying_parameters,
 )
 from experiments.narrowing import MIN_TRIALS, narrow, range_text
-from experiments.page import NOTHING, InteractivePlot, Table, duration, figure_json, text
+from experiments.page import NOTHING, InteractivePlot, Table, duration, figure_json, name_epochs, text
 from experiments.search_space import build_search_space
 
 STATE_WORDS: Mapping[TrialState, str] = MappingProxyType(
@@ -228,6 +228,10 @@ def _plots(
         )
         figure = visualization.plot_slice(study, params=varying, target_name=metric)
         figure.update_traces(marker={"size": 9, "colorscale": [[0, SKY], [1, BLUE]]})
+        for axis in figure.select_xaxes(lambda axis: axis.type == "log"):
+            tried = [trial.params[axis.title.text] for trial in completed if axis.title.text in trial.params]
+            if max(tried) >= 100 * min(tried):
+                axis.dtick = 1  # a number at each power of ten alone: there is no room for 2 and 5 between them
         # Optuna gives many panels a fixed width; here they share what the page has.
         figure.update_layout(width=None)
         plots.append(
@@ -307,7 +311,8 @@ def _learning_curves(metric: str, trials: Sequence[FrozenTrial], best: FrozenTri
             hovertemplate=f"trial {trial.number}, epoch %{{x}}: %{{y:.4g}}<extra></extra>",
         )
         named.add(group)
-    figure.update_layout(xaxis_title="epoch", yaxis_title=metric)
+    figure.update_layout(yaxis_title=metric)
+    name_epochs(figure, max(step for trial in trials for step in trial.intermediate_values))
     return figure
 
 

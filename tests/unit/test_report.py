@@ -187,6 +187,17 @@ def test_learning_curves_highlight_the_best_trial(page: Page) -> None:
     assert all(curve["line"]["width"] < best["line"]["width"] for curve in others)
 
 
+def test_axes_have_numbers_that_can_be_read(page: Page) -> None:
+    plots = page.plots()
+    assert plots["Learning curves"]["layout"]["xaxis"]["dtick"] == 1, "no epoch 1.5"
+    (tried,) = (
+        axis
+        for name, axis in plots["Slices"]["layout"].items()
+        if name.startswith("xaxis") and axis.get("type") == "log"
+    )
+    assert (tried["title"]["text"], tried["dtick"]) == ("optimizer.learning_rate", 1), "from 1e-4 to 1e-1"
+
+
 def test_parallel_coordinates_color_the_best_trial_blue(page: Page) -> None:
     figure = page.plots()["Parallel coordinates"]
     lines = {line["y"][0]: line["line"]["color"] for line in figure["data"] if line["mode"] == "lines"}
