@@ -13,7 +13,7 @@ from pathlib import Path
 from optuna import Study
 from optuna.trial import FrozenTrial, TrialState
 
-from experiments.config import RunConfig, noted_fields, override, to_flat
+from experiments.config import OWN_COPIES, RunConfig, noted_fields, override, to_flat
 from experiments.figures import metric_name
 from experiments.parity import DECISIVE_OF_SWEEP, FINGERPRINT
 from experiments.run_folder import RunFolder
@@ -25,8 +25,6 @@ NOT_OF_THE_RESULT = (
     *("data.cache_dir", "data.num_workers", "trainer.accelerator", "trainer.devices", "trainer.num_nodes"),
 )
 """Fields that say where and how a run is made rather than what comes of it; `sweep.metric` chooses the best epoch."""
-PLACES = ("data.name", "data.root", "model.weights")
-"""Fields in which a job names its own copy: at home they are those of the study."""
 
 
 @dataclass(frozen=True)
@@ -144,7 +142,7 @@ def config_of(run: ComparedRun, at_home: RunConfig) -> RunConfig:
     Args:
         at_home: where the photos and weights of a job lie here.
     """
-    kept = PLACES if run.origin != "local" else ()
+    kept = OWN_COPIES if run.origin != "local" else ()
     noted = noted_fields(run.params).items()
     return override(at_home, {name: value for name, value in noted if name not in kept and decides_result(name)})
 

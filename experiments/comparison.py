@@ -12,8 +12,8 @@ import numpy as np
 import plotly.graph_objects as go
 from PIL import Image
 
-from experiments.compared_runs import PLACES, ComparedRun, best_run, config_of, decides_result, fields_of
-from experiments.config import RunConfig, to_flat
+from experiments.compared_runs import ComparedRun, best_run, config_of, decides_result, fields_of
+from experiments.config import OWN_COPIES, RunConfig, to_flat
 from experiments.datasets import photo_root
 from experiments.figures import BLUE, GREEN, MAX_BARS, MAX_CLASSES_WITH_COUNTS, SKY, VERMILLION
 from experiments.page import NOTHING, InteractivePlot, Photo, Table, duration, figure_json, name_epochs, text
@@ -131,7 +131,7 @@ def _best_table(best: Sequence[ComparedRun], *, with_photos: bool) -> Table:
     fields = [
         name
         for name in to_flat(RunConfig())
-        if decides_result(name) and name not in PLACES and len({run.params.get(name) for run in best}) > 1
+        if decides_result(name) and name not in OWN_COPIES and len({run.params.get(name) for run in best}) > 1
     ]
     numbers = (VAL_LOSS, VAL_ACCURACY, TEST_ACCURACY)
     rows = tuple(

@@ -22,6 +22,8 @@ from jsonargparse import ArgumentParser, set_parsing_settings
 URLS = ("tracking.uri", "sweep.storage")
 """Fields that may hold a password."""
 BLOT = "***"
+OWN_COPIES = ("data.name", "data.root", "model.weights")
+"""Fields in which a job names its own copy of photos and weights: at home they are those of the config at home."""
 Settings = TypeVar("Settings")
 """A frozen dataclass whose fields a person sets."""
 ConfigValue = bool | int | float | str | None

@@ -111,11 +111,12 @@ def _train(settings: CloudSettings, config: RunConfig, arguments: argparse.Names
         config = override(best, arguments.overrides)
     elif arguments.best_of:
         from sagemaker_launch.aws import client
+        from sagemaker_launch.container.hyperparameters import decode
         from sagemaker_launch.jobs import best_training_job, config_at_home
 
         described = best_training_job(client("sagemaker", settings), arguments.best_of)
         say(f"settings of {described['TrainingJobName']}, the best of {arguments.best_of}")
-        config = config_at_home(config, described, arguments.overrides)
+        config = config_at_home(config, decode(described["HyperParameters"]), arguments.overrides)
     _start(settings, plan_training(settings, config), arguments)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from experiments.console import say
 from lightning_modules import metrics
 from sagemaker_launch import aws
-from sagemaker_launch.container.metric_lines import parse_lines
+from sagemaker_launch.container.metric_lines import objective, parse_lines
 from sagemaker_launch.jobs import ENDED, children, seconds
 from sagemaker_launch.launch import TRAINING, Launched
 from sagemaker_launch.logs import Log, job_log
@@ -17,7 +17,7 @@ from sagemaker_launch.settings import CloudSettings
 
 SHOWN = {
     "metrics": (metrics.VAL_LOSS, metrics.VAL_ACCURACY),
-    "outcome": (*(f"{metrics.BEST}{name}" for name in metrics.OBJECTIVES), metrics.TEST_LOSS, metrics.TEST_ACCURACY),
+    "outcome": (*map(objective, metrics.OBJECTIVES), metrics.TEST_LOSS, metrics.TEST_ACCURACY),
 }
 POLL_SECONDS = 10.0
 """How often AWS is asked; a rehearsal asks more often."""

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from experiments.config import RunConfig, override, require
-from sagemaker_launch.container.hyperparameters import decode
+from experiments.config import OWN_COPIES, RunConfig, override, require
+from sagemaker_launch.container.hyperparameters import is_sent
 from sagemaker_launch.launch import TRAINING, TUNING, Kind, tags_of
 from sagemaker_launch.settings import PROJECT_TAG, CloudSettings
 
@@ -63,18 +63,17 @@ def best_training_job(client: Any, tuning_job: str) -> Mapping[str, Any]:
     return TRAINING.describe(client, best["TrainingJobName"])
 
 
-def config_at_home(config: RunConfig, described: Mapping[str, Any], overrides: Mapping[str, object]) -> RunConfig:
-    """The config of a training job, whose photos and weights are found on this machine as `config` says.
+def config_at_home(config: RunConfig, sent: Mapping[str, object], overrides: Mapping[str, object]) -> RunConfig:
+    """The config of a training job, whose photos, weights and devices are those of this machine, as `config` says.
 
     Args:
-        described: what DescribeTrainingJob says.
+        sent: the fields of the job, as its hyperparameters or its run have them.
         overrides: what the user set on top.
 
     Raises:
         ValueError: for a field that the job was sent and this version does not know.
     """
-    sent = decode(described["HyperParameters"])
-    kept = {name: value for name, value in sent.items() if name not in ("data.name", "model.weights")}
+    kept = {name: value for name, value in sent.items() if is_sent(name) and name not in OWN_COPIES}
     return override(config, kept | dict(overrides))
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from experiments.config import RunConfig, noted_fields, override, require
+from experiments.config import RunConfig, noted_fields, require
 from experiments.console import say
 from sagemaker_launch.settings import CloudSettings
 
@@ -16,8 +16,6 @@ if TYPE_CHECKING:
 
 PARITY_TAG = "parity_of"
 """Tag of a run at home: the job whose config it trains."""
-OF_THE_MACHINE = ("data.name", "model.weights", "trainer.devices", "trainer.num_nodes")
-"""Fields that a run at home takes from its own config: they say what the job's machine had."""
 
 
 def add_parity_command(add: Callable[..., argparse.ArgumentParser]) -> None:
@@ -37,7 +35,8 @@ def _parity(settings: CloudSettings, config: RunConfig, arguments: argparse.Name
     job = RunFolder(config.output_dir / "cloud" / arguments.job)
     if job.outcome is None:
         job = _sync(settings, config, arguments.job)
-    require(bool(job.metric_lines()), arguments.job, "have trained an epoch at least", f"{len(job.metric_lines())}")
+    epochs = len(job.metric_lines())
+    require(epochs > 0, arguments.job, "have trained an epoch at least", epochs)
     home = find_run_folder(config, arguments.run) if arguments.run else train_at_home(config, job, arguments.overrides)
     found = compare(home, job)
     page, _ = write_parity(found, [home, job])
@@ -79,10 +78,10 @@ def train_at_home(config: RunConfig, job: RunFolder, overrides: Mapping[str, obj
     """
     from experiments.training import complete_run, run_place, train_run
     from lightning_modules.metrics import TEST_LOSS
+    from sagemaker_launch.jobs import config_at_home
 
-    name, noted = job.path.name, noted_fields(job.read()["params"])
-    values = {field: value for field, value in noted.items() if field not in OF_THE_MACHINE}
-    config = override(config, values | dict(overrides))
+    name = job.path.name
+    config = config_at_home(config, noted_fields(job.read()["params"]), overrides)
     place = run_place(config, f"parity/{name}")
     done = complete_run(place)
     if done is not None:
