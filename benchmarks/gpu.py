@@ -2,10 +2,14 @@
 
 python -m benchmarks.gpu --data PATH/photos
 
-Full training, the last block and the head, ResNet50, bf16, channels-last, fused AdamW, both sides eager or both
-compiled. The bare loop repeats one batch of random images (for the head: of features) that already is on the device.
-Ours is `train()` with a decoded cache, or a feature cache for the head, and `data.augment light`; its first epoch does
-not count. Both sides run in turn, `--repeat` times, in one process. A population is 64 heads on the cached features.
+Full training, the last block and the head, ResNet50, channels-last, fused AdamW, bf16 (the head: float32, as it is
+trained), both sides eager or both compiled. The bare loop repeats one batch of random images (for the head: of
+features) that already is on the device. Ours is `train()` with a decoded cache, or a feature cache for the head, and
+`data.augment light`; its rate is the one that it reports, for which it waits for the device; the first epoch does not
+count. Both sides run in turn, `--repeat` times, in one process. A population is 64 heads on the cached features.
+
+An epoch should take seconds, so `--copies` writes each training photo so many times, JPEG files of another quality
+each, with a short side of `--short-side`: larger than what a decoded photo keeps, as photos of cameras are.
 
 It also runs on a CPU, to see that it works: `--image-size 32 --batch-size 8 --backbone shufflenet_v2_x0_5`.
 """
@@ -15,17 +19,19 @@ from __future__ import annotations
 import logging
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
+from PIL import Image
 from pytorch_lightning.loggers.logger import DummyLogger
 from torch import nn
 
 from benchmarks.common import parser, report, spread
-from benchmarks.overhead import EpochTimer
 from experiments.config import RunConfig, load_config, override
 from experiments.inputs import new_network, open_data_once, open_features_once, training_device
 from experiments.train import train
+from lightning_modules.metrics import IMAGES_PER_SECOND
 from lightning_modules.network import find_head, trainable_modules
 from lightning_modules.population import HeadPopulation, Member
 
@@ -33,12 +39,29 @@ MODES = ("all", "last_block", "head")
 POPULATION = 64
 
 
+def enlarge(source: Path, target: Path, *, copies: int, short_side: int) -> None:
+    """Write the photos of a data set again, those to train on `copies` times."""
+
+    def write(path: Path) -> None:
+        image = Image.open(path).convert("RGB")
+        scale = short_side / min(image.size)
+        image = image.resize((round(image.width * scale), round(image.height * scale)))
+        name = path.relative_to(source)
+        for copy in range(copies if name.parts[0] == "train" else 1):
+            image.save(target / name.with_name(f"{name.stem}-{copy}.jpg"), quality=80 + copy)
+
+    paths = [path for split in ("train", "valid") for path in sorted((source / split).glob("*/*.jpg"))]
+    for folder in {path.parent for path in paths}:
+        (target / folder.relative_to(source)).mkdir(parents=True)
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(write, paths))
+
+
 def ours(config: RunConfig) -> list[float]:
     """Images a second in each epoch after the first one."""
-    timer = EpochTimer()
     with tempfile.TemporaryDirectory() as folder:
-        train(config, output_dir=Path(folder), logger=DummyLogger(), callbacks=[timer])
-    return [len(open_data_once(config).train) / seconds for seconds in timer.epochs[1:]]
+        result = train(config, output_dir=Path(folder), logger=DummyLogger())
+    return [values[IMAGES_PER_SECOND] for epoch, values in result.history.items() if epoch > 1]
 
 
 def bare(config: RunConfig, steps: int) -> float:
@@ -60,13 +83,15 @@ def bare(config: RunConfig, steps: int) -> float:
         part.train().requires_grad_(True)
     if config.trainer.compile is True:
         network.compile(dynamic=False)
+    torch.backends.cudnn.benchmark = device.type == "cuda"
+    bf16 = device.type == "cuda" and config.model.trainable != "head"
     parameters = [one for one in network.parameters() if one.requires_grad]
     optimizer = torch.optim.AdamW(parameters, fused=device.type == "cuda")
 
     def run(count: int) -> float:
         started = time.perf_counter()
         for _ in range(count):
-            with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+            with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
                 loss = nn.functional.cross_entropy(network(inputs).float(), labels)
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
@@ -100,7 +125,9 @@ def _rate(values: dict[str, float]) -> str:
 def main() -> None:
     """Measure and report."""
     command = parser(__doc__ or "")
-    command.add_argument("--data", type=Path, required=True, help="class folders of JPEG files")
+    command.add_argument("--data", type=Path, required=True, help="train/CLASS/*.jpg and valid/CLASS/*.jpg")
+    command.add_argument("--copies", type=int, default=8, help="of each training photo")
+    command.add_argument("--short-side", type=int, default=320, help="of the files, in pixels")
     command.add_argument("--backbone", default="resnet50")
     command.add_argument("--batch-size", type=int, default=256)
     command.add_argument("--image-size", type=int, default=224)
@@ -113,15 +140,18 @@ def main() -> None:
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
     rows: list[tuple[str, str]] = []
     figures: dict[str, object] = {"compiled": arguments.compile}
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        enlarge(arguments.data, folder / "photos", copies=arguments.copies, short_side=arguments.short_side)
         config = load_config(
             None,
             {
                 "data.name": "folder",
-                "data.root": arguments.data,
+                "data.root": folder / "photos",
                 "data.image_size": arguments.image_size,
                 "data.batch_size": arguments.batch_size,
-                "data.cache_dir": Path(folder),
+                "data.cache_dir": folder / "cache",
+                "data.cache_views": 2,
                 "model.backbone": arguments.backbone,
                 "model.weights": "none",
                 "trainer.max_epochs": arguments.epochs,

@@ -79,7 +79,7 @@ def bare_loop(config: RunConfig) -> tuple[list[float], list[float]]:
     for _ in range(config.trainer.max_epochs):
         started, ends = time.perf_counter(), []
         for batch in data.train_dataloader():
-            images, labels = data.on_after_batch_transfer(batch, 0)
+            images, labels = data.transfer_batch_to_device(batch, torch.device("cpu"), 0)
             loss = nn.functional.cross_entropy(network(images), labels)
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]

@@ -141,9 +141,13 @@ def new_head(features: FeatureSet, dropout: float) -> nn.Linear:
     return DropoutLinear(head, dropout) if dropout else head
 
 
-def feature_data(config: RunConfig, features: FeatureSet) -> FeatureData:
-    """Batches of features as the config wants them."""
-    return FeatureData(features, batch_size=config.data.batch_size, seed=config.seed)
+def feature_data(config: RunConfig, features: FeatureSet, *, steps_at_once: bool) -> FeatureData:
+    """Batches of features as the config wants them.
+
+    Args:
+        steps_at_once: as `HeadClassifier` takes them.
+    """
+    return FeatureData(features, batch_size=config.data.batch_size, seed=config.seed, steps_at_once=steps_at_once)
 
 
 def precision(config: RunConfig) -> Any:

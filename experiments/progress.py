@@ -28,7 +28,7 @@ class EpochProgress(Callback):
         self._started, self._epochs_before = time.monotonic(), seen / batches
         if seen:
             epochs, within = divmod(seen, batches)
-            place = f"batch {within} of epoch {epochs + 1}" if within else f"epoch {epochs}"
+            place = f"{within / batches:.0%} of epoch {epochs + 1}" if within else f"epoch {epochs}"
             say(f"{self.name}: goes on from its checkpoint after {place}")
         if sys.stderr.isatty():
             self._bar = tqdm(

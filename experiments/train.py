@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import math
 import os
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
 from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
-from pytorch_lightning.callbacks import Callback, EarlyStopping, ModelCheckpoint
+from pytorch_lightning.callbacks import Callback, Checkpoint, EarlyStopping, ModelCheckpoint
 from pytorch_lightning.loggers import Logger
 from torch import nn
 
@@ -46,6 +47,7 @@ from lightning_modules.data import ClassFolderData
 from lightning_modules.export import write_export
 from lightning_modules.features import FeatureData
 from lightning_modules.folders import ClassFolders
+from lightning_modules.head import HeadClassifier
 from lightning_modules.network import Trainable, find_head
 from lightning_modules.recorder import Recorder
 from lightning_modules.recording import Finding
@@ -78,7 +80,14 @@ class TrainResult:
         return self.history[self.best_epoch]
 
 
-def train(config: RunConfig, *, output_dir: Path, logger: Logger, callbacks: Sequence[Callback] = ()) -> TrainResult:
+def train(
+    config: RunConfig,
+    *,
+    output_dir: Path,
+    logger: Logger,
+    callbacks: Sequence[Callback] = (),
+    single_steps: bool = False,
+) -> TrainResult:
     """Train one classifier, from the last checkpoint in `output_dir` if there is one.
 
     Args:
@@ -86,6 +95,7 @@ def train(config: RunConfig, *, output_dir: Path, logger: Logger, callbacks: Seq
         output_dir: where checkpoints go; a run that was killed goes on from here.
         logger: gets the metrics of each epoch.
         callbacks: pruning, progress, debugging: what the caller wants to happen on the way.
+        single_steps: whether they must see each step; a head on cached features takes many at once otherwise.
 
     Raises:
         ValueError: for data or weights that do not fit the config.
@@ -97,16 +107,24 @@ def train(config: RunConfig, *, output_dir: Path, logger: Logger, callbacks: Seq
     network: nn.Module
     data: ClassFolderData | FeatureData
     trainable: Trainable = config.model.trainable
+    single_steps |= config.trainer.record != "none" or config.trainer.profile
+    single_steps |= config.trainer.devices * config.trainer.num_nodes > 1
+    at_once = uses_features(config) and not single_steps
     if uses_features(config):
         features = open_features_once(config)
         # The head alone is trained, on what the frozen backbone made of the photos.
-        network, data, trainable = new_head(features, config.model.dropout), feature_data(config, features), "all"
+        network, trainable = new_head(features, config.model.dropout), "all"
+        data = feature_data(config, features, steps_at_once=at_once)
     else:
         network = new_network(config, len(folders.class_names))
         data = photo_data(config, folders, open_decoded_once(config))
         if config.trainer.compile is True:
             network.compile(dynamic=False)
-    model = ImageClassifier(
+    kind: Any = ImageClassifier
+    if at_once:
+        steps_per_epoch = math.ceil(len(folders.train) / config.data.batch_size)
+        kind = partial(HeadClassifier, steps_per_epoch=steps_per_epoch, gradient_clip=config.trainer.gradient_clip)
+    model: ImageClassifier = kind(
         network,
         num_classes=len(folders.class_names),
         trainable=trainable,
@@ -121,6 +139,7 @@ def train(config: RunConfig, *, output_dir: Path, logger: Logger, callbacks: Seq
     )
 
     checkpoint_dir = output_dir / CHECKPOINT_FOLDER
+    last = checkpoint_dir / "last.ckpt"
     history = History()
     # Two callbacks, because save_last writes only when there is a new best; both after all else of an epoch.
     saving: dict[str, Any] = {
@@ -133,8 +152,7 @@ def train(config: RunConfig, *, output_dir: Path, logger: Logger, callbacks: Seq
     )
     own: list[Callback] = [history, *callbacks, best_checkpoint, ModelCheckpoint(filename="last", **saving)]
     if config.trainer.checkpoint_minutes:
-        interval = timedelta(minutes=config.trainer.checkpoint_minutes)
-        own.append(CheckpointWithinEpoch(filename="last", train_time_interval=interval, **saving))
+        own.append(CheckpointWithinEpoch(last, config.trainer.checkpoint_minutes))
     on_gpu = training_device(config).type == "cuda"
     if config.trainer.compile == "auto" and on_gpu and not uses_features(config):
         own.append(CompileWhenItPays())
@@ -149,8 +167,8 @@ def train(config: RunConfig, *, output_dir: Path, logger: Logger, callbacks: Seq
         accelerator=config.trainer.accelerator,
         devices=config.trainer.devices,
         num_nodes=config.trainer.num_nodes,
-        precision=precision(config),
-        gradient_clip_val=config.trainer.gradient_clip or None,
+        precision="32-true" if uses_features(config) else precision(config),  # a head has nothing to gain
+        gradient_clip_val=None if at_once else config.trainer.gradient_clip or None,
         logger=logger,
         callbacks=own,
         plugins=[AtomicCheckpointIO()],
@@ -161,7 +179,6 @@ def train(config: RunConfig, *, output_dir: Path, logger: Logger, callbacks: Seq
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    last = checkpoint_dir / "last.ckpt"
     trainer.fit(model, datamodule=data, ckpt_path=str(last) if last.is_file() else None)
 
     # Only the first of several machines has written checkpoints.
@@ -292,18 +309,28 @@ class History(Callback):
         self.epochs = state_dict["epochs"]
 
 
-class CheckpointWithinEpoch(ModelCheckpoint):
-    """Writes `last.ckpt` within an epoch too, once its interval has passed, so that a kill costs no whole epoch."""
+class CheckpointWithinEpoch(Checkpoint):
+    """Writes a checkpoint within an epoch too, once its interval has passed, so that a kill costs no whole epoch.
+
+    Lightning's own knows no interval where a module takes its steps itself (2.6).
+    """
+
+    def __init__(self, path: Path, minutes: float) -> None:
+        self._path, self._seconds, self._written = path, 60 * minutes, 0.0
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Start the clock."""
+        self._written = time.monotonic()
 
     def on_train_batch_end(self, trainer: pl.Trainer, *args: Any, **kwargs: Any) -> None:
         """Save if it is time and the epoch goes on."""
         # Lightning takes an epoch that was saved after its last batch for a finished one and never validates it.
-        if not trainer.is_last_batch:
-            super().on_train_batch_end(trainer, *args, **kwargs)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Nothing, so that a run can go on with another interval or none: Lightning misses callbacks with a state."""
-        return {}
+        if trainer.is_last_batch:
+            return
+        # All devices write together, by the first one's clock.
+        if trainer.strategy.broadcast(time.monotonic() - self._written >= self._seconds):
+            trainer.save_checkpoint(self._path)
+            self._written = time.monotonic()
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):

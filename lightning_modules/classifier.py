@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import Metric
-from torchmetrics.classification import MulticlassAccuracy
 
 from lightning_modules import metrics
 from lightning_modules.data import IGNORED_LABEL, Batch, seed_draws, step_seed
@@ -64,10 +63,9 @@ class ImageClassifier(pl.LightningModule):
         network.requires_grad_(False)
         for part in self._trained:
             part.requires_grad_(True)
-        self.train_loss, self.val_loss = AverageLoss(), AverageLoss()
-        self.train_accuracy = _accuracy(num_classes)
-        self.val_accuracy = _accuracy(num_classes)
-        self.val_top5_accuracy = _accuracy(num_classes, top_k=min(5, num_classes))
+        self.num_classes = num_classes
+        self.train_loss, self.train_accuracy = Average(), Average()
+        self.val_loss, self.val_accuracy, self.val_top5_accuracy = Average(), Average(), Average()
         self._epoch_started, self._epoch_seconds = 0.0, 0.0
         self._epoch_loss, self._epoch_images = 0.0, 0
 
@@ -115,9 +113,10 @@ class ImageClassifier(pl.LightningModule):
         seed_draws(step_seed(self.seed, self.global_step, self.global_rank), self.device)
         scores = self(images)
         loss: Tensor = self.train_criterion(scores, labels)
-        self.train_loss.update(loss.detach(), len(labels))
+        self.train_loss.update(loss.detach() * len(labels), len(labels))
         # Of mixed images the larger share counts.
-        self.train_accuracy.update(scores.detach(), labels if labels.ndim == 1 else labels.argmax(dim=1))
+        truth = labels if labels.ndim == 1 else labels.argmax(dim=1)
+        self.train_accuracy.update((scores.detach().argmax(dim=1) == truth).sum(), len(labels))
         self._epoch_images += len(labels)
         return loss
 
@@ -135,9 +134,11 @@ class ImageClassifier(pl.LightningModule):
         counted = (labels != IGNORED_LABEL).sum()
         # A batch of nothing but padding has no mean; counted as 0 images it must be a number all the same.
         loss = torch.where(counted > 0, self.criterion(scores, labels), 0.0)
-        self.val_loss.update(loss, counted)
-        self.val_accuracy.update(scores, labels)
-        self.val_top5_accuracy.update(scores, labels)
+        self.val_loss.update(loss * counted, counted)
+        best = scores.topk(min(5, self.num_classes), dim=1).indices
+        # Padding's label is no class, so it never hits.
+        self.val_accuracy.update((scores.argmax(dim=1) == labels).sum(), counted)
+        self.val_top5_accuracy.update((best == labels[:, None]).sum(), counted)
         return loss
 
     def on_validation_epoch_end(self) -> None:
@@ -165,14 +166,15 @@ class ImageClassifier(pl.LightningModule):
     def configure_optimizers(self) -> Any:
         """The optimiser with its parameter groups, and the step size's course over the run."""
         options: dict[str, Any] = {"lr": self.learning_rate}
-        if self.device.type == "cuda":
+        # Fused steps and clipped gradients exclude each other in Lightning where it computes in mixed precision.
+        if self.device.type in ("cuda", "cpu") and not self.trainer.gradient_clip_val:
             options["fused"] = True
         optimizer: Optimizer
         if self.optimizer_name == "sgd":
             optimizer = torch.optim.SGD(self._parameter_groups(), momentum=0.9, nesterov=True, **options)
         else:
             optimizer = torch.optim.AdamW(self._parameter_groups(), **options)
-        total = int(self.trainer.estimated_stepping_batches)
+        total = self._total_steps()
         warmup = round(self.warmup_epochs * total / (self.trainer.max_epochs or 1))
         scheduler = LambdaLR(
             optimizer,
@@ -182,6 +184,9 @@ class ImageClassifier(pl.LightningModule):
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
         }
+
+    def _total_steps(self) -> int:
+        return int(self.trainer.estimated_stepping_batches)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Leave out what training does not change, and add what the epoch came to so far."""
@@ -233,11 +238,11 @@ class ImageClassifier(pl.LightningModule):
         return float(optimizer.param_groups[0]["lr"])
 
 
-class AverageLoss(Metric):
-    """Mean loss over images, from the means over batches; NaN stays NaN.
+class Average(Metric):
+    """Mean over images, of a loss or of hits; NaN stays NaN, and no update waits for the device.
 
     torchmetrics' MeanMetric drops NaN, so that a diverged run looks well, and with `nan_strategy="disable"` it drops
-    the weights instead (1.9.0).
+    the weights instead; its accuracies with `ignore_index` select by a mask, for which the device is waited (1.9.0).
     """
 
     total: Tensor
@@ -248,21 +253,14 @@ class AverageLoss(Metric):
         self.add_state("total", torch.tensor(0.0), dist_reduce_fx="sum")
         self.add_state("images", torch.tensor(0.0), dist_reduce_fx="sum")
 
-    def update(self, loss: Tensor, images: Tensor | int) -> None:
-        """Add one batch: its mean loss, and over how many images."""
-        self.total += loss * images
+    def update(self, total: Tensor, images: Tensor | int) -> None:
+        """Add one batch: its sum, over how many images."""
+        self.total += total
         self.images += images
 
     def compute(self) -> Tensor:
         """Mean over all images so far."""
         return self.total / self.images
-
-
-def _accuracy(num_classes: int, top_k: int = 1) -> MulticlassAccuracy:
-    # Checking the arguments of every update would make the device wait.
-    return MulticlassAccuracy(
-        num_classes, top_k=top_k, average="micro", ignore_index=IGNORED_LABEL, validate_args=False
-    )
 
 
 def learning_rate_factor(step: int, total_steps: int, *, schedule: Schedule, warmup_steps: int) -> float:

@@ -6,6 +6,7 @@ with any number of threads and whether the photos were decoded before or not.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,6 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from typing import NamedTuple
 
+import numpy as np
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
@@ -22,9 +24,13 @@ from lightning_modules.augmentation import Augment, augment, draw_numbers
 from lightning_modules.folders import ClassFolders, Split
 from lightning_modules.inference import Preprocessing
 from lightning_modules.photos import PhotoFiles, Photos
+from lightning_modules.threads import open_threads
 
 IGNORED_LABEL = -100
 """Label of the images that fill up the last shard of a distributed evaluation; losses and metrics skip it."""
+
+PHOTOS_A_TASK = 8
+"""Of a batch, at least, that one thread puts in its place before it takes others."""
 
 Batch = tuple[Tensor, Tensor]
 """(B, 3, S, S) float32 images, or features, and their labels: (B,) int64, or (B, C) shares where images are mixed."""
@@ -142,27 +148,42 @@ class PhotoBatches(EpochBatches):
         self._begin()
         drawn = zip(*(torch.split(one, self.batch_size) for one in self.sampler.draws()), strict=True)
         parts = deque(islice(drawn, self._given, None))
-        pool = ThreadPoolExecutor(self.threads)
-        coming: deque[Future[PhotoBatch]] = deque()
+        pool = open_threads(self.threads)
+        coming: deque[tuple[PhotoBatch, list[Future[None]]]] = deque()
         try:
             while parts or coming:
-                while parts and len(coming) <= self.threads:
-                    coming.append(pool.submit(self._batch, *parts.popleft()))
-                batch = coming.popleft().result()
+                while parts and sum(len(tasks) for _, tasks in coming) < 3 * self.threads:
+                    coming.append(self._assemble(pool, *parts.popleft()))
+                batch, tasks = coming.popleft()
+                for task in tasks:
+                    task.result()
                 self._given += 1
                 yield batch
         finally:
             pool.shutdown(cancel_futures=True)
 
-    def _batch(self, places: Tensor, seeds: Tensor, padding: Tensor) -> PhotoBatch:
-        images = [self.photos[place] for place in places.tolist()]
-        sizes = torch.tensor([image.shape[:2] for image in images])
-        height, width = sizes.amax(dim=0).tolist()
-        pixels = torch.empty(len(images), height, width, 3, dtype=torch.uint8, pin_memory=torch.cuda.is_available())
-        for slot, image in zip(pixels, images, strict=True):
-            slot[: image.shape[0], : image.shape[1]] = image
+    def _assemble(
+        self, pool: ThreadPoolExecutor, places: Tensor, seeds: Tensor, padding: Tensor
+    ) -> tuple[PhotoBatch, list[Future[None]]]:
+        """A batch, and the tasks that fill it: all threads share the first one, so an epoch begins at once."""
+        wanted = places.tolist()
+        sizes = np.array([self.photos.size(place) for place in wanted])
+        height, width = sizes.max(axis=0).tolist()
+        pixels = torch.empty(len(wanted), height, width, 3, dtype=torch.uint8, pin_memory=torch.cuda.is_available())
+        # numpy: each torch operation hands the interpreter to another thread and waits to get it back.
+        canvas, shapes = pixels.numpy(), sizes.tolist()
+        share = max(PHOTOS_A_TASK, -(-len(wanted) // self.threads))
+
+        def fill(slots: range) -> None:
+            for slot in slots:
+                high, wide = shapes[slot]
+                canvas[slot, :high, :wide] = self.photos[wanted[slot]]
+
+        places_of_tasks = range(len(wanted))
+        tasks = [pool.submit(fill, places_of_tasks[start : start + share]) for start in range(0, len(wanted), share)]
         draws = draw_numbers(seeds) if self.augmented else torch.empty(len(seeds), 0)
-        return PhotoBatch(pixels, sizes, draws, self.labels[places].masked_fill(padding, IGNORED_LABEL))
+        labels = self.labels[places].masked_fill(padding, IGNORED_LABEL)
+        return PhotoBatch(pixels, torch.from_numpy(sizes), draws, labels), tasks
 
 
 class ClassFolderData(pl.LightningDataModule):
@@ -212,13 +233,24 @@ class ClassFolderData(pl.LightningDataModule):
         """In the order of the paths."""
         return self._batches(self._valid, self.folders.valid)
 
-    def on_after_batch_transfer(self, batch: PhotoBatch, dataloader_idx: int) -> Batch:
-        """Augment and normalise on the device."""
+    def transfer_batch_to_device(self, batch: PhotoBatch, device: torch.device, dataloader_idx: int) -> Batch:
+        """Send to the device; augment and normalise there.
+
+        On a GPU this runs on a stream of its own, beside the training of the batch before.
+        """
         del dataloader_idx
-        images = self._inputs(batch)
-        if self.augment == "strong" and batch.draws.shape[1]:
-            return self._mixed(images, batch.labels)
-        return images, batch.labels
+        stream = self._stream if device.type == "cuda" else None
+        with torch.cuda.stream(stream):
+            here = _sent(batch, device)
+            ready = self._inputs(here), here.labels
+            if self.augment == "strong" and batch.draws.shape[1]:
+                ready = self._mixed(*ready)
+        if stream is not None:
+            training = torch.cuda.current_stream(device)
+            training.wait_stream(stream)
+            for one in ready:
+                one.record_stream(training)  # its memory is not free before training has read it
+        return ready
 
     def validation_inputs(self, device: torch.device) -> Iterator[Tensor]:
         """All of the validation split in order, undivided between devices, as the network takes it."""
@@ -254,6 +286,10 @@ class ClassFolderData(pl.LightningDataModule):
         else:
             images = batch.pixels.permute(0, 3, 1, 2)
         return self.preprocessing.normalise(images).contiguous(memory_format=torch.channels_last)
+
+    @functools.cached_property
+    def _stream(self) -> torch.cuda.Stream:
+        return torch.cuda.Stream()  # type: ignore[no-untyped-call]
 
     def _mixed(self, images: Tensor, labels: Tensor) -> Batch:
         """MixUp or CutMix in every other batch; which one and how much depends on the step only."""

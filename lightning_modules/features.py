@@ -8,7 +8,7 @@ import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytorch_lightning as pl
 import torch
@@ -22,6 +22,9 @@ from lightning_modules.data import IGNORED_LABEL, Batch, ClassFolderData, EpochB
 from lightning_modules.folders import Split
 from lightning_modules.network import find_head
 from lightning_modules.photos import Progress, cache_key
+
+IMAGES_AT_ONCE = 4096
+"""Whose features are gathered together: 34 MB of a ResNet50's."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,6 +124,19 @@ def compute_features(
     return FeatureSet(train, torch.tensor(folders.train.labels), valid, torch.tensor(folders.valid.labels), head)
 
 
+class Steps(NamedTuple):
+    """Several batches of an epoch in one piece."""
+
+    inputs: Tensor
+    """(N, F) float32."""
+    labels: Tensor
+    """(N,) int64."""
+    size: int
+    """Images of a batch; the last one may have fewer."""
+    first: int
+    """Which batch of the epoch the first one is, from 0."""
+
+
 class FeatureBatches(EpochBatches):
     """Features as batches, cut from tensors that already are where they are used: no collation."""
 
@@ -128,35 +144,56 @@ class FeatureBatches(EpochBatches):
         super().__init__(batch_size, sampler)
         self.features, self.labels = features, labels
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[Any]:
         self._begin()
         places, seeds, padding = self.sampler.draws()
         # The same (seed, epoch, image) as for a photo that is augmented on its way.
         views = (seeds % len(self.features)).to(self.features.device)
         places, padding = places.to(self.features.device), padding.to(self.features.device)
         labels = self.labels[places].masked_fill(padding, IGNORED_LABEL)
+        rows, flat = views * self.features.shape[1] + places, self.features.flatten(0, 1)
         for start in range(self._given * self.batch_size, len(places), self.batch_size):
             part = slice(start, start + self.batch_size)
             self._given += 1
-            yield self.features[views[part], places[part]], labels[part]
+            yield self._batch(flat.index_select(0, rows[part]), labels[part], start)
+
+    def _batch(self, inputs: Tensor, labels: Tensor, start: int) -> Batch | Steps:
+        del start
+        return inputs, labels
+
+
+class FeatureSteps(FeatureBatches):
+    """As many batches at once as make about `IMAGES_AT_ONCE` images."""
+
+    def __init__(self, features: Tensor, labels: Tensor, batch_size: int, sampler: ShardedSampler) -> None:
+        super().__init__(features, labels, max(1, IMAGES_AT_ONCE // batch_size) * batch_size, sampler)
+        self.step_size = batch_size
+
+    def _batch(self, inputs: Tensor, labels: Tensor, start: int) -> Steps:
+        return Steps(inputs, labels, self.step_size, start // self.step_size)
 
 
 class FeatureData(pl.LightningDataModule):
-    """Features in place of photos, in the order in which `ClassFolderData` would give the photos."""
+    """Features in place of photos, in the order in which `ClassFolderData` would give the photos.
 
-    def __init__(self, features: FeatureSet, *, batch_size: int, seed: int) -> None:
+    Args:
+        steps_at_once: give training batches as `HeadClassifier` takes them, not one by one.
+    """
+
+    def __init__(self, features: FeatureSet, *, batch_size: int, seed: int, steps_at_once: bool = False) -> None:
         super().__init__()
         self.features, self.batch_size, self.seed = features, batch_size, seed
+        self.steps_at_once = steps_at_once
 
     def train_dataloader(self) -> FeatureBatches:
         """Shuffled; each epoch draws one view of each image."""
-        here = self._here()
-        return FeatureBatches(here.train, here.train_labels, self.batch_size, self._sampler(here.train, shuffle=True))
+        here, kind = self._here(), FeatureSteps if self.steps_at_once else FeatureBatches
+        return kind(here.train, here.train_labels, self.batch_size, self._sampler(here.train, shuffle=True))
 
     def val_dataloader(self) -> FeatureBatches:
         """In the order of the photos."""
-        here = self._here()
-        return FeatureBatches(here.valid, here.valid_labels, self.batch_size, self._sampler(here.valid, shuffle=False))
+        here, size = self._here(), IMAGES_AT_ONCE if self.steps_at_once else self.batch_size
+        return FeatureBatches(here.valid, here.valid_labels, size, self._sampler(here.valid, shuffle=False))
 
     def validation_inputs(self, device: torch.device) -> Iterator[Tensor]:
         """All of the validation split in order, undivided between devices."""

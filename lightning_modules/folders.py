@@ -8,15 +8,15 @@ import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from lightning_modules.inference import BadImageError, decode_image
+from lightning_modules.inference import BadImageError, open_image
 from lightning_modules.listing import list_photos, split_folders
+from lightning_modules.threads import open_threads
 
 Progress = Callable[[Iterable[Path], int], Iterable[Path]]
 """Wraps an iterable of known length to show how far it is, as tqdm does."""
@@ -147,7 +147,7 @@ def _look_at(paths: Sequence[Path], root: Path, cache_dir: Path, progress: Progr
     known = _read_cache(cache)
     keys = {path: _file_key(path, root) for path in paths}
     new = [path for path in paths if keys[path] not in known]
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # decoding and hashing release the GIL
+    with open_threads() as pool:  # decoding and hashing release the GIL
         looks = pool.map(_look, new)
         for path, fact in zip(progress(new, len(new)), looks, strict=True):
             known[keys[path]] = fact
@@ -182,7 +182,7 @@ def _look(path: Path) -> _Fact:
     except OSError as error:
         return _Fact("", f"the file can't be opened: {error.strerror}")
     try:
-        _, height, width = decode_image(data).shape
+        width, height = open_image(data).size
     except BadImageError as error:
         return _Fact(hashlib.sha256(data).hexdigest(), str(error))
     return _Fact(hashlib.sha256(data).hexdigest(), "", height, width)

@@ -5,6 +5,7 @@ registered MLflow model decode and crop through the same functions, so serving c
 """
 
 import base64
+import functools
 import hashlib
 import io
 import json
@@ -93,6 +94,13 @@ class BadExportError(ValueError):
     """The folder is not a whole, unchanged export."""
 
 
+@functools.cache
+@torch.inference_mode(False)
+def _of_channels(values: tuple[float, float, float], device: torch.device) -> Tensor:
+    """(3, 1, 1), sent to a device once: a batch that brings its own waits for the device each time."""
+    return torch.tensor(values, device=device)[:, None, None]
+
+
 @dataclass(frozen=True)
 class Preprocessing:
     """How an image becomes the network's input."""
@@ -129,7 +137,8 @@ class Preprocessing:
         Returns:
             (B, 3, H, W) float32.
         """
-        return F.normalize(F.to_dtype(images, torch.float32, scale=True), list(self.mean), list(self.std))
+        images = F.to_dtype(images, torch.float32, scale=True)
+        return images.sub(_of_channels(self.mean, images.device)).div_(_of_channels(self.std, images.device))
 
     def to_dict(self) -> dict[str, object]:
         """For `model.json`."""
@@ -149,6 +158,13 @@ class Preprocessing:
 def decode_image(
     data: bytes, short_side: int = 0, *, max_pixels: int = MAX_PIXELS, formats: tuple[str, ...] = FORMATS
 ) -> Tensor:
+    """Decode one image file, as `open_image`, to (3, H, W) uint8."""
+    return F.pil_to_tensor(open_image(data, short_side, max_pixels=max_pixels, formats=formats))
+
+
+def open_image(
+    data: bytes, short_side: int = 0, *, max_pixels: int = MAX_PIXELS, formats: tuple[str, ...] = FORMATS
+) -> Image.Image:
     """Decode one image file to RGB: EXIF-rotated, first frame, transparency on white, 16 bits scaled to 8.
 
     Args:
@@ -157,9 +173,6 @@ def decode_image(
             longer; 0 decodes at full size.
         max_pixels: refuse an image with more, before it is decoded.
         formats: what may be decoded, in Pillow's names.
-
-    Returns:
-        (3, H, W) uint8.
 
     Raises:
         BadImageError: if the bytes are no whole image of a known format, or too large.
@@ -178,7 +191,7 @@ def decode_image(
                 shortest = min(width, height)
                 image.draft(None, (-(-width * short_side // shortest), -(-height * short_side // shortest)))
             image.load()
-            return F.pil_to_tensor(_to_rgb(_upright(image)))
+            return _to_rgb(_upright(image))
     except BadImageError:
         raise
     except UnidentifiedImageError as error:

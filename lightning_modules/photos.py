@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from importlib import metadata
 from pathlib import Path
@@ -19,7 +17,8 @@ from torchvision.transforms.v2 import functional as F
 
 from lightning_modules.array_cache import GB, CacheTooSmallError, open_array
 from lightning_modules.folders import Split
-from lightning_modules.inference import BadImageError, Preprocessing, decode_image
+from lightning_modules.inference import BadImageError, Preprocessing, open_image
+from lightning_modules.threads import open_threads
 
 SHORT_SIDE = 1.15
 """Short side of a photo that is to be augmented, as a share of image_size: what a random crop is cut from."""
@@ -33,8 +32,12 @@ Progress = Callable[[str, int], AbstractContextManager[Callable[[int], object]]]
 class Photos(Protocol):
     """The photos of a split, ready to be put into a batch."""
 
-    def __getitem__(self, place: int) -> Tensor:
-        """One photo, (h, w, 3) uint8."""
+    def __getitem__(self, place: int) -> NDArray[np.uint8]:
+        """One photo, (h, w, 3)."""
+        ...
+
+    def size(self, place: int) -> tuple[int, int]:
+        """Its height and width, without a look at its pixels."""
         ...
 
 
@@ -54,23 +57,27 @@ class PhotoFiles:
     def __len__(self) -> int:
         return len(self.split)
 
-    def __getitem__(self, place: int) -> Tensor:
-        """One photo, (h, w, 3) uint8.
+    def __getitem__(self, place: int) -> NDArray[np.uint8]:
+        """One photo, (h, w, 3).
 
         Raises:
             BadImageError, OSError: if the file changed since it was looked at; the message names it.
         """
         path = self.split.paths[place]
         try:
-            image = decode_image(path.read_bytes(), short_side=self._short_side if self.augmented else 0)
+            photo = open_image(path.read_bytes(), short_side=self._short_side if self.augmented else 0)
         except BadImageError as error:
             raise BadImageError(f"{path}: {error}") from error
+        # Not pil_to_tensor: with each of its torch operations a thread gives the interpreter away, and where sixteen
+        # decode they wait longer for it than they decode.
+        image = torch.from_numpy(np.array(photo)).permute(2, 0, 1)
         if not self.augmented:
-            return self.preprocessing.crop(image).permute(1, 2, 0)
+            return _pixels(self.preprocessing.crop(image))
         longest = round(LONGEST * min(image.shape[1:]))
-        image = F.center_crop(image, [min(side, longest) for side in image.shape[1:]])
+        if max(image.shape[1:]) > longest:
+            image = F.center_crop(image, [min(side, longest) for side in image.shape[1:]])
         size = self.size(place)
-        return (image if image.shape[1:] == size else F.resize(image, list(size), antialias=True)).permute(1, 2, 0)
+        return _pixels(image if image.shape[1:] == size else F.resize(image, list(size), antialias=True))
 
     def size(self, place: int) -> tuple[int, int]:
         """Height and width of a photo: never larger than the file's."""
@@ -83,20 +90,24 @@ class PhotoFiles:
 
 
 class DecodedPhotos:
-    """Photos that were decoded once: one (T,) uint8 tensor of all their pixels, as a rule a memory map."""
+    """Photos that were decoded once: one (T,) array of all their pixels, as a rule a memory map."""
 
-    def __init__(self, pixels: Tensor, sizes: NDArray[np.int64]) -> None:
-        self.pixels, self.sizes = pixels, sizes
-        self._ends = (sizes.prod(axis=1) * 3).cumsum()
+    def __init__(self, pixels: NDArray[np.uint8], sizes: NDArray[np.int64]) -> None:
+        self.pixels, self._sizes = pixels, sizes.tolist()
+        self._ends = (sizes.prod(axis=1) * 3).cumsum().tolist()
 
     def __len__(self) -> int:
-        return len(self.sizes)
+        return len(self._sizes)
 
-    def __getitem__(self, place: int) -> Tensor:
-        """One photo, (h, w, 3) uint8: a view of the file's pages, nothing is copied."""
-        height, width = self.sizes[place].tolist()
-        end = int(self._ends[place])
-        return self.pixels[end - 3 * height * width : end].view(height, width, 3)
+    def __getitem__(self, place: int) -> NDArray[np.uint8]:
+        """One photo, (h, w, 3): a view of the file's pages, nothing is copied."""
+        (height, width), end = self._sizes[place], self._ends[place]
+        return self.pixels[end - 3 * height * width : end].reshape(height, width, 3)
+
+    def size(self, place: int) -> tuple[int, int]:
+        """Its height and width."""
+        height, width = self._sizes[place]
+        return height, width
 
 
 def cache_key(kind: str, split: Split) -> dict[str, object]:
@@ -138,12 +149,12 @@ def _open(
     }
 
     def fill(values: NDArray[Any]) -> None:
-        decoded = DecodedPhotos(torch.from_numpy(values), sizes)
+        decoded = DecodedPhotos(values, sizes)
 
         def decode(place: int) -> None:
-            decoded[place].copy_(files[place])
+            decoded[place][:] = files[place]
 
-        pool = ThreadPoolExecutor(os.cpu_count())  # decoding and scaling release the GIL
+        pool = open_threads()  # decoding and scaling release the GIL
         try:
             with progress("decoding", len(files)) as advance:
                 for _ in pool.map(decode, range(len(files))):
@@ -153,4 +164,10 @@ def _open(
 
     shape = (3 * int(sizes.prod(axis=1).sum()),)
     pixels = open_array(cache_dir / "arrays", key, shape=shape, dtype="uint8", fill=fill, max_gb=max_gb)
-    return DecodedPhotos(torch.from_numpy(pixels), sizes)
+    return DecodedPhotos(pixels, sizes)
+
+
+def _pixels(image: Tensor) -> NDArray[np.uint8]:
+    """(3, h, w) to (h, w, 3)."""
+    pixels: NDArray[np.uint8] = image.permute(1, 2, 0).numpy()
+    return pixels

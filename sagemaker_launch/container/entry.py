@@ -106,7 +106,7 @@ def run(job: Job, *, scratch: Path) -> None:
 
     logger = RunFolderLogger(folder, on_epoch=say_epoch, on_facts=lambda facts: write_line(facts_line(facts)))
     debugger = [DebuggerHook(job.base / CONFIG_FILE)] if job.is_debugged else []
-    result = train(config, output_dir=folder.path, logger=logger, callbacks=debugger)
+    result = train(config, output_dir=folder.path, logger=logger, callbacks=debugger, single_steps=job.is_debugged)
     if int(os.environ.get("RANK", 0)):  # torchrun sets it for the process of each device
         return
     scores = job.base / "output" / "data" / "scores.npz"

@@ -128,8 +128,8 @@ def test_decoded_photos_give_the_same_answer(config: RunConfig, tmp_path: Path, 
 def decoded_files(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Gets an entry for every photo file that training decodes."""
     seen: list[int] = []
-    decode = photo_files.decode_image
-    monkeypatch.setattr(photo_files, "decode_image", lambda *args, **named: seen.append(1) or decode(*args, **named))
+    decode = photo_files.open_image
+    monkeypatch.setattr(photo_files, "open_image", lambda *args, **named: seen.append(1) or decode(*args, **named))
     return seen
 
 

@@ -106,8 +106,8 @@ def test_each_device_goes_on_with_its_own_sums_of_an_epoch() -> None:
     """As a checkpoint of two devices within an epoch keeps them."""
     models = [classifier("head"), classifier("head")]
     for rank, model in enumerate(models):
-        model.train_loss.update(torch.tensor(1.0 + rank), 4)
-        model.train_accuracy.update(torch.tensor([0, 1, 2]), torch.tensor([0, 1, 2 - rank]))
+        model.train_loss.update(torch.tensor(4.0 + rank), 4)
+        model.train_accuracy.update(torch.tensor(3 - rank), 4)
     states = [[one.metric_state for one in (model.train_loss, model.train_accuracy)] for model in models]
     gathered = [
         {name: torch.stack([one[name], other[name]]) for name in one} for one, other in zip(*states, strict=True)
@@ -118,7 +118,7 @@ def test_each_device_goes_on_with_its_own_sums_of_an_epoch() -> None:
         resumed.on_load_checkpoint({EPOCH_SO_FAR: {"metrics": gathered, "images": 4, "seconds": 1.0}})
         for one in (resumed, model):
             one.train_loss.update(torch.tensor(0.5), 2)
-            one.train_accuracy.update(torch.tensor([1]), torch.tensor([0]))
+            one.train_accuracy.update(torch.tensor(1), 2)
         assert torch.equal(resumed.train_loss.compute(), model.train_loss.compute())
         assert torch.equal(resumed.train_accuracy.compute(), model.train_accuracy.compute())
 
