@@ -55,7 +55,7 @@ class DataConfig:
     batch_size: int = 64
     """Images a step (on each device)."""
     num_workers: int = 0
-    """Threads that put batches together ahead of training; 0 takes one a core."""
+    """Threads that put batches together ahead of training; 0 takes one a core, up to four."""
     fraction: float = 1.0
     """Share of the training images used, stratified by class and drawn with the seed."""
     valid_fraction: float = 0.2

@@ -63,7 +63,7 @@ def augment(pixels: Tensor, sizes: Tensor, draws: Tensor, *, level: Augment, ima
     """
     strength = _strengths(draws[:, 8:12]) if level == "strong" else draws.new_zeros(len(draws), len(_OPERATIONS))
     by_name = dict(zip(_OPERATIONS, strength.T[:, :, None, None, None], strict=True))  # each (B, 1, 1, 1)
-    images = _sample(pixels, sizes, draws[:, :5], strength[:, :3], image_size)
+    images = _sample(pixels, sizes, draws[:, :5], strength[:, :3], image_size, upright=level == "light")
     jitter = COLOUR * (2 * draws[:, 5:8].T[:, :, None, None, None] - 1)
     # In place and in few passes, as each costs its way through memory: brightness and contrast in one.
     names = ("brightness", "contrast", "saturation")
@@ -86,10 +86,12 @@ def _strengths(draws: Tensor) -> Tensor:
     return draws.new_zeros(len(draws), len(_OPERATIONS)).scatter_add(1, chosen, 2 * draws[:, 2:] - 1).clamp(-1, 1)
 
 
-def _sample(pixels: Tensor, sizes: Tensor, draws: Tensor, geometry: Tensor, image_size: int) -> Tensor:
+def _sample(
+    pixels: Tensor, sizes: Tensor, draws: Tensor, geometry: Tensor, image_size: int, *, upright: bool
+) -> Tensor:
     """Cut a random box out of each image, turned, sheared and flipped, and scale it: one bilinear sampling for all.
 
-    The result is (B, 3, image_size, image_size) float32 in [0, 255].
+    The result is (B, 3, image_size, image_size) float32 in [0, 255]. `upright` boxes are neither turned nor sheared.
 
     There is no low-pass filter: boxes are at most a little larger than the result, as photos come scaled down.
     """
@@ -113,21 +115,24 @@ def _sample(pixels: Tensor, sizes: Tensor, draws: Tensor, geometry: Tensor, imag
     x_down, x_across = down * (cosine * shear_x[:, None] - sine), across * (cosine - sine * shear_y[:, None])
     # In `grid_sample`'s units, where the canvas reaches from -1 to 1.
     places = draws.new_empty(len(draws), image_size, image_size, 2)
-    for place, from_down, from_across, middle, side, canvas in (
-        (places[..., 0], x_down, x_across, middle_x, width, pixels.shape[2]),
-        (places[..., 1], y_down, y_across, middle_y, height, pixels.shape[1]),
+    for axis, from_down, from_across, middle, side, canvas in (
+        (0, x_down, x_across, middle_x, width, pixels.shape[2]),
+        (1, y_down, y_across, middle_y, height, pixels.shape[1]),
     ):
         start = (from_down + middle[:, None]) * (2 / canvas) - 1
-        torch.add(start[:, :, None], (from_across * (2 / canvas))[:, None, :], out=place)
+        step = from_across * (2 / canvas)
+        if upright:  # a column shares its x, and a row its y: less to add up and to clamp
+            start, step = (start[:, :1], step) if axis == 0 else (start, step[:, :1])
+        place = start[:, :, None] + step[:, None, :]
         # What lies outside shows the nearest pixel, and nothing of what fills up the batch.
         last = ((side - 0.5) * (2 / canvas) - 1)[:, None, None]
-        place.clamp_(torch.full_like(last, 1 / canvas - 1), last)
+        places[..., axis] = place.clamp_(torch.full_like(last, 1 / canvas - 1), last)
     return functional.grid_sample(pixels.permute(0, 3, 1, 2).to(torch.float32), places, align_corners=False)
 
 
 def _blend(images: Tensor, other: Tensor, share: Tensor, scale: Tensor | float = 1.0) -> None:
     """`scale` times the images, away from `other` for shares above 1 and towards it for those below; in place."""
-    torch.addcmul(other - share * other, images, share * scale, out=images)
+    torch.addcmul(other * (1 - share), images, share * scale, out=images)
 
 
 def _grey(images: Tensor) -> Tensor:

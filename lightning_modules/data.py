@@ -24,7 +24,7 @@ from lightning_modules.augmentation import Augment, augment, draw_numbers
 from lightning_modules.folders import ClassFolders, Split
 from lightning_modules.inference import Preprocessing
 from lightning_modules.photos import PhotoFiles, Photos
-from lightning_modules.threads import open_threads
+from lightning_modules.threads import default_threads, open_threads
 
 IGNORED_LABEL = -100
 """Label of the images that fill up the last shard of a distributed evaluation; losses and metrics skip it."""
@@ -193,7 +193,7 @@ class ClassFolderData(pl.LightningDataModule):
         folders: the data set.
         preprocessing: the size that the network sees.
         batch_size: images a step on each device.
-        num_threads: that put batches together; 0 takes as many as torch computes with.
+        num_threads: that put batches together; 0 takes as many as are of use.
         augment: what training images go through; see `augmentation.py`. `strong` also mixes half of the batches.
         seed: of order and augmentation.
         decoded: training and validation photos that were decoded before.
@@ -212,7 +212,7 @@ class ClassFolderData(pl.LightningDataModule):
     ) -> None:
         super().__init__()
         self.folders, self.preprocessing = folders, preprocessing
-        self.batch_size, self.num_threads = batch_size, num_threads or torch.get_num_threads()
+        self.batch_size, self.num_threads = batch_size, num_threads or default_threads()
         self.augment, self.seed = augment, seed
         self._train, self._valid = decoded or (
             self.files(folders.train, augmented=augment != "none"),
@@ -285,7 +285,7 @@ class ClassFolderData(pl.LightningDataModule):
             images = augment(batch.pixels, batch.sizes, batch.draws, level=self.augment, image_size=size)
         else:
             images = batch.pixels.permute(0, 3, 1, 2)
-        return self.preprocessing.normalise(images).contiguous(memory_format=torch.channels_last)
+        return self.preprocessing.normalise(images)
 
     @functools.cached_property
     def _stream(self) -> torch.cuda.Stream:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from pytorch_lightning.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -43,33 +44,49 @@ class HeadClassifier(ImageClassifier):
         assert isinstance(scheduler, LambdaLR)
         first = self.current_epoch * self.steps_per_epoch + batch.first
         last = first + -(-len(batch.labels) // batch.size) - 1
-        draws = isinstance(self.network, DropoutLinear)
+        draws, smoothing = isinstance(self.network, DropoutLinear), self.train_criterion.label_smoothing
+        [group], [peak], [factor] = optimizer.param_groups, scheduler.base_lrs, scheduler.lr_lambdas
+        parameters = list(self.network.parameters())
+        decayed = [one for one in parameters if one.ndim > 1 and self.weight_decay]
         losses: list[Tensor] = []
         all_scores: list[Tensor] = []
         parts = zip(torch.split(batch.inputs, batch.size), torch.split(batch.labels, batch.size), strict=True)
         for step, (inputs, labels) in enumerate(parts, start=first):
-            for group, peak, factor in zip(
-                optimizer.param_groups, scheduler.base_lrs, scheduler.lr_lambdas, strict=True
-            ):
-                group["lr"] = peak * factor(step)
+            rate = group["lr"] = float(peak) * factor(step)
             if draws:
                 seed_draws(step_seed(self.seed, step), self.device)
-            scores = self(inputs)
-            loss: Tensor = self.train_criterion(scores, labels)
-            optimizer.zero_grad()
+            scores = self.network(inputs)
+            loss = functional.cross_entropy(scores, labels, label_smoothing=smoothing)
+            for one in parameters:
+                one.grad = None
             loss.backward()  # type: ignore[no-untyped-call]
             if self.gradient_clip:
-                nn.utils.clip_grad_norm_(self.network.parameters(), self.gradient_clip)
+                nn.utils.clip_grad_norm_(parameters, self.gradient_clip)
+            for weight in decayed:
+                self._decay(weight, rate)
             (counted if step == last else optimizer).step()
-            losses.append(loss.detach())
-            all_scores.append(scores.detach())
+            losses.append(loss)
+            all_scores.append(scores)
         scheduler.last_epoch = last
         scheduler.step()  # to the step that comes next; checkpoints keep it
         images = len(batch.labels)
         missing = (last + 1 - first) * batch.size - images  # of the last one
-        self.train_loss.update(torch.stack(losses).sum() * batch.size - losses[-1] * missing, images)
-        self.train_accuracy.update((torch.cat(all_scores).argmax(dim=1) == batch.labels).sum(), images)
+        self.train_loss.update(torch.stack(losses).detach().sum() * batch.size - losses[-1].detach() * missing, images)
+        self.train_accuracy.update((torch.cat(all_scores).detach().argmax(dim=1) == batch.labels).sum(), images)
         self._epoch_images += images
+
+    def _parameter_groups(self) -> list[dict[str, Any]]:
+        """One for all that is trained: with a second one for what is not decayed a step takes a tenth longer."""
+        parameters = list(self.network.parameters())
+        return [{"params": parameters, "lr": self.learning_rate, "weight_decay": 0.0, "name": "head"}]
+
+    def _decay(self, weight: nn.Parameter, rate: float) -> None:
+        """Decay a weight as the optimiser would."""
+        if self.optimizer_name == "adamw":
+            weight.detach().mul_(1 - rate * self.weight_decay)
+        else:
+            assert weight.grad is not None
+            weight.grad.add_(weight.detach(), alpha=self.weight_decay)
 
     def _total_steps(self) -> int:
         return self.steps_per_epoch * (self.trainer.max_epochs or 1)

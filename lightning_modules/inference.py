@@ -96,9 +96,10 @@ class BadExportError(ValueError):
 
 @functools.cache
 @torch.inference_mode(False)
-def _of_channels(values: tuple[float, float, float], device: torch.device) -> Tensor:
-    """(3, 1, 1), sent to a device once: a batch that brings its own waits for the device each time."""
-    return torch.tensor(values, device=device)[:, None, None]
+def _scale_and_shift(preprocessing: "Preprocessing", full: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """(3, 1, 1) each, sent to a device once: a batch that brings its own waits for the device each time."""
+    mean, std = torch.tensor([preprocessing.mean, preprocessing.std], dtype=torch.float64)[:, :, None, None]
+    return (1 / (full * std)).to(device, torch.float32), (-mean / std).to(device, torch.float32)
 
 
 @dataclass(frozen=True)
@@ -135,10 +136,12 @@ class Preprocessing:
             images: (B, 3, H, W) uint8, or float32 in [0, 1].
 
         Returns:
-            (B, 3, H, W) float32.
+            (B, 3, H, W) float32, channels last.
         """
-        images = F.to_dtype(images, torch.float32, scale=True)
-        return images.sub(_of_channels(self.mean, images.device)).div_(_of_channels(self.std, images.device))
+        scale, shift = _scale_and_shift(self, 1 if images.is_floating_point() else 255, images.device)
+        # One way through memory for all of it.
+        result = torch.empty_like(images, dtype=torch.float32, memory_format=torch.channels_last)
+        return torch.addcmul(shift, images, scale, out=result)
 
     def to_dict(self) -> dict[str, object]:
         """For `model.json`."""

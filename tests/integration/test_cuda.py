@@ -62,6 +62,7 @@ def test_training_on_cuda_learns_and_exports(
     check_golden(export(config, result.data.folders, tmp_path, tmp_path / "export", result.metrics))
 
 
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
 @pytest.mark.parametrize("augment", ["none", "light", "strong"])
 @pytest.mark.parametrize(
     ("trainable", "cache"), [("all", "decoded"), ("last_block", "none"), ("head", "decoded"), ("head", "features")]
