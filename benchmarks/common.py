@@ -58,9 +58,14 @@ def report(rows: Sequence[tuple[str, str]], figures: dict[str, object], path: Pa
         print(f"{name:<{width}}  {value}")
     where = machine()
     print(f"{'machine':<{width}}  {where['cpu']}, {where['cores']} cores, GPU {where['gpu']}, torch {where['torch']}")
+    save(figures, path)
+
+
+def save(figures: dict[str, object], path: Path | None) -> None:
+    """Write what was measured so far as JSON, if it is wanted."""
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps({"figures": figures, "machine": where}, indent=1) + "\n")
+        path.write_text(json.dumps({"figures": figures, "machine": machine()}, indent=1) + "\n")
 
 
 def _lines(path: Path) -> list[str]:

@@ -5,8 +5,9 @@ python -m benchmarks.gpu --data PATH/photos
 Full training, the last block and the head, ResNet50, channels-last, fused AdamW, bf16 (the head: float32, as it is
 trained), both sides eager or both compiled. The bare loop repeats one batch of random images (for the head: of
 features) that already is on the device. Ours is `train()` with a decoded cache, or a feature cache for the head, and
-`data.augment light`; its rate is the one that it reports, for which it waits for the device; the first epoch does not
-count. Both sides run in turn, `--repeat` times, in one process. A population is 64 heads on the cached features.
+`data.augment light`; its rate is the one that it reports, for which it waits for the device, in `--repeat` epochs
+after a first one that does not count. The bare loop runs `--repeat` times, half of them before `train()` and half
+after it, in one process. A population is 64 heads on the cached features. `--json` is written after each part.
 
 An epoch should take seconds, so `--copies` writes each training photo so many times, JPEG files of another quality
 each, with a short side of `--short-side`: larger than what a decoded photo keeps, as photos of cameras are.
@@ -27,8 +28,9 @@ from PIL import Image
 from pytorch_lightning.loggers.logger import DummyLogger
 from torch import nn
 
-from benchmarks.common import parser, report, spread
+from benchmarks.common import parser, report, save, spread
 from experiments.config import RunConfig, load_config, override
+from experiments.console import say
 from experiments.inputs import new_network, open_data_once, open_features_once, training_device
 from experiments.train import train
 from lightning_modules.metrics import IMAGES_PER_SECOND
@@ -57,8 +59,9 @@ def enlarge(source: Path, target: Path, *, copies: int, short_side: int) -> None
         list(pool.map(write, paths))
 
 
-def ours(config: RunConfig) -> list[float]:
+def ours(config: RunConfig, repeat: int) -> list[float]:
     """Images a second in each epoch after the first one."""
+    config = override(config, {"trainer.max_epochs": repeat + 1})
     with tempfile.TemporaryDirectory() as folder:
         result = train(config, output_dir=Path(folder), logger=DummyLogger())
     return [values[IMAGES_PER_SECOND] for epoch, values in result.history.items() if epoch > 1]
@@ -131,7 +134,6 @@ def main() -> None:
     command.add_argument("--backbone", default="resnet50")
     command.add_argument("--batch-size", type=int, default=256)
     command.add_argument("--image-size", type=int, default=224)
-    command.add_argument("--epochs", type=int, default=6, help="of each training; the first one does not count")
     command.add_argument("--steps", type=int, default=40, help="of the bare loop")
     command.add_argument("--repeat", type=int, default=5)
     command.add_argument("--compile", action="store_true", help="compile both sides")
@@ -154,20 +156,21 @@ def main() -> None:
                 "data.cache_views": 2,
                 "model.backbone": arguments.backbone,
                 "model.weights": "none",
-                "trainer.max_epochs": arguments.epochs,
                 "trainer.compile": arguments.compile,
             },
         )
         for mode in arguments.modes:
             own = override(config, {"model.trainable": mode} | ({"data.batch_size": 64} if mode == "head" else {}))
-            rates, bare_rates = [], []
-            for _ in range(arguments.repeat):
-                bare_rates.append(bare(own, arguments.steps * (10 if mode == "head" else 1)))
-                rates += ours(own)
-            mine, theirs = spread(rates), spread(bare_rates)
-            rows.append((f"{mode}: train() / bare loop", f"{mine['median'] / theirs['median']:.3f}"))
+            steps, before = arguments.steps * (10 if mode == "head" else 1), -(-arguments.repeat // 2)
+            bare_rates = [bare(own, steps) for _ in range(before)]
+            mine = spread(ours(own, arguments.repeat))
+            theirs = spread(bare_rates + [bare(own, steps) for _ in range(arguments.repeat - before)])
+            ratio = mine["median"] / theirs["median"]
+            rows.append((f"{mode}: train() / bare loop", f"{ratio:.3f}"))
             rows += [("  train()", _rate(mine)), ("  bare loop", _rate(theirs))]
-            figures[mode] = {"ratio": mine["median"] / theirs["median"], "train": mine, "bare": theirs}
+            figures[mode] = {"ratio": ratio, "train": mine, "bare": theirs}
+            save(figures, arguments.json)
+            say(f"{mode}: {ratio:.3f}")
         if "head" in arguments.modes:
             together = spread(population(override(config, {"model.trainable": "head"}), arguments.repeat))
             rows.append((f"population of {POPULATION} heads", _rate(together).replace("img/s", "samples/s")))

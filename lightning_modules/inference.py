@@ -139,9 +139,8 @@ class Preprocessing:
             (B, 3, H, W) float32, channels last.
         """
         scale, shift = _scale_and_shift(self, 1 if images.is_floating_point() else 255, images.device)
-        # One way through memory for all of it.
-        result = torch.empty_like(images, dtype=torch.float32, memory_format=torch.channels_last)
-        return torch.addcmul(shift, images, scale, out=result)
+        images = images.to(torch.float32)
+        return torch.addcmul(shift, images, scale, out=torch.empty_like(images, memory_format=torch.channels_last))
 
     def to_dict(self) -> dict[str, object]:
         """For `model.json`."""

@@ -48,6 +48,7 @@ def never_wait() -> Iterator[NeverWait]:
     torch.cuda.set_sync_debug_mode("default")
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated")  # torch 2.11's own compiler uses it
 @pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize(
     ("trainable", "cache"), [("all", "decoded"), ("all", "none"), ("last_block", "decoded"), ("head", "features")]
