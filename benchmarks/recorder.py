@@ -4,8 +4,9 @@ python -m benchmarks.recorder
 
 Two trainings: a head of 512 inputs on cached features (batch 64), where a step is shortest and everything shows, and a
 whole ResNet18 at 64 px (batch 16). Each runs in turn without a recorder, with `light` and with `full`, in one process,
-`--repeat` times. A step is the mean over all steps of all epochs but the first, sampled steps and all; validation is
-left out. CPU seconds of the process stand beside wall-clock seconds: others on the machine disturb them less.
+`--repeat` times. Without a recorder a head takes many steps at once, so it also runs `single`: none, but step by step.
+A step is the mean over all steps of all epochs but the first, sampled steps and all; validation is left out. CPU
+seconds of the process stand beside wall-clock seconds: others on the machine disturb them less.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from experiments.cli import quiet_libraries
 from experiments.config import RunConfig, load_config, override
 from experiments.train import train
 
+PHOTOS = 800
 CASES = {
     "head on cached features": {"model.trainable": "head", "data.batch_size": 64, "trainer.max_epochs": 60},
     "ResNet18, all layers": {"model.trainable": "all", "data.batch_size": 16, "trainer.max_epochs": 2},
@@ -46,13 +48,14 @@ class StepSeconds(Callback):
         if trainer.current_epoch:
             self.wall += time.perf_counter() - self.started[0]
             self.cpu += time.process_time() - self.started[1]
-            self.steps += trainer.num_training_batches
+            self.steps += -(-PHOTOS // trainer.datamodule.batch_size)
 
 
-def measure(config: RunConfig, folder: Path) -> tuple[float, float]:
+def measure(config: RunConfig, folder: Path, record: str) -> tuple[float, float]:
     """Wall-clock and CPU milliseconds a step."""
-    timer = StepSeconds()
-    train(config, output_dir=folder, logger=DummyLogger(), callbacks=[timer])
+    timer, single_steps = StepSeconds(), record == "single"
+    config = override(config, {"trainer.record": "none" if single_steps else record})
+    train(config, output_dir=folder, logger=DummyLogger(), callbacks=[timer], single_steps=single_steps)
     return 1e3 * timer.wall / timer.steps, 1e3 * timer.cpu / timer.steps
 
 
@@ -66,7 +69,7 @@ def main() -> None:
     rows, figures = [], dict[str, object]()
     with tempfile.TemporaryDirectory() as scratch:
         root = Path(scratch)
-        write_photos(root / "photos", per_class=400, size=64)
+        write_photos(root / "photos", per_class=PHOTOS // 2, size=64)
         shared = {
             "data.name": "folder",
             "data.root": root / "photos",
@@ -80,17 +83,18 @@ def main() -> None:
         }
         for case, own in CASES.items():
             config = load_config(None, {**shared, **own})
-            measured: dict[str, list[tuple[float, float]]] = {"none": [], "light": [], "full": []}
+            records = ("none", *(("single",) if own["model.trainable"] == "head" else ()), "light", "full")
+            measured: dict[str, list[tuple[float, float]]] = {record: [] for record in records}
             for number in range(arguments.repeat + 1):
                 for record, milliseconds in measured.items():
                     folder = root / case / f"{record}-{number}"
-                    one = measure(override(config, {"trainer.record": record}), folder)
+                    one = measure(config, folder, record)
                     if number:  # the first of each warms up
                         milliseconds.append(one)
             for clock, place in (("CPU", 1), ("wall clock", 0)):
                 bare = spread([one[place] for one in measured["none"]])
                 figures[f"{case}, {clock}, none"] = bare
-                for record in ("light", "full"):
+                for record in records[1:]:
                     own_spread = spread([one[place] for one in measured[record]])
                     figures[f"{case}, {clock}, {record}"] = own_spread
                     cost = own_spread["median"] / bare["median"] - 1
