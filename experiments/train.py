@@ -11,7 +11,6 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -120,23 +119,24 @@ def train(
         data = photo_data(config, folders, open_decoded_once(config))
         if config.trainer.compile is True:
             network.compile(dynamic=False)
-    kind: Any = ImageClassifier
+    options: dict[str, Any] = {
+        "num_classes": len(folders.class_names),
+        "trainable": trainable,
+        "optimizer": config.optimizer.name,
+        "learning_rate": config.optimizer.learning_rate,
+        "weight_decay": config.optimizer.weight_decay,
+        "backbone_learning_rate_scale": config.optimizer.backbone_learning_rate_scale,
+        "schedule": config.optimizer.schedule,
+        "warmup_epochs": config.optimizer.warmup_epochs,
+        "label_smoothing": config.model.label_smoothing,
+        "seed": config.seed,
+    }
     if at_once:
-        steps_per_epoch = math.ceil(len(folders.train) / config.data.batch_size)
-        kind = partial(HeadClassifier, steps_per_epoch=steps_per_epoch, gradient_clip=config.trainer.gradient_clip)
-    model: ImageClassifier = kind(
-        network,
-        num_classes=len(folders.class_names),
-        trainable=trainable,
-        optimizer=config.optimizer.name,
-        learning_rate=config.optimizer.learning_rate,
-        weight_decay=config.optimizer.weight_decay,
-        backbone_learning_rate_scale=config.optimizer.backbone_learning_rate_scale,
-        schedule=config.optimizer.schedule,
-        warmup_epochs=config.optimizer.warmup_epochs,
-        label_smoothing=config.model.label_smoothing,
-        seed=config.seed,
-    )
+        steps = math.ceil(len(folders.train) / config.data.batch_size)
+        clip = config.trainer.gradient_clip
+        model: ImageClassifier = HeadClassifier(network, steps_per_epoch=steps, gradient_clip=clip, **options)
+    else:
+        model = ImageClassifier(network, **options)
 
     checkpoint_dir = output_dir / CHECKPOINT_FOLDER
     last = checkpoint_dir / "last.ckpt"
