@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from lightning_modules import augmentation
 from lightning_modules.array_cache import open_array
 from lightning_modules.augmentation import Augment
-from lightning_modules.data import IGNORED_LABEL, Batch, ClassFolderData, EpochBatches, ShardedSampler
+from lightning_modules.data import IGNORED_LABEL, ClassFolderData, EpochBatches, ShardedSampler
 from lightning_modules.folders import Split
 from lightning_modules.network import find_head
 from lightning_modules.photos import Progress, cache_key
@@ -155,11 +155,7 @@ class FeatureBatches(EpochBatches):
         for start in range(self._given * self.batch_size, len(places), self.batch_size):
             part = slice(start, start + self.batch_size)
             self._given += 1
-            yield self._batch(flat.index_select(0, rows[part]), labels[part], start)
-
-    def _batch(self, inputs: Tensor, labels: Tensor, start: int) -> Batch | Steps:
-        del start
-        return inputs, labels
+            yield flat.index_select(0, rows[part]), labels[part]
 
 
 class FeatureSteps(FeatureBatches):
@@ -169,8 +165,10 @@ class FeatureSteps(FeatureBatches):
         super().__init__(features, labels, max(1, IMAGES_AT_ONCE // batch_size) * batch_size, sampler)
         self.step_size = batch_size
 
-    def _batch(self, inputs: Tensor, labels: Tensor, start: int) -> Steps:
-        return Steps(inputs, labels, self.step_size, start // self.step_size)
+    def __iter__(self) -> Iterator[Steps]:
+        steps_a_piece = self.batch_size // self.step_size
+        for inputs, labels in super().__iter__():
+            yield Steps(inputs, labels, self.step_size, (self._given - 1) * steps_a_piece)
 
 
 class FeatureData(pl.LightningDataModule):

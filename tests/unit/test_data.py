@@ -288,7 +288,7 @@ def count_decoding(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
     decoded: list[bytes] = []
     decode = folders.open_image
 
-    def counted(data: bytes) -> Tensor:
+    def counted(data: bytes) -> Image.Image:
         decoded.append(data)
         return decode(data)
 
