@@ -87,3 +87,16 @@ def test_a_run_that_was_killed_between_epochs_goes_on_to_the_same_end(photos: Pa
     resumed, seen = run(config, tmp_path / "cut")
     assert seen.steps == [3]
     assert timeless(resumed) == timeless(whole)
+
+
+def test_no_step_looks_for_a_gpu_where_there_is_none(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lightning has torch search for the driver at each question for GPUs, and each step of an optimiser asks."""
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    monkeypatch.setenv("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # as Lightning leaves it
+    searches: list[int] = []
+    monkeypatch.setattr(torch.cuda, "_device_count_nvml", lambda: searches.append(1) or 0)  # type: ignore[func-returns-value]
+    run(load_config(None, tiny(photos, tmp_path) | {"trainer.max_epochs": 10}), tmp_path)
+    assert len(searches) < 10, "the run has 30 steps"

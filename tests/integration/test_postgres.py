@@ -6,6 +6,7 @@ import os
 import shutil
 import socket
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,31 +26,29 @@ def postgres_binaries() -> Path:
 
 
 @pytest.fixture
-def database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def database() -> Iterator[str]:
     """URL of an empty database on a free port of 127.0.0.1."""
     binaries = postgres_binaries()
-    folder = tmp_path_factory.mktemp("postgres")
-    # PostgreSQL refuses to run as root.
-    as_postgres = ["runuser", "-u", "postgres", "--"] if os.geteuid() == 0 else []
-    if as_postgres:
-        shutil.chown(folder, "postgres")
-        for parent in list(folder.parents)[:-2]:
-            parent.chmod(parent.stat().st_mode | 0o011)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
+    # PostgreSQL refuses to run as root, and others may not enter pytest's folders.
+    as_postgres = ["runuser", "-u", "postgres", "--"] if os.geteuid() == 0 else []
 
     def run(*command: str) -> None:
-        subprocess.run([*as_postgres, *command], check=True, capture_output=True, cwd="/")
+        subprocess.run([*as_postgres, *command], check=True, cwd="/")
 
-    run(f"{binaries}/initdb", "--pgdata", f"{folder}/data", "--auth", "trust", "--username", "tester", "--no-sync")
-    options = f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories='' -c fsync=off"
-    control = [f"{binaries}/pg_ctl", "--pgdata", f"{folder}/data"]
-    run(*control, "--log", f"{folder}/log", "--options", options, "--wait", "start")
-    try:
-        yield f"postgresql+psycopg://tester@127.0.0.1:{port}/postgres"
-    finally:
-        run(*control, "--mode", "immediate", "stop")
+    with tempfile.TemporaryDirectory() as folder:
+        if as_postgres:
+            shutil.chown(folder, "postgres")
+        run(f"{binaries}/initdb", "--pgdata", f"{folder}/data", "--auth", "trust", "--username", "tester", "--no-sync")
+        options = f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories='' -c fsync=off"
+        control = [f"{binaries}/pg_ctl", "--pgdata", f"{folder}/data"]
+        run(*control, "--log", f"{folder}/log", "--options", options, "--wait", "start")
+        try:
+            yield f"postgresql+psycopg://tester@127.0.0.1:{port}/postgres"
+        finally:
+            run(*control, "--mode", "immediate", "stop")
 
 
 def test_two_workers_share_a_study_in_postgresql(photos: Path, tmp_path: Path, database: str) -> None:

@@ -313,6 +313,8 @@ SEEDS = [encoded(PICTURE, kind) for kind in ("JPEG", "PNG", "WEBP", "GIF", "TIFF
 
 # Pillow warns of damaged EXIF data and reads the picture all the same.
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL")
+# It also warns of sizes above 89 million pixels, which are refused in the next line.
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 @settings(max_examples=400, deadline=None)
 @given(st.sampled_from(SEEDS), st.lists(st.tuples(st.integers(0, 5000), st.integers(0, 255)), max_size=12), st.data())
 def test_damaged_bytes_decode_or_are_refused_and_nothing_else(
