@@ -23,6 +23,7 @@ from torchvision.transforms import v2
 from benchmarks.common import parser, report, spread
 from experiments.config import load_config
 from experiments.inputs import open_data_once, open_decoded_once, photo_data
+from lightning_modules.memory import keep_memory
 
 BATCH_SIZE = 64
 
@@ -35,6 +36,7 @@ def main() -> None:
     command.add_argument("--repeat", type=int, default=5)
     arguments = command.parse_args()
     size = arguments.image_size
+    keep_memory()  # as `train()` does
     with tempfile.TemporaryDirectory() as folder:
         values: dict[str, object] = {"data.name": "folder", "data.root": arguments.data, "data.image_size": size}
         config = load_config(None, values | {"data.batch_size": BATCH_SIZE, "data.cache_dir": Path(folder)})

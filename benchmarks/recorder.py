@@ -11,6 +11,7 @@ seconds of the process stand beside wall-clock seconds: others on the machine di
 
 from __future__ import annotations
 
+import logging
 import tempfile
 import time
 from pathlib import Path
@@ -65,6 +66,7 @@ def main() -> None:
     command.add_argument("--repeat", type=int, default=5, help="runs of each (default 5)")
     arguments = command.parse_args()
     quiet_libraries()
+    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)  # it has a handler of its own by now
     torch.set_num_threads(1)
     rows, figures = [], dict[str, object]()
     with tempfile.TemporaryDirectory() as scratch:

@@ -100,6 +100,9 @@ def predict_probabilities(network: nn.Module, batches: Iterable[Tensor]) -> NDAr
     """Probabilities, (N, C), of what stands in some batches of inputs."""
     import torch
 
+    from lightning_modules.memory import keep_memory
+
+    keep_memory()
     with torch.inference_mode():
         rows = [network(batch).double().softmax(dim=1).cpu() for batch in batches]
     probabilities: NDArray[np.floating] = torch.cat(rows).numpy()

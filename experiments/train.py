@@ -47,6 +47,7 @@ from lightning_modules.export import write_export
 from lightning_modules.features import FeatureData
 from lightning_modules.folders import ClassFolders
 from lightning_modules.head import HeadClassifier
+from lightning_modules.memory import keep_memory
 from lightning_modules.network import Trainable, find_head
 from lightning_modules.recorder import Recorder
 from lightning_modules.recording import Finding
@@ -101,6 +102,7 @@ def train(
         FileNotFoundError: if data or weights are missing.
         NotANumberError: if the loss is no longer a number.
     """
+    keep_memory()
     folders = open_data_once(config)
     logger.log_hyperparams(data_facts(folders))
     network: nn.Module

@@ -20,6 +20,7 @@ from lightning_modules.array_cache import open_array
 from lightning_modules.augmentation import Augment
 from lightning_modules.data import IGNORED_LABEL, ClassFolderData, EpochBatches, ShardedSampler
 from lightning_modules.folders import Split
+from lightning_modules.memory import keep_memory
 from lightning_modules.network import find_head
 from lightning_modules.photos import Progress, cache_key
 
@@ -84,6 +85,7 @@ def compute_features(
         ValueError: if the head is not linear.
         CacheTooSmallError: if `max_gb` is less than one split's features.
     """
+    keep_memory()
     head_name = find_head(network)
     head = network.get_submodule(head_name)
     if not isinstance(head, nn.Linear):
@@ -138,16 +140,11 @@ class Steps(NamedTuple):
 
 
 class FeatureBatches(EpochBatches):
-    """Features as batches, cut from tensors that already are where they are used: no collation.
-
-    A batch holds until the next one is asked for, which takes its memory: new memory for every piece of a ResNet50's
-    features costs five times what copying them does.
-    """
+    """Features as batches, cut from tensors that already are where they are used: no collation."""
 
     def __init__(self, features: Tensor, labels: Tensor, batch_size: int, sampler: ShardedSampler) -> None:
         super().__init__(batch_size, sampler)
         self.features, self.labels = features, labels
-        self._inputs = features.new_empty(min(batch_size, len(sampler)), features.shape[2])
 
     def __iter__(self) -> Iterator[Any]:
         self._begin()
@@ -160,8 +157,7 @@ class FeatureBatches(EpochBatches):
         for start in range(self._given * self.batch_size, len(places), self.batch_size):
             part = slice(start, start + self.batch_size)
             self._given += 1
-            chosen = rows[part]
-            yield torch.index_select(flat, 0, chosen, out=self._inputs[: len(chosen)]), labels[part]
+            yield flat.index_select(0, rows[part]), labels[part]
 
 
 class FeatureSteps(FeatureBatches):

@@ -93,7 +93,7 @@ class DecodedPhotos:
     """Photos that were decoded once: one (T,) array of all their pixels, as a rule a memory map."""
 
     def __init__(self, pixels: NDArray[np.uint8], sizes: NDArray[np.int64]) -> None:
-        self.pixels, self._sizes = pixels, sizes.tolist()
+        self.pixels, self._sizes = np.asarray(pixels), sizes.tolist()  # to cut a memmap takes three times as long
         self._ends = (sizes.prod(axis=1) * 3).cumsum().tolist()
 
     def __len__(self) -> int:

@@ -180,7 +180,7 @@ def test_each_epoch_draws_one_of_the_cached_views(config: RunConfig, tmp_path: P
     seen = set()
     for epoch in range(4):
         sampler.set_epoch(epoch)
-        rows = torch.cat([rows.clone() for rows, _ in batches])
+        rows = torch.cat([rows for rows, _ in batches])
         assert sorted(torch.cat([labels for _, labels in batches]).tolist()) == sorted(folders.train.labels)
         seen |= {(photo, view) for row in rows for view, photo in (features.train == row).all(dim=2).nonzero().tolist()}
     assert len(seen) > 48, "most photos were shown in more than two views"
