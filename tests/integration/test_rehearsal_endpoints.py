@@ -91,7 +91,7 @@ JPEG = b"\xff\xd8\xff\xe0" + bytes(range(256)) * 4
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rehearsal]:
     root = tmp_path_factory.mktemp("rehearsal")
-    with rehearsal(root, "--health-check-timeout", "20", "--max-endpoint-instances", "6", "--grace", "5") as running:
+    with rehearsal(root, "--health-check-timeout", "120", "--max-endpoint-instances", "6", "--grace", "5") as running:
         running.client("s3").put_object(Bucket="bucket", Key="script.tar.gz", Body=archive({"code/serve.py": SERVER}))
         yield running
 
@@ -140,7 +140,7 @@ def deploy(
 
 
 def wait(server: Rehearsal, name: str, while_in: tuple[str, ...] = ("Creating", "Updating")) -> dict[str, Any]:
-    client, until = server.client("sagemaker"), time.monotonic() + 40
+    client, until = server.client("sagemaker"), time.monotonic() + 150
     while time.monotonic() < until:
         told: dict[str, Any] = client.describe_endpoint(EndpointName=name)
         if told["EndpointStatus"] not in while_in:
