@@ -6,17 +6,22 @@ import argparse
 import json
 import logging
 import os
+import shlex
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
+import time
+import traceback
 import warnings
 from collections.abc import Callable, Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from experiments.config import RunConfig, config_help, field_names, load_config, public_url, tracking_uri
-from experiments.errors import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE
+from experiments.errors import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, CommandError, UserError
 
 
 def main(argv: Sequence[str]) -> int:
@@ -27,25 +32,66 @@ def main(argv: Sequence[str]) -> int:
     """
     own, fields = split_fields(argv)
     arguments, rest = command_parser().parse_known_args(own)
-    try:
+
+    def run() -> None:
         arguments.overrides = parse_overrides([*fields, *rest])
-        config = load_config(arguments.config, arguments.overrides)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return EXIT_USAGE
-    return run_command(lambda: arguments.command(config, arguments))
+        arguments.command(load_config(arguments.config, arguments.overrides), arguments)
+
+    return run_command(run, show_traceback=arguments.traceback)
 
 
-def run_command(command: Callable[[], None]) -> int:
-    """Run a command whose arguments are right; its exit code, and a plain line for what a user can mend."""
+def run_command(command: Callable[[], None], *, show_traceback: bool) -> int:
+    """Run a command and return its exit code.
+
+    An error of ours is explained in one line. Any other error is a bug: it keeps its traceback, which is also logged.
+
+    Args:
+        show_traceback: print the traceback of errors of ours too.
+    """
     quiet_libraries()
     try:
         command()
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
     except Exception as error:
-        return _explain(error)
+        if not is_ours(error):
+            traceback.print_exc()
+            print(bug_report(error), file=sys.stderr)
+            return EXIT_FAILED
+        if show_traceback:
+            traceback.print_exc()
+        code = int(getattr(error, "exit_code", EXIT_USAGE if isinstance(error, UserError) else EXIT_FAILED))
+        print(f"{'' if code == EXIT_INTERRUPTED else 'error: '}{error}", file=sys.stderr)
+        return code
     return EXIT_DONE
+
+
+def is_ours(error: BaseException) -> bool:
+    """Whether the message of an error is written for the user: by us, or by AWS, which says who refuses what."""
+    package = type(error).__module__.partition(".")[0]
+    return package in ("experiments", "lightning_modules", "sagemaker_launch", "botocore", "boto3")
+
+
+def bug_report(error: BaseException) -> str:
+    """Log an unexpected error with its traceback and versions, and say where the log is."""
+    lines = [
+        f"{time.strftime('%Y-%m-%d %H:%M:%S')} {public_url(shlex.join(sys.argv))}",
+        f"Python {sys.version.split()[0]} on {sys.platform}, local-first-experiments {_version()}",
+        "".join(traceback.format_exception(error)),
+    ]
+    with tempfile.NamedTemporaryFile("w", prefix="experiments-", suffix=".log", delete=False) as file:
+        file.write("\n".join(lines))
+    return (
+        f"error: {type(error).__name__} was not expected here: this is a bug in this program, not a mistake of yours.\n"
+        f"The log is {file.name}: please report it. Finished work is kept; the same command continues it."
+    )
+
+
+def _version() -> str:
+    try:
+        return metadata.version("local-first-experiments")
+    except metadata.PackageNotFoundError:  # a checkout that was never installed
+        return "(not installed)"
 
 
 def split_fields(argv: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -69,18 +115,18 @@ def parse_overrides(tokens: Sequence[str]) -> dict[str, str]:
     """`--section.field value` and `--section.field=value` as a mapping.
 
     Raises:
-        ValueError: for anything else.
+        UserError: for anything else.
     """
     overrides: dict[str, str] = {}
     rest = list(tokens)
     while rest:
         token = rest.pop(0)
         if not token.startswith("--"):
-            raise ValueError(f"unexpected argument {token!r}; fields are set as --section.field value")
+            raise UserError(f"unexpected argument {token!r}; fields are set as --section.field value")
         name, equals, value = token[2:].partition("=")
         if not equals:
             if not rest:
-                raise ValueError(f"--{name} needs a value")
+                raise UserError(f"--{name} needs a value")
             value = rest.pop(0)
         overrides[name] = value
     return overrides
@@ -112,7 +158,7 @@ def _train(config: RunConfig, arguments: argparse.Namespace) -> None:
     from experiments.training import train_and_register
 
     if arguments.from_best and arguments.config:
-        raise ValueError("--from-best takes the study's own config: leave --config out")
+        raise UserError("--from-best takes the study's own config: leave --config out")
     result = train_and_register(config, from_best=arguments.from_best, overrides=arguments.overrides)
     for name, value in sorted(result.metrics.items()):
         print(f"{name}: {value:.6g}")
@@ -141,7 +187,7 @@ def _predict(config: RunConfig, arguments: argparse.Namespace) -> None:
     else:
         print(prediction_table(predictions))
     if any(prediction.error for prediction in predictions):
-        raise ValueError(f"{sum(bool(one.error) for one in predictions)} of {len(predictions)} photos can't be read")
+        raise CommandError(f"{sum(bool(one.error) for one in predictions)} of {len(predictions)} photos can't be read")
 
 
 def _report(config: RunConfig, arguments: argparse.Namespace) -> None:
@@ -154,7 +200,7 @@ def _report(config: RunConfig, arguments: argparse.Namespace) -> None:
 def _ui(config: RunConfig, arguments: argparse.Namespace) -> None:
     uri = tracking_uri(config)
     if uri.startswith(("http://", "https://")):
-        raise ValueError(f"tracking.uri {public_url(uri)} is a server with a UI of its own: open it in a browser")
+        raise UserError(f"tracking.uri {public_url(uri)} is a server with a UI of its own: open it in a browser")
     from experiments.mlflow_views import CHARTS, TABLE, view_link
     from experiments.tracking import save_views
 
@@ -179,7 +225,9 @@ def _ui(config: RunConfig, arguments: argparse.Namespace) -> None:
         server.terminate()
         server.wait()
     if code:
-        raise OSError(f"MLflow ended with exit code {code}: see above, and whether --port {arguments.port} is free")
+        raise CommandError(
+            f"MLflow ended with exit code {code}: see above, and whether --port {arguments.port} is free"
+        )
 
 
 def command_parser() -> argparse.ArgumentParser:
@@ -199,6 +247,10 @@ def command_line(
     """
 
     class CommandParser(argparse.ArgumentParser):
+        def __init__(self, **options: Any) -> None:
+            super().__init__(**options)
+            self.add_argument("--traceback", action="store_true", help="show the traceback of every error")
+
         def format_help(self) -> str:
             return f"{super().format_help()}\nFields, set as --section.field value:\n\n{fields_help()}"
 
@@ -265,18 +317,6 @@ def _ui_command(config: RunConfig) -> str:
     fields = [] if config.output_dir == RunConfig.output_dir else ["--output_dir", str(config.output_dir)]
     fields += [] if config.tracking.uri is None else ["--tracking.uri", public_url(config.tracking.uri)]
     return invocation("experiments", "ui", *fields)
-
-
-def _explain(error: Exception) -> int:
-    """One plain line for what a user can mend; a traceback for what only we can."""
-    known = isinstance(error, ValueError | OSError) or type(error).__module__.startswith(
-        ("experiments", "sagemaker_launch", "botocore")  # AWS's refusals say who refuses what
-    )
-    if not known:
-        raise error
-    code = int(getattr(error, "exit_code", EXIT_FAILED))
-    print(f"{'error: ' if code == EXIT_FAILED else ''}{error}", file=sys.stderr)
-    return code
 
 
 def quiet_libraries() -> None:

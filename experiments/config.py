@@ -19,6 +19,8 @@ from typing import Literal, TypeVar, get_args, get_origin, get_type_hints
 import yaml
 from jsonargparse import ArgumentParser, set_parsing_settings
 
+from experiments.errors import UserError
+
 URLS = ("tracking.uri", "sweep.storage")
 """Fields that may hold a password."""
 BLOT = "***"
@@ -34,10 +36,10 @@ def require(condition: bool, key: str, rule: str, value: object) -> None:
     """Refuse a value with the key, the rule and the value.
 
     Raises:
-        ValueError: if `condition` is false.
+        UserError: if `condition` is false.
     """
     if not condition:
-        raise ValueError(f"{key} must {rule}, got {value!r}")
+        raise UserError(f"{key} must {rule}, got {value!r}")
 
 
 @dataclass(frozen=True)
@@ -343,13 +345,13 @@ def _hints(kind: type, prefix: str = "") -> Mapping[str, object]:
     return flat
 
 
-def unknown_field(name: str, where: str, kind: type = RunConfig) -> ValueError:
+def unknown_field(name: str, where: str, kind: type = RunConfig) -> UserError:
     """The error for a name that is no field: says where it stands and which field was meant."""
     known = field_names(kind)
     near = [one for one in known if _abbreviates(name, one)]
     near = near or difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     hint = f"; did you mean {near[0]}?" if near else f"; fields are {', '.join(known)}"
-    return ValueError(f"{where} names unknown field '{name}'{hint}")
+    return UserError(f"{where} names unknown field '{name}'{hint}")
 
 
 def _abbreviates(typed: str, name: str) -> bool:
@@ -398,7 +400,7 @@ def override(config: RunConfig, values: Mapping[str, object]) -> RunConfig:
         values: dotted field name to value; text is read as on the command line ("1e-05", "false", "null").
 
     Raises:
-        ValueError: for an unknown field or a value that its field refuses, naming both.
+        UserError: for an unknown field or a value that its field refuses, naming both.
     """
     return _build(RunConfig, {**to_flat(config), **_known(values, "override", RunConfig)})
 
@@ -411,17 +413,22 @@ def load_config(preset: Path | None = None, overrides: Mapping[str, object] | No
         overrides: dotted field name to value, as for `override`.
 
     Raises:
-        FileNotFoundError: if there is no such preset.
-        ValueError: for an unknown field or a value that its field refuses, naming both.
+        UserError: if there is no such preset; for an unknown field or a value that its field refuses, naming both.
     """
     return load_settings(RunConfig, preset, overrides or {})
 
 
-def load_settings(kind: type[Settings], preset: Path | None, overrides: Mapping[str, object]) -> Settings:
-    """`load_config` for any frozen dataclass, such as the settings of the cloud."""
+def load_settings(
+    kind: type[Settings], preset: Path | None, overrides: Mapping[str, object], *, option: str = "--config"
+) -> Settings:
+    """`load_config` for any frozen dataclass, such as the settings of the cloud.
+
+    Args:
+        option: the option that names the preset.
+    """
     values: dict[str, object] = {}
     if preset is not None:
-        loaded = read_yaml(preset)
+        loaded = read_yaml(preset, option)
         loaded = {} if loaded is None else loaded
         require(isinstance(loaded, dict), str(preset), "hold sections or fields, such as 'seed: 1'", loaded)
         assert isinstance(loaded, dict)
@@ -441,17 +448,21 @@ class _UniqueKeys(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def read_yaml(path: Path) -> object:
+def read_yaml(path: Path, option: str) -> object:
     """Read a YAML file.
 
+    Args:
+        option: the option or field that names it.
+
     Raises:
-        OSError: if it can't be read.
-        ValueError: if it is not YAML, or names a key twice.
+        UserError: if it can't be read, is not YAML, or names a key twice.
     """
     try:
         return yaml.load(path.read_bytes(), _UniqueKeys)
+    except OSError as error:
+        raise UserError(f"{option} must name a YAML file, got {str(path)!r}: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+        raise UserError(f"{option} {path} is not YAML: {' '.join(str(error).split())}") from error
 
 
 def config_help(kind: type = RunConfig, prefix: str = "") -> str:
@@ -478,7 +489,7 @@ def _build(kind: type[Settings], values: Mapping[str, object]) -> Settings:
     try:
         built = parser.instantiate(parser.parse_object(_nest(values)))
     except ArgumentError as error:
-        raise ValueError(_plain(str(error))) from error
+        raise UserError(_plain(str(error))) from error
     return kind(**vars(built))
 
 

@@ -9,6 +9,7 @@ from optuna.storages import BaseStorage
 from optuna_dashboard import wsgi
 
 from experiments.config import RunConfig, override, require
+from experiments.errors import UserError
 from experiments.study import journals, load_study, open_storage
 
 
@@ -33,14 +34,13 @@ def dashboard_server(config: RunConfig, study: str | None, port: int) -> WSGISer
         port: 0 takes a free one.
 
     Raises:
-        ValueError: if there is no such study, or none at all.
-        OSError: if the port is taken.
+        UserError: if there is no such study, or none at all; if the port is taken.
     """
     app = wsgi(_storage(config, study))
     try:
         return make_server("127.0.0.1", port, app, server_class=_Server, handler_class=_Quiet)
     except OSError as error:
-        raise OSError(f"--dashboard-port must be free, got {port}: {error.strerror}") from error
+        raise UserError(f"--dashboard-port must be free, got {port}: {error.strerror}") from error
 
 
 def _storage(config: RunConfig, study: str | None) -> BaseStorage:

@@ -21,7 +21,7 @@ def open_data(config: DataConfig, *, seed: int) -> ClassFolders:
     """Get a data set, look through it and say what is wrong with it.
 
     Raises:
-        FileNotFoundError, ValueError: as `scan_class_folders`.
+        UserError: as `scan_class_folders`.
         DownloadError: if dogImages is neither here nor to be had.
     """
     folders = scan_class_folders(

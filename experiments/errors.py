@@ -1,4 +1,9 @@
-"""What stops a command on purpose, and the exit code that goes with it."""
+"""What stops a command on purpose, and the exit code that goes with it.
+
+Our own code refuses things with these classes, or with another error class of ours. Any other exception is a bug.
+"""
+
+from lightning_modules.errors import UserError as UserError
 
 EXIT_DONE, EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130
 
@@ -12,9 +17,13 @@ class InterruptedRunError(Exception):
         super().__init__("interrupted; the same command goes on from here")
 
 
-class TrackingError(RuntimeError):
+class CommandError(RuntimeError):
+    """The settings are right, but the command did not do all of its work; the message says what is missing."""
+
+
+class TrackingError(CommandError):
     """MLflow can't be reached; nothing is lost, and the message says how it gets there."""
 
 
-class SweepError(RuntimeError):
+class SweepError(CommandError):
     """The sweep can't go on; what it has done is kept."""

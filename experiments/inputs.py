@@ -37,7 +37,7 @@ def open_data_once(config: RunConfig) -> ClassFolders:
     """The data set, looked through once for all trials of this process.
 
     Raises:
-        FileNotFoundError, ValueError, DownloadError: as `open_data`.
+        UserError, DownloadError: as `open_data`.
     """
     data = config.data
     key = DataConfig(

@@ -10,6 +10,7 @@ import torch
 
 from experiments.config import RunConfig
 from experiments.datasets import open_data
+from experiments.errors import UserError
 from experiments.scoring import score_split
 from lightning_modules.data import ClassFolderData
 from lightning_modules.inference import BadImageError, Model, decode_image, load_export
@@ -34,7 +35,7 @@ def locate_export(model: str, config: RunConfig) -> Path:
     """The export folder that `--model` names: a folder, or a registry URI.
 
     Raises:
-        ValueError: if there is none.
+        UserError: if there is none.
     """
     if not model.startswith(("models:/", "runs:/")):
         return Path(model)
@@ -67,15 +68,15 @@ def evaluate_export(export: Path, config: RunConfig, split: str) -> dict[str, fl
     """Loss and accuracies of a model on a split of the config's data set, whose class names must be the model's.
 
     Raises:
-        ValueError: if the data set has no such split, or other classes.
+        UserError: if the data set has no such split, or other classes.
     """
     model = load_export(export)
     folders = open_data(config.data, seed=config.seed)
     chosen = folders.test if split == "test" else folders.valid
     if chosen is None:
-        raise ValueError(f"--split must be one that {folders.root} has, got {split!r}")
+        raise UserError(f"--split must be one that {folders.root} has, got {split!r}")
     if folders.class_names != model.class_names:
-        raise ValueError(
+        raise UserError(
             f"data.root {folders.root} must have the model's classes {model.class_names}, got {folders.class_names}"
         )
     data = ClassFolderData(folders, preprocessing=model.preprocessing, batch_size=config.data.batch_size)

@@ -13,6 +13,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
 from mlflow.types.schema import AnyType, ColSpec, DataType, Schema
 
+from experiments.errors import UserError
 from experiments.tracking import RunStore
 from lightning_modules import metrics
 from lightning_modules.inference import MANIFEST_FILE
@@ -79,7 +80,7 @@ def download_export(uri: str, store: RunStore) -> Path:
     """The export folder inside a registered model.
 
     Raises:
-        ValueError: if there is no such model.
+        UserError: if there is no such model.
     """
     # Not by arguments: what MLflow asks in between would go to a database that it makes in the working directory.
     mlflow.set_tracking_uri(store.uri)
@@ -87,4 +88,4 @@ def download_export(uri: str, store: RunStore) -> Path:
     try:
         return Path(mlflow.artifacts.download_artifacts(f"{uri}/artifacts/export"))
     except (MlflowException, OSError) as error:
-        raise ValueError(f"--model must be an export folder or a registered model, got {uri!r}: {error}") from error
+        raise UserError(f"--model must be an export folder or a registered model, got {uri!r}: {error}") from error

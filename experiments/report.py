@@ -17,6 +17,7 @@ from plotly.offline import get_plotlyjs
 from experiments.compared_runs import other_runs, runs_of_study
 from experiments.comparison import Comparison, compare
 from experiments.config import RunConfig, override
+from experiments.errors import UserError
 from experiments.figures import metric_name
 from experiments.page import NOTHING, Table, render_page
 from experiments.study import study_folder
@@ -33,7 +34,7 @@ def report_studies(studies: Sequence[Study], config: RunConfig, path: Path | Non
         path: the HTML file; by default in the folder of the study, or in `output_dir` for several.
 
     Raises:
-        ValueError: if there is no study.
+        UserError: if there is no study.
     """
     if path is None and len(studies) == 1:
         path = study_folder(override(config, {"sweep.study_name": studies[0].study_name})) / PAGE
@@ -62,7 +63,7 @@ def write_report(studies: Sequence[Study], path: Path, *, comparison: Comparison
         comparison: runs of every origin, for the top of the page.
 
     Raises:
-        ValueError: if there is no study.
+        UserError: if there is no study.
     """
     page = report_page(studies, comparison)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -78,7 +79,7 @@ def report_page(studies: Sequence[Study], comparison: Comparison | None) -> str:
     """Build the HTML of `write_report`, with the same arguments and errors."""
     names = [study.study_name for study in studies]
     if not names:
-        raise ValueError("a report needs at least one study, got none; run a sweep first")
+        raise UserError("a report needs at least one study, got none; run a sweep first")
     sections = [study_section(study) for study in studies]
     overview_facts = tuple(dict.fromkeys(fact for section in sections for fact in section.facts))
     return render_page(

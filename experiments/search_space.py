@@ -14,6 +14,7 @@ from types import MappingProxyType
 import yaml
 
 from experiments.config import RunConfig, field_names, override, read_yaml, require, unknown_field
+from experiments.errors import UserError
 
 Choice = bool | int | float | str
 Point = dict[str, Choice]
@@ -76,17 +77,16 @@ def load_search_space(path: Path) -> SearchSpace:
     """Read a search space and refuse what one of the engines cannot express.
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: naming the field, the rule and the value.
+        UserError: if there is no such file; naming the field, the rule and the value.
     """
-    return build_search_space(read_yaml(path), str(path))
+    return build_search_space(read_yaml(path, "--search"), str(path))
 
 
 def build_search_space(loaded: object, where: str) -> SearchSpace:
     """`load_search_space` for what was read elsewhere, such as in a study's attributes.
 
     Raises:
-        ValueError: naming the field, the rule and the value.
+        UserError: naming the field, the rule and the value.
     """
     require(isinstance(loaded, dict) and len(loaded) > 0, where, "map field names to ranges", loaded)
     assert isinstance(loaded, dict)
@@ -108,7 +108,7 @@ def check_against(space: SearchSpace, config: RunConfig) -> None:
     """Refuse a space whose extremes the config would refuse, before a trial finds out, and a profile of each trial.
 
     Raises:
-        ValueError: naming the field and the value that `RunConfig` refuses.
+        UserError: naming the field and the value that `RunConfig` refuses.
     """
     # A verdict holds for one batch size and one network, and each trial would pay for its own.
     require(
@@ -122,14 +122,14 @@ def check_against(space: SearchSpace, config: RunConfig) -> None:
             try:
                 override(config, {name: value})
             except ValueError as error:
-                raise ValueError(f"search space: {name} can't take {value!r}: {error}") from error
+                raise UserError(f"search space: {name} can't take {value!r}: {error}") from error
 
 
 def grid_points(space: SearchSpace) -> dict[str, list[Choice]]:
     """The lists that a grid goes through.
 
     Raises:
-        ValueError: if a range is not a list of choices, which is all that SageMaker's Grid takes.
+        UserError: if a range is not a list of choices, which is all that SageMaker's Grid takes.
     """
     for name, one in space.items():
         require(

@@ -32,6 +32,7 @@ from sqlalchemy.exc import ArgumentError
 from sqlalchemy.pool import NullPool
 
 from experiments.config import BLOT, RunConfig, override, require, to_flat, to_public
+from experiments.errors import UserError
 from experiments.run_folder import RunFolder
 from experiments.search_space import (
     ChoiceRange,
@@ -107,7 +108,7 @@ def open_storage(config: RunConfig) -> BaseStorage:
     """The storage that `sweep.storage` names, or a journal file in the study's folder.
 
     Raises:
-        ValueError: for a database that can't be reached.
+        UserError: for a database that can't be reached.
     """
     if config.sweep.storage is None:
         study_folder(config).mkdir(parents=True, exist_ok=True)
@@ -116,16 +117,14 @@ def open_storage(config: RunConfig) -> BaseStorage:
     try:
         url = make_url(config.sweep.storage)
     except ArgumentError:
-        raise ValueError("sweep.storage must be a URL such as postgresql+psycopg://user@host/database") from None
+        raise UserError("sweep.storage must be a URL such as postgresql+psycopg://user@host/database") from None
     try:
         # No pool: a database closes connections that idle for the hours of a trial, and nobody is left to close ours.
         return RDBStorage(config.sweep.storage, engine_kwargs={"poolclass": NullPool})
     except Exception as error:  # SQLAlchemy's drivers have kinds of their own
         # The URL may hold a password, in more than one place, and the driver's own message may repeat it.
         place = f"{url.host or ''}{f':{url.port}' if url.port else ''}/{url.database or ''}"
-        raise ValueError(
-            f"sweep.storage must be a database that answers, got {place}: {type(error).__name__}"
-        ) from None
+        raise UserError(f"sweep.storage must be a database that answers, got {place}: {type(error).__name__}") from None
 
 
 def open_study(config: RunConfig, space: SearchSpace, *, more: int = 0) -> tuple[optuna.Study, int]:
@@ -138,7 +137,7 @@ def open_study(config: RunConfig, space: SearchSpace, *, more: int = 0) -> tuple
         The study, and the number of finished trials that it ends with.
 
     Raises:
-        ValueError: if the study was made with another search space or another config.
+        UserError: if the study was made with another search space or another config.
     """
     require(more >= 0, "--more", "be >= 0", more)
     with FileLock(_lock_path(config)):
@@ -179,7 +178,7 @@ def load_study(config: RunConfig, name: str) -> optuna.Study:
     """A study that exists.
 
     Raises:
-        ValueError: if it does not, with the names of those that do.
+        UserError: if it does not, with the names of those that do.
     """
     config = override(config, {"sweep.study_name": name})
     if config.sweep.storage is None:
@@ -190,7 +189,7 @@ def load_study(config: RunConfig, name: str) -> optuna.Study:
         names = sorted(optuna.get_all_study_names(storage))
     if name not in names:
         known = f"there are {', '.join(names)}" if names else "there is none yet"
-        raise ValueError(f"study must exist {where}, got {name!r}; {known}")
+        raise UserError(f"study must exist {where}, got {name!r}; {known}")
     return optuna.load_study(study_name=name, storage=storage or open_storage(config))
 
 
@@ -198,11 +197,11 @@ def best_config(study: optuna.Study, config: RunConfig) -> tuple[RunConfig, Froz
     """The config of the study's best trial, kept and tracked where `config` says.
 
     Raises:
-        ValueError: if no trial is complete.
+        UserError: if no trial is complete.
     """
     best = best_trial(study)
     if best is None:
-        raise ValueError(f"study {study.study_name!r} has no complete trial yet")
+        raise UserError(f"study {study.study_name!r} has no complete trial yet")
     values = {**study.user_attrs["config"], **best.params}
     values |= {name: to_flat(config)[name] for name in ("output_dir", "sweep.storage")}
     if config.tracking.uri is not None or BLOT in str(values["tracking.uri"]):
@@ -350,7 +349,7 @@ def _check_same(config: RunConfig, space: SearchSpace, attrs: Mapping[str, objec
     name = config.sweep.study_name
     advice = "choose another sweep.study_name, or go back"
     if yaml.safe_load(str(attrs["search_space"])) != yaml.safe_load(dump_search_space(space)):
-        raise ValueError(f"search must stay as it was for study {name!r}: {advice}; it was\n{attrs['search_space']}")
+        raise UserError(f"search must stay as it was for study {name!r}: {advice}; it was\n{attrs['search_space']}")
     before = attrs["config"]
     assert isinstance(before, dict)
     for key, value in to_flat(config).items():

@@ -28,7 +28,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from experiments.config import RunConfig, override, require, to_public
 from experiments.console import say
-from experiments.errors import InterruptedRunError, SweepError, TrackingError
+from experiments.errors import InterruptedRunError, SweepError, TrackingError, UserError
 from experiments.figures import study_figures
 from experiments.inputs import forget_opened, open_data_once, open_inputs_once, uses_features
 from experiments.interrupts import Interrupts, Watch
@@ -76,13 +76,13 @@ def run_sweep(config: RunConfig, *, more: int = 0) -> SweepResult:
         more: trials to add to a study that has all its trials.
 
     Raises:
-        ValueError: for a config that no sweep can use.
+        UserError: for a config that no sweep can use.
         SweepError: if the trials all fail, or the workers keep dying.
         TrackingError: if MLflow stays away; nothing is lost.
         InterruptedRunError: after Ctrl-C.
     """
     if config.search is None:
-        raise ValueError("search must name a search-space YAML such as conf/search/head.yaml, got None")
+        raise UserError("search must name a search-space YAML such as conf/search/head.yaml, got None")
     require(
         config.trainer.devices == 1,
         "trainer.devices",

@@ -14,7 +14,7 @@ from typing import NoReturn
 from filelock import AcquireReturnProxy, FileLock, Timeout
 
 from experiments.config import RunConfig, override, to_flat, to_public
-from experiments.errors import InterruptedRunError, TrackingError
+from experiments.errors import InterruptedRunError, TrackingError, UserError
 from experiments.interrupts import Interrupts, Watch
 from experiments.logger import RunFolderLogger
 from experiments.progress import EpochProgress
@@ -51,7 +51,7 @@ def train_and_register(
         overrides: what the user set on top of them.
 
     Raises:
-        ValueError: for settings that do not fit, or a study without a complete trial.
+        UserError: for settings that do not fit, or a study without a complete trial.
         TrackingError: if MLflow stays away; the same command goes on from there.
         InterruptedRunError: after Ctrl-C; the same command goes on from there.
     """
@@ -81,7 +81,7 @@ def train_run(
         score_test: false leaves the test split alone.
 
     Raises:
-        ValueError, FileNotFoundError: for settings that do not fit the photos or weights.
+        UserError: for settings that do not fit the photos or weights.
         TrackingError: if MLflow stays away.
         InterruptedRunError: after Ctrl-C.
     """
@@ -156,4 +156,4 @@ def _claim_folder(place: Path) -> tuple[RunFolder, AcquireReturnProxy[FileLock]]
         if folder.outcome is None:
             return folder, lock
         lock.lock.release()
-    raise ValueError(f"output_dir must have room for one more run of {place}, got 10,000 of them")
+    raise UserError(f"output_dir must have room for one more run of {place}, got 10,000 of them")

@@ -19,6 +19,8 @@ import numpy as np
 from filelock import FileLock
 from numpy.typing import DTypeLike, NDArray
 
+from lightning_modules.errors import UserError
+
 ARRAY_FILE = "array.npy"
 MANIFEST_FILE = "manifest.json"
 GB = 10**9
@@ -26,7 +28,7 @@ GB = 10**9
 _log = logging.getLogger(__name__)
 
 
-class CacheTooSmallError(ValueError):
+class CacheTooSmallError(UserError):
     """What is to be kept is larger than `data.cache_max_gb`, or than the disk."""
 
 

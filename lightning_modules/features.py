@@ -19,6 +19,7 @@ from lightning_modules import augmentation
 from lightning_modules.array_cache import open_array
 from lightning_modules.augmentation import Augment
 from lightning_modules.data import IGNORED_LABEL, ClassFolderData, EpochBatches, ShardedSampler
+from lightning_modules.errors import UserError
 from lightning_modules.folders import Split
 from lightning_modules.memory import keep_memory
 from lightning_modules.network import find_head
@@ -82,14 +83,14 @@ def compute_features(
         autocast: data type to compute in where that is safe; None is float32 throughout.
 
     Raises:
-        ValueError: if the head is not linear.
+        UserError: if the head is not linear.
         CacheTooSmallError: if `max_gb` is less than one split's features.
     """
     keep_memory()
     head_name = find_head(network)
     head = network.get_submodule(head_name)
     if not isinstance(head, nn.Linear):
-        raise ValueError(f"data.cache features needs a linear head, which {backbone} lacks: set data.cache none")
+        raise UserError(f"data.cache features needs a linear head, which {backbone} lacks: set data.cache none")
     trunk_digest = _digest_of({k: v for k, v in network.state_dict().items() if not k.startswith(f"{head_name}.")})
 
     def features(split: Split, count: int, inputs: Iterable[Iterable[Tensor]], augment: Augment) -> Tensor:

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from lightning_modules.errors import UserError
 from lightning_modules.inference import BadImageError, open_image
 from lightning_modules.listing import list_photos, split_folders
 from lightning_modules.threads import open_threads
@@ -22,7 +23,7 @@ Progress = Callable[[Iterable[Path], int], Iterable[Path]]
 """Wraps an iterable of known length to show how far it is, as tqdm does."""
 
 
-class TooManyBadImagesError(ValueError):
+class TooManyBadImagesError(UserError):
     """More files than `data.max_bad_fraction` allows can't be read; the message lists them."""
 
 
@@ -74,8 +75,7 @@ def scan_class_folders(
     Without a valid folder a stratified part of train, drawn with `seed`, takes its place.
 
     Raises:
-        FileNotFoundError: if there is no root or no train folder.
-        ValueError: if a split has classes that train lacks, or too few photos.
+        UserError: if there is no root or no train folder; if a split has classes that train lacks, or too few photos.
         TooManyBadImagesError: if more than `max_bad_fraction` of the files can't be read.
     """
     listed = {split: list_photos(folder) for split, folder in split_folders(root).items()}
@@ -83,9 +83,9 @@ def scan_class_folders(
     for split, paths in listed.items():
         extra = sorted({path.parent.name for path in paths} - set(folder_names))
         if extra:
-            raise ValueError(f"data.root {root}: {split} has classes that train lacks: {', '.join(extra)}")
+            raise UserError(f"data.root {root}: {split} has classes that train lacks: {', '.join(extra)}")
     if len(folder_names) < 2:
-        raise ValueError(f"data.root {root}: train must have 2 or more classes with photos, got {folder_names}")
+        raise UserError(f"data.root {root}: train must have 2 or more classes with photos, got {folder_names}")
 
     everything = [path for paths in listed.values() for path in paths]
     facts = _look_at(everything, root, cache_dir, progress)
@@ -100,11 +100,11 @@ def scan_class_folders(
     readable = {path.parent.name for path in listed["train"] if not facts[path].problem}
     if len(readable) < len(folder_names):
         lacking = ", ".join(name for name in folder_names if name not in readable)
-        raise ValueError(f"data.root {root}: train has no photo that can be read of: {lacking}")
+        raise UserError(f"data.root {root}: train has no photo that can be read of: {lacking}")
     class_names = tuple(_class_name(name) for name in folder_names)
     twice = [name for name, count in Counter(class_names).items() if count > 1]
     if twice:
-        raise ValueError(f"data.root {root}: two folders in train come to one class name: {', '.join(twice)}")
+        raise UserError(f"data.root {root}: two folders in train come to one class name: {', '.join(twice)}")
     label = {name: index for index, name in enumerate(folder_names)}
     splits = {
         split: Split(
@@ -197,7 +197,7 @@ def _cut(split: Split, fraction: float, seed: int) -> tuple[Split, Split]:
     for label, indices in sorted(by_class.items()):
         if len(indices) < 2:
             name = split.paths[indices[0]].parent.name
-            raise ValueError(
+            raise UserError(
                 "data.root must have 2 or more photos of each class in train to take a part of them (data.fraction, or "
                 f"a validation split), got {len(indices)} of {name}: add photos, or take the class out"
             )

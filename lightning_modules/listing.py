@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from lightning_modules.errors import UserError
+
 SPLIT_FOLDERS = {"train": ("train",), "valid": ("valid", "validation", "val"), "test": ("test",)}
 
 
@@ -12,16 +14,16 @@ def split_folders(root: Path) -> dict[str, Path]:
     """The folder of each split that there is.
 
     Raises:
-        FileNotFoundError: if there is no root or no train folder.
+        UserError: if there is no root or no train folder.
     """
     if not root.is_dir():
-        raise FileNotFoundError(f"data.root must be a folder that holds train/CLASS/PHOTO, got {str(root)!r}")
+        raise UserError(f"data.root must be a folder that holds train/CLASS/PHOTO, got {str(root)!r}")
     found = {
         split: next((root / name for name in names if (root / name).is_dir()), None)
         for split, names in SPLIT_FOLDERS.items()
     }
     if found["train"] is None:
-        raise FileNotFoundError(f"data.root {root} must have a folder 'train' with one folder a class")
+        raise UserError(f"data.root {root} must have a folder 'train' with one folder a class")
     return {split: folder for split, folder in found.items() if folder is not None}
 
 

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torchvision import models
 
+from lightning_modules.errors import UserError
 from lightning_modules.inference import build_network
 
 Trainable = Literal["head", "last_block", "all"]
@@ -51,11 +52,11 @@ def create_network(backbone: str, num_classes: int, *, weights: str, dropout: fl
         weights: `imagenet`, `none`, or the path of a .safetensors or .pth state dict.
 
     Raises:
-        ValueError: for an unknown backbone, or a weights file of another network.
-        FileNotFoundError: if the weights are neither here nor to be had; the message says where to place them.
+        UserError: for an unknown backbone, a weights file of another network, or weights that are neither cached nor
+            downloadable; the message says where to place them.
     """
     if backbone not in classifier_names():
-        raise ValueError(
+        raise UserError(
             f"model.backbone must be a torchvision classifier, got {backbone!r}; known: {', '.join(classifier_names())}"
         )
     network = build_network(backbone, num_classes)
@@ -67,7 +68,7 @@ def create_network(backbone: str, num_classes: int, *, weights: str, dropout: fl
     if dropout:
         head = network.get_submodule(head_name)
         if not isinstance(head, nn.Linear):
-            raise ValueError(f"model.dropout must be 0 for {backbone}, whose head is not linear, got {dropout}")
+            raise UserError(f"model.dropout must be 0 for {backbone}, whose head is not linear, got {dropout}")
         network.set_submodule(head_name, DropoutLinear(head, dropout))
     return network
 
@@ -115,28 +116,28 @@ def _imagenet_weights(backbone: str) -> dict[str, Tensor]:
     try:
         return best.get_state_dict(progress=True, check_hash=True)
     except OSError as error:
-        raise FileNotFoundError(
+        raise UserError(
             f"model.weights imagenet: {best.url} can't be downloaded ({error}); place that file at {cache}, "
             "or name another file in model.weights"
         ) from error
     except Exception as error:  # a torn file: each reader has its own kinds
-        raise ValueError(f"model.weights imagenet: {cache} can't be read, remove it: {error}") from error
+        raise UserError(f"model.weights imagenet: {cache} can't be read, remove it: {error}") from error
 
 
 def _read_weights(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
-        raise FileNotFoundError(f"model.weights must be imagenet, none or an existing file, got {str(path)!r}")
+        raise UserError(f"model.weights must be imagenet, none or an existing file, got {str(path)!r}")
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # each reader has its own kinds; all of them mean that the file is of no use
-        raise ValueError(f"model.weights: {path} can't be read as a state dict: {error}") from error
+        raise UserError(f"model.weights: {path} can't be read as a state dict: {error}") from error
     state = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else loaded
     if not isinstance(state, dict) or not all(
         isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items()
     ):
-        raise ValueError(f"model.weights: {path} must hold a state dict, tensors by name")
+        raise UserError(f"model.weights: {path} must hold a state dict, tensors by name")
     return state
 
 
@@ -158,7 +159,7 @@ def _load(network: nn.Module, state: dict[str, Tensor], head_name: str, source: 
     missing = [key for key in own if key not in kept and key not in head and "num_batches" not in key]
     unexpected = [key for key in kept if key not in own]
     if wrong or missing or unexpected:
-        raise ValueError(
+        raise UserError(
             f"model.weights {source} is of another network: {len(missing)} tensors missing, {len(unexpected)} unknown, "
             f"{len(wrong)} of another shape, e.g. {(missing + unexpected + wrong)[0]}"
         )

@@ -19,6 +19,8 @@ import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from lightning_modules.errors import UserError
+
 FILE, FINDINGS = "recording.safetensors", "findings.json"
 FloatArray = npt.NDArray[np.float32]
 
@@ -136,8 +138,7 @@ class Recording:
         """Read what `save` has written.
 
         Raises:
-            FileNotFoundError: if there is none.
-            ValueError: if the file is damaged.
+            UserError: if there is none; if the file is damaged.
         """
         path = folder / FILE
         try:
@@ -145,7 +146,7 @@ class Recording:
                 arrays: dict[str, npt.NDArray[np.generic]] = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
                 metadata = file.metadata()
         except SafetensorError as error:
-            raise ValueError(f"{path} is damaged, remove it: {error}") from error
+            raise UserError(f"{path} is damaged, remove it: {error}") from error
         columns = [arrays[f"sample/{name}"] for name in _COLUMNS]
         return cls(
             parameters=json.loads(metadata["parameters"]),

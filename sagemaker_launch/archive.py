@@ -10,6 +10,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from experiments.console import say
+from experiments.errors import UserError
 
 WEIGHTS = "model.safetensors"
 FILES = (
@@ -27,7 +28,7 @@ MAX_BYTES = 8_000_000_000
 """Unpacked; torchvision's largest classifier has 2.6 GB of weights."""
 
 
-class BadArchiveError(ValueError):
+class BadArchiveError(UserError):
     """The archive is not a model of this project; nothing of it was kept."""
 
 

@@ -9,6 +9,7 @@ import boto3
 from botocore.config import Config
 from botocore.exceptions import ClientError
 
+from experiments.errors import UserError
 from sagemaker_launch.settings import CloudSettings
 from sagemaker_launch.storage import THREADS
 
@@ -23,7 +24,7 @@ def client(service: str, settings: CloudSettings, **options: Any) -> Any:
         options: of botocore's Config.
 
     Raises:
-        ValueError: if no region is set anywhere.
+        UserError: if no region is set anywhere.
     """
     defaults = {
         "connect_timeout": 10,
@@ -38,11 +39,11 @@ def region(settings: CloudSettings) -> str:
     """The region that is set, or the one that boto3 finds.
 
     Raises:
-        ValueError: if there is none.
+        UserError: if there is none.
     """
     found = settings.region or boto3.Session().region_name
     if found is None:
-        raise ValueError("cloud.region must be set (--cloud.region us-east-1, or AWS_REGION), got none")
+        raise UserError("cloud.region must be set (--cloud.region us-east-1, or AWS_REGION), got none")
     return str(found)
 
 

@@ -13,6 +13,7 @@ from typing import Any
 from botocore.exceptions import BotoCoreError, ClientError
 
 from experiments.config import read_yaml
+from experiments.errors import UserError
 from sagemaker_launch.aws import client, is_rehearsal
 from sagemaker_launch.settings import CloudSettings
 
@@ -21,7 +22,7 @@ SERVERLESS = "serverless_gb_second"
 """Name in that file of what a serverless endpoint costs for a second and a gigabyte of memory."""
 
 
-class OverBudgetError(ValueError):
+class OverBudgetError(UserError):
     """The worst case is dearer than `cloud.budget_usd`; nothing was created."""
 
 
@@ -109,7 +110,7 @@ def rule_processing(settings: CloudSettings, region: str) -> RuleProcessing | No
     """What evaluates the rules of a job that Debugger watches; None without rules.
 
     Raises:
-        ValueError: if nobody knows the price of the machines that are set.
+        UserError: if nobody knows the price of the machines that are set.
     """
     debugger = settings.debugger
     count = len(debugger.rules) + debugger.profiler
@@ -175,7 +176,7 @@ def hourly_worst(settings: CloudSettings, region: str) -> HourlyWorst:
     """What an endpoint costs an hour at worst.
 
     Raises:
-        ValueError: if nobody knows a price.
+        UserError: if nobody knows a price.
     """
     endpoint = settings.endpoint
     if endpoint.kind != "serverless":
@@ -188,7 +189,7 @@ def hourly_worst(settings: CloudSettings, region: str) -> HourlyWorst:
         table = _table(PRICES)
         second = table.get(region, {}).get(SERVERLESS)
         if second is None:
-            raise ValueError(
+            raise UserError(
                 f"serverless endpoints in {region} must have a price ({PRICES} has none): look up what "
                 f"{endpoint.memory_mb} MB cost for an hour and set --price-per-hour"
             )
@@ -222,7 +223,7 @@ def price_finder(settings: CloudSettings, region: str, component: str = "Trainin
     """Dollars an hour by instance type, each looked up once.
 
     Raises:
-        ValueError: from the finder, if nobody knows a price.
+        UserError: from the finder, if nobody knows a price.
     """
     return cache(
         lambda kind: find_price(replace(settings, instance_type=kind), region, component=component).usd_per_hour
@@ -236,7 +237,7 @@ def find_price(settings: CloudSettings, region: str, *, component: str = "Traini
         component: of SageMaker, as the price list calls it: Training, Hosting or Processing.
 
     Raises:
-        ValueError: if nobody knows it.
+        UserError: if nobody knows it.
     """
     if settings.price_per_hour is not None:
         return Price(settings.price_per_hour, "cloud.price_per_hour")
@@ -253,7 +254,7 @@ def find_price(settings: CloudSettings, region: str, *, component: str = "Traini
     table = _table(prices)
     known = table.get(region, {}).get(settings.instance_type)
     if known is None:
-        raise ValueError(
+        raise UserError(
             f"{settings.instance_type} in {region} must have a price ({why}, {prices} has none): "
             "look it up and set --price-per-hour"
         )
@@ -261,7 +262,7 @@ def find_price(settings: CloudSettings, region: str, *, component: str = "Traini
 
 
 def _table(prices: Path) -> dict[str, Any]:
-    table = read_yaml(prices) if prices.is_file() else {}
+    table = read_yaml(prices, "the price list") if prices.is_file() else {}
     assert isinstance(table, dict)
     return table
 

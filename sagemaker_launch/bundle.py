@@ -20,6 +20,7 @@ import experiments
 import lightning_modules
 import sagemaker_launch
 from experiments.console import say
+from experiments.errors import UserError
 
 ENTRY = "entry.py"
 REQUIREMENTS = "requirements.txt"
@@ -53,7 +54,7 @@ def make_bundle(wheels: Path | None = None, debugger: Path | None = None) -> Bun
         debugger: the wheel of smdebug, for a job that is debugged.
 
     Raises:
-        ValueError: if a file holds what looks like a secret.
+        UserError: if a file holds what looks like a secret.
     """
     files = shipped_files() | (_with_wheels(wheels) if wheels else {})
     return pack(files | (_unpacked(debugger) if debugger else {}))
@@ -86,7 +87,7 @@ def pack(files: Mapping[str, bytes]) -> Bundle:
     """Put files into a .tar.gz that depends on their names and contents only.
 
     Raises:
-        ValueError: if a file holds what looks like a secret.
+        UserError: if a file holds what looks like a secret.
     """
     packed = io.BytesIO()
     with (
@@ -105,19 +106,19 @@ def refuse_secrets(name: str, content: bytes) -> None:
     """Look for what looks like a secret.
 
     Raises:
-        ValueError: naming the file, the line and the kind, never the secret.
+        UserError: naming the file, the line and the kind, never the secret.
     """
     for kind, pattern in SECRETS.items() if not name.endswith(".whl") else ():
         if found := re.search(pattern, content):
             line = content[: found.start()].count(b"\n") + 1
-            raise ValueError(f"{name}, line {line}, holds what looks like {kind}: nothing was packed; take it out")
+            raise UserError(f"{name}, line {line}, holds what looks like {kind}: nothing was packed; take it out")
 
 
 def fetch_wheels(cache_dir: Path) -> Path:
     """Download the job's packages for every interpreter that the image may have, once.
 
     Raises:
-        ValueError: with pip's own message, if they are not to be had.
+        UserError: with pip's own message, if they are not to be had.
     """
     folder = cache_dir / f"wheels-{hashlib.sha256(requirements_file().read_bytes()).hexdigest()[:16]}"
     if folder.is_dir():
@@ -136,7 +137,7 @@ def fetch_debugger(cache_dir: Path) -> Path:
     """Download the wheel of smdebug, once.
 
     Raises:
-        ValueError: with pip's own message, if it is not to be had.
+        UserError: with pip's own message, if it is not to be had.
     """
     folder = cache_dir / SMDEBUG.replace("==", "-")
     cache_dir.mkdir(parents=True, exist_ok=True)
@@ -153,13 +154,13 @@ def _download(folder: Path, what: Sequence[str], needed: str) -> None:
     """Have pip download wheels without what they require.
 
     Raises:
-        ValueError: with what was needed, and pip's own message.
+        UserError: with what was needed, and pip's own message.
     """
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
     command += ["--only-binary=:all:", f"--dest={folder}", *what]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise ValueError(f"{needed}: {done.stderr.strip()}")
+        raise UserError(f"{needed}: {done.stderr.strip()}")
 
 
 def _unpacked(wheel: Path) -> dict[str, bytes]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from experiments.cli import command_line, parse_overrides, run_command, split_fields
 from experiments.config import RunConfig, config_help, load_config, override, public_url, require
 from experiments.console import invocation, say
-from experiments.errors import EXIT_USAGE
+from experiments.errors import UserError
 from sagemaker_launch.debug_report import add_debug_commands
 from sagemaker_launch.endpoint_cli import add_endpoint_commands
 from sagemaker_launch.parity import add_parity_command
@@ -38,7 +37,8 @@ def main(argv: Sequence[str]) -> int:
         0 done, 1 failed, 2 wrong use, 130 interrupted.
     """
     arguments, fields = parse(argv)
-    try:
+
+    def run() -> None:
         overrides = parse_overrides(fields)
         cloud = {name.removeprefix(PREFIX): overrides.pop(name) for name in list(overrides) if name.startswith(PREFIX)}
         cloud |= {field: value for field in SHORT if (value := getattr(arguments, field, None)) is not None}
@@ -48,10 +48,9 @@ def main(argv: Sequence[str]) -> int:
         config = load_config(arguments.config, overrides)
         arguments.overrides = overrides
         arguments.passed_on = [*_presets(arguments), *fields]
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return EXIT_USAGE
-    return run_command(lambda: arguments.command(settings, config, arguments))
+        arguments.command(settings, config, arguments)
+
+    return run_command(run, show_traceback=arguments.traceback)
 
 
 def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -80,7 +79,7 @@ def _tune(settings: CloudSettings, config: RunConfig, arguments: argparse.Namesp
     from experiments.search_space import check_against, load_search_space
 
     if config.search is None:
-        raise ValueError("search must name a search space, such as --search conf/search/head.yaml")
+        raise UserError("search must name a search space, such as --search conf/search/head.yaml")
     space = load_search_space(config.search)
     check_against(space, config)
     if arguments.from_study:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from experiments.config import RunConfig
 from experiments.console import say
+from experiments.errors import UserError
 from sagemaker_launch.settings import CloudSettings
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ def report_folder(config: RunConfig, folder: Path) -> Path:
     """Write the report of a folder of tensors beside it.
 
     Raises:
-        ValueError: if it holds none.
+        UserError: if it holds none.
     """
     page = folder.resolve().with_name(f"{folder.resolve().name}-{PAGE}")
     tensors, statuses = _judge(config, folder, {})
@@ -57,19 +58,19 @@ def report_job(config: RunConfig, job: FoundJob, synchroniser: Synchroniser, s3:
     """Fetch the tensors of a training job, write its report, and bring both job and report into MLflow.
 
     Raises:
-        ValueError: if it is not a training job that is debugged, or its tensors are not there.
+        UserError: if it is not a training job that is debugged, or its tensors are not there.
     """
     from experiments.tracking import RunStore
     from sagemaker_launch.download import fetch_folder
 
     name, hook = job.name, job.described.get("DebugHookConfig")
     if not hook:  # a tuning job has none
-        raise ValueError(f"{name} must be a training job that is debugged: start one with train --debug")
+        raise UserError(f"{name} must be a training job that is debugged: start one with train --debug")
     (run,) = synchroniser.sync(job)
     tensors = run.path / "tensors"
     uri = f"{hook['S3OutputPath'].rstrip('/')}/{name}/debug-output"
     if not fetch_folder(s3, uri, tensors):
-        raise ValueError(f"{uri} must hold the job's tensors, found nothing: the service copies them as the job runs")
+        raise UserError(f"{uri} must hold the job's tensors, found nothing: the service copies them as the job runs")
     read, statuses = _judge(config, tensors, job.described)
     page = run.artifacts / PAGE
     for plot in _write(page, {"Job": name, "Status": job.status}, read, statuses):

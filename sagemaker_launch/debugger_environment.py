@@ -20,6 +20,7 @@ from filelock import FileLock
 
 import sagemaker_launch
 from experiments.console import say
+from experiments.errors import UserError
 
 REQUIREMENTS = Path(__file__).with_name("debugger.txt")
 PROJECT = Path(sagemaker_launch.__file__).parent.parent
@@ -34,7 +35,7 @@ def debugger_python(cache_dir: Path) -> Path:
     """The interpreter of the environment, which is built if it is not there.
 
     Raises:
-        ValueError: with pip's own message, if the packages are not to be had.
+        UserError: with pip's own message, if the packages are not to be had.
     """
     parts = [sys.version, sys.base_prefix, REQUIREMENTS.read_text()]
     root = cache_dir.resolve() / f"debugger-{hashlib.sha256('|'.join(parts).encode()).hexdigest()[:12]}"
@@ -49,7 +50,7 @@ def read_tensors(cache_dir: Path, folder: Path) -> dict[str, Any]:
     """What smdebug's `create_trial` reads in a folder; see `container.debugger.read`.
 
     Raises:
-        ValueError: if there is nothing to read, or no environment to read it in.
+        UserError: if there is nothing to read, or no environment to read it in.
     """
     tensors: dict[str, Any] = _ask(cache_dir, "read", str(folder.resolve()))
     return tensors
@@ -62,7 +63,7 @@ def run_rules(cache_dir: Path, folder: Path, configurations: Sequence[Mapping[st
         configurations: DebugRuleConfigurations of a request.
 
     Raises:
-        ValueError: if there is no environment to run them in.
+        UserError: if there is no environment to run them in.
     """
     with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
         json.dump(list(configurations), file)
@@ -75,7 +76,7 @@ def _ask(cache_dir: Path, *arguments: str) -> Any:
     command = [str(debugger_python(cache_dir)), "-P", "-c", _MAIN.format(str(PROJECT)), *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise ValueError(f"smdebug can't read {arguments[1]}: {done.stderr.strip().removeprefix('error: ')[-2000:]}")
+        raise UserError(f"smdebug can't read {arguments[1]}: {done.stderr.strip().removeprefix('error: ')[-2000:]}")
     return json.loads(done.stdout)
 
 
@@ -87,5 +88,5 @@ def _build(root: Path) -> None:
     command = [*pip, "install", "--quiet", "--no-deps", "--only-binary=:all:", f"--requirement={REQUIREMENTS}"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise ValueError(f"smdebug's environment needs the packages of {REQUIREMENTS.name}: {done.stderr.strip()}")
+        raise UserError(f"smdebug's environment needs the packages of {REQUIREMENTS.name}: {done.stderr.strip()}")
     (root / "complete").touch()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from experiments.errors import UserError
 from sagemaker_launch.debugger_settings import DebuggerSettings
 from sagemaker_launch.settings import CloudSettings
 
@@ -48,7 +49,7 @@ def debugger_fields(settings: CloudSettings) -> dict[str, Any]:
     """All fields about Debugger.
 
     Raises:
-        ValueError: if AWS publishes no image of rules for the region.
+        UserError: if AWS publishes no image of rules for the region.
     """
     debugger = settings.debugger
     output = {"S3OutputPath": f"{settings.uri}/debug"}
@@ -68,13 +69,13 @@ def rule_image(settings: CloudSettings) -> str:
     """The image that evaluates rules.
 
     Raises:
-        ValueError: if none is set and AWS publishes none for the region.
+        UserError: if none is set and AWS publishes none for the region.
     """
     if settings.debugger.rule_image_uri is not None:
         return settings.debugger.rule_image_uri
     region = str(settings.region)
     if region not in RULE_ACCOUNTS:
-        raise ValueError(
+        raise UserError(
             f"cloud.debugger.rule_image_uri must be set: AWS publishes no image of Debugger's rules for {region}"
         )
     domain = "amazonaws.com.cn" if region.startswith("cn-") else "amazonaws.com"

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from experiments.config import require
+from experiments.errors import UserError
 
 RULES: Mapping[str, tuple[str, ...]] = {
     "VanishingGradient": ("gradients_every",),
@@ -111,7 +112,7 @@ class DebuggerSettings:
             if rule not in RULES:
                 near = difflib.get_close_matches(rule, RULES, n=1)
                 hint = f"did you mean {near[0]}?" if near else f"rules are {', '.join(RULES)}"
-                raise ValueError(f"cloud.debugger.rules names unknown rule {rule!r}; {hint}")
+                raise UserError(f"cloud.debugger.rules names unknown rule {rule!r}; {hint}")
             for name in RULES[rule]:
                 require(getattr(self, name) > 0, f"cloud.debugger.{name}", f"be > 0 with rule {rule}", 0)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from botocore.exceptions import BotoCoreError, ClientError
 
 from experiments.console import say
+from experiments.errors import UserError
 from lightning_modules.inference import GOLDEN_TOLERANCE
 from sagemaker_launch.aws import error_code
 from sagemaker_launch.endpoint_requests import (
@@ -115,7 +116,7 @@ def deploy(
 
     Raises:
         DeployError: if AWS refuses the version, or it does not come up or answers otherwise than the trainer.
-        ValueError: if an endpoint of that name is not one of this project, or of another kind.
+        UserError: if an endpoint of that name is not one of this project, or of another kind.
     """
     wait_settled(services, name)  # a call that was killed may have left it on its way
     before = find_endpoint(services, settings, name)
@@ -151,7 +152,7 @@ def _check_kind(services: Services, settings: CloudSettings, before: FoundEndpoi
     config = CONFIG.describe(services.sagemaker, before.config_name)
     kind = kind_of(config)
     if kind != settings.endpoint.kind:
-        raise ValueError(
+        raise UserError(
             f"cloud.endpoint.kind must stay {kind} for endpoint {before.name}, got {settings.endpoint.kind}: AWS can't "
             "change it; delete the endpoint first, or choose another name"
         )

@@ -11,6 +11,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from experiments.console import say
+from experiments.errors import UserError
 from experiments.scoring import Scores
 from sagemaker_launch.storage import THREADS
 
@@ -22,7 +23,7 @@ def fetch_scores(s3: Any, uri: str, target: Path, root: Path) -> None:
         root: where the photos lie on this machine.
 
     Raises:
-        ValueError: if the archive holds no scores that can be read.
+        UserError: if the archive holds no scores that can be read.
     """
     place = urlsplit(uri)
     archive = target.with_name(f".{target.name}.tar.gz")
@@ -33,7 +34,7 @@ def fetch_scores(s3: Any, uri: str, target: Path, root: Path) -> None:
             entry = next((one for one in opened if one.isreg() and one.name.removeprefix("./") == target.name), None)
             content = None if entry is None else opened.extractfile(entry)
             if content is None:
-                raise ValueError(f"{uri} must hold {target.name}, as the jobs of this version leave it")
+                raise UserError(f"{uri} must hold {target.name}, as the jobs of this version leave it")
             scores = Scores.load(io.BytesIO(content.read()))
         replace(scores, root=root).save(target)
     finally:
@@ -47,7 +48,7 @@ def fetch_folder(s3: Any, uri: str, folder: Path) -> int:
         How many objects there are.
 
     Raises:
-        ValueError: if a name would leave the folder.
+        UserError: if a name would leave the folder.
     """
     place = urlsplit(uri)
     prefix = f"{place.path.strip('/')}/"
@@ -57,7 +58,7 @@ def fetch_folder(s3: Any, uri: str, folder: Path) -> int:
     for entry in entries:
         path = folder / entry["Key"].removeprefix(prefix)
         if not path.resolve().is_relative_to(folder.resolve()):
-            raise ValueError(f"{uri} must hold names below it, got {entry['Key']!r}")
+            raise UserError(f"{uri} must hold names below it, got {entry['Key']!r}")
         if not path.is_file() or path.stat().st_size != entry["Size"]:
             missing.append((entry["Key"], path))
     if missing:

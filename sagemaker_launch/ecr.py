@@ -6,6 +6,7 @@ import re
 import shlex
 from pathlib import Path
 
+from experiments.errors import UserError
 from sagemaker_launch.settings import PROJECT_TAG
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -23,12 +24,12 @@ def push_commands(image_uri: str, region: str, device: str, project: str) -> lis
         device: cpu or cuda.
 
     Raises:
-        ValueError: if ECR takes no such name.
+        UserError: if ECR takes no such name.
     """
     registry, _, rest = image_uri.partition("/")
     repository = rest.rpartition(":")[0]
     if re.fullmatch(REPOSITORY_NAME, repository) is None:
-        raise ValueError(f"cloud.project must be lower case as part of an ECR repository, got {project!r}")
+        raise UserError(f"cloud.project must be lower case as part of an ECR repository, got {project!r}")
     aws = f"aws --region {region} ecr"
     name = f"--repository-name {repository}"
     # SageMaker's machines are x86-64, and it takes no index of several manifests, which BuildKit makes of provenance.

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from experiments.config import RunConfig, public_url
 from experiments.console import invocation, say
+from experiments.errors import UserError
 from sagemaker_launch.lease import DEFAULT_TTL, Lease
 from sagemaker_launch.settings import CloudSettings
 
@@ -100,7 +101,7 @@ def plan_endpoint(settings: CloudSettings, config: RunConfig, name: str, *, ttl:
         ttl: how long it may live: a whole number and m, h or d, or `none`.
 
     Raises:
-        ValueError: for a name, a time or settings that can't be, or if nobody knows a price.
+        UserError: for a name, a time or settings that can't be, or if nobody knows a price.
     """
     from sagemaker_launch import aws
     from sagemaker_launch.budget import hourly_worst
@@ -233,11 +234,11 @@ def _query(settings: CloudSettings, config: RunConfig, arguments: argparse.Names
     else:
         name, *paths = arguments.targets
         if not paths:
-            raise ValueError(f"PHOTO must be given after the endpoint's name {name}, or --url URL instead of a name")
+            raise UserError(f"PHOTO must be given after the endpoint's name {name}, or --url URL instead of a name")
         target = target_of(settings, name)
     photos = list(find_photos([Path(path) for path in paths]))
     if not photos:
-        raise ValueError(f"PHOTO must be photos or folders that hold some, got {' '.join(paths)}")
+        raise UserError(f"PHOTO must be photos or folders that hold some, got {' '.join(paths)}")
     answers = query_photos(target, photos, top_k=arguments.top_k, parallel=arguments.parallel)
     print(json.dumps([one.to_dict() for one in answers], indent=2) if arguments.json else answer_table(answers))
     if arguments.show:
@@ -254,7 +255,7 @@ def target_of(settings: CloudSettings, name: str) -> Target:
     """The endpoint of a name, to be asked.
 
     Raises:
-        ValueError: if there is none.
+        UserError: if there is none.
     """
     from sagemaker_launch import aws
     from sagemaker_launch.endpoints import kind_of
@@ -263,7 +264,7 @@ def target_of(settings: CloudSettings, name: str) -> Target:
     sagemaker = aws.client("sagemaker", settings)
     described = ENDPOINT.find(sagemaker, name)
     if described is None:
-        raise ValueError(f"NAME must be an endpoint of this account and region, found none called {name}")
+        raise UserError(f"NAME must be an endpoint of this account and region, found none called {name}")
     config = CONFIG.describe(sagemaker, described[CONFIG.name])
     return open_target(settings, name, kind_of(config))
 
@@ -273,7 +274,7 @@ def _delete(settings: CloudSettings, config: RunConfig, arguments: argparse.Name
     from sagemaker_launch.endpoints import Services, delete_endpoint, orphans, project_endpoints
 
     if bool(arguments.names) == arguments.expired:
-        raise ValueError("NAME must be given, or --expired instead")
+        raise UserError("NAME must be given, or --expired instead")
     services = Services.open(settings)
     names = list(arguments.names)
     if arguments.expired:

@@ -11,6 +11,7 @@ from typing import Any
 from botocore.exceptions import ClientError
 
 from experiments.console import say
+from experiments.errors import UserError
 from sagemaker_launch import aws
 from sagemaker_launch.endpoint_requests import alarm_names, schedule_name, variant_of
 from sagemaker_launch.launch import CONFIG, ENDPOINT, MODEL, Kind, tags_of
@@ -68,7 +69,7 @@ def find_endpoint(services: Services, settings: CloudSettings, name: str) -> Fou
     """The endpoint of a name; None if there is none.
 
     Raises:
-        ValueError: if it is not one of this project.
+        UserError: if it is not one of this project.
     """
     described = ENDPOINT.find(services.sagemaker, name)
     if described is None:
@@ -77,7 +78,7 @@ def find_endpoint(services: Services, settings: CloudSettings, name: str) -> Fou
     if tags is None:
         return None
     if tags.get(PROJECT_TAG) != settings.project:
-        raise ValueError(
+        raise UserError(
             f"endpoint {name} must carry the tag {PROJECT_TAG}={settings.project} to be changed from here, got "
             f"{tags.get(PROJECT_TAG)!r}: choose another name, or set cloud.project"
         )
@@ -134,7 +135,7 @@ def delete_endpoint(services: Services, settings: CloudSettings, name: str) -> l
         What was there and is gone.
 
     Raises:
-        ValueError: if it is not one of this project.
+        UserError: if it is not one of this project.
     """
     gone: list[str] = []
     # What costs money first. What finds the rest again, the tags of models and configs, last.

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from experiments.config import OWN_COPIES, RunConfig, override, require
+from experiments.errors import UserError
 from sagemaker_launch.container.hyperparameters import is_sent
 from sagemaker_launch.launch import TRAINING, TUNING, Kind, tags_of
 from sagemaker_launch.settings import PROJECT_TAG, CloudSettings
@@ -33,13 +34,13 @@ def find_job(client: Any, name: str) -> FoundJob:
     """The tuning job or training job of a name.
 
     Raises:
-        ValueError: if there is neither.
+        UserError: if there is neither.
     """
     for kind in (TUNING, TRAINING):
         described = kind.find(client, name)
         if described is not None:
             return FoundJob(kind, name, described)
-    raise ValueError(f"{name!r} must be a tuning job or a training job of this account and region, found neither")
+    raise UserError(f"{name!r} must be a tuning job or a training job of this account and region, found neither")
 
 
 def children(client: Any, tuning_job: str) -> list[Mapping[str, Any]]:
@@ -54,7 +55,7 @@ def best_training_job(client: Any, tuning_job: str) -> Mapping[str, Any]:
     """Everything about the best training job of a tuning job.
 
     Raises:
-        ValueError: if it has none yet.
+        UserError: if it has none yet.
     """
     described = find_job(client, tuning_job).described
     best = described.get("BestTrainingJob")
@@ -71,7 +72,7 @@ def config_at_home(config: RunConfig, sent: Mapping[str, object], overrides: Map
         overrides: what the user set on top.
 
     Raises:
-        ValueError: for a field that the job was sent and this version does not know.
+        UserError: for a field that the job was sent and this version does not know.
     """
     kept = {name: value for name, value in sent.items() if is_sent(name) and name not in OWN_COPIES}
     return override(config, kept | dict(overrides))

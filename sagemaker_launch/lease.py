@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
+from experiments.errors import UserError
 from sagemaker_launch.settings import CloudSettings
 
 OWNER_TAG, EXPIRES_TAG, ENDPOINT_TAG = "owner", "expires", "endpoint"
@@ -34,7 +35,7 @@ class Lease:
         """From the tags of an endpoint.
 
         Raises:
-            ValueError: if somebody has changed them to what is no time.
+            UserError: if somebody has changed them to what is no time.
         """
         text = tags.get(EXPIRES_TAG, NEVER)
         expires = None if text == NEVER else datetime.strptime(text, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC)
@@ -61,12 +62,12 @@ def new_lease(settings: CloudSettings, ttl: str) -> Lease:
         ttl: a whole number and m, h or d, or `none`.
 
     Raises:
-        ValueError: for anything else.
+        UserError: for anything else.
     """
     owner = re.sub(r"[^\w.:/=+@-]", "-", settings.endpoint.owner or getpass.getuser())
     if ttl == "none":
         return Lease(owner, None)
     found = re.fullmatch(r"([1-9][0-9]{0,4})([mhd])", ttl)
     if found is None:
-        raise ValueError(f"--ttl must be a whole number and m, h or d, such as 30m, 4h or 2d, or none, got {ttl!r}")
+        raise UserError(f"--ttl must be a whole number and m, h or d, such as 30m, 4h or 2d, or none, got {ttl!r}")
     return Lease(owner, (datetime.now(UTC) + int(found[1]) * _UNITS[found[2]]).replace(microsecond=0))

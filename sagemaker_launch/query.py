@@ -20,6 +20,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
+from experiments.errors import UserError
 from sagemaker_launch.aws import error_code
 
 MAX_BODY = 6 * 1024 * 1024
@@ -197,7 +198,7 @@ def find_photos(paths: Sequence[Path]) -> Iterator[Path]:
     """Files as they are, and all photos below folders.
 
     Raises:
-        FileNotFoundError: if there is nothing at a path.
+        UserError: if there is nothing at a path.
     """
     for path in paths:
         if path.is_dir():
@@ -205,19 +206,19 @@ def find_photos(paths: Sequence[Path]) -> Iterator[Path]:
         elif path.exists():
             yield path
         else:
-            raise FileNotFoundError(f"PHOTO must be a file or a folder, got {str(path)!r}")
+            raise UserError(f"PHOTO must be a file or a folder, got {str(path)!r}")
 
 
 def read_photo(path: Path) -> tuple[bytes, str]:
     """The bytes to send and their content type; a photo of too many bytes is scaled down.
 
     Raises:
-        ValueError: if it is none of the kinds that an endpoint takes.
+        UserError: if it is none of the kinds that an endpoint takes.
     """
     data = path.read_bytes()
     kind = next((kind for magic, kind in _MAGIC.items() if data.startswith(magic)), None)
     if kind is None:
-        raise ValueError("the file is not a JPEG, PNG or WebP image")
+        raise UserError("the file is not a JPEG, PNG or WebP image")
     if len(data) <= MAX_BODY:
         return data, kind
     with Image.open(io.BytesIO(data)) as image:

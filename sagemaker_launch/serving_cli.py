@@ -13,6 +13,7 @@ from tempfile import TemporaryDirectory
 
 from experiments.config import RunConfig, require
 from experiments.console import say
+from experiments.errors import UserError
 from sagemaker_launch.settings import CloudSettings
 
 Add = Callable[[str, object, str], argparse.ArgumentParser]
@@ -37,7 +38,7 @@ def _serve(settings: CloudSettings, config: RunConfig, arguments: argparse.Names
     try:
         from sagemaker_launch.serving.server import run
     except ModuleNotFoundError as error:
-        raise ValueError(f"`serve` needs the extra `serving` (pip install '.[serving]'): {error}") from None
+        raise UserError(f"`serve` needs the extra `serving` (pip install '.[serving]'): {error}") from None
     from sagemaker_launch.serving.settings import read_settings
 
     environment = {"SERVING_HOST": "127.0.0.1", **os.environ, "SAGEMAKER_BIND_TO_PORT": str(arguments.port)}
@@ -74,8 +75,8 @@ def _image(settings: CloudSettings, config: RunConfig, arguments: argparse.Names
     if arguments.push:
         for program in ("docker", "aws"):
             if shutil.which(program) is None:
-                raise ValueError(f"--push needs the program {program}, which is not here: run the commands elsewhere")
+                raise UserError(f"--push needs the program {program}, which is not here: run the commands elsewhere")
         for command in commands:
             # The very line that was printed.
             if subprocess.run(["bash", "-o", "pipefail", "-c", command], check=False).returncode:
-                raise ValueError(f"this command failed: {command}")
+                raise UserError(f"this command failed: {command}")

@@ -181,7 +181,6 @@ def load_cloud(preset: Path | None = None, overrides: Mapping[str, object] | Non
     """Read cloud settings from a preset and apply overrides, as `load_config` does at home.
 
     Raises:
-        FileNotFoundError: if there is no such preset.
-        ValueError: for an unknown field or a value that its field refuses, naming both.
+        UserError: if there is no such preset; for an unknown field or a value that its field refuses, naming both.
     """
-    return load_settings(CloudSettings, preset, overrides or {})
+    return load_settings(CloudSettings, preset, overrides or {}, option="--cloud")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from experiments.config import RunConfig, override, require
 from experiments.console import say
+from experiments.errors import UserError
 from sagemaker_launch.bundle import fetch_debugger, fetch_wheels, make_bundle
 from sagemaker_launch.requests import GPU_FAMILIES
 from sagemaker_launch.settings import CloudSettings
@@ -24,14 +25,13 @@ def make_shipment(settings: CloudSettings, config: RunConfig, *, debugger: bool 
         The shipment, and the config as it is sent, without paths of this machine.
 
     Raises:
-        FileNotFoundError: if photos or weights are missing.
-        ValueError: for settings that do not fit, or what looks like a secret in the code.
+        UserError: if photos or weights are missing, settings do not fit, or the code holds what looks like a secret.
     """
     weights, sha256 = None, ""
     if config.model.weights not in ("imagenet", "none"):
         weights = Path(config.model.weights)
         if not weights.is_file():
-            raise FileNotFoundError(f"model.weights must be imagenet, none or a file, got {str(weights)!r}")
+            raise UserError(f"model.weights must be imagenet, none or a file, got {str(weights)!r}")
         sha256 = file_sha256(weights)
         config = override(config, {"model.weights": weights.name})
     require(
@@ -67,7 +67,7 @@ def find_image(settings: CloudSettings, region: str, cache_dir: Path) -> str:
     """The training image: the one that is set, or AWS's newest for PyTorch, which is looked up once.
 
     Raises:
-        ValueError: if it is not set and AWS's SDK, which knows it, is not installed.
+        UserError: if it is not set and AWS's SDK, which knows it, is not installed.
     """
     if settings.image_uri is not None:
         return settings.image_uri
@@ -79,7 +79,7 @@ def find_serving_image(settings: CloudSettings, region: str, cache_dir: Path) ->
     """The serving image: the one that is set, our own in this account's ECR, or AWS's last one.
 
     Raises:
-        ValueError: if AWS's is wanted and AWS's SDK, which knows it, is not installed.
+        UserError: if AWS's is wanted and AWS's SDK, which knows it, is not installed.
     """
     endpoint = settings.endpoint
     if endpoint.image == "aws":
@@ -113,7 +113,7 @@ def _look_up(field: str, query: dict[str, str], region: str, instance_type: str,
     try:
         from sagemaker.core import image_uris  # seconds
     except ImportError:
-        raise ValueError(
+        raise UserError(
             f"{field} must be set, or the extra `cloud` installed (pip install '.[cloud]'), which looks it up"
         ) from None
     found = str(image_uris.retrieve(region=region, instance_type=instance_type, **query))

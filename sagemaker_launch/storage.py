@@ -21,6 +21,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from experiments.errors import UserError
 from lightning_modules.listing import list_photos, split_folders
 from sagemaker_launch.bundle import Bundle
 from sagemaker_launch.requests import Inputs
@@ -49,7 +50,7 @@ def read_photo_set(root: Path) -> PhotoSet:
     """Hash all photos of the class folders under `root`.
 
     Raises:
-        FileNotFoundError: if there is no root or no train folder.
+        UserError: if there is no root or no train folder.
     """
     listed = [path for folder in split_folders(root).values() for path in list_photos(folder)]
     paths = [path for path in listed if path.is_file()]  # a folder below a class is left out at home, too
@@ -83,7 +84,7 @@ class Shipment:
         """Send what S3 lacks; a run that was cut off goes on where it was.
 
         Raises:
-            ValueError: if a photo changed while it was read.
+            UserError: if a photo changed while it was read.
         """
         storage = Storage(client, settings)
         if isinstance(self.photos, PhotoSet):
@@ -115,7 +116,7 @@ class Storage:
         """Upload what S3 lacks of a data set.
 
         Raises:
-            ValueError: if a photo changed while it was read.
+            UserError: if a photo changed while it was read.
         """
         manifest = _manifest_key(photos)
         if self.exists(manifest):
@@ -142,7 +143,7 @@ class Storage:
     def _upload_photo(self, name: str, path: Path) -> None:
         content = path.read_bytes()
         if not name.startswith(hashlib.sha256(content).hexdigest()):
-            raise ValueError(f"{path} changed while it was uploaded: run the command again")
+            raise UserError(f"{path} changed while it was uploaded: run the command again")
         self.put(f"data/objects/{name}", content)
 
     def put(self, key: str, content: bytes) -> None:

@@ -18,6 +18,8 @@ from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any, Protocol
 
+from experiments.errors import UserError
+
 FINITE_STATISTICS = ("mean", "abs_mean", "min", "max", "l2_norm")
 """What of a tensor's reductions must be a number: the spread of a single value is none."""
 MODES = ("EVAL", "TRAIN", "GLOBAL")
@@ -258,7 +260,7 @@ class LossNotDecreasing:
 
     def __post_init__(self) -> None:
         if self.mode not in ("", *MODES):
-            raise ValueError(f"LossNotDecreasing.mode must be one of {', '.join(MODES)}, got {self.mode!r}")
+            raise UserError(f"LossNotDecreasing.mode must be one of {', '.join(MODES)}, got {self.mode!r}")
         self._window: list[float] = []
         self._last = 0
         self._before: tuple[int, float] | None = None
@@ -377,11 +379,11 @@ def make_rule(parameters: Mapping[str, str]) -> BuiltIn:
     """The rule of a RuleParameters, whose values are text.
 
     Raises:
-        ValueError: for an unknown rule or parameter, or a value that it can't take.
+        UserError: for an unknown rule or parameter, or a value that it can't take.
     """
     name = parameters.get("rule_to_invoke", "")
     if name not in RULES:
-        raise ValueError(f"rule_to_invoke must be one of {', '.join(RULES)}, got {name!r}; AWS has more of them")
+        raise UserError(f"rule_to_invoke must be one of {', '.join(RULES)}, got {name!r}; AWS has more of them")
     kinds = {one.name: str(one.type) for one in dataclasses.fields(RULES[name])}
     values = {}
     for key, text in parameters.items():
@@ -389,7 +391,7 @@ def make_rule(parameters: Mapping[str, str]) -> BuiltIn:
             continue
         if key not in kinds:
             near = difflib.get_close_matches(key, kinds, n=1)
-            raise ValueError(f"{name} has no parameter {key!r}{f'; did you mean {near[0]}?' if near else ''}")
+            raise UserError(f"{name} has no parameter {key!r}{f'; did you mean {near[0]}?' if near else ''}")
         values[key] = _parse(f"{name}.{key}", kinds[key], text)
     rule: BuiltIn = RULES[name](**values)
     return rule
@@ -403,7 +405,7 @@ def _parse(what: str, kind: str, text: str) -> Any:
             return [part.strip() for part in text.split(",") if part.strip()]
         return {"float": float, "int": int, "str": str}[kind](text)
     except (ValueError, KeyError):
-        raise ValueError(f"{what} must be a {kind}, got {text!r}") from None
+        raise UserError(f"{what} must be a {kind}, got {text!r}") from None
 
 
 def _chosen(step: Step, collections: Iterable[str], patterns: list[str]) -> list[str]:

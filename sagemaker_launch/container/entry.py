@@ -21,6 +21,7 @@ from pytorch_lightning.utilities import rank_zero_only
 
 from experiments.cli import quiet_libraries
 from experiments.config import RunConfig, load_config, to_public
+from experiments.errors import UserError
 from experiments.logger import RunFolderLogger
 from experiments.run_folder import RunFolder, environment_tags
 from experiments.train import CHECKPOINT_FOLDER, score_and_export, train
@@ -132,7 +133,7 @@ def job_config(job: Job, scratch: Path) -> RunConfig:
     """The config that was sent, with the places and devices of this machine.
 
     Raises:
-        ValueError: for an unknown field, a value that its field refuses, or a channel that is missing.
+        UserError: for an unknown field, a value that its field refuses, or a channel that is missing.
     """
     values: dict[str, object] = {**decode(job.hyperparameters)}
     values |= {
@@ -154,10 +155,10 @@ def photo_folder(channel: Path, target: Path) -> Path:
     """Where the class folders are: the channel itself, or links that give content-addressed files their names back.
 
     Raises:
-        ValueError: if the channel is missing.
+        UserError: if the channel is missing.
     """
     if not channel.is_dir():
-        raise ValueError(f"the job must have a channel {PHOTOS!r}, got none at {channel}")
+        raise UserError(f"the job must have a channel {PHOTOS!r}, got none at {channel}")
     index = next(channel.glob(INDEX_FILES), None)
     if index is None:
         return channel

@@ -13,6 +13,7 @@ import pytest
 from moto import mock_aws
 
 from experiments.config import load_config
+from experiments.errors import UserError
 from sagemaker_launch.container.entry import photo_folder
 from sagemaker_launch.settings import CloudSettings, load_cloud
 from sagemaker_launch.shipping import make_shipment, s3_root
@@ -146,5 +147,5 @@ def test_downloaded_weights_are_refused_where_a_job_has_no_network(photos: Path)
 
 def test_weights_that_are_missing_are_named(photos: Path) -> None:
     config = load_config(None, {"data.name": "folder", "data.root": photos, "model.weights": "none.pth"})
-    with pytest.raises(FileNotFoundError, match=r"model\.weights must be imagenet, none or a file, got 'none\.pth'"):
+    with pytest.raises(UserError, match=r"model\.weights must be imagenet, none or a file, got 'none\.pth'"):
         make_shipment(SETTINGS, config)

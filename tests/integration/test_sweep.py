@@ -22,7 +22,7 @@ from optuna.trial import TrialState
 from experiments import sweep
 from experiments.cli import parse_overrides
 from experiments.config import RunConfig, load_config, override, tracking_uri
-from experiments.errors import InterruptedRunError, SweepError, TrackingError
+from experiments.errors import InterruptedRunError, SweepError, TrackingError, UserError
 from experiments.interrupts import Watch
 from experiments.logger import RunFolderLogger
 from experiments.run_folder import RunFolder
@@ -154,7 +154,7 @@ def test_three_equal_failures_at_the_start_stop_the_sweep(config: RunConfig, tmp
 
 
 def test_what_no_trial_can_open_ends_the_sweep_before_the_first(config: RunConfig) -> None:
-    with pytest.raises(FileNotFoundError, match=r"model\.weights must be imagenet, none or an existing file"):
+    with pytest.raises(UserError, match=r"model\.weights must be imagenet, none or an existing file"):
         sweep.run_sweep(override(config, {"model.weights": "/nowhere/weights.pth"}))
     assert load_study(config, "tiny").trials == []
 

@@ -6,7 +6,9 @@ import argparse
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,16 @@ import pytest
 from experiments import cli
 from experiments.cli import main, parse_overrides
 from experiments.config import RunConfig, field_names
-from experiments.errors import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE
+from experiments.errors import (
+    EXIT_DONE,
+    EXIT_FAILED,
+    EXIT_INTERRUPTED,
+    EXIT_USAGE,
+    CommandError,
+    TrackingError,
+    UserError,
+)
+from lightning_modules.inference import BadExportError
 from tests.conftest import REPOSITORY
 
 COMMANDS = ("sweep", "train", "evaluate", "predict", "report", "ui")
@@ -187,31 +198,59 @@ def test_overrides_reach_the_command_as_typed(monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.parametrize(
-    "error",
+    ("error", "code"),
     [
-        ValueError("data.root must exist"),
-        FileNotFoundError(2, "No such file or directory", "photo.jpg"),
-        PermissionError(13, "Permission denied", "/root/runs"),
-        NotADirectoryError(20, "Not a directory", "LICENSE/runs"),
-        OSError(28, "No space left on device"),
+        (UserError("data.root must exist"), EXIT_USAGE),
+        (CommandError("2 of 3 photos can't be read"), EXIT_FAILED),
+        (TrackingError("MLflow is away"), EXIT_FAILED),
+        (BadExportError("the export is damaged"), EXIT_FAILED),
     ],
-    ids=lambda error: type(error).__name__,
+    ids=lambda value: type(value).__name__,
 )
-def test_what_a_user_can_mend_is_one_line_and_exit_code_1(
-    error: Exception, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("wants_traceback", [False, True])
+def test_an_error_of_ours_is_one_line(
+    error: Exception,
+    code: int,
+    wants_traceback: bool,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def fail(*_: object) -> None:
         raise error
 
     monkeypatch.setattr(cli, "_report", fail)
+    assert main(["report", "digits", *(["--traceback"] if wants_traceback else [])]) == code
+    said = capsys.readouterr().err
+    assert said.endswith(f"error: {error}\n")
+    assert said.startswith("Traceback" if wants_traceback else "error: ")
+
+
+@pytest.mark.parametrize(
+    "fail",
+    [
+        lambda *_: {}["missing"],
+        lambda *_: [a for a, b in [[1]]],
+        lambda *_: (_ for _ in ()).throw(FileNotFoundError(2, "No such file or directory", "photo.jpg")),
+    ],
+    ids=["KeyError", "ValueError", "OSError"],
+)
+def test_any_other_error_is_a_bug_with_its_traceback_and_a_log(
+    fail: Callable[..., object],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(sys, "argv", ["experiments", "--sweep.storage", "postgresql://me:hush@host/db"])
+    monkeypatch.setattr(cli, "_report", fail)
     assert main(["report", "digits"]) == EXIT_FAILED
-    assert capsys.readouterr().err == f"error: {error}\n"
-
-
-def test_a_mistake_of_ours_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cli, "_report", lambda *_: {}["missing"])
-    with pytest.raises(KeyError):
-        main(["report", "digits"])
+    said = capsys.readouterr().err
+    assert said.startswith("Traceback")
+    assert "this is a bug in this program" in said
+    [log] = tmp_path.iterdir()
+    assert str(log) in said
+    text = log.read_text()
+    assert "Traceback" in text and "hush" not in text and sys.version.split()[0] in text
 
 
 def test_an_interrupt_is_exit_code_130(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

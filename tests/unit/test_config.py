@@ -28,6 +28,7 @@ from experiments.config import (
     to_public,
     to_yaml,
 )
+from experiments.errors import UserError
 from experiments.search_space import check_against, load_search_space
 from tests.conftest import REPOSITORY
 
@@ -352,7 +353,7 @@ def test_a_preset_that_is_no_mapping_is_refused(tmp_path: Path) -> None:
     preset.write_text("a: [")
     with pytest.raises(ValueError, match="is not YAML"):
         load_config(preset)
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(UserError):
         load_config(tmp_path / "absent.yaml")
 
 

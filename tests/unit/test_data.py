@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from experiments.errors import UserError
 from lightning_modules import folders
 from lightning_modules.data import (
     IGNORED_LABEL,
@@ -128,10 +129,10 @@ def test_no_test_folder_means_no_test_split(root: Path) -> None:
 
 
 def test_missing_root_and_missing_train_are_named(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"data\.root must be a folder .*absent"):
+    with pytest.raises(UserError, match=r"data\.root must be a folder .*absent"):
         scan(tmp_path / "absent")
     (tmp_path / "photos" / "valid").mkdir(parents=True)
-    with pytest.raises(FileNotFoundError, match=r"data\.root .*photos must have a folder 'train'"):
+    with pytest.raises(UserError, match=r"data\.root .*photos must have a folder 'train'"):
         scan(tmp_path / "photos")
 
 

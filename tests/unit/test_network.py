@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torchvision import models
 
+from experiments.errors import UserError
 from lightning_modules.inference import build_network
 from lightning_modules.network import classifier_names, create_network, find_head, trainable_modules
 
@@ -272,7 +273,7 @@ def test_weights_of_another_family_are_refused(state: dict[str, Tensor], tmp_pat
 @pytest.mark.parametrize("name", ["absent.pth", "absent.safetensors", ".", ""])
 def test_missing_weights_file_is_named(name: str, tmp_path: Path) -> None:
     path = str(tmp_path / name) if name else ""
-    with pytest.raises(FileNotFoundError, match=r"model\.weights must be imagenet, none or an existing file, got '"):
+    with pytest.raises(UserError, match=r"model\.weights must be imagenet, none or an existing file, got '"):
         create_network(BACKBONE, 3, weights=path)
 
 
@@ -334,7 +335,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_imagenet_without_a_network_says_what_to_place_where(hub: Path) -> None:
     url = models.get_model_weights(BACKBONE).DEFAULT.url
-    with pytest.raises(FileNotFoundError) as caught:
+    with pytest.raises(UserError) as caught:
         create_network(BACKBONE, 3, weights="imagenet")
     message = str(caught.value)
     assert url in message

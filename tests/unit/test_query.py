@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from experiments.errors import UserError
 from sagemaker_launch import query
 from sagemaker_launch.photo_grid import MAX_PHOTOS, photo_grid
 from sagemaker_launch.query import (
@@ -145,7 +146,7 @@ def test_the_content_type_is_what_the_bytes_are_not_what_the_name_says(
 
 
 def test_what_is_not_there_is_refused_by_name(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"PHOTO must be a file or a folder, got .*nowhere"):
+    with pytest.raises(UserError, match=r"PHOTO must be a file or a folder, got .*nowhere"):
         list(find_photos([tmp_path / "nowhere"]))
 
 

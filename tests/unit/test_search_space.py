@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from experiments.config import RunConfig, field_names, override, to_flat
+from experiments.errors import UserError
 from experiments.search_space import (
     NOT_TUNABLE,
     ChoiceRange,
@@ -116,7 +117,7 @@ def test_more_than_thirty_choices_or_fields_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_file_that_is_missing_is_named(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"absent\.yaml"):
+    with pytest.raises(UserError, match=r"absent\.yaml"):
         load_search_space(tmp_path / "absent.yaml")
 
 
