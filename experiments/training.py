@@ -17,6 +17,7 @@ from experiments.config import RunConfig, override, to_flat, to_public
 from experiments.errors import InterruptedRunError, TrackingError, UserError
 from experiments.interrupts import Interrupts, Watch
 from experiments.logger import RunFolderLogger
+from experiments.preflight import check_training
 from experiments.progress import EpochProgress
 from experiments.publisher import Publisher
 from experiments.run_folder import LOCAL, Outcome, RunFolder, environment_tags
@@ -87,6 +88,7 @@ def train_run(
     """
     if int(os.environ.get("LOCAL_RANK", 0)):  # set by Lightning
         _train_along(config)
+    check_training(config)
     folder, lock = _claim_folder(place)
     os.environ[RUN_FOLDER] = str(folder.path)
     with lock, Interrupts() as interrupts:
