@@ -141,14 +141,11 @@ def _sweep(config: RunConfig, arguments: argparse.Namespace) -> None:
     result = run_sweep(config, more=arguments.more)
     metric = config.sweep.metric
     print(f"\nstudy {result.study.study_name}: {len(result.study.get_trials(deepcopy=False))} trials")
-    if result.best is None:
-        print("no trial is complete")
-    else:
-        print(f"best trial {result.best.number}: {metric} {result.best.value:.4f}, ", end="")
-        print(f"val_accuracy {result.best.user_attrs['val_accuracy']:.4f}")
-        for name, value in result.best.params.items():
-            print(f"  {name}: {value}")
-        print(f"model:  {result.folder / 'trials' / f'{result.best.number:04d}' / 'export'}")
+    print(f"best trial {result.best.number}: {metric} {result.best.value:.4f}, ", end="")
+    print(f"val_accuracy {result.best.user_attrs['val_accuracy']:.4f}")
+    for name, value in result.best.params.items():
+        print(f"  {name}: {value}")
+    print(f"model:  {result.folder / 'trials' / f'{result.best.number:04d}' / 'export'}")
     print(f"report: {result.report}")
     print(f"runs:   MLflow experiment '{config.tracking.experiment}' in {public_url(tracking_uri(config))}")
     print(f"look:   {_ui_command(config)}")
@@ -272,7 +269,7 @@ def _add_commands(commands: Any) -> None:
         type=_number(0),
         default=0,
         metavar="N",
-        help="add N trials to a study that has all its trials",
+        help="add N trials to those that have finished; an interrupted addition is completed first",
     )
     train = add("train", _train, "Train one model, score it on the test split and register it.")
     train.add_argument("--from-best", metavar="STUDY", help="with the settings of the study's best trial")

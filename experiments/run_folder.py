@@ -83,12 +83,14 @@ class RunFolder:
         params: Mapping[str, object],
         tags: Mapping[str, str],
         *,
+        study: Mapping[str, Any] | None = None,
         key: str | None = None,
         started_ms: int | None = None,
     ) -> None:
         """Note what the run is.
 
         Args:
+            study: the identity of the study that a trial belongs to.
             key: what MLflow's run is found by; by default a random one.
             started_ms: when it began; by default now.
         """
@@ -100,6 +102,7 @@ class RunFolder:
                 "started_ms": started_ms or now_ms(),
                 "params": {key: str(value) for key, value in params.items()},
                 "tags": dict(tags),
+                "study": study,
                 "outcome": None,
             },
         )

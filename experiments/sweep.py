@@ -10,7 +10,6 @@ import contextlib
 import logging
 import multiprocessing
 import os
-import re
 import shutil
 import signal
 import sys
@@ -26,26 +25,31 @@ import torch
 from filelock import FileLock
 from optuna.trial import FrozenTrial, TrialState
 
-from experiments.config import RunConfig, override, require, to_public
+from experiments.config import RunConfig, override, to_public
 from experiments.console import say
 from experiments.errors import InterruptedRunError, SweepError, TrackingError, UserError
 from experiments.figures import study_figures
+from experiments.identity import Photos, StudyIdentity
 from experiments.inputs import forget_opened, open_data_once, open_inputs_once, uses_features
 from experiments.interrupts import Interrupts, Watch
 from experiments.logger import RunFolderLogger
 from experiments.pictures import draw
 from experiments.population import PopulationRun, together, train_population
+from experiments.preflight import check_sweep
 from experiments.progress import EpochProgress, SweepProgress
 from experiments.pruning import PruningCallback
 from experiments.publisher import Publisher, die_with_parent
 from experiments.report import report_studies
 from experiments.run_folder import LOCAL, Outcome, RunFolder, environment_tags
-from experiments.search_space import SEARCHED, SearchSpace, check_against, load_search_space
+from experiments.search_space import SEARCHED, SearchSpace, load_search_space
 from experiments.study import (
     Claim,
     NothingToClaim,
     best_trial,
     claim,
+    count_failed,
+    count_finished,
+    load_study,
     open_study,
     study_folder,
     trial_folder,
@@ -64,7 +68,7 @@ class SweepResult:
     """A finished (or timed-out) sweep."""
 
     study: optuna.Study
-    best: FrozenTrial | None
+    best: FrozenTrial
     folder: Path
     report: Path
 
@@ -77,22 +81,19 @@ def run_sweep(config: RunConfig, *, more: int = 0) -> SweepResult:
 
     Raises:
         UserError: for a config that no sweep can use.
-        SweepError: if the trials all fail, or the workers keep dying.
+        SweepError: if no trial completes, more than `sweep.max_failures` fail, or the workers keep dying.
         TrackingError: if MLflow stays away; nothing is lost.
         InterruptedRunError: after Ctrl-C.
     """
     if config.search is None:
         raise UserError("search must name a search-space YAML such as conf/search/head.yaml, got None")
-    require(
-        config.trainer.devices == 1,
-        "trainer.devices",
-        "be 1 in a sweep (use sweep.workers)",
-        config.trainer.devices,
-    )
     space = load_search_space(config.search)
-    check_against(space, config)
-    study, target = open_study(config, space, more=more)
+    check_sweep(config, space)
     forget_opened()
+    photos = Photos.of(open_data_once(config))
+    study, target = open_study(config, space, photos, more=more)
+    identity = StudyIdentity.of(config, space, photos)
+    max_failed = count_failed(study) + config.sweep.max_failures
     parent = RunFolder(study_folder(config) / "study")
     if not parent.exists:
         fixed = {name: value for name, value in to_public(config).items() if name not in space}
@@ -106,13 +107,17 @@ def run_sweep(config: RunConfig, *, more: int = 0) -> SweepResult:
     with Interrupts() as interrupts, publishing as publisher:
         if config.sweep.workers == 1:
             open_inputs_once(config)  # while the publisher comes up
-        progress = SweepProgress(target, _finished(study))
+        watches = [Watch(interrupts.raise_if_requested), Watch(publisher.check)]
+        job = _Job(config, space, identity, study, target, max_failed, deadline, watches)
+        progress = SweepProgress(target, count_finished(study))
         try:
             if config.sweep.workers == 1:
-                watches = [Watch(interrupts.raise_if_requested), Watch(publisher.check)]
-                _work(_Job(config, space, study, target, deadline, watches), interrupts, progress)
+                _work(job, interrupts, progress)
             else:
-                _supervise(config, study, target, deadline, interrupts, progress, publisher)
+                _supervise(job, interrupts, progress, publisher)
+        except SweepError as error:
+            parent.finish(Outcome("FAIL", reason=str(error)))
+            raise
         finally:
             progress.close()
         with FileLock(study_folder(config) / "conclude.lock"):  # two sweeps on one study end at the same time
@@ -125,8 +130,12 @@ class _Job:
 
     config: RunConfig
     space: SearchSpace
+    identity: StudyIdentity
     study: optuna.Study
     target: int
+    """Finished trials that the study ends with."""
+    max_failed: int
+    """Failed trials that the study may have."""
     deadline: float
     watches: Sequence[Watch]
     """What may stop training between two batches."""
@@ -139,12 +148,11 @@ class _Job:
 
 def _work(job: _Job, interrupts: Interrupts, progress: SweepProgress | None = None) -> None:
     """Claim and run trials until there is nothing left to do."""
-    reasons: list[str] = []
     waiting_for: tuple[str, ...] = ()
     while True:
         interrupts.raise_if_requested()
         if progress is not None:
-            progress.update(_finished(job.study), _best_text(job.study))
+            progress.update(count_finished(job.study), _best_text(job.study))
         claims: list[Claim] = []
         while len(claims) < job.config.sweep.population:
             claimed = claim(job.study, job.config, job.space, job.target, new=time.monotonic() < job.deadline)
@@ -162,9 +170,8 @@ def _work(job: _Job, interrupts: Interrupts, progress: SweepProgress | None = No
             continue
         try:
             for outcome in _run_trials(job, claims):
-                reasons.append(f"{outcome.state} {re.sub(r'[0-9.e+-]+', '#', outcome.reason)}")
-                if len(reasons) == 3 and outcome.state == "FAIL" and len(set(reasons)) == 1:
-                    raise SweepError(f"the first three trials all failed for the same reason: {outcome.reason}")
+                if outcome.state == "FAIL":
+                    _check_failures(job)
         finally:
             for one in claims:
                 one.lock.release()
@@ -176,10 +183,13 @@ def _run_trials(job: _Job, claims: Sequence[Claim]) -> Iterator[Outcome]:
     by_folder = {claimed.folder.path: claimed for claimed in claims}
     for claimed in claims:
         config, folder = override(job.config, claimed.point), claimed.folder
-        if not folder.exists:
+        if folder.exists:
+            job.identity.check_trial(folder, config)
+        else:
             tags = {"study": job.config.sweep.study_name, "trial": str(claimed.trial.number)}
             tags |= {**LOCAL, **environment_tags()}
-            folder.start(f"trial {claimed.trial.number:04d}", to_public(config), tags)
+            study = job.identity.to_dict()
+            folder.start(f"trial {claimed.trial.number:04d}", to_public(config), tags, study=study)
         if len(claims) > 1 and folder.outcome is None and uses_features(config):
             run = PopulationRun(config, folder, PruningCallback(claimed.trial, job.config.sweep.metric).report)
             fresh.setdefault(together(config), []).append(run)
@@ -191,6 +201,18 @@ def _run_trials(job: _Job, claims: Sequence[Claim]) -> Iterator[Outcome]:
         for run, outcome in train_population(runs, check=job.check):
             run.folder.finish(outcome)
             yield _tell(job, by_folder[run.folder.path])
+
+
+def _check_failures(job: _Job) -> None:
+    """End a sweep whose trials keep failing."""
+    failed = job.study.get_trials(deepcopy=False, states=[TrialState.FAIL])
+    if len(failed) > job.max_failed:
+        allowed, last = job.config.sweep.max_failures, failed[-1]
+        raise SweepError(
+            f"{allowed + 1} trials failed, and sweep.max_failures is {allowed}; the last one, trial {last.number}: "
+            f"{last.user_attrs.get('failure_reason', 'no reason was noted')}. Finished trials are kept: remove the "
+            "cause, then the same command continues"
+        )
 
 
 def _tell(job: _Job, claimed: Claim) -> Outcome:
@@ -262,6 +284,11 @@ def _conclude(config: RunConfig, study: optuna.Study, parent: RunFolder) -> Swee
     # The same names as a run's, so that a search stands beside its trials; it has no course of its own.
     found = {f"{BEST}{name}": best.user_attrs[name] for name in OBJECTIVES} if best else {}
     parent.finish(Outcome("COMPLETE", best.value if best else None, found))
+    if best is None:
+        raise SweepError(
+            f"no trial of study {study.study_name!r} is complete: {count_finished(study)} pruned, "
+            f"{count_failed(study)} failed. See {report}"
+        )
     return SweepResult(study, best, study_folder(config), report)
 
 
@@ -283,24 +310,17 @@ def _export(config: RunConfig, study: optuna.Study, best: FrozenTrial) -> None:
 # Several workers
 
 
-def _supervise(
-    config: RunConfig,
-    study: optuna.Study,
-    target: int,
-    deadline: float,
-    interrupts: Interrupts,
-    progress: SweepProgress,
-    publisher: Publisher,
-) -> None:
+def _supervise(job: _Job, interrupts: Interrupts, progress: SweepProgress, publisher: Publisher) -> None:
     """Keep `sweep.workers` processes at work; one that dies is replaced, and its trial goes on."""
     context = multiprocessing.get_context("spawn")  # CUDA and threads do not survive a fork
-    finished, crashes = _finished(study), 0
+    config, study = job.config, job.study
+    finished, crashes = count_finished(study), 0
 
     def start(index: int) -> BaseProcess:
-        seconds = deadline - time.monotonic()
+        seconds = job.deadline - time.monotonic()
         process = context.Process(
             target=_worker_main,
-            args=(config, target, seconds, index),
+            args=(config, dict(job.space), job.identity, job.target, job.max_failed, seconds, index),
             name=f"worker-{index}",
         )
         if gpus := torch.cuda.device_count():
@@ -314,7 +334,7 @@ def _supervise(
             if interrupts.requested:
                 raise InterruptedRunError
             time.sleep(POLL_SECONDS)
-            progress.update(_finished(study), _best_text(study))
+            progress.update(count_finished(study), _best_text(study))
             publisher.check()
             for index, process in list(workers.items()):
                 if process.is_alive():
@@ -323,9 +343,10 @@ def _supervise(
                 if process.exitcode == 0:
                     continue
                 if process.exitcode == _EXIT_SWEEP_ERROR:
+                    _check_failures(job)
                     raise SweepError(f"worker {index} gave up: see {_worker_log(config, index)}")
-                crashes = 1 if _finished(study) > finished else crashes + 1
-                finished = _finished(study)
+                crashes = 1 if count_finished(study) > finished else crashes + 1
+                finished = count_finished(study)
                 if crashes > MAX_CRASHES:
                     raise SweepError(f"workers keep dying: see {_worker_log(config, index)}")
                 say(f"worker {index} died ({_death(process.exitcode)}); another one goes on with its trial")
@@ -337,7 +358,15 @@ def _supervise(
 _EXIT_SWEEP_ERROR = 3
 
 
-def _worker_main(config: RunConfig, target: int, seconds: float, index: int) -> None:
+def _worker_main(
+    config: RunConfig,
+    space: SearchSpace,
+    identity: StudyIdentity,
+    target: int,
+    max_failed: int,
+    seconds: float,
+    index: int,
+) -> None:
     """A worker process: its share of the cores or one GPU, and a log file of its own."""
     log = _worker_log(config, index).open("a", buffering=1)
     os.dup2(log.fileno(), sys.stdout.fileno())
@@ -346,11 +375,10 @@ def _worker_main(config: RunConfig, target: int, seconds: float, index: int) -> 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the supervisor says what it means
     die_with_parent()
     _pin(index, config.sweep.workers)
-    assert config.search is not None
-    space = load_search_space(config.search)
-    study, _ = open_study(config, space)
+    study, deadline = load_study(config, config.sweep.study_name), time.monotonic() + seconds
     with Interrupts([signal.SIGTERM]) as interrupts:
-        job = _Job(config, space, study, target, time.monotonic() + seconds, [Watch(interrupts.raise_if_requested)])
+        watches = [Watch(interrupts.raise_if_requested)]
+        job = _Job(config, space, identity, study, target, max_failed, deadline, watches)
         try:
             _work(job, interrupts)
         except InterruptedRunError:
@@ -387,10 +415,6 @@ def _worker_log(config: RunConfig, index: int) -> Path:
 
 def _death(exit_code: int | None) -> str:
     return f"signal {-exit_code}" if exit_code is not None and exit_code < 0 else f"exit code {exit_code}"
-
-
-def _finished(study: optuna.Study) -> int:
-    return sum(trial.state.is_finished() for trial in study.get_trials(deepcopy=False))
 
 
 def _value(trial: FrozenTrial) -> float:

@@ -136,7 +136,7 @@ def test_a_failed_trial_has_its_reason_and_the_sweep_goes_on(
     train = sweep.train
     monkeypatch.setattr(sweep, "train", failing)
     sweep.run_sweep(config)
-    check_whole(config, 3)
+    check_whole(config, 4)  # another trial takes the place of the failed one
     failed = load_study(config, "tiny").trials[1]
     assert failed.state == TrialState.FAIL
     assert failed.user_attrs["failure_reason"] == "RuntimeError: CUDA out of memory. Tried to allocate 2.00 GiB"
@@ -144,19 +144,40 @@ def test_a_failed_trial_has_its_reason_and_the_sweep_goes_on(
     assert "out of memory" in run.data.tags["failure_reason"]
 
 
-def test_three_equal_failures_at_the_start_stop_the_sweep(config: RunConfig, tmp_path: Path) -> None:
-    search = tmp_path / "diverging.yaml"
-    search.write_text("optimizer.learning_rate: {type: float, low: 1.0e+36, high: 1.0e+37, log: true}")
-    broken = override(config, {"optimizer.name": "sgd", "search": search, "sweep.n_trials": 9})
-    with pytest.raises(SweepError, match=r"first three trials all failed.*val_loss is"):
-        sweep.run_sweep(broken)
-    assert len(load_study(config, "tiny").trials) == 3
+def test_trials_that_keep_failing_end_the_sweep_and_lock_nothing(
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("this machine is on fire")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(sweep, "train", fail)
+        with pytest.raises(SweepError, match=r"2 trials failed, and sweep\.max_failures is 1.*trial 1: .*on fire"):
+            sweep.run_sweep(override(config, {"sweep.max_failures": 1}))
+    assert [trial.state.name for trial in load_study(config, "tiny").trials] == ["FAIL", "FAIL"]
+    assert {run.info.status for run in runs_of(config)} == {"FAILED"}
+    sweep.run_sweep(override(config, {"model.label_smoothing": 0.1}))  # whatever the correction is
+    assert [trial.state.name for trial in load_study(config, "tiny").trials] == ["COMPLETE"] * 3
+
+
+def test_workers_whose_trials_keep_failing_end_the_sweep_too(config: RunConfig) -> None:
+    small = {"data.cache": "features", "data.cache_max_gb": 1e-9, "sweep.workers": 2, "sweep.max_failures": 1}
+    with pytest.raises(SweepError, match=r"2 trials failed, and sweep\.max_failures is 1.*CacheTooSmallError"):
+        sweep.run_sweep(override(config, small))
+    failed = [trial.state.name for trial in load_study(config, "tiny").trials]
+    assert failed.count("FAIL") in (2, 3), "each worker may have been at one"
+
+
+def test_a_sweep_without_a_complete_trial_fails(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(optuna.trial.Trial, "should_prune", lambda trial: True)
+    with pytest.raises(SweepError, match=r"no trial of study 'tiny' is complete: 3 pruned, 0 failed\. See .*report"):
+        sweep.run_sweep(config)
 
 
 def test_what_no_trial_can_open_ends_the_sweep_before_the_first(config: RunConfig) -> None:
     with pytest.raises(UserError, match=r"model\.weights must be imagenet, none or an existing file"):
         sweep.run_sweep(override(config, {"model.weights": "/nowhere/weights.pth"}))
-    assert load_study(config, "tiny").trials == []
+    assert not study_folder(config).exists()
 
 
 def test_an_interrupted_sweep_goes_on_from_the_checkpoint(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -235,8 +256,9 @@ def test_a_publisher_that_keeps_dying_ends_the_sweep_and_loses_nothing(
 
 def test_a_tracking_server_that_never_answers_ends_the_sweep_with_a_plain_error(config: RunConfig) -> None:
     away = {"tracking.uri": "http://127.0.0.1:1", "tracking.flush_timeout_seconds": 1.0}
-    with pytest.raises(TrackingError, match=r"tracking\.uri http://127\.0\.0\.1:1 does not take the run"):
+    with pytest.raises(UserError, match=r"tracking\.uri must be an MLflow server .* got http://127\.0\.0\.1:1"):
         sweep.run_sweep(override(config, away))
+    assert not study_folder(config).exists()
     sweep.run_sweep(config)
     check_whole(config, 3)
 
@@ -304,8 +326,8 @@ def test_pruned_and_failed_members_leave_the_population(config: RunConfig, monke
     monkeypatch.setattr(optuna.trial.Trial, "should_prune", lambda trial: trial.number == 1)
     result = sweep.run_sweep(override(config, {"sweep.population": 4, "sweep.n_trials": 4}))
     states = [trial.state.name for trial in result.study.trials]
-    assert states == ["COMPLETE", "PRUNED", "FAIL", "COMPLETE"]
-    assert [len(trial.intermediate_values) for trial in result.study.trials] == [3, 1, 1, 3]
+    assert states == ["COMPLETE", "PRUNED", "FAIL", "COMPLETE", "COMPLETE"]
+    assert [len(trial.intermediate_values) for trial in result.study.trials] == [3, 1, 1, 3, 3]
     assert "val_loss is nan after epoch 2" in result.study.trials[2].user_attrs["failure_reason"]
 
 
