@@ -36,7 +36,7 @@ from experiments.logger import RunFolderLogger
 from experiments.pictures import draw
 from experiments.population import PopulationRun, together, train_population
 from experiments.progress import EpochProgress, SweepProgress
-from experiments.pruning import PruningCallback
+from experiments.pruning import PruningCallback, stored_decision
 from experiments.publisher import Publisher, die_with_parent
 from experiments.report import report_studies
 from experiments.run_folder import LOCAL, Outcome, RunFolder, environment_tags
@@ -180,6 +180,8 @@ def _run_trials(job: _Job, claims: Sequence[Claim]) -> Iterator[Outcome]:
             tags = {"study": job.config.sweep.study_name, "trial": str(claimed.trial.number)}
             tags |= {**LOCAL, **environment_tags()}
             folder.start(f"trial {claimed.trial.number:04d}", to_public(config), tags)
+        if folder.outcome is None and (pruned := _pruned(claimed)):
+            folder.finish(pruned)
         if len(claims) > 1 and folder.outcome is None and uses_features(config):
             run = PopulationRun(config, folder, PruningCallback(claimed.trial, job.config.sweep.metric).report)
             fresh.setdefault(together(config), []).append(run)
@@ -203,7 +205,7 @@ def _tell(job: _Job, claimed: Claim) -> Outcome:
         trial.set_user_attr("failure_reason", outcome.reason)
     values = outcome.value if outcome.state == "COMPLETE" else None
     job.study.tell(trial, values, state=TrialState[outcome.state])
-    _tidy(job.config, job.study, trial.number)
+    _tidy(job.config, job.study)
     return outcome
 
 
@@ -221,10 +223,10 @@ def _attempt(job: _Job, claimed: Claim) -> Outcome:
         )
         result.validation.save(folder.scores)
     except optuna.TrialPruned:
-        frozen = job.study.get_trials(deepcopy=False)[trial.number]
-        last = max(frozen.intermediate_values)
-        say(f"{name}: pruned after epoch {last}")
-        return Outcome("PRUNED", frozen.intermediate_values[last], reason=f"pruned after epoch {last}")
+        pruned = _pruned(claimed)
+        assert pruned is not None, "the decision is stored before the trial is stopped"
+        say(f"{name}: {pruned.reason}")
+        return pruned
     except (InterruptedRunError, TrackingError):
         raise
     except Exception as error:
@@ -236,18 +238,27 @@ def _attempt(job: _Job, claimed: Claim) -> Outcome:
     return Outcome("COMPLETE", result.metrics[metric], dict(result.metrics))
 
 
-def _tidy(config: RunConfig, study: optuna.Study, number: int) -> None:
+def _pruned(claimed: Claim) -> Outcome | None:
+    """The outcome of a trial that the pruner has decided to stop, maybe before a kill."""
+    decision = stored_decision(claimed.trial)
+    if decision is None or not decision.stop:
+        return None
+    value = claimed.trial.storage.get_trial(claimed.trial._trial_id).intermediate_values[decision.epoch]
+    return Outcome("PRUNED", value, reason=f"pruned after epoch {decision.epoch}")
+
+
+def _tidy(config: RunConfig, study: optuna.Study) -> None:
     """Keep the checkpoints of no finished trial but the best one, whose model the sweep ends with."""
     best = best_trial(study)
-    trials = study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
-    for one in [number, *(trial.number for trial in trials)]:
-        checkpoints = trial_folder(config, one).path / CHECKPOINT_FOLDER
-        if (best is None or one != best.number) and checkpoints.is_dir():
+    for trial in study.get_trials(deepcopy=False):
+        checkpoints = trial_folder(config, trial.number).path / CHECKPOINT_FOLDER
+        if trial.state.is_finished() and (best is None or trial.number != best.number) and checkpoints.is_dir():
             shutil.rmtree(checkpoints, ignore_errors=True)  # another worker may be at it too
 
 
 def _conclude(config: RunConfig, study: optuna.Study, parent: RunFolder) -> SweepResult:
     """Export the best model, draw the study and write its report."""
+    _tidy(config, study)  # a kill may have come between a trial's end and this
     best = best_trial(study)
     if best is not None:
         _export(config, study, best)

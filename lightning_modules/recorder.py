@@ -46,7 +46,7 @@ class Recorder(Callback):
         folder: gets the recording and the findings; one that is there is gone on with after a restart.
         detail: light samples every 50th step, and of the activations those behind ReLUs and those of the head; full
             every 10th step, all layers.
-        on_finding: told once of each rule that is broken, on the first of all processes; may raise to end the run.
+        on_finding: told once of each rule that is broken, on the first of all processes.
         stop: end training, after a validation, when a rule is broken.
     """
 
