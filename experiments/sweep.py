@@ -24,6 +24,7 @@ from pathlib import Path
 import optuna
 import torch
 from filelock import FileLock
+from optuna.exceptions import StorageInternalError
 from optuna.trial import FrozenTrial, TrialState
 
 from experiments.config import RunConfig, override, require, to_public
@@ -46,6 +47,7 @@ from experiments.study import (
     NothingToClaim,
     best_trial,
     claim,
+    copy_in_time,
     open_study,
     study_folder,
     trial_folder,
@@ -55,6 +57,10 @@ from lightning_modules.metrics import BEST, OBJECTIVES
 
 POLL_SECONDS = 0.5
 """How often a worker looks whether somebody else's trial has ended."""
+STORAGE_SECONDS = 2.0
+"""How long a sweep that is interrupted waits for the study's storage."""
+STOP_SECONDS = 5.0
+"""How long all workers together have to end their batch once the sweep stops."""
 MAX_CRASHES = 3
 """Workers that may die in a row, without a trial finishing, before the sweep gives up."""
 
@@ -104,15 +110,18 @@ def run_sweep(config: RunConfig, *, more: int = 0) -> SweepResult:
     here = study_folder(config)
     publishing = Publisher(config, here / "trials" / "*", lock=here / "publisher.lock", parent=parent.path)
     with Interrupts() as interrupts, publishing as publisher:
-        if config.sweep.workers == 1:
-            open_inputs_once(config)  # while the publisher comes up
         progress = SweepProgress(target, _finished(study))
         try:
             if config.sweep.workers == 1:
+                open_inputs_once(config)  # while the publisher comes up
                 watches = [Watch(interrupts.raise_if_requested), Watch(publisher.check)]
                 _work(_Job(config, space, study, target, deadline, watches), interrupts, progress)
             else:
                 _supervise(config, study, target, deadline, interrupts, progress, publisher)
+        except (InterruptedRunError, StorageInternalError) as error:
+            if isinstance(error, StorageInternalError) and not interrupts.requested:
+                raise
+            raise InterruptedRunError(_conclude_so_far(config, study, target)) from error
         finally:
             progress.close()
         with FileLock(study_folder(config) / "conclude.lock"):  # two sweeps on one study end at the same time
@@ -227,8 +236,8 @@ def _attempt(job: _Job, claimed: Claim) -> Outcome:
         assert pruned is not None, "the decision is stored before the trial is stopped"
         say(f"{name}: {pruned.reason}")
         return pruned
-    except (InterruptedRunError, TrackingError):
-        raise
+    except (InterruptedRunError, TrackingError, StorageInternalError):
+        raise  # no fault of the trial: it goes on later
     except Exception as error:
         folder.artifacts.mkdir(exist_ok=True)
         (folder.artifacts / "error.txt").write_text(traceback.format_exc())
@@ -274,6 +283,22 @@ def _conclude(config: RunConfig, study: optuna.Study, parent: RunFolder) -> Swee
     found = {f"{BEST}{name}": best.user_attrs[name] for name in OBJECTIVES} if best else {}
     parent.finish(Outcome("COMPLETE", best.value if best else None, found))
     return SweepResult(study, best, study_folder(config), report)
+
+
+def _conclude_so_far(config: RunConfig, study: optuna.Study, target: int) -> str:
+    """Export the best model of a study that is interrupted, write its report, and say so."""
+    try:
+        copy = copy_in_time(study, STORAGE_SECONDS)
+    except Exception as error:  # each database has errors of its own
+        return f"; no model and no report, as the study's storage does not answer ({type(error).__name__})"
+    best = best_trial(copy)
+    if best is None:
+        return " before the first trial was complete, so there is no model and no report yet"
+    _export(config, copy, best)
+    report = report_studies([copy], config)
+    trial = f"trial {best.number} ({config.sweep.metric} {_value(best):.4f})"
+    model = f"{trial} in {trial_folder(config, best.number).export}"
+    return f" after {_finished(copy)} of {target} trials; best model so far: {model}, report: {report}"
 
 
 def _export(config: RunConfig, study: optuna.Study, best: FrozenTrial) -> None:
@@ -382,11 +407,12 @@ def _pin(index: int, workers: int) -> None:
 
 
 def _stop(workers: Sequence[BaseProcess]) -> None:
-    """Ask the workers to stop, and make those stop that do not."""
+    """Ask the workers to stop, and kill those that do not in time: checkpoints and run folders are always whole."""
     for process in workers:
         process.terminate()
+    deadline = time.monotonic() + STOP_SECONDS
     for process in workers:
-        process.join(30)
+        process.join(max(0.0, deadline - time.monotonic()))
         if process.is_alive():
             process.kill()
             process.join()
