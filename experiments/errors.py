@@ -9,12 +9,16 @@ EXIT_DONE, EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130
 
 
 class InterruptedRunError(Exception):
-    """The user asked to stop; the run goes on from its last checkpoint when the same command runs again."""
+    """The user asked to stop; the same command resumes the run from its last checkpoint.
+
+    Args:
+        left: what the run has so far and where it is.
+    """
 
     exit_code = EXIT_INTERRUPTED
 
-    def __init__(self) -> None:
-        super().__init__("interrupted; the same command goes on from here")
+    def __init__(self, left: str = "") -> None:
+        super().__init__(f"interrupted{left}; the same command goes on from here")
 
 
 class CommandError(RuntimeError):

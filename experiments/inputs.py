@@ -18,6 +18,7 @@ from experiments.config import DataConfig, RunConfig, TrainerConfig, override
 from experiments.console import say
 from experiments.datasets import open_data
 from experiments.errors import UserError
+from experiments.interrupts import raise_if_interrupted
 from lightning_modules.array_cache import CacheTooSmallError
 from lightning_modules.data import ClassFolderData
 from lightning_modules.features import FeatureData, FeatureSet, compute_features
@@ -222,4 +223,9 @@ def _progress(what: str, total: int) -> Iterator[Callable[[int], object]]:
     if not on_terminal:
         say(f"{what}: {total} photos, once for all trials")
     with tqdm(total=total, desc=what, unit="photo", disable=not on_terminal) as bar:
-        yield bar.update
+
+        def update(photos: int) -> None:
+            bar.update(photos)
+            raise_if_interrupted()
+
+        yield update

@@ -1,4 +1,4 @@
-"""What stops training between two batches: the first Ctrl-C (the second one stops at once), or a check that fails."""
+"""What stops work between two batches: the first Ctrl-C (the second one stops at once), or a check that fails."""
 
 from __future__ import annotations
 
@@ -37,6 +37,7 @@ class Interrupts:
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Interrupts:
+        _entered.append(self)
         for number in self._signals:
             self._before[number] = signal.signal(number, self._on_signal)
         return self
@@ -49,6 +50,7 @@ class Interrupts:
     ) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        _entered.remove(self)
 
     def raise_if_requested(self) -> None:
         """Stop here if somebody asked for it.
@@ -67,3 +69,16 @@ class Interrupts:
         self.requested = True
         # Not print: the signal may have come while the main thread was in it, and its buffer can't be entered twice.
         os.write(2, b"\nstopping after this batch; once more to stop at once\n")
+
+
+_entered: list[Interrupts] = []
+
+
+def raise_if_interrupted() -> None:
+    """Stop here if somebody asked this process for it. Work that takes many batches calls it after each.
+
+    Raises:
+        InterruptedRunError: if so.
+    """
+    for interrupts in _entered:
+        interrupts.raise_if_requested()

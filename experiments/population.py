@@ -24,8 +24,8 @@ class PopulationRun:
 
     config: RunConfig
     folder: RunFolder
-    report: Callable[[int, float], bool]
-    """Takes the objective of an epoch, counted from 1, and says whether the run stops there."""
+    report: Callable[[int, float, bool], bool]
+    """Takes an epoch, counted from 1, its objective and whether training ends there; says whether to prune the run."""
 
 
 def together(config: RunConfig) -> RunConfig:
@@ -69,15 +69,16 @@ def train_population(
                 continue
             if place not in best or sign * values[metric] < sign * best[place][1][metric]:
                 best[place] = epoch, values, population.head(place)
-            stop = run.report(epoch, values[metric])
-            if epoch == run.config.trainer.max_epochs:
+            ends = epoch == run.config.trainer.max_epochs
+            pruned = run.report(epoch, values[metric], ends)
+            if ends:
                 best_epoch, at_best, (weight, bias) = best[place]
                 _write_checkpoint(run.folder, best_epoch, weight, bias)
                 inputs = population.features.valid[0].cpu().double()
                 probabilities = (inputs @ weight.double().T + bias.double()).softmax(dim=1).numpy()
                 Scores.of_split(folders, folders.valid, probabilities).save(run.folder.scores)
                 yield run, Outcome("COMPLETE", at_best[metric], at_best)
-            elif stop:
+            elif pruned:
                 yield run, Outcome("PRUNED", values[metric], reason=f"pruned after epoch {epoch}")
             else:
                 staying.append(place)

@@ -97,13 +97,21 @@ def score_split(network: nn.Module, data: ClassFolderData, split: Split) -> Scor
 
 
 def predict_probabilities(network: nn.Module, batches: Iterable[Tensor]) -> NDArray[np.floating]:
-    """Probabilities, (N, C), of what stands in some batches of inputs."""
+    """Probabilities, (N, C), of what stands in some batches of inputs.
+
+    Raises:
+        InterruptedRunError: if somebody asked for a stop.
+    """
     import torch
 
+    from experiments.interrupts import raise_if_interrupted
     from lightning_modules.memory import keep_memory
 
     keep_memory()
+    rows = []
     with torch.inference_mode():
-        rows = [network(batch).double().softmax(dim=1).cpu() for batch in batches]
+        for batch in batches:
+            rows.append(network(batch).double().softmax(dim=1).cpu())
+            raise_if_interrupted()
     probabilities: NDArray[np.floating] = torch.cat(rows).numpy()
     return probabilities

@@ -7,6 +7,8 @@ import logging
 import math
 import os
 import platform
+import threading
+from concurrent.futures import Future
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -288,6 +290,31 @@ def best_trial(study: optuna.Study) -> FrozenTrial | None:
     """The best complete trial; None while there is none."""
     complete = study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
     return study.best_trial if complete else None
+
+
+def copy_in_time(study: optuna.Study, seconds: float) -> optuna.Study:
+    """A copy of a study in memory.
+
+    Raises:
+        TimeoutError: if its storage does not answer in time, because another process locks it.
+        Exception: what the storage raises.
+    """
+    answer: Future[optuna.Study] = Future()
+
+    def read() -> None:
+        try:
+            trials, attributes = study.get_trials(deepcopy=False), study.user_attrs
+            copy = optuna.create_study(study_name=study.study_name, direction=study.direction)
+            for name, value in attributes.items():
+                copy.set_user_attr(name, value)
+            copy.add_trials(trials)
+            answer.set_result(copy)
+        except Exception as error:
+            answer.set_exception(error)
+
+    # A driver that waits for a lock can't be interrupted: it is left behind, and the process ends without it.
+    threading.Thread(target=read, name="copy of the study", daemon=True).start()
+    return answer.result(seconds)
 
 
 def make_sampler(config: RunConfig, space: SearchSpace, seed: int) -> BaseSampler:

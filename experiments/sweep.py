@@ -23,6 +23,7 @@ from pathlib import Path
 import optuna
 import torch
 from filelock import FileLock
+from optuna.exceptions import StorageInternalError
 from optuna.trial import FrozenTrial, TrialState
 
 from experiments.config import RunConfig, override, to_public
@@ -37,7 +38,7 @@ from experiments.pictures import draw
 from experiments.population import PopulationRun, together, train_population
 from experiments.preflight import check_sweep
 from experiments.progress import EpochProgress, SweepProgress
-from experiments.pruning import PruningCallback
+from experiments.pruning import PruningCallback, stored_decision
 from experiments.publisher import Publisher, die_with_parent
 from experiments.report import report_studies
 from experiments.run_folder import LOCAL, Outcome, RunFolder, environment_tags
@@ -47,6 +48,7 @@ from experiments.study import (
     NothingToClaim,
     best_trial,
     claim,
+    copy_in_time,
     count_failed,
     count_finished,
     load_study,
@@ -59,6 +61,10 @@ from lightning_modules.metrics import BEST, OBJECTIVES
 
 POLL_SECONDS = 0.5
 """How often a worker looks whether somebody else's trial has ended."""
+STORAGE_SECONDS = 2.0
+"""How long a sweep that is interrupted waits for the study's storage."""
+STOP_SECONDS = 5.0
+"""How long all workers together have to end their batch once the sweep stops."""
 MAX_CRASHES = 3
 """Workers that may die in a row, without a trial finishing, before the sweep gives up."""
 
@@ -105,16 +111,19 @@ def run_sweep(config: RunConfig, *, more: int = 0) -> SweepResult:
     here = study_folder(config)
     publishing = Publisher(config, here / "trials" / "*", lock=here / "publisher.lock", parent=parent.path)
     with Interrupts() as interrupts, publishing as publisher:
-        if config.sweep.workers == 1:
-            open_inputs_once(config)  # while the publisher comes up
         watches = [Watch(interrupts.raise_if_requested), Watch(publisher.check)]
         job = _Job(config, space, identity, study, target, max_failed, deadline, watches)
         progress = SweepProgress(target, count_finished(study))
         try:
             if config.sweep.workers == 1:
+                open_inputs_once(config)  # while the publisher comes up
                 _work(job, interrupts, progress)
             else:
                 _supervise(job, interrupts, progress, publisher)
+        except (InterruptedRunError, StorageInternalError) as error:
+            if isinstance(error, StorageInternalError) and not interrupts.requested:
+                raise
+            raise InterruptedRunError(_conclude_so_far(config, study, target)) from error
         except SweepError as error:
             parent.finish(Outcome("FAIL", reason=str(error)))
             raise
@@ -190,6 +199,8 @@ def _run_trials(job: _Job, claims: Sequence[Claim]) -> Iterator[Outcome]:
             tags |= {**LOCAL, **environment_tags()}
             study = job.identity.to_dict()
             folder.start(f"trial {claimed.trial.number:04d}", to_public(config), tags, study=study)
+        if folder.outcome is None and (pruned := _pruned(claimed)):
+            folder.finish(pruned)
         if len(claims) > 1 and folder.outcome is None and uses_features(config):
             run = PopulationRun(config, folder, PruningCallback(claimed.trial, job.config.sweep.metric).report)
             fresh.setdefault(together(config), []).append(run)
@@ -225,7 +236,7 @@ def _tell(job: _Job, claimed: Claim) -> Outcome:
         trial.set_user_attr("failure_reason", outcome.reason)
     values = outcome.value if outcome.state == "COMPLETE" else None
     job.study.tell(trial, values, state=TrialState[outcome.state])
-    _tidy(job.config, job.study, trial.number)
+    _tidy(job.config, job.study)
     return outcome
 
 
@@ -243,12 +254,12 @@ def _attempt(job: _Job, claimed: Claim) -> Outcome:
         )
         result.validation.save(folder.scores)
     except optuna.TrialPruned:
-        frozen = job.study.get_trials(deepcopy=False)[trial.number]
-        last = max(frozen.intermediate_values)
-        say(f"{name}: pruned after epoch {last}")
-        return Outcome("PRUNED", frozen.intermediate_values[last], reason=f"pruned after epoch {last}")
-    except (InterruptedRunError, TrackingError):
-        raise
+        pruned = _pruned(claimed)
+        assert pruned is not None, "the decision is stored before the trial is stopped"
+        say(f"{name}: {pruned.reason}")
+        return pruned
+    except (InterruptedRunError, TrackingError, StorageInternalError):
+        raise  # no fault of the trial: it goes on later
     except Exception as error:
         folder.artifacts.mkdir(exist_ok=True)
         (folder.artifacts / "error.txt").write_text(traceback.format_exc())
@@ -258,18 +269,27 @@ def _attempt(job: _Job, claimed: Claim) -> Outcome:
     return Outcome("COMPLETE", result.metrics[metric], dict(result.metrics))
 
 
-def _tidy(config: RunConfig, study: optuna.Study, number: int) -> None:
+def _pruned(claimed: Claim) -> Outcome | None:
+    """The outcome of a trial that the pruner has decided to stop, maybe before a kill."""
+    decision = stored_decision(claimed.trial)
+    if decision is None or not decision.stop:
+        return None
+    value = claimed.trial.storage.get_trial(claimed.trial._trial_id).intermediate_values[decision.epoch]
+    return Outcome("PRUNED", value, reason=f"pruned after epoch {decision.epoch}")
+
+
+def _tidy(config: RunConfig, study: optuna.Study) -> None:
     """Keep the checkpoints of no finished trial but the best one, whose model the sweep ends with."""
     best = best_trial(study)
-    trials = study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
-    for one in [number, *(trial.number for trial in trials)]:
-        checkpoints = trial_folder(config, one).path / CHECKPOINT_FOLDER
-        if (best is None or one != best.number) and checkpoints.is_dir():
+    for trial in study.get_trials(deepcopy=False):
+        checkpoints = trial_folder(config, trial.number).path / CHECKPOINT_FOLDER
+        if trial.state.is_finished() and (best is None or trial.number != best.number) and checkpoints.is_dir():
             shutil.rmtree(checkpoints, ignore_errors=True)  # another worker may be at it too
 
 
 def _conclude(config: RunConfig, study: optuna.Study, parent: RunFolder) -> SweepResult:
     """Export the best model, draw the study and write its report."""
+    _tidy(config, study)  # a kill may have come between a trial's end and this
     best = best_trial(study)
     if best is not None:
         _export(config, study, best)
@@ -290,6 +310,22 @@ def _conclude(config: RunConfig, study: optuna.Study, parent: RunFolder) -> Swee
             f"{count_failed(study)} failed. See {report}"
         )
     return SweepResult(study, best, study_folder(config), report)
+
+
+def _conclude_so_far(config: RunConfig, study: optuna.Study, target: int) -> str:
+    """Export the best model of a study that is interrupted, write its report, and say so."""
+    try:
+        copy = copy_in_time(study, STORAGE_SECONDS)
+    except Exception as error:  # each database has errors of its own
+        return f"; no model and no report, as the study's storage does not answer ({type(error).__name__})"
+    best = best_trial(copy)
+    if best is None:
+        return " before the first trial was complete, so there is no model and no report yet"
+    _export(config, copy, best)
+    report = report_studies([copy], config)
+    trial = f"trial {best.number} ({config.sweep.metric} {_value(best):.4f})"
+    model = f"{trial} in {trial_folder(config, best.number).export}"
+    return f" after {count_finished(copy)} of {target} trials; best model so far: {model}, report: {report}"
 
 
 def _export(config: RunConfig, study: optuna.Study, best: FrozenTrial) -> None:
@@ -399,11 +435,12 @@ def _pin(index: int, workers: int) -> None:
 
 
 def _stop(workers: Sequence[BaseProcess]) -> None:
-    """Ask the workers to stop, and make those stop that do not."""
+    """Ask the workers to stop, and kill those that do not in time: checkpoints and run folders are always whole."""
     for process in workers:
         process.terminate()
+    deadline = time.monotonic() + STOP_SECONDS
     for process in workers:
-        process.join(30)
+        process.join(max(0.0, deadline - time.monotonic()))
         if process.is_alive():
             process.kill()
             process.join()

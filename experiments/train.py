@@ -12,12 +12,12 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytorch_lightning as pl
 import torch
 from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
-from pytorch_lightning.callbacks import Callback, Checkpoint, EarlyStopping, ModelCheckpoint
+from pytorch_lightning.callbacks import Callback, Checkpoint
 from pytorch_lightning.loggers import Logger
 from torch import nn
 
@@ -54,7 +54,11 @@ from lightning_modules.recording import Finding
 from lightning_modules.rules import NOT_FINITE
 
 CHECKPOINT_FOLDER = "checkpoints"
-BEST_CHECKPOINT = "best.ckpt"
+BEST_CHECKPOINT, LAST_CHECKPOINT = "best.ckpt", "last.ckpt"
+
+
+STOPPED = "stopped"
+"""Entry of a checkpoint: whether training has ended with it."""
 
 
 class NotANumberError(ValueError):
@@ -140,21 +144,9 @@ def train(
     else:
         model = ImageClassifier(network, **options)
 
-    checkpoint_dir = output_dir / CHECKPOINT_FOLDER
-    last = checkpoint_dir / "last.ckpt"
-    history = History()
-    # Two callbacks, because save_last writes only when there is a new best; both after all else of an epoch.
-    saving: dict[str, Any] = {
-        "dirpath": checkpoint_dir,
-        "save_on_train_epoch_end": True,
-        "enable_version_counter": False,
-    }
-    best_checkpoint = ModelCheckpoint(
-        filename="best", monitor=config.sweep.metric, mode=config.sweep.direction[:3], **saving
-    )
-    own: list[Callback] = [history, *callbacks, best_checkpoint, ModelCheckpoint(filename="last", **saving)]
-    if config.trainer.checkpoint_minutes:
-        own.append(CheckpointWithinEpoch(last, config.trainer.checkpoint_minutes))
+    history = History(config.sweep.metric, config.sweep.direction, patience=config.trainer.early_stopping_patience)
+    checkpoints = Checkpoints(output_dir / CHECKPOINT_FOLDER, history, minutes=config.trainer.checkpoint_minutes)
+    own: list[Callback] = [history, *callbacks, checkpoints]
     on_gpu = training_device(config).type == "cuda"
     if not on_gpu:
         # Lightning has torch look for a driver whenever it is asked for GPUs. Each step of an optimiser asks: 0.16 ms.
@@ -162,9 +154,7 @@ def train(
     if config.trainer.compile == "auto" and on_gpu and not uses_features(config):
         own.append(CompileWhenItPays())
     if config.trainer.record != "none":
-        own.insert(1, new_recorder(config, output_dir, logger))
-    if config.trainer.early_stopping_patience:
-        own.append(EarlyStopping(metrics.VAL_LOSS, patience=config.trainer.early_stopping_patience))
+        own.insert(1, new_recorder(config, output_dir, logger, history))
     if config.trainer.profile:
         own.append(step_profiler(config, output_dir, logger))
     trainer = pl.Trainer(
@@ -184,22 +174,24 @@ def train(
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    trainer.fit(model, datamodule=data, ckpt_path=str(last) if last.is_file() else None)
+    trainer.fit(model, datamodule=data, ckpt_path=str(checkpoints.last) if checkpoints.last.is_file() else None)
+    if failure := trainer.strategy.broadcast(history.failure):
+        raise NotANumberError(failure)
 
     # Only the first of several machines has written checkpoints.
     best: Any = None
     if trainer.is_global_zero:
-        best = torch.load(checkpoint_dir / BEST_CHECKPOINT, map_location="cpu", weights_only=True)
+        best = torch.load(checkpoints.best, map_location="cpu", weights_only=True)
     best = trainer.strategy.broadcast(best)
     model.load_state_dict(best["state_dict"], strict=False)
     device = trainer.strategy.root_device
     model.eval().to(device)
     probabilities = predict_probabilities(model, data.validation_inputs(device))
     valid = Scores.of_split(folders, folders.valid, probabilities)
-    return TrainResult(config, output_dir, photo_data(config, folders), valid, history.epochs, int(best["epoch"]) + 1)
+    return TrainResult(config, output_dir, photo_data(config, folders), valid, history.epochs, history.best_epoch)
 
 
-def new_recorder(config: RunConfig, output_dir: Path, logger: Logger) -> Recorder:
+def new_recorder(config: RunConfig, output_dir: Path, logger: Logger, history: History) -> Recorder:
     """A recorder that says what its rules find, and notes it with the run."""
     assert config.trainer.record != "none"
 
@@ -207,7 +199,7 @@ def new_recorder(config: RunConfig, output_dir: Path, logger: Logger) -> Recorde
         say(f"rule {finding.rule}: {finding.message}")
         logger.log_hyperparams({f"rule.{finding.rule}": finding.message})
         if config.trainer.on_rule == "stop" and finding.rule == NOT_FINITE:
-            raise NotANumberError(finding.message)
+            history.failure = finding.message
 
     return Recorder(
         output_dir / RECORDING,
@@ -292,36 +284,96 @@ def diverged(val_loss: float, epoch: int) -> str:
 
 
 class History(Callback):
-    """Keeps the metrics of each epoch, also across a resume, and stops at a loss that is no number."""
+    """Keeps the metrics of each epoch and whether training has ended, also across a resume.
 
-    def __init__(self) -> None:
+    Everything that ends a training sets `trainer.should_stop` before the checkpoint of that epoch is written, and the
+    checkpoint keeps it: a run that resumes from it takes no further step. So no decision is made twice.
+
+    Args:
+        metric: the objective, which says what the best epoch is.
+        direction: of the objective.
+        patience: epochs without a lower val_loss after which training ends; 0 for no limit.
+    """
+
+    def __init__(self, metric: str, direction: Literal["minimize", "maximize"], *, patience: int) -> None:
         self.epochs: dict[int, dict[str, float]] = {}
+        self.failure = ""
+        """Why the run fails, once its training has ended."""
+        self._metric, self._direction, self._patience = metric, direction, patience
+
+    @property
+    def best_epoch(self) -> int:
+        """The first epoch with the best objective."""
+        return best_epoch(self.epochs, self._metric, self._direction)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Note the metrics of the epoch; the checkpoint is written after this."""
+        """Note the metrics of the epoch, and end training at a loss that is no number or that no longer falls."""
         epoch = trainer.current_epoch + 1
         values = {name: float(value) for name, value in trainer.callback_metrics.items()}
         self.epochs[epoch] = values
         if not math.isfinite(values[metrics.VAL_LOSS]):
-            raise NotANumberError(diverged(values[metrics.VAL_LOSS], epoch))
+            self.failure = self.failure or diverged(values[metrics.VAL_LOSS], epoch)
+        stalled = 0 < self._patience <= epoch - best_epoch(self.epochs, metrics.VAL_LOSS, "minimize")
+        if trainer.strategy.broadcast(bool(self.failure) or stalled):
+            trainer.should_stop = True
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps."""
-        return {"epochs": self.epochs}
+        return {"epochs": self.epochs, "failure": self.failure}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from a checkpoint."""
-        self.epochs = state_dict["epochs"]
+        """Resume from a checkpoint."""
+        self.epochs, self.failure = state_dict["epochs"], state_dict["failure"]
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Keep the decision to stop, which Lightning 2.6 does not."""
+        checkpoint[STOPPED] = trainer.should_stop
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Stop where the decision was made before."""
+        trainer.should_stop = checkpoint[STOPPED]
 
 
-class CheckpointWithinEpoch(Checkpoint):
-    """Writes a checkpoint within an epoch too, once its interval has passed, so that a kill costs no whole epoch.
+def best_epoch(
+    epochs: Mapping[int, Mapping[str, float]], metric: str, direction: Literal["minimize", "maximize"]
+) -> int:
+    """The first epoch with the best value of a metric; a value that is no number is the worst."""
+    sign = 1 if direction == "minimize" else -1
 
-    Lightning's own knows no interval where a module takes its steps itself (2.6).
+    def rank(epoch: int) -> float:
+        value = epochs[epoch][metric]
+        return math.inf if math.isnan(value) else sign * value
+
+    return min(epochs, key=rank)
+
+
+def best_so_far(output_dir: Path) -> tuple[int, dict[str, float]] | None:
+    """The best epoch of the run in `output_dir`, which may still be under way, and its metrics; None before any."""
+    path = output_dir / CHECKPOINT_FOLDER / BEST_CHECKPOINT
+    if not path.is_file():
+        return None
+    checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    epoch = int(checkpoint["epoch"]) + 1
+    return epoch, checkpoint["callbacks"]["History"]["epochs"][epoch]
+
+
+class Checkpoints(Checkpoint):
+    """Writes the checkpoints, after all other callbacks of an epoch.
+
+    Args:
+        folder: gets `best`, the weights of the best epoch so far, and `last`, from which a killed run resumes.
+        history: says which epoch is the best.
+        minutes: how often `last` is written within an epoch too, so that a kill costs no whole epoch; 0 for never.
+            Lightning's own callback knows no interval where a module takes its steps itself (2.6).
     """
 
-    def __init__(self, path: Path, minutes: float) -> None:
-        self._path, self._seconds, self._written = path, 60 * minutes, 0.0
+    def __init__(self, folder: Path, history: History, *, minutes: float) -> None:
+        self.best, self.last = folder / BEST_CHECKPOINT, folder / LAST_CHECKPOINT
+        self._history, self._seconds, self._written = history, 60 * minutes, 0.0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start the clock."""
@@ -329,13 +381,21 @@ class CheckpointWithinEpoch(Checkpoint):
 
     def on_train_batch_end(self, trainer: pl.Trainer, *args: Any, **kwargs: Any) -> None:
         """Save if it is time and the epoch goes on."""
-        # Lightning takes an epoch that was saved after its last batch for a finished one and never validates it.
-        if trainer.is_last_batch:
+        # An epoch that ends here is validated first. Lightning takes one that was saved after its last batch for a
+        # finished one and never validates it, and one that was saved with a decision to stop is never validated either.
+        if not self._seconds or trainer.is_last_batch or trainer.should_stop:
             return
         # All devices write together, by the first one's clock.
         if trainer.strategy.broadcast(time.monotonic() - self._written >= self._seconds):
-            trainer.save_checkpoint(self._path)
+            trainer.save_checkpoint(self.last)
             self._written = time.monotonic()
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Save; the best weights first, as a run that resumes from `last` does not train this epoch again."""
+        if trainer.strategy.broadcast(self._history.best_epoch == trainer.current_epoch + 1):
+            trainer.save_checkpoint(self.best)
+        trainer.save_checkpoint(self.last)
+        self._written = time.monotonic()
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):

@@ -15,6 +15,7 @@ from filelock import AcquireReturnProxy, FileLock, Timeout
 
 from experiments.config import RunConfig, override, to_flat, to_public
 from experiments.errors import InterruptedRunError, TrackingError, UserError
+from experiments.inputs import open_data_once
 from experiments.interrupts import Interrupts, Watch
 from experiments.logger import RunFolderLogger
 from experiments.preflight import check_training
@@ -22,7 +23,7 @@ from experiments.progress import EpochProgress
 from experiments.publisher import Publisher
 from experiments.run_folder import LOCAL, Outcome, RunFolder, environment_tags
 from experiments.study import best_config, load_study
-from experiments.train import score_and_export, train
+from experiments.train import best_so_far, export, score_and_export, train
 
 RUN_FOLDER = "EXPERIMENTS_RUN_FOLDER"
 """Environment variable that tells the processes of further devices where the first one trains."""
@@ -98,7 +99,9 @@ def train_run(
             watches = [Watch(interrupts.raise_if_requested), Watch(publisher.check)]
             try:
                 metrics = _train(config, folder, watches, score_test=score_test)
-            except (InterruptedRunError, TrackingError):
+            except InterruptedRunError:
+                raise InterruptedRunError(_export_so_far(config, folder)) from None
+            except TrackingError:
                 raise
             except Exception as error:
                 folder.finish(Outcome("FAIL", reason=f"{type(error).__name__}: {error}"))
@@ -116,6 +119,18 @@ def _train(config: RunConfig, folder: RunFolder, watches: Sequence[Watch], *, sc
         callbacks=[EpochProgress("train"), *watches],
     )
     return score_and_export(result, folder.export, folder.scores, score_test=score_test)
+
+
+def _export_so_far(config: RunConfig, folder: RunFolder) -> str:
+    """Export the best epoch of a run that has not ended, and say so; the run's own export replaces it."""
+    best = best_so_far(folder.path)
+    if best is None:
+        return " before the first epoch was finished, so there is no model yet"
+    epoch, metrics = best
+    export(config, open_data_once(config), folder.path, folder.export, metrics)
+    done, metric = max(folder.curves()[config.sweep.metric]), config.sweep.metric
+    model = f"epoch {epoch} ({metric} {metrics[metric]:.4f}) in {folder.export}"
+    return f" after epoch {done} of {config.trainer.max_epochs}; best model so far: {model}"
 
 
 def _train_along(config: RunConfig) -> NoReturn:

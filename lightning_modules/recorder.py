@@ -46,7 +46,7 @@ class Recorder(Callback):
         folder: gets the recording and the findings; one that is there is gone on with after a restart.
         detail: light samples every 50th step, and of the activations those behind ReLUs and those of the head; full
             every 10th step, all layers.
-        on_finding: told once of each rule that is broken, on the first of all processes; may raise to end the run.
+        on_finding: told once of each rule that is broken, on the first of all processes.
         stop: end training, after a validation, when a rule is broken.
     """
 
@@ -65,7 +65,7 @@ class Recorder(Callback):
         self._losses: list[Tensor] = []
         self._validation: list[Tensor] = []
         self._probe: _Probe | None = None
-        self._step, self._saved = 0, time.monotonic()
+        self._step, self._saved, self._has_unsaved = 0, time.monotonic(), False
         self._batch: Any = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -104,6 +104,7 @@ class Recorder(Callback):
     ) -> None:
         """Keep the loss, and fetch everything at a sampled step."""
         self._losses.append(outputs["loss"].detach())
+        self._has_unsaved = True
         self._batch = None
         if self._probe is not None:
             self._recording.activations, sample = self._probe.sample(self._step, self._losses[-1])
@@ -124,9 +125,16 @@ class Recorder(Callback):
         self._validation.append(outputs.detach())
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Fetch and save; checkpoints are written after this."""
+        """Fetch, and let the rules look at the whole epoch."""
         self._fetch(trainer, validated=True)
-        self._save(trainer)
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Save what the checkpoint has seen too: the rules of a run that resumes from it must find the same."""
+        if self._has_unsaved:
+            self._flush()
+            self._save(trainer)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Save what a run that fails has come to: it is the one that is looked at."""
@@ -161,7 +169,7 @@ class Recorder(Callback):
         self._losses, self._validation = [], []
 
     def _save(self, trainer: pl.Trainer) -> None:
-        self._saved = time.monotonic()
+        self._saved, self._has_unsaved = time.monotonic(), False
         if trainer.is_global_zero:
             self._recording.save(self._folder)
             save_findings(self._folder, self._findings)

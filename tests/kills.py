@@ -1,0 +1,294 @@
+"""Kills commands at every boundary, runs them again and compares everything that they leave with an undisturbed run.
+
+python -m tests.kills PHOTOS FOLDER CASE[:every|:kinds]...      prints one line of JSON per case
+
+A boundary is a moment at which what stands on disk may differ from what stood there before: before and after each file
+that is written, renamed or removed and each entry of the study's journal, and after each callback at the end of an
+epoch. Between two boundaries a kill leaves the same files wherever it comes. Each attempt is a process of its own,
+forked from this one, which has imported everything, and ends by SIGKILL.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytorch_lightning as pl
+import torch
+from optuna.storages.journal import JournalFileBackend
+
+from experiments import sweep, training
+from experiments.config import RunConfig, load_config, override
+from experiments.errors import UserError
+from experiments.inputs import open_inputs_once
+from experiments.run_folder import RunFolder
+from experiments.study import claim, load_study
+from experiments.train import NotANumberError
+from lightning_modules import features
+from tests.conftest import tiny
+
+LONG = {"trainer.max_epochs": 12, "optimizer.schedule": "constant"}
+SEARCH = {"sweep.sampler": "random", "sweep.n_trials": 4, "trainer.max_epochs": 4, "sweep.pruner": "hyperband"}
+CASES: dict[str, dict[str, object]] = {
+    "max_epochs": {"trainer.max_epochs": 2},
+    "checkpoint_minutes": {"trainer.max_epochs": 2, "trainer.checkpoint_minutes": 1e-9, "data.batch_size": 5},
+    "early_stopping": LONG | {"trainer.early_stopping_patience": 1, "optimizer.learning_rate": 3.0},
+    "rule": LONG | {"trainer.record": "full", "trainer.on_rule": "stop", "optimizer.learning_rate": 1e-9},
+    "rule_within_epoch": LONG
+    | {"trainer.record": "full", "trainer.on_rule": "stop", "optimizer.learning_rate": 1e-9, "data.batch_size": 2}
+    | {"trainer.checkpoint_minutes": 1e-9},
+    "not_a_number": LONG | {"optimizer.learning_rate": 1e30, "optimizer.name": "sgd"},
+    "photos": LONG | {"model.trainable": "all", "trainer.early_stopping_patience": 1, "optimizer.learning_rate": 0.5},
+    "pruning": SEARCH,
+    "timeout": SEARCH,
+    "population": SEARCH | {"sweep.population": 3},
+}
+SEARCHES = ("pruning", "timeout", "population")
+"""Cases that are sweeps; the others are trainings."""
+TIMEOUT_TRIALS = 2
+"""Trials that have started when the time of the sweep is over: a clock would make the case another one each time."""
+CLOCK = ("epoch_seconds", "images_per_second")
+
+
+class NoPublisher:
+    """What MLflow gets is the subject of other tests; it takes no part in a training, and seconds to start."""
+
+    def __init__(self, *args: Any, **named: Any) -> None:
+        pass
+
+    def __enter__(self) -> NoPublisher:
+        return self
+
+    def __exit__(self, *args: object) -> None:
+        pass
+
+    def check(self) -> None:
+        pass
+
+
+class Boundaries:
+    """Counts boundaries, and ends the process at one of them.
+
+    Args:
+        kill_at: the number of the last one, from 1; 0 for none.
+    """
+
+    def __init__(self, kill_at: int) -> None:
+        self.kill_at, self.names = kill_at, list[str]()
+
+    def reach(self, name: str) -> None:
+        """Be at a boundary."""
+        self.names.append(name)
+        if len(self.names) == self.kill_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def around(self, function: Callable[..., Any], name: Callable[..., str]) -> Callable[..., Any]:
+        """A function with a boundary before and after it."""
+
+        def wrapped(*args: Any, **named: Any) -> Any:
+            self.reach(f"before {name(*args)}")
+            result = function(*args, **named)
+            self.reach(f"after {name(*args)}")
+            return result
+
+        return wrapped
+
+    def after(self, function: Callable[..., Any], name: str) -> Callable[..., Any]:
+        """A function with a boundary after it."""
+
+        def wrapped(*args: Any, **named: Any) -> Any:
+            result = function(*args, **named)
+            self.reach(f"after {name}")
+            return result
+
+        return wrapped
+
+    def install(self) -> None:
+        """Watch everything that writes."""
+        build = pl.Trainer.__init__
+
+        def building(trainer: pl.Trainer, **options: Any) -> None:
+            build(trainer, **options)
+            for one in trainer.callbacks:
+                for hook in ("on_validation_end", "on_train_epoch_end", "on_fit_end"):
+                    setattr(one, hook, self.after(getattr(one, hook), f"{type(one).__name__}.{hook}"))
+
+        pl.Trainer.__init__ = building  # type: ignore[method-assign]
+        replace: Any = Path.replace
+        Path.replace = self.around(replace, lambda _, target: f"writing {kind(target)}")  # type: ignore[method-assign]
+        shutil.rmtree = self.around(shutil.rmtree, lambda path, **_: f"removing {kind(path)}")  # type: ignore[assignment]
+        RunFolder._append = self.around(RunFolder._append, lambda _, name, __: f"appending to {name}")  # type: ignore[method-assign]
+        JournalFileBackend.append_logs = self.around(  # type: ignore[method-assign]
+            JournalFileBackend.append_logs, lambda _, logs: f"journal entry {logs[0]['op_code']}"
+        )
+
+
+def kind(path: Path | str) -> str:
+    """The name of a file without the number of its trial."""
+    return Path(path).name
+
+
+def prepare_process() -> None:
+    """Leave out what has nothing to do with a training and takes seconds."""
+    torch.set_num_threads(1)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    features.IMAGES_AT_ONCE = 5  # many batches of Lightning's per epoch
+    training.Publisher = sweep.Publisher = NoPublisher  # type: ignore[assignment,misc]
+    sweep.study_figures = lambda study: {}
+    sweep.draw = lambda folder: None
+    sweep.report_studies = write_no_report  # type: ignore[assignment]
+
+
+def write_no_report(studies: list[optuna.Study], config: RunConfig) -> Path:
+    """Stands for the report, which reads only."""
+    path = config.output_dir / "report.html"
+    path.write_text("a report")
+    return path
+
+
+def run_case(case: str, config: RunConfig) -> None:
+    """What the command of a case does, without MLflow."""
+    if case not in SEARCHES:
+        with contextlib.suppress(NotANumberError):  # its outcome is noted
+            training.train_run(config, training.run_place(config), "train", {})
+        return
+    if case == "timeout":
+
+        def claim_in_time(study: optuna.Study, *args: Any, new: bool = True) -> Any:
+            return claim(study, *args, new=new and len(study.get_trials(deepcopy=False)) < TIMEOUT_TRIALS)
+
+        sweep.claim = claim_in_time
+    sweep.run_sweep(config)
+
+
+def in_a_child(case: str, config: RunConfig, kill_at: int) -> tuple[int, list[str]]:
+    """Run a case in a process of its own.
+
+    Returns:
+        The signal that ended it, and the boundaries that it reached where none did.
+    """
+    config.output_dir.mkdir(parents=True, exist_ok=True)
+    log, names = config.output_dir / "log", config.output_dir / "boundaries"
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            with log.open("ab") as file:
+                os.dup2(file.fileno(), 1)
+                os.dup2(file.fileno(), 2)
+            boundaries = Boundaries(kill_at)
+            boundaries.install()
+            run_case(case, config)
+            names.write_text(json.dumps(boundaries.names))
+            code = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+    _, status = os.waitpid(child, 0)
+    if os.WIFSIGNALED(status):
+        return os.WTERMSIG(status), []
+    if os.WEXITSTATUS(status):
+        raise RuntimeError(f"{case}, killed at {kill_at}: {log.read_text()[-3000:]}")
+    return 0, json.loads(names.read_text())
+
+
+def left(case: str, config: RunConfig) -> dict[str, Any]:
+    """Every number that a case leaves but for those of a clock, by what it is."""
+    found: dict[str, Any] = {}
+    for path in sorted(config.output_dir.glob("**/run.json")):
+        folder = RunFolder(path.parent)
+        # A training that was killed after its run had ended trains a new one: the newest must be equal too.
+        name = path.parent.name if case in SEARCHES else "run"
+        for line in folder.metric_lines():
+            found |= {f"{name} epoch {line.step} {key}": value for key, value in line.metrics.items()}
+        outcome = folder.outcome
+        assert outcome is not None, path
+        found |= {f"{name} state": outcome.state, f"{name} value": outcome.value, f"{name} reason": outcome.reason}
+        found |= {f"{name} outcome {key}": value for key, value in outcome.metrics.items()}
+        if folder.export.is_dir():
+            manifest = json.loads((folder.export / "model.json").read_text())
+            found |= {f"{name} export {key}": value for key, value in manifest["metrics"].items()}
+            found[f"{name} export weights"] = manifest["sha256"]
+        found[f"{name} checkpoints"] = sorted(one.name for one in path.parent.glob("checkpoints/*.ckpt"))
+    if case in SEARCHES:
+        for trial in load_study(config, config.sweep.study_name).trials:
+            name = f"trial {trial.number}"
+            found |= {f"{name} state": trial.state.name, f"{name} value": trial.value}
+            found |= {f"{name} param {key}": value for key, value in trial.params.items()}
+            found |= {f"{name} epoch {epoch}": value for epoch, value in trial.intermediate_values.items()}
+            found |= {f"{name} note {key}": value for key, value in trial.system_attrs.items()}
+    return {key: value for key, value in found.items() if not key.endswith(CLOCK)}
+
+
+def chosen(names: list[str], which: str) -> Iterator[int]:
+    """Which boundaries to die at: every one, or the last of each kind."""
+    last = {name: number for number, name in enumerate(names, start=1)}
+    yield from range(1, len(names) + 1) if which == "every" else sorted(last.values())
+
+
+def try_case(case: str, which: str, config: RunConfig) -> dict[str, Any]:
+    """Kill a case at its boundaries, one after the other, and compare."""
+    started = time.monotonic()
+    whole = override(config, {"output_dir": config.output_dir / case / "whole"})
+    _, names = in_a_child(case, whole, 0)
+    expected, differing, kills = left(case, whole), list[str](), 0
+    for number in chosen(names, which):
+        cut = override(config, {"output_dir": config.output_dir / case / "killed"})
+        ended_by, _ = in_a_child(case, cut, number)
+        assert ended_by == signal.SIGKILL, (case, number)
+        kills += 1
+        in_a_child(case, cut, 0)
+        found = left(case, cut)
+        differing += [
+            f"killed {names[number - 1]} ({number}): {key} {expected.get(key)} became {found.get(key)}"
+            for key in sorted(expected.keys() | found.keys())
+            if str(expected.get(key)) != str(found.get(key))  # NaN is NaN
+        ]
+        shutil.rmtree(cut.output_dir)
+    epochs = re.findall(r"^(.+) epoch (\d+) val_loss$", "\n".join(expected), re.MULTILINE)
+    return {
+        "case": case,
+        "boundaries": len(names),
+        "kills": kills,
+        "kinds": sorted(set(names)),
+        "metrics": len(expected),
+        "differing": differing,
+        "states": sorted({str(value) for key, value in expected.items() if key.endswith(" state")}),
+        "epochs": dict(sorted(epochs, key=lambda one: int(one[1]))),
+        "seconds": round(time.monotonic() - started, 1),
+    }
+
+
+def main(photos: Path, folder: Path, cases: list[str]) -> None:
+    """Try cases."""
+    prepare_process()
+    for one in cases:
+        case, _, which = one.partition(":")
+        if case not in CASES:
+            raise UserError(f"CASE must be one of {', '.join(CASES)}, got {case!r}")
+        values = tiny(photos, folder) | {"trainer.max_epochs": 3} | CASES[case]
+        config = load_config(None, values)
+        child = os.fork()  # this process computes nothing: threads do not survive a fork
+        if child == 0:
+            open_inputs_once(config)
+            os._exit(0)
+        os.waitpid(child, 0)
+        print(json.dumps(try_case(case, which or "every", config)), flush=True)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:])
