@@ -45,11 +45,11 @@ class Outcome:
 
     state: Literal["COMPLETE", "PRUNED", "FAIL", "STOPPED"]
     value: float | None = None
-    """The objective; for a pruned run, at the last epoch it reached."""
+    """The objective; for a pruned run, at the last epoch it reached, or the study's worst if it diverged."""
     metrics: dict[str, float] = field(default_factory=dict)
     """Metrics of the weights that count, test scores included."""
     reason: str = ""
-    """Why it failed."""
+    """Why it failed or was pruned."""
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,9 @@ last checkpoint in the same MLflow run, and one that had ended is told and pushe
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
+import math
 import multiprocessing
 import os
 import shutil
@@ -16,7 +18,7 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -56,8 +58,8 @@ from experiments.study import (
     study_folder,
     trial_folder,
 )
-from experiments.train import BEST_CHECKPOINT, CHECKPOINT_FOLDER, export, train
-from lightning_modules.metrics import BEST, OBJECTIVES
+from experiments.train import BEST_CHECKPOINT, CHECKPOINT_FOLDER, NotANumberError, export, train
+from lightning_modules.metrics import BEST, OBJECTIVES, VAL_ACCURACY
 
 POLL_SECONDS = 0.5
 """How often a worker looks whether somebody else's trial has ended."""
@@ -206,11 +208,11 @@ def _run_trials(job: _Job, claims: Sequence[Claim]) -> Iterator[Outcome]:
             fresh.setdefault(together(config), []).append(run)
         else:
             if folder.outcome is None:
-                folder.finish(_attempt(job, claimed))
+                _finish(job, folder, _attempt(job, claimed))
             yield _tell(job, claimed)
     for runs in fresh.values():
         for run, outcome in train_population(runs, check=job.check):
-            run.folder.finish(outcome)
+            _finish(job, run.folder, outcome)
             yield _tell(job, by_folder[run.folder.path])
 
 
@@ -234,6 +236,10 @@ def _tell(job: _Job, claimed: Claim) -> Outcome:
         trial.set_user_attr(name, value)
     if outcome.reason:
         trial.set_user_attr("failure_reason", outcome.reason)
+    seen = trial.storage.get_trial(trial._trial_id).intermediate_values
+    if outcome.state == "PRUNED" and seen.get(max(seen, default=0)) != outcome.value:
+        assert outcome.value is not None
+        trial.report(outcome.value, max(seen, default=0) + 1)  # Optuna takes the last one for the trial's value
     values = outcome.value if outcome.state == "COMPLETE" else None
     job.study.tell(trial, values, state=TrialState[outcome.state])
     _tidy(job.config, job.study)
@@ -241,32 +247,68 @@ def _tell(job: _Job, claimed: Claim) -> Outcome:
 
 
 def _attempt(job: _Job, claimed: Claim) -> Outcome:
+    """Train a trial, and once more from its last checkpoint after an error that may have gone by then."""
+    folder, name = claimed.folder, f"trial {claimed.trial.number}"
+    for may_retry in (True, False):
+        try:
+            return _train_trial(job, claimed)
+        except (InterruptedRunError, TrackingError, StorageInternalError):
+            raise  # no fault of the trial: it goes on later
+        except NotANumberError as error:
+            say(f"{name}: {error}")
+            return Outcome("PRUNED", reason=str(error))
+        except Exception as error:
+            reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+            if not (may_retry and _may_pass(error)):
+                folder.artifacts.mkdir(exist_ok=True)
+                (folder.artifacts / "error.txt").write_text(traceback.format_exc())
+                say(f"{name} failed: {reason}")
+                return Outcome("FAIL", reason=reason)
+            say(f"{name} is tried once more after {reason}")
+        gc.collect()
+        torch.cuda.empty_cache()
+    raise AssertionError("the last attempt returns")
+
+
+def _may_pass(error: Exception) -> bool:
+    """Whether a retry can cure an error: memory or a file system that another process used up or that was away."""
+    return isinstance(error, MemoryError | OSError) or "out of memory" in str(error)
+
+
+def _train_trial(job: _Job, claimed: Claim) -> Outcome:
     """Train a trial once."""
     trial, folder, metric = claimed.trial, claimed.folder, job.config.sweep.metric
     name = f"trial {trial.number}"
     try:
-        config = override(job.config, claimed.point)
         result = train(
-            config,
+            override(job.config, claimed.point),
             output_dir=folder.path,
             logger=RunFolderLogger(folder),
             callbacks=[PruningCallback(trial, metric), EpochProgress(name, position=1), *job.watches],
         )
-        result.validation.save(folder.scores)
     except optuna.TrialPruned:
         pruned = _pruned(claimed)
         assert pruned is not None, "the decision is stored before the trial is stopped"
         say(f"{name}: {pruned.reason}")
         return pruned
-    except (InterruptedRunError, TrackingError, StorageInternalError):
-        raise  # no fault of the trial: it goes on later
-    except Exception as error:
-        folder.artifacts.mkdir(exist_ok=True)
-        (folder.artifacts / "error.txt").write_text(traceback.format_exc())
-        reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-        say(f"{name} failed: {reason}")
-        return Outcome("FAIL", reason=reason)
+    result.validation.save(folder.scores)
     return Outcome("COMPLETE", result.metrics[metric], dict(result.metrics))
+
+
+def _finish(job: _Job, folder: RunFolder, outcome: Outcome) -> None:
+    """Note how a trial ended. One that diverged gets the worst value, from which a sampler learns to keep away."""
+    if outcome.state == "PRUNED" and outcome.value is None:
+        outcome = replace(outcome, value=_worst_value(job))
+    folder.finish(outcome)
+
+
+def _worst_value(job: _Job) -> float:
+    """The worst finite objective of the study so far, or that of guessing; a huge value would spoil a model of it."""
+    if job.config.sweep.metric == VAL_ACCURACY:
+        return 0.0
+    assert job.identity.photos is not None
+    reported = (value for trial in job.study.get_trials(deepcopy=False) for value in trial.intermediate_values.values())
+    return max([math.log(len(job.identity.photos.class_names)), *filter(math.isfinite, reported)])
 
 
 def _pruned(claimed: Claim) -> Outcome | None:
