@@ -114,6 +114,11 @@ def open_storage(config: RunConfig) -> BaseStorage:
     except Exception as error:  # SQLAlchemy's drivers have kinds of their own
         # The URL may hold a password, in more than one place, and the driver's own message may repeat it.
         place = f"{url.host or ''}{f':{url.port}' if url.port else ''}/{url.database or ''}"
+        if isinstance(error, RuntimeError):  # Optuna's own, of the version of its tables
+            text = " ".join(str(error).split())
+            raise UserError(
+                f"sweep.storage must be a database of Optuna {optuna.__version__}, got {place}: {text}"
+            ) from None
         raise UserError(f"sweep.storage must be a database that answers, got {place}: {type(error).__name__}") from None
 
 

@@ -222,7 +222,7 @@ def _check_failures(job: _Job) -> None:
     if len(failed) > job.max_failed:
         allowed, last = job.config.sweep.max_failures, failed[-1]
         raise SweepError(
-            f"{allowed + 1} trials failed, and sweep.max_failures is {allowed}; the last one, trial {last.number}: "
+            f"trials keep failing: {allowed + 1}, and sweep.max_failures is {allowed}; the last one, trial {last.number}: "
             f"{last.user_attrs.get('failure_reason', 'no reason was noted')}. Finished trials are kept: remove the "
             "cause, then the same command continues"
         )

@@ -177,7 +177,9 @@ def test_trials_that_keep_failing_end_the_sweep_and_lock_nothing(
 
     with monkeypatch.context() as patched:
         patched.setattr(sweep, "train", fail)
-        with pytest.raises(SweepError, match=r"2 trials failed, and sweep\.max_failures is 1.*trial 1: .*on fire"):
+        with pytest.raises(
+            SweepError, match=r"trials keep failing: 2, and sweep\.max_failures is 1.*trial 1: .*on fire"
+        ):
             sweep.run_sweep(override(config, {"sweep.max_failures": 1}))
     assert [trial.state.name for trial in load_study(config, "tiny").trials] == ["FAIL", "FAIL"]
     assert {run.info.status for run in runs_of(config)} == {"FAILED"}
@@ -187,7 +189,7 @@ def test_trials_that_keep_failing_end_the_sweep_and_lock_nothing(
 
 def test_workers_whose_trials_keep_failing_end_the_sweep_too(config: RunConfig) -> None:
     small = {"data.cache": "features", "data.cache_max_gb": 1e-9, "sweep.workers": 2, "sweep.max_failures": 1}
-    with pytest.raises(SweepError, match=r"2 trials failed, and sweep\.max_failures is 1.*CacheTooSmallError"):
+    with pytest.raises(SweepError, match=r"trials keep failing: 2, and sweep\.max_failures is 1.*CacheTooSmallError"):
         sweep.run_sweep(override(config, small))
     failed = [trial.state.name for trial in load_study(config, "tiny").trials]
     assert failed.count("FAIL") in (2, 3), "each worker may have been at one"
