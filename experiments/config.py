@@ -43,6 +43,24 @@ def require(condition: bool, key: str, rule: str, value: object) -> None:
         raise UserError(f"{key} must {rule}, got {value!r}")
 
 
+def require_folder(key: str, folder: Path) -> None:
+    """Refuse a folder in which nothing can be written, whether it exists or not.
+
+    Args:
+        key: the field that names it.
+
+    Raises:
+        UserError: if it, or the nearest folder above that exists, is a file or can't be written.
+    """
+    there = folder.absolute()
+    while not there.exists():
+        there = there.parent
+    if not there.is_dir():
+        raise UserError(f"{key} must be a folder, got {str(folder)!r}: {there} is a file")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise UserError(f"{key} must be a folder that you may write to, got {str(folder)!r}: {there} can't be written")
+
+
 @dataclass(frozen=True)
 class DataConfig:
     """The photos."""

@@ -9,9 +9,8 @@ from pathlib import Path
 import torch
 
 from experiments.config import RunConfig
-from experiments.datasets import locate, open_data
+from experiments.datasets import check_photos, locate, open_data
 from experiments.errors import UserError
-from experiments.preflight import check_photos
 from experiments.scoring import score_split
 from lightning_modules.data import ClassFolderData
 from lightning_modules.folders import read_class_names
@@ -75,7 +74,7 @@ def evaluate_export(export: Path, config: RunConfig, split: str) -> dict[str, fl
     Raises:
         UserError: if the data set has no such split, or other classes.
     """
-    check_photos(config)
+    check_photos(config.data)
     model = load_export(export)
     root = locate(config.data)
     names = read_class_names(root)

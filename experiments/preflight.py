@@ -6,17 +6,15 @@ Everything that can be known at once is checked here, in about a second, so that
 from __future__ import annotations
 
 import itertools
-import os
-from pathlib import Path
 
 import torch
 
-from experiments.config import RunConfig, override, require
+from experiments.config import RunConfig, override, require, require_folder
+from experiments.datasets import check_photos
 from experiments.errors import UserError
 from experiments.inputs import uses_features
 from experiments.search_space import SearchSpace, check_against, extremes
 from experiments.study import open_storage
-from lightning_modules.folders import read_class_names
 from lightning_modules.network import check_network
 
 CHECKED_BY_VALUE = (
@@ -64,25 +62,9 @@ def check_places(config: RunConfig) -> None:
     """Refuse photos, an output folder or a tracking store that cannot be used."""
     from experiments.tracking import check_tracking  # MLflow takes a second or more to import
 
-    check_photos(config)
-    check_folder("output_dir", config.output_dir)
+    check_photos(config.data)
+    require_folder("output_dir", config.output_dir)
     check_tracking(config)
-
-
-def check_photos(config: RunConfig) -> None:
-    """Refuse a data root that is not there, or whose class folders can't be used. No photo is opened."""
-    root = config.data.root
-    if root is None:
-        return
-    if str(root).startswith("s3:/"):
-        raise UserError(
-            f"data.root must be a folder on this machine, got 's3://{str(root)[4:].lstrip('/')}': photos in S3 are for "
-            "`python -m sagemaker_launch` only"
-        )
-    if config.data.name == "folder":
-        read_class_names(root)
-    else:
-        check_folder("data.root", root)
 
 
 def check_model(config: RunConfig) -> None:
@@ -112,18 +94,3 @@ def check_device(config: RunConfig) -> None:
     # Lightning would train in bf16-mixed instead, with a warning.
     if config.trainer.precision == "16-mixed" and not (on_gpu or has_mps):
         raise UserError("trainer.precision must be auto, 32-true or bf16-mixed without a GPU, got '16-mixed'")
-
-
-def check_folder(key: str, folder: Path) -> None:
-    """Refuse a folder in which nothing can be written, whether it exists or not.
-
-    Args:
-        key: the field that names it.
-    """
-    there = folder.absolute()
-    while not there.exists():
-        there = there.parent
-    if not there.is_dir():
-        raise UserError(f"{key} must be a folder, got {str(folder)!r}: {there} is a file")
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise UserError(f"{key} must be a folder that you may write to, got {str(folder)!r}: {there} can't be written")

@@ -222,9 +222,9 @@ def _check_failures(job: _Job) -> None:
     if len(failed) > job.max_failed:
         allowed, last = job.config.sweep.max_failures, failed[-1]
         raise SweepError(
-            f"trials keep failing: {allowed + 1}, and sweep.max_failures is {allowed}; the last one, trial {last.number}: "
-            f"{last.user_attrs.get('failure_reason', 'no reason was noted')}. Finished trials are kept: remove the "
-            "cause, then the same command continues"
+            f"trials keep failing: {allowed + 1}, and sweep.max_failures is {allowed}; the last one, trial "
+            f"{last.number}: {last.user_attrs.get('failure_reason', 'no reason was noted')}. Finished trials are kept: "
+            "remove the cause, then the same command continues"
         )
 
 
