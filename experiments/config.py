@@ -61,6 +61,20 @@ def require_folder(key: str, folder: Path) -> None:
         raise UserError(f"{key} must be a folder that you may write to, got {str(folder)!r}: {there} can't be written")
 
 
+def require_output_file(option: str, path: Path) -> None:
+    """Refuse a file that can't be written, before the work that it is for.
+
+    Args:
+        option: the option that names it.
+
+    Raises:
+        UserError: if it is a folder, or its folder can't be written.
+    """
+    if path.is_dir():
+        raise UserError(f"{option} must name a file, got the folder {str(path)!r}")
+    require_folder(f"the folder of {option}", path.parent)
+
+
 @dataclass(frozen=True)
 class DataConfig:
     """The photos."""

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from experiments.config import RunConfig, public_url
+from experiments.config import RunConfig, public_url, require_output_file
 from experiments.console import invocation, say
 from experiments.errors import UserError
 from sagemaker_launch.lease import DEFAULT_TTL, Lease
@@ -239,6 +239,8 @@ def _query(settings: CloudSettings, config: RunConfig, arguments: argparse.Names
     photos = list(find_photos([Path(path) for path in paths]))
     if not photos:
         raise UserError(f"PHOTO must be photos or folders that hold some, got {' '.join(paths)}")
+    if arguments.show is not None:
+        require_output_file("--show", arguments.show)
     answers = query_photos(target, photos, top_k=arguments.top_k, parallel=arguments.parallel)
     print(json.dumps([one.to_dict() for one in answers], indent=2) if arguments.json else answer_table(answers))
     if arguments.show:
