@@ -11,13 +11,11 @@ import shlex
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +95,8 @@ def _explanation(error: Exception) -> str | None:
 
 def bug_report(error: BaseException) -> str:
     """Log an unexpected error with its traceback and versions, and say where the log is."""
+    import tempfile  # not needed where all goes well
+
     lines = [
         f"{time.strftime('%Y-%m-%d %H:%M:%S')} {public_url(shlex.join(sys.argv))}",
         f"Python {sys.version.split()[0]} on {sys.platform}, local-first-experiments {_version()}",
@@ -111,6 +111,8 @@ def bug_report(error: BaseException) -> str:
 
 
 def _version() -> str:
+    from importlib import metadata
+
     try:
         return metadata.version("local-first-experiments")
     except metadata.PackageNotFoundError:  # a checkout that was never installed

@@ -314,7 +314,8 @@ def test_a_process_ends_with_the_code_and_a_single_line(tmp_path: Path) -> None:
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_failure_is_one_line_and_exit_code_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_damaged_model_is_one_line_and_exit_code_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "model.json").write_text("{}")
     assert main(["predict", "photo.jpg", "--model", str(tmp_path)]) == EXIT_FAILED
     shown = capsys.readouterr().err
     assert shown.startswith("error: ")
