@@ -248,5 +248,6 @@ class Container:
 
 
 def environment_folders(image: Image) -> tuple[Path, ...]:
-    """Folders that a job's environment reaches into."""
-    return image.root, Path(sys.prefix).resolve(), Path(sys.base_prefix).resolve()
+    """Folders that a job's environment reaches into, wherever the links of its image lead."""
+    linked = {path.resolve().parent for path in image.site_packages.iterdir() if path.is_symlink()}
+    return image.root, Path(sys.prefix).resolve(), Path(sys.base_prefix).resolve(), *sorted(linked)

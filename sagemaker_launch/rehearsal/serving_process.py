@@ -194,9 +194,11 @@ class ServingProcess:
     def _own(self) -> tuple[list[str], list[str], dict[str, str]]:
         """Mounts, command and environment of this project's server, or of a script in the archive."""
         self._port = free_ports()[0]
-        command = [sys.executable, *self._arguments()]
+        # Only its folder is resolved: by the link itself, the interpreter of a virtual environment finds its packages.
+        python = Path(sys.executable).parent.resolve() / Path(sys.executable).name
+        command = [str(python), *self._arguments()]
         environment = {
-            "PATH": f"{Path(sys.executable).parent}:{SYSTEM_PATH}",
+            "PATH": f"{python.parent}:{SYSTEM_PATH}",
             "PYTHONPATH": str(PACKAGES),
             "HOME": str(self._tree / "home"),
             "LANG": "C.UTF-8",
