@@ -10,7 +10,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,6 @@ from lightning_modules.export import write_export
 from sagemaker_launch import aws
 from sagemaker_launch.cli import main
 from sagemaker_launch.policy import policies
-from sagemaker_launch.rehearse import service
 from sagemaker_launch.settings import load_cloud
 from tests.conftest import REPOSITORY, real, tiny
 from tests.e2e.test_cloud import action_of
@@ -34,6 +33,7 @@ from tests.pictures import make_class_folders
 from tests.unit.test_export import BACKBONE, CLASS_NAMES, PREPROCESSING, tiny_network
 
 CLOUD = REPOSITORY / "conf" / "cloud" / "rehearsal.yaml"
+PROJECT, BUCKET = "endpoints", "endpoints-rehearsal"
 ROLE = "arn:aws:iam::123456789012:role/scheduler"
 UUID = "-[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$"
 """At the end of an alarm's name that autoscaling gives."""
@@ -127,22 +127,27 @@ class Rehearsal:
 
 @pytest.fixture(scope="module")
 def cloud(
-    job_images: Path, photos: Path, mlflow_database: Path, tmp_path_factory: pytest.TempPathFactory
+    service_environment: Mapping[str, str],
+    photos: Path,
+    mlflow_database: Path,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Rehearsal]:
     home = tmp_path_factory.mktemp("endpoints")
     shutil.copy(mlflow_database, home / "mlflow.db")
     preset = home / "preset.yaml"
     preset.write_text(to_yaml(load_config(None, tiny(photos, home) | {"tracking.experiment": "endpoints"})))
-    found = Rehearsal(home, [f"--config={preset}", f"--cloud={CLOUD}", "--cloud.endpoint.rollout_wait_seconds=60"])
+    # Other tests use the same service at the same time: a project sees, counts and deletes only what is its own.
+    own = [f"--cloud.project={PROJECT}", f"--cloud.bucket={BUCKET}", "--cloud.endpoint.rollout_wait_seconds=60"]
+    found = Rehearsal(home, [f"--config={preset}", f"--cloud={CLOUD}", *own])
     real_client = aws.client
 
     def watched(name: str, *given: Any, **options: Any) -> Any:
         return found.watch(name, real_client(name, *given, **options))
 
-    options = ["--images", str(job_images)]
-    with service(load_cloud(CLOUD), home / "rehearsal", options) as running, pytest.MonkeyPatch.context() as patch:
-        for name, value in running.environment.items():
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in service_environment.items():
             patch.setenv(name, value)
+        boto3.client("s3", region_name="us-east-1").create_bucket(Bucket=BUCKET)
         patch.setattr(aws, "client", watched)
         for name in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI"):
             patch.setenv(name, "")  # noted as absent, so that what MLflow leaves there is gone at the end
@@ -226,7 +231,7 @@ def test_an_endpoint_is_deployed_asked_updated_and_deleted_and_nothing_is_left(
     code, _, err = cloud.run(
         "deploy", "dogs", "--model", str(second), *scaling, "--cloud.endpoint.budget_usd_per_hour=0.45"
     )
-    assert code == 1 and "budget_usd_per_hour must be at least 0.46" in err  # two fleets while it is updated
+    assert code == 2 and "budget_usd_per_hour must be at least 0.46" in err  # two fleets while it is updated
     said = cloud.done("deploy", "dogs", "--model", str(second), *scaling, twice)
     answers_as(cloud, "dogs", second)
     assert len(cloud.left()) == len(everything)
@@ -262,9 +267,9 @@ def _bad_photos_are_named(cloud: Rehearsal, name: str, export: Path, folder: Pat
     assert f"(is {CLASS_NAMES[1]})" in out
     assert picture.read_bytes().startswith(b"\x89PNG")
     code, _, err = cloud.run("query", name)
-    assert code == 1 and "PHOTO must be given" in err
+    assert code == 2 and "PHOTO must be given" in err
     code, _, err = cloud.run("query", "nobody", str(picture))
-    assert code == 1 and "found none called nobody" in err
+    assert code == 2 and "found none called nobody" in err
 
 
 def _every_deployment_is_a_run(cloud: Rehearsal, name: str, states: list[str]) -> None:
@@ -279,7 +284,7 @@ def _every_deployment_is_a_run(cloud: Rehearsal, name: str, states: list[str]) -
     assert run.data.metrics["golden_difference"] <= 1e-4
     assert run.data.metrics["first_latency_ms"] > 0
     assert run.data.params["image"] == "rehearsal.local/serving"
-    assert run.data.params["model.archive"].startswith("s3://experiments-rehearsal/experiments/models/")
+    assert run.data.params["model.archive"].startswith(f"s3://{BUCKET}/experiments/models/")
 
 
 def test_a_model_that_scores_otherwise_gets_no_endpoint(
@@ -371,7 +376,7 @@ def test_what_is_over_is_deleted_and_what_is_not_or_is_not_ours_stays(cloud: Reh
     assert len(cloud.left()) == 4  # endpoint, config, model, alarm
     for command in (["deploy", "theirs", "--model", str(first)], ["delete", "theirs"]):
         code, _, err = cloud.run(*command)
-        assert code == 1 and "must carry the tag project=local-first-experiments" in err
+        assert code == 2 and f"must carry the tag project={PROJECT}" in err
     cloud.done("delete", "--expired", theirs)
     assert cloud.left() == []
 
@@ -386,7 +391,7 @@ def test_other_kinds_answer_as_well(cloud: Rehearsal, first: Path, kind: str) ->
     (answer,) = cloud.answers(kind, first / "golden" / "image.jpg")
     assert answer["classes"][0][0] == golden["class_name"]
     code, _, err = cloud.run("deploy", kind, "--model", str(first))
-    assert code == 1 and f"cloud.endpoint.kind must stay {kind}" in err
+    assert code == 2 and f"cloud.endpoint.kind must stay {kind}" in err
     cloud.done("delete", kind)
     assert cloud.left() == []
 
@@ -405,7 +410,7 @@ def test_what_can_not_be_deployed_is_refused_before_anything_is_made(
 ) -> None:
     before = len(cloud.calls)
     code, _, err = cloud.run("deploy", "no", "--model", str(first), *more)
-    assert code == 1 and message in err
+    assert code == 2 and message in err
     assert not any(name.startswith(("Create", "Put")) for _, name in cloud.calls[before:])
 
 
@@ -430,7 +435,7 @@ def test_a_model_that_was_trained_at_home_is_deployed_by_its_run_and_by_its_regi
     assert again["EndpointConfigName"] == described["EndpointConfigName"]  # it is the same model
     assert client.get_model_version("endpoints", version.version).tags["endpoint"] == "home"
     code, _, err = cloud.run("deploy", "home", "--run", "0" * 32)
-    assert code == 1 and "--run must be a run of sqlite" in err
+    assert code == 2 and "--run must be a run of sqlite" in err
     cloud.done("delete", "home")
 
 
