@@ -26,7 +26,11 @@ REAL_DATA = Path(os.environ.get("EXPERIMENTS_TEST_DATA", REPOSITORY.parent / "sh
 JOB_IMAGES = REPOSITORY / "runs" / "rehearsal-image"
 # The files that take longest, longest first. `make test` hands out files in this order, so none of these is the last
 # one to run while the other process waits. A file that is missing here costs that wait and nothing else.
-LONGEST = ("e2e/test_cloud.py",)
+LONGEST = (
+    "e2e/test_notebook.py",
+    "e2e/test_endpoints.py",
+    "e2e/test_cloud.py",
+)
 KEEPER = pytest.StashKey[Keeper]()
 FAULTS = pytest.StashKey[list[str]]()
 

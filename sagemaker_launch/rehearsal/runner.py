@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 from sagemaker_launch.debugger_environment import run_rules
-from sagemaker_launch.rehearsal.container import OPT_ML, Container, ContainerSpec, environment_folders
+from sagemaker_launch.rehearsal.container import OPT_ML, Container, ContainerSpec, command_of, environment_folders
 from sagemaker_launch.rehearsal.debugger import END_OF_JOB, judge
 from sagemaker_launch.rehearsal.image import Image
 from sagemaker_launch.rehearsal.job_log import LogStream, OutputReader
@@ -184,7 +184,7 @@ class JobRunner(threading.Thread):
             job_name=self._job.name,
             job_arn=self._job.arn,
             region=self._region,
-            command=(*algorithm.get("ContainerEntrypoint", ("train",)), *algorithm.get("ContainerArguments", ())),
+            command=command_of(algorithm),
             hyperparameters=request.get("HyperParameters", {}),
             environment=request.get("Environment", {}),
             channels=channels,
