@@ -28,8 +28,17 @@ JOB_IMAGES = REPOSITORY / "runs" / "rehearsal-image"
 # one to run while the other process waits. A file that is missing here costs that wait and nothing else.
 LONGEST = (
     "e2e/test_notebook.py",
-    "e2e/test_endpoints.py",
     "e2e/test_cloud.py",
+    "integration/test_sweep.py",
+    "e2e/test_endpoints.py",
+    "integration/test_readme.py",
+    "integration/test_serving.py",
+    "integration/test_torchserve.py",
+    "integration/test_rehearsal_endpoints.py",
+    "integration/test_debugger.py",
+    "integration/test_commands.py",
+    "integration/test_container.py",
+    "integration/test_rehearsal.py",
 )
 KEEPER = pytest.StashKey[Keeper]()
 FAULTS = pytest.StashKey[list[str]]()

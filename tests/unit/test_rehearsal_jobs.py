@@ -262,6 +262,22 @@ def test_a_job_that_fails_has_a_reason(objects: Objects, tmp_path: Path, script:
         assert whole.splitlines()[1] == f"{30 - whole.count(chr(10)) + 1:100d}", "whole lines"
 
 
+def test_a_script_is_an_image_of_its_own_also_where_opt_ml_is_elsewhere(objects: Objects, tmp_path: Path) -> None:
+    objects.put(
+        Uri("bucket", "code/train.py"), b"import sys; print('val_loss=0.5'); sys.exit('argument ' + sys.argv[1])"
+    )
+    image = Image(tmp_path / "image")
+    venv.EnvBuilder(symlinks=True, with_pip=False).create(image.root)
+    request = change(TRAINING, "AlgorithmSpecification.TrainingImage", "rehearsal.local/script:1")
+    request = change(request, "AlgorithmSpecification.ContainerArguments", ["/opt/ml/model"])
+    job = TrainingJob("arn:job", request)
+    machine = Machine(Settings(root=tmp_path, log_seconds=0.1), image, namespaces=None, objects=objects)
+    JobRunner(job, "us-east-1", machine).run()
+    assert [point.value for point in job.metrics.points("val_loss")] == [0.5]
+    reason = str(job.failure_reason)
+    assert reason.startswith(f"AlgorithmError: val_loss=0.5\nargument {tmp_path}/jobs/") and "/ml/model, exit" in reason
+
+
 def test_the_reason_and_the_exit_code_are_those_of_the_host_that_failed(objects: Objects, tmp_path: Path) -> None:
     image = Image(tmp_path / "image")
     venv.EnvBuilder(symlinks=True, with_pip=False).create(image.root)
