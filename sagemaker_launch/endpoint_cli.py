@@ -157,10 +157,18 @@ def _packed(
 
 
 def _check(model: LocatedModel) -> str:
-    """Score the golden photo on this machine before anything is sent."""
-    from lightning_modules.export import check_golden  # imports torch
+    """Score the golden photo on this machine before anything is sent.
 
-    check_golden(model.export)
+    Raises:
+        UserError: if the export is not whole, or scores the photo otherwise than its trainer.
+    """
+    from lightning_modules.export import check_golden  # imports torch
+    from lightning_modules.inference import BadExportError
+
+    try:
+        check_golden(model.export)
+    except BadExportError as error:
+        raise UserError(f"--model must be a whole and unchanged export, got {model.source}: {error}") from error
     return "which scores its golden photo as the trainer did"
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import mlflow
@@ -14,18 +16,25 @@ from mlflow import MlflowClient
 
 from experiments.config import load_config, override, tracking_uri
 from tests.conftest import REPOSITORY, tiny
+from tests.warm import WarmProcess
 
 
 def command(*arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(
-        [sys.executable, "-m", "experiments", *arguments],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=REPOSITORY,
-    )
+    """Run a command in a process of its own, which has PyTorch already."""
+    with tempfile.TemporaryDirectory() as folder:
+        out, err = Path(folder) / "out", Path(folder) / "err"
+        process = WarmProcess("experiments", arguments, folder=REPOSITORY, environment=os.environ, out=out, err=err)
+        returncode = process.wait(300)
+        done = subprocess.CompletedProcess(arguments, returncode, out.read_text(), err.read_text())
     assert done.returncode == code, done.stderr
     return done
+
+
+def typed(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run a command as a person does."""
+    return subprocess.run(
+        [sys.executable, "-m", "experiments", *arguments], capture_output=True, text=True, check=True, cwd=REPOSITORY
+    )
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +48,7 @@ def value_of(flags: list[str], name: str) -> str:
 
 
 def test_sweep_train_register_evaluate_predict_report(flags: list[str], photos: Path) -> None:
-    swept = command("sweep", *flags)
+    swept = typed("sweep", *flags)
     assert "best trial" in swept.stdout
     assert "sweep: 3/3 trials" in swept.stderr
     look = swept.stdout.partition("look:")[2].splitlines()[0]
