@@ -67,8 +67,6 @@ class PruningCallback(Callback):
         decision = stored_decision(self.trial)
         if decision is None or decision.epoch < epoch:
             decision = self._decide(epoch, ends)
-        for name, note in decision.notes.items():
-            self.trial.storage.set_trial_system_attr(self.trial._trial_id, name, note)
         return decision.stop
 
     def _decide(self, epoch: int, ends: bool) -> Decision:
@@ -80,13 +78,23 @@ class PruningCallback(Callback):
         decision = Decision(epoch, stop, draft.notes)
         if decision.stop or decision.notes:
             self.trial.storage.set_trial_system_attr(self.trial._trial_id, DECISION, asdict(decision))
+            stored_decision(self.trial)
         return decision
 
 
 def stored_decision(trial: Trial) -> Decision | None:
-    """The pruner's last decision about a trial that must not be made again; None if it may be asked."""
-    stored = trial.storage.get_trial_system_attrs(trial._trial_id).get(DECISION)
-    return Decision(**stored) if stored else None
+    """The pruner's last decision about a trial that must not be made again; None if it may be asked.
+
+    The notes of the decision are in the trial after this, also if a kill came before they were written.
+    """
+    attributes = trial.storage.get_trial_system_attrs(trial._trial_id)
+    if DECISION not in attributes:
+        return None
+    decision = Decision(**attributes[DECISION])
+    for name, note in decision.notes.items():
+        if attributes.get(name) != note:
+            trial.storage.set_trial_system_attr(trial._trial_id, name, note)
+    return decision
 
 
 class _Draft:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import logging
 import math
@@ -309,11 +310,11 @@ def copy_in_time(study: optuna.Study, seconds: float) -> optuna.Study:
     def read() -> None:
         try:
             trials, attributes = study.get_trials(deepcopy=False), study.user_attrs
-            copy = optuna.create_study(study_name=study.study_name, direction=study.direction)
+            copied = optuna.create_study(study_name=study.study_name, direction=study.direction)
             for name, value in attributes.items():
-                copy.set_user_attr(name, value)
-            copy.add_trials(trials)
-            answer.set_result(copy)
+                copied.set_user_attr(name, value)
+            copied.add_trials(trials)
+            answer.set_result(copied)
         except Exception as error:
             answer.set_exception(error)
 
@@ -354,6 +355,10 @@ def make_pruner(config: RunConfig) -> BasePruner:
 
 def suggest(trial: Trial, space: SearchSpace) -> Point:
     """The trial's point: drawn now, or read back where it was drawn before a kill."""
+    if trial.params.keys() < space.keys():
+        # A kill may have come between two values, and the sampler's random numbers come in order: draw all once more.
+        trial._cached_frozen_trial = copy.copy(trial._cached_frozen_trial)
+        trial._cached_frozen_trial.params, trial._cached_frozen_trial.distributions = {}, {}
     point: Point = {}
     for name, one in space.items():
         if isinstance(one, ChoiceRange):

@@ -122,10 +122,12 @@ def run_sweep(config: RunConfig, *, more: int = 0) -> SweepResult:
                 _work(job, interrupts, progress)
             else:
                 _supervise(job, interrupts, progress, publisher)
-        except (InterruptedRunError, StorageInternalError) as error:
-            if isinstance(error, StorageInternalError) and not interrupts.requested:
+        except InterruptedRunError:
+            raise InterruptedRunError(_conclude_so_far(config, study, target)) from None
+        except StorageInternalError as error:
+            if not interrupts.requested:
                 raise
-            raise InterruptedRunError(_conclude_so_far(config, study, target)) from error
+            raise InterruptedRunError(_storage_is_silent(error)) from error
         except SweepError as error:
             parent.finish(Outcome("FAIL", reason=str(error)))
             raise
@@ -359,7 +361,7 @@ def _conclude_so_far(config: RunConfig, study: optuna.Study, target: int) -> str
     try:
         copy = copy_in_time(study, STORAGE_SECONDS)
     except Exception as error:  # each database has errors of its own
-        return f"; no model and no report, as the study's storage does not answer ({type(error).__name__})"
+        return _storage_is_silent(error)
     best = best_trial(copy)
     if best is None:
         return " before the first trial was complete, so there is no model and no report yet"
@@ -368,6 +370,10 @@ def _conclude_so_far(config: RunConfig, study: optuna.Study, target: int) -> str
     trial = f"trial {best.number} ({config.sweep.metric} {_value(best):.4f})"
     model = f"{trial} in {trial_folder(config, best.number).export}"
     return f" after {count_finished(copy)} of {target} trials; best model so far: {model}, report: {report}"
+
+
+def _storage_is_silent(error: Exception) -> str:
+    return f"; no model and no report, as the study's storage does not answer ({type(error).__name__})"
 
 
 def _export(config: RunConfig, study: optuna.Study, best: FrozenTrial) -> None:
