@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import multiprocessing
 import os
 import re
@@ -23,21 +24,21 @@ from pathlib import Path
 
 import optuna
 import torch
-from filelock import FileLock
 from optuna.trial import FrozenTrial, TrialState
 
 from experiments.config import RunConfig, override, require, to_public
 from experiments.console import say
-from experiments.errors import InterruptedRunError, SweepError, TrackingError, UserError
+from experiments.errors import CommandError, InterruptedRunError, SweepError, UserError
 from experiments.figures import study_figures
 from experiments.inputs import forget_opened, open_data_once, open_inputs_once, uses_features
 from experiments.interrupts import Interrupts, Watch
 from experiments.logger import RunFolderLogger
+from experiments.patience import Patience
 from experiments.pictures import draw
 from experiments.population import PopulationRun, together, train_population
 from experiments.progress import EpochProgress, SweepProgress
 from experiments.pruning import PruningCallback
-from experiments.publisher import Publisher, die_with_parent
+from experiments.publisher import LOCK_FILE, Publication, Publisher, die_with_parent
 from experiments.report import report_studies
 from experiments.run_folder import LOCAL, Outcome, RunFolder, environment_tags
 from experiments.search_space import SEARCHED, SearchSpace, check_against, load_search_space
@@ -91,7 +92,8 @@ def run_sweep(config: RunConfig, *, more: int = 0) -> SweepResult:
     )
     space = load_search_space(config.search)
     check_against(space, config)
-    study, target = open_study(config, space, more=more)
+    interrupts = Interrupts()
+    study, target = open_study(config, space, more=more, check=interrupts.raise_if_requested)
     forget_opened()
     parent = RunFolder(study_folder(config) / "study")
     if not parent.exists:
@@ -102,8 +104,8 @@ def run_sweep(config: RunConfig, *, more: int = 0) -> SweepResult:
         parent.reopen()
     deadline = time.monotonic() + (config.sweep.timeout_seconds or float("inf"))
     here = study_folder(config)
-    publishing = Publisher(config, here / "trials" / "*", lock=here / "publisher.lock", parent=parent.path)
-    with Interrupts() as interrupts, publishing as publisher:
+    publication = Publication(config, here / "trials" / "*", here / LOCK_FILE, parent=parent.path)
+    with interrupts, Publisher(publication, interrupts.raise_if_requested) as publisher:
         if config.sweep.workers == 1:
             open_inputs_once(config)  # while the publisher comes up
         progress = SweepProgress(target, _finished(study))
@@ -115,7 +117,8 @@ def run_sweep(config: RunConfig, *, more: int = 0) -> SweepResult:
                 _supervise(config, study, target, deadline, interrupts, progress, publisher)
         finally:
             progress.close()
-        with FileLock(study_folder(config) / "conclude.lock"):  # two sweeps on one study end at the same time
+        # Two sweeps on one study may end at the same time.
+        with Patience(math.inf, interrupts.raise_if_requested).lock(study_folder(config) / "conclude.lock"):
             return _conclude(config, study, parent)
 
 
@@ -147,7 +150,9 @@ def _work(job: _Job, interrupts: Interrupts, progress: SweepProgress | None = No
             progress.update(_finished(job.study), _best_text(job.study))
         claims: list[Claim] = []
         while len(claims) < job.config.sweep.population:
-            claimed = claim(job.study, job.config, job.space, job.target, new=time.monotonic() < job.deadline)
+            claimed = claim(
+                job.study, job.config, job.space, job.target, new=time.monotonic() < job.deadline, check=job.check
+            )
             if not isinstance(claimed, Claim):
                 break
             claims.append(claimed)
@@ -225,7 +230,7 @@ def _attempt(job: _Job, claimed: Claim) -> Outcome:
         last = max(frozen.intermediate_values)
         say(f"{name}: pruned after epoch {last}")
         return Outcome("PRUNED", frozen.intermediate_values[last], reason=f"pruned after epoch {last}")
-    except (InterruptedRunError, TrackingError):
+    except (InterruptedRunError, CommandError):
         raise
     except Exception as error:
         folder.artifacts.mkdir(exist_ok=True)
@@ -348,8 +353,9 @@ def _worker_main(config: RunConfig, target: int, seconds: float, index: int) -> 
     _pin(index, config.sweep.workers)
     assert config.search is not None
     space = load_search_space(config.search)
-    study, _ = open_study(config, space)
-    with Interrupts([signal.SIGTERM]) as interrupts:
+    interrupts = Interrupts([signal.SIGTERM])
+    study, _ = open_study(config, space, check=interrupts.raise_if_requested)
+    with interrupts:
         job = _Job(config, space, study, target, time.monotonic() + seconds, [Watch(interrupts.raise_if_requested)])
         try:
             _work(job, interrupts)

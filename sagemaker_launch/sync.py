@@ -59,7 +59,7 @@ class Synchroniser:
         self._usd_per_hour = usd_per_hour
         self._home = config.output_dir / "cloud"
         self._photo_root = photo_root(config.data)
-        self._store = RunStore(config)
+        self._store = RunStore.open_or_wait(config)
         self._said: set[str] = set()
 
     @classmethod
@@ -172,8 +172,6 @@ class Synchroniser:
             say(f"{described[TRAINING.name]} has no pictures: {error}")
             return
         draw_once(folder.path)
-        if folder.run_id is not None:
-            folder.note_published(folder.run_id)  # not all of it, any more
 
     def _lags(self, described: Mapping[str, Any], reported: list[Report]) -> bool:
         """Whether something that belongs to an ended job is not there yet, and may still come; said once."""
@@ -191,7 +189,7 @@ class Synchroniser:
             return
         place = described["CheckpointConfig"]["S3Uri"].rstrip("/")
         fetch_folder(self._s3, f"{place}/{described[TRAINING.name]}/{folder.artifacts.name}", folder.artifacts)
-        if folder.is_undrawn:
+        if folder.needs_drawing:
             draw_once(folder.path)
 
     def _start(

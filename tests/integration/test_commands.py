@@ -74,7 +74,7 @@ def test_sweep_train_register_evaluate_predict_report(flags: list[str], photos: 
 
     report = Path(command("report", "tiny", *output).stdout.strip())
     assert "optimizer.learning_rate" in report.read_text()
-    unknown = command("report", "absent", *output, code=1)
+    unknown = command("report", "absent", *output, code=2)
     assert "there are tiny" in unknown.stderr
 
     loaded = plain_pyfunc(client, "models:/experiments@champion")
