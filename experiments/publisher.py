@@ -27,7 +27,7 @@ MAX_DEATHS = 3
 """How often the process may be killed before the run gives up."""
 FINISH, INTERRUPTED = "finish", "interrupted"
 """What the process is told: publish all runs that have ended, or stop soon."""
-INTERRUPTED_SECONDS = 5.0
+INTERRUPTED_SECONDS = 3.0
 """How long an interrupted command waits for MLflow at most."""
 EXTRA_SECONDS = 1.0
 """By how much this process is more patient than the other one, whose message says more."""
@@ -178,8 +178,8 @@ class Publisher:
                 if not isinstance(said, float):
                     return said
                 asked = time.monotonic()
-            for limit, since in ((self._allowed, asked), (seconds, begun)):
-                if time.monotonic() - since > limit + EXTRA_SECONDS:
+            for limit, begin, extra in ((self._allowed, asked, EXTRA_SECONDS), (seconds, begun, 0.0)):
+                if time.monotonic() - begin > limit + extra:
                     self._process.kill()
                     config = self._publication.config
                     return (
