@@ -212,7 +212,8 @@ class TrackingConfig:
     experiment: str = "experiments"
     """Name of the MLflow experiment."""
     flush_timeout_seconds: float = 120.0
-    """How long the end of a run waits for a tracking server that is away before it stops with an error."""
+    """How long a command waits for an answer of MLflow at its end. Then it stops with an error, and the same command
+    sends what is missing. Training never waits."""
 
     def __post_init__(self) -> None:
         """Refuse what no run can use."""

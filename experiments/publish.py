@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -45,8 +44,6 @@ def publish(publication: Publication, connection: Connection) -> None:
             Gets a text at the end: empty, or what went wrong. Gives FINISH, or INTERRUPTED if the same command
             continues the runs that have not ended.
     """
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)  # the training process says what they mean
     os.nice(5)
     holder, word = FileLock(publication.lock, is_singleton=False), ""
     while not holder.is_locked and word != INTERRUPTED:
@@ -82,7 +79,8 @@ class _Work:
         self._limit = self._config.tracking.flush_timeout_seconds
         self._store: RunStore | None = None
         self._parent_run_id: str | None = None
-        self._monitor, self._sampled, self._said = SystemMonitor(), -math.inf, ""
+        self._monitor, self._sampled = SystemMonitor(), -math.inf
+        self._said: dict[str, str] = {}
         self._done: set[Path] = set()
         """Folders that MLflow has whole; they are looked at again at the end only."""
 
@@ -94,7 +92,7 @@ class _Work:
         try:
             store = self._ask(self._open)
         except AWAY as error:
-            self._say_once(error)
+            self._say_once("store", error)
             return
         for folder in drawn([one for one in self._folders() if one.path not in self._done], self._drawers):
             if self._connection.poll():
@@ -102,9 +100,9 @@ class _Work:
             self._record_system(folder, sample)
             try:
                 self._ask(partial(store.push, folder, self._parent_run_id))
-                self._said = ""
+                self._said.pop(folder.path.name, None)
             except AWAY as error:
-                self._say_once(error)
+                self._say_once(folder.path.name, error)
                 if not is_refusal(error):
                     return
             # A run may end, or be drawn, at any moment here. The next round sends what this one missed.
@@ -128,6 +126,8 @@ class _Work:
                 if error.__cause__ is None or not is_refusal(error.__cause__):
                     raise
                 refusals.append(error)  # MLflow takes the others
+        if self._parent is not None and self._parent.outcome is None:
+            self._ask(partial(store.wait, partial(store.push_killed, self._parent), self._parent))
         if refusals:
             raise refusals[0]
         if self._publication.registers:
@@ -209,11 +209,11 @@ class _Work:
     def _before_call(self) -> None:
         self._connection.send(self._limit)
 
-    def _say_once(self, error: BaseException) -> None:
+    def _say_once(self, topic: str, error: BaseException) -> None:
         text = f"{self._mlflow} does not take a run, training goes on: {reason(error, self._uri)}"
-        if text != self._said:
+        if self._said.get(topic) != text:
             say(text)
-        self._said = text
+        self._said[topic] = text
 
     @property
     def _uri(self) -> str:

@@ -10,6 +10,7 @@ import contextlib
 import math
 import multiprocessing
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -213,6 +214,8 @@ def die_with_parent() -> None:
 
 def _main(publication: Publication, connection: Connection) -> None:
     die_with_parent()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)  # the training process says what they mean
     from experiments.publish import publish  # MLflow takes seconds to import
 
     publish(publication, connection)

@@ -111,7 +111,7 @@ def _make_champion(store: RunStore, name: str, version: str, tags: Mapping[str, 
     champion = _find_champion(store.client, name)
     if champion is None or champion.version == version:
         better = True
-    elif champion.tags.get(FINGERPRINT) != tags[FINGERPRINT]:
+    elif _fingerprint(store, champion) != tags[FINGERPRINT]:
         better = False
         code = f"from mlflow import MlflowClient; MlflowClient({public_url(store.uri)!r})"
         code += f".set_registered_model_alias({name!r}, {CHAMPION!r}, {str(version)!r})"
@@ -125,6 +125,13 @@ def _make_champion(store: RunStore, name: str, version: str, tags: Mapping[str, 
     if better:
         store.client.set_registered_model_alias(name, CHAMPION, version)
     return better
+
+
+def _fingerprint(store: RunStore, version: ModelVersion) -> str | None:
+    """The data set of a version; older ones have it in their run only, and others may not have it at all."""
+    run = store.find_run(version.run_id) if version.run_id else None
+    noted = run.data.params.get(FINGERPRINT) if run else None
+    return version.tags.get(FINGERPRINT, noted)
 
 
 def _find_champion(client: MlflowClient, name: str) -> ModelVersion | None:

@@ -106,7 +106,7 @@ class Synchroniser:
         return folders
 
     def _push(self, folder: RunFolder, parent_run_id: str | None = None) -> None:
-        if not folder.is_published:
+        if folder.path not in self._store.wait(lambda: self._store.find_whole([folder]), folder):
             self._store.push_or_wait(folder, parent_run_id)
 
     def _tuning_job(self, job: FoundJob) -> RunFolder:
