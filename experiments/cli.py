@@ -226,7 +226,9 @@ def _ui(config: RunConfig, arguments: argparse.Namespace) -> None:
     if uri.startswith(("http://", "https://")):
         raise UserError(f"tracking.uri {public_url(uri)} is a server with a UI of its own: open it in a browser")
     from experiments.mlflow_views import CHARTS, TABLE, view_link
-    from experiments.tracking import save_views
+    from experiments.tracking import check_tracking, save_views
+
+    check_tracking(config)
 
     if arguments.dashboard is not None:
         from experiments.dashboard import dashboard_server

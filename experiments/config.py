@@ -47,18 +47,21 @@ def require_folder(key: str, folder: Path) -> None:
     """Refuse a folder in which nothing can be written, whether it exists or not.
 
     Args:
-        key: the field that names it.
+        key: what names it.
 
     Raises:
         UserError: if it, or the nearest folder above that exists, is a file or can't be written.
     """
-    there = folder.absolute()
-    while not there.exists():
-        there = there.parent
-    if not there.is_dir():
-        raise UserError(f"{key} must be a folder, got {str(folder)!r}: {there} is a file")
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise UserError(f"{key} must be a folder that you may write to, got {str(folder)!r}: {there} can't be written")
+    import tempfile  # `--help` does not need it
+
+    there = next(one for one in (folder.absolute(), *folder.absolute().parents) if one.exists())
+    try:
+        with tempfile.TemporaryFile(dir=there):  # root may write anywhere by its rights, but not to a read-only disk
+            pass
+    except OSError as error:
+        raise UserError(
+            f"{key} must be a folder that can be written, got {str(folder)!r}: {there}: {error.strerror}"
+        ) from None
 
 
 def require_output_file(option: str, path: Path) -> None:
@@ -246,7 +249,8 @@ class TrackingConfig:
     """Name of the MLflow experiment and of the registered model; by default that of the data folder for data.name
     folder, else `experiments`."""
     flush_timeout_seconds: float = 120.0
-    """How long the end of a run waits for a tracking server that is away before it stops with an error."""
+    """How long a command waits for an answer of MLflow at its end. Then it stops with an error, and the same command
+    sends what is missing. Training never waits."""
 
     def __post_init__(self) -> None:
         """Refuse what no run can use."""

@@ -46,7 +46,7 @@ def locate_export(model: str, config: RunConfig) -> Path:
     from experiments.registry import download_export  # MLflow takes seconds to import
     from experiments.tracking import RunStore
 
-    return download_export(model, RunStore(config))
+    return download_export(model, RunStore.open_or_wait(config))
 
 
 def predict_photos(photos: Sequence[Path], export: Path, top_k: int) -> list[Prediction]:

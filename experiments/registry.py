@@ -4,28 +4,76 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 
 import mlflow
 import pandas as pd
+from mlflow import MlflowClient
+from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
 from mlflow.types.schema import AnyType, ColSpec, DataType, Schema
 
+from experiments.config import public_url
+from experiments.console import say
 from experiments.errors import UserError
-from experiments.tracking import RunStore
+from experiments.run_folder import RunFolder
+from experiments.tracking import STATUS, RunStore
 from lightning_modules import metrics
 from lightning_modules.inference import MANIFEST_FILE
 
 CHAMPION = "champion"
+FINGERPRINT, CLASS_NAMES = "data.fingerprint", "class_names"
+"""Tags of a version: the data set that its model was trained on."""
 
 
-def register(store: RunStore, run_id: str, export: Path, *, name: str) -> tuple[str, bool]:
-    """Log an export as the run's model, register it, and make it champion if its val_loss beats the champion's.
+def register(store: RunStore, folder: RunFolder, *, name: str) -> None:
+    """Log the export of a run as its model, register it, and note the version in the run folder.
+
+    The version becomes the champion if there is none, or if its val_loss is smaller than that of a champion that was
+    trained on the same data set. Each step may be repeated: what a call before has made is found and kept.
+
+    Raises:
+        MlflowException, OSError: if the server does not take it.
+    """
+    published = folder.published
+    assert published.run_id is not None, "published first"
+    manifest = json.loads((folder.export / MANIFEST_FILE).read_text())
+    tags = {
+        metrics.VAL_LOSS: str(manifest["metrics"][metrics.VAL_LOSS]),
+        FINGERPRINT: folder.read()["params"][FINGERPRINT],
+        CLASS_NAMES: json.dumps(manifest["class_names"]),
+    }
+    store.before_call()
+    version = _find_version(store.client, name, published.run_id)
+    if version is None:
+        version = mlflow.register_model(_log_model(store, published.run_id, folder.export), name)
+    store.before_call()
+    for key, value in tags.items():
+        store.client.set_model_version_tag(name, version.version, key, value)
+    outcome, ended_ms = folder.outcome, folder.read()["ended_ms"]
+    assert outcome is not None, "published first"
+    store.client.set_terminated(published.run_id, STATUS[outcome.state], ended_ms)  # MLflow has opened it again
+    is_champion = _make_champion(store, name, version.version, tags)
+    folder.note_published(replace(published, model_uri=f"models:/{name}/{version.version}", is_champion=is_champion))
+
+
+def _find_version(client: MlflowClient, name: str, run_id: str) -> ModelVersion | None:
+    found = client.search_model_versions(f"name = '{_quoted(name)}' and run_id = '{run_id}'")
+    return found[0] if found else None
+
+
+def _quoted(name: str) -> str:
+    return name.replace("'", "''")
+
+
+def _log_model(store: RunStore, run_id: str, export: Path) -> str:
+    """Log an export as the model of a run.
 
     Returns:
-        The version's URI (models:/NAME/VERSION), and whether it is the champion now.
+        The URI of the logged model.
     """
     mlflow.set_tracking_uri(store.uri)
     mlflow.set_registry_uri(store.uri)
@@ -51,18 +99,44 @@ def register(store: RunStore, run_id: str, export: Path, *, name: str) -> tuple[
                 f"{one}=={metadata.version(one)}" for one in ("torch", "torchvision", "pillow", "pandas")
             ],
         )
-    version = mlflow.register_model(logged.model_uri, name)
-    own = json.loads((export / MANIFEST_FILE).read_text())["metrics"][metrics.VAL_LOSS]
-    client = store.client
-    client.set_model_version_tag(name, version.version, metrics.VAL_LOSS, str(own))
-    try:
-        champion = client.get_model_version_by_alias(name, CHAMPION)
-        beaten = own < float(champion.tags[metrics.VAL_LOSS])
-    except MlflowException:  # there is no champion yet
-        beaten = True
-    if beaten:
-        client.set_registered_model_alias(name, CHAMPION, version.version)
-    return f"models:/{name}/{version.version}", beaten
+    return str(logged.model_uri)
+
+
+def _make_champion(store: RunStore, name: str, version: str, tags: Mapping[str, str]) -> bool:
+    """Give a version the champion's alias if it is better, and say so where data sets can't be compared.
+
+    Returns:
+        Whether it is the champion now.
+    """
+    champion = _find_champion(store.client, name)
+    if champion is None or champion.version == version:
+        better = True
+    elif _fingerprint(store, champion) != tags[FINGERPRINT]:
+        better = False
+        code = f"from mlflow import MlflowClient; MlflowClient({public_url(store.uri)!r})"
+        code += f".set_registered_model_alias({name!r}, {CHAMPION!r}, {str(version)!r})"
+        say(
+            f"{name} version {champion.version} stays the champion: it was trained on another data set "
+            f"({champion.tags.get(CLASS_NAMES, 'unknown classes')}) than version {version}, so their losses can't be "
+            f'compared. To make version {version} the champion: python -c "{code}"'
+        )
+    else:
+        better = float(tags[metrics.VAL_LOSS]) < float(champion.tags[metrics.VAL_LOSS])
+    if better:
+        store.client.set_registered_model_alias(name, CHAMPION, version)
+    return better
+
+
+def _fingerprint(store: RunStore, version: ModelVersion) -> str | None:
+    """The data set of a version; older ones have it in their run only, and others may not have it at all."""
+    run = store.find_run(version.run_id) if version.run_id else None
+    noted = run.data.params.get(FINGERPRINT) if run else None
+    return version.tags.get(FINGERPRINT, noted)
+
+
+def _find_champion(client: MlflowClient, name: str) -> ModelVersion | None:
+    aliases = client.get_registered_model(name).aliases
+    return client.get_model_version(name, aliases[CHAMPION]) if CHAMPION in aliases else None
 
 
 def tag_version(uri: str, store: RunStore, tags: Mapping[str, str]) -> None:

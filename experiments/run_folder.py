@@ -5,7 +5,7 @@ metrics.jsonl     one line an epoch
 scores.npz        the validation split by the best weights, until pictures are drawn of it
 checkpoints/      while it runs
 export/           the model
-published.json    how much of it stands in MLflow         } written by the process that publishes,
+published.json    what MLflow has of it                   } written by the process that publishes,
 system.jsonl      one line a sample of the machine        } all else by the one that trains
 artifacts/        pictures and tables                     }
 artifacts/recording/  how its layers train, with trainer.record
@@ -25,8 +25,8 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
@@ -59,6 +59,21 @@ class MetricLine:
     step: int
     timestamp_ms: int
     metrics: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Published:
+    """What MLflow has of a run."""
+
+    store: str = ""
+    """The MLflow server or database, without its password. In another one, the run is still to be published."""
+    run_id: str | None = None
+    files: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    """Each file that was sent after the run had ended, with the size and the time of change that it had then."""
+    model_uri: str | None = None
+    """The registered version, models:/NAME/VERSION."""
+    is_champion: bool = False
+    """Whether the version became the model's champion."""
 
 
 class RunFolder:
@@ -173,7 +188,7 @@ class RunFolder:
         }
 
     @property
-    def is_undrawn(self) -> bool:
+    def needs_drawing(self) -> bool:
         """Whether pictures of it are still to be drawn."""
         tried = any((self.artifacts / name).is_file() for name in ("recording.png", "pictures_error.txt"))
         return self.scores.is_file() or (self.recording.is_dir() and not tried)
@@ -185,24 +200,40 @@ class RunFolder:
     @property
     def run_id(self) -> str | None:
         """Its run in MLflow; None as long as it has none."""
-        return self._published().get("run_id")
+        return self.published.run_id
 
     @property
     def is_published(self) -> bool:
-        """Whether all of it stands in MLflow, the outcome included."""
-        noted = self.read()
-        return noted["outcome"] is not None and self._published().get("ended_ms") == noted["ended_ms"]
+        """Whether MLflow has everything that the run will ever have.
 
-    def note_published(self, run_id: str, *, ended_ms: int | None = None) -> None:
-        """Note its run in MLflow, and which outcome stands there."""
-        noted = {"run_id": run_id, "ended_ms": ended_ms}
-        if self._published() != noted:
-            self._write("published.json", noted)
+        The order matters: an outcome is final, after it the pictures are drawn once, and after them nothing is written.
+        So a file that is written while this property is read can't be missed.
+        """
+        return self.outcome is not None and not self.needs_drawing and self.files() == self.published.files
 
-    def _published(self) -> dict[str, Any]:
+    def files(self) -> dict[str, list[int]]:
+        """Size in bytes and time of change in nanoseconds of each file that MLflow gets, by its path in the folder."""
+        found = [self.path / name for name in ("run.json", "metrics.jsonl", "system.jsonl")]
+        found += sorted(self.artifacts.rglob("*"))
+        return {
+            path.relative_to(self.path).as_posix(): [status.st_size, status.st_mtime_ns]
+            for path in found
+            if path.is_file() and "/." not in str(path.relative_to(self.path))  # a file that is still being written
+            for status in [path.stat()]
+        }
+
+    @property
+    def published(self) -> Published:
+        """What MLflow has of it."""
         path = self.path / "published.json"
-        loaded: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
-        return loaded
+        noted: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+        names = {one.name for one in fields(Published)}
+        return Published(**{name: value for name, value in noted.items() if name in names})  # older notes have others
+
+    def note_published(self, published: Published) -> None:
+        """Replace the note about what MLflow has of it."""
+        if self.published != published:
+            self._write("published.json", asdict(published))
 
     @functools.cached_property
     def _recorded(self) -> set[tuple[int, frozenset[str]]]:

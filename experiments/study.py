@@ -8,7 +8,9 @@ import logging
 import math
 import os
 import platform
+import sqlite3
 import threading
+from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from datetime import datetime
@@ -29,14 +31,16 @@ from optuna.samplers import (
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import FrozenTrial, Trial, TrialState
-from sqlalchemy.engine import make_url
+from sqlalchemy import event
+from sqlalchemy.engine import Connection, Engine, make_url
 from sqlalchemy.exc import ArgumentError
 from sqlalchemy.pool import NullPool
 
 from experiments.config import BLOT, RunConfig, override, require, to_flat
 from experiments.console import say
-from experiments.errors import UserError
+from experiments.errors import CommandError, UserError
 from experiments.identity import Photos, StudyIdentity, read_identity, write_identity
+from experiments.patience import Patience
 from experiments.run_folder import RunFolder
 from experiments.search_space import (
     ChoiceRange,
@@ -52,6 +56,8 @@ TARGET_ATTR = "target"
 HOST_ATTR = "host"
 GRACE_SECONDS = 60.0
 """How long a running trial in a shared database may have no host before it is taken for abandoned."""
+STORAGE_SECONDS = 60.0
+"""How long a call to the study's storage waits for a lock, unless `tracking.flush_timeout_seconds` is longer."""
 
 _log = logging.getLogger(__name__)
 
@@ -76,14 +82,14 @@ class JournalLock(JournalFileOpenLock):
     Optuna's own locks stay behind after a kill and block everybody for 30 seconds.
     """
 
-    def __init__(self, journal: Path) -> None:
+    def __init__(self, journal: Path, patience: Patience) -> None:
         super().__init__(str(journal))
-        self._journal = journal
-        self._lock = FileLock(f"{journal}.lock", is_singleton=False)
+        self._journal, self._patience = journal, patience
+        self._lock: FileLock | None = None
 
     def acquire(self) -> bool:
         """Wait for the lock."""
-        self._lock.acquire()
+        self._lock = self._patience.lock(Path(f"{self._journal}.lock"))
         with self._journal.open("r+b") as file:
             if file.seek(0, os.SEEK_END) and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n":
                 file.seek(0)
@@ -92,38 +98,95 @@ class JournalLock(JournalFileOpenLock):
 
     def release(self) -> None:
         """Give it back."""
+        assert self._lock is not None
         self._lock.release()
 
 
-def open_storage(config: RunConfig) -> BaseStorage:
+def open_storage(config: RunConfig, check: Callable[[], None] = lambda: None) -> BaseStorage:
     """The storage that `sweep.storage` names, or a journal file in the study's folder.
+
+    A call to it waits for a lock that another process holds, up to STORAGE_SECONDS.
+
+    Args:
+        check: called while it waits; raises to stop, such as after Ctrl-C.
 
     Raises:
         UserError: for a database that can't be reached.
+        SweepError: if it stays locked; from each later call, too.
     """
+    patience = _patience(config, check)
     if config.sweep.storage is None:
         study_folder(config).mkdir(parents=True, exist_ok=True)
         journal = _journal(config)
-        return JournalStorage(JournalFileBackend(str(journal), JournalLock(journal)))
+        return JournalStorage(JournalFileBackend(str(journal), JournalLock(journal, patience)))
     try:
         url = make_url(config.sweep.storage)
     except ArgumentError:
         raise UserError("sweep.storage must be a URL such as postgresql+psycopg://user@host/database") from None
+    # The URL may hold a password, in more than one place, and the driver's own message may repeat it.
+    place = f"{url.host or ''}{f':{url.port}' if url.port else ''}/{url.database or ''}"
+    # No pool: a database closes connections that idle for the hours of a trial, and nobody is left to close ours.
+    options: dict[str, Any] = {"poolclass": NullPool}
+    if url.get_backend_name() == "sqlite":
+        options["connect_args"] = {"timeout": 0.5}  # SQLite's own waiting looks at no signal
     try:
-        # No pool: a database closes connections that idle for the hours of a trial, and nobody is left to close ours.
-        return RDBStorage(config.sweep.storage, engine_kwargs={"poolclass": NullPool})
+        storage = patience.call(
+            lambda: RDBStorage(str(config.sweep.storage), engine_kwargs=dict(options)),
+            _is_locked,
+            f"sweep.storage {place}",
+        )
+    except CommandError:
+        raise
     except Exception as error:  # SQLAlchemy's drivers have kinds of their own
-        # The URL may hold a password, in more than one place, and the driver's own message may repeat it.
-        place = f"{url.host or ''}{f':{url.port}' if url.port else ''}/{url.database or ''}"
         if isinstance(error, RuntimeError):  # Optuna's own, of the version of its tables
             text = " ".join(str(error).split())
             raise UserError(
                 f"sweep.storage must be a database of Optuna {optuna.__version__}, got {place}: {text}"
             ) from None
         raise UserError(f"sweep.storage must be a database that answers, got {place}: {type(error).__name__}") from None
+    if url.get_backend_name() == "sqlite":
+        _wait_for_locks(storage.engine, patience, f"sweep.storage {place}")
+    return storage
 
 
-def open_study(config: RunConfig, space: SearchSpace, photos: Photos, *, more: int = 0) -> tuple[optuna.Study, int]:
+def _patience(config: RunConfig, check: Callable[[], None]) -> Patience:
+    # A trial without its study is lost, so this waits longer than for MLflow, which gets everything later.
+    return Patience(max(config.tracking.flush_timeout_seconds, STORAGE_SECONDS), check)
+
+
+def _is_locked(error: Exception) -> bool:
+    return "database is locked" in str(error) or "database table is locked" in str(error)
+
+
+def _wait_for_locks(engine: Engine, patience: Patience, name: str) -> None:
+    """Wait for SQLite's lock at the two places where a transaction is whole: before it, and when it is committed.
+
+    BEGIN IMMEDIATE takes the lock at once. A transaction that reads first and then writes can't wait: of two of that
+    kind, each waits for the other.
+    """
+
+    def run(connection: Connection, statement: str) -> None:
+        driver = connection.connection.driver_connection
+        assert isinstance(driver, sqlite3.Connection)
+        patience.call(lambda: driver.execute(statement), _is_locked, name)
+
+    @event.listens_for(engine, "connect")
+    def connect(driver: sqlite3.Connection, record: object) -> None:
+        del record
+        driver.isolation_level = None  # no BEGIN of its own
+
+    @event.listens_for(engine, "begin")
+    def begin(connection: Connection) -> None:
+        run(connection, "BEGIN IMMEDIATE")
+
+    @event.listens_for(engine, "commit")
+    def commit(connection: Connection) -> None:
+        run(connection, "COMMIT")
+
+
+def open_study(
+    config: RunConfig, space: SearchSpace, photos: Photos, *, more: int = 0, check: Callable[[], None] = lambda: None
+) -> tuple[optuna.Study, int]:
     """Create the study or continue it.
 
     A study without a finished trial holds nobody to its settings: with other settings it is replaced by a new one.
@@ -131,6 +194,7 @@ def open_study(config: RunConfig, space: SearchSpace, photos: Photos, *, more: i
     Args:
         photos: of the data set that its trials train on.
         more: trials to add to those that have finished. An interrupted addition is completed first.
+        check: called while the study's storage is locked, here and in later calls; raises to stop.
 
     Returns:
         The study, and the number of finished trials that it ends with.
@@ -140,14 +204,14 @@ def open_study(config: RunConfig, space: SearchSpace, photos: Photos, *, more: i
     """
     require(more >= 0, "--more", "be >= 0", more)
     identity, home = StudyIdentity.of(config, space, photos), study_folder(config)
-    with FileLock(_lock_path(config)):
+    with _patience(config, check).lock(_lock_path(config)):
         noted = read_identity(home / IDENTITY_FILE)
         is_replaced = noted is not None and not noted.is_same(identity)
         if noted is not None and _has_finished_trials(home):
             noted.check_same(identity)
         if not is_replaced:
             _copy_to_database(config)
-        study = _create_study(config, identity)
+        study = _create_study(config, identity, check)
         if is_replaced:
             _set_aside(home)
         write_identity(home / IDENTITY_FILE, identity)
@@ -165,9 +229,9 @@ def open_study(config: RunConfig, space: SearchSpace, photos: Photos, *, more: i
     return study, target
 
 
-def _create_study(config: RunConfig, identity: StudyIdentity) -> optuna.Study:
+def _create_study(config: RunConfig, identity: StudyIdentity, check: Callable[[], None]) -> optuna.Study:
     """The study in its storage, which keeps the identity."""
-    storage, name = open_storage(config), config.sweep.study_name
+    storage, name = open_storage(config, check), config.sweep.study_name
 
     def create() -> optuna.Study:
         return optuna.create_study(
@@ -257,8 +321,11 @@ def journals(config: RunConfig) -> list[Path]:
     return [path for path in study_folder(config).parent.glob("*/journal.log") if path.stat().st_size]
 
 
-def load_study(config: RunConfig, name: str) -> optuna.Study:
+def load_study(config: RunConfig, name: str, check: Callable[[], None] = lambda: None) -> optuna.Study:
     """A study that exists.
+
+    Args:
+        check: as for `open_storage`.
 
     Raises:
         UserError: if it does not, with the names of those that do.
@@ -268,12 +335,14 @@ def load_study(config: RunConfig, name: str) -> optuna.Study:
         where, storage = f"under {study_folder(config).parent}", None
         names = sorted(path.parent.name for path in journals(config))
     else:
-        where, storage = "in sweep.storage", open_storage(config)
+        where, storage = "in sweep.storage", open_storage(config, check)
         names = sorted(optuna.get_all_study_names(storage))
     if name not in names:
         known = f"there are {', '.join(names)}" if names else "there is none yet"
         raise UserError(f"study must exist {where}, got {name!r}; {known}")
-    return optuna.load_study(study_name=name, storage=storage or open_storage(config), pruner=make_pruner(config))
+    return optuna.load_study(
+        study_name=name, storage=storage or open_storage(config, check), pruner=make_pruner(config)
+    )
 
 
 def best_config(study: optuna.Study, config: RunConfig) -> tuple[RunConfig, FrozenTrial]:
@@ -393,14 +462,21 @@ class NothingToClaim:
 
 
 def claim(
-    study: optuna.Study, config: RunConfig, space: SearchSpace, target: int, *, new: bool = True
+    study: optuna.Study,
+    config: RunConfig,
+    space: SearchSpace,
+    target: int,
+    *,
+    new: bool = True,
+    check: Callable[[], None] = lambda: None,
 ) -> Claim | NothingToClaim:
     """Take over a trial whose process died, or else ask for a new one.
 
     Args:
         new: whether a new trial may start.
+        check: called while another process claims a trial; raises to stop.
     """
-    with FileLock(_lock_path(config)):
+    with _patience(config, check).lock(_lock_path(config)):
         trials = study.get_trials(deepcopy=False)
         running = [trial for trial in trials if trial.state == TrialState.RUNNING]
         for trial in running:

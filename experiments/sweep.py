@@ -24,24 +24,24 @@ from pathlib import Path
 
 import optuna
 import torch
-from filelock import FileLock
 from optuna.exceptions import StorageInternalError
 from optuna.trial import FrozenTrial, TrialState
 
 from experiments.config import RunConfig, override, to_public
 from experiments.console import say
-from experiments.errors import InterruptedRunError, SweepError, TrackingError, UserError
+from experiments.errors import CommandError, InterruptedRunError, SweepError, UserError
 from experiments.figures import study_figures
 from experiments.identity import Photos, StudyIdentity
 from experiments.inputs import forget_opened, open_data_once, open_inputs_once, uses_features
 from experiments.interrupts import Interrupts, Watch
 from experiments.logger import RunFolderLogger
+from experiments.patience import Patience
 from experiments.pictures import draw
 from experiments.population import PopulationRun, together, train_population
 from experiments.preflight import check_sweep
 from experiments.progress import EpochProgress, SweepProgress
 from experiments.pruning import PruningCallback, stored_decision
-from experiments.publisher import Publisher, die_with_parent
+from experiments.publisher import LOCK_FILE, Publication, Publisher, die_with_parent
 from experiments.report import report_studies
 from experiments.run_folder import LOCAL, Outcome, RunFolder, environment_tags
 from experiments.search_space import SEARCHED, SearchSpace, load_search_space
@@ -99,7 +99,8 @@ def run_sweep(config: RunConfig, *, more: int = 0) -> SweepResult:
     check_sweep(config, space)
     forget_opened()
     photos = Photos.of(open_data_once(config))
-    study, target = open_study(config, space, photos, more=more)
+    interrupts = Interrupts()
+    study, target = open_study(config, space, photos, more=more, check=interrupts.raise_if_requested)
     identity = StudyIdentity.of(config, space, photos)
     max_failed = count_failed(study) + config.sweep.max_failures
     parent = RunFolder(study_folder(config) / "study")
@@ -111,8 +112,8 @@ def run_sweep(config: RunConfig, *, more: int = 0) -> SweepResult:
         parent.reopen()
     deadline = time.monotonic() + (config.sweep.timeout_seconds or float("inf"))
     here = study_folder(config)
-    publishing = Publisher(config, here / "trials" / "*", lock=here / "publisher.lock", parent=parent.path)
-    with Interrupts() as interrupts, publishing as publisher:
+    publication = Publication(config, here / "trials" / "*", here / LOCK_FILE, parent=parent.path)
+    with interrupts, Publisher(publication, interrupts.raise_if_requested) as publisher:
         watches = [Watch(interrupts.raise_if_requested), Watch(publisher.check)]
         job = _Job(config, space, identity, study, target, max_failed, deadline, watches)
         progress = SweepProgress(target, count_finished(study))
@@ -133,7 +134,8 @@ def run_sweep(config: RunConfig, *, more: int = 0) -> SweepResult:
             raise
         finally:
             progress.close()
-        with FileLock(study_folder(config) / "conclude.lock"):  # two sweeps on one study end at the same time
+        # Two sweeps on one study may end at the same time.
+        with Patience(math.inf, interrupts.raise_if_requested).lock(study_folder(config) / "conclude.lock"):
             return _conclude(config, study, parent)
 
 
@@ -168,7 +170,9 @@ def _work(job: _Job, interrupts: Interrupts, progress: SweepProgress | None = No
             progress.update(count_finished(job.study), _best_text(job.study))
         claims: list[Claim] = []
         while len(claims) < job.config.sweep.population:
-            claimed = claim(job.study, job.config, job.space, job.target, new=time.monotonic() < job.deadline)
+            claimed = claim(
+                job.study, job.config, job.space, job.target, new=time.monotonic() < job.deadline, check=job.check
+            )
             if not isinstance(claimed, Claim):
                 break
             claims.append(claimed)
@@ -254,7 +258,7 @@ def _attempt(job: _Job, claimed: Claim) -> Outcome:
     for may_retry in (True, False):
         try:
             return _train_trial(job, claimed)
-        except (InterruptedRunError, TrackingError, StorageInternalError):
+        except (InterruptedRunError, CommandError, StorageInternalError):
             raise  # no fault of the trial: it goes on later
         except NotANumberError as error:
             say(f"{name}: {error}")
@@ -459,8 +463,10 @@ def _worker_main(
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the supervisor says what it means
     die_with_parent()
     _pin(index, config.sweep.workers)
-    study, deadline = load_study(config, config.sweep.study_name), time.monotonic() + seconds
-    with Interrupts([signal.SIGTERM]) as interrupts:
+    interrupts = Interrupts([signal.SIGTERM])
+    study = load_study(config, config.sweep.study_name, interrupts.raise_if_requested)
+    deadline = time.monotonic() + seconds
+    with interrupts:
         watches = [Watch(interrupts.raise_if_requested)]
         job = _Job(config, space, identity, study, target, max_failed, deadline, watches)
         try:

@@ -10,12 +10,11 @@ import json
 import logging
 import os
 import re
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,7 +24,7 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from filelock import FileLock
 from mlflow import MlflowClient
-from mlflow.entities import Dataset, DatasetInput, InputTag, LifecycleStage, Metric, Param, Run, RunTag
+from mlflow.entities import Dataset, DatasetInput, InputTag, LifecycleStage, Metric, Param, Run, RunTag, ViewType
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, RESOURCE_DOES_NOT_EXIST, ErrorCode
 from mlflow.store.db.db_types import DATABASE_ENGINES
@@ -39,10 +38,10 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
-from experiments.config import RunConfig, public_url, require, tracking_uri
+from experiments.config import RunConfig, public_url, require, require_folder, tracking_uri
 from experiments.errors import TrackingError, UserError
 from experiments.mlflow_views import tuned_names, view_tags
-from experiments.run_folder import MetricLine, RunFolder, now_ms
+from experiments.run_folder import MetricLine, Published, RunFolder, now_ms
 
 KEY_TAG = "experiments.key"
 """Tag by which a run folder finds its run again."""
@@ -57,63 +56,89 @@ MAX_NAME_LENGTH = 256
 
 _log = logging.getLogger(__name__)
 _Item = TypeVar("_Item")
+_Point = tuple[str, int, int]
+"""A metric's name, step and time, by which MLflow's points are told apart."""
 
 
 class RunStore:
-    """The MLflow experiment that run folders are pushed to."""
+    """The MLflow experiment that run folders are pushed to.
 
-    def __init__(self, config: RunConfig) -> None:
+    Args:
+        before_call: called before each call to MLflow, so that somebody can watch how long it takes.
+
+    Raises:
+        MlflowException, OSError: if MLflow does not answer, or refuses the experiment.
+    """
+
+    def __init__(self, config: RunConfig, *, before_call: Callable[[], None] = lambda: None) -> None:
         self.uri = tracking_uri(config)
+        self.name = f"{public_url(self.uri)}#{config.tracking.experiment}"
         self.flush_timeout_seconds = config.tracking.flush_timeout_seconds
+        self.before_call = before_call
         local = None if config.tracking.uri else (config.output_dir / "mlartifacts").resolve().as_uri()
+        before_call()
         with _opening(config):
             self.client = MlflowClient(self.uri, registry_uri=self.uri)  # or a variable of the shell decides
-            self.experiment_id = self._retry(
-                lambda: self._experiment(config.tracking.experiment, local),
-                f"what has run is whole in {config.output_dir} and is sent when the same command runs again",
-            )
-        # What this process knows to stand in MLflow, by run: metric points and params.
-        self._sent: dict[str, set[tuple[str, int]]] = {}
+            self.experiment_id = self._experiment(config.tracking.experiment, local)
+        # What this process knows MLflow to have, by run: metric points and params.
+        self._sent: dict[str, set[_Point]] = {}
         self._params: dict[str, Mapping[str, str]] = {}
 
+    @classmethod
+    def open_or_wait(cls, config: RunConfig) -> RunStore:
+        """Open the store, and wait for a server that is away.
+
+        Raises:
+            TrackingError: if it stays away for `tracking.flush_timeout_seconds`.
+        """
+        return wait_for_store(lambda: cls(config), config)
+
     def push(self, folder: RunFolder, parent_run_id: str | None = None) -> str:
-        """Bring MLflow up to date with a folder: what stands there is not sent again.
+        """Bring MLflow up to date with a folder: what MLflow has is not sent again.
 
         Raises:
             MlflowException, OSError: if the server does not take it.
         """
+        # First: what is written from here on differs from this list, and is sent by the next push.
+        files = folder.files()
         noted = folder.read()
         epochs = folder.metric_lines()
         lines = [*epochs, *folder.system_lines()]
         run_id = self._run_id(folder, noted, lines, parent_run_id)
         sent = self._sent[run_id]
-        fresh = [
-            (key, line.step, line.timestamp_ms, value)
-            for line in lines
-            for key, value in line.metrics.items()
-            if (key, line.step) not in sent
+        points = [
+            Metric(key, value, line.timestamp_ms, line.step) for line in lines for key, value in line.metrics.items()
         ]
-        for chunk in _chunks(fresh, 1000):  # MLflow's limit a request
-            self.client.log_batch(run_id, metrics=[Metric(key, value, at, step) for key, step, at, value in chunk])
-            sent |= {(key, step) for key, step, _, _ in chunk}
+        if noted["outcome"]:
+            last = max((line.step for line in epochs), default=0)
+            points += [Metric(key, value, noted["ended_ms"], last) for key, value in folder.final_metrics().items()]
+        for chunk in _chunks([one for one in points if _point(one) not in sent], 1000):  # MLflow's limit a request
+            self.before_call()
+            self.client.log_batch(run_id, metrics=chunk)
+            sent |= {_point(one) for one in chunk}
         self._push_params(run_id, noted["params"])
         if noted["outcome"]:
             outcome = noted["outcome"]
-            last = max((line.step for line in epochs), default=0)
-            new = [(key, value) for key, value in folder.final_metrics().items() if (key, last) not in sent]
             # What was noted since the run began, too.
             tags = noted["tags"] | {"trial_state": outcome["state"]}
             tags |= {"failure_reason": outcome["reason"]} if outcome["reason"] else {}
-            self.client.log_batch(
-                run_id,
-                metrics=[Metric(key, value, noted["ended_ms"], last) for key, value in new],
-                tags=[RunTag(key, value) for key, value in tags.items()],
-            )
-            if folder.artifacts.is_dir():
-                self.client.log_artifacts(run_id, str(folder.artifacts))
+            self.before_call()
+            self.client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
+            self._push_artifacts(run_id, folder, files)
+            self.before_call()
             self.client.set_terminated(run_id, STATUS[outcome["state"]], noted["ended_ms"])
-            folder.note_published(run_id, ended_ms=noted["ended_ms"])
+            folder.note_published(replace(folder.published, files=files))
         return run_id
+
+    def _push_artifacts(self, run_id: str, folder: RunFolder, files: Mapping[str, Sequence[int]]) -> None:
+        """Send the files that MLflow lacks, or has as they were before."""
+        before = folder.published.files
+        for name, status in files.items():
+            path = folder.path / name
+            if folder.artifacts in path.parents and before.get(name) != status:
+                place = path.parent.relative_to(folder.artifacts).as_posix()
+                self.before_call()
+                self.client.log_artifact(run_id, str(path), None if place == "." else place)
 
     def _run_id(
         self, folder: RunFolder, noted: Mapping[str, Any], lines: Sequence[MetricLine], parent_run_id: str | None
@@ -122,24 +147,31 @@ class RunStore:
         known = folder.run_id
         if known in self._sent:
             return known
-        found = self._find(known, noted["key"])
+        self.before_call()
+        found = self._find(folder.published, noted["key"])
         if found is None:
             tags = dict(noted["tags"]) | {KEY_TAG: noted["key"]}
             if parent_run_id:
                 tags["mlflow.parentRunId"] = parent_run_id
             run = self.client.create_run(self.experiment_id, noted["started_ms"], tags=tags, run_name=noted["name"])
-            found = str(run.info.run_id)
-            self._sent[found] = set()
+            found_id = str(run.info.run_id)
+            self._sent[found_id] = set()
         else:
-            # After a crash the run may already hold some of what stands in the folder.
-            keys = {key for line in lines for key in line.metrics}
-            self._sent[found] = {
-                (key, point.step) for key in keys for point in self.client.get_metric_history(found, key)
+            found_id = str(found.info.run_id)
+            if found.info.lifecycle_stage == LifecycleStage.DELETED:
+                self.client.restore_run(found_id)
+            # After a crash the run may already hold some of what is in the folder.
+            keys = {key for line in lines for key in line.metrics} | folder.final_metrics().keys()
+            self._sent[found_id] = {
+                _point(point) for key in keys for point in self.client.get_metric_history(found_id, key)
             }
+            if parent_run_id and found.data.tags.get("mlflow.parentRunId") != parent_run_id:
+                self.client.set_tag(found_id, "mlflow.parentRunId", parent_run_id)
             if not noted["outcome"]:
-                self.client.update_run(found, "RUNNING")
-        folder.note_published(found)
-        return found
+                self.client.update_run(found_id, "RUNNING")
+        if (folder.published.store, known) != (self.name, found_id):
+            folder.note_published(Published(self.name, found_id))
+        return found_id
 
     def push_or_wait(self, folder: RunFolder, parent_run_id: str | None = None) -> str:
         """Push, and wait for a server that is away.
@@ -147,45 +179,57 @@ class RunStore:
         Raises:
             TrackingError: if it stays away for `tracking.flush_timeout_seconds`.
         """
-        return self._retry(
-            lambda: self.push(folder, parent_run_id),
-            f"the run is whole in {folder.path} and is sent when the same command runs again",
-        )
+        return self.wait(lambda: self.push(folder, parent_run_id), folder)
 
-    def set_status(self, folder: RunFolder, status: str) -> None:
-        """Set the status of a run that goes on later, such as KILLED; not worth waiting for a server."""
-        try:
-            self.client.update_run(self.push(folder), status)
-        except AWAY as error:
-            _log.warning(
-                "MLflow at %s did not hear that a run is %s: %s",
-                public_url(self.uri),
-                status,
-                first_line(error),
+    def wait(self, call: Callable[[], _Item], folder: RunFolder) -> _Item:
+        """Make a call about a run's folder, and wait for a server that is away.
+
+        Raises:
+            TrackingError: if it stays away for `tracking.flush_timeout_seconds`.
+        """
+        kept = f"the run is whole in {folder.path} and is sent when the same command runs again"
+        return call_or_wait(call, self.uri, self.flush_timeout_seconds, kept)
+
+    def push_killed(self, folder: RunFolder, parent_run_id: str | None = None) -> str:
+        """Push, and show a run that has not ended as KILLED: the same command continues it later.
+
+        Raises:
+            MlflowException, OSError: if the server does not take it.
+        """
+        run_id = self.push(folder, parent_run_id)
+        if folder.outcome is None:
+            self.before_call()
+            self.client.update_run(run_id, "KILLED")
+        return run_id
+
+    def find_whole(self, folders: Sequence[RunFolder]) -> set[Path]:
+        """Those of the folders that MLflow has whole. MLflow is asked too: somebody may have deleted its database."""
+        noted = {one.run_id: one for one in folders if one.published.store == self.name and one.is_published}
+        return {
+            noted[run.info.run_id].path
+            for run in self._runs_by_id([run_id for run_id in noted if run_id is not None])
+            if run.info.lifecycle_stage == LifecycleStage.ACTIVE
+            and run.info.end_time == noted[run.info.run_id].read()["ended_ms"]
+        }
+
+    def find_known(self, folders: Sequence[RunFolder]) -> set[Path]:
+        """Those of the folders that have a run in MLflow, whole or not, deleted or not."""
+        noted = {one.run_id: one.path for one in folders}
+        return {noted[run.info.run_id] for run in self._runs_by_id([one for one in noted if one is not None])}
+
+    def _runs_by_id(self, run_ids: list[str]) -> Iterator[Run]:
+        for chunk in _chunks(run_ids, 100):
+            listed = ", ".join(f"'{one}'" for one in chunk)
+            self.before_call()
+            yield from self.client.search_runs(
+                [self.experiment_id], f"attributes.run_id IN ({listed})", ViewType.ALL, max_results=len(chunk)
             )
-
-    def _retry(self, call: Callable[[], str], kept: str) -> str:
-        deadline = time.monotonic() + self.flush_timeout_seconds
-        pause = 0.5
-        while True:
-            try:
-                return call()
-            except AWAY as error:
-                refused = isinstance(error, MlflowException) and error.error_code == ErrorCode.Name(
-                    INVALID_PARAMETER_VALUE
-                )
-                if refused or time.monotonic() + pause > deadline:
-                    raise TrackingError(
-                        f"tracking.uri {public_url(self.uri)} does not take the run ({first_line(error)}): {kept}"
-                    ) from error
-            time.sleep(pause)
-            pause = min(2 * pause, 10.0)
 
     def _experiment(self, name: str, artifact_location: str | None) -> str:
         found = self.client.get_experiment_by_name(name)
-        if found is not None:
-            return str(found.experiment_id)
-        return str(self.client.create_experiment(name, artifact_location))
+        if found is None:
+            return str(self.client.create_experiment(name, artifact_location))
+        return str(found.experiment_id)
 
     def find_run(self, run_id: str) -> Run | None:
         """A run by its ID; None if there is none."""
@@ -196,20 +240,20 @@ class RunStore:
                 return None
             raise
 
-    def _find(self, run_id: str | None, key: str) -> str | None:
-        if run_id is not None:
-            try:
-                return str(self.client.get_run(run_id).info.run_id)
-            except MlflowException as error:
-                # The database was deleted: the folder makes a new one whole again.
-                if error.error_code != ErrorCode.Name(RESOURCE_DOES_NOT_EXIST):
-                    raise
-        found = self.client.search_runs([self.experiment_id], f"tags.`{KEY_TAG}` = '{key}'", max_results=1)
-        return str(found[0].info.run_id) if found else None
+    def _find(self, published: Published, key: str) -> Run | None:
+        # In another store, or where the database was deleted, the folder's run has another ID or is not there.
+        known = self.find_run(published.run_id) if published.run_id else None
+        if known is not None and known.info.experiment_id == self.experiment_id:
+            return known
+        found = self.client.search_runs(
+            [self.experiment_id], f"tags.`{KEY_TAG}` = '{key}'", ViewType.ALL, max_results=1
+        )
+        return found[0] if found else None
 
     def _push_params(self, run_id: str, params: Mapping[str, str]) -> None:
         if self._params.get(run_id) == params:
             return
+        self.before_call()
         run = self.client.get_run(run_id)
         new = [Param(key, value) for key, value in params.items() if key not in run.data.params]
         for chunk in _chunks(new, 100):  # MLflow's limit a request
@@ -217,6 +261,60 @@ class RunStore:
         if "data.fingerprint" in params and not (run.inputs and run.inputs.dataset_inputs):
             self.client.log_inputs(run_id, [_dataset(params)])
         self._params[run_id] = params
+
+
+def call_or_wait(call: Callable[[], _Item], uri: str, seconds: float, kept: str) -> _Item:
+    """Make a call to MLflow, and wait for a server or database that is away.
+
+    Args:
+        kept: what is not lost, and how it is sent later.
+
+    Raises:
+        TrackingError: if it stays away for that many seconds, or refuses the call.
+    """
+    deadline = time.monotonic() + seconds
+    pause = 0.2
+    while True:
+        try:
+            return call()
+        except AWAY as error:
+            if is_refusal(error) or time.monotonic() + pause > deadline:
+                raise TrackingError(
+                    f"tracking.uri {public_url(uri)} does not take the run ({reason(error, uri)}): {kept}"
+                ) from error
+        time.sleep(pause)
+        pause = min(2 * pause, 10.0)
+
+
+def wait_for_store(open_store: Callable[[], RunStore], config: RunConfig) -> RunStore:
+    """Open a store by a call, and wait for a server that is away.
+
+    Raises:
+        TrackingError: if it stays away for `tracking.flush_timeout_seconds`.
+    """
+    kept = f"what has run is whole in {config.output_dir} and is sent when the same command runs again"
+    return call_or_wait(open_store, tracking_uri(config), config.tracking.flush_timeout_seconds, kept)
+
+
+def is_refusal(error: BaseException) -> bool:
+    """Whether MLflow would refuse the same call again."""
+    return isinstance(error, MlflowException) and error.error_code == ErrorCode.Name(INVALID_PARAMETER_VALUE)
+
+
+def reason(error: BaseException, uri: str) -> str:
+    """Why MLflow does not take a run, with the next step where a person must do something."""
+    text = str(error)
+    if deleted := re.search(r"experiment (\d+) must be in the 'active' state", text):
+        return f"its experiment was deleted; restore it: {_restore_command(uri, deleted[1])}"
+    if "out-of-date database schema" in text:
+        return (
+            f"another version of MLflow made this database; back it up, then run `mlflow db upgrade {public_url(uri)}`"
+        )
+    return first_line(error)
+
+
+def _restore_command(uri: str, experiment_id: str) -> str:
+    return f"MLFLOW_TRACKING_URI={public_url(uri)} mlflow experiments restore --experiment-id {experiment_id}"
 
 
 @dataclass(frozen=True)
@@ -244,12 +342,12 @@ def check_tracking(config: RunConfig) -> None:
     if found is not None and found.is_deleted:
         raise UserError(
             f"tracking.experiment must not be deleted in MLflow, got {name!r}: choose another name, or restore it: "
-            f"MLFLOW_TRACKING_URI={public_url(uri)} mlflow experiments restore --experiment-id {found.experiment_id}"
+            f"{_restore_command(uri, found.experiment_id)}"
         )
     if found is not None and (folder := _local_folder(found.artifact_location)) is not None:
-        _check_writable("tracking.experiment", f"{name!r}, whose artifacts are in", folder)
+        require_folder(f"the artifact folder of tracking.experiment {name!r}", folder)
     elif config.tracking.uri is None:
-        _check_writable("output_dir", "", config.output_dir / "mlartifacts")
+        require_folder("output_dir", config.output_dir)
 
 
 def _look_up(uri: str, name: str) -> _Experiment | None:
@@ -268,7 +366,7 @@ def _look_up(uri: str, name: str) -> _Experiment | None:
             is_deleted = found.lifecycle_stage == LifecycleStage.DELETED
             return _Experiment(str(found.experiment_id), is_deleted, found.artifact_location)
         if url.get_backend_name() == "sqlite" and not Path(url.database or "").exists():
-            _check_writable("tracking.uri", "", Path(url.database or "").parent)
+            require_folder("the folder of tracking.uri", Path(url.database or "").parent)
             return None  # a run creates it
         return _within(CHECK_SECONDS, lambda: _look_up_in_database(url, name))
     except (*AWAY, SQLAlchemyError, ImportError) as error:
@@ -350,17 +448,6 @@ def _local_folder(location: str) -> Path | None:
     return None
 
 
-def _check_writable(key: str, owner: str, folder: Path) -> None:
-    folder = folder.absolute()
-    existing = next(one for one in (folder, *folder.parents) if one.exists())
-    try:
-        with tempfile.TemporaryFile(dir=existing):  # root may write anywhere by its rights, but not to a read-only disk
-            pass
-    except OSError as error:
-        value = f"{owner} {folder}".lstrip()
-        raise UserError(f"{key} must be on a folder that can be written, got {value}: {error.strerror}") from None
-
-
 def find_folder(run: Run, output_dir: Path) -> RunFolder | None:
     """The run folder below `output_dir` of which a run in MLflow is a copy; None if it lies elsewhere or nowhere."""
     for noted in sorted(output_dir.rglob("run.json")):
@@ -409,14 +496,15 @@ def _opening(config: RunConfig) -> Iterator[None]:
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # standard output is for results
     config.output_dir.mkdir(parents=True, exist_ok=True)
     # Two processes that create the database at once break its migrations.
-    with FileLock(config.output_dir / "mlflow.lock"):
+    with FileLock(config.output_dir / "mlflow.lock", timeout=config.tracking.flush_timeout_seconds):
         if config.tracking.uri is None:
             _create_database(config.output_dir / "mlflow.db")
         yield
 
 
 def _limit_requests() -> None:
-    """Let a call to MLflow answer or fail soon: this file decides how long to wait for a server."""
+    """Let a call to MLflow answer or fail soon: this file decides how long to wait, and says what failed."""
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # it logs tracebacks of what it also raises
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
 
@@ -462,6 +550,10 @@ class SystemMonitor:
             monitor.collect_metrics()
             values |= {f"system/{key}": float(value) for key, value in monitor.aggregate_metrics().items()}
         return values
+
+
+def _point(metric: Metric) -> _Point:
+    return metric.key, metric.step, metric.timestamp
 
 
 def _chunks(items: list[_Item], size: int) -> Iterator[list[_Item]]:

@@ -14,13 +14,14 @@ from typing import NoReturn
 from filelock import AcquireReturnProxy, FileLock, Timeout
 
 from experiments.config import RunConfig, override, to_flat, to_public
-from experiments.errors import InterruptedRunError, TrackingError, UserError
+from experiments.console import say
+from experiments.errors import CommandError, InterruptedRunError, UserError
 from experiments.inputs import open_data_once
 from experiments.interrupts import Interrupts, Watch
 from experiments.logger import RunFolderLogger
 from experiments.preflight import check_training
 from experiments.progress import EpochProgress
-from experiments.publisher import Publisher
+from experiments.publisher import LOCK_FILE, Publication, Publisher
 from experiments.run_folder import LOCAL, Outcome, RunFolder, environment_tags
 from experiments.study import best_config, load_study
 from experiments.train import best_so_far, export, score_and_export, train
@@ -62,25 +63,30 @@ def train_and_register(
         best, trial = best_config(load_study(config, from_best), config)
         config = override(best, overrides or {})
         tags = {"study": from_best, "trial": str(trial.number)}
-    folder = train_run(config, run_place(config), f"train {from_best or config.data.name}", tags)
-    from experiments.registry import register  # MLflow takes seconds to import
-    from experiments.tracking import RunStore
-
-    assert folder.run_id is not None and folder.outcome is not None, "the publisher has published it"
-    model_uri, champion = register(RunStore(config), folder.run_id, folder.export, name=config.tracking.experiment)
-    return TrainedModel(folder.outcome.metrics, folder.export, model_uri, champion)
+    name = f"train {from_best or config.data.name}"
+    folder = train_run(config, run_place(config), name, tags, registers=True)
+    outcome, published = folder.outcome, folder.published
+    assert outcome is not None and published.model_uri is not None, "the publisher has registered it"
+    return TrainedModel(outcome.metrics, folder.export, published.model_uri, published.is_champion)
 
 
 def train_run(
-    config: RunConfig, place: Path, name: str, tags: Mapping[str, str], *, score_test: bool = True
+    config: RunConfig,
+    place: Path,
+    name: str,
+    tags: Mapping[str, str],
+    *,
+    score_test: bool = True,
+    registers: bool = False,
 ) -> RunFolder:
-    """Train, score, export and publish a run; one of this place that was cut off goes on.
+    """Train, score, export and publish a run. An earlier run of this place continues where it stopped.
 
     Args:
         place: what the run folder's path begins with.
         name: of the run, in MLflow.
         tags: what else is to be known of it.
         score_test: false leaves the test split alone.
+        registers: whether the model is registered, too.
 
     Raises:
         UserError: for settings that do not fit the photos or weights.
@@ -90,18 +96,22 @@ def train_run(
     if int(os.environ.get("LOCAL_RANK", 0)):  # set by Lightning
         _train_along(config)
     check_training(config)
-    folder, lock = _claim_folder(place)
+    folder, lock = _claim_folder(place, registers=registers)
     os.environ[RUN_FOLDER] = str(folder.path)
     with lock, Interrupts() as interrupts:
         if not folder.exists:
             folder.start(name, to_public(config), {**LOCAL, **environment_tags(), **tags})
-        with Publisher(config, folder.path, lock=folder.path / "publisher.lock") as publisher:
+        publication = Publication(config, folder.path, folder.path / LOCK_FILE, registers=registers)
+        with Publisher(publication, interrupts.raise_if_requested) as publisher:
+            if folder.outcome is not None:
+                say(f"{folder.path} is trained; what MLflow lacks of it is sent now")
+                return folder
             watches = [Watch(interrupts.raise_if_requested), Watch(publisher.check)]
             try:
                 metrics = _train(config, folder, watches, score_test=score_test)
             except InterruptedRunError:
                 raise InterruptedRunError(_export_so_far(config, folder)) from None
-            except TrackingError:
+            except CommandError:
                 raise
             except Exception as error:
                 folder.finish(Outcome("FAIL", reason=f"{type(error).__name__}: {error}"))
@@ -158,10 +168,11 @@ def complete_run(place: Path) -> RunFolder | None:
     return complete[-1] if complete else None
 
 
-def _claim_folder(place: Path) -> tuple[RunFolder, AcquireReturnProxy[FileLock]]:
-    """The folder of the newest run of a place that was cut off, or a new one.
+def _claim_folder(place: Path, *, registers: bool) -> tuple[RunFolder, AcquireReturnProxy[FileLock]]:
+    """The folder of the first run of a place that has not gone through all steps, or a new one.
 
-    The same command goes on where it was killed, and trains anew where it had ended.
+    The steps are: trained, published, registered. The same command continues with the next one. After the last one, or
+    after a training that failed, it trains a new run.
     """
     for number in range(10_000):
         folder = RunFolder(place.with_name(f"{place.name}-{number:03d}"))
@@ -170,7 +181,14 @@ def _claim_folder(place: Path) -> tuple[RunFolder, AcquireReturnProxy[FileLock]]
             lock = FileLock(folder.path / "lock", is_singleton=False).acquire(timeout=0)
         except Timeout:
             continue  # somebody is training it right now
-        if folder.outcome is None:
+        if not _has_all_steps(folder, registers=registers):
             return folder, lock
         lock.lock.release()
     raise UserError(f"output_dir must have room for one more run of {place}, got 10,000 of them")
+
+
+def _has_all_steps(folder: RunFolder, *, registers: bool) -> bool:
+    if folder.outcome is None:
+        return False
+    published = folder.is_published and (folder.published.model_uri is not None or not registers)
+    return published or folder.outcome.state != "COMPLETE"

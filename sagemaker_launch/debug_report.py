@@ -79,7 +79,7 @@ def report_job(config: RunConfig, job: FoundJob, synchroniser: Synchroniser, s3:
     if run.outcome is None:
         say(f"{name} is {job.status}: its report goes to MLflow when the same command runs after its end")
     else:
-        RunStore(config).push_or_wait(run)
+        RunStore.open_or_wait(config).push_or_wait(run)
     return page
 
 

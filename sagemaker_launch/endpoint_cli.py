@@ -187,7 +187,7 @@ def _deploy_as_run(
     from sagemaker_launch.deploy import Golden, deploy
     from sagemaker_launch.logs import endpoint_log
 
-    name, lease, store = plan.name, plan.lease, RunStore(config)
+    name, lease, store = plan.name, plan.lease, RunStore.open_or_wait(config)
     folder = RunFolder(config.output_dir / "endpoints" / f"{version.config_name}-{now_ms()}")
     container = version.model["PrimaryContainer"]
     params = {f"cloud.endpoint.{field}": value for field, value in asdict(settings.endpoint).items()}

@@ -41,7 +41,7 @@ def of_run(settings: CloudSettings, config: RunConfig, run_id: str) -> LocatedMo
     Raises:
         ValueError: if there is no such run, or it left no model.
     """
-    store = RunStore(config)
+    store = RunStore.open_or_wait(config)
     found = store.find_run(run_id)
     require(found is not None, "--run", f"be a run of {store.uri}", run_id)
     assert found is not None

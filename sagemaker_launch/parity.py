@@ -40,7 +40,7 @@ def _parity(settings: CloudSettings, config: RunConfig, arguments: argparse.Name
     home = find_run_folder(config, arguments.run) if arguments.run else train_at_home(config, job, arguments.overrides)
     found = compare(home, job)
     page, _ = write_parity(found, [home, job])
-    store = RunStore(config)
+    store = RunStore.open_or_wait(config)
     for folder in (home, job):
         store.push_or_wait(folder)
     print(found.verdict)
@@ -104,7 +104,7 @@ def find_run_folder(config: RunConfig, run: str) -> RunFolder:
     folder: RunFolder | None = RunFolder(Path(run))
     assert folder is not None
     if not folder.exists:
-        store = RunStore(config)
+        store = RunStore.open_or_wait(config)
         known = store.find_run(run)
         folder = find_folder(known, config.output_dir) if known else None
     rule = f"be a run folder, or the ID of a run in MLflow whose folder lies below {config.output_dir}"

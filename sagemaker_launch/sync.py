@@ -59,7 +59,7 @@ class Synchroniser:
         self._usd_per_hour = usd_per_hour
         self._home = config.output_dir / "cloud"
         self._photo_root = photo_root(config.data)
-        self._store = RunStore(config)
+        self._store = RunStore.open_or_wait(config)
         self._said: set[str] = set()
 
     @classmethod
@@ -106,7 +106,7 @@ class Synchroniser:
         return folders
 
     def _push(self, folder: RunFolder, parent_run_id: str | None = None) -> None:
-        if not folder.is_published:
+        if folder.path not in self._store.wait(lambda: self._store.find_whole([folder]), folder):
             self._store.push_or_wait(folder, parent_run_id)
 
     def _tuning_job(self, job: FoundJob) -> RunFolder:
@@ -178,8 +178,6 @@ class Synchroniser:
             say(f"{described[TRAINING.name]} has no pictures: {error}")
             return
         draw_once(folder.path)
-        if folder.run_id is not None:
-            folder.note_published(folder.run_id)  # not all of it, any more
 
     def _lags(self, described: Mapping[str, Any], reported: list[Report]) -> bool:
         """Whether something that belongs to an ended job is not there yet, and may still come; said once."""
@@ -197,7 +195,7 @@ class Synchroniser:
             return
         place = described["CheckpointConfig"]["S3Uri"].rstrip("/")
         fetch_folder(self._s3, f"{place}/{described[TRAINING.name]}/{folder.artifacts.name}", folder.artifacts)
-        if folder.is_undrawn:
+        if folder.needs_drawing:
             draw_once(folder.path)
 
     def _start(

@@ -119,7 +119,10 @@ BOTH: list[tuple[Setup, str]] = [
     ),
     (deleted_experiment, r"tracking\.experiment must not be deleted.*restore"),
     (other_mlflow, r"tracking\.uri must be a database of MLflow.*mlflow db upgrade"),
-    (file_in_place_of("output_dir"), r"output_dir must be a folder, got .*runs': .*file is a file"),
+    (
+        file_in_place_of("output_dir"),
+        r"output_dir must be a folder that can be written, got .*runs': .*file: Not a directory",
+    ),
     (
         fields(model__backbone="resnet5O"),
         r"model\.backbone must be a torchvision classifier, got 'resnet5O'; did you mean",

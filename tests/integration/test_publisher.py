@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from experiments.config import RunConfig, load_config
-from experiments.publisher import Publisher
+from experiments.publisher import Publication, Publisher
 from experiments.run_folder import Outcome, RunFolder
 from experiments.scoring import Scores
 from tests.conftest import REPOSITORY
@@ -43,7 +43,7 @@ def finished(photos: Path, tmp_path: Path) -> RunFolder:
 
 
 def publisher(config: RunConfig, folder: RunFolder) -> Publisher:
-    return Publisher(config, folder.path, lock=config.output_dir / "publisher.lock")
+    return Publisher(Publication(config, folder.path, config.output_dir / "publisher.lock"))
 
 
 def whole(folder: RunFolder) -> bool:
@@ -58,9 +58,10 @@ def test_publishing_and_drawing_load_neither_the_tensor_stack_nor_optuna(
         "from pathlib import Path\n"
         "import experiments.__main__\n"  # a spawned process imports its parent's main module again
         "from experiments.config import load_config\n"
-        "from experiments.publisher import Publisher\n"
+        "from experiments.publisher import Publication, Publisher\n"
         "output, folder = map(Path, sys.argv[1:])\n"
-        "with Publisher(load_config(None, {'output_dir': output}), folder, lock=output / 'publisher.lock'):\n"
+        "config = load_config(None, {'output_dir': output})\n"
+        "with Publisher(Publication(config, folder, output / 'publisher.lock')):\n"
         "    pass\n"
     )
     done = subprocess.run(

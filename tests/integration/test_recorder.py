@@ -218,7 +218,7 @@ def test_a_run_that_failed_has_a_picture_of_its_recording(config: RunConfig, tmp
     with pytest.raises(ConnectionAbortedError):
         run(config, folder.path, StopAfterEpoch(1))
     folder.finish(Outcome("FAIL", reason="killed"))
-    assert folder.is_undrawn
+    assert folder.needs_drawing
     draw(folder)
-    assert not folder.is_undrawn
+    assert not folder.needs_drawing
     assert json.loads((folder.recording / "findings.json").read_text()) == []

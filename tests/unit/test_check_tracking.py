@@ -55,7 +55,7 @@ def nothing_created(tmp_path: Path) -> Iterator[None]:
         ({"uri": "ftp://host/x"}, "answers, got ftp://host/x: Model registry functionality is unavailable"),
         ({"uri": "http://127.0.0.1:1"}, r"answers, got http://127\.0\.0\.1:1: Connection refused$"),
         ({"uri": "http://me:geheim@127.0.0.1:1"}, r"got http://me:\*\*\*@127\.0\.0\.1:1: Connection refused$"),
-        ({"uri": "sqlite:////proc/1/none/mlflow.db"}, r"tracking\.uri must be on a folder that can be written"),
+        ({"uri": "sqlite:////proc/1/none/mlflow.db"}, r"folder of tracking\.uri must be a folder that can be written"),
         ({"uri": "sqlite:////proc"}, "must be an MLflow server or database that answers"),
     ],
 )
@@ -100,7 +100,9 @@ def test_artifacts_that_can_not_be_written_are_refused(tmp_path: Path, database:
     (tmp_path / "file").write_text("")
     client.create_experiment("file", (tmp_path / "file" / "artifacts").as_uri())
     client.create_experiment("s3", "s3://bucket/artifacts")
-    with pytest.raises(UserError, match=r"tracking\.experiment must be on a folder that can be written, got 'file'"):
+    with pytest.raises(
+        UserError, match=r"the artifact folder of tracking\.experiment 'file' must be a folder that can be written"
+    ):
         check_tracking(config_of(tmp_path, experiment="file"))
     check_tracking(config_of(tmp_path, experiment="s3"))  # what a bucket allows, only AWS knows
 

@@ -284,7 +284,10 @@ def test_an_error_of_the_machine_says_what_to_do(
 
 def test_an_output_file_is_refused_before_the_work(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file").write_text("")
-    for output, rule in ((tmp_path, "must name a file"), (tmp_path / "file" / "page.html", "must be a folder")):
+    for output, rule in (
+        (tmp_path, "must name a file"),
+        (tmp_path / "file" / "page.html", "must be a folder that can be written"),
+    ):
         assert main(["report", "digits", "--output", str(output)]) == EXIT_USAGE
         assert f"--output {rule}, got" in capsys.readouterr().err
 

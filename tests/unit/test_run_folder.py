@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from experiments.run_folder import Outcome, RunFolder, environment_tags
+from experiments.run_folder import Outcome, Published, RunFolder, environment_tags
 from tests.conftest import REPOSITORY
 
 
@@ -76,11 +76,11 @@ def test_every_run_gets_a_key_of_its_own(tmp_path: Path) -> None:
     ids=lambda outcome: outcome.state,
 )
 def test_an_outcome_is_read_back_as_it_was(folder: RunFolder, outcome: Outcome) -> None:
-    folder.note_published("abc")
+    folder.note_published(Published("sqlite:///x", "abc"))
     folder.finish(outcome)
     assert again(folder).outcome == outcome
     assert not again(folder).is_published, "what MLflow has is not the whole run"
-    folder.note_published("abc", ended_ms=folder.read()["ended_ms"])
+    folder.note_published(Published("sqlite:///x", "abc", folder.files()))
     assert again(folder).is_published
     assert again(folder).read()["ended_ms"] >= again(folder).read()["started_ms"]
 
@@ -89,7 +89,7 @@ def test_a_reopened_run_has_no_outcome_and_keeps_the_rest(folder: RunFolder) -> 
     folder.record(1, {"val_loss": 0.5})
     key = folder.read()["key"]
     folder.finish(Outcome("COMPLETE", 0.5))
-    folder.note_published("abc", ended_ms=folder.read()["ended_ms"])
+    folder.note_published(Published("sqlite:///x", "abc", folder.files()))
     folder.reopen()
     noted = again(folder).read()
     assert folder.outcome is None
@@ -141,7 +141,7 @@ def test_samples_of_the_machine_are_counted_apart_from_epochs(folder: RunFolder)
 
 def test_what_is_published_does_not_touch_what_the_training_process_writes(folder: RunFolder) -> None:
     before = (folder.path / "run.json").read_bytes()
-    again(folder).note_published("abc", ended_ms=5)
+    again(folder).note_published(Published("sqlite:///x", "abc"))
     assert (folder.path / "run.json").read_bytes() == before
 
 

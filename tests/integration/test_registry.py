@@ -1,0 +1,132 @@
+"""Models of one experiment in MLflow's registry: which one is the champion, and what a repeated step makes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import mlflow
+import pytest
+from mlflow import MlflowClient
+
+from experiments import registry
+from experiments.config import RunConfig, load_config
+from experiments.logger import RunFolderLogger
+from experiments.registry import CHAMPION, register
+from experiments.run_folder import Outcome, RunFolder
+from experiments.tracking import RunStore
+from experiments.train import score_and_export, train
+from tests.conftest import tiny
+
+# MLflow (3.17.2) compares a column of the input example with a range.
+pytestmark = pytest.mark.filterwarnings("ignore:Operation with range is deprecated")
+
+
+@pytest.fixture(scope="module")
+def export(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A whole export folder."""
+    folder = RunFolder(tmp_path_factory.mktemp("trained") / "run")
+    config = load_config(None, tiny(photos, folder.path.parent) | {"trainer.max_epochs": 1})
+    folder.start("run", {}, {})
+    result = train(config, output_dir=folder.path, logger=RunFolderLogger(folder))
+    score_and_export(result, folder.export, folder.scores)
+    return folder.export
+
+
+@pytest.fixture
+def config(tmp_path: Path, mlflow_database: Path) -> RunConfig:
+    shutil.copy(mlflow_database, tmp_path / "mlflow.db")
+    return load_config(None, {"output_dir": tmp_path, "tracking.experiment": "dogs"})
+
+
+@pytest.fixture
+def store(config: RunConfig) -> RunStore:
+    return RunStore(config)
+
+
+def trained(store: RunStore, config: RunConfig, export: Path, name: str, *, val_loss: float, data: str) -> RunFolder:
+    """A published run with an export, on a data set, that came to a loss."""
+    folder = RunFolder(config.output_dir / "train" / name)
+    folder.start(name, {"data.fingerprint": data, "data.name": "folder"}, {})
+    shutil.copytree(export, folder.export)
+    manifest = json.loads((folder.export / "model.json").read_text())
+    manifest["metrics"]["val_loss"] = val_loss
+    manifest["class_names"] = [f"{data} {one}" for one in manifest["class_names"]]
+    (folder.export / "model.json").write_text(json.dumps(manifest))
+    folder.finish(Outcome("COMPLETE", val_loss, {"val_loss": val_loss}))
+    store.push(folder)
+    return folder
+
+
+def champion(store: RunStore) -> str:
+    return str(store.client.get_model_version_by_alias("dogs", CHAMPION).version)
+
+
+def test_the_better_model_of_one_data_set_becomes_the_champion(
+    store: RunStore, config: RunConfig, export: Path
+) -> None:
+    for name, val_loss, expected in (("a", 0.5, True), ("b", 0.6, False), ("c", 0.4, True)):
+        folder = trained(store, config, export, name, val_loss=val_loss, data="dogs")
+        register(store, folder, name="dogs")
+        assert folder.published.is_champion is expected
+    assert champion(store) == "3"
+    tags = store.client.get_model_version("dogs", "1").tags
+    assert tags["data.fingerprint"] == "dogs"
+    assert json.loads(tags["class_names"]) == ["dogs Class1", "dogs Class2", "dogs Class3"]
+
+
+def test_a_model_of_another_data_set_never_takes_the_alias_and_the_command_that_sets_it_works(
+    store: RunStore, config: RunConfig, export: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    register(store, trained(store, config, export, "a", val_loss=0.5, data="dogs"), name="dogs")
+    other = trained(store, config, export, "b", val_loss=0.1, data="clothing")
+    capfd.readouterr()
+    register(store, other, name="dogs")
+    assert not other.published.is_champion
+    assert other.published.model_uri == "models:/dogs/2"
+    assert champion(store) == "1"
+    (said,) = [line for line in capfd.readouterr().err.splitlines() if "stays the champion" in line]
+    assert said.startswith("dogs version 1 stays the champion: it was trained on another data set")
+    assert "dogs Class1" in said
+    exec(said.partition('python -c "')[2].removesuffix('"'))
+    assert champion(store) == "2"
+
+
+def test_a_version_without_tags_is_compared_by_its_run(store: RunStore, config: RunConfig, export: Path) -> None:
+    register(store, trained(store, config, export, "a", val_loss=0.5, data="dogs"), name="dogs")
+    store.client.delete_model_version_tag("dogs", "1", "data.fingerprint")
+    register(store, trained(store, config, export, "b", val_loss=0.4, data="dogs"), name="dogs")
+    assert champion(store) == "2"
+
+
+def test_a_step_that_is_repeated_after_a_kill_makes_nothing_twice(
+    store: RunStore, config: RunConfig, export: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = trained(store, config, export, "a", val_loss=0.5, data="dogs")
+
+    class Killed(Exception):
+        pass
+
+    def kill(*_: object, **__: object) -> None:
+        raise Killed
+
+    for place, name in ((registry, "_make_champion"), (RunFolder, "note_published")):
+        with monkeypatch.context() as patched:
+            patched.setattr(place, name, kill)
+            with pytest.raises(Killed):
+                register(store, folder, name="dogs")
+        assert folder.published.model_uri is None
+    register(store, folder, name="dogs")
+    assert folder.published.model_uri == "models:/dogs/1"
+    assert [one.version for one in store.client.search_model_versions("name = 'dogs'")] in (["1"], [1])
+    assert champion(store) == "1"
+
+
+def test_registering_leaves_the_run_as_the_folder_has_it(store: RunStore, config: RunConfig, export: Path) -> None:
+    folder = trained(store, config, export, "a", val_loss=0.5, data="dogs")
+    register(store, folder, name="dogs")
+    run = MlflowClient(store.uri).get_run(str(folder.run_id))
+    assert (run.info.status, run.info.end_time) == ("FINISHED", folder.read()["ended_ms"])
+    assert store.find_whole([folder]) == {folder.path}
+    assert mlflow.pyfunc.load_model("models:/dogs@champion") is not None
