@@ -44,8 +44,9 @@ def locate_export(model: str, config: RunConfig) -> Path:
             raise UserError(f"--model must be an export folder, which holds {MANIFEST_FILE}, got {model!r}")
         return Path(model)
     from experiments.registry import download_export  # MLflow takes seconds to import
-    from experiments.tracking import RunStore
+    from experiments.tracking import RunStore, check_tracking
 
+    check_tracking(config)
     return download_export(model, RunStore.open_or_wait(config))
 
 

@@ -121,7 +121,7 @@ BOTH: list[tuple[Setup, str]] = [
     (other_mlflow, r"tracking\.uri must be a database of MLflow.*mlflow db upgrade"),
     (
         file_in_place_of("output_dir"),
-        r"output_dir must be a folder that can be written, got .*runs': .*file: Not a directory",
+        r"output_dir must be a folder that can be written.*file: Not a directory",
     ),
     (
         fields(model__backbone="resnet5O"),

@@ -100,9 +100,7 @@ def test_artifacts_that_can_not_be_written_are_refused(tmp_path: Path, database:
     (tmp_path / "file").write_text("")
     client.create_experiment("file", (tmp_path / "file" / "artifacts").as_uri())
     client.create_experiment("s3", "s3://bucket/artifacts")
-    with pytest.raises(
-        UserError, match=r"the artifact folder of tracking\.experiment 'file' must be a folder that can be written"
-    ):
+    with pytest.raises(UserError, match=r"artifact folder of tracking\.experiment 'file' must be a folder that can"):
         check_tracking(config_of(tmp_path, experiment="file"))
     check_tracking(config_of(tmp_path, experiment="s3"))  # what a bucket allows, only AWS knows
 

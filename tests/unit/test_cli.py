@@ -286,10 +286,10 @@ def test_an_output_file_is_refused_before_the_work(tmp_path: Path, capsys: pytes
     (tmp_path / "file").write_text("")
     for output, rule in (
         (tmp_path, "must name a file"),
-        (tmp_path / "file" / "page.html", "must be a folder that can be written"),
+        (tmp_path / "file" / "page.html", "must be a folder that can be"),
     ):
         assert main(["report", "digits", "--output", str(output)]) == EXIT_USAGE
-        assert f"--output {rule}, got" in capsys.readouterr().err
+        assert f"--output {rule}" in capsys.readouterr().err
 
 
 def test_an_interrupt_is_exit_code_130(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
