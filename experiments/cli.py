@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import logging
 import os
@@ -10,17 +11,23 @@ import shlex
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from experiments.config import RunConfig, config_help, field_names, load_config, public_url, tracking_uri
+from experiments.config import (
+    RunConfig,
+    config_help,
+    field_names,
+    load_config,
+    public_url,
+    require_output_file,
+    tracking_uri,
+)
 from experiments.errors import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, CommandError, UserError
 
 
@@ -54,26 +61,42 @@ def run_command(command: Callable[[], None], *, show_traceback: bool) -> int:
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
     except Exception as error:
-        if not is_ours(error):
-            traceback.print_exc()
-            print(bug_report(error), file=sys.stderr)
-            return EXIT_FAILED
-        if show_traceback:
+        explained = _explanation(error)
+        if show_traceback or explained is None:
             traceback.print_exc()
         code = int(getattr(error, "exit_code", EXIT_USAGE if isinstance(error, UserError) else EXIT_FAILED))
-        print(f"{'' if code == EXIT_INTERRUPTED else 'error: '}{error}", file=sys.stderr)
+        print(f"{'' if code == EXIT_INTERRUPTED else 'error: '}{explained or bug_report(error)}", file=sys.stderr)
         return code
     return EXIT_DONE
 
 
-def is_ours(error: BaseException) -> bool:
-    """Whether the message of an error is written for the user: by us, or by AWS, which says who refuses what."""
+MACHINE_ERRORS = {
+    errno.ENOSPC: "free some space there",
+    errno.EDQUOT: "free some space there, or have the quota raised",
+    errno.EROFS: "choose another folder (output_dir, data.cache_dir)",
+    errno.EACCES: "change its permissions, or choose another folder (output_dir, data.cache_dir)",
+    errno.EPERM: "change its permissions, or choose another folder (output_dir, data.cache_dir)",
+    errno.EIO: "the disk or network drive did not answer; look at the system's log",
+    errno.EMFILE: "allow more open files: ulimit -n 4096",
+}
+"""What to do about errors of the machine that can come at any moment and are no bug."""
+
+
+def _explanation(error: Exception) -> str | None:
+    """What an error says to the user; None for a bug. AWS's own errors say who refuses what."""
     package = type(error).__module__.partition(".")[0]
-    return package in ("experiments", "lightning_modules", "sagemaker_launch", "botocore", "boto3")
+    if package in ("experiments", "lightning_modules", "sagemaker_launch", "botocore", "boto3"):
+        return str(error)
+    if isinstance(error, OSError) and error.errno in MACHINE_ERRORS:
+        what = f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror)
+        return f"{what}: {MACHINE_ERRORS[error.errno]}. Finished work is kept; then the same command continues it"
+    return None
 
 
 def bug_report(error: BaseException) -> str:
     """Log an unexpected error with its traceback and versions, and say where the log is."""
+    import tempfile  # not needed where all goes well
+
     lines = [
         f"{time.strftime('%Y-%m-%d %H:%M:%S')} {public_url(shlex.join(sys.argv))}",
         f"Python {sys.version.split()[0]} on {sys.platform}, local-first-experiments {_version()}",
@@ -82,12 +105,14 @@ def bug_report(error: BaseException) -> str:
     with tempfile.NamedTemporaryFile("w", prefix="experiments-", suffix=".log", delete=False) as file:
         file.write("\n".join(lines))
     return (
-        f"error: {type(error).__name__} was not expected here: this is a bug in this program, not a mistake of yours.\n"
+        f"{type(error).__name__} was not expected here: this is a bug in this program, not a mistake of yours.\n"
         f"The log is {file.name}: please report it. Finished work is kept; the same command continues it."
     )
 
 
 def _version() -> str:
+    from importlib import metadata
+
     try:
         return metadata.version("local-first-experiments")
     except metadata.PackageNotFoundError:  # a checkout that was never installed
@@ -141,14 +166,11 @@ def _sweep(config: RunConfig, arguments: argparse.Namespace) -> None:
     result = run_sweep(config, more=arguments.more)
     metric = config.sweep.metric
     print(f"\nstudy {result.study.study_name}: {len(result.study.get_trials(deepcopy=False))} trials")
-    if result.best is None:
-        print("no trial is complete")
-    else:
-        print(f"best trial {result.best.number}: {metric} {result.best.value:.4f}, ", end="")
-        print(f"val_accuracy {result.best.user_attrs['val_accuracy']:.4f}")
-        for name, value in result.best.params.items():
-            print(f"  {name}: {value}")
-        print(f"model:  {result.folder / 'trials' / f'{result.best.number:04d}' / 'export'}")
+    print(f"best trial {result.best.number}: {metric} {result.best.value:.4f}, ", end="")
+    print(f"val_accuracy {result.best.user_attrs['val_accuracy']:.4f}")
+    for name, value in result.best.params.items():
+        print(f"  {name}: {value}")
+    print(f"model:  {result.folder / 'trials' / f'{result.best.number:04d}' / 'export'}")
     print(f"report: {result.report}")
     print(f"runs:   MLflow experiment '{config.tracking.experiment}' in {public_url(tracking_uri(config))}")
     print(f"look:   {_ui_command(config)}")
@@ -191,6 +213,8 @@ def _predict(config: RunConfig, arguments: argparse.Namespace) -> None:
 
 
 def _report(config: RunConfig, arguments: argparse.Namespace) -> None:
+    if arguments.output is not None:
+        require_output_file("--output", arguments.output)
     from experiments.report import report_studies
     from experiments.study import load_study
 
@@ -272,7 +296,7 @@ def _add_commands(commands: Any) -> None:
         type=_number(0),
         default=0,
         metavar="N",
-        help="add N trials to a study that has all its trials",
+        help="add N trials to those that have finished; an interrupted addition is completed first",
     )
     train = add("train", _train, "Train one model, score it on the test split and register it.")
     train.add_argument("--from-best", metavar="STUDY", help="with the settings of the study's best trial")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from optuna import Study
@@ -46,6 +46,8 @@ class ComparedRun:
     """Each metric by epoch."""
     environment: Mapping[str, str] = field(default_factory=dict)
     """Commit, Python, packages and machine."""
+    study: str | None = None
+    """The study that it is a trial of."""
     folder: RunFolder | None = None
     """None for a trial that ran on another machine."""
 
@@ -67,7 +69,8 @@ def runs_of_study(study: Study, config: RunConfig) -> list[ComparedRun]:
     runs = []
     for trial in study.get_trials(deepcopy=False, states=[TrialState.COMPLETE]):
         folder, label = trial_folder(config, trial.number), f"{name}, trial {trial.number}"
-        runs.append(_from_folder(folder, label) if folder.exists else _from_trial(study, trial, label))
+        run = _from_folder(folder, label) if folder.exists else _from_trial(study, trial, label)
+        runs.append(replace(run, study=name))
     return runs
 
 
@@ -122,11 +125,23 @@ def _from_trial(study: Study, trial: FrozenTrial, label: str) -> ComparedRun:
         name=label,
         origin="local",
         metrics={**numbers, metric: trial.value},
-        params={name: str(value) for name, value in {**study.user_attrs.get("config", {}), **trial.params}.items()},
+        params={
+            **{name: str(value) for name, value in {**study.user_attrs.get("config", {}), **trial.params}.items()},
+            **_photos_of(study),
+        },
         minutes=None if trial.duration is None else trial.duration.total_seconds() / 60,
         machine=str(trial.user_attrs.get("host", "")),
         curves={metric: dict(trial.intermediate_values)},
     )
+
+
+def _photos_of(study: Study) -> Mapping[str, str]:
+    """What a run notes about its photos, as far as its study knows it."""
+    photos = study.user_attrs.get("photos")
+    if photos is None:
+        return {}
+    counts = {f"data.{split}_images": str(photos[split]) for split in ("train", "valid", "test")}
+    return {FINGERPRINT: photos["fingerprint"], "data.classes": str(len(photos["class_names"])), **counts}
 
 
 def best_run(runs: Sequence[ComparedRun], metric: str = VAL_LOSS, *, maximize: bool = False) -> ComparedRun | None:

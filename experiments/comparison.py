@@ -32,6 +32,16 @@ LOOKS: Mapping[str, tuple[str, str, str]] = {
     "sagemaker": ("SageMaker job", VERMILLION, "square"),
 }
 """Origin to what a person calls it, its colour and its mark: colour is never the only sign."""
+DATA_FACTS: Mapping[str, str] = {
+    "Classes": "data.classes",
+    "Training photos": "data.train_images",
+    "Validation photos": "data.valid_images",
+    "Test photos": "data.test_images",
+    "Files left out": "data.bad_files",
+    "Photos in two splits": "data.leaked_images",
+}
+"""What the page calls the facts that a run notes about its data."""
+MAX_CLASS_NAMES = 40
 MAX_CONFUSIONS = 200
 """Rows of the table behind a confusion matrix that is too large to be written out."""
 
@@ -50,11 +60,14 @@ class Errors:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What a page says about runs of every origin."""
+    """What a page says about runs of every origin on the same photos."""
 
+    photos: str
+    """The name of the data set."""
     summary: str
-    warning: str
     facts: Mapping[str, str]
+    data: Mapping[str, str]
+    """What the photos are."""
     best_of_each: Table
     plots: tuple[InteractivePlot, ...]
     findings: Table
@@ -65,13 +78,19 @@ class Comparison:
 
 
 def compare(
-    runs: Sequence[ComparedRun], at_home: RunConfig, *, metric: str = VAL_LOSS, maximize: bool = False
+    runs: Sequence[ComparedRun],
+    at_home: RunConfig,
+    *,
+    class_names: Sequence[str] = (),
+    metric: str = VAL_LOSS,
+    maximize: bool = False,
 ) -> Comparison | None:
     """Set runs side by side.
 
     Args:
-        runs: complete runs.
+        runs: complete runs on the same photos.
         at_home: where photos and weights lie on this machine.
+        class_names: of the photos, as far as they are known.
         metric: what makes one of them the best.
 
     Returns:
@@ -86,13 +105,11 @@ def compare(
         for origin in origins
         if (found := best_run([run for run in runs if run.origin == origin], metric, maximize=maximize)) is not None
     ]
-    photos = {run.fingerprint for run in runs}
+    root = photo_root(at_home.data)
     again = fields_of(config_of(best, at_home))
     return Comparison(
+        photos=root.name,
         summary=_summary(best, runs, metric),
-        warning=""
-        if len(photos) == 1
-        else "These runs were scored on different photos: compare only those with the same mark in the column Photos.",
         facts={
             "Best run": best.name,
             f"Best {metric}": text(best.metrics[metric]),
@@ -100,7 +117,8 @@ def compare(
             "Its test_accuracy": text(best.metrics.get(TEST_ACCURACY)),
             "Runs compared": str(len(runs)),
         },
-        best_of_each=_best_table(best_of_each, with_photos=len(photos) > 1),
+        data=_data_facts(best, root, class_names),
+        best_of_each=_best_table(best_of_each),
         plots=(*_trade_offs(runs, best), *_curves(best_of_each)),
         findings=_findings(runs),
         errors=_errors(best, runs, metric, at_home, maximize=maximize),
@@ -127,7 +145,21 @@ def _summary(best: ComparedRun, runs: Sequence[ComparedRun], metric: str) -> str
     return f"{of} {best.name} ({LOOKS[best.origin][0]}): {right}{metric} {text(best.metrics[metric])}{took}{cost}."
 
 
-def _best_table(best: Sequence[ComparedRun], *, with_photos: bool) -> Table:
+def _data_facts(run: ComparedRun, root: Path, class_names: Sequence[str]) -> Mapping[str, str]:
+    """What the photos of a run are: their folder, classes and number, and files that are bad or in two splits."""
+    shown = ", ".join(class_names[:MAX_CLASS_NAMES]) + (", …" if len(class_names) > MAX_CLASS_NAMES else "")
+    facts = {"Photos": str(root)}
+    for label, key in DATA_FACTS.items():
+        if key in run.params:
+            facts[label] = run.params[key]
+    if shown and "Classes" in facts:
+        facts["Classes"] += f": {shown}"
+    if run.fingerprint is not None:
+        facts["Fingerprint"] = run.fingerprint[:12]
+    return facts
+
+
+def _best_table(best: Sequence[ComparedRun]) -> Table:
     fields = [
         name
         for name in to_flat(RunConfig())
@@ -142,13 +174,11 @@ def _best_table(best: Sequence[ComparedRun], *, with_photos: bool) -> Table:
             NOTHING if run.minutes is None else _minutes(run.minutes),
             _dollars(run),
             run.machine or NOTHING,
-            *([(run.fingerprint or NOTHING)[:8]] if with_photos else []),
             *(run.params.get(name, NOTHING) for name in fields),
         )
         for run in best
     )
-    photos = ["Photos"] if with_photos else []
-    return Table(("Origin", "Run", *numbers, "Minutes", "Dollars", "Machine", *photos, *fields), rows)
+    return Table(("Origin", "Run", *numbers, "Minutes", "Dollars", "Machine", *fields), rows)
 
 
 def _trade_offs(runs: Sequence[ComparedRun], best: ComparedRun) -> list[InteractivePlot]:

@@ -9,10 +9,11 @@ from __future__ import annotations
 import difflib
 import functools
 import math
+import os
 import re
 from argparse import ArgumentError
 from collections.abc import Hashable, Mapping
-from dataclasses import dataclass, is_dataclass
+from dataclasses import dataclass, is_dataclass, replace
 from pathlib import Path
 from typing import Literal, TypeVar, get_args, get_origin, get_type_hints
 
@@ -40,6 +41,38 @@ def require(condition: bool, key: str, rule: str, value: object) -> None:
     """
     if not condition:
         raise UserError(f"{key} must {rule}, got {value!r}")
+
+
+def require_folder(key: str, folder: Path) -> None:
+    """Refuse a folder in which nothing can be written, whether it exists or not.
+
+    Args:
+        key: the field that names it.
+
+    Raises:
+        UserError: if it, or the nearest folder above that exists, is a file or can't be written.
+    """
+    there = folder.absolute()
+    while not there.exists():
+        there = there.parent
+    if not there.is_dir():
+        raise UserError(f"{key} must be a folder, got {str(folder)!r}: {there} is a file")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise UserError(f"{key} must be a folder that you may write to, got {str(folder)!r}: {there} can't be written")
+
+
+def require_output_file(option: str, path: Path) -> None:
+    """Refuse a file that can't be written, before the work that it is for.
+
+    Args:
+        option: the option that names it.
+
+    Raises:
+        UserError: if it is a folder, or its folder can't be written.
+    """
+    if path.is_dir():
+        raise UserError(f"{option} must name a file, got the folder {str(path)!r}")
+    require_folder(f"the folder of {option}", path.parent)
 
 
 @dataclass(frozen=True)
@@ -209,8 +242,9 @@ class TrackingConfig:
 
     uri: str | None = None
     """MLflow tracking server or database; by default SQLite under output_dir."""
-    experiment: str = "experiments"
-    """Name of the MLflow experiment."""
+    experiment: str = ""
+    """Name of the MLflow experiment and of the registered model; by default that of the data folder for data.name
+    folder, else `experiments`."""
     flush_timeout_seconds: float = 120.0
     """How long the end of a run waits for a tracking server that is away before it stops with an error."""
 
@@ -229,7 +263,9 @@ class SweepConfig:
     """The Optuna study."""
 
     n_trials: int = 20
-    """Finished trials (complete, pruned or failed) that the study ends with."""
+    """Finished trials (complete or pruned) that the study ends with."""
+    max_failures: int = 3
+    """Failed trials that one command replaces with new points; one more ends the sweep with an error."""
     timeout_seconds: float | None = None
     """No new trial starts after this long; running ones finish."""
     sampler: Literal["tpe", "gp", "cmaes", "random", "grid"] = "tpe"
@@ -238,8 +274,9 @@ class SweepConfig:
     """How Optuna stops trials that fall behind, at each epoch's end."""
     storage: str | None = None
     """Optuna storage URL (postgresql://, mysql://, sqlite:///); by default a journal file under output_dir."""
-    study_name: str = "sweep"
-    """Name of the study; the same name continues it."""
+    study_name: str = ""
+    """Name of the study; the same name continues it. By default that of the data folder for data.name folder, else
+    `sweep`."""
     workers: int = 1
     """Processes that work on the study, each on its share of the cores or on one GPU."""
     population: int = 1
@@ -252,6 +289,7 @@ class SweepConfig:
     def __post_init__(self) -> None:
         """Refuse what no run can use."""
         require(self.n_trials >= 1, "sweep.n_trials", "be >= 1", self.n_trials)
+        require(self.max_failures >= 0, "sweep.max_failures", "be >= 0", self.max_failures)
         require(
             self.timeout_seconds is None or self.timeout_seconds > 0,
             "sweep.timeout_seconds",
@@ -261,7 +299,7 @@ class SweepConfig:
         require(self.workers >= 1, "sweep.workers", "be >= 1", self.workers)
         require(self.population >= 1, "sweep.population", "be >= 1", self.population)
         require(
-            self.study_name not in ("", ".", "..") and not set(self.study_name) & set("/\\\0"),
+            self.study_name not in (".", "..") and not set(self.study_name) & set("/\\\0"),
             "sweep.study_name",
             "be usable as a folder name",
             self.study_name,
@@ -293,7 +331,13 @@ class RunConfig:
     """Where studies, runs and the local MLflow store are kept."""
 
     def __post_init__(self) -> None:
-        """Refuse what no run can use."""
+        """Name the study and the experiment where nobody did, and refuse what no run can use."""
+        if not self.sweep.study_name:
+            named = replace(self.sweep, study_name=_folder_name(self.data) or "sweep")
+            object.__setattr__(self, "sweep", named)
+        if not self.tracking.experiment:
+            named_tracking = replace(self.tracking, experiment=_folder_name(self.data) or "experiments")
+            object.__setattr__(self, "tracking", named_tracking)
         require(self.seed >= 0, "seed", "be >= 0", self.seed)
         require(self.seed < 2**32, "seed", "be < 2**32", self.seed)
         require(
@@ -324,6 +368,13 @@ class RunConfig:
         )
         for name, value in to_flat(self).items():
             require(not isinstance(value, float) or math.isfinite(value), name, "be finite", value)
+
+
+def _folder_name(data: DataConfig) -> str:
+    """The name of the user's own data folder, without what MLflow refuses in the name of a model; else nothing."""
+    if data.name != "folder" or data.root is None:
+        return ""
+    return re.sub(r"[:\\]", "_", Path(os.path.normpath(data.root.absolute())).name)
 
 
 def field_names(kind: type = RunConfig) -> list[str]:

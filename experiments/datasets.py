@@ -11,8 +11,9 @@ from pathlib import Path
 from filelock import FileLock
 from tqdm import tqdm
 
-from experiments.config import DataConfig
-from lightning_modules.folders import ClassFolders, scan_class_folders
+from experiments.config import DataConfig, require_folder
+from experiments.errors import UserError
+from lightning_modules.folders import ClassFolders, read_class_names, scan_class_folders
 
 _log = logging.getLogger(__name__)
 
@@ -44,6 +45,22 @@ def open_data(config: DataConfig, *, seed: int) -> ClassFolders:
     if folders.test is None:
         _log.warning("data.root %s has no test folder: this run has no test score", folders.root)
     return folders
+
+
+def check_photos(config: DataConfig) -> None:
+    """Refuse a data root that is not there, or whose class folders can't be used. No photo is opened."""
+    root = config.root
+    if root is None:
+        return
+    if str(root).startswith("s3:/"):
+        raise UserError(
+            f"data.root must be a folder on this machine, got 's3://{str(root)[4:].lstrip('/')}': photos in S3 are for "
+            "`python -m sagemaker_launch` only"
+        )
+    if config.name == "folder":
+        read_class_names(root)
+    else:
+        require_folder("data.root", root)
 
 
 def photo_root(config: DataConfig) -> Path:

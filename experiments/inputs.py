@@ -17,13 +17,14 @@ from tqdm import tqdm
 from experiments.config import DataConfig, RunConfig, TrainerConfig, override
 from experiments.console import say
 from experiments.datasets import open_data
+from experiments.errors import UserError
 from experiments.interrupts import raise_if_interrupted
 from lightning_modules.array_cache import CacheTooSmallError
 from lightning_modules.data import ClassFolderData
 from lightning_modules.features import FeatureData, FeatureSet, compute_features
 from lightning_modules.folders import ClassFolders
-from lightning_modules.inference import Preprocessing, build_network
-from lightning_modules.network import DropoutLinear, classifier_names, create_network, find_head
+from lightning_modules.inference import Preprocessing
+from lightning_modules.network import DropoutLinear, check_backbone, create_network, find_head, network_on_meta
 from lightning_modules.photos import DecodedPhotos, PhotoFiles, open_decoded
 
 
@@ -85,10 +86,15 @@ def new_network(config: RunConfig, num_classes: int) -> nn.Module:
 
 
 def uses_features(config: RunConfig) -> bool:
-    """Whether the head is trained on features that the frozen backbone made before."""
-    if config.data.cache != "auto":
-        return config.data.cache == "features"
-    return config.model.trainable == "head" and _has_linear_head(config.model.backbone)
+    """Whether the head is trained on features that the frozen backbone made before.
+
+    Raises:
+        UserError: if they are wanted of a network whose head is not linear.
+    """
+    cache, backbone = config.data.cache, config.model.backbone
+    if cache == "features" and not _has_linear_head(backbone):
+        raise UserError(f"data.cache features needs a linear head, which {backbone} lacks: set data.cache none")
+    return cache == "features" or (cache == "auto" and config.model.trainable == "head" and _has_linear_head(backbone))
 
 
 def open_features_once(config: RunConfig) -> FeatureSet:
@@ -206,10 +212,8 @@ def _open_decoded(config: RunConfig) -> tuple[DecodedPhotos, DecodedPhotos] | No
 
 @functools.cache
 def _has_linear_head(backbone: str) -> bool:
-    if backbone not in classifier_names():
-        return False  # `create_network` says what is wrong with it
-    with torch.device("meta"):
-        network = build_network(backbone, 2)
+    check_backbone(backbone)
+    network = network_on_meta(backbone)
     return isinstance(network.get_submodule(find_head(network)), nn.Linear)
 
 

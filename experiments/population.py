@@ -65,7 +65,7 @@ def train_population(
             run, epoch = runs[place], population.epoch
             run.folder.record(epoch, values)
             if not math.isfinite(values[metrics.VAL_LOSS]):
-                yield run, Outcome("FAIL", reason=f"NotANumberError: {diverged(values[metrics.VAL_LOSS], epoch)}")
+                yield run, Outcome("PRUNED", reason=diverged(values[metrics.VAL_LOSS], epoch))
                 continue
             if place not in best or sign * values[metric] < sign * best[place][1][metric]:
                 best[place] = epoch, values, population.head(place)

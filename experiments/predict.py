@@ -9,11 +9,13 @@ from pathlib import Path
 import torch
 
 from experiments.config import RunConfig
-from experiments.datasets import open_data
+from experiments.datasets import check_photos, locate, open_data
 from experiments.errors import UserError
 from experiments.scoring import score_split
 from lightning_modules.data import ClassFolderData
-from lightning_modules.inference import BadImageError, Model, decode_image, load_export
+from lightning_modules.folders import read_class_names
+from lightning_modules.inference import MANIFEST_FILE, BadImageError, Model, decode_image, load_export
+from lightning_modules.listing import split_folders
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,8 @@ def locate_export(model: str, config: RunConfig) -> Path:
         UserError: if there is none.
     """
     if not model.startswith(("models:/", "runs:/")):
+        if not (Path(model) / MANIFEST_FILE).is_file():
+            raise UserError(f"--model must be an export folder, which holds {MANIFEST_FILE}, got {model!r}")
         return Path(model)
     from experiments.registry import download_export  # MLflow takes seconds to import
     from experiments.tracking import RunStore
@@ -70,15 +74,17 @@ def evaluate_export(export: Path, config: RunConfig, split: str) -> dict[str, fl
     Raises:
         UserError: if the data set has no such split, or other classes.
     """
+    check_photos(config.data)
     model = load_export(export)
+    root = locate(config.data)
+    names = read_class_names(root)
+    if names != model.class_names:
+        raise UserError(f"data.root {root} must have the model's classes {model.class_names}, got {names}")
+    if split not in {"valid", *split_folders(root)}:
+        raise UserError(f"--split must be one that {root} has, got {split!r}")
     folders = open_data(config.data, seed=config.seed)
     chosen = folders.test if split == "test" else folders.valid
-    if chosen is None:
-        raise UserError(f"--split must be one that {folders.root} has, got {split!r}")
-    if folders.class_names != model.class_names:
-        raise UserError(
-            f"data.root {folders.root} must have the model's classes {model.class_names}, got {folders.class_names}"
-        )
+    assert chosen is not None, "its folder is there"
     data = ClassFolderData(folders, preprocessing=model.preprocessing, batch_size=config.data.batch_size)
     return score_split(model.network, data, chosen).metrics("test" if split == "test" else "val")
 
@@ -86,7 +92,9 @@ def evaluate_export(export: Path, config: RunConfig, split: str) -> dict[str, fl
 def _predict(photo: Path, model: Model, top_k: int) -> Prediction:
     try:
         image = decode_image(photo.read_bytes())
-    except (BadImageError, OSError) as error:
+    except OSError as error:
+        return Prediction(photo, (), f"the file can't be opened: {error.strerror}")
+    except BadImageError as error:
         return Prediction(photo, (), str(error))
     scores = torch.softmax(model.score([image])[0].double(), dim=0)
     best = scores.argsort(descending=True)[:top_k].tolist()

@@ -14,7 +14,7 @@ from markupsafe import Markup
 from optuna import Study
 from plotly.offline import get_plotlyjs
 
-from experiments.compared_runs import other_runs, runs_of_study
+from experiments.compared_runs import ComparedRun, other_runs, runs_of_study
 from experiments.comparison import Comparison, compare
 from experiments.config import RunConfig, override
 from experiments.errors import UserError
@@ -41,16 +41,30 @@ def report_studies(studies: Sequence[Study], config: RunConfig, path: Path | Non
     path = path or config.output_dir / PAGE
     runs = [run for study in studies for run in runs_of_study(study, config)]
     runs += other_runs(config, {run.fingerprint for run in runs if run.fingerprint is not None})
-    comparison = None
-    if runs:
-        first = studies[0]
-        at_home = override(config, first.user_attrs.get("config", {}) | {"output_dir": str(config.output_dir)})
-        comparison = compare(runs, at_home, metric=metric_name(first), maximize=first.direction.name == "MAXIMIZE")
-    write_report(studies, path, comparison=comparison)
+    write_report(studies, path, comparisons=_comparisons(studies, runs, config))
     return path
 
 
-def write_report(studies: Sequence[Study], path: Path, *, comparison: Comparison | None = None) -> None:
+def _comparisons(studies: Sequence[Study], runs: Sequence[ComparedRun], config: RunConfig) -> list[Comparison]:
+    """The runs side by side, once for each set of photos: losses on other photos say nothing of one another."""
+    found = []
+    for fingerprint in dict.fromkeys(run.fingerprint for run in runs):
+        same = [run for run in runs if run.fingerprint == fingerprint]
+        study = next((one for one in studies if any(run.study == one.study_name for run in same)), studies[0])
+        at_home = override(config, study.user_attrs.get("config", {}) | {"output_dir": str(config.output_dir)})
+        compared = compare(
+            same,
+            at_home,
+            class_names=study.user_attrs.get("photos", {}).get("class_names", ()),
+            metric=metric_name(study),
+            maximize=study.direction.name == "MAXIMIZE",
+        )
+        if compared is not None:
+            found.append(compared)
+    return found
+
+
+def write_report(studies: Sequence[Study], path: Path, *, comparisons: Sequence[Comparison] = ()) -> None:
     """Write the report of some studies as one self-contained HTML page.
 
     The page replaces an older one in one step: a reader never meets half of it.
@@ -60,12 +74,12 @@ def write_report(studies: Sequence[Study], path: Path, *, comparison: Comparison
             intermediate values (`val_loss` by default). A trial's attribute `failure_reason` says
             why it failed; each of its attributes that is a number becomes a column.
         path: the HTML file.
-        comparison: runs of every origin, for the top of the page.
+        comparisons: runs of every origin, for the top of the page, once for each set of photos.
 
     Raises:
         UserError: if there is no study.
     """
-    page = report_page(studies, comparison)
+    page = report_page(studies, comparisons)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -75,7 +89,7 @@ def write_report(studies: Sequence[Study], path: Path, *, comparison: Comparison
         temporary.unlink(missing_ok=True)
 
 
-def report_page(studies: Sequence[Study], comparison: Comparison | None) -> str:
+def report_page(studies: Sequence[Study], comparisons: Sequence[Comparison]) -> str:
     """Build the HTML of `write_report`, with the same arguments and errors."""
     names = [study.study_name for study in studies]
     if not names:
@@ -86,7 +100,7 @@ def report_page(studies: Sequence[Study], comparison: Comparison | None) -> str:
         "experiments",
         "report.html.j2",
         title=f"Sweep report: {names[0]}" if len(names) == 1 else f"Sweep report: {len(names)} studies",
-        comparison=comparison,
+        comparisons=comparisons,
         sections=sections,
         overview=Table(
             ("Study", *overview_facts),

@@ -45,11 +45,11 @@ class Outcome:
 
     state: Literal["COMPLETE", "PRUNED", "FAIL", "STOPPED"]
     value: float | None = None
-    """The objective; for a pruned run, at the last epoch it reached."""
+    """The objective; for a pruned run, at the last epoch it reached, or the study's worst if it diverged."""
     metrics: dict[str, float] = field(default_factory=dict)
     """Metrics of the weights that count, test scores included."""
     reason: str = ""
-    """Why it failed."""
+    """Why it failed or was pruned."""
 
 
 @dataclass(frozen=True)
@@ -83,12 +83,14 @@ class RunFolder:
         params: Mapping[str, object],
         tags: Mapping[str, str],
         *,
+        study: Mapping[str, Any] | None = None,
         key: str | None = None,
         started_ms: int | None = None,
     ) -> None:
         """Note what the run is.
 
         Args:
+            study: the identity of the study that a trial belongs to.
             key: what MLflow's run is found by; by default a random one.
             started_ms: when it began; by default now.
         """
@@ -100,6 +102,7 @@ class RunFolder:
                 "started_ms": started_ms or now_ms(),
                 "params": {key: str(value) for key, value in params.items()},
                 "tags": dict(tags),
+                "study": study,
                 "outcome": None,
             },
         )
@@ -235,7 +238,8 @@ def environment_tags() -> Mapping[str, str]:
     tags = {f"package.{name}": installed[name] for name in sorted(names & installed.keys())}
     tags |= {"python": platform.python_version(), "host": platform.node(), **_hardware_tags()}
     if git := shutil.which("git"):  # neither a bare machine nor a job's image need have it
-        command, place = [git, "rev-parse", "HEAD"], Path(__file__).parent
+        # Git reads no repository of another user unasked. This code runs already, so there is nothing to distrust.
+        command, place = [git, "-c", "safe.directory=*", "rev-parse", "HEAD"], Path(__file__).parent
         found = subprocess.run(command, capture_output=True, text=True, check=False, cwd=place)
         if found.returncode == 0:
             tags["mlflow.source.git.commit"] = found.stdout.strip()

@@ -94,6 +94,11 @@ def build_search_space(loaded: object, where: str) -> SearchSpace:
     return MappingProxyType({name: _range(str(name), raw) for name, raw in loaded.items()})
 
 
+def extremes(one: Range) -> tuple[Choice, ...]:
+    """The values between which a range draws; all of them where it is a list."""
+    return one.values if isinstance(one, ChoiceRange) else (one.low, one.high)
+
+
 def dump_search_space(space: SearchSpace) -> str:
     """The space as YAML that `load_search_space` reads back."""
     kinds = {kind: name for name, kind in _KINDS.items()}
@@ -118,7 +123,7 @@ def check_against(space: SearchSpace, config: RunConfig) -> None:
         config.trainer.profile,
     )
     for name, one in space.items():
-        for value in one.values if isinstance(one, ChoiceRange) else (one.low, one.high):
+        for value in extremes(one):
             try:
                 override(config, {name: value})
             except ValueError as error:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import logging
 import math
 import os
 import platform
 import threading
-from collections.abc import Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 from datetime import datetime
@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-import yaml
 from filelock import FileLock, Timeout
 from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner
 from optuna.samplers import (
@@ -34,37 +33,22 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 from sqlalchemy.pool import NullPool
 
-from experiments.config import BLOT, RunConfig, override, require, to_flat, to_public
+from experiments.config import BLOT, RunConfig, override, require, to_flat
+from experiments.console import say
 from experiments.errors import UserError
+from experiments.identity import Photos, StudyIdentity, read_identity, write_identity
 from experiments.run_folder import RunFolder
 from experiments.search_space import (
     ChoiceRange,
     FloatRange,
     Point,
     SearchSpace,
-    dump_search_space,
     grid_points,
 )
 
-MAY_CHANGE = (
-    "sweep.n_trials",
-    "sweep.timeout_seconds",
-    "sweep.sampler",
-    "sweep.pruner",
-    "sweep.storage",
-    "sweep.workers",
-    "sweep.population",
-    "tracking.",
-    "data.root",
-    "data.num_workers",
-    "data.cache_dir",
-    "trainer.accelerator",
-    "trainer.compile",
-    "trainer.checkpoint_minutes",
-    "search",
-    "output_dir",
-)
-"""Fields that may differ when a study is continued: its trials stay comparable."""
+IDENTITY_FILE = "study.json"
+TARGET_ATTR = "target"
+"""How many finished trials the last `--more` was to end with."""
 HOST_ATTR = "host"
 GRACE_SECONDS = 60.0
 """How long a running trial in a shared database may have no host before it is taken for abandoned."""
@@ -75,6 +59,10 @@ _log = logging.getLogger(__name__)
 def study_folder(config: RunConfig) -> Path:
     """Where a study and its trials are kept."""
     return config.output_dir / "studies" / config.sweep.study_name
+
+
+def _journal(config: RunConfig) -> Path:
+    return study_folder(config) / "journal.log"
 
 
 def trial_folder(config: RunConfig, number: int) -> RunFolder:
@@ -115,7 +103,7 @@ def open_storage(config: RunConfig) -> BaseStorage:
     """
     if config.sweep.storage is None:
         study_folder(config).mkdir(parents=True, exist_ok=True)
-        journal = study_folder(config) / "journal.log"
+        journal = _journal(config)
         return JournalStorage(JournalFileBackend(str(journal), JournalLock(journal)))
     try:
         url = make_url(config.sweep.storage)
@@ -127,48 +115,140 @@ def open_storage(config: RunConfig) -> BaseStorage:
     except Exception as error:  # SQLAlchemy's drivers have kinds of their own
         # The URL may hold a password, in more than one place, and the driver's own message may repeat it.
         place = f"{url.host or ''}{f':{url.port}' if url.port else ''}/{url.database or ''}"
+        if isinstance(error, RuntimeError):  # Optuna's own, of the version of its tables
+            text = " ".join(str(error).split())
+            raise UserError(
+                f"sweep.storage must be a database of Optuna {optuna.__version__}, got {place}: {text}"
+            ) from None
         raise UserError(f"sweep.storage must be a database that answers, got {place}: {type(error).__name__}") from None
 
 
-def open_study(config: RunConfig, space: SearchSpace, *, more: int = 0) -> tuple[optuna.Study, int]:
+def open_study(config: RunConfig, space: SearchSpace, photos: Photos, *, more: int = 0) -> tuple[optuna.Study, int]:
     """Create the study or continue it.
 
+    A study without a finished trial holds nobody to its settings: with other settings it is replaced by a new one.
+
     Args:
-        more: trials to add to a study that has all its trials.
+        photos: of the data set that its trials train on.
+        more: trials to add to those that have finished. An interrupted addition is completed first.
 
     Returns:
         The study, and the number of finished trials that it ends with.
 
     Raises:
-        UserError: if the study was made with another search space or another config.
+        UserError: if the study was made with another search space, other settings or other photos.
     """
     require(more >= 0, "--more", "be >= 0", more)
+    identity, home = StudyIdentity.of(config, space, photos), study_folder(config)
     with FileLock(_lock_path(config)):
-        study = optuna.create_study(
-            study_name=config.sweep.study_name,
-            storage=open_storage(config),
+        noted = read_identity(home / IDENTITY_FILE)
+        is_replaced = noted is not None and not noted.is_same(identity)
+        if noted is not None and _has_finished_trials(home):
+            noted.check_same(identity)
+        if not is_replaced:
+            _copy_to_database(config)
+        study = _create_study(config, identity)
+        if is_replaced:
+            _set_aside(home)
+        write_identity(home / IDENTITY_FILE, identity)
+        finished = count_finished(study)
+        target = config.sweep.n_trials
+        if more:
+            promised = int(study.user_attrs.get(TARGET_ATTR, 0))
+            if promised > finished:
+                target = promised
+            elif finished:
+                target = finished + more
+            study.set_user_attr(TARGET_ATTR, target)
+        if config.sweep.sampler == "grid" and (points := grid_size(space)) < target:
+            _log.warning("sweep.n_trials %d: the grid has %d points, the study ends with them", target, points)
+    return study, target
+
+
+def _create_study(config: RunConfig, identity: StudyIdentity) -> optuna.Study:
+    """The study in its storage, which keeps the identity."""
+    storage, name = open_storage(config), config.sweep.study_name
+
+    def create() -> optuna.Study:
+        return optuna.create_study(
+            study_name=name,
+            storage=storage,
             direction=config.sweep.direction,
             pruner=make_pruner(config),
             load_if_exists=True,
         )
-        attrs = study.user_attrs
-        if "config" not in attrs:
-            study.set_user_attr("metric", config.sweep.metric)
-            study.set_user_attr("search_space", dump_search_space(space))
-            study.set_user_attr("config", to_public(config))
-        else:
-            _check_same(config, space, attrs)
-        finished = sum(trial.state.is_finished() for trial in study.get_trials(deepcopy=False))
-        target = max(config.sweep.n_trials, int(study.user_attrs.get("n_trials", 0)))
-        if finished >= target:
-            target = finished + more
-        if config.sweep.sampler == "grid":
-            points = math.prod(len(values) for values in grid_points(space).values())
-            if points < target:
-                _log.warning("sweep.n_trials %d: the grid has %d points, the study ends with them", target, points)
-            target = max(finished, min(target, points))
-        study.set_user_attr("n_trials", target)
-    return study, target
+
+    study = create()
+    noted = StudyIdentity.from_dict(study.user_attrs)
+    if noted is not None and not noted.is_same(identity):
+        if count_finished(study):
+            noted.check_same(identity)
+        _refuse_running(study, config)
+        optuna.delete_study(study_name=name, storage=storage)
+        study = create()
+    if study.user_attrs.get("photos") is None:  # it is new, or of a version that did not note photos
+        study.set_user_attr("metric", config.sweep.metric)
+        for key, value in identity.to_dict().items():
+            study.set_user_attr(key, value)
+    return study
+
+
+def _refuse_running(study: optuna.Study, config: RunConfig) -> None:
+    """Refuse to replace a study while one of its trials is being trained."""
+    for trial in study.get_trials(deepcopy=False, states=[TrialState.RUNNING]):
+        lock = _lock_trial(config, trial.number) if _is_ours(trial, config) else None
+        if lock is None:
+            raise UserError(
+                f"sweep.study_name must name a study that nobody works on, to start it again with other settings, got "
+                f"{study.study_name!r}: trial {trial.number} is being trained on {trial.user_attrs.get(HOST_ATTR, '?')}"
+            )
+        lock.release()
+
+
+def _has_finished_trials(home: Path) -> bool:
+    outcomes = [RunFolder(path.parent).outcome for path in (home / "trials").glob("*/run.json")]
+    return any(outcome is not None and outcome.state in ("COMPLETE", "PRUNED") for outcome in outcomes)
+
+
+def _set_aside(home: Path) -> None:
+    """Make room in a study's folder for a new study, without deleting the trials that are there."""
+    number = next(number for number in itertools.count(1) if not (home / f"replaced-{number}").exists())
+    aside = home / f"replaced-{number}"
+    aside.mkdir()
+    for name in ("trials", "study"):
+        if (home / name).exists():
+            (home / name).rename(aside / name)
+    say(
+        f"study {home.name!r} had no finished trial: it starts again with these settings, its old trials are in {aside}"
+    )
+
+
+def _copy_to_database(config: RunConfig) -> None:
+    """Take a study along that moves from its journal to a database."""
+    if config.sweep.storage is None or not _journal(config).is_file():
+        return
+    storage, name = open_storage(config), config.sweep.study_name
+    if name in optuna.get_all_study_names(storage):
+        return
+    journal = open_storage(override(config, {"sweep.storage": None}))
+    if name in optuna.get_all_study_names(journal):
+        optuna.copy_study(from_study_name=name, from_storage=journal, to_storage=storage)
+        say(f"study {name!r} is copied from {_journal(config)} to sweep.storage, and continues there")
+
+
+def count_finished(study: optuna.Study) -> int:
+    """Trials that count: complete and pruned ones. One that failed is replaced by another."""
+    return len(study.get_trials(deepcopy=False, states=[TrialState.COMPLETE, TrialState.PRUNED]))
+
+
+def count_failed(study: optuna.Study) -> int:
+    """Trials that ended with an error."""
+    return len(study.get_trials(deepcopy=False, states=[TrialState.FAIL]))
+
+
+def grid_size(space: SearchSpace) -> int:
+    """The number of points of a grid."""
+    return math.prod(len(values) for values in grid_points(space).values())
 
 
 def journals(config: RunConfig) -> list[Path]:
@@ -193,7 +273,7 @@ def load_study(config: RunConfig, name: str) -> optuna.Study:
     if name not in names:
         known = f"there are {', '.join(names)}" if names else "there is none yet"
         raise UserError(f"study must exist {where}, got {name!r}; {known}")
-    return optuna.load_study(study_name=name, storage=storage or open_storage(config))
+    return optuna.load_study(study_name=name, storage=storage or open_storage(config), pruner=make_pruner(config))
 
 
 def best_config(study: optuna.Study, config: RunConfig) -> tuple[RunConfig, FrozenTrial]:
@@ -330,8 +410,10 @@ def claim(
                     study.sampler = make_sampler(config, space, seed=_draw_seed(config, trial.number))
                     resumed = Trial(study, trial._trial_id)
                     return _claimed(resumed, config, space, taken)
-        finished = sum(trial.state.is_finished() for trial in trials)
-        if not new or finished + len(running) >= target:
+        counted = sum(trial.state in (TrialState.COMPLETE, TrialState.PRUNED) for trial in trials) + len(running)
+        # A grid has no point left for one that failed.
+        exhausted = config.sweep.sampler == "grid" and len(trials) >= grid_size(space)
+        if not new or counted >= target or exhausted:
             return NothingToClaim(
                 not running, tuple(f"trial {one.number} on {one.user_attrs.get(HOST_ATTR, '?')}" for one in running)
             )
@@ -375,20 +457,3 @@ def _is_ours(trial: FrozenTrial, config: RunConfig) -> bool:
 def _lock_path(config: RunConfig) -> Path:
     study_folder(config).mkdir(parents=True, exist_ok=True)
     return study_folder(config) / "study.lock"
-
-
-def _check_same(config: RunConfig, space: SearchSpace, attrs: Mapping[str, object]) -> None:
-    name = config.sweep.study_name
-    advice = "choose another sweep.study_name, or go back"
-    if yaml.safe_load(str(attrs["search_space"])) != yaml.safe_load(dump_search_space(space)):
-        raise UserError(f"search must stay as it was for study {name!r}: {advice}; it was\n{attrs['search_space']}")
-    before = attrs["config"]
-    assert isinstance(before, dict)
-    for key, value in to_flat(config).items():
-        if not key.startswith(MAY_CHANGE) and key not in space:
-            require(
-                before.get(key, value) == value,
-                key,
-                f"stay {before.get(key)!r} for study {name!r} ({advice})",
-                value,
-            )

@@ -7,17 +7,18 @@ last checkpoint in the same MLflow run, and one that had ended is told and pushe
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
+import math
 import multiprocessing
 import os
-import re
 import shutil
 import signal
 import sys
 import time
 import traceback
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -27,33 +28,38 @@ from filelock import FileLock
 from optuna.exceptions import StorageInternalError
 from optuna.trial import FrozenTrial, TrialState
 
-from experiments.config import RunConfig, override, require, to_public
+from experiments.config import RunConfig, override, to_public
 from experiments.console import say
 from experiments.errors import InterruptedRunError, SweepError, TrackingError, UserError
 from experiments.figures import study_figures
+from experiments.identity import Photos, StudyIdentity
 from experiments.inputs import forget_opened, open_data_once, open_inputs_once, uses_features
 from experiments.interrupts import Interrupts, Watch
 from experiments.logger import RunFolderLogger
 from experiments.pictures import draw
 from experiments.population import PopulationRun, together, train_population
+from experiments.preflight import check_sweep
 from experiments.progress import EpochProgress, SweepProgress
 from experiments.pruning import PruningCallback, stored_decision
 from experiments.publisher import Publisher, die_with_parent
 from experiments.report import report_studies
 from experiments.run_folder import LOCAL, Outcome, RunFolder, environment_tags
-from experiments.search_space import SEARCHED, SearchSpace, check_against, load_search_space
+from experiments.search_space import SEARCHED, SearchSpace, load_search_space
 from experiments.study import (
     Claim,
     NothingToClaim,
     best_trial,
     claim,
     copy_in_time,
+    count_failed,
+    count_finished,
+    load_study,
     open_study,
     study_folder,
     trial_folder,
 )
-from experiments.train import BEST_CHECKPOINT, CHECKPOINT_FOLDER, export, train
-from lightning_modules.metrics import BEST, OBJECTIVES
+from experiments.train import BEST_CHECKPOINT, CHECKPOINT_FOLDER, NotANumberError, export, train
+from lightning_modules.metrics import BEST, OBJECTIVES, VAL_ACCURACY
 
 POLL_SECONDS = 0.5
 """How often a worker looks whether somebody else's trial has ended."""
@@ -70,7 +76,7 @@ class SweepResult:
     """A finished (or timed-out) sweep."""
 
     study: optuna.Study
-    best: FrozenTrial | None
+    best: FrozenTrial
     folder: Path
     report: Path
 
@@ -83,22 +89,19 @@ def run_sweep(config: RunConfig, *, more: int = 0) -> SweepResult:
 
     Raises:
         UserError: for a config that no sweep can use.
-        SweepError: if the trials all fail, or the workers keep dying.
+        SweepError: if no trial completes, more than `sweep.max_failures` fail, or the workers keep dying.
         TrackingError: if MLflow stays away; nothing is lost.
         InterruptedRunError: after Ctrl-C.
     """
     if config.search is None:
         raise UserError("search must name a search-space YAML such as conf/search/head.yaml, got None")
-    require(
-        config.trainer.devices == 1,
-        "trainer.devices",
-        "be 1 in a sweep (use sweep.workers)",
-        config.trainer.devices,
-    )
     space = load_search_space(config.search)
-    check_against(space, config)
-    study, target = open_study(config, space, more=more)
+    check_sweep(config, space)
     forget_opened()
+    photos = Photos.of(open_data_once(config))
+    study, target = open_study(config, space, photos, more=more)
+    identity = StudyIdentity.of(config, space, photos)
+    max_failed = count_failed(study) + config.sweep.max_failures
     parent = RunFolder(study_folder(config) / "study")
     if not parent.exists:
         fixed = {name: value for name, value in to_public(config).items() if name not in space}
@@ -110,20 +113,24 @@ def run_sweep(config: RunConfig, *, more: int = 0) -> SweepResult:
     here = study_folder(config)
     publishing = Publisher(config, here / "trials" / "*", lock=here / "publisher.lock", parent=parent.path)
     with Interrupts() as interrupts, publishing as publisher:
-        progress = SweepProgress(target, _finished(study))
+        watches = [Watch(interrupts.raise_if_requested), Watch(publisher.check)]
+        job = _Job(config, space, identity, study, target, max_failed, deadline, watches)
+        progress = SweepProgress(target, count_finished(study))
         try:
             if config.sweep.workers == 1:
                 open_inputs_once(config)  # while the publisher comes up
-                watches = [Watch(interrupts.raise_if_requested), Watch(publisher.check)]
-                _work(_Job(config, space, study, target, deadline, watches), interrupts, progress)
+                _work(job, interrupts, progress)
             else:
-                _supervise(config, study, target, deadline, interrupts, progress, publisher)
+                _supervise(job, interrupts, progress, publisher)
         except InterruptedRunError:
             raise InterruptedRunError(_conclude_so_far(config, study, target)) from None
         except StorageInternalError as error:
             if not interrupts.requested:
                 raise
             raise InterruptedRunError(_storage_is_silent(error)) from error
+        except SweepError as error:
+            parent.finish(Outcome("FAIL", reason=str(error)))
+            raise
         finally:
             progress.close()
         if (finished := _finished(study)) < target:  # the deadline has passed
@@ -139,8 +146,12 @@ class _Job:
 
     config: RunConfig
     space: SearchSpace
+    identity: StudyIdentity
     study: optuna.Study
     target: int
+    """Finished trials that the study ends with."""
+    max_failed: int
+    """Failed trials that the study may have."""
     deadline: float
     watches: Sequence[Watch]
     """What may stop training between two batches."""
@@ -153,12 +164,11 @@ class _Job:
 
 def _work(job: _Job, interrupts: Interrupts, progress: SweepProgress | None = None) -> None:
     """Claim and run trials until there is nothing left to do."""
-    reasons: list[str] = []
     waiting_for: tuple[str, ...] = ()
     while True:
         interrupts.raise_if_requested()
         if progress is not None:
-            progress.update(_finished(job.study), _best_text(job.study))
+            progress.update(count_finished(job.study), _best_text(job.study))
         claims: list[Claim] = []
         while len(claims) < job.config.sweep.population:
             claimed = claim(job.study, job.config, job.space, job.target, new=time.monotonic() < job.deadline)
@@ -176,9 +186,8 @@ def _work(job: _Job, interrupts: Interrupts, progress: SweepProgress | None = No
             continue
         try:
             for outcome in _run_trials(job, claims):
-                reasons.append(f"{outcome.state} {re.sub(r'[0-9.e+-]+', '#', outcome.reason)}")
-                if len(reasons) == 3 and outcome.state == "FAIL" and len(set(reasons)) == 1:
-                    raise SweepError(f"the first three trials all failed for the same reason: {outcome.reason}")
+                if outcome.state == "FAIL":
+                    _check_failures(job)
         finally:
             for one in claims:
                 one.lock.release()
@@ -190,10 +199,13 @@ def _run_trials(job: _Job, claims: Sequence[Claim]) -> Iterator[Outcome]:
     by_folder = {claimed.folder.path: claimed for claimed in claims}
     for claimed in claims:
         config, folder = override(job.config, claimed.point), claimed.folder
-        if not folder.exists:
+        if folder.exists:
+            job.identity.check_trial(folder, config)
+        else:
             tags = {"study": job.config.sweep.study_name, "trial": str(claimed.trial.number)}
             tags |= {**LOCAL, **environment_tags()}
-            folder.start(f"trial {claimed.trial.number:04d}", to_public(config), tags)
+            study = job.identity.to_dict()
+            folder.start(f"trial {claimed.trial.number:04d}", to_public(config), tags, study=study)
         if folder.outcome is None and (pruned := _pruned(claimed)):
             folder.finish(pruned)
         if len(claims) > 1 and folder.outcome is None and uses_features(config):
@@ -201,12 +213,24 @@ def _run_trials(job: _Job, claims: Sequence[Claim]) -> Iterator[Outcome]:
             fresh.setdefault(together(config), []).append(run)
         else:
             if folder.outcome is None:
-                folder.finish(_attempt(job, claimed))
+                _finish(job, folder, _attempt(job, claimed))
             yield _tell(job, claimed)
     for runs in fresh.values():
         for run, outcome in train_population(runs, check=job.check):
-            run.folder.finish(outcome)
+            _finish(job, run.folder, outcome)
             yield _tell(job, by_folder[run.folder.path])
+
+
+def _check_failures(job: _Job) -> None:
+    """End a sweep whose trials keep failing."""
+    failed = job.study.get_trials(deepcopy=False, states=[TrialState.FAIL])
+    if len(failed) > job.max_failed:
+        allowed, last = job.config.sweep.max_failures, failed[-1]
+        raise SweepError(
+            f"trials keep failing: {allowed + 1}, and sweep.max_failures is {allowed}; the last one, trial "
+            f"{last.number}: {last.user_attrs.get('failure_reason', 'no reason was noted')}. Finished trials are kept: "
+            "remove the cause, then the same command continues"
+        )
 
 
 def _tell(job: _Job, claimed: Claim) -> Outcome:
@@ -217,6 +241,10 @@ def _tell(job: _Job, claimed: Claim) -> Outcome:
         trial.set_user_attr(name, value)
     if outcome.reason:
         trial.set_user_attr("failure_reason", outcome.reason)
+    seen = trial.storage.get_trial(trial._trial_id).intermediate_values
+    if outcome.state == "PRUNED" and seen.get(max(seen, default=0)) != outcome.value:
+        assert outcome.value is not None
+        trial.report(outcome.value, max(seen, default=0) + 1)  # Optuna takes the last one for the trial's value
     values = outcome.value if outcome.state == "COMPLETE" else None
     job.study.tell(trial, values, state=TrialState[outcome.state])
     _tidy(job.config, job.study)
@@ -224,32 +252,68 @@ def _tell(job: _Job, claimed: Claim) -> Outcome:
 
 
 def _attempt(job: _Job, claimed: Claim) -> Outcome:
+    """Train a trial, and once more from its last checkpoint after an error that may have gone by then."""
+    folder, name = claimed.folder, f"trial {claimed.trial.number}"
+    for may_retry in (True, False):
+        try:
+            return _train_trial(job, claimed)
+        except (InterruptedRunError, TrackingError, StorageInternalError):
+            raise  # no fault of the trial: it goes on later
+        except NotANumberError as error:
+            say(f"{name}: {error}")
+            return Outcome("PRUNED", reason=str(error))
+        except Exception as error:
+            reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+            if not (may_retry and _may_pass(error)):
+                folder.artifacts.mkdir(exist_ok=True)
+                (folder.artifacts / "error.txt").write_text(traceback.format_exc())
+                say(f"{name} failed: {reason}")
+                return Outcome("FAIL", reason=reason)
+            say(f"{name} is tried once more after {reason}")
+        gc.collect()
+        torch.cuda.empty_cache()
+    raise AssertionError("the last attempt returns")
+
+
+def _may_pass(error: Exception) -> bool:
+    """Whether a retry can cure an error: memory or a file system that another process used up or that was away."""
+    return isinstance(error, MemoryError | OSError) or "out of memory" in str(error)
+
+
+def _train_trial(job: _Job, claimed: Claim) -> Outcome:
     """Train a trial once."""
     trial, folder, metric = claimed.trial, claimed.folder, job.config.sweep.metric
     name = f"trial {trial.number}"
     try:
-        config = override(job.config, claimed.point)
         result = train(
-            config,
+            override(job.config, claimed.point),
             output_dir=folder.path,
             logger=RunFolderLogger(folder),
             callbacks=[PruningCallback(trial, metric), EpochProgress(name, position=1), *job.watches],
         )
-        result.validation.save(folder.scores)
     except optuna.TrialPruned:
         pruned = _pruned(claimed)
         assert pruned is not None, "the decision is stored before the trial is stopped"
         say(f"{name}: {pruned.reason}")
         return pruned
-    except (InterruptedRunError, TrackingError, StorageInternalError):
-        raise  # no fault of the trial: it goes on later
-    except Exception as error:
-        folder.artifacts.mkdir(exist_ok=True)
-        (folder.artifacts / "error.txt").write_text(traceback.format_exc())
-        reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-        say(f"{name} failed: {reason}")
-        return Outcome("FAIL", reason=reason)
+    result.validation.save(folder.scores)
     return Outcome("COMPLETE", result.metrics[metric], dict(result.metrics))
+
+
+def _finish(job: _Job, folder: RunFolder, outcome: Outcome) -> None:
+    """Note how a trial ended. One that diverged gets the worst value, from which a sampler learns to keep away."""
+    if outcome.state == "PRUNED" and outcome.value is None:
+        outcome = replace(outcome, value=_worst_value(job))
+    folder.finish(outcome)
+
+
+def _worst_value(job: _Job) -> float:
+    """The worst finite objective of the study so far, or that of guessing; a huge value would spoil a model of it."""
+    if job.config.sweep.metric == VAL_ACCURACY:
+        return 0.0
+    assert job.identity.photos is not None
+    reported = (value for trial in job.study.get_trials(deepcopy=False) for value in trial.intermediate_values.values())
+    return max([math.log(len(job.identity.photos.class_names)), *filter(math.isfinite, reported)])
 
 
 def _pruned(claimed: Claim) -> Outcome | None:
@@ -287,6 +351,11 @@ def _conclude(config: RunConfig, study: optuna.Study, parent: RunFolder) -> Swee
     # The same names as a run's, so that a search stands beside its trials; it has no course of its own.
     found = {f"{BEST}{name}": best.user_attrs[name] for name in OBJECTIVES} if best else {}
     parent.finish(Outcome("COMPLETE", best.value if best else None, found))
+    if best is None:
+        raise SweepError(
+            f"no trial of study {study.study_name!r} is complete: {count_finished(study)} pruned, "
+            f"{count_failed(study)} failed. See {report}"
+        )
     return SweepResult(study, best, study_folder(config), report)
 
 
@@ -303,7 +372,7 @@ def _conclude_so_far(config: RunConfig, study: optuna.Study, target: int) -> str
     report = report_studies([copy], config)
     trial = f"trial {best.number} ({config.sweep.metric} {_value(best):.4f})"
     model = f"{trial} in {trial_folder(config, best.number).export}"
-    return f" after {_finished(copy)} of {target} trials; best model so far: {model}, report: {report}"
+    return f" after {count_finished(copy)} of {target} trials; best model so far: {model}, report: {report}"
 
 
 def _storage_is_silent(error: Exception) -> str:
@@ -328,24 +397,17 @@ def _export(config: RunConfig, study: optuna.Study, best: FrozenTrial) -> None:
 # Several workers
 
 
-def _supervise(
-    config: RunConfig,
-    study: optuna.Study,
-    target: int,
-    deadline: float,
-    interrupts: Interrupts,
-    progress: SweepProgress,
-    publisher: Publisher,
-) -> None:
+def _supervise(job: _Job, interrupts: Interrupts, progress: SweepProgress, publisher: Publisher) -> None:
     """Keep `sweep.workers` processes at work; one that dies is replaced, and its trial goes on."""
     context = multiprocessing.get_context("spawn")  # CUDA and threads do not survive a fork
-    finished, crashes = _finished(study), 0
+    config, study = job.config, job.study
+    finished, crashes = count_finished(study), 0
 
     def start(index: int) -> BaseProcess:
-        seconds = deadline - time.monotonic()
+        seconds = job.deadline - time.monotonic()
         process = context.Process(
             target=_worker_main,
-            args=(config, target, seconds, index),
+            args=(config, dict(job.space), job.identity, job.target, job.max_failed, seconds, index),
             name=f"worker-{index}",
         )
         if gpus := torch.cuda.device_count():
@@ -359,7 +421,7 @@ def _supervise(
             if interrupts.requested:
                 raise InterruptedRunError
             time.sleep(POLL_SECONDS)
-            progress.update(_finished(study), _best_text(study))
+            progress.update(count_finished(study), _best_text(study))
             publisher.check()
             for index, process in list(workers.items()):
                 if process.is_alive():
@@ -368,9 +430,10 @@ def _supervise(
                 if process.exitcode == 0:
                     continue
                 if process.exitcode == _EXIT_SWEEP_ERROR:
+                    _check_failures(job)
                     raise SweepError(f"worker {index} gave up: see {_worker_log(config, index)}")
-                crashes = 1 if _finished(study) > finished else crashes + 1
-                finished = _finished(study)
+                crashes = 1 if count_finished(study) > finished else crashes + 1
+                finished = count_finished(study)
                 if crashes > MAX_CRASHES:
                     raise SweepError(f"workers keep dying: see {_worker_log(config, index)}")
                 say(f"worker {index} died ({_death(process.exitcode)}); another one goes on with its trial")
@@ -382,7 +445,15 @@ def _supervise(
 _EXIT_SWEEP_ERROR = 3
 
 
-def _worker_main(config: RunConfig, target: int, seconds: float, index: int) -> None:
+def _worker_main(
+    config: RunConfig,
+    space: SearchSpace,
+    identity: StudyIdentity,
+    target: int,
+    max_failed: int,
+    seconds: float,
+    index: int,
+) -> None:
     """A worker process: its share of the cores or one GPU, and a log file of its own."""
     log = _worker_log(config, index).open("a", buffering=1)
     os.dup2(log.fileno(), sys.stdout.fileno())
@@ -391,11 +462,10 @@ def _worker_main(config: RunConfig, target: int, seconds: float, index: int) -> 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the supervisor says what it means
     die_with_parent()
     _pin(index, config.sweep.workers)
-    assert config.search is not None
-    space = load_search_space(config.search)
-    study, _ = open_study(config, space)
+    study, deadline = load_study(config, config.sweep.study_name), time.monotonic() + seconds
     with Interrupts([signal.SIGTERM]) as interrupts:
-        job = _Job(config, space, study, target, time.monotonic() + seconds, [Watch(interrupts.raise_if_requested)])
+        watches = [Watch(interrupts.raise_if_requested)]
+        job = _Job(config, space, identity, study, target, max_failed, deadline, watches)
         try:
             _work(job, interrupts)
         except InterruptedRunError:
@@ -433,10 +503,6 @@ def _worker_log(config: RunConfig, index: int) -> Path:
 
 def _death(exit_code: int | None) -> str:
     return f"signal {-exit_code}" if exit_code is not None and exit_code < 0 else f"exit code {exit_code}"
-
-
-def _finished(study: optuna.Study) -> int:
-    return sum(trial.state.is_finished() for trial in study.get_trials(deepcopy=False))
 
 
 def _value(trial: FrozenTrial) -> float:

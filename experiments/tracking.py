@@ -9,25 +9,38 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
+import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+import mlflow
+import sqlalchemy
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from filelock import FileLock
 from mlflow import MlflowClient
-from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag
+from mlflow.entities import Dataset, DatasetInput, InputTag, LifecycleStage, Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, RESOURCE_DOES_NOT_EXIST, ErrorCode
+from mlflow.store.db.db_types import DATABASE_ENGINES
 from mlflow.system_metrics.metrics.base_metrics_monitor import BaseMetricsMonitor
 from mlflow.system_metrics.metrics.cpu_monitor import CPUMonitor
 from mlflow.system_metrics.metrics.disk_monitor import DiskMonitor
 from mlflow.system_metrics.metrics.gpu_monitor import GPUMonitor
 from mlflow.system_metrics.metrics.network_monitor import NetworkMonitor
+from mlflow.utils.file_utils import local_file_uri_to_path
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+from sqlalchemy.pool import NullPool
 
-from experiments.config import RunConfig, public_url, tracking_uri
-from experiments.errors import TrackingError
+from experiments.config import RunConfig, public_url, require, tracking_uri
+from experiments.errors import TrackingError, UserError
 from experiments.mlflow_views import tuned_names, view_tags
 from experiments.run_folder import MetricLine, RunFolder, now_ms
 
@@ -37,6 +50,10 @@ STATUS = {"COMPLETE": "FINISHED", "PRUNED": "FINISHED", "FAIL": "FAILED", "STOPP
 
 AWAY = (MlflowException, OSError)
 """What MLflow's client raises when its server or database does not answer (requests' errors are OSErrors)."""
+CHECK_SECONDS = 5.0
+"""How long `check_tracking` waits for an answer. A server in good health answers within a second."""
+MAX_NAME_LENGTH = 256
+"""Of experiments and registered models, in MLflow's tables (3.17.2)."""
 
 _log = logging.getLogger(__name__)
 _Item = TypeVar("_Item")
@@ -202,6 +219,148 @@ class RunStore:
         self._params[run_id] = params
 
 
+@dataclass(frozen=True)
+class _Experiment:
+    """What `check_tracking` must know about an experiment."""
+
+    experiment_id: str
+    is_deleted: bool
+    artifact_location: str
+
+
+def check_tracking(config: RunConfig) -> None:
+    """Refuse what MLflow would refuse at the end of a run. Takes about a second and creates nothing.
+
+    Raises:
+        UserError: if `tracking.uri` is malformed or does not answer, if its database has the schema of another version
+            of MLflow, if the experiment was deleted, if MLflow refuses its name for an experiment or a model, or if its
+            artifact folder is not writable.
+    """
+    name, uri = config.tracking.experiment, tracking_uri(config)
+    # The registered model has the name of the experiment, and MLflow allows fewer names for models.
+    allowed = name.strip() not in ("", ".", "..") and len(name) <= MAX_NAME_LENGTH and not re.search("[/:]", name)
+    require(allowed, "tracking.experiment", f"have 1..{MAX_NAME_LENGTH} characters, none of them / or :", name)
+    found = _look_up(uri, name)
+    if found is not None and found.is_deleted:
+        raise UserError(
+            f"tracking.experiment must not be deleted in MLflow, got {name!r}: choose another name, or restore it: "
+            f"MLFLOW_TRACKING_URI={public_url(uri)} mlflow experiments restore --experiment-id {found.experiment_id}"
+        )
+    if found is not None and (folder := _local_folder(found.artifact_location)) is not None:
+        _check_writable("tracking.experiment", f"{name!r}, whose artifacts are in", folder)
+    elif config.tracking.uri is None:
+        _check_writable("output_dir", "", config.output_dir / "mlartifacts")
+
+
+def _look_up(uri: str, name: str) -> _Experiment | None:
+    """The experiment of a name; None if the store has none, or is a database that is locked at the moment."""
+    if "://" not in uri and uri != "databricks":
+        hint = f"; did you mean http://{uri}?" if re.match(r"[\w.-]+:\d+", uri) else ""
+        raise UserError(f"tracking.uri must start with http://, https:// or a database's sqlite:///, got {uri!r}{hint}")
+    _limit_requests()
+    try:
+        url = _database(uri)
+        if url is None:
+            client = MlflowClient(uri, registry_uri=uri)
+            found = _within(CHECK_SECONDS, lambda: client.get_experiment_by_name(name))
+            if found is None:
+                return None
+            is_deleted = found.lifecycle_stage == LifecycleStage.DELETED
+            return _Experiment(str(found.experiment_id), is_deleted, found.artifact_location)
+        if url.get_backend_name() == "sqlite" and not Path(url.database or "").exists():
+            _check_writable("tracking.uri", "", Path(url.database or "").parent)
+            return None  # a run creates it
+        return _within(CHECK_SECONDS, lambda: _look_up_in_database(url, name))
+    except (*AWAY, SQLAlchemyError, ImportError) as error:
+        if "database is locked" in str(error):
+            return None  # the publisher waits for it
+        reason = public_url(first_line(error))
+        raise UserError(
+            f"tracking.uri must be an MLflow server or database that answers, got {public_url(uri)}: {reason}"
+        ) from None
+
+
+def _database(uri: str) -> URL | None:
+    """The URL of a database; None for a server."""
+    try:
+        url = make_url(uri)
+        return url if url.get_backend_name() in DATABASE_ENGINES else None
+    except ArgumentError:  # MLflow's client says what is wrong with it
+        return None
+
+
+def _look_up_in_database(url: URL, name: str) -> _Experiment | None:
+    """Read the experiment with SQL: MLflow's own client creates or changes tables when it opens a database."""
+    timeout = {"sqlite": {"timeout": 0.5}, "postgresql": {"connect_timeout": int(CHECK_SECONDS)}}
+    options = timeout.get(url.get_backend_name(), {})
+    engine = sqlalchemy.create_engine(url, poolclass=NullPool, connect_args=options)
+    with engine.connect() as connection:
+        schema = MigrationContext.configure(connection).get_current_revision()
+        if schema is None:
+            return None  # an empty database: a run creates the tables
+        (expected,) = ScriptDirectory(str(Path(mlflow.__file__).parent / "store" / "db_migrations")).get_heads()
+        place = url.render_as_string(hide_password=True)
+        require(
+            schema == expected,
+            "tracking.uri",
+            f"be a database of MLflow {mlflow.__version__} (back it up, then run `mlflow db upgrade {place}`; if it is "
+            f"of a newer MLflow, install that one), schema {expected}",
+            schema,
+        )
+        row = connection.execute(
+            sqlalchemy.text(
+                "SELECT experiment_id, lifecycle_stage, artifact_location FROM experiments WHERE name = :name"
+            ),
+            {"name": name},
+        ).first()
+    if row is None:
+        return None
+    return _Experiment(str(row.experiment_id), row.lifecycle_stage == LifecycleStage.DELETED, row.artifact_location)
+
+
+def _within(seconds: float, call: Callable[[], _Item]) -> _Item:
+    """The result of a call that may hang, such as a server that accepts a connection and stays silent.
+
+    Raises:
+        TimeoutError: if it takes longer; the call keeps its thread, which ends with the process.
+    """
+    results: list[_Item] = []
+    errors: list[Exception] = []
+
+    def work() -> None:
+        try:
+            results.append(call())
+        except Exception as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=work, name="check_tracking", daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if errors:
+        raise errors[0]
+    if not results:
+        raise TimeoutError(f"no answer within {seconds:.0f} seconds")
+    return results[0]
+
+
+def _local_folder(location: str) -> Path | None:
+    """The folder of an artifact location; None if it is not on this machine, such as S3 or a server's own."""
+    if location.startswith("file:") or not re.match(r"[a-z][a-z0-9+-]+:", location):
+        return Path(local_file_uri_to_path(location)).absolute()
+    return None
+
+
+def _check_writable(key: str, owner: str, folder: Path) -> None:
+    folder = folder.absolute()
+    existing = next(one for one in (folder, *folder.parents) if one.exists())
+    try:
+        with tempfile.TemporaryFile(dir=existing):  # root may write anywhere by its rights, but not to a read-only disk
+            pass
+    except OSError as error:
+        value = f"{owner} {folder}".lstrip()
+        raise UserError(f"{key} must be on a folder that can be written, got {value}: {error.strerror}") from None
+
+
 def find_folder(run: Run, output_dir: Path) -> RunFolder | None:
     """The run folder below `output_dir` of which a run in MLflow is a copy; None if it lies elsewhere or nowhere."""
     for noted in sorted(output_dir.rglob("run.json")):
@@ -246,9 +405,7 @@ def _runs_without_parent(client: MlflowClient, experiment_id: str) -> list[Run]:
 @contextmanager
 def _opening(config: RunConfig) -> Iterator[None]:
     """Prepare the place of MLflow's store, and keep other processes from it while it is made."""
-    # A call answers or fails soon: waiting for a server is this file's business.
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+    _limit_requests()
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # standard output is for results
     config.output_dir.mkdir(parents=True, exist_ok=True)
     # Two processes that create the database at once break its migrations.
@@ -256,6 +413,12 @@ def _opening(config: RunConfig) -> Iterator[None]:
         if config.tracking.uri is None:
             _create_database(config.output_dir / "mlflow.db")
         yield
+
+
+def _limit_requests() -> None:
+    """Let a call to MLflow answer or fail soon: this file decides how long to wait for a server."""
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
 
 
 def _create_database(path: Path) -> None:
@@ -307,5 +470,6 @@ def _chunks(items: list[_Item], size: int) -> Iterator[list[_Item]]:
 
 
 def first_line(error: BaseException) -> str:
-    """What went wrong, without the pages that MLflow adds."""
-    return str(error).splitlines()[0][:300]
+    """What went wrong, without the pages that MLflow and urllib3 add."""
+    system = re.search(r"\[Errno -?\d+\] ([\w ]+)", str(error))
+    return system[1] if system else str(error).strip().splitlines()[0][:300]

@@ -18,6 +18,7 @@ from experiments.errors import InterruptedRunError, TrackingError, UserError
 from experiments.inputs import open_data_once
 from experiments.interrupts import Interrupts, Watch
 from experiments.logger import RunFolderLogger
+from experiments.preflight import check_training
 from experiments.progress import EpochProgress
 from experiments.publisher import Publisher
 from experiments.run_folder import LOCAL, Outcome, RunFolder, environment_tags
@@ -88,6 +89,7 @@ def train_run(
     """
     if int(os.environ.get("LOCAL_RANK", 0)):  # set by Lightning
         _train_along(config)
+    check_training(config)
     folder, lock = _claim_folder(place)
     os.environ[RUN_FOLDER] = str(folder.path)
     with lock, Interrupts() as interrupts:

@@ -7,7 +7,7 @@ import json
 import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -79,14 +79,7 @@ def scan_class_folders(
         TooManyBadImagesError: if more than `max_bad_fraction` of the files can't be read.
     """
     listed = {split: list_photos(folder) for split, folder in split_folders(root).items()}
-    folder_names = sorted({path.parent.name for path in listed["train"]})
-    for split, paths in listed.items():
-        extra = sorted({path.parent.name for path in paths} - set(folder_names))
-        if extra:
-            raise UserError(f"data.root {root}: {split} has classes that train lacks: {', '.join(extra)}")
-    if len(folder_names) < 2:
-        raise UserError(f"data.root {root}: train must have 2 or more classes with photos, got {folder_names}")
-
+    folder_names, class_names = _names(root, listed)
     everything = [path for paths in listed.values() for path in paths]
     facts = _look_at(everything, root, cache_dir, progress)
     bad = {str(path.relative_to(root)): facts[path].problem for path in everything if facts[path].problem}
@@ -101,10 +94,6 @@ def scan_class_folders(
     if len(readable) < len(folder_names):
         lacking = ", ".join(name for name in folder_names if name not in readable)
         raise UserError(f"data.root {root}: train has no photo that can be read of: {lacking}")
-    class_names = tuple(_class_name(name) for name in folder_names)
-    twice = [name for name, count in Counter(class_names).items() if count > 1]
-    if twice:
-        raise UserError(f"data.root {root}: two folders in train come to one class name: {', '.join(twice)}")
     label = {name: index for index, name in enumerate(folder_names)}
     splits = {
         split: Split(
@@ -130,6 +119,31 @@ def scan_class_folders(
         leaked=_leaked(splits),
         fingerprint=_fingerprint(root, splits),
     )
+
+
+def read_class_names(root: Path) -> tuple[str, ...]:
+    """The class names of a data set, in order, without a look into its files.
+
+    Raises:
+        UserError: if there is no root or no train folder, or the class folders can't be used.
+    """
+    return _names(root, {split: list_photos(folder) for split, folder in split_folders(root).items()})[1]
+
+
+def _names(root: Path, listed: Mapping[str, Sequence[Path]]) -> tuple[list[str], tuple[str, ...]]:
+    """The class folders of train and the names of their classes."""
+    folder_names = sorted({path.parent.name for path in listed["train"]})
+    for split, paths in listed.items():
+        extra = sorted({path.parent.name for path in paths} - set(folder_names))
+        if extra:
+            raise UserError(f"data.root {root}: {split} has classes that train lacks: {', '.join(extra)}")
+    if len(folder_names) < 2:
+        raise UserError(f"data.root {root}: train must have 2 or more classes with photos, got {folder_names}")
+    class_names = tuple(_class_name(name) for name in folder_names)
+    twice = [name for name, count in Counter(class_names).items() if count > 1]
+    if twice:
+        raise UserError(f"data.root {root}: two folders in train map to the same class name: {', '.join(twice)}")
+    return folder_names, class_names
 
 
 class _Fact(NamedTuple):

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import difflib
 import functools
 import logging
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torchvision import models
 
 from lightning_modules.errors import UserError
@@ -55,10 +59,7 @@ def create_network(backbone: str, num_classes: int, *, weights: str, dropout: fl
         UserError: for an unknown backbone, a weights file of another network, or weights that are neither cached nor
             downloadable; the message says where to place them.
     """
-    if backbone not in classifier_names():
-        raise UserError(
-            f"model.backbone must be a torchvision classifier, got {backbone!r}; known: {', '.join(classifier_names())}"
-        )
+    check_backbone(backbone)
     network = build_network(backbone, num_classes)
     head_name = find_head(network)
     if weights == "imagenet":
@@ -66,11 +67,79 @@ def create_network(backbone: str, num_classes: int, *, weights: str, dropout: fl
     elif weights != "none":
         _load(network, _read_weights(Path(weights)), head_name, weights)
     if dropout:
+        _check_dropout(network, backbone, dropout)
         head = network.get_submodule(head_name)
-        if not isinstance(head, nn.Linear):
-            raise UserError(f"model.dropout must be 0 for {backbone}, whose head is not linear, got {dropout}")
+        assert isinstance(head, nn.Linear)
         network.set_submodule(head_name, DropoutLinear(head, dropout))
     return network
+
+
+def check_backbone(backbone: str) -> None:
+    """Refuse a name that torchvision does not know.
+
+    Raises:
+        UserError: with the nearest name that it knows.
+    """
+    if backbone not in classifier_names():
+        near = difflib.get_close_matches(backbone.lower(), classifier_names(), n=1)
+        hint = f"did you mean {near[0]}?" if near else "torchvision.models.list_models() lists them"
+        raise UserError(f"model.backbone must be a torchvision classifier, got {backbone!r}; {hint}")
+
+
+def check_network(backbone: str, *, weights: str, dropout: float, image_size: int) -> None:
+    """Refuse in about a second what would otherwise be refused once the photos are decoded.
+
+    Args:
+        weights: as for `create_network`; those that have to be downloaded are downloaded now.
+
+    Raises:
+        UserError: as `create_network`, and for images that the network cannot take.
+    """
+    check_backbone(backbone)
+    network = network_on_meta(backbone)
+    if dropout:
+        _check_dropout(network, backbone, dropout)
+    if not _takes(network, image_size):
+        others = sorted((32, 64, 96, 128, 160, 224, 299, 384), key=lambda size: (abs(size - image_size), size))
+        nearest = next((size for size in others if _takes(network, size)), None)
+        raise UserError(
+            f"data.image_size must be a size that {backbone} takes, such as {nearest}, got {image_size}: set it, or "
+            "choose another model.backbone"
+        )
+    if weights == "imagenet":
+        if not _imagenet_file(backbone).is_file():
+            _imagenet_weights(backbone)
+    elif weights != "none":
+        _fitting(network.state_dict(), _read_weights(Path(weights), "meta"), find_head(network), weights)
+
+
+def network_on_meta(backbone: str, num_classes: int = 2) -> nn.Module:
+    """A classifier in eval mode without values in its weights: its layers and shapes cost no memory."""
+    with _EmptyOnMeta():
+        network = build_network(backbone, num_classes)
+    return network.eval().to("meta")
+
+
+class _EmptyOnMeta(TorchFunctionMode):
+    """Creates weights on the meta device; RegNets compute their widths with tensors, so those must have values."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Call `func`, and `torch.empty` for the meta device."""
+        return func(*args, **((kwargs or {}) | ({"device": "meta"} if func is torch.empty else {})))
+
+
+def _takes(network: nn.Module, image_size: int) -> bool:
+    """Whether a network on the meta device takes square images of this size."""
+    try:
+        network(torch.zeros(1, 3, image_size, image_size, device="meta"))
+    except (RuntimeError, AssertionError, ValueError):  # torch's and torchvision's own checks of shapes
+        return False
+    return True
+
+
+def _check_dropout(network: nn.Module, backbone: str, dropout: float) -> None:
+    if not isinstance(network.get_submodule(find_head(network)), nn.Linear):
+        raise UserError(f"model.dropout must be 0 for {backbone}, whose head is not linear, got {dropout}")
 
 
 def find_head(network: nn.Module) -> str:
@@ -110,9 +179,13 @@ def _weights(module: nn.Module, head: nn.Module, *, norms: bool = True) -> int:
     return sum(one.numel() for one in module.parameters() if id(one) not in skip and (norms or one.ndim > 1))
 
 
+def _imagenet_file(backbone: str) -> Path:
+    """Where PyTorch keeps torchvision's best weights once they are downloaded."""
+    return Path(torch.hub.get_dir()) / "checkpoints" / Path(models.get_model_weights(backbone).DEFAULT.url).name
+
+
 def _imagenet_weights(backbone: str) -> dict[str, Tensor]:
-    best = models.get_model_weights(backbone).DEFAULT
-    cache = Path(torch.hub.get_dir()) / "checkpoints" / Path(best.url).name
+    best, cache = models.get_model_weights(backbone).DEFAULT, _imagenet_file(backbone)
     try:
         return best.get_state_dict(progress=True, check_hash=True)
     except OSError as error:
@@ -124,13 +197,14 @@ def _imagenet_weights(backbone: str) -> dict[str, Tensor]:
         raise UserError(f"model.weights imagenet: {cache} can't be read, remove it: {error}") from error
 
 
-def _read_weights(path: Path) -> dict[str, Tensor]:
+def _read_weights(path: Path, device: str = "cpu") -> dict[str, Tensor]:
+    """The state dict in a file; on the device `meta`, only names and shapes are read."""
     if not path.is_file():
         raise UserError(f"model.weights must be imagenet, none or an existing file, got {str(path)!r}")
     try:
         if path.suffix == ".safetensors":
-            return load_file(path)
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
+            return load_file(path) if device == "cpu" else _safetensors_on_meta(path)
+        loaded = torch.load(path, map_location=device, weights_only=True)
     except Exception as error:  # each reader has its own kinds; all of them mean that the file is of no use
         raise UserError(f"model.weights: {path} can't be read as a state dict: {error}") from error
     state = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else loaded
@@ -141,18 +215,37 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
     return state
 
 
+def _safetensors_on_meta(path: Path) -> dict[str, Tensor]:
+    with safe_open(path, "pt") as file:
+        return {name: torch.empty(file.get_slice(name).get_shape(), device="meta") for name in file.keys()}  # noqa: SIM118 (a file, not a dict)
+
+
 def _load(network: nn.Module, state: dict[str, Tensor], head_name: str, source: str) -> None:
     """Load a state dict into the network, upcast to float32, without a head of another size."""
     own = network.state_dict()
+    kept = _fitting(own, state, head_name, source)
+    if any(key not in kept for key in own if key.startswith(f"{head_name}.")):
+        before = state.get(f"{head_name}.weight")
+        why = (
+            "it has no whole head"
+            if before is None
+            else f"its head has {len(before)} classes, not {len(own[f'{head_name}.weight'])}: left out"
+        )
+        _warn_once(f"model.weights {source}: {why}, the new head starts from random weights")
+    network.load_state_dict(
+        {key: value.float() if value.is_floating_point() else value for key, value in kept.items()},
+        strict=False,
+    )
+
+
+def _fitting(own: Mapping[str, Tensor], state: Mapping[str, Tensor], head_name: str, source: str) -> dict[str, Tensor]:
+    """What a state dict has for a network: all of it, or all but a head of another size.
+
+    Raises:
+        UserError: if it is of another network.
+    """
     head = {key for key in own if key.startswith(f"{head_name}.")}
     other_head = head if any(key not in state or state[key].shape != own[key].shape for key in head) else set()
-    if other_head and f"{head_name}.weight" not in state:
-        _warn_once(f"model.weights {source}: it has no whole head, the new head starts from random weights")
-    elif other_head:
-        _warn_once(
-            f"model.weights {source}: its head has {len(state[f'{head_name}.weight'])} classes, not "
-            f"{len(own[f'{head_name}.weight'])}: left out, the new head starts from random weights"
-        )
     kept = {key: value for key, value in state.items() if key not in other_head and not _auxiliary(key)}
     wrong = [key for key, value in kept.items() if key in own and value.shape != own[key].shape]
     # Files saved by old PyTorch versions lack the counters of BatchNorm, which nothing reads with a fixed momentum.
@@ -163,10 +256,7 @@ def _load(network: nn.Module, state: dict[str, Tensor], head_name: str, source: 
             f"model.weights {source} is of another network: {len(missing)} tensors missing, {len(unexpected)} unknown, "
             f"{len(wrong)} of another shape, e.g. {(missing + unexpected + wrong)[0]}"
         )
-    network.load_state_dict(
-        {key: value.float() if value.is_floating_point() else value for key, value in kept.items()},
-        strict=False,
-    )
+    return kept
 
 
 @functools.cache

@@ -38,7 +38,7 @@ def debugger_python(cache_dir: Path) -> Path:
         UserError: with pip's own message, if the packages are not to be had.
     """
     parts = [sys.version, sys.base_prefix, REQUIREMENTS.read_text()]
-    root = cache_dir.resolve() / f"debugger-{hashlib.sha256('|'.join(parts).encode()).hexdigest()[:12]}"
+    root = (cache_dir / f"debugger-{hashlib.sha256('|'.join(parts).encode()).hexdigest()[:12]}").resolve()
     root.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{root}.lock"):
         if not (root / "complete").exists():

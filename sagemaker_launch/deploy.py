@@ -43,7 +43,7 @@ from sagemaker_launch.endpoints import (
 from sagemaker_launch.fidelity import check_described, validate
 from sagemaker_launch.launch import CONFIG, ENDPOINT, MODEL, create, tags_of
 from sagemaker_launch.lease import Lease
-from sagemaker_launch.logs import Log
+from sagemaker_launch.logs import Log, failure_reason
 from sagemaker_launch.query import Target
 from sagemaker_launch.settings import CloudSettings
 
@@ -128,7 +128,7 @@ def deploy(
         # It may still answer, so it is not ours to remove unasked.
         raise DeployError(
             f"endpoint {name} is {before.status} and takes no update "
-            f"({before.described.get('FailureReason', 'AWS gives no reason')}): delete it, then deploy again"
+            f"({failure_reason(before.described)}): delete it, then deploy again"
         )
     if before is not None:
         _check_kind(services, settings, before)
@@ -186,8 +186,7 @@ def _bring_up(
     if state.get(ENDPOINT.status) == "InService" and state[CONFIG.name] == version.config_name:
         return
     lines = [line.text for line in log.read()[-5:]]
-    reason = state.get("FailureReason", "AWS gives no reason")
-    raise DeployError("\n".join([f"{version.config_name} did not come up: {reason}", *lines]))
+    raise DeployError("\n".join([f"{version.config_name} did not come up: {failure_reason(state)}", *lines]))
 
 
 def _update(services: Services, request: Request) -> None:

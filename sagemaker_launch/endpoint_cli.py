@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from experiments.config import RunConfig, public_url
+from experiments.config import RunConfig, public_url, require_output_file
 from experiments.console import invocation, say
 from experiments.errors import UserError
 from sagemaker_launch.lease import DEFAULT_TTL, Lease
@@ -157,10 +157,18 @@ def _packed(
 
 
 def _check(model: LocatedModel) -> str:
-    """Score the golden photo on this machine before anything is sent."""
-    from lightning_modules.export import check_golden  # imports torch
+    """Score the golden photo on this machine before anything is sent.
 
-    check_golden(model.export)
+    Raises:
+        UserError: if the export is not whole, or scores the photo otherwise than its trainer.
+    """
+    from lightning_modules.export import check_golden  # imports torch
+    from lightning_modules.inference import BadExportError
+
+    try:
+        check_golden(model.export)
+    except BadExportError as error:
+        raise UserError(f"--model must be a whole and unchanged export, got {model.source}: {error}") from error
     return "which scores its golden photo as the trainer did"
 
 
@@ -239,6 +247,8 @@ def _query(settings: CloudSettings, config: RunConfig, arguments: argparse.Names
     photos = list(find_photos([Path(path) for path in paths]))
     if not photos:
         raise UserError(f"PHOTO must be photos or folders that hold some, got {' '.join(paths)}")
+    if arguments.show is not None:
+        require_output_file("--show", arguments.show)
     answers = query_photos(target, photos, top_k=arguments.top_k, parallel=arguments.parallel)
     print(json.dumps([one.to_dict() for one in answers], indent=2) if arguments.json else answer_table(answers))
     if arguments.show:

@@ -12,7 +12,7 @@ from sagemaker_launch import aws
 from sagemaker_launch.container.metric_lines import objective, parse_lines
 from sagemaker_launch.jobs import ENDED, children, seconds
 from sagemaker_launch.launch import TRAINING, Launched
-from sagemaker_launch.logs import Log, job_log
+from sagemaker_launch.logs import Log, failure_reason, job_log
 from sagemaker_launch.settings import CloudSettings
 
 SHOWN = {
@@ -65,7 +65,7 @@ def follow(sagemaker: Any, logs: Any, job: Launched, usd_per_hour: float, *, pol
             said = state
             say(f"{job.name}: {state}, ${spent / 3600 * usd_per_hour:.2f} so far")
         if status == "Failed":
-            raise JobFailedError(f"{job.name} failed: {described.get('FailureReason', 'AWS gives no reason')}")
+            raise JobFailedError(f"{job.name} failed: {failure_reason(described, log.last_lines)}")
         if status in ENDED:
             return status
         time.sleep(poll_seconds)
@@ -99,16 +99,19 @@ class Tails:
         self._ended: set[str] = set()
 
     def lines(self, summaries: Iterable[Mapping[str, Any]]) -> Iterator[str]:
-        """The epochs that are new since the last call; a job that has ended is read once more."""
+        """The epochs that are new since the last call, and why a job failed; a job that has ended is read once more."""
         for summary in summaries:
             name = summary["TrainingJobName"]
             if name in self._ended:
                 continue
             if summary["TrainingJobStatus"] in ENDED:
                 self._ended.add(name)
-            for line in self._open.setdefault(name, job_log(self._logs, name)).read():
+            log = self._open.setdefault(name, job_log(self._logs, name))
+            for line in log.read():
                 if line.text.startswith("[metrics]"):
                     yield from (f"{name}: {text}" for text in _readable(line.text))
+            if summary["TrainingJobStatus"] == "Failed":
+                yield f"{name} failed: {failure_reason(summary, log.last_lines)}"
 
 
 def _readable(line: str) -> Iterator[str]:

@@ -57,9 +57,10 @@ def best_training_job(client: Any, tuning_job: str) -> Mapping[str, Any]:
     Raises:
         UserError: if it has none yet.
     """
-    described = find_job(client, tuning_job).described
-    best = described.get("BestTrainingJob")
-    require(best is not None, tuning_job, "have a training job with an objective", described.get("FailureReason"))
+    job = find_job(client, tuning_job)
+    best = job.described.get("BestTrainingJob")
+    state = job.described.get("FailureReason") or job.status
+    require(best is not None, tuning_job, "have a training job with an objective", state)
     assert best is not None
     return TRAINING.describe(client, best["TrainingJobName"])
 

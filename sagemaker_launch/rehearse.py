@@ -36,6 +36,14 @@ class Service:
     """The variables in which every other command uses it."""
     process: subprocess.Popen[str]
 
+    def end(self) -> None:
+        """Stop it and wait as long as its jobs take to end."""
+        self.process.terminate()
+        self.process.wait()
+        for pipe in (self.process.stdin, self.process.stdout):
+            if pipe is not None:
+                pipe.close()
+
 
 @contextmanager
 def service(settings: CloudSettings, root: Path, options: Sequence[str] = ()) -> Iterator[Service]:
@@ -48,13 +56,30 @@ def service(settings: CloudSettings, root: Path, options: Sequence[str] = ()) ->
     Raises:
         RehearsalError: if it does not start.
     """
+    running = start_service(settings, root, options)
+    try:
+        yield running
+    finally:
+        running.end()
+
+
+def start_service(
+    settings: CloudSettings, root: Path, options: Sequence[str] = (), stdin: int = subprocess.PIPE
+) -> Service:
+    """Start the stand-in for AWS.
+
+    Args:
+        stdin: its standard input; it ends when that does, so by default when this process does.
+
+    Raises:
+        RehearsalError: if it does not start.
+    """
     command = [sys.executable, "-m", "sagemaker_launch.rehearsal", "--root", str(root), "--until-eof", *options]
     # However this process ends, the pipe to the service's standard input closes with it, and the service ends too. It
     # has a session of its own: a notebook's interrupt is about one cell and reaches all that the kernel has started.
-    process = subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
-    )
-    assert process.stdin is not None and process.stdout is not None
+    process = subprocess.Popen(command, stdin=stdin, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    assert process.stdout is not None
+    running = Service({}, process)
     try:
         # It says so once it is ready, and closes the pipe if it does not get there.
         said = [line.removeprefix("export ").rstrip("\n").split("=", 1) for line in islice(process.stdout, VARIABLES)]
@@ -64,12 +89,10 @@ def service(settings: CloudSettings, root: Path, options: Sequence[str] = ()) ->
         if settings.region is not None:
             environment |= {"AWS_DEFAULT_REGION": settings.region, "AWS_REGION": settings.region}
         _make_bucket(settings, environment)
-        yield Service(environment, process)
-    finally:
-        process.terminate()
-        process.wait()  # as long as its jobs have to end, by its own bound
-        process.stdin.close()
-        process.stdout.close()
+    except BaseException:
+        running.end()
+        raise
+    return Service(environment, process)
 
 
 def rehearse_all(settings: CloudSettings, root: Path, arguments: Sequence[str], options: Sequence[str]) -> bool:

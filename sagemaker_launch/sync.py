@@ -31,7 +31,7 @@ from sagemaker_launch.container.metric_lines import ReportedLine, objective, par
 from sagemaker_launch.download import fetch_folder, fetch_scores
 from sagemaker_launch.jobs import ENDED, FoundJob, children, find_job, milliseconds, seconds
 from sagemaker_launch.launch import TRAINING, TUNING
-from sagemaker_launch.logs import LogLine, job_log
+from sagemaker_launch.logs import LogLine, failure_reason, job_log
 from sagemaker_launch.settings import CloudSettings
 
 OUTCOMES: Mapping[str, Any] = {"Completed": "COMPLETE", "Failed": "FAIL", "Stopped": "STOPPED"}
@@ -134,7 +134,8 @@ class Synchroniser:
         if best is not None:
             found |= {objective(name): best.metrics[name] for name in metrics.OBJECTIVES if name in best.metrics}
         ended = described.get("HyperParameterTuningEndTime") or described["LastModifiedTime"]
-        state, reason = OUTCOMES[described[TUNING.status]], described.get("FailureReason", "")
+        status = described[TUNING.status]
+        state, reason = OUTCOMES[status], failure_reason(described) if status == "Failed" else ""
         parent.finish(Outcome(state, best.value if best else None, found, reason), ended_ms=milliseconds(ended))
 
     def _training_job(
@@ -148,14 +149,19 @@ class Synchroniser:
         params = {**_as_at_home(decode(described["HyperParameters"])), **_machine(described)}
         if not folder.exists:
             self._start(folder, name, params, described[TRAINING.arn], described["CreationTime"], tags)
-        lines = job_log(self._logs, name).read()
+        log = job_log(self._logs, name)
+        lines = log.read()
         reported = [(line.timestamp_ms, one) for line in lines for one in parse_lines([line.text])]
         _note(folder, reported)
         if folder.outcome is None and described[TRAINING.status] in ENDED and not self._lags(described, reported):
             _write_log(folder, lines)
             _note_rules(folder, described)
             self._fetch_artifacts(folder, described)
-            folder.finish(self._outcome(described, reported), ended_ms=milliseconds(_ended(described)))
+            reason = ""
+            if described[TRAINING.status] == "Failed":
+                reason = failure_reason(described, log.last_lines)
+                say(f"{name} failed: {reason}")
+            folder.finish(self._outcome(described, reported, reason), ended_ms=milliseconds(_ended(described)))
         if models and described[TRAINING.status] == "Completed" and not folder.export.is_dir():
             fetch_model(self._s3, described["ModelArtifacts"]["S3ModelArtifacts"], folder.export)
             self._draw_scores(folder, described)
@@ -213,7 +219,7 @@ class Synchroniser:
             shutil.rmtree(folder.path)
         return folder
 
-    def _outcome(self, described: Mapping[str, Any], reported: list[Report]) -> Outcome:
+    def _outcome(self, described: Mapping[str, Any], reported: list[Report], reason: str) -> Outcome:
         """How a job ended, with the metrics that count and what it cost."""
         status = described[TRAINING.status]
         values = {
@@ -231,7 +237,7 @@ class Synchroniser:
         named = {name: best[objective(name)] for name in metrics.OBJECTIVES if objective(name) in best}
         tested = {key: value for key, value in best.items() if not key.startswith(metrics.BEST)}
         value = named.get(decode(described["HyperParameters"])["sweep.metric"])
-        return Outcome(OUTCOMES[status], value, named | tested | values, described.get("FailureReason", ""))
+        return Outcome(OUTCOMES[status], value, named | tested | values, reason)
 
 
 def _note(folder: RunFolder, reported: list[Report]) -> None:

@@ -4,29 +4,33 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from experiments.config import RunConfig, load_config, to_yaml
+from experiments.config import RunConfig, load_config
 from lightning_modules.metrics import BEST, EPOCH_SECONDS, IMAGES_PER_SECOND
 from sagemaker_launch import aws
 from sagemaker_launch.cli import main
-from sagemaker_launch.rehearse import service
+from sagemaker_launch.rehearse import Service, start_service
 from sagemaker_launch.settings import CloudSettings, load_cloud
 from tests.conftest import REPOSITORY, tiny
+from tests.shared_run import SharedRun
 
 CLOUD = REPOSITORY / "conf" / "cloud" / "rehearsal.yaml"
+PRESET = "preset.yaml"
 SECRET = "planted" + "/Secret+Key7Q"
 PASSWORD = "planted" + "Password9"
 REAL_CLIENT = aws.client
+STARTED: list[Service] = []
+"""Services that end with the run of the tests, and not with the process that started them."""
 
 
 @dataclass
@@ -34,13 +38,19 @@ class Cloud:
     """A rehearsal, what was typed against it, and what came of it."""
 
     home: Path
-    root: Path
     config: RunConfig
     fields: list[str]
     settings: CloudSettings
     calls: list[tuple[str, str, dict[str, Any]]] = field(default_factory=list)
     said: str = ""
+    database: Path | None = None
+    """A copy of MLflow's database from before the first test, which may add to the one in `home`."""
     environment: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def preset(self) -> Path:
+        """The file of its config."""
+        return self.home / PRESET
 
     @contextmanager
     def in_reach(self) -> Iterator[None]:
@@ -105,23 +115,32 @@ def comparable(values: dict[str, float]) -> dict[str, float]:
     return {name: value for name, value in values.items() if name not in skipped and not name.startswith(by_beginning)}
 
 
-@contextmanager
-def rehearsed(home: Path, photos: Path, images: Path, database: Path) -> Iterator[Cloud]:
-    """Run the service for a tiny search that is kept in `home`."""
-    shutil.copy(database, home / "mlflow.db")
+def start_shared(run: SharedRun, images: Path) -> Mapping[str, str]:
+    """The environment of a rehearsal that all processes of a run of the tests share, and that ends with the run."""
+
+    def start(folder: Path) -> None:
+        run.note_build("rehearsal service")
+        with run.alive.open("rb") as alive:
+            options = ["--images", str(images), "--grace", "2"]
+            running = start_service(load_cloud(CLOUD), folder / "rehearsal", options, stdin=alive.fileno())
+        STARTED.append(running)
+        run.end_with_run(psutil.Process(running.process.pid))
+        (folder / "environment.json").write_text(json.dumps(dict(running.environment)))
+
+    folder = run.build_once("rehearsal-service", start)
+    environment: dict[str, str] = json.loads((folder / "environment.json").read_text())
+    return environment
+
+
+def cloud_in(home: Path, photos: Path, environment: Mapping[str, str]) -> Cloud:
+    """A tiny search, kept in `home`, on a running rehearsal."""
     values = tiny(photos, home) | {
         "sweep.n_trials": 2,
         "trainer.record": "light",
         "tracking.experiment": "cloud",
         "sweep.storage": f"sqlite:///{home}/none.db?password={PASSWORD}",
     }
-    settings = load_cloud(CLOUD)
-    config, preset = load_config(None, values), home / "preset.yaml"
-    preset.write_text(to_yaml(config))
     # On another number of threads, convolutions come out another last digit: jobs compute on as many as these tests.
     threads = json.dumps({"OMP_NUM_THREADS": os.environ["OMP_NUM_THREADS"]})
-    fields = [f"--config={preset}", f"--cloud={CLOUD}", f"--cloud.environment={threads}"]
-    found = Cloud(home, home / "rehearsal", config, fields, settings)
-    with service(settings, found.root, ["--images", str(images), "--grace", "2"]) as running:
-        found.environment = running.environment
-        yield found
+    fields = [f"--config={home / PRESET}", f"--cloud={CLOUD}", f"--cloud.environment={threads}"]
+    return Cloud(home, load_config(None, values), fields, load_cloud(CLOUD), environment=environment)

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.shared_run import Keeper, SharedRun
+
 if TYPE_CHECKING:
     from sagemaker_launch.rehearsal.torchserve import TorchServe
 
@@ -22,29 +24,83 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 REAL_DATA = Path(os.environ.get("EXPERIMENTS_TEST_DATA", REPOSITORY.parent / "shared"))
 # The environment of rehearsed jobs is made once for all runs of the tests: half a minute, and the package index.
 JOB_IMAGES = REPOSITORY / "runs" / "rehearsal-image"
+# The files that take longest, longest first. `make test` hands out files in this order, so none of these is the last
+# one to run while the other process waits. A file that is missing here costs that wait and nothing else.
+LONGEST = (
+    "e2e/test_notebook.py",
+    "e2e/test_cloud.py",
+    "integration/test_sweep.py",
+    "e2e/test_endpoints.py",
+    "integration/test_readme.py",
+    "integration/test_serving.py",
+    "integration/test_torchserve.py",
+    "integration/test_rehearsal_endpoints.py",
+    "integration/test_debugger.py",
+    "integration/test_commands.py",
+    "integration/test_container.py",
+    "integration/test_rehearsal.py",
+)
+KEEPER = pytest.StashKey[Keeper]()
+FAULTS = pytest.StashKey[list[str]]()
 
 
-# Files that look at the same jobs: whatever processes share the tests, one of them runs both.
-SHARING_JOBS = ("test_browser.py", "test_cloud.py")
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Start the run that all processes of `pytest -n 2` share."""
+    if not hasattr(session.config, "workerinput"):
+        # As xdist does, which puts the folders of its processes there.
+        folder: Path = session.config._tmp_path_factory.getbasetemp()  # type: ignore[attr-defined]
+        session.config.stash[KEEPER] = Keeper(folder / "shared")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """End it, and fail if something expensive was built twice or a process is left."""
+    if KEEPER in session.config.stash:
+        session.config.stash[FAULTS] = session.config.stash[KEEPER].end()
+        if session.config.stash[FAULTS]:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Say so."""
+    for fault in config.stash.get(FAULTS, []):
+        terminalreporter.write_line(f"FAILED {fault}", red=True)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep a file's tests in one process of `pytest -n 2 --dist loadgroup`, with the fixtures that they share."""
-    for item in items:
-        name = "jobs" if item.path.name in SHARING_JOBS else item.path.name
-        item.add_marker(pytest.mark.xdist_group(name))
+    """Unit tests first, which fail in seconds; then the longest files, so that no process waits for another one."""
+
+    def order(item: pytest.Item) -> tuple[bool, int]:
+        name = f"{item.path.parent.name}/{item.path.name}"
+        return item.path.parent.name != "unit", LONGEST.index(name) if name in LONGEST else len(LONGEST)
+
+    items.sort(key=order)
 
 
 @pytest.fixture(scope="session")
-def job_images() -> Path:
+def shared_run() -> SharedRun:
+    """What all processes of this run of the tests share."""
+    return SharedRun.current()
+
+
+@pytest.fixture(scope="session")
+def job_images(shared_run: SharedRun) -> Path:
     """Where that environment is, or a skip where AWS's container toolkit, which has a part in C, can't be built."""
+    from sagemaker_launch.rehearsal.image import LINKED, REQUIREMENTS, build_image
+
     if shutil.which("cc") is None and not any(JOB_IMAGES.glob("*/complete")):
         pytest.skip("needs a C compiler (Debian: gcc libc6-dev), with which AWS's container toolkit is built")
+
+    def build(_: Path) -> None:
+        shared_run.note_build("environment of jobs")
+        build_image(JOB_IMAGES, REQUIREMENTS, LINKED)
+
+    shared_run.build_once("environment-of-jobs", build)
     return JOB_IMAGES
 
 
 @pytest.fixture(scope="session")
-def start_torchserve() -> Callable[[Path, Path], TorchServe]:
+def start_torchserve(shared_run: SharedRun) -> Callable[[Path, Path], TorchServe]:
     """Starts AWS's inference container with a folder of its own on a model folder, or a skip where that can't be."""
     from sagemaker_launch.rehearsal.image import build_image
     from sagemaker_launch.rehearsal.namespaces import find_namespaces
@@ -55,28 +111,39 @@ def start_torchserve() -> Callable[[Path, Path], TorchServe]:
     namespaces = find_namespaces()
     if namespaces is None:
         pytest.skip("needs Linux namespaces: AWS's toolkit writes to /etc and sees the whole machine's processes")
+
+    def build(_: Path) -> None:
+        shared_run.note_build("environment of TorchServe")
+        build_image(JOB_IMAGES, REQUIREMENTS, LINKED)
+
+    shared_run.build_once("environment-of-torchserve", build)
     image = build_image(JOB_IMAGES, REQUIREMENTS, LINKED)
     return lambda tree, model: TorchServe(tree, model, image, namespaces)
 
 
 @pytest.fixture(scope="session")
-def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def photos(shared_run: SharedRun) -> Path:
     """Three classes of tiny pictures that colour tells apart, in the dogImages layout."""
     from tests.pictures import make_class_folders
 
-    root = tmp_path_factory.mktemp("photos")
-    make_class_folders(root, classes=3, per_class={"train": 8, "valid": 4, "test": 4}, size=24, seed=0)
-    return root
+    def build(folder: Path) -> None:
+        shared_run.note_build("photos")
+        split = {"train": 8, "valid": 4, "test": 4}
+        make_class_folders(folder / "photos", classes=3, per_class=split, size=24, seed=0)
+
+    return shared_run.build_once("photos", build) / "photos"
 
 
 @pytest.fixture(scope="session")
-def mlflow_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def mlflow_database(shared_run: SharedRun) -> Path:
     """An empty MLflow database: a sweep that finds a copy of it saves the seconds of its migrations."""
     from mlflow import MlflowClient
 
-    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
-    MlflowClient(f"sqlite:///{path}").search_experiments()
-    return path
+    def build(folder: Path) -> None:
+        shared_run.note_build("MLflow database")
+        MlflowClient(f"sqlite:///{folder / 'mlflow.db'}").search_experiments()
+
+    return shared_run.build_once("mlflow-database", build) / "mlflow.db"
 
 
 def tiny(photos: Path, output_dir: Path) -> dict[str, object]:

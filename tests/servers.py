@@ -17,15 +17,17 @@ import requests
 
 from tests.conftest import REPOSITORY
 from tests.mutations import Attack
+from tests.warm import WarmProcess
 
-SERVER = (sys.executable, "-m", "sagemaker_launch.serving")
+PROGRAM = "sagemaker_launch.serving"
+SERVER = (sys.executable, "-m", PROGRAM)
 
 
 @dataclass(frozen=True)
 class Server:
     """A running server."""
 
-    process: subprocess.Popen[bytes]
+    process: subprocess.Popen[bytes] | WarmProcess
     url: str
     log: Path
 
@@ -71,7 +73,7 @@ def serving(
     base: Path,
     log: Path,
     *,
-    command: tuple[str, ...] = SERVER,
+    command: tuple[str, ...] | None = None,
     folder: Path = REPOSITORY,
     ready: bool = True,
     **variables: str,
@@ -80,12 +82,17 @@ def serving(
 
     Args:
         log: file that gets all that it says.
+        command: how it is started; by default from a process that has imported PyTorch.
         ready: whether to wait until it answers.
         variables: further settings.
     """
     environment = environ(SAGEMAKER_BASE_DIR=str(base), **variables)
-    with log.open("wb") as file:
-        process = subprocess.Popen(command, cwd=folder, env=environment, stdout=file, stderr=subprocess.STDOUT)
+    process: subprocess.Popen[bytes] | WarmProcess
+    if command is None:
+        process = WarmProcess(PROGRAM, (), folder=folder, environment=environment, out=log, err=log)
+    else:
+        with log.open("wb") as file:
+            process = subprocess.Popen(command, cwd=folder, env=environment, stdout=file, stderr=subprocess.STDOUT)
     try:
         server = Server(process, "", log)
         url = server.wait_for("listening at ").rpartition(" ")[2]

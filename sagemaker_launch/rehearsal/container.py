@@ -24,6 +24,9 @@ TENSORS = "/opt/ml/output/tensors"
 """Where smdebug writes, unless LocalPath says otherwise."""
 HOOK_CONFIG = "debughookconfig.json"
 """What the service tells smdebug."""
+OWN_SCRIPT_IMAGE = "rehearsal.local/script"
+"""Stands for an image of one's own: `train.py` of channel `code` runs, or `code/serve.py` of a model archive."""
+OWN_SCRIPT = f"{OPT_ML}/input/data/code/train.py"
 DUMMY_CREDENTIALS = {
     "AWS_ACCESS_KEY_ID": "rehearsal",
     "AWS_SECRET_ACCESS_KEY": "rehearsal",
@@ -41,7 +44,7 @@ class ContainerSpec:
     job_arn: str
     region: str
     command: tuple[str, ...]
-    """What runs: the toolkit's `train`, unless the request names an entry point of its own."""
+    """What runs: see `command_of`."""
     hyperparameters: Mapping[str, str]
     environment: Mapping[str, str]
     """Of the request."""
@@ -126,7 +129,7 @@ class Container:
                 command = ["nsenter", f"--net=/proc/{first.first_process()}/ns/net", *command]
         else:
             found = shutil.which(self.spec.command[0], path=self._environment()["PATH"])
-            command = [found or self.spec.command[0], *self.spec.command[1:]]
+            command = [found or self.spec.command[0], *map(self._relocated, self.spec.command[1:])]
         in_namespaces = self._namespaces is not None
         self._process = Process(command, self.tree / "home", self._environment(), in_namespaces=in_namespaces)
         return self._process.output
@@ -173,9 +176,7 @@ class Container:
         hyperparameters = dict(spec.hyperparameters)
         if self._namespaces is None:
             # The toolkit can't know that /opt/ml is elsewhere.
-            for name, value in hyperparameters.items():
-                if value.startswith(f"{OPT_ML}/"):
-                    hyperparameters[name] = str(self.ml / Path(value).relative_to(OPT_ML))
+            hyperparameters = {name: self._relocated(value) for name, value in hyperparameters.items()}
         # algo-1 resolves only where this container has its own /etc/hosts.
         hosts = sorted(spec.hosts) if self._namespaces is not None else ["localhost"]
         group = {"instance_group_name": "homogeneousCluster", "instance_type": spec.instance_type, "hosts": hosts}
@@ -197,6 +198,10 @@ class Container:
             (config / HOOK_CONFIG).write_text(json.dumps({**spec.debug_hook, "LocalPath": str(path)}))
         lines = ["127.0.0.1 localhost", *(f"{address} {name}" for name, address in spec.hosts.items())]
         (self.tree / "hosts").write_text("\n".join(lines) + "\n")
+
+    def _relocated(self, text: str) -> str:
+        """A path below /opt/ml as it is on this machine; any other text as it is."""
+        return str(self.ml / Path(text).relative_to(OPT_ML)) if text.startswith(f"{OPT_ML}/") else text
 
     def _environment(self) -> dict[str, str]:
         """The variables of AWS's PyTorch container, the service's, and the request's; nothing of this process."""
@@ -247,6 +252,14 @@ class Container:
         return "\n".join([*lines, "cd /", f"exec {shlex.join(self.spec.command)}", ""])
 
 
+def command_of(algorithm: Mapping[str, Any]) -> tuple[str, ...]:
+    """What runs for an AlgorithmSpecification: its own entry point, a script alone, or the toolkit's `train`."""
+    own_script = algorithm["TrainingImage"].startswith(OWN_SCRIPT_IMAGE)
+    entry = algorithm.get("ContainerEntrypoint", ("python", OWN_SCRIPT) if own_script else ("train",))
+    return (*entry, *algorithm.get("ContainerArguments", ()))
+
+
 def environment_folders(image: Image) -> tuple[Path, ...]:
-    """Folders that a job's environment reaches into."""
-    return image.root, Path(sys.prefix).resolve(), Path(sys.base_prefix).resolve()
+    """Folders that a job's environment reaches into, wherever the links of its image lead."""
+    linked = {path.resolve().parent for path in image.site_packages.iterdir() if path.is_symlink()}
+    return image.root, Path(sys.prefix).resolve(), Path(sys.base_prefix).resolve(), *sorted(linked)

@@ -11,6 +11,7 @@ import hashlib
 import importlib.metadata
 import logging
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -43,6 +44,8 @@ LINKED = (
 """Packages of AWS's training container that are linked from this environment, with all that they require."""
 REQUIREMENTS = Path(__file__).with_name("image.txt")
 """What it has beside them."""
+PYTHON_START = re.compile(rb"#!(.*python[0-9.]*[ \t]*|/bin/sh\n'''exec' .*\n' ''')\n")
+"""The first line of a script of Python, or the three lines that pip writes where the interpreter's path is long."""
 FORBIDDEN = ("mlflow", "optuna", "pytorch-lightning", "moto")
 """What AWS's containers lack: a job that needs one of these has to bring it."""
 
@@ -64,7 +67,9 @@ class Image:
         """Make the environment of one container: the image's packages and commands, and room for its own."""
         venv.EnvBuilder(symlinks=True, with_pip=False).create(root)
         (_site_packages(root) / "image.pth").write_text(f"{self.site_packages}\n")
-        interpreter = f"#!{root / 'bin' / 'python'}\n"
+        # The kernel takes no interpreter whose path has a space or 128 characters (255 since Linux 5.1), so a shell
+        # starts it. To Python, the shell's lines are a string.
+        interpreter = f"#!/bin/sh\n'''exec' {shlex.quote(str(root / 'bin' / 'python'))} \"$0\" \"$@\"\n' '''\n"
         for command in (self.root / "bin").iterdir():
             target = root / "bin" / command.name
             # The image's own scripts would run in the image and miss what was installed later.
@@ -86,7 +91,8 @@ def build_image(folder: Path, requirements: Path, linked: tuple[str, ...]) -> Im
     folder.mkdir(parents=True, exist_ok=True)
     lines = [line for line in requirements.read_text().splitlines() if line and not line.startswith("#")]
     found = _closure(linked, {canonicalize_name(Requirement(line).name) for line in lines})
-    root = folder.resolve() / f"image-{_fingerprint(requirements, found)}"
+    # Resolved last: the image itself may be a link, and a container sees where it leads.
+    root = (folder / f"image-{_fingerprint(requirements, found)}").resolve()
     complete = root / "complete"
     with FileLock(f"{root}.lock"):
         if not complete.exists():
@@ -128,7 +134,7 @@ def _link(distribution: importlib.metadata.Distribution, root: Path) -> None:
                 continue
             # What pip installed under the same name would be hidden in part.
             assert not target.exists(), f"{target} is installed and linked: it must be one of them"
-        target.symlink_to(source)
+        target.symlink_to(source.resolve())
 
 
 def _closure(names: tuple[str, ...], installed: Set[str]) -> dict[str, importlib.metadata.Distribution]:
@@ -154,7 +160,7 @@ def _closure(names: tuple[str, ...], installed: Set[str]) -> dict[str, importlib
 
 def _fingerprint(requirements: Path, linked: dict[str, importlib.metadata.Distribution]) -> str:
     parts = [sys.version, sys.base_prefix, requirements.read_text()]
-    parts += [f"{name} {found.version} {found.locate_file('')}" for name, found in linked.items()]
+    parts += [f"{name} {found.version} {Path(str(found.locate_file(''))).resolve()}" for name, found in linked.items()]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
 
 
@@ -176,9 +182,10 @@ def _site_packages(root: Path) -> Path:
 
 
 def _python_script(path: Path) -> str | None:
-    """Text of a Python script after its first line, or None for any other file."""
+    """Text of a Python script after the lines that start Python, or None for any other file."""
     with path.open("rb") as file:
-        first = file.readline(4096)
-        if re.match(rb"#!.*python[0-9.]*\s*$", first) is None:
+        start = PYTHON_START.match(file.read(8192))
+        if start is None:
             return None
+        file.seek(start.end())
         return file.read().decode()

@@ -6,6 +6,7 @@ import re
 import struct
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -15,6 +16,9 @@ from moto.logs.models import LogsBackend, logs_backends
 
 MAX_EVENT_CHARACTERS = 256_000
 """CloudWatch cuts longer messages into several events (256 KB an event, AWS documentation, 2025)."""
+
+LAST_LINES = 20
+"""Lines kept of a container's output, to explain a failure about which the job wrote nothing."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +90,7 @@ class OutputReader:
         self._output, self._metrics, self._stream = output, metrics, stream
         self._flush_seconds = flush_seconds
         self._pending: list[tuple[int, str]] = []
+        self._last: deque[str] = deque(maxlen=LAST_LINES)
         self._lock = threading.Lock()
         self._ended = threading.Event()
         self._threads = [threading.Thread(target=self._guard, args=(work,)) for work in (self._read, self._flush)]
@@ -99,6 +104,15 @@ class OutputReader:
         if self.error is not None:
             raise self.error
 
+    def last_lines(self, max_characters: int) -> str:
+        """The last lines that are not empty: as many as fit, and at least the start of the last one."""
+        text = ""
+        for line in reversed(self._last):
+            if text and len(line) + 1 + len(text) > max_characters:
+                break
+            text = f"{line}\n{text}" if text else line
+        return text[:max_characters]
+
     def _guard(self, work: Callable[[], None]) -> None:
         try:
             work()
@@ -110,6 +124,8 @@ class OutputReader:
             for raw in self._output:
                 line = raw.decode(errors="replace").rstrip("\r\n")
                 self._metrics.read(line)
+                if line.strip():
+                    self._last.append(line)
                 now = time.time_ns() // 1_000_000
                 # CloudWatch takes no empty messages.
                 pieces = range(0, len(line), MAX_EVENT_CHARACTERS)

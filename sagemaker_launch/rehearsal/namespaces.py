@@ -51,14 +51,18 @@ def find_namespaces() -> Namespaces | None:
 def own_folder(folder: Path, tree: Path) -> list[str]:
     """Shell lines that let a process add files to a folder of the system, which keeps none of them.
 
-    What was in the folder shows through links.
+    The folder's own files show through links. They stay in `.host` inside the folder: `tree` may be one of them.
     """
-    original, place = shlex.quote(str(tree / f"host-{folder.name}")), shlex.quote(str(folder))
+    new, place = shlex.quote(str(tree / f"own-{folder.name}")), shlex.quote(str(folder))
     return [
-        f"mkdir -p {original}",
-        f"mount --rbind {place} {original}",
-        f"mount -t tmpfs tmpfs {place}",
-        f'for entry in {original}/*; do [ ! -e "$entry" ] || ln -s "$entry" {place}/; done',
+        f"mkdir -p {new}",
+        f"mount -t tmpfs tmpfs {new}",
+        f"mkdir {new}/.host",
+        f"mount --rbind {place} {new}/.host",
+        f"for entry in {place}/* {place}/.[!.]*; do",
+        f'    [ ! -e "$entry" ] || ln -s {place}/.host/"${{entry##*/}}" {new}/',
+        "done",
+        f"mount --move {new} {place}",
     ]
 
 
@@ -66,7 +70,8 @@ def own_tmp(tree: Path, keep: Sequence[Path]) -> list[str]:
     """Shell lines that put `tree/tmp` in the place of /tmp.
 
     Args:
-        keep: folders beside `tree` that stay visible should they lie under /tmp. There must be an /opt of its own.
+        keep: folders beside `tree` that stay visible should they lie under /tmp. A link keeps the folder to which it
+            leads: the link itself is kept with the folder that contains it. There must be an /opt of its own.
     """
     kept = [shlex.quote(str(path)) for path in _below_tmp([tree, *keep])]
     lines = []
@@ -190,6 +195,6 @@ class Process:
 
 
 def _below_tmp(paths: Sequence[Path]) -> list[Path]:
-    """Paths below /tmp, without those that lie in another one."""
-    below = sorted({path for path in paths if path.is_relative_to("/tmp")})
+    """Where paths lead below /tmp, without folders inside another one of them."""
+    below = sorted({path.resolve() for path in paths if path.resolve().is_relative_to("/tmp")})
     return [path for path in below if not any(path != other and path.is_relative_to(other) for other in below)]

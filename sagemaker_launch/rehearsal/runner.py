@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 from sagemaker_launch.debugger_environment import run_rules
-from sagemaker_launch.rehearsal.container import OPT_ML, Container, ContainerSpec, environment_folders
+from sagemaker_launch.rehearsal.container import OPT_ML, Container, ContainerSpec, command_of, environment_folders
 from sagemaker_launch.rehearsal.debugger import END_OF_JOB, judge
 from sagemaker_launch.rehearsal.image import Image
 from sagemaker_launch.rehearsal.job_log import LogStream, OutputReader
@@ -26,6 +26,8 @@ from sagemaker_launch.rehearsal.training_jobs import TrainingJob
 Ending = Literal["exited", "stopped", "runtime", "wait", "interrupted", "shutdown"]
 POLL_SECONDS = 0.1
 LOG_GROUP = "/aws/sagemaker/TrainingJobs"
+MAX_REASON_CHARACTERS = 1024
+"""Longest FailureReason (shape `FailureReason` of the API)."""
 
 log = logging.getLogger(__name__)
 
@@ -89,6 +91,9 @@ class JobRunner(threading.Thread):
         self._created = time.monotonic()
         self._trained = 0.0
         self._interrupted = False
+        self._codes: list[int | None] = []
+        """Exit codes of the containers when the first of them failed, or all had ended."""
+        self._readers: list[OutputReader] = []
 
     def run(self) -> None:
         """Run the job to its end, whatever that is."""
@@ -97,7 +102,7 @@ class JobRunner(threading.Thread):
             try:
                 self._run()
             except DataError as error:
-                job.finish("Failed", "Failed", str(error)[:1024])
+                job.finish("Failed", "Failed", str(error)[:MAX_REASON_CHARACTERS])
             except Exception as error:
                 # A bug of the stand-in is what an internal error is on AWS: the only kind that AWS tries again.
                 log.exception("job %s: internal error", job.name)
@@ -179,7 +184,7 @@ class JobRunner(threading.Thread):
             job_name=self._job.name,
             job_arn=self._job.arn,
             region=self._region,
-            command=(*algorithm.get("ContainerEntrypoint", ("train",)), *algorithm.get("ContainerArguments", ())),
+            command=command_of(algorithm),
             hyperparameters=request.get("HyperParameters", {}),
             environment=request.get("Environment", {}),
             channels=channels,
@@ -208,7 +213,7 @@ class JobRunner(threading.Thread):
             streams = [self._log_stream(each.spec.host) for each in containers]
             first = containers[0]
             outputs = [first.start(), *(container.start(first) for container in containers[1:])]
-            readers = [
+            self._readers = readers = [
                 OutputReader(output, job.metrics, stream, self._settings.log_seconds)
                 for output, stream in zip(outputs, streams, strict=True)
             ]
@@ -285,7 +290,7 @@ class JobRunner(threading.Thread):
         began = time.monotonic()
         next_sync = began + self._settings.checkpoint_seconds
         while True:
-            codes = [container.exit_code() for container in containers]
+            self._codes = codes = [container.exit_code() for container in containers]
             # A host that fails takes the cluster down; otherwise the job lasts as long as the last host.
             if all(code is not None for code in codes) or any(codes):
                 return "exited"
@@ -340,13 +345,10 @@ class JobRunner(threading.Thread):
     def _conclude(self, ending: Ending, containers: Sequence[Container]) -> None:
         """Upload the results and end the job."""
         job = self._job
-        codes = [container.exit_code() for container in containers]
-        if ending == "exited" and any(codes):
-            code = next(code for code in codes if code)
-            reason = next((text for container in containers if (text := container.failure())), "")
+        if ending == "exited" and any(self._codes):
+            reason = self._failure_reason(containers)
             self._upload_output(containers)
-            suffix = f", exit code: {code}"
-            job.finish("Failed", "Failed", f"AlgorithmError: {reason}"[: 1024 - len(suffix)] + suffix)
+            job.finish("Failed", "Failed", reason)
             return
         # A job that was stopped while it downloaded has nothing to upload.
         if ending != "shutdown" and containers[0].started:
@@ -355,6 +357,15 @@ class JobRunner(threading.Thread):
             self._upload_model(containers)
             self._upload_output(containers)
         self._finish(ending)
+
+    def _failure_reason(self, containers: Sequence[Container]) -> str:
+        """What the job wrote to output/failure, else the last lines of the log of the container that failed."""
+        failed, code = next((number, code) for number, code in enumerate(self._codes) if code)
+        start, end = "AlgorithmError: ", f", exit code: {code}"
+        room = MAX_REASON_CHARACTERS - len(start) - len(end)
+        written = next((text for container in containers if (text := container.failure().strip())), "")
+        reason = written or self._readers[failed].last_lines(room) or "the container printed nothing"
+        return f"{start}{reason[:room]}{end}"
 
     def _finish(self, ending: Ending) -> None:
         if ending == "exited":

@@ -20,7 +20,7 @@ from typing import Any
 
 import sagemaker_launch
 from sagemaker_launch.rehearsal import torchserve
-from sagemaker_launch.rehearsal.container import DUMMY_CREDENTIALS, OPT_ML, environment_folders
+from sagemaker_launch.rehearsal.container import DUMMY_CREDENTIALS, OPT_ML, OWN_SCRIPT_IMAGE, environment_folders
 from sagemaker_launch.rehearsal.image import build_image
 from sagemaker_launch.rehearsal.job_log import LogStream, Metrics, OutputReader
 from sagemaker_launch.rehearsal.namespaces import SYSTEM_PATH, Process, own_folder, own_tmp, socket_in_network
@@ -29,8 +29,6 @@ from sagemaker_launch.rehearsal.runner import Machine
 from sagemaker_launch.rehearsal.torchserve import free_ports
 
 LOG_GROUP = "/aws/sagemaker/Endpoints/"
-OWN_SCRIPT_IMAGE = "rehearsal.local/script"
-"""Stands for an image of one's own: what runs is `code/serve.py` of the archive."""
 PACKAGES = Path(sagemaker_launch.__file__).resolve().parent.parent
 STOP_SECONDS = 30.0
 """Time between SIGTERM and SIGKILL (AWS documentation of custom inference code, 2025)."""
@@ -194,9 +192,11 @@ class ServingProcess:
     def _own(self) -> tuple[list[str], list[str], dict[str, str]]:
         """Mounts, command and environment of this project's server, or of a script in the archive."""
         self._port = free_ports()[0]
-        command = [sys.executable, *self._arguments()]
+        # Only its folder is resolved: by the link itself, the interpreter of a virtual environment finds its packages.
+        python = Path(sys.executable).parent.resolve() / Path(sys.executable).name
+        command = [str(python), *self._arguments()]
         environment = {
-            "PATH": f"{Path(sys.executable).parent}:{SYSTEM_PATH}",
+            "PATH": f"{python.parent}:{SYSTEM_PATH}",
             "PYTHONPATH": str(PACKAGES),
             "HOME": str(self._tree / "home"),
             "LANG": "C.UTF-8",

@@ -66,7 +66,7 @@ class TorchServe:
         Raises:
             RuntimeError: if this machine lacks Java.
         """
-        self.tree = tree
+        self.tree = tree = tree.resolve()
         for folder in ("tmp", "home"):
             (tree / folder).mkdir(parents=True)
         ports = free_ports()

@@ -1,35 +1,61 @@
-"""What several end-to-end tests look at: jobs in a rehearsal of the service, run once for all of them."""
+"""What several end-to-end tests look at: a rehearsal of the service and its jobs, run once for all of them."""
 
 from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Iterator
+import json
+import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
-from tests.cloud import Cloud, rehearsed
+from experiments.config import to_yaml
+from tests.cloud import Cloud, cloud_in, start_shared
+from tests.shared_run import SharedRun
 
 
-@pytest.fixture(scope="package")
-def cloud(
-    photos: Path, job_images: Path, mlflow_database: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Cloud]:
-    """A running rehearsal."""
-    with rehearsed(tmp_path_factory.mktemp("cloud"), photos, job_images, mlflow_database) as found:
-        yield found
+@pytest.fixture(scope="session")
+def service_environment(shared_run: SharedRun, job_images: Path) -> Mapping[str, str]:
+    """The variables in which a command reaches the rehearsal."""
+    return start_shared(shared_run, job_images)
 
 
-@pytest.fixture(scope="package")
-def flow(cloud: Cloud) -> Cloud:
+@pytest.fixture(scope="session")
+def cloud(shared_run: SharedRun, service_environment: Mapping[str, str], photos: Path, mlflow_database: Path) -> Cloud:
+    """A tiny search that has not begun."""
+
+    def prepare(home: Path) -> None:
+        shutil.copy(mlflow_database, home / "mlflow.db")
+        found = cloud_in(home, photos, service_environment)
+        found.preset.write_text(to_yaml(found.config))
+
+    return cloud_in(shared_run.build_once("cloud", prepare), photos, service_environment)
+
+
+@pytest.fixture(scope="session")
+def flow(shared_run: SharedRun, cloud: Cloud) -> Cloud:
     """Tune, train the best, synchronise."""
-    said = io.StringIO()
-    with cloud.in_reach(), contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
-        done = [cloud.run("tune")]
-        best_of = cloud.sent("CreateHyperParameterTuningJob")["HyperParameterTuningJobName"]
-        done.append(cloud.run("train", "--best-of", best_of, "--trainer.profile=true"))
-        done.append(cloud.run("sync", "--models"))
-    cloud.said = said.getvalue()
-    assert done == [0, 0, 0], cloud.said
+
+    def run(folder: Path) -> None:
+        shared_run.note_build("jobs of the end-to-end tests")
+        said = io.StringIO()
+        with cloud.in_reach(), contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+            done = [cloud.run("tune")]
+            best_of = cloud.sent("CreateHyperParameterTuningJob")["HyperParameterTuningJobName"]
+            done.append(cloud.run("train", "--best-of", best_of, "--trainer.profile=true"))
+            done.append(cloud.run("sync", "--models"))
+        assert done == [0, 0, 0], said.getvalue()
+        shutil.copy(cloud.home / "mlflow.db", folder / "mlflow.db")
+        (folder / "said.txt").write_text(said.getvalue())
+        (folder / "calls.json").write_text(json.dumps(cloud.calls, default=_text))
+
+    folder = shared_run.build_once("jobs", run)
+    cloud.said, cloud.database = (folder / "said.txt").read_text(), folder / "mlflow.db"
+    cloud.calls[:] = [(service, name, call) for service, name, call in json.loads((folder / "calls.json").read_text())]
     return cloud
+
+
+def _text(body: object) -> str:
+    return body.decode(errors="replace") if isinstance(body, bytes) else str(body)

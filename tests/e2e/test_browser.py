@@ -20,17 +20,21 @@ TUNED = ["optimizer.learning_rate", "optimizer.weight_decay"]
 EPOCHS = [1, 2, 3]
 
 
-@pytest.fixture(scope="module")
+pytestmark = pytest.mark.usefixtures("browser")
+
+
+@pytest.fixture(scope="session")
 def browser() -> str:
     """Chromium, before anything is run for it."""
     return chromium()
 
 
 @pytest.fixture(scope="module")
-def links(browser: str, flow: Cloud, photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Links]:
+def links(flow: Cloud, photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Links]:
     """The UI on a store that has the cloud's runs, to which a local sweep has added its own."""
     home = tmp_path_factory.mktemp("browser")
-    shutil.copy(flow.home / "mlflow.db", home / "mlflow.db")
+    assert flow.database is not None
+    shutil.copy(flow.database, home / "mlflow.db")
     values = {"sweep.n_trials": len(TRIALS), "tracking.experiment": flow.config.tracking.experiment}
     run_sweep(load_config(None, tiny(photos, home) | values))
     with serving_ui(home, flow.config.tracking.experiment, home / "ui.log") as found:

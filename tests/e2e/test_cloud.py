@@ -42,6 +42,7 @@ from sagemaker_launch.rehearse import service
 from sagemaker_launch.requests import Inputs, training_job
 from sagemaker_launch.settings import load_cloud
 from tests.cloud import CLOUD, PASSWORD, SECRET, Cloud, comparable
+from tests.shared_run import SharedRun
 
 OF_ENDPOINTS = ("Model", "Endpoint", "Scal", "Alarm", "Schedule", "ServiceLinkedRole")
 
@@ -131,7 +132,7 @@ def test_parity_trains_a_job_at_home_once_and_both_runs_have_the_page(
     elsewhere = [f"--output_dir={tmp_path / 'runs'}", f"--tracking.uri=sqlite:///{flow.home / 'mlflow.db'}"]
     assert flow.run("parity", name, "--run", str(Path(page).parent.parent), *elsewhere) == 0
     assert capsys.readouterr().out.splitlines()[0] == verdict, "from a machine that has to fetch the job"
-    assert flow.run("parity", name, "--run", "nothing") == 1
+    assert flow.run("parity", name, "--run", "nothing") == 2
     assert "--run must be a run folder, or the ID of a run in MLflow" in capsys.readouterr().err
 
     changed = RunFolder(shutil.copytree(Path(page).parent.parent, tmp_path / "changed"))
@@ -195,7 +196,7 @@ def test_complete_jobs_leave_no_weights_for_later_ones_to_restore(flow: Cloud) -
     assert not [key for key in kept if key.endswith((".ckpt", ".part"))]
 
 
-def test_no_credential_is_printed_logged_packed_or_stored(flow: Cloud) -> None:
+def test_no_credential_is_printed_logged_packed_or_stored(flow: Cloud, shared_run: SharedRun) -> None:
     s3 = boto3.client("s3", region_name="us-east-1")
     pages = s3.get_paginator("list_objects_v2").paginate(Bucket=flow.settings.bucket)
     stored = {
@@ -203,8 +204,11 @@ def test_no_credential_is_printed_logged_packed_or_stored(flow: Cloud) -> None:
         for page in pages
         for one in page["Contents"]
     }
-    preset = flow.home / "preset.yaml"  # where the person keeps the password
-    kept = {str(path): path.read_bytes() for path in flow.home.rglob("*") if path.is_file() and path != preset}
+    service = shared_run.folder / "rehearsal-service" / "rehearsal"
+    # In the preset, the person keeps the password.
+    paths = {*flow.home.rglob("*"), *service.glob("cache/**/*"), service / "server.log"} - {flow.preset}
+    kept = {str(path): path.read_bytes() for path in paths if path.is_file()}
+    assert str(service / "server.log") in kept
     unpacked = {
         f"{key}:{member}": content
         for key, body in stored.items()

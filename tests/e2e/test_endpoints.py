@@ -10,7 +10,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,9 +24,9 @@ from mlflow import MlflowClient
 from experiments.config import load_config, to_yaml
 from lightning_modules.export import write_export
 from sagemaker_launch import aws
+from sagemaker_launch.archive import FILES
 from sagemaker_launch.cli import main
 from sagemaker_launch.policy import policies
-from sagemaker_launch.rehearse import service
 from sagemaker_launch.settings import load_cloud
 from tests.conftest import REPOSITORY, real, tiny
 from tests.e2e.test_cloud import action_of
@@ -34,9 +34,43 @@ from tests.pictures import make_class_folders
 from tests.unit.test_export import BACKBONE, CLASS_NAMES, PREPROCESSING, tiny_network
 
 CLOUD = REPOSITORY / "conf" / "cloud" / "rehearsal.yaml"
+PROJECT, BUCKET = "endpoints", "endpoints-rehearsal"
 ROLE = "arn:aws:iam::123456789012:role/scheduler"
 UUID = "-[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$"
 """At the end of an alarm's name that autoscaling gives."""
+SCRIPT = "--cloud.endpoint.image_uri=rehearsal.local/script"
+SERVER = """
+import json, os, signal
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+MODEL = os.path.join(os.environ.get("SAGEMAKER_BASE_DIR", "/opt/ml"), "model")
+GOLDEN = json.load(open(os.path.join(MODEL, "golden", "scores.json")))
+BEST = {"predictions": [{"classes": [{"name": GOLDEN["class_name"], "score": 1.0}]}]}
+
+class Handler(BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.answer({})
+
+    def do_POST(self):
+        self.rfile.read(int(self.headers["Content-Length"]))
+        named = "X-Amzn-SageMaker-Custom-Attributes" in self.headers
+        self.answer(BEST if named else [GOLDEN["logits"]])
+
+    def answer(self, value):
+        body = json.dumps(value).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_):
+        pass
+
+ThreadingHTTPServer(("127.0.0.1", int(os.environ["SAGEMAKER_BIND_TO_PORT"])), Handler).serve_forever()
+"""
+"""Answers each photo with the golden scores. Our own server imports PyTorch for seconds at each start."""
 MUTATIONS = ("Create", "Update", "Delete", "Put", "Register", "Deregister", "AddTags")
 
 
@@ -127,22 +161,27 @@ class Rehearsal:
 
 @pytest.fixture(scope="module")
 def cloud(
-    job_images: Path, photos: Path, mlflow_database: Path, tmp_path_factory: pytest.TempPathFactory
+    service_environment: Mapping[str, str],
+    photos: Path,
+    mlflow_database: Path,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Rehearsal]:
     home = tmp_path_factory.mktemp("endpoints")
     shutil.copy(mlflow_database, home / "mlflow.db")
     preset = home / "preset.yaml"
     preset.write_text(to_yaml(load_config(None, tiny(photos, home) | {"tracking.experiment": "endpoints"})))
-    found = Rehearsal(home, [f"--config={preset}", f"--cloud={CLOUD}", "--cloud.endpoint.rollout_wait_seconds=60"])
+    # Other tests use the same service at the same time: a project sees, counts and deletes only what is its own.
+    own = [f"--cloud.project={PROJECT}", f"--cloud.bucket={BUCKET}", "--cloud.endpoint.rollout_wait_seconds=60"]
+    found = Rehearsal(home, [f"--config={preset}", f"--cloud={CLOUD}", *own])
     real_client = aws.client
 
     def watched(name: str, *given: Any, **options: Any) -> Any:
         return found.watch(name, real_client(name, *given, **options))
 
-    options = ["--images", str(job_images)]
-    with service(load_cloud(CLOUD), home / "rehearsal", options) as running, pytest.MonkeyPatch.context() as patch:
-        for name, value in running.environment.items():
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in service_environment.items():
             patch.setenv(name, value)
+        boto3.client("s3", region_name="us-east-1").create_bucket(Bucket=BUCKET)
         patch.setattr(aws, "client", watched)
         for name in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI"):
             patch.setenv(name, "")  # noted as absent, so that what MLflow leaves there is gone at the end
@@ -186,6 +225,18 @@ def second(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_export(tmp_path_factory.mktemp("second") / "export", seed=2)
 
 
+@pytest.fixture
+def scripted(monkeypatch: pytest.MonkeyPatch, first: Path, second: Path, tmp_path: Path) -> tuple[Path, Path]:
+    """Both exports with a server of their own, for tests of an endpoint's life."""
+    name = "code/serve.py"
+    monkeypatch.setattr("sagemaker_launch.archive.FILES", (*FILES, name))
+    copies = tmp_path / "scripted-1", tmp_path / "scripted-2"
+    for export, copy in zip((first, second), copies, strict=True):
+        shutil.copytree(export, copy)
+        (copy / name).write_text(SERVER)
+    return copies
+
+
 def broken_golden(export: Path, folder: Path) -> Path:
     """An export that is whole, and answers otherwise on the endpoint than its golden scores say."""
     shutil.copytree(export, folder)
@@ -226,7 +277,7 @@ def test_an_endpoint_is_deployed_asked_updated_and_deleted_and_nothing_is_left(
     code, _, err = cloud.run(
         "deploy", "dogs", "--model", str(second), *scaling, "--cloud.endpoint.budget_usd_per_hour=0.45"
     )
-    assert code == 1 and "budget_usd_per_hour must be at least 0.46" in err  # two fleets while it is updated
+    assert code == 2 and "budget_usd_per_hour must be at least 0.46" in err  # two fleets while it is updated
     said = cloud.done("deploy", "dogs", "--model", str(second), *scaling, twice)
     answers_as(cloud, "dogs", second)
     assert len(cloud.left()) == len(everything)
@@ -262,9 +313,9 @@ def _bad_photos_are_named(cloud: Rehearsal, name: str, export: Path, folder: Pat
     assert f"(is {CLASS_NAMES[1]})" in out
     assert picture.read_bytes().startswith(b"\x89PNG")
     code, _, err = cloud.run("query", name)
-    assert code == 1 and "PHOTO must be given" in err
+    assert code == 2 and "PHOTO must be given" in err
     code, _, err = cloud.run("query", "nobody", str(picture))
-    assert code == 1 and "found none called nobody" in err
+    assert code == 2 and "found none called nobody" in err
 
 
 def _every_deployment_is_a_run(cloud: Rehearsal, name: str, states: list[str]) -> None:
@@ -279,7 +330,7 @@ def _every_deployment_is_a_run(cloud: Rehearsal, name: str, states: list[str]) -
     assert run.data.metrics["golden_difference"] <= 1e-4
     assert run.data.metrics["first_latency_ms"] > 0
     assert run.data.params["image"] == "rehearsal.local/serving"
-    assert run.data.params["model.archive"].startswith("s3://experiments-rehearsal/experiments/models/")
+    assert run.data.params["model.archive"].startswith(f"s3://{BUCKET}/experiments/models/")
 
 
 def test_a_model_that_scores_otherwise_gets_no_endpoint(
@@ -287,7 +338,7 @@ def test_a_model_that_scores_otherwise_gets_no_endpoint(
 ) -> None:
     wrong = broken_golden(second, tmp_path / "wrong")
     code, _, err = cloud.run("deploy", "safe", "--model", str(wrong))
-    assert code == 1 and "the golden photo scores" in err  # found on this machine
+    assert code == 2 and "the golden photo scores" in err  # found on this machine
     monkeypatch.setattr("sagemaker_launch.endpoint_cli._check", lambda model: "unchecked")
     code, _, err = cloud.run("deploy", "safe", "--model", str(wrong))
     assert code == 1 and "all that was made is removed again: endpoint safe" in err
@@ -295,15 +346,16 @@ def test_a_model_that_scores_otherwise_gets_no_endpoint(
     assert cloud.left() == []
 
 
-def victim(first: Path) -> list[str]:
+def victim(export: Path) -> list[str]:
     """The command that deploys an endpoint with all that one can have."""
     scaling = ["--cloud.endpoint.max_instances=2", f"--cloud.endpoint.schedule_role_arn={ROLE}"]
-    return ["deploy", "victim", "--model", str(first), *scaling]
+    return ["deploy", "victim", "--model", str(export), SCRIPT, *scaling]
 
 
 def test_a_kill_while_an_endpoint_comes_up_or_goes_leaves_nothing_that_delete_does_not_find(
-    cloud: Rehearsal, first: Path
+    cloud: Rehearsal, scripted: tuple[Path, Path]
 ) -> None:
+    first, _ = scripted
     assert cloud.killed(5, "after", *victim(first))  # schedule, model, config, alarm, endpoint
     assert cloud.calls[-1] == ("sagemaker", "CreateEndpoint")
     cloud.done(*victim(first))  # it goes on
@@ -315,9 +367,9 @@ def test_a_kill_while_an_endpoint_comes_up_or_goes_leaves_nothing_that_delete_do
 @pytest.mark.slow
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_a_kill_at_any_step_of_deploy_leaves_nothing_that_delete_does_not_find(
-    cloud: Rehearsal, first: Path, when: str
+    cloud: Rehearsal, scripted: tuple[Path, Path], when: str
 ) -> None:
-    steps = 0
+    (first, _), steps = scripted, 0
     while cloud.killed(steps + 1, when, *victim(first)):
         steps += 1
         if steps % 2:  # every other time the same command goes on first
@@ -330,10 +382,10 @@ def test_a_kill_at_any_step_of_deploy_leaves_nothing_that_delete_does_not_find(
 
 @pytest.mark.slow
 def test_a_kill_at_any_step_of_an_update_is_mended_by_the_same_command(
-    cloud: Rehearsal, first: Path, second: Path
+    cloud: Rehearsal, scripted: tuple[Path, Path]
 ) -> None:
-    exports, steps = [first, second], 0
-    cloud.done(*victim(second))
+    exports, steps = scripted, 0
+    cloud.done(*victim(exports[1]))
     twice = "--cloud.endpoint.budget_usd_per_hour=9"
     while cloud.killed(steps + 1, "after", *victim(exports[steps % 2]), twice):
         cloud.done(*victim(exports[steps % 2]), twice)
@@ -345,8 +397,8 @@ def test_a_kill_at_any_step_of_an_update_is_mended_by_the_same_command(
 
 
 @pytest.mark.slow
-def test_a_kill_at_any_step_of_delete_is_mended_by_the_next(cloud: Rehearsal, first: Path) -> None:
-    steps = 0
+def test_a_kill_at_any_step_of_delete_is_mended_by_the_next(cloud: Rehearsal, scripted: tuple[Path, Path]) -> None:
+    (first, _), steps = scripted, 0
     cloud.done(*victim(first))
     while cloud.killed(steps + 1, "after", "delete", "victim"):
         cloud.done("delete", "victim")
@@ -357,10 +409,12 @@ def test_a_kill_at_any_step_of_delete_is_mended_by_the_next(cloud: Rehearsal, fi
     assert cloud.left() == []
 
 
-def test_what_is_over_is_deleted_and_what_is_not_or_is_not_ours_stays(cloud: Rehearsal, first: Path) -> None:
-    theirs = "--cloud.project=theirs"
-    cloud.done("deploy", "short", "--model", str(first), "--ttl", "1m")
-    cloud.done("deploy", "theirs", "--model", str(first), "--ttl", "1m", theirs)
+def test_what_is_over_is_deleted_and_what_is_not_or_is_not_ours_stays(
+    cloud: Rehearsal, scripted: tuple[Path, Path]
+) -> None:
+    (first, _), theirs = scripted, "--cloud.project=theirs"
+    cloud.done("deploy", "short", "--model", str(first), "--ttl", "1m", SCRIPT)
+    cloud.done("deploy", "theirs", "--model", str(first), "--ttl", "1m", SCRIPT, theirs)
     assert "nothing is over" in cloud.done("delete", "--expired")
     sagemaker = boto3.client("sagemaker", region_name="us-east-1")
     for name in ("short", "theirs"):
@@ -369,24 +423,25 @@ def test_what_is_over_is_deleted_and_what_is_not_or_is_not_ours_stays(cloud: Reh
     assert "delete --expired" in cloud.done("status")
     assert "short: deleted endpoint short" in cloud.done("delete", "--expired")
     assert len(cloud.left()) == 4  # endpoint, config, model, alarm
-    for command in (["deploy", "theirs", "--model", str(first)], ["delete", "theirs"]):
+    for command in (["deploy", "theirs", "--model", str(first), SCRIPT], ["delete", "theirs"]):
         code, _, err = cloud.run(*command)
-        assert code == 1 and "must carry the tag project=local-first-experiments" in err
+        assert code == 2 and f"must carry the tag project={PROJECT}" in err
     cloud.done("delete", "--expired", theirs)
     assert cloud.left() == []
 
 
 @pytest.mark.parametrize("kind", [pytest.param("serverless", marks=pytest.mark.slow), "async"])
-def test_other_kinds_answer_as_well(cloud: Rehearsal, first: Path, kind: str) -> None:
-    options = [f"--cloud.endpoint.kind={kind}"]
+def test_other_kinds_answer_as_well(cloud: Rehearsal, scripted: tuple[Path, Path], kind: str) -> None:
+    first, _ = scripted
+    options = [f"--cloud.endpoint.kind={kind}", SCRIPT]
     if kind == "async":
         options += ["--cloud.endpoint.min_instances=0", "--cloud.endpoint.max_instances=2"]
     cloud.done("deploy", kind, "--model", str(first), *options)
     golden = json.loads((first / "golden" / "scores.json").read_text())
     (answer,) = cloud.answers(kind, first / "golden" / "image.jpg")
     assert answer["classes"][0][0] == golden["class_name"]
-    code, _, err = cloud.run("deploy", kind, "--model", str(first))
-    assert code == 1 and f"cloud.endpoint.kind must stay {kind}" in err
+    code, _, err = cloud.run("deploy", kind, "--model", str(first), SCRIPT)
+    assert code == 2 and f"cloud.endpoint.kind must stay {kind}" in err
     cloud.done("delete", kind)
     assert cloud.left() == []
 
@@ -405,7 +460,7 @@ def test_what_can_not_be_deployed_is_refused_before_anything_is_made(
 ) -> None:
     before = len(cloud.calls)
     code, _, err = cloud.run("deploy", "no", "--model", str(first), *more)
-    assert code == 1 and message in err
+    assert code == 2 and message in err
     assert not any(name.startswith(("Create", "Put")) for _, name in cloud.calls[before:])
 
 
@@ -430,10 +485,12 @@ def test_a_model_that_was_trained_at_home_is_deployed_by_its_run_and_by_its_regi
     assert again["EndpointConfigName"] == described["EndpointConfigName"]  # it is the same model
     assert client.get_model_version("endpoints", version.version).tags["endpoint"] == "home"
     code, _, err = cloud.run("deploy", "home", "--run", "0" * 32)
-    assert code == 1 and "--run must be a run of sqlite" in err
+    assert code == 2 and "--run must be a run of sqlite" in err
     cloud.done("delete", "home")
 
 
+# The notebook's test trains, deploys, asks and deletes in each run of `make test`, with photos that need no download.
+@pytest.mark.slow
 def test_dogs_are_trained_deployed_asked_updated_and_deleted(cloud: Rehearsal, second: Path, tmp_path: Path) -> None:
     dogs, images = real("data/dogs6"), real("images")
     for photo in [one for split in ("train", "valid") for breed in (dogs / split).iterdir() for one in _few(breed)]:

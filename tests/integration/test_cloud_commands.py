@@ -54,15 +54,15 @@ def test_a_dry_run_prints_the_whole_request_and_what_it_costs(
 @pytest.mark.parametrize(
     ("more", "code", "message"),
     [
-        (["--cloud.budget_usd=2"], 1, "cloud.budget_usd must be at least 2.21, the worst case, got 2"),
-        (["--cloud.instance_type=ml.p5.48xlarge"], 1, "set --price-per-hour"),
-        (["--cloud.instance_type=ml.p5.48xlarge", "--price-per-hour=10"], 1, "must be at least 30.00"),
+        (["--cloud.budget_usd=2"], 2, "cloud.budget_usd must be at least 2.21, the worst case, got 2"),
+        (["--cloud.instance_type=ml.p5.48xlarge"], 2, "set --price-per-hour"),
+        (["--cloud.instance_type=ml.p5.48xlarge", "--price-per-hour=10"], 2, "must be at least 30.00"),
         (["--cloud.budgt=2"], 2, "unknown field 'budgt'; did you mean budget_usd?"),
         (["--cloud.spot=true", "--cloud.checkpoints=false"], 2, "cloud.checkpoints must be true with cloud.spot"),
         (["--optimizer.lr=1"], 2, "did you mean optimizer.learning_rate?"),
-        (["--search=none.yaml"], 1, "none.yaml"),
-        (["--data.root=nowhere"], 1, "data.root must be a folder"),
-        (["--cloud.strategy=Grid"], 1, "must be a choice"),
+        (["--search=none.yaml"], 2, "none.yaml"),
+        (["--data.root=nowhere"], 2, "data.root must be a folder"),
+        (["--cloud.strategy=Grid"], 2, "must be a choice"),
     ],
 )
 def test_what_can_not_be_started_is_refused_before_anything_is_created(
@@ -109,7 +109,7 @@ def test_a_tuning_job_refuses_debugger_and_takes_the_recorder(
     fields: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     without_smdebug(monkeypatch)
-    assert main(["tune", "--debug", "--dry-run", CLOUD, *fields]) == 1
+    assert main(["tune", "--debug", "--dry-run", CLOUD, *fields]) == 2
     refused = capsys.readouterr().err
     assert "cloud.debugger.enabled must be false in a tuning job" in refused
     assert "--recorder" in refused

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import mlflow
@@ -14,18 +16,25 @@ from mlflow import MlflowClient
 
 from experiments.config import load_config, override, tracking_uri
 from tests.conftest import REPOSITORY, tiny
+from tests.warm import WarmProcess
 
 
 def command(*arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(
-        [sys.executable, "-m", "experiments", *arguments],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=REPOSITORY,
-    )
+    """Run a command in a process of its own, which has PyTorch already."""
+    with tempfile.TemporaryDirectory() as folder:
+        out, err = Path(folder) / "out", Path(folder) / "err"
+        process = WarmProcess("experiments", arguments, folder=REPOSITORY, environment=os.environ, out=out, err=err)
+        returncode = process.wait(300)
+        done = subprocess.CompletedProcess(arguments, returncode, out.read_text(), err.read_text())
     assert done.returncode == code, done.stderr
     return done
+
+
+def typed(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run a command as a person does."""
+    return subprocess.run(
+        [sys.executable, "-m", "experiments", *arguments], capture_output=True, text=True, check=True, cwd=REPOSITORY
+    )
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +48,7 @@ def value_of(flags: list[str], name: str) -> str:
 
 
 def test_sweep_train_register_evaluate_predict_report(flags: list[str], photos: Path) -> None:
-    swept = command("sweep", *flags)
+    swept = typed("sweep", *flags)
     assert "best trial" in swept.stdout
     assert "sweep: 3/3 trials" in swept.stderr
     look = swept.stdout.partition("look:")[2].splitlines()[0]
@@ -48,9 +57,10 @@ def test_sweep_train_register_evaluate_predict_report(flags: list[str], photos: 
     output = ["--output_dir", value_of(flags, "output_dir")]
     trained = command("train", "--from-best", "tiny", *output)
     assert "test_accuracy" in trained.stdout
-    assert "models:/experiments/1 (champion)" in trained.stdout
+    name = photos.name  # experiment and model are named after the data folder
+    assert f"models:/{name}/1 (champion)" in trained.stdout
     again = command("train", "--from-best", "tiny", *output)
-    assert "models:/experiments/2\n" in again.stdout, "an equal model does not beat the champion"
+    assert f"models:/{name}/2\n" in again.stdout, "an equal model does not beat the champion"
     export = next(line.split()[1] for line in trained.stdout.splitlines() if line.startswith("model:"))
 
     client = MlflowClient(tracking_uri(override(load_config(), {"output_dir": value_of(flags, "output_dir")})))
@@ -62,7 +72,7 @@ def test_sweep_train_register_evaluate_predict_report(flags: list[str], photos: 
     named = command("predict", str(photo), "--model", export, "--json")
     prediction = json.loads(named.stdout)[0]
     assert sum(score for _, score in prediction["classes"]) == pytest.approx(1)
-    registered = command("predict", str(photo), "--model", "models:/experiments@champion", "--json", *output)
+    registered = command("predict", str(photo), "--model", f"models:/{name}@champion", "--json", *output)
     assert json.loads(registered.stdout) == json.loads(named.stdout)
     table = command("predict", str(photo), str(photos / "absent.jpg"), "--model", export, code=1)
     assert "%  Class" in table.stdout
@@ -74,10 +84,10 @@ def test_sweep_train_register_evaluate_predict_report(flags: list[str], photos: 
 
     report = Path(command("report", "tiny", *output).stdout.strip())
     assert "optimizer.learning_rate" in report.read_text()
-    unknown = command("report", "absent", *output, code=1)
+    unknown = command("report", "absent", *output, code=2)
     assert "there are tiny" in unknown.stderr
 
-    loaded = plain_pyfunc(client, "models:/experiments@champion")
+    loaded = plain_pyfunc(client, f"models:/{name}@champion")
     by_path = loaded.predict(pd.DataFrame({"image": [str(photo)]}))
     by_bytes = loaded.predict(pd.DataFrame({"image": [photo.read_bytes()]}))
     assert by_path.to_dict() == by_bytes.to_dict()

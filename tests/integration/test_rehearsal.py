@@ -106,7 +106,7 @@ def processes_of(root: Path | str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rehearsal]:
-    # A toolkit that gets SIGTERM as PID 1 does nothing about it, so each stop takes the whole grace.
+    # A script that gets SIGTERM as PID 1 does nothing about it, so each stop takes the whole grace.
     with rehearsal(tmp_path_factory.mktemp("rehearsal"), "--grace", "1", "--checkpoint-interval", "0.2") as running:
         yield running
 
@@ -126,8 +126,9 @@ def channel(name: str, uri: str, kind: str = "S3Prefix") -> dict[str, Any]:
     return {"ChannelName": name, "DataSource": {"S3DataSource": {"S3DataType": kind, "S3Uri": uri}}}
 
 
+OWN_SCRIPT = "rehearsal.local/script"
+AWS_IMAGE = "763104351884.dkr.ecr.us-east-1.amazonaws.com/pytorch-training:2.14.1-cpu-py311"
 ALGORITHM = {
-    "TrainingImage": "763104351884.dkr.ecr.us-east-1.amazonaws.com/pytorch-training:2.14.1-cpu-py311",
     "TrainingInputMode": "File",
     "MetricDefinitions": [{"Name": "val_loss", "Regex": r"val_loss=([0-9.e+-]+)"}],
 }
@@ -137,13 +138,21 @@ TOOLKIT = {
 }
 
 
-def definition(server: Rehearsal, name: str, script: str, **files: str | bytes) -> dict[str, Any]:
-    """What training and tuning jobs share, with the script uploaded."""
+def definition(
+    server: Rehearsal, name: str, script: str, image: str = OWN_SCRIPT, **files: str | bytes
+) -> dict[str, Any]:
+    """What training and tuning jobs share, with the script uploaded.
+
+    Args:
+        image: by default nothing runs but the script: a job's states need no toolkit, which imports for a second.
+    """
     code = bundle({"entry.py": script, **{key.replace("__", "."): value for key, value in files.items()}})
-    server.client("s3").put_object(Bucket="bucket", Key=f"code/{name}/sourcedir.tar.gz", Body=code)
+    upload = server.client("s3").put_object
+    upload(Bucket="bucket", Key=f"code/{name}/sourcedir.tar.gz", Body=code)
+    upload(Bucket="bucket", Key=f"code/{name}/train.py", Body=textwrap.dedent(script).encode())
     return {
         "RoleArn": ROLE,
-        "AlgorithmSpecification": ALGORITHM,
+        "AlgorithmSpecification": {**ALGORITHM, "TrainingImage": image},
         "InputDataConfig": [channel("code", f"s3://bucket/code/{name}/")],
         "OutputDataConfig": {"S3OutputPath": "s3://bucket/out"},
         "ResourceConfig": {"InstanceType": "ml.m5.large", "InstanceCount": 1, "VolumeSizeInGB": 10},
@@ -151,8 +160,8 @@ def definition(server: Rehearsal, name: str, script: str, **files: str | bytes) 
     }
 
 
-def train(server: Rehearsal, name: str, script: str, **fields: Any) -> None:
-    request = {**definition(server, name, script), "TrainingJobName": name, "HyperParameters": TOOLKIT, **fields}
+def train(server: Rehearsal, name: str, script: str, image: str = OWN_SCRIPT, **fields: Any) -> None:
+    request = {**definition(server, name, script, image), "TrainingJobName": name, "HyperParameters": TOOLKIT, **fields}
     server.client("sagemaker").create_training_job(**request)
 
 
@@ -281,7 +290,7 @@ def test_a_job_runs_from_its_data_to_its_model(server: Rehearsal) -> None:
         Path("/opt/ml/output/data/o.txt").write_text("output")
     """
     request = {
-        **definition(server, "whole", textwrap.dedent(REPORT) + textwrap.dedent(script)),
+        **definition(server, "whole", textwrap.dedent(REPORT) + textwrap.dedent(script), AWS_IMAGE),
         "TrainingJobName": "whole",
         "HyperParameters": {**TOOLKIT, "learning_rate": "0.1", "flag": "False"},
         "VpcConfig": {"SecurityGroupIds": ["sg-1"], "Subnets": ["subnet-1"]},
@@ -366,7 +375,7 @@ def test_a_job_knows_nothing_of_this_machine_and_under_isolation_reaches_nothing
         archive.writestr("mine-1.dist-info/RECORD", "")
     requirements = "--no-index\n--find-links wheels\nmine\nnumpy\n"
     files = {"requirements__txt": requirements, "wheels/mine-1-py3-none-any__whl": wheel.getvalue()}
-    request = definition(server, "isolated", textwrap.dedent(REPORT) + textwrap.dedent(script), **files)
+    request = definition(server, "isolated", textwrap.dedent(REPORT) + textwrap.dedent(script), AWS_IMAGE, **files)
     client = server.client("sagemaker")
     client.create_training_job(
         **request, TrainingJobName="isolated", HyperParameters=TOOLKIT, EnableNetworkIsolation=True
@@ -406,7 +415,7 @@ def test_two_hosts_reach_each_other_by_name_and_share_the_data(server: Rehearsal
                 except OSError:
                     time.sleep(0.1)
     """
-    request = definition(server, "hosts", textwrap.dedent(REPORT) + textwrap.dedent(script))
+    request = definition(server, "hosts", textwrap.dedent(REPORT) + textwrap.dedent(script), AWS_IMAGE)
     request["ResourceConfig"]["InstanceCount"] = 2
     shards = channel("shards", "s3://bucket/shards/")
     shards["DataSource"]["S3DataSource"]["S3DataDistributionType"] = "ShardedByS3Key"
@@ -427,7 +436,7 @@ def test_two_hosts_reach_each_other_by_name_and_share_the_data(server: Rehearsal
 def test_a_script_that_raises_fails_the_job_with_its_last_words(server: Rehearsal) -> None:
     # The code comes from S3 here, which the toolkit fetches itself.
     hyperparameters = {**TOOLKIT, "sagemaker_submit_directory": "s3://bucket/code/raises/sourcedir.tar.gz"}
-    train(server, "raises", "raise ValueError('no such dog')", HyperParameters=hyperparameters)
+    train(server, "raises", "raise ValueError('no such dog')", AWS_IMAGE, HyperParameters=hyperparameters)
     job = wait(server, "raises")
     assert job["TrainingJobStatus"] == "Failed"
     assert job["FailureReason"].startswith("AlgorithmError: ExecuteUserScriptError:")
@@ -681,7 +690,7 @@ def test_a_second_server_a_full_account_and_no_namespaces(tmp_path: Path) -> Non
 
         # One write a line: the toolkit takes two for two lines.
         script = "import os, time; print('at ' + os.environ['SM_MODEL_DIR'], flush=True); time.sleep(60)"
-        train(server, "relocated", script)
+        train(server, "relocated", script, AWS_IMAGE)
         code, message = failure(train, server=server, name="toomany", script="")
         assert code == "ResourceLimitExceeded"
         assert "is 1 Instances, with current utilization of 1 Instances and a request delta of 1" in message

@@ -78,7 +78,7 @@ def test_image_prints_commands_for_the_role_s_account(capsys: pytest.CaptureFixt
 
 
 def test_image_needs_an_account(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["image", "--cloud.region", "eu-west-1"]) == 1
+    assert main(["image", "--cloud.region", "eu-west-1"]) == 2
     assert "cloud.role_arn must be set" in capsys.readouterr().err
 
 
@@ -86,5 +86,5 @@ def test_push_without_docker_says_so(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert main(["image", "--push", "--cloud.role_arn", ROLE, "--cloud.region", "eu-west-1"]) == 1
+    assert main(["image", "--push", "--cloud.role_arn", ROLE, "--cloud.region", "eu-west-1"]) == 2
     assert "--push needs the program docker" in capsys.readouterr().err

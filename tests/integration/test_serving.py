@@ -41,7 +41,8 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def server(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with serving(base, tmp_path_factory.mktemp("log") / "server.log", SERVING_BODY_TIMEOUT_SECONDS="1") as running:
+    log = tmp_path_factory.mktemp("log") / "server.log"
+    with serving(base, log, command=SERVER, SERVING_BODY_TIMEOUT_SECONDS="1") as running:
         yield running
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import os
 import random
@@ -122,41 +123,88 @@ def test_a_pruned_trial_is_a_finished_run(config: RunConfig, monkeypatch: pytest
     assert states == [TrialState.COMPLETE, TrialState.PRUNED, TrialState.COMPLETE]
 
 
-def test_a_failed_trial_has_its_reason_and_the_sweep_goes_on(
-    config: RunConfig, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("error", "failures", "trials", "states"),
+    [
+        (RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB"), 1, 3, "COMPLETE COMPLETE COMPLETE"),
+        (OSError(5, "Input/output error"), 1, 3, "COMPLETE COMPLETE COMPLETE"),
+        (OSError(28, "No space left on device"), 2, 4, "COMPLETE FAIL COMPLETE COMPLETE"),
+        (RuntimeError("a bug of ours"), 1, 4, "COMPLETE FAIL COMPLETE COMPLETE"),
+    ],
+    ids=["memory", "once", "twice", "bug"],
+)
+def test_a_trial_is_tried_once_more_where_that_can_help_and_replaced_where_it_fails(
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch, error: Exception, failures: int, trials: int, states: str
 ) -> None:
     calls: list[int] = []
 
     def failing(*args: Any, **kwargs: Any) -> Any:
         calls.append(1)
-        if len(calls) == 2:
-            raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        if 2 <= len(calls) < 2 + failures:
+            raise error
         return train(*args, **kwargs)
 
     train = sweep.train
     monkeypatch.setattr(sweep, "train", failing)
     sweep.run_sweep(config)
-    check_whole(config, 3)
-    failed = load_study(config, "tiny").trials[1]
-    assert failed.state == TrialState.FAIL
-    assert failed.user_attrs["failure_reason"] == "RuntimeError: CUDA out of memory. Tried to allocate 2.00 GiB"
-    run = next(run for run in runs_of(config) if run.data.tags.get("trial") == "1")
-    assert "out of memory" in run.data.tags["failure_reason"]
+    check_whole(config, trials)
+    ended = load_study(config, "tiny").trials
+    assert " ".join(trial.state.name for trial in ended) == states
+    if ended[1].state == TrialState.FAIL:
+        assert ended[1].user_attrs["failure_reason"] == f"{type(error).__name__}: {error}"
+        run = next(run for run in runs_of(config) if run.data.tags.get("trial") == "1")
+        assert str(error) in run.data.tags["failure_reason"]
 
 
-def test_three_equal_failures_at_the_start_stop_the_sweep(config: RunConfig, tmp_path: Path) -> None:
+def test_a_trial_that_diverges_is_pruned_with_the_worst_value(config: RunConfig, tmp_path: Path) -> None:
     search = tmp_path / "diverging.yaml"
-    search.write_text("optimizer.learning_rate: {type: float, low: 1.0e+36, high: 1.0e+37, log: true}")
-    broken = override(config, {"optimizer.name": "sgd", "search": search, "sweep.n_trials": 9})
-    with pytest.raises(SweepError, match=r"first three trials all failed.*val_loss is"):
-        sweep.run_sweep(broken)
-    assert len(load_study(config, "tiny").trials) == 3
+    search.write_text("optimizer.learning_rate: {type: choice, values: [1.0e-2, 1.0e+36]}")
+    wide = override(config, {"optimizer.name": "sgd", "search": search, "sweep.sampler": "grid", "sweep.n_trials": 2})
+    study = sweep.run_sweep(wide).study
+    [diverged] = [trial for trial in study.trials if trial.params["optimizer.learning_rate"] > 1]
+    assert diverged.state == TrialState.PRUNED
+    assert "lower optimizer.learning_rate" in diverged.user_attrs["failure_reason"]
+    assert diverged.value is not None
+    assert diverged.value >= math.log(3)
+    check_whole(wide, 2)
+
+
+def test_trials_that_keep_failing_end_the_sweep_and_lock_nothing(
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("this machine is on fire")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(sweep, "train", fail)
+        with pytest.raises(
+            SweepError, match=r"trials keep failing: 2, and sweep\.max_failures is 1.*trial 1: .*on fire"
+        ):
+            sweep.run_sweep(override(config, {"sweep.max_failures": 1}))
+    assert [trial.state.name for trial in load_study(config, "tiny").trials] == ["FAIL", "FAIL"]
+    assert {run.info.status for run in runs_of(config)} == {"FAILED"}
+    sweep.run_sweep(override(config, {"model.label_smoothing": 0.1}))  # whatever the correction is
+    assert [trial.state.name for trial in load_study(config, "tiny").trials] == ["COMPLETE"] * 3
+
+
+def test_workers_whose_trials_keep_failing_end_the_sweep_too(config: RunConfig) -> None:
+    small = {"data.cache": "features", "data.cache_max_gb": 1e-9, "sweep.workers": 2, "sweep.max_failures": 1}
+    with pytest.raises(SweepError, match=r"trials keep failing: 2, and sweep\.max_failures is 1.*CacheTooSmallError"):
+        sweep.run_sweep(override(config, small))
+    failed = [trial.state.name for trial in load_study(config, "tiny").trials]
+    assert failed.count("FAIL") in (2, 3), "each worker may have been at one"
+
+
+def test_a_sweep_without_a_complete_trial_fails(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(optuna.trial.Trial, "should_prune", lambda trial: True)
+    with pytest.raises(SweepError, match=r"no trial of study 'tiny' is complete: 3 pruned, 0 failed\. See .*report"):
+        sweep.run_sweep(config)
 
 
 def test_what_no_trial_can_open_ends_the_sweep_before_the_first(config: RunConfig) -> None:
     with pytest.raises(UserError, match=r"model\.weights must be imagenet, none or an existing file"):
         sweep.run_sweep(override(config, {"model.weights": "/nowhere/weights.pth"}))
-    assert load_study(config, "tiny").trials == []
+    assert not study_folder(config).exists()
 
 
 def test_an_interrupted_sweep_goes_on_from_the_checkpoint(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -235,8 +283,9 @@ def test_a_publisher_that_keeps_dying_ends_the_sweep_and_loses_nothing(
 
 def test_a_tracking_server_that_never_answers_ends_the_sweep_with_a_plain_error(config: RunConfig) -> None:
     away = {"tracking.uri": "http://127.0.0.1:1", "tracking.flush_timeout_seconds": 1.0}
-    with pytest.raises(TrackingError, match=r"tracking\.uri http://127\.0\.0\.1:1 does not take the run"):
+    with pytest.raises(UserError, match=r"tracking\.uri must be an MLflow server .* got http://127\.0\.0\.1:1"):
         sweep.run_sweep(override(config, away))
+    assert not study_folder(config).exists()
     sweep.run_sweep(config)
     check_whole(config, 3)
 
@@ -291,7 +340,7 @@ def test_a_population_ends_as_its_trials_would_alone(config: RunConfig) -> None:
     assert not list(study_folder(together).rglob("*.ckpt"))
 
 
-def test_pruned_and_failed_members_leave_the_population(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pruned_and_diverged_members_leave_the_population(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     epoch = HeadPopulation.train_epoch
 
     def diverging(self: HeadPopulation) -> dict[int, dict[str, float]]:
@@ -304,8 +353,8 @@ def test_pruned_and_failed_members_leave_the_population(config: RunConfig, monke
     monkeypatch.setattr(optuna.trial.Trial, "should_prune", lambda trial: trial.number == 1)
     result = sweep.run_sweep(override(config, {"sweep.population": 4, "sweep.n_trials": 4}))
     states = [trial.state.name for trial in result.study.trials]
-    assert states == ["COMPLETE", "PRUNED", "FAIL", "COMPLETE"]
-    assert [len(trial.intermediate_values) for trial in result.study.trials] == [3, 1, 1, 3]
+    assert states == ["COMPLETE", "PRUNED", "PRUNED", "COMPLETE"]
+    assert [len(trial.intermediate_values) for trial in result.study.trials] == [3, 1, 2, 3]
     assert "val_loss is nan after epoch 2" in result.study.trials[2].user_attrs["failure_reason"]
 
 

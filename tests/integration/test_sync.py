@@ -18,6 +18,7 @@ from experiments.config import RunConfig, load_config, to_flat
 from experiments.search_space import load_search_space
 from sagemaker_launch.container.hyperparameters import TUNING_OBJECTIVE, encode
 from sagemaker_launch.container.metric_lines import environment_line, facts_line, metric_line
+from sagemaker_launch.follow import Tails
 from sagemaker_launch.jobs import find_job
 from sagemaker_launch.requests import tuning_job
 from sagemaker_launch.settings import load_cloud
@@ -126,6 +127,43 @@ def runs(config: RunConfig) -> list[Run]:
     experiment = client.get_experiment_by_name("cloud")
     assert experiment is not None
     return sorted(client.search_runs([experiment.experiment_id], max_results=1000), key=lambda run: run.info.run_name)
+
+
+class Speechless(Account):
+    """Jobs that fail without a message, as one whose image lacks AWS's toolkit."""
+
+    def describe_training_job(self, TrainingJobName: str) -> dict[str, Any]:
+        return super().describe_training_job(TrainingJobName) | {"FailureReason": "AlgorithmError: , exit code: 1"}
+
+    def lines(self, number: int) -> list[str]:
+        return ["starting", "No module named 'sagemaker_training'", ""]
+
+
+def test_a_job_that_failed_without_a_message_is_explained_by_the_end_of_its_log(
+    config: RunConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    account = Speechless(config, ["Failed"])
+    _, failed = sync(config, account)
+    explained = "No module named 'sagemaker_training'"
+    assert failed.data.tags["failure_reason"].startswith("AlgorithmError: , exit code: 1")
+    assert explained in failed.data.tags["failure_reason"]
+    said = capsys.readouterr().err
+    assert "tuning-000 failed: AlgorithmError" in said and explained in said
+    sync(config, account)
+    assert "failed" not in capsys.readouterr().err, "said once"
+
+
+def test_following_a_search_says_why_each_of_its_jobs_failed(config: RunConfig) -> None:
+    account = Speechless(config, ["Failed", "Failed"])
+    tails = Tails(account)
+    running = [account.describe_training_job(name) | {"TrainingJobStatus": "InProgress"} for name in account.logs]
+    assert list(tails.lines(running)) == []
+    failed = [account.describe_training_job(name) for name in account.logs]
+    said = list(tails.lines(failed))
+    assert [text.split(":")[0] for text in said] == ["tuning-000 failed", "tuning-001 failed"]
+    # The lines were read while the job still ran.
+    assert all(text.endswith("No module named 'sagemaker_training'") for text in said)
+    assert list(tails.lines(failed)) == []
 
 
 def history(config: RunConfig, run: Run, metric: str) -> dict[int, float]:

@@ -96,5 +96,5 @@ def test_a_study_that_is_not_there_is_named(
     with_studies(tmp_path, *studies)
     with ui(tmp_path, *options) as process:
         said, _ = process.communicate(timeout=120)
-    assert process.returncode == 1
+    assert process.returncode == 2
     assert message in said

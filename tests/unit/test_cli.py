@@ -253,6 +253,42 @@ def test_any_other_error_is_a_bug_with_its_traceback_and_a_log(
     assert "Traceback" in text and "hush" not in text and sys.version.split()[0] in text
 
 
+@pytest.mark.parametrize(
+    ("error", "advice"),
+    [
+        (
+            OSError(28, "No space left on device", "runs/x.ckpt"),
+            "runs/x.ckpt: No space left on device: free some space",
+        ),
+        (
+            PermissionError(13, "Permission denied", "/root/runs"),
+            "/root/runs: Permission denied: change its permissions",
+        ),
+        (OSError(5, "Input/output error"), "Input/output error: the disk or network drive did not answer"),
+    ],
+    ids=["full", "permission", "drive"],
+)
+def test_an_error_of_the_machine_says_what_to_do(
+    error: OSError, advice: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(cli, "_report", fail)
+    assert main(["report", "digits"]) == EXIT_FAILED
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: {advice}")
+    assert "Errno" not in said
+    assert said.count("\n") == 1
+
+
+def test_an_output_file_is_refused_before_the_work(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("")
+    for output, rule in ((tmp_path, "must name a file"), (tmp_path / "file" / "page.html", "must be a folder")):
+        assert main(["report", "digits", "--output", str(output)]) == EXIT_USAGE
+        assert f"--output {rule}, got" in capsys.readouterr().err
+
+
 def test_an_interrupt_is_exit_code_130(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     from experiments.errors import InterruptedRunError
 
@@ -278,7 +314,8 @@ def test_a_process_ends_with_the_code_and_a_single_line(tmp_path: Path) -> None:
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_failure_is_one_line_and_exit_code_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_damaged_model_is_one_line_and_exit_code_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "model.json").write_text("{}")
     assert main(["predict", "photo.jpg", "--model", str(tmp_path)]) == EXIT_FAILED
     shown = capsys.readouterr().err
     assert shown.startswith("error: ")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import shlex
 from base64 import b64decode
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +16,13 @@ from PIL import Image
 from experiments.cli import parse_overrides
 from experiments.compared_runs import config_of, fields_of, other_runs, runs_of_study
 from experiments.config import RunConfig, load_config, override, to_flat, to_public
+from experiments.identity import Photos
 from experiments.pictures import write_tables
 from experiments.report import report_studies
 from experiments.run_folder import Outcome, RunFolder
 from experiments.scoring import Scores
 from experiments.study import load_study, open_storage, trial_folder
-from tests.unit.test_report import Page
+from tests.unit.test_report import Element, Page
 
 NAMES = ("cat & dog", "hound")
 MINUTE = 60_000
@@ -44,6 +46,7 @@ def config(tmp_path_factory: pytest.TempPathFactory, photos: Path) -> RunConfig:
     study = optuna.create_study(study_name="tiny", storage=open_storage(config))
     study.set_user_attr("config", to_public(config))
     study.set_user_attr("metric", "val_loss")
+    study.set_user_attr("photos", asdict(Photos("same", NAMES, train=24, valid=12, test=0)))
     for number, loss in enumerate((0.5, 0.4)):
         trial = study.ask()
         rate = trial.suggest_float("optimizer.learning_rate", 1e-4, 1e-1, log=True)
@@ -74,7 +77,9 @@ def config(tmp_path_factory: pytest.TempPathFactory, photos: Path) -> RunConfig:
 def finished(
     folder: RunFolder, params: dict[str, object], tags: dict[str, str], metrics: dict[str, float], *, minutes: int
 ) -> None:
-    folder.start(folder.path.name, {"data.fingerprint": "same", **params}, tags, started_ms=MINUTE)
+    photos = {"data.classes": 2, "data.train_images": 24, "data.valid_images": 12, "data.test_images": 0}
+    photos |= {"data.fingerprint": "same", "data.bad_files": 1, "data.leaked_images": 3}
+    folder.start(folder.path.name, {**photos, **params}, tags, started_ms=MINUTE)
     for epoch in (1, 2):
         folder.record(epoch, {"train_loss": 1 / epoch, "val_loss": metrics["val_loss"] + 2 - epoch})
     folder.finish(Outcome("COMPLETE", metrics["val_loss"], metrics), ended_ms=(1 + minutes) * MINUTE)
@@ -198,18 +203,39 @@ def test_the_page_of_all_origins_is_whole_and_loads_nothing(page: Page) -> None:
         assert len(page.table(f"{title}: the numbers")) > 1
 
 
-def test_runs_on_other_photos_are_left_out_and_studies_on_other_photos_are_marked(
-    config: RunConfig, tmp_path: Path
-) -> None:
-    other = override(config, {"sweep.study_name": "other"})
+def test_the_page_says_what_the_photos_are(config: RunConfig, page: Page, photos: Path) -> None:
+    facts = page.facts()
+    assert facts["Photos"] == str(photos)
+    assert facts["Classes"] == "2: cat & dog, hound"
+    assert [facts[name] for name in ("Training photos", "Validation photos", "Test photos")] == ["24", "12", "0"]
+    assert (facts["Files left out"], facts["Photos in two splits"]) == ("1", "3")
+
+
+def test_each_set_of_photos_has_a_best_run_of_its_own(config: RunConfig, tmp_path: Path) -> None:
+    other = override(config, {"sweep.study_name": "other", "data.root": tmp_path / "shirts"})
     study = optuna.create_study(study_name="other", storage=open_storage(other))
+    study.set_user_attr("config", to_public(other))
     trial = study.ask()
-    finished(
-        trial_folder(other, 0), {**to_public(other), "data.fingerprint": "third"}, {}, {"val_loss": 0.9}, minutes=1
-    )
-    study.tell(trial, 0.9)
+    params = {**to_public(other), "data.fingerprint": "third"}
+    finished(trial_folder(other, 0), params, {}, {"val_loss": 0.01}, minutes=1)
+    study.tell(trial, 0.01)
     page = Page(report_studies([load_study(config, "tiny"), study], config, tmp_path / "page.html"))
-    text = page.all("header")[0].full_text()
-    assert "scored on different photos" in text
-    assert page.table("The best run of every origin")[0][8] == "Photos"
+    header = page.all("header")[0].full_text()
+    assert f"On {config.data.root.name if config.data.root else ''}: Of 5 runs" in header
+    assert "On shirts: The one run is other, trial 0" in header
+    assert "compared only with runs on the same photos" in header
+    best = [value.full_text() for term, value in zip(page.all("dt"), page.all("dd"), strict=True) if is_best(term)]
+    assert best == ["job-1", "other, trial 0"]
     assert "elsewhere" not in page.all("main")[0].full_text()
+    identifiers = [one.attributes["id"] for one in page.all("section")]
+    assert len(set(identifiers)) == len(identifiers)
+
+
+def is_best(term: Element) -> bool:
+    return term.full_text() == "Best run"
+
+
+def test_a_trial_of_another_machine_belongs_to_the_photos_of_its_study(config: RunConfig, tmp_path: Path) -> None:
+    elsewhere = override(config, {"output_dir": tmp_path})
+    (first, _) = runs_of_study(load_study(config, "tiny"), elsewhere)
+    assert (first.fingerprint, first.params["data.classes"]) == ("same", "2")

@@ -211,7 +211,7 @@ REFUSED = [
     ("sweep.population", 0, "must be >= 1, got 0"),
     ("sweep.study_name", "a/b", "must be usable as a folder name, got 'a/b'"),
     ("sweep.study_name", "..", "must be usable as a folder name, got '..'"),
-    ("sweep.study_name", "", "must be usable as a folder name, got ''"),
+    ("sweep.max_failures", -1, "must be >= 0, got -1"),
     ("sweep.direction", "maximize", "must be minimize for val_loss, got 'maximize'"),
     ("seed", -1, "must be >= 0, got -1"),
     ("seed", 2**32, "must be < 2**32, got 4294967296"),
@@ -442,3 +442,25 @@ def test_no_password_is_in_what_is_stored_beside_a_run(url: str) -> None:
     assert "hunter2" not in str(to_public(config))
     assert "host" in public_url(url) or "example.org" in public_url(url)
     assert to_public(load_config(None)) == to_flat(load_config(None))
+
+
+@pytest.mark.parametrize(
+    ("values", "study", "experiment"),
+    [
+        ({}, "sweep", "experiments"),
+        ({"data.name": "dog_images", "data.root": "data"}, "sweep", "experiments"),
+        ({"data.name": "folder", "data.root": "my/photos"}, "photos", "photos"),
+        ({"data.name": "folder", "data.root": "my/photos/../dogs/"}, "dogs", "dogs"),
+        ({"data.name": "folder", "data.root": "s3://bucket/team/photos"}, "photos", "photos"),
+        ({"data.name": "folder", "data.root": "C: photos"}, "C_ photos", "C_ photos"),  # MLflow takes no : in a model
+        ({"data.name": "folder", "data.root": "/"}, "sweep", "experiments"),
+        ({"data.name": "folder", "data.root": "photos", "sweep.study_name": "own"}, "own", "photos"),
+        ({"data.name": "folder", "data.root": "photos", "tracking.experiment": "team"}, "photos", "team"),
+    ],
+)
+def test_study_and_experiment_are_named_after_the_data_folder(
+    values: dict[str, object], study: str, experiment: str
+) -> None:
+    config = load_config(None, values)
+    assert (config.sweep.study_name, config.tracking.experiment) == (study, experiment)
+    assert override(config, {"data.root": "moved"}).sweep.study_name == study, "a name is decided once"

@@ -6,6 +6,7 @@ import itertools
 import json
 import shutil
 import threading
+import venv
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import pytest
 from moto import mock_aws
 
 from sagemaker_launch.rehearsal.faults import Faults, FaultSettings
+from sagemaker_launch.rehearsal.image import Image
 from sagemaker_launch.rehearsal.job_log import Metrics, float32
 from sagemaker_launch.rehearsal.objects import DataError, FolderSync, Objects, Uri, relative_path
 from sagemaker_launch.rehearsal.runner import JobRunner, Machine, Settings
@@ -226,6 +228,66 @@ def test_an_internal_error_is_tried_again_as_often_as_asked(
     assert caplog.text.count("RuntimeError: a bug") == 2
     if status == "Failed":
         assert str(job.failure_reason).startswith("InternalServerError: We encountered an internal error.")
+
+
+@pytest.mark.parametrize(
+    ("script", "reason"),
+    [
+        (
+            "echo; echo first; echo \"No module named 'sagemaker_training'\" >&2; exit 1",
+            "first\nNo module named 'sagemaker_training', exit code: 1",
+        ),
+        ("mkdir -p $ML/output; printf ' \\n' > $ML/output/failure; echo last; exit 2", "last, exit code: 2"),
+        ("mkdir -p $ML/output; echo written > $ML/output/failure; echo last; exit 3", "written, exit code: 3"),
+        ("exit 4", "the container printed nothing, exit code: 4"),
+        ("echo early; i=0; while [ $i -lt 30 ]; do i=$((i+1)); printf '%100d\\n' $i; done; exit 5", None),
+    ],
+)
+def test_a_job_that_fails_has_a_reason(objects: Objects, tmp_path: Path, script: str, reason: str | None) -> None:
+    image = Image(tmp_path / "image")
+    venv.EnvBuilder(symlinks=True, with_pip=False).create(image.root)
+    algorithm = {
+        **TRAINING["AlgorithmSpecification"],
+        "ContainerEntrypoint": ["sh", "-c", f"ML=$SAGEMAKER_BASE_DIR; {script}"],
+    }
+    job = TrainingJob("arn:job", {**TRAINING, "AlgorithmSpecification": algorithm, "InputDataConfig": []})
+    machine = Machine(Settings(root=tmp_path, log_seconds=0.1), image, namespaces=None, objects=objects)
+    JobRunner(job, "us-east-1", machine).run()
+    assert job.status == "Failed"
+    if reason is not None:
+        assert job.failure_reason == f"AlgorithmError: {reason}"
+    else:
+        whole = str(job.failure_reason)
+        assert len(whole) <= 1024 and whole.endswith(f"{30:100d}, exit code: 5")
+        assert whole.splitlines()[1] == f"{30 - whole.count(chr(10)) + 1:100d}", "whole lines"
+
+
+def test_a_script_is_an_image_of_its_own_also_where_opt_ml_is_elsewhere(objects: Objects, tmp_path: Path) -> None:
+    objects.put(
+        Uri("bucket", "code/train.py"), b"import sys; print('val_loss=0.5'); sys.exit('argument ' + sys.argv[1])"
+    )
+    image = Image(tmp_path / "image")
+    venv.EnvBuilder(symlinks=True, with_pip=False).create(image.root)
+    request = change(TRAINING, "AlgorithmSpecification.TrainingImage", "rehearsal.local/script:1")
+    request = change(request, "AlgorithmSpecification.ContainerArguments", ["/opt/ml/model"])
+    job = TrainingJob("arn:job", request)
+    machine = Machine(Settings(root=tmp_path, log_seconds=0.1), image, namespaces=None, objects=objects)
+    JobRunner(job, "us-east-1", machine).run()
+    assert [point.value for point in job.metrics.points("val_loss")] == [0.5]
+    reason = str(job.failure_reason)
+    assert reason.startswith(f"AlgorithmError: val_loss=0.5\nargument {tmp_path}/jobs/") and "/ml/model, exit" in reason
+
+
+def test_the_reason_and_the_exit_code_are_those_of_the_host_that_failed(objects: Objects, tmp_path: Path) -> None:
+    image = Image(tmp_path / "image")
+    venv.EnvBuilder(symlinks=True, with_pip=False).create(image.root)
+    script = "echo begins; case $CURRENT_HOST in algo-1) sleep 60;; *) echo breaks; exit 7;; esac"
+    request = change({**TRAINING, "InputDataConfig": []}, "ResourceConfig.InstanceCount", 2)
+    request = change(request, "AlgorithmSpecification.ContainerEntrypoint", ["sh", "-c", script])
+    job = TrainingJob("arn:job", request)
+    machine = Machine(Settings(root=tmp_path, log_seconds=0.1), image, namespaces=None, objects=objects)
+    JobRunner(job, "us-east-1", machine).run()
+    assert job.failure_reason == "AlgorithmError: begins\nbreaks, exit code: 7"
 
 
 @pytest.mark.parametrize(

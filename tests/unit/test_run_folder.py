@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 
 from experiments.run_folder import Outcome, RunFolder, environment_tags
+from tests.conftest import REPOSITORY
 
 
 @pytest.fixture
@@ -260,6 +262,14 @@ def test_the_commit_is_noted_where_there_is_git(monkeypatch: pytest.MonkeyPatch)
     environment_tags.cache_clear()
     monkeypatch.setenv("PATH", "/nowhere")
     assert "mlflow.source.git.commit" not in environment_tags()
+
+
+@pytest.mark.usefixtures("asked_anew")
+def test_the_commit_is_noted_where_another_user_owns_the_clone(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Git's own tests have this variable.
+    monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
+    assert subprocess.run(["git", "rev-parse", "HEAD"], cwd=REPOSITORY, capture_output=True, check=False).returncode
+    assert len(environment_tags()["mlflow.source.git.commit"]) == 40
 
 
 @pytest.mark.parametrize(("gpus", "noted"), [([], "none"), (["H100", "H100"], "H100, H100")])

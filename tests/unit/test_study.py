@@ -18,7 +18,9 @@ import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import optuna
 import pytest
@@ -27,7 +29,10 @@ from optuna.pruners import HyperbandPruner, MedianPruner, NopPruner
 from optuna.trial import Trial, TrialState
 
 from experiments import study as study_module
-from experiments.config import RunConfig, load_config, override, to_flat
+from experiments.config import RunConfig, load_config, override, to_flat, to_public
+from experiments.errors import UserError
+from experiments.identity import Photos, StudyIdentity, read_identity, write_identity
+from experiments.run_folder import Outcome, RunFolder
 from experiments.search_space import ChoiceRange, FloatRange, IntRange, Point, SearchSpace
 from experiments.study import (
     HOST_ATTR,
@@ -36,6 +41,8 @@ from experiments.study import (
     best_config,
     best_trial,
     claim,
+    count_failed,
+    count_finished,
     load_study,
     make_pruner,
     make_sampler,
@@ -57,6 +64,9 @@ GRID: SearchSpace = {
     "data.batch_size": ChoiceRange((32, 64)),
     "trainer.compile": ChoiceRange((False, True)),
 }
+
+
+PHOTOS = Photos("f" * 64, ("Beagle", "Poodle"), train=24, valid=8, test=8)
 
 
 def make_config(folder: Path, **values: object) -> RunConfig:
@@ -83,20 +93,20 @@ def finish(study: optuna.Study, claimed: Claim | NothingToClaim, state: TrialSta
 
 def run_trials(config: RunConfig, space: SearchSpace, count: int, *, reopen: bool = False) -> list[Point]:
     """The points of `count` finished trials; with `reopen`, each step is done by what looks like a new process."""
-    study, target = open_study(config, space)
+    study, target = open_study(config, space, PHOTOS)
     points = []
     for _ in range(count):
         claimed = claim(study, config, space, target)
         if reopen:
             assert isinstance(claimed, Claim)
             claimed.lock.release()
-            study, target = open_study(config, space)
+            study, target = open_study(config, space, PHOTOS)
             claimed = claim(study, config, space, target)
         assert isinstance(claimed, Claim)
         points.append(claimed.point)
         finish(study, claimed)
         if reopen:
-            study, target = open_study(config, space)
+            study, target = open_study(config, space, PHOTOS)
     return points
 
 
@@ -139,7 +149,7 @@ sys.stdin.read()
 
 
 def test_a_torn_last_line_of_the_journal_is_mended_and_the_study_goes_on(config: RunConfig) -> None:
-    open_study(config, SPACE)[0].set_user_attr("torn", "x" * 40)
+    open_study(config, SPACE, PHOTOS)[0].set_user_attr("torn", "x" * 40)
     journal = study_folder(config) / "journal.log"
     whole = journal.read_bytes()
     start = whole.rindex(b"\n", 0, -1) + 1
@@ -155,7 +165,7 @@ def test_a_torn_last_line_of_the_journal_is_mended_and_the_study_goes_on(config:
 
 
 def test_a_process_that_reads_on_after_a_torn_line_sees_what_others_write(config: RunConfig) -> None:
-    reader, _ = open_study(config, SPACE)
+    reader, _ = open_study(config, SPACE, PHOTOS)
     with (study_folder(config) / "journal.log").open("ab") as journal:
         journal.write(b'{"op_code":2,"worker_id":"gone","study')
     assert reader.user_attrs["metric"] == "val_loss"
@@ -166,7 +176,7 @@ def test_a_process_that_reads_on_after_a_torn_line_sees_what_others_write(config
 
 
 def test_a_writer_waits_for_the_lock_and_a_killed_process_gives_it_back(config: RunConfig) -> None:
-    study, _ = open_study(config, SPACE)
+    study, _ = open_study(config, SPACE, PHOTOS)
     lock = study_folder(config) / "journal.log.lock"
     with another_process(HOLD_A_LOCK, lock) as process, ThreadPoolExecutor(1) as thread:
         writing = thread.submit(study.set_user_attr, "after", 1)
@@ -184,7 +194,7 @@ def test_a_writer_waits_for_the_lock_and_a_killed_process_gives_it_back(config: 
 
 
 def test_a_new_study_notes_what_it_was_made_with(config: RunConfig) -> None:
-    study, target = open_study(config, SPACE)
+    study, target = open_study(config, SPACE, PHOTOS)
     assert target == 3
     assert study.direction.name == "MINIMIZE"
     assert study.user_attrs["metric"] == "val_loss"
@@ -194,12 +204,12 @@ def test_a_new_study_notes_what_it_was_made_with(config: RunConfig) -> None:
 
 def test_a_maximized_metric_makes_a_maximizing_study(tmp_path: Path) -> None:
     config = make_config(tmp_path, metric="val_accuracy", direction="maximize")
-    assert open_study(config, SPACE)[0].direction.name == "MAXIMIZE"
+    assert open_study(config, SPACE, PHOTOS)[0].direction.name == "MAXIMIZE"
 
 
 def test_a_study_that_was_killed_while_it_was_made_is_completed(config: RunConfig) -> None:
     optuna.create_study(study_name="sweep", storage=open_storage(config))
-    study, target = open_study(config, SPACE)
+    study, target = open_study(config, SPACE, PHOTOS)
     assert target == 3
     assert study.user_attrs["config"] == to_flat(config)
 
@@ -209,13 +219,13 @@ def test_a_study_that_was_killed_while_it_was_made_is_completed(config: RunConfi
     [
         (0, 3, 0, 3),
         (1, 3, 0, 3),
-        (1, 3, 2, 3),  # it has not got its trials yet
+        (0, 3, 2, 3),  # of a study without finished trials, n_trials counts
+        (1, 3, 2, 3),
+        (2, 3, 2, 4),
         (3, 3, 0, 3),
         (3, 3, 2, 5),
         (3, 5, 0, 5),
-        (3, 5, 2, 5),
-        (1, 2, 0, 3),  # what was promised earlier stays
-        (3, 1, 0, 3),
+        (3, 1, 0, 1),  # n_trials may be lowered
         (3, 1, 1, 4),
     ],
 )
@@ -224,22 +234,43 @@ def test_how_many_trials_a_continued_study_ends_with(
 ) -> None:
     run_trials(config, SPACE, finished)
     now = override(config, {"sweep.n_trials": n_trials})
-    assert open_study(now, SPACE, more=more)[1] == target
-    assert open_study(now, SPACE)[1] == target, "the same command without more goes on to the same end"
+    assert open_study(now, SPACE, PHOTOS, more=more)[1] == target
+    assert open_study(now, SPACE, PHOTOS, more=more)[1] == target, "the same command goes on to the same end"
 
 
-def test_pruned_and_failed_trials_count_as_finished(config: RunConfig) -> None:
-    study, target = open_study(config, SPACE)
-    for state in (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL):
+@pytest.mark.parametrize("finished_before", [0, 2])
+def test_an_interrupted_addition_is_completed_before_another_begins(config: RunConfig, finished_before: int) -> None:
+    run_trials(config, SPACE, finished_before)
+    _, target = open_study(config, SPACE, PHOTOS, more=4)
+    assert target == (finished_before + 4 if finished_before else 3)
+    for _ in range(target - finished_before):
+        assert open_study(config, SPACE, PHOTOS, more=4)[1] == target
+        study, _ = open_study(config, SPACE, PHOTOS)
+        finish(study, claim(study, config, SPACE, target))
+    assert open_study(config, SPACE, PHOTOS, more=4)[1] == target + 4
+
+
+def test_a_failed_trial_is_replaced_by_another(config: RunConfig) -> None:
+    study, target = open_study(config, SPACE, PHOTOS)
+    for state in (TrialState.COMPLETE, TrialState.FAIL, TrialState.PRUNED):
         finish(study, claim(study, config, SPACE, target), state)
+    finish(study, claim(study, config, SPACE, target))
     assert claim(study, config, SPACE, target) == NothingToClaim(done=True)
-    assert open_study(config, SPACE, more=1)[1] == 4
+    assert (count_finished(study), count_failed(study)) == (3, 1)
+
+
+def test_a_grid_has_no_other_point_for_one_that_failed(tmp_path: Path) -> None:
+    config = make_config(tmp_path, sampler="grid", n_trials=8)
+    study, target = open_study(config, GRID, PHOTOS)
+    for number in range(8):
+        finish(study, claim(study, config, GRID, target), TrialState.FAIL if number == 3 else TrialState.COMPLETE)
+    assert claim(study, config, GRID, target) == NothingToClaim(done=True)
 
 
 def test_fewer_than_no_more_trials_are_refused(config: RunConfig) -> None:
     run_trials(config, SPACE, 3)
     with pytest.raises(ValueError, match="more"):
-        open_study(config, SPACE, more=-1)
+        open_study(config, SPACE, PHOTOS, more=-1)
 
 
 @pytest.mark.parametrize(
@@ -253,9 +284,9 @@ def test_fewer_than_no_more_trials_are_refused(config: RunConfig) -> None:
     ids=["choices", "one more", "one less", "wider"],
 )
 def test_another_search_space_is_refused(config: RunConfig, other: SearchSpace) -> None:
-    open_study(config, SPACE)
+    run_trials(config, SPACE, 1)
     with pytest.raises(ValueError, match=r"search must stay .* study 'sweep'.*sweep\.study_name"):
-        open_study(config, other)
+        open_study(config, other, PHOTOS)
 
 
 @pytest.mark.parametrize(
@@ -272,17 +303,17 @@ def test_another_search_space_is_refused(config: RunConfig, other: SearchSpace) 
     ],
 )
 def test_another_config_is_refused_by_key(config: RunConfig, name: str, value: object) -> None:
-    open_study(config, SPACE)
+    run_trials(config, SPACE, 1)
     rule = f"{name} must stay {to_flat(config)[name]!r} for study 'sweep'"
     with pytest.raises(ValueError, match=f"^{re.escape(rule)}.*, got {re.escape(repr(value))}$"):
-        open_study(override(config, {name: value}), SPACE)
+        open_study(override(config, {name: value}), SPACE, PHOTOS)
 
 
 def test_another_metric_is_refused(config: RunConfig) -> None:
-    open_study(config, SPACE)
+    run_trials(config, SPACE, 1)
     other = override(config, {"sweep.metric": "val_accuracy", "sweep.direction": "maximize"})
     with pytest.raises(ValueError, match=r"^sweep\.metric must stay 'val_loss'"):
-        open_study(other, SPACE)
+        open_study(other, SPACE, PHOTOS)
 
 
 @pytest.mark.parametrize(
@@ -307,16 +338,123 @@ def test_another_metric_is_refused(config: RunConfig) -> None:
     ],
 )
 def test_what_leaves_trials_comparable_may_change(config: RunConfig, name: str, value: object) -> None:
-    made, _ = open_study(config, SPACE)
-    study, _ = open_study(override(config, {name: value}), SPACE)
-    assert study._study_id == made._study_id
+    run_trials(config, SPACE, 1)
+    study, _ = open_study(override(config, {name: value}), SPACE, PHOTOS)
+    assert len(study.trials) == 1
+
+
+# Identity
+
+CATS = Photos("c" * 64, ("Persian", "Siamese"), train=30, valid=6, test=0)
+
+
+def journal(folder: Path) -> None:
+    del folder
+
+
+def sqlite(folder: Path) -> str:
+    return f"sqlite:///{folder}/studies.db"
+
+
+def finish_run(config: RunConfig, number: int, state: Literal["COMPLETE", "PRUNED", "FAIL"]) -> None:
+    """The folder of a trial that has ended."""
+    folder = trial_folder(config, number)
+    folder.start(f"trial {number}", {}, {})
+    folder.finish(Outcome(state))
+
+
+@pytest.mark.parametrize("storage", [journal, sqlite])
+def test_other_photos_are_refused_with_both_data_sets(tmp_path: Path, storage: Callable[[Path], str | None]) -> None:
+    config = make_config(tmp_path, storage=storage(tmp_path))
+    run_trials(config, SPACE, 1)
+    with pytest.raises(UserError, match=r"^data\.root must hold the photos of study 'sweep': choose another") as caught:
+        open_study(config, SPACE, CATS)
+    for said in ("ffffffffffff, 24 train", "Beagle, Poodle", "cccccccccccc, 30 train", "Persian, Siamese"):
+        assert said in str(caught.value)
+    study, _ = open_study(config, SPACE, replace(PHOTOS))
+    assert len(study.trials) == 1
+
+
+@pytest.mark.parametrize("storage", [journal, sqlite])
+@pytest.mark.parametrize("state", [None, TrialState.FAIL])
+def test_a_study_without_a_finished_trial_holds_nobody_to_its_settings(
+    tmp_path: Path, storage: Callable[[Path], str | None], state: TrialState | None
+) -> None:
+    config = make_config(tmp_path, storage=storage(tmp_path))
+    study, target = open_study(config, SPACE, PHOTOS)
+    claimed = claim(study, config, SPACE, target)
+    assert isinstance(claimed, Claim)
+    finish_run(config, 0, "FAIL")
+    if state is None:
+        claimed.lock.release()  # its process was killed
+    else:
+        finish(study, claimed, state)
+    corrected = override(config, {"model.backbone": "resnet18"})
+    study, _ = open_study(corrected, {**SPACE, "model.dropout": FloatRange(0.0, 0.1)}, CATS)
+    assert study.trials == []
+    assert study.user_attrs["config"]["model.backbone"] == "resnet18"
+    assert not trial_folder(config, 0).exists
+    assert RunFolder(study_folder(config) / "replaced-1" / "trials" / "0000").exists
+
+
+def test_a_maximizing_study_may_follow_a_minimizing_one_that_finished_no_trial(config: RunConfig) -> None:
+    open_study(config, SPACE, PHOTOS)
+    other = override(config, {"sweep.metric": "val_accuracy", "sweep.direction": "maximize"})
+    assert open_study(other, SPACE, PHOTOS)[0].direction.name == "MAXIMIZE"
+
+
+def test_a_study_that_somebody_works_on_is_not_replaced(config: RunConfig) -> None:
+    study, target = open_study(config, SPACE, PHOTOS)
+    held = claim(study, config, SPACE, target)
+    assert isinstance(held, Claim)
+    with pytest.raises(UserError, match=r"sweep\.study_name must name a study that nobody works on.*trial 0 is being"):
+        open_study(override(config, {"seed": 1}), SPACE, PHOTOS)
+    assert len(load_study(config, "sweep").trials) == 1
+    held.lock.release()
+
+
+def test_a_new_storage_does_not_take_over_the_trials_of_another_study(config: RunConfig, tmp_path: Path) -> None:
+    run_trials(config, SPACE, 1)
+    finish_run(config, 0, "COMPLETE")
+    moved = {"sweep.storage": sqlite(tmp_path)}
+    with pytest.raises(UserError, match=r"^seed must stay 0 for study 'sweep'"):
+        open_study(override(config, {**moved, "seed": 1}), SPACE, PHOTOS)
+    with pytest.raises(UserError, match=r"^data\.root must hold the photos"):
+        open_study(override(config, moved), SPACE, CATS)
+
+
+def test_a_study_moves_from_its_journal_to_a_database(config: RunConfig, tmp_path: Path) -> None:
+    points = run_trials(config, SPACE, 2)
+    study, _ = open_study(override(config, {"sweep.storage": sqlite(tmp_path)}), SPACE, PHOTOS)
+    assert [trial.params for trial in study.trials] == points
+    assert study.user_attrs["photos"]["fingerprint"] == PHOTOS.fingerprint
+    study._storage.remove_session()
+
+
+def test_a_trial_folder_of_other_settings_is_refused(config: RunConfig) -> None:
+    identity, folder = StudyIdentity.of(config, SPACE, PHOTOS), trial_folder(config, 0)
+    here = override(config, {"optimizer.learning_rate": 0.01})
+    folder.start("trial 0", to_public(here), {}, study=identity.to_dict())
+    identity.check_trial(folder, here)
+    identity.check_trial(folder, override(here, {"data.root": "moved", "sweep.workers": 2}))
+    with pytest.raises(UserError, match=r"learning_rate is 0\.01 there and 0\.02 here.*move that folder away"):
+        identity.check_trial(folder, override(here, {"optimizer.learning_rate": 0.02}))
+    with pytest.raises(UserError, match="it belongs to another study"):
+        StudyIdentity.of(config, SPACE, CATS).check_trial(folder, here)
+
+
+def test_an_identity_survives_its_file(config: RunConfig, tmp_path: Path) -> None:
+    identity = StudyIdentity.of(config, SPACE, PHOTOS)
+    assert read_identity(tmp_path / "study.json") is None
+    write_identity(tmp_path / "study.json", identity)
+    assert read_identity(tmp_path / "study.json") == identity
 
 
 # Claiming
 
 
 def test_a_claimed_trial_is_new_locked_and_inside_the_space(config: RunConfig) -> None:
-    study, target = open_study(config, SPACE)
+    study, target = open_study(config, SPACE, PHOTOS)
     claimed = claim(study, config, SPACE, target)
     assert isinstance(claimed, Claim)
     assert claimed.trial.number == 0
@@ -329,17 +467,17 @@ def test_a_claimed_trial_is_new_locked_and_inside_the_space(config: RunConfig) -
 
 def test_nothing_is_claimed_once_all_trials_have_finished(config: RunConfig) -> None:
     run_trials(config, SPACE, 3)
-    study, target = open_study(config, SPACE)
+    study, target = open_study(config, SPACE, PHOTOS)
     assert claim(study, config, SPACE, target) == NothingToClaim(done=True, waiting_for=())
     assert len(study.trials) == 3
 
 
 def test_a_trial_that_nobody_holds_is_taken_over_as_it_was_drawn(config: RunConfig) -> None:
-    study, target = open_study(config, SPACE)
+    study, target = open_study(config, SPACE, PHOTOS)
     first = claim(study, config, SPACE, target)
     assert isinstance(first, Claim)
     first.lock.release()
-    study, target = open_study(config, SPACE)
+    study, target = open_study(config, SPACE, PHOTOS)
     again = claim(study, config, SPACE, target)
     assert isinstance(again, Claim)
     assert (again.trial.number, again.point) == (0, first.point)
@@ -347,7 +485,7 @@ def test_a_trial_that_nobody_holds_is_taken_over_as_it_was_drawn(config: RunConf
 
 
 def test_a_free_trial_is_taken_over_even_where_no_new_one_may_start(config: RunConfig) -> None:
-    study, target = open_study(config, SPACE)
+    study, target = open_study(config, SPACE, PHOTOS)
     assert claim(study, config, SPACE, target, new=False) == NothingToClaim(done=True)
     first = claim(study, config, SPACE, target)
     assert isinstance(first, Claim)
@@ -361,9 +499,9 @@ CLAIM_AND_WAIT = """
 import sys
 from pathlib import Path
 from experiments.study import claim, open_study
-from tests.unit.test_study import SPACE, make_config
+from tests.unit.test_study import PHOTOS, SPACE, make_config
 config = make_config(Path(sys.argv[1]), n_trials=1)
-study, target = open_study(config, SPACE)
+study, target = open_study(config, SPACE, PHOTOS)
 claimed = claim(study, config, SPACE, target)
 print("ready", flush=True)
 sys.stdin.read()
@@ -373,7 +511,7 @@ sys.stdin.read()
 def test_a_trial_waits_for_its_process_and_is_taken_over_when_that_is_killed(tmp_path: Path) -> None:
     config = make_config(tmp_path, n_trials=1)
     with another_process(CLAIM_AND_WAIT, tmp_path) as process:
-        study, target = open_study(config, SPACE)
+        study, target = open_study(config, SPACE, PHOTOS)
         assert claim(study, config, SPACE, target) == NothingToClaim(
             done=False, waiting_for=(f"trial 0 on {platform.node()}",)
         )
@@ -388,7 +526,7 @@ def test_a_trial_waits_for_its_process_and_is_taken_over_when_that_is_killed(tmp
 
 
 def test_a_held_trial_is_left_alone_and_a_new_one_starts_beside_it(config: RunConfig) -> None:
-    study, target = open_study(config, SPACE)
+    study, target = open_study(config, SPACE, PHOTOS)
     first = claim(study, config, SPACE, target)
     assert isinstance(first, Claim)
     first.lock.release()
@@ -400,11 +538,11 @@ def test_a_held_trial_is_left_alone_and_a_new_one_starts_beside_it(config: RunCo
 
 def test_threads_that_claim_at_once_share_the_trials(config: RunConfig) -> None:
     config = override(config, {"sweep.n_trials": 8})
-    open_study(config, SPACE)
+    open_study(config, SPACE, PHOTOS)
     start, end = threading.Barrier(4, timeout=30), threading.Barrier(4, timeout=30)
 
     def work(_: int) -> list[int]:
-        study, target = open_study(config, SPACE)
+        study, target = open_study(config, SPACE, PHOTOS)
         claims = []
         start.wait()
         while isinstance(claimed := claim(study, config, SPACE, target), Claim):
@@ -421,7 +559,7 @@ def test_threads_that_claim_at_once_share_the_trials(config: RunConfig) -> None:
 def claim_until_done(folder: Path) -> list[int]:
     """In a process of its own: run trials until the study has them all."""
     config = make_config(folder, n_trials=12)
-    study, target = open_study(config, SPACE)
+    study, target = open_study(config, SPACE, PHOTOS)
     numbers = []
     while True:
         claimed = claim(study, config, SPACE, target)
@@ -442,7 +580,7 @@ def test_processes_that_claim_at_once_share_the_trials(tmp_path: Path) -> None:
 
 def test_a_shared_database_says_whose_trial_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = make_config(tmp_path, storage=f"sqlite:///{tmp_path}/studies.db", n_trials=1)
-    study, target = open_study(config, SPACE)
+    study, target = open_study(config, SPACE, PHOTOS)
     asked = study.ask()
     waiting = NothingToClaim(done=False, waiting_for=("trial 0 on ?",))
     assert claim(study, config, SPACE, target) == waiting, "somebody may be about to write the host"
@@ -453,7 +591,7 @@ def test_a_shared_database_says_whose_trial_it_is(tmp_path: Path, monkeypatch: p
     claimed = claim(study, config, SPACE, target)
     assert isinstance(claimed, Claim)
     finish(study, claimed)
-    study, target = open_study(config, SPACE, more=1)
+    study, target = open_study(config, SPACE, PHOTOS, more=1)
     study.ask()
     monkeypatch.setattr(study_module, "GRACE_SECONDS", -1.0)
     assert isinstance(claim(study, config, SPACE, target), Claim), "nobody wrote a host for a minute"
@@ -490,13 +628,13 @@ def test_a_trial_that_was_cut_off_while_it_was_drawn_is_completed(
     space = GRID if sampler == "grid" else SPACE
     [whole] = run_trials(make_config(tmp_path / "whole", sampler=sampler), space, 1)
     config = make_config(tmp_path / "cut", sampler=sampler)
-    study, target = open_study(config, space)
+    study, target = open_study(config, space, PHOTOS)
     with monkeypatch.context() as patch:
         kill_after(drawn, patch)
         with pytest.raises(KeyboardInterrupt):
             claim(study, config, space, target)
     gc.collect()  # the lock goes with the frames that held it
-    study, target = open_study(config, space)
+    study, target = open_study(config, space, PHOTOS)
     noted = study.trials[0].params
     assert list(noted.items()) == list(whole.items())[:drawn]
     claimed = claim(study, config, space, target)
@@ -529,11 +667,11 @@ def test_a_grid_goes_through_all_combinations_once(tmp_path: Path) -> None:
 
 def test_a_study_over_a_grid_ends_with_the_grid(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     size = math.prod(len(one.values) for one in GRID.values() if isinstance(one, ChoiceRange))
-    _, target = open_study(make_config(tmp_path, sampler="grid", n_trials=size + 5), GRID)
-    assert target == size
+    config = make_config(tmp_path, sampler="grid", n_trials=size + 5)
+    assert len(run_trials(config, GRID, size)) == size
     assert f"the grid has {size} points" in caplog.text
-    _, target = open_study(make_config(tmp_path / "fewer", sampler="grid", n_trials=size - 1), GRID)
-    assert target == size - 1
+    study, target = open_study(config, GRID, PHOTOS)
+    assert claim(study, config, GRID, target) == NothingToClaim(done=True)
 
 
 def test_a_grid_of_ranges_is_refused(tmp_path: Path) -> None:
@@ -556,7 +694,7 @@ def test_every_seed_that_torch_takes_can_draw(tmp_path: Path, seed: int) -> None
 
 
 def test_a_drawn_point_is_read_back_and_makes_a_config(config: RunConfig) -> None:
-    study, _ = open_study(config, {**SPACE, **GRID})
+    study, _ = open_study(config, {**SPACE, **GRID}, PHOTOS)
     trial = study.ask()
     drawn = suggest(trial, {**SPACE, **GRID})
     stored = load_study(config, "sweep")
@@ -607,7 +745,7 @@ def test_hyperband_takes_a_run_of_one_epoch(tmp_path: Path) -> None:
 
 
 def test_the_best_config_has_the_best_trials_settings(config: RunConfig) -> None:
-    study, _ = open_study(config, SPACE)
+    study, _ = open_study(config, SPACE, PHOTOS)
     assert best_trial(study) is None
     with pytest.raises(ValueError, match="study 'sweep' has no complete trial yet"):
         best_config(study, config)
@@ -618,21 +756,13 @@ def test_the_best_config_has_the_best_trials_settings(config: RunConfig) -> None
     assert trial.params == best
 
 
-def sqlite(folder: Path) -> str:
-    return f"sqlite:///{folder}/studies.db"
-
-
-def journal(folder: Path) -> None:
-    del folder
-
-
 @pytest.mark.parametrize("storage", [journal, sqlite])
 def test_an_unknown_study_is_refused_with_those_there_are(
     tmp_path: Path, storage: Callable[[Path], str | None]
 ) -> None:
     config = make_config(tmp_path, storage=storage(tmp_path))
     for name in ("digits", "dogs"):
-        study, _ = open_study(override(config, {"sweep.study_name": name}), SPACE)
+        study, _ = open_study(override(config, {"sweep.study_name": name}), SPACE, PHOTOS)
         study._storage.remove_session()
     with pytest.raises(ValueError, match=r"study must exist .*'cats'") as error:
         load_study(config, "cats")
@@ -661,6 +791,6 @@ def test_a_folder_without_a_study_in_it_is_not_said_to_be_in_a_database(config: 
 def test_a_password_in_the_storage_url_is_never_shown(tmp_path: Path, url: str) -> None:
     config = make_config(tmp_path, storage=url)
     with pytest.raises(ValueError, match=r"sweep\.storage must be a database that answers") as error:
-        open_study(config, SPACE)
+        open_study(config, SPACE, PHOTOS)
     assert "127.0.0.1:1/db" in str(error.value)
     assert "secret" not in "".join(traceback.format_exception(error.value))

@@ -1,0 +1,165 @@
+"""What a study is: its search space, the settings that decide its results, and its photos.
+
+The study's storage and the study's folder both keep an identity. Nothing is continued across two identities.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from experiments.config import RunConfig, require, to_public
+from experiments.errors import UserError
+from experiments.run_folder import RunFolder
+from experiments.search_space import SearchSpace, dump_search_space
+from lightning_modules.folders import ClassFolders
+
+MAY_CHANGE = (
+    "sweep.n_trials",
+    "sweep.max_failures",
+    "sweep.timeout_seconds",
+    "sweep.sampler",
+    "sweep.pruner",
+    "sweep.storage",
+    "sweep.workers",
+    "sweep.population",
+    "tracking.",
+    "data.root",
+    "data.num_workers",
+    "data.cache_dir",
+    "trainer.accelerator",
+    "trainer.compile",
+    "trainer.checkpoint_minutes",
+    "search",
+    "output_dir",
+)
+"""Fields that may differ when a study is continued: its trials stay comparable."""
+
+
+@dataclass(frozen=True)
+class Photos:
+    """The photos of a data set, as far as a study depends on them."""
+
+    fingerprint: str
+    class_names: tuple[str, ...]
+    train: int
+    valid: int
+    test: int
+
+    @classmethod
+    def of(cls, folders: ClassFolders) -> Photos:
+        """Those of a data set that was looked through."""
+        test = len(folders.test) if folders.test else 0
+        return cls(folders.fingerprint, folders.class_names, len(folders.train), len(folders.valid), test)
+
+    def __str__(self) -> str:
+        names = ", ".join(self.class_names[:12]) + (", …" if len(self.class_names) > 12 else "")
+        return (
+            f"fingerprint {self.fingerprint[:12]}, {self.train:,} train, {self.valid:,} valid and {self.test:,} test "
+            f"photos, {len(self.class_names)} classes: {names}"
+        )
+
+
+@dataclass(frozen=True)
+class StudyIdentity:
+    """What trials of one study have in common."""
+
+    search_space: str
+    """YAML."""
+    config: Mapping[str, Any]
+    """All fields, without passwords."""
+    photos: Photos | None
+    """None in a study of an older version, which did not note them."""
+
+    @classmethod
+    def of(cls, config: RunConfig, space: SearchSpace, photos: Photos) -> StudyIdentity:
+        """The identity of a study that is about to run."""
+        return cls(dump_search_space(space), to_public(config), photos)
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, noted: Mapping[str, Any]) -> StudyIdentity | None:
+        """What `to_dict` made, also as the attributes of a study; None where there is no identity yet."""
+        if "config" not in noted:
+            return None
+        photos = noted.get("photos")
+        if photos is not None:
+            photos = Photos(**{**photos, "class_names": tuple(photos["class_names"])})
+        return cls(noted["search_space"], noted["config"], photos)
+
+    def check_same(self, other: StudyIdentity) -> None:
+        """Refuse another identity.
+
+        Args:
+            other: that of the command, which may differ in fields that leave trials comparable.
+
+        Raises:
+            UserError: naming what differs, and what to do.
+        """
+        study = f"study {other.config['sweep.study_name']!r}"
+        advice = "choose another sweep.study_name, or go back"
+        if yaml.safe_load(self.search_space) != yaml.safe_load(other.search_space):
+            raise UserError(f"search must stay as it was for {study}: {advice}; it was\n{self.search_space}")
+        searched = yaml.safe_load(self.search_space)
+        for key, value in other.config.items():
+            if not key.startswith(MAY_CHANGE) and key not in searched:
+                before = self.config.get(key, value)
+                require(before == value, key, f"stay {before!r} for {study} ({advice})", value)
+        assert other.photos is not None, "a command knows its photos"
+        if self.photos is not None and self.photos.fingerprint != other.photos.fingerprint:
+            raise UserError(
+                f"data.root must hold the photos of {study}: choose another sweep.study_name, or go back to those "
+                f"photos.\n  photos of the study: {self.photos}\n  got: {other.photos}"
+            )
+
+    def is_same(self, other: StudyIdentity) -> bool:
+        """Whether `check_same` passes."""
+        try:
+            self.check_same(other)
+        except UserError:
+            return False
+        return True
+
+    def check_trial(self, folder: RunFolder, config: RunConfig) -> None:
+        """Refuse a trial folder of another study, or of other settings, than the trial that is about to run.
+
+        Args:
+            config: that of the trial.
+
+        Raises:
+            UserError: naming the folder and what differs.
+        """
+        noted = folder.read()
+        of_study = StudyIdentity.from_dict(noted["study"]) if noted.get("study") else None
+        differing = [
+            f"{key} is {noted['params'][key]} there and {value} here"
+            for key, value in to_public(config).items()
+            if not key.startswith(MAY_CHANGE) and noted["params"].get(key, str(value)) != str(value)
+        ]
+        if of_study is not None and not of_study.is_same(self):
+            differing.append("it belongs to another study")
+        if differing:
+            raise UserError(
+                f"output_dir must hold the trials of this study only: {folder.path} is of another one "
+                f"({'; '.join(differing)}). Choose another sweep.study_name or output_dir, or move that folder away"
+            )
+
+
+def read_identity(path: Path) -> StudyIdentity | None:
+    """The identity in a file that `write_identity` wrote; None if there is none."""
+    return StudyIdentity.from_dict(json.loads(path.read_text())) if path.is_file() else None
+
+
+def write_identity(path: Path, identity: StudyIdentity) -> None:
+    """Write an identity, whole or not at all."""
+    part = path.with_name(f".{path.name}.part")
+    part.write_text(json.dumps(identity.to_dict(), indent=1))
+    part.replace(path)

@@ -1,0 +1,96 @@
+"""What is refused before a photo is opened, a study is created or a model is trained.
+
+Everything that can be known at once is checked here, in about a second, so that a mistake costs nothing.
+"""
+
+from __future__ import annotations
+
+import itertools
+
+import torch
+
+from experiments.config import RunConfig, override, require, require_folder
+from experiments.datasets import check_photos
+from experiments.errors import UserError
+from experiments.inputs import uses_features
+from experiments.search_space import SearchSpace, check_against, extremes
+from experiments.study import open_storage
+from lightning_modules.network import check_network
+
+CHECKED_BY_VALUE = (
+    "data.image_size",
+    "data.cache",
+    "model.backbone",
+    "model.weights",
+    "model.trainable",
+    "model.dropout",
+    "trainer.accelerator",
+    "trainer.precision",
+)
+"""Fields whose values are checked together, also the values that a search can draw."""
+
+
+def check_sweep(config: RunConfig, space: SearchSpace) -> None:
+    """Refuse a sweep that no trial, or not every trial, can complete.
+
+    Raises:
+        UserError: naming key, rule, value and next step.
+    """
+    for name in ("trainer.devices", "trainer.num_nodes"):
+        value = getattr(config.trainer, name.rpartition(".")[2])
+        require(value == 1, name, "be 1 in a sweep (use sweep.workers)", value)
+    check_against(space, config)
+    check_places(config)
+    drawn = {name: extremes(space[name]) for name in CHECKED_BY_VALUE if name in space}
+    for values in itertools.product(*drawn.values()):
+        check_model(override(config, dict(zip(drawn, values, strict=True))))
+    if config.sweep.storage is not None:
+        open_storage(config)
+
+
+def check_training(config: RunConfig) -> None:
+    """Refuse a training that cannot end with a registered model.
+
+    Raises:
+        UserError: naming key, rule, value and next step.
+    """
+    check_places(config)
+    check_model(config)
+
+
+def check_places(config: RunConfig) -> None:
+    """Refuse photos, an output folder or a tracking store that cannot be used."""
+    from experiments.tracking import check_tracking  # MLflow takes a second or more to import
+
+    check_photos(config.data)
+    require_folder("output_dir", config.output_dir)
+    check_tracking(config)
+
+
+def check_model(config: RunConfig) -> None:
+    """Refuse a network, its weights or a device that cannot be used."""
+    check_device(config)
+    check_network(
+        config.model.backbone,
+        weights=config.model.weights,
+        dropout=config.model.dropout,
+        image_size=config.data.image_size,
+    )
+    uses_features(config)
+
+
+def check_device(config: RunConfig) -> None:
+    """Refuse an accelerator, devices or a precision that this machine lacks."""
+    accelerator, devices = config.trainer.accelerator, config.trainer.devices
+    has_cuda, has_mps = torch.cuda.is_available(), torch.backends.mps.is_available()
+    if accelerator == "gpu" and not (has_cuda or has_mps):
+        raise UserError("trainer.accelerator must be auto or cpu on this machine: PyTorch finds no GPU, got 'gpu'")
+    if accelerator == "mps" and not has_mps:
+        raise UserError("trainer.accelerator must be auto, cpu or gpu on this machine: there is no MPS, got 'mps'")
+    on_gpu = accelerator in ("auto", "gpu") and has_cuda
+    if on_gpu:
+        there = torch.cuda.device_count()
+        require(devices <= there, "trainer.devices", f"be at most {there}, the GPUs of this machine", devices)
+    # Lightning would train in bf16-mixed instead, with a warning.
+    if config.trainer.precision == "16-mixed" and not (on_gpu or has_mps):
+        raise UserError("trainer.precision must be auto, 32-true or bf16-mixed without a GPU, got '16-mixed'")

@@ -1,0 +1,127 @@
+"""What MLflow would refuse at the end of a run is refused before it, and nothing is created on the way."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import sqlite3
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from experiments import tracking
+from experiments.config import RunConfig, load_config
+from experiments.errors import UserError
+from experiments.tracking import check_tracking
+
+
+@pytest.fixture
+def database(tmp_path: Path, mlflow_database: Path) -> Path:
+    (tmp_path / "runs").mkdir()
+    return Path(shutil.copy(mlflow_database, tmp_path / "runs" / "mlflow.db"))
+
+
+def config_of(tmp_path: Path, **tracking_fields: object) -> RunConfig:
+    fields = {f"tracking.{name}": value for name, value in tracking_fields.items()}
+    return load_config(None, {"output_dir": tmp_path / "runs", **fields})
+
+
+def files(folder: Path) -> set[Path]:
+    return set(folder.rglob("*"))
+
+
+@pytest.fixture
+def nothing_created(tmp_path: Path) -> Iterator[None]:
+    before = files(tmp_path)
+    yield
+    assert files(tmp_path) == before
+
+
+@pytest.mark.usefixtures("nothing_created")
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"experiment": "team/dogs"}, r"tracking\.experiment must have 1\.\.256 characters.*got 'team/dogs'"),
+        ({"experiment": "dogs:2"}, r"none of them / or :, got 'dogs:2'"),
+        ({"experiment": " "}, "got ' '"),
+        ({"experiment": ".."}, r"got '\.\.'"),
+        ({"experiment": "x" * 257}, "got 'xxx"),
+        ({"uri": "localhost:5000"}, r"got 'localhost:5000'; did you mean http://localhost:5000\?"),
+        ({"uri": "10.0.0.7:5000"}, r"did you mean http://10\.0\.0\.7:5000\?"),
+        ({"uri": "./mlruns"}, r"must start with http://.*got '\./mlruns'"),
+        ({"uri": "ftp://host/x"}, "answers, got ftp://host/x: Model registry functionality is unavailable"),
+        ({"uri": "http://127.0.0.1:1"}, r"answers, got http://127\.0\.0\.1:1: Connection refused$"),
+        ({"uri": "http://me:geheim@127.0.0.1:1"}, r"got http://me:\*\*\*@127\.0\.0\.1:1: Connection refused$"),
+        ({"uri": "sqlite:////proc/1/none/mlflow.db"}, r"tracking\.uri must be on a folder that can be written"),
+        ({"uri": "sqlite:////proc"}, "must be an MLflow server or database that answers"),
+    ],
+)
+def test_what_mlflow_would_refuse_is_refused_at_once(tmp_path: Path, fields: dict[str, object], message: str) -> None:
+    begun = time.monotonic()
+    with pytest.raises(UserError, match=message) as caught:
+        check_tracking(config_of(tmp_path, **fields))
+    assert time.monotonic() - begun < 2
+    assert "geheim" not in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.usefixtures("nothing_created")
+def test_a_first_run_passes(tmp_path: Path) -> None:
+    check_tracking(config_of(tmp_path))
+
+
+def test_a_database_of_another_mlflow_is_refused_with_the_command_that_upgrades_it(
+    tmp_path: Path, database: Path
+) -> None:
+    check_tracking(config_of(tmp_path))
+    with sqlite3.connect(database) as connection:
+        connection.execute("UPDATE alembic_version SET version_num = 'acf3f17fdcc7'")
+    connection.close()
+    with pytest.raises(UserError, match=rf"`mlflow db upgrade sqlite:///{database}`.*got 'acf3f17fdcc7'"):
+        check_tracking(config_of(tmp_path))
+
+
+def test_a_deleted_experiment_is_refused_until_it_is_restored(tmp_path: Path, database: Path) -> None:
+    client = MlflowClient(f"sqlite:///{database}")
+    experiment = client.create_experiment("dogs", (tmp_path / "artifacts").as_uri())
+    client.delete_experiment(experiment)
+    config = config_of(tmp_path, experiment="dogs")
+    with pytest.raises(UserError, match=rf"got 'dogs'.*mlflow experiments restore --experiment-id {experiment}$"):
+        check_tracking(config)
+    client.restore_experiment(experiment)
+    check_tracking(config)
+
+
+def test_artifacts_that_can_not_be_written_are_refused(tmp_path: Path, database: Path) -> None:
+    client = MlflowClient(f"sqlite:///{database}")
+    (tmp_path / "file").write_text("")
+    client.create_experiment("file", (tmp_path / "file" / "artifacts").as_uri())
+    client.create_experiment("s3", "s3://bucket/artifacts")
+    with pytest.raises(UserError, match=r"tracking\.experiment must be on a folder that can be written, got 'file'"):
+        check_tracking(config_of(tmp_path, experiment="file"))
+    check_tracking(config_of(tmp_path, experiment="s3"))  # what a bucket allows, only AWS knows
+
+
+@pytest.mark.usefixtures("nothing_created")
+def test_a_silent_server_is_refused_after_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tracking, "CHECK_SECONDS", 0.5)
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+        begun = time.monotonic()
+        with pytest.raises(UserError, match="no answer within"):
+            check_tracking(config_of(tmp_path, uri=f"http://127.0.0.1:{server.getsockname()[1]}"))
+        assert time.monotonic() - begun < 2
+
+
+def test_a_locked_database_passes_because_a_run_waits_for_it(tmp_path: Path, database: Path) -> None:
+    holder = sqlite3.connect(database, isolation_level=None)
+    holder.execute("BEGIN EXCLUSIVE")
+    before = database.stat().st_mtime_ns
+    check_tracking(config_of(tmp_path))
+    holder.execute("ROLLBACK")
+    holder.close()
+    assert database.stat().st_mtime_ns == before
