@@ -134,6 +134,9 @@ def run_sweep(config: RunConfig, *, more: int = 0) -> SweepResult:
             raise
         finally:
             progress.close()
+        if time.monotonic() > deadline and (finished := count_finished(study)) < target:
+            limit = f"sweep.timeout_seconds {config.sweep.timeout_seconds:g}"
+            say(f"{limit} has passed after {finished} of {target} trials; the same command goes on from here")
         # Two sweeps on one study may end at the same time.
         with Patience(math.inf, interrupts.raise_if_requested).lock(study_folder(config) / "conclude.lock"):
             return _conclude(config, study, parent)

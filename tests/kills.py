@@ -41,6 +41,8 @@ from tests.conftest import tiny
 
 LONG = {"trainer.max_epochs": 12, "optimizer.schedule": "constant"}
 SEARCH = {"sweep.sampler": "random", "sweep.n_trials": 4, "trainer.max_epochs": 4, "sweep.pruner": "hyperband"}
+DIVERGING = "optimizer.learning_rate: {type: choice, values: [0.01, 0.02, 1.0e+30, 1.0e+31]}"
+"""A search space in which half of the trials have a loss that is no number."""
 CASES: dict[str, dict[str, object]] = {
     "max_epochs": {"trainer.max_epochs": 2},
     "checkpoint_minutes": {"trainer.max_epochs": 2, "trainer.checkpoint_minutes": 1e-9, "data.batch_size": 5},
@@ -53,9 +55,10 @@ CASES: dict[str, dict[str, object]] = {
     "photos": LONG | {"model.trainable": "all", "trainer.early_stopping_patience": 1, "optimizer.learning_rate": 0.05},
     "pruning": SEARCH,
     "timeout": SEARCH,
+    "diverging": SEARCH | {"optimizer.name": "sgd", "sweep.pruner": "none", "search": DIVERGING},
     "population": SEARCH | {"sweep.population": 3},
 }
-SEARCHES = ("pruning", "timeout", "population")
+SEARCHES = ("pruning", "timeout", "diverging", "population")
 """Cases that are sweeps; the others are trainings."""
 SOME = (
     "after History.on_validation_end",
@@ -308,6 +311,10 @@ def main(photos: Path, folder: Path, cases: list[str]) -> None:
         if case not in CASES:
             raise UserError(f"CASE must be one of {', '.join(CASES)}, got {case!r}")
         values = tiny(photos, folder) | {"trainer.max_epochs": 3} | CASES[case]
+        if values["search"] == DIVERGING:
+            values["search"] = folder / "diverging.yaml"
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "diverging.yaml").write_text(DIVERGING)
         config = load_config(None, values)
         child = os.fork()  # this process computes nothing: threads do not survive a fork
         if child == 0:

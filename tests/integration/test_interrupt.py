@@ -130,7 +130,7 @@ def test_a_locked_database_of_the_study_does_not_hold_up_the_end(photos: Path, t
     assert process.returncode == 130
     assert "no model and no report, as the study's storage does not answer" in errors
     assert "Traceback" not in errors
-    assert seconds < 10
+    assert seconds < 15  # SQLite's driver waits for 5, and can't be interrupted; the rest is for a busy machine
 
 
 def test_ctrl_c_exports_the_best_epoch_of_a_training(photos: Path, tmp_path: Path) -> None:

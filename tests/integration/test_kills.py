@@ -18,7 +18,7 @@ import pytest
 from tests.conftest import REPOSITORY
 from tests.kills import CASES, SEARCHES, TIMEOUT_TRIALS
 
-FAST = ("max_epochs", "early_stopping", "rule", "not_a_number", "pruning", "timeout")
+FAST = ("max_epochs", "early_stopping", "rule", "not_a_number", "pruning", "timeout", "diverging")
 
 
 def kill(photos: Path, folder: Path, *cases: str) -> dict[str, dict[str, Any]]:
@@ -36,7 +36,8 @@ def check(result: dict[str, Any]) -> None:
     """The case ended for the reason that it is about, and the same way after each kill."""
     assert result["differing"] == []
     case, epochs = result["case"], {int(last) for last in result["epochs"].values()}
-    searched = {"pruning": {"COMPLETE", "PRUNED"}, "population": {"COMPLETE", "PRUNED"}, "not_a_number": {"FAIL"}}
+    searched = {"pruning": {"COMPLETE", "PRUNED"}, "population": {"COMPLETE", "PRUNED"}}
+    searched |= {"diverging": {"COMPLETE", "PRUNED"}, "not_a_number": {"FAIL"}}
     assert set(result["states"]) == searched.get(case, {"COMPLETE"})
     limit = int(str(CASES[case]["trainer.max_epochs"]))
     assert max(epochs) < limit if case in STOPS_EARLY else max(epochs) == limit

@@ -101,6 +101,22 @@ def test_a_resumed_run_ends_with_the_metrics_of_an_uninterrupted_one(
         assert torch.equal(one, other)
 
 
+def test_a_run_folder_that_was_moved_resumes_with_its_best_epoch(config: RunConfig, tmp_path: Path) -> None:
+    # All epochs are equally accurate, of which the first is the best.
+    values = {"optimizer.learning_rate": 1e-7, "sweep.metric": "val_accuracy", "sweep.direction": "maximize"}
+    config = override(config, values)
+    whole = run(config, tmp_path / "whole")
+    assert whole.best_epoch == 1, "a later epoch must not be taken for the best one"
+    with pytest.raises(ConnectionAbortedError):
+        run(config, tmp_path / "here", StopAfterEpoch(2))
+    (tmp_path / "here").rename(tmp_path / "there")
+    resumed = run(config, tmp_path / "there")
+    assert (timeless(resumed), resumed.best_epoch) == (timeless(whole), 1)
+    networks = [trained_network(config, 3, result.output_dir).state_dict() for result in (resumed, whole)]
+    for one, other in zip(*(network.values() for network in networks), strict=True):
+        assert torch.equal(one, other)
+
+
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 def test_cached_features_give_the_same_answer(config: RunConfig, tmp_path: Path, optimizer: str) -> None:
     """To 1e-5 in val_loss, in every epoch, with dropout and label smoothing too."""
