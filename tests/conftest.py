@@ -104,6 +104,20 @@ def job_images(shared_run: SharedRun) -> Path:
 
 
 @pytest.fixture(scope="session")
+def smdebug_environment(shared_run: SharedRun) -> None:
+    """smdebug in JOB_IMAGES: its environment for reading tensors, and its wheel for jobs."""
+    from sagemaker_launch.bundle import fetch_debugger
+    from sagemaker_launch.debugger_environment import debugger_python
+
+    def build(_: Path) -> None:
+        shared_run.note_build("environment of smdebug")
+        debugger_python(JOB_IMAGES)
+        fetch_debugger(JOB_IMAGES)
+
+    shared_run.build_once("environment-of-smdebug", build)
+
+
+@pytest.fixture(scope="session")
 def start_torchserve(shared_run: SharedRun) -> Callable[[Path, Path], TorchServe]:
     """Starts AWS's inference container with a folder of its own on a model folder, or a skip where that can't be."""
     from sagemaker_launch.rehearsal.image import build_image
