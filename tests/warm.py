@@ -87,16 +87,21 @@ class WarmProcess:
 
 
 def run_warm(
-    program: str, arguments: Sequence[str] = (), *, environment: Mapping[str, str] = os.environ, timeout: float = 300
+    program: str,
+    arguments: Sequence[str] = (),
+    *,
+    folder: Path = REPOSITORY,
+    environment: Mapping[str, str] = os.environ,
+    timeout: float = 300,
 ) -> subprocess.CompletedProcess[str]:
-    """Run a program to its end, in the project's folder.
+    """Run a program to its end.
 
     Raises:
         TimeoutExpired: if it does not end in time; it is killed then.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        out, err = Path(folder) / "out", Path(folder) / "err"
-        process = WarmProcess(program, arguments, folder=REPOSITORY, environment=environment, out=out, err=err)
+    with tempfile.TemporaryDirectory() as outputs:
+        out, err = Path(outputs) / "out", Path(outputs) / "err"
+        process = WarmProcess(program, arguments, folder=folder, environment=environment, out=out, err=err)
         try:
             code = process.wait(timeout)
         finally:
