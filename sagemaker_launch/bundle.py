@@ -160,7 +160,7 @@ def _download(folder: Path, what: Sequence[str], needed: str) -> None:
     command += ["--only-binary=:all:", f"--dest={folder}", *what]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise UserError(f"{needed}: {done.stderr.strip()}")
+        raise UserError(f"{needed}: {done.stderr.strip() or f'pip ended with {done.returncode} and said nothing'}")
 
 
 def _unpacked(wheel: Path) -> dict[str, bytes]:

@@ -76,7 +76,10 @@ def _ask(cache_dir: Path, *arguments: str) -> Any:
     command = [str(debugger_python(cache_dir)), "-P", "-c", _MAIN.format(str(PROJECT)), *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise UserError(f"smdebug can't read {arguments[1]}: {done.stderr.strip().removeprefix('error: ')[-2000:]}")
+        said = (
+            done.stderr.strip().removeprefix("error: ")[-2000:] or f"it ended with {done.returncode} and said nothing"
+        )
+        raise UserError(f"smdebug can't read {arguments[1]}: {said}")
     return json.loads(done.stdout)
 
 
@@ -88,5 +91,6 @@ def _build(root: Path) -> None:
     command = [*pip, "install", "--quiet", "--no-deps", "--only-binary=:all:", f"--requirement={REQUIREMENTS}"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise UserError(f"smdebug's environment needs the packages of {REQUIREMENTS.name}: {done.stderr.strip()}")
+        said = done.stderr.strip() or f"pip ended with {done.returncode} and said nothing"
+        raise UserError(f"smdebug's environment needs the packages of {REQUIREMENTS.name}: {said}")
     (root / "complete").touch()

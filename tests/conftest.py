@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -46,6 +47,9 @@ FAULTS = pytest.StashKey[list[str]]()
 
 def pytest_sessionstart(session: pytest.Session) -> None:
     """Start the run that all processes of `pytest -n 2` share."""
+    # A shell makes what it starts in the background ignore Ctrl-C, and so would each process that a test interrupts.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     if not hasattr(session.config, "workerinput"):
         # As xdist does, which puts the folders of its processes there.
         folder: Path = session.config._tmp_path_factory.getbasetemp()  # type: ignore[attr-defined]
@@ -97,6 +101,20 @@ def job_images(shared_run: SharedRun) -> Path:
 
     shared_run.build_once("environment-of-jobs", build)
     return JOB_IMAGES
+
+
+@pytest.fixture(scope="session")
+def smdebug_environment(shared_run: SharedRun) -> None:
+    """smdebug in JOB_IMAGES: its environment for reading tensors, and its wheel for jobs."""
+    from sagemaker_launch.bundle import fetch_debugger
+    from sagemaker_launch.debugger_environment import debugger_python
+
+    def build(_: Path) -> None:
+        shared_run.note_build("environment of smdebug")
+        debugger_python(JOB_IMAGES)
+        fetch_debugger(JOB_IMAGES)
+
+    shared_run.build_once("environment-of-smdebug", build)
 
 
 @pytest.fixture(scope="session")

@@ -12,8 +12,9 @@ from io import BytesIO
 from pathlib import Path
 
 from sagemaker_launch.bundle import make_bundle
+from tests.warm import run_warm
 
-FORBIDDEN = ("boto3", "botocore", "mlflow", "optuna", "moto", "sklearn", "sagemaker")
+ENTRY = Path(__file__).with_name("job_entry.py")
 
 
 def lay_out(
@@ -39,23 +40,27 @@ def lay_out(
 
 def start_job(base: Path, code: Path, *, name: str = "job") -> subprocess.Popen[str]:
     """Run the bundle's entry as the toolkit does, where what a container lacks can't be imported."""
-    blocked = "; ".join(f"sys.modules[{module!r}] = None" for module in FORBIDDEN)
-    # The checkout is installed in this environment: the bundle goes first, as the script's own folder does in a job.
-    path = f"sys.path.insert(0, {str(code)!r})"
-    start = f"import runpy, sys; {blocked}; {path}; runpy.run_path('entry.py', run_name='__main__')"
-    environment = {
+    return subprocess.Popen(
+        [sys.executable, "-P", ENTRY, code],
+        cwd=code,
+        env=_environment(base, name),
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+
+
+def run_job(base: Path, code: Path) -> subprocess.CompletedProcess[str]:
+    """The same to its end, from a process that has imported PyTorch."""
+    return run_warm("tests.job_entry", [str(code)], folder=code, environment=_environment(base, "job"))
+
+
+def _environment(base: Path, name: str) -> dict[str, str]:
+    (base / "tmp").mkdir(exist_ok=True)
+    return {
         "PATH": os.environ["PATH"],
         "OMP_NUM_THREADS": "1",
         "SAGEMAKER_BASE_DIR": str(base),
         "TRAINING_JOB_NAME": name,
         "TMPDIR": str(base / "tmp"),
     }
-    (base / "tmp").mkdir(exist_ok=True)
-    return subprocess.Popen(
-        [sys.executable, "-P", "-c", start],
-        cwd=code,
-        env=environment,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )

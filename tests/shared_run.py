@@ -54,7 +54,7 @@ class SharedRun:
         """The folder of that name, which the first process to ask for it fills.
 
         Raises:
-            RuntimeError: if another process has tried and failed.
+            RuntimeError: if another process has tried and failed, or died.
         """
         folder = self.folder / name
         failed, complete = folder / "failed", folder / "complete"
@@ -62,6 +62,8 @@ class SharedRun:
             if failed.exists():
                 raise RuntimeError(f"{name} could not be built by another test: {failed.read_text()}")
             if not complete.exists():
+                if folder.exists():
+                    raise RuntimeError(f"{name} was being built by another process, which died")
                 folder.mkdir()
                 try:
                     build(folder)

@@ -14,9 +14,11 @@ import runpy
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+REPOSITORY = Path(__file__).resolve().parent.parent
 CONTEXT = multiprocessing.get_context("forkserver")
 # Packages of others, and none that starts a thread while it is imported: a fork has only the thread that forks.
 CONTEXT.set_forkserver_preload(["torch", "torchvision", "torchmetrics", "pytorch_lightning", "optuna"])
@@ -82,6 +84,29 @@ class WarmProcess:
     def kill(self) -> None:
         """Send SIGKILL."""
         self.send_signal(signal.SIGKILL)
+
+
+def run_warm(
+    program: str,
+    arguments: Sequence[str] = (),
+    *,
+    folder: Path = REPOSITORY,
+    environment: Mapping[str, str] = os.environ,
+    timeout: float = 300,
+) -> subprocess.CompletedProcess[str]:
+    """Run a program to its end.
+
+    Raises:
+        TimeoutExpired: if it does not end in time; it is killed then.
+    """
+    with tempfile.TemporaryDirectory() as outputs:
+        out, err = Path(outputs) / "out", Path(outputs) / "err"
+        process = WarmProcess(program, arguments, folder=folder, environment=environment, out=out, err=err)
+        try:
+            code = process.wait(timeout)
+        finally:
+            process.kill()
+        return subprocess.CompletedProcess([program, *arguments], code, out.read_text(), err.read_text())
 
 
 def _run(

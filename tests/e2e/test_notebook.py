@@ -19,9 +19,6 @@ from nbclient.exceptions import DeadKernelError
 from nbformat import NotebookNode
 
 from experiments.config import load_config, to_yaml
-from sagemaker_launch.bundle import fetch_debugger
-from sagemaker_launch.debugger_environment import debugger_python
-from sagemaker_launch.rehearsal.image import LINKED, REQUIREMENTS, build_image
 from tests.conftest import REPOSITORY, tiny
 
 NOTEBOOK = REPOSITORY / "experiments" / "train_and_deploy.ipynb"
@@ -72,13 +69,15 @@ def test_a_step_says_what_it_does_before_it_does_it() -> None:
 
 @pytest.fixture
 def home(
-    photos: Path, job_images: Path, mlflow_database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    photos: Path,
+    job_images: Path,
+    smdebug_environment: None,
+    mlflow_database: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> Path:
     """A folder for all that a run of the notebook writes, with what takes long to build."""
     shutil.copy(mlflow_database, tmp_path / "mlflow.db")
-    build_image(job_images, REQUIREMENTS, LINKED)
-    debugger_python(job_images)
-    fetch_debugger(job_images)
     for folder in (tmp_path / "cache", tmp_path / "rehearsal"):
         folder.mkdir()
         for built in job_images.iterdir():

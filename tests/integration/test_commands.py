@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 import mlflow
@@ -16,16 +14,12 @@ from mlflow import MlflowClient
 
 from experiments.config import load_config, override, tracking_uri
 from tests.conftest import REPOSITORY, tiny
-from tests.warm import WarmProcess
+from tests.warm import run_warm
 
 
 def command(*arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
     """Run a command in a process of its own, which has PyTorch already."""
-    with tempfile.TemporaryDirectory() as folder:
-        out, err = Path(folder) / "out", Path(folder) / "err"
-        process = WarmProcess("experiments", arguments, folder=REPOSITORY, environment=os.environ, out=out, err=err)
-        returncode = process.wait(300)
-        done = subprocess.CompletedProcess(arguments, returncode, out.read_text(), err.read_text())
+    done = run_warm("experiments", arguments)
     assert done.returncode == code, done.stderr
     return done
 

@@ -18,7 +18,7 @@ from lightning_modules.metrics import EPOCH_SECONDS, IMAGES_PER_SECOND
 from sagemaker_launch.container.hyperparameters import TUNING_OBJECTIVE, encode
 from sagemaker_launch.container.metric_lines import parse_lines
 from tests.conftest import tiny
-from tests.job_tree import lay_out, start_job
+from tests.job_tree import lay_out, run_job, start_job
 
 
 @pytest.fixture
@@ -77,23 +77,21 @@ def test_a_checkpoint_of_its_own_channel_is_what_the_backbone_starts_from(
     config = override(config, {"model.weights": str(weights)})
     base, folder = tmp_path / "ml", RunFolder(tmp_path / "local")
     sent = encode(override(config, {"model.weights": weights.name}))
-    job = start_job(base, lay_out(base, sent, {"photos": photos, "weights": weights.parent}))
-    output, errors = job.communicate(timeout=300)
-    assert job.returncode == 0, errors
+    job = run_job(base, lay_out(base, sent, {"photos": photos, "weights": weights.parent}))
+    assert job.returncode == 0, job.stderr
     folder.start("local", {}, {})
     train(config, output_dir=folder.path, logger=RunFolderLogger(folder))
-    assert epochs_of(output) == {line.step: _comparable(line.metrics) for line in folder.metric_lines()}
+    assert epochs_of(job.stdout) == {line.step: _comparable(line.metrics) for line in folder.metric_lines()}
 
 
 def test_a_tuned_job_leaves_the_test_split_alone(config: RunConfig, photos: Path, tmp_path: Path) -> None:
     base = tmp_path / "ml"
     quoted = {name: json.dumps(value.strip('"')) for name, value in encode(config).items()}
     quoted[TUNING_OBJECTIVE] = "best_val_loss"
-    job = start_job(base, lay_out(base, quoted, {"photos": photos}))
-    output, errors = job.communicate(timeout=300)
-    assert job.returncode == 0, errors
-    assert "test_loss" not in output
-    assert "best_val_loss" in output
+    job = run_job(base, lay_out(base, quoted, {"photos": photos}))
+    assert job.returncode == 0, job.stderr
+    assert "test_loss" not in job.stdout
+    assert "best_val_loss" in job.stdout
 
 
 @pytest.mark.slow
@@ -139,8 +137,7 @@ def test_a_job_that_fails_leaves_a_short_reason(
     config: RunConfig, photos: Path, tmp_path: Path, change: dict[str, str], reason: str
 ) -> None:
     base = tmp_path / "ml"
-    job = start_job(base, lay_out(base, encode(config) | change, {"photos": photos}))
-    job.communicate(timeout=300)
+    job = run_job(base, lay_out(base, encode(config) | change, {"photos": photos}))
     assert job.returncode != 0
     failure = (base / "output" / "failure").read_text()
     assert reason in failure
@@ -149,6 +146,5 @@ def test_a_job_that_fails_leaves_a_short_reason(
 
 def test_a_job_without_photos_says_so(config: RunConfig, tmp_path: Path) -> None:
     base = tmp_path / "ml"
-    job = start_job(base, lay_out(base, encode(config), {}))
-    job.communicate(timeout=300)
+    run_job(base, lay_out(base, encode(config), {}))
     assert "channel 'photos'" in (base / "output" / "failure").read_text()

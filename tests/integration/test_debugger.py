@@ -39,13 +39,14 @@ from tests.debug_trainings import COLLECTIONS, TRAININGS, write_config
 from tests.integration.test_sync import Account
 from tests.job_tree import lay_out, start_job
 from tests.pictures import make_class_folders
+from tests.shared_run import SharedRun
 from tests.unit.test_requests import BASIC
 
 LOSS = "CrossEntropyLoss_output_0"
 
 
 @pytest.fixture(scope="session")
-def wheel() -> Path:
+def wheel(smdebug_environment: None) -> Path:
     """smdebug, downloaded once for all runs of the tests."""
     return fetch_debugger(JOB_IMAGES)
 
@@ -69,8 +70,9 @@ def run_beside(smdebug: Path, *arguments: str) -> subprocess.CompletedProcess[st
 
 
 @pytest.fixture(scope="session")
-def trained(smdebug: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trained(smdebug: Path, tmp_path_factory: pytest.TempPathFactory, shared_run: SharedRun) -> Path:
     """The folder of all trainings of `debug_trainings`."""
+    shared_run.note_build("trainings that Debugger watches")
     photos, out = tmp_path_factory.mktemp("photos"), tmp_path_factory.mktemp("trained")
     make_class_folders(photos, classes=3, per_class={"train": 16, "valid": 16, "test": 4}, size=24, seed=0)
     done = run_beside(smdebug, "-m", "tests.debug_trainings", str(out), str(photos), *TRAININGS)

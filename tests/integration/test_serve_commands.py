@@ -15,6 +15,7 @@ from sagemaker_launch.archive import pack_model
 from sagemaker_launch.cli import main
 from tests.conftest import REPOSITORY
 from tests.unit.test_export import export, tiny_network
+from tests.warm import run_warm
 
 ROLE = "arn:aws:iam::123456789012:role/serving"
 
@@ -57,13 +58,7 @@ def test_serve_answers_as_an_endpoint_and_ends_with_ctrl_c(tmp_path: Path, packe
 
 def test_serve_says_what_is_wrong_with_an_export(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    done = subprocess.run(
-        [sys.executable, "-m", "sagemaker_launch", "serve", str(tmp_path / "empty")],
-        cwd=REPOSITORY,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = run_warm("sagemaker_launch", ["serve", str(tmp_path / "empty")])
     assert done.returncode == 1
     assert done.stderr.startswith(f"error: {tmp_path / 'empty'} is not an export folder")
     assert len(done.stderr.splitlines()) == 1

@@ -10,7 +10,6 @@ import shutil
 import signal
 import socket
 import statistics
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -24,8 +23,9 @@ import requests
 from lightning_modules.inference import MAX_BODY, Model, decode_image, load_export
 from tests.mutations import large_files
 from tests.pictures import encoded, jpeg_bytes, smooth_picture
-from tests.servers import SERVER, Server, environ, serving
+from tests.servers import PROGRAM, SERVER, Server, environ, serving
 from tests.unit.test_export import export, tiny_network
+from tests.warm import run_warm
 
 LARGE = large_files()[0][0]
 """A PNG of 156 kB that takes most of a second to decode."""
@@ -336,9 +336,7 @@ def _other_golden(model: Path) -> None:
 )
 def test_a_broken_model_ends_it_with_one_line(own_base: Path, break_it: Callable[[Path], object], says: str) -> None:
     break_it(own_base / "model")
-    done = subprocess.run(
-        SERVER, env=environ(SAGEMAKER_BASE_DIR=str(own_base)), capture_output=True, text=True, check=False
-    )
+    done = run_warm(PROGRAM, environment=environ(SAGEMAKER_BASE_DIR=str(own_base)))
     assert done.returncode == 1
     assert len(done.stderr.splitlines()) == 1
     assert done.stderr.startswith("error: ")
@@ -348,21 +346,13 @@ def test_a_broken_model_ends_it_with_one_line(own_base: Path, break_it: Callable
 def test_a_port_that_is_taken_is_said(base: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
-        done = subprocess.run(
-            SERVER,
-            env=environ(SAGEMAKER_BASE_DIR=str(base), SAGEMAKER_BIND_TO_PORT=port),
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        done = run_warm(PROGRAM, environment=environ(SAGEMAKER_BASE_DIR=str(base), SAGEMAKER_BIND_TO_PORT=port))
     assert done.returncode == 1
     assert done.stderr == f"error: can't listen on 127.0.0.1 port {port}: Address already in use\n"
 
 
 def test_wrong_settings_end_it_before_anything_else() -> None:
-    done = subprocess.run(
-        [*SERVER, "serve"], env=environ(SERVING_MAX_BATCH="many"), capture_output=True, text=True, check=False
-    )
+    done = run_warm(PROGRAM, ["serve"], environment=environ(SERVING_MAX_BATCH="many"))
     assert done.returncode == 2
     assert done.stderr == "error: SERVING_MAX_BATCH must be a number 1..1024, got 'many'\n"
 

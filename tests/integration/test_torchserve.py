@@ -19,6 +19,7 @@ from sagemaker_launch.archive import pack_model, unpack_model
 from sagemaker_launch.rehearsal.torchserve import TorchServe
 from tests.mutations import Attack, attacks
 from tests.servers import attack
+from tests.shared_run import SharedRun
 from tests.unit.test_export import CLASS_NAMES, export, tiny_network
 
 ATTRIBUTES = "X-Amzn-SageMaker-Custom-Attributes"
@@ -34,8 +35,12 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def server(
-    model: Path, start_torchserve: Callable[[Path, Path], TorchServe], tmp_path_factory: pytest.TempPathFactory
+    model: Path,
+    start_torchserve: Callable[[Path, Path], TorchServe],
+    tmp_path_factory: pytest.TempPathFactory,
+    shared_run: SharedRun,
 ) -> Iterator[TorchServe]:
+    shared_run.note_build("TorchServe")
     with start_torchserve(tmp_path_factory.mktemp("server") / "tree", model) as started:
         started.wait_until_ready()
         yield started

@@ -76,6 +76,9 @@ def test_what_can_not_be_built_is_not_tried_again(own_run: Keeper) -> None:
     with pytest.raises(RuntimeError, match="palace could not be built by another test: ValueError"):
         SharedRun.current().build_once("palace", fail)
     assert len(tried) == 1
+    (own_run.run.folder / "castle").mkdir()
+    with pytest.raises(RuntimeError, match="castle was being built by another process, which died"):
+        SharedRun.current().build_once("castle", fail)
     assert own_run.end() == []
 
 
