@@ -133,7 +133,8 @@ def run_sweep(config: RunConfig, *, more: int = 0) -> SweepResult:
             raise
         finally:
             progress.close()
-        if (finished := count_finished(study)) < target:  # the deadline has passed
+        if (finished := count_finished(study)) < target:
+            assert config.sweep.timeout_seconds is not None, "only the deadline ends a study before its target"
             limit = f"sweep.timeout_seconds {config.sweep.timeout_seconds:g}"
             say(f"{limit} has passed after {finished} of {target} trials; the same command goes on from here")
         with FileLock(study_folder(config) / "conclude.lock"):  # two sweeps on one study end at the same time
