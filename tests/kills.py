@@ -54,24 +54,26 @@ CASES: dict[str, dict[str, object]] = {
     "not_a_number": LONG | {"optimizer.learning_rate": 1e30, "optimizer.name": "sgd"},
     "photos": LONG | {"model.trainable": "all", "trainer.early_stopping_patience": 1, "optimizer.learning_rate": 0.05},
     "pruning": SEARCH,
-    "timeout": SEARCH,
+    "timeout": SEARCH | {"sweep.timeout_seconds": 3600},
     "diverging": SEARCH | {"optimizer.name": "sgd", "sweep.pruner": "none", "search": DIVERGING},
     "population": SEARCH | {"sweep.population": 3},
 }
 SEARCHES = ("pruning", "timeout", "diverging", "population")
 """Cases that are sweeps; the others are trainings."""
-SOME = (
+VALUE, TELL, NOTE = "before journal entry 5", "before journal entry 6", "before journal entry 9"
+"""A value of a trial's point, a trial's end and a note of the pruner reach the study."""
+SOME = {
+    "pruning": (VALUE, NOTE, TELL, "before removing checkpoints"),
+    "timeout": (TELL, "before writing export"),
+    "diverging": (TELL, "after writing last.ckpt"),
+}
+"""Boundaries of a search that differ in what a resumed run has to do."""
+SOME_OF_TRAINING = (
     "after History.on_validation_end",
-    "before writing last.ckpt",
     "after writing last.ckpt",
     "before writing scores.npz",
     "after writing export",
-    "before journal entry 5",  # a value of a trial's point
-    "before journal entry 9",  # a note of the pruner
-    "before journal entry 6",  # a trial's end
-    "before removing checkpoints",
 )
-"""Boundaries that differ in what a resumed run has to do."""
 TIMEOUT_TRIALS = 2
 """Trials that have started when the time of the sweep is over: a clock would make the case another one each time."""
 CLOCK = ("epoch_seconds", "images_per_second")
@@ -250,12 +252,13 @@ def left(case: str, config: RunConfig) -> dict[str, Any]:
     return {key: value for key, value in found.items() if not key.endswith(CLOCK)}
 
 
-def chosen(names: list[str], which: str) -> list[int]:
+def chosen(case: str, names: list[str], which: str) -> list[int]:
     """Which boundaries to die at: every one, the last of each kind, or the last of some kinds."""
     last = {name: number for number, name in enumerate(names, start=1)}
     if which == "every":
         return list(range(1, len(names) + 1))
-    return sorted(number for name, number in last.items() if which == "kinds" or name in SOME)
+    some = SOME.get(case, SOME_OF_TRAINING)
+    return sorted(number for name, number in last.items() if which == "kinds" or name in some)
 
 
 def differences(expected: dict[str, Any], found: dict[str, Any], *, exact: bool) -> list[str]:
@@ -279,7 +282,7 @@ def try_case(case: str, which: str, config: RunConfig) -> dict[str, Any]:
     whole = override(config, {"output_dir": config.output_dir / case / "whole"})
     _, names = in_a_child(case, whole, 0)
     expected, differing, kills = left(case, whole), list[str](), 0
-    for number in chosen(names, which):
+    for number in chosen(case, names, which):
         cut = override(config, {"output_dir": config.output_dir / case / "killed"})
         ended_by, _ = in_a_child(case, cut, number)
         assert ended_by == signal.SIGKILL, (case, number)

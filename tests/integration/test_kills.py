@@ -56,7 +56,7 @@ def fast(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, di
 @pytest.mark.parametrize("case", FAST)
 def test_a_kill_changes_no_metric(fast: dict[str, dict[str, Any]], case: str) -> None:
     check(fast[case])
-    assert fast[case]["kills"] >= 3
+    assert fast[case]["kills"] >= 2
 
 
 @pytest.mark.slow
