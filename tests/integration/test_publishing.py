@@ -5,20 +5,25 @@ from __future__ import annotations
 import multiprocessing
 import random
 import shutil
+import sqlite3
 import time
+import uuid
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
-from mlflow.entities import Run, ViewType
+from mlflow.entities import Run
 
 from experiments import drawing
 from experiments.config import RunConfig, load_config, override
+from experiments.errors import TrackingError
 from experiments.publisher import FINISH, LOCK_FILE, Publication, Publisher
 from experiments.run_folder import Outcome, RunFolder
 from experiments.tracking import KEY_TAG, STATUS, tracking_uri
+from experiments.training import train_and_register
+from tests.conftest import tiny
 
 PICTURES = ("confusion_matrix.png", "per_class_accuracy.csv", "worst_errors.png")
 
@@ -91,12 +96,19 @@ def write_late(config: RunConfig, number: int) -> None:
     folder.add_params({"noted.late": number})
 
 
-def runs(config: RunConfig, view: int = ViewType.ACTIVE_ONLY) -> dict[str, Run]:
+def reader(config: RunConfig) -> MlflowClient:
+    """A client of a copy of the database: MLflow keeps files open, also one that was deleted."""
+    database = Path(tracking_uri(config).removeprefix("sqlite:///"))
+    return MlflowClient(f"sqlite:///{shutil.copy(database, database.with_name(f'{uuid.uuid4().hex}.copy'))}")
+
+
+def runs(config: RunConfig) -> dict[str, Run]:
     """MLflow's runs by their key."""
-    client = MlflowClient(tracking_uri(config))
+    client = reader(config)
     experiment = client.get_experiment_by_name(config.tracking.experiment)
     assert experiment is not None
-    return {run.data.tags[KEY_TAG]: run for run in client.search_runs([experiment.experiment_id], "", view, 1000)}
+    found = client.search_runs([experiment.experiment_id], max_results=1000)
+    return {run.data.tags[KEY_TAG]: run for run in found}
 
 
 def artifacts(config: RunConfig, run: Run) -> dict[str, bytes]:
@@ -110,7 +122,7 @@ def differences(config: RunConfig) -> list[str]:
     found, known = [], runs(config)
     folders = [RunFolder(path.parent) for path in sorted(home(config).glob("**/run.json"))]
     parent = known.get(RunFolder(home(config) / "study").read()["key"])
-    client = MlflowClient(tracking_uri(config))
+    client = reader(config)
     for folder in folders:
         noted = folder.read()
         run = known.get(noted["key"])
@@ -225,3 +237,77 @@ def test_what_mlflow_has_lost_is_filled_again_from_the_run_folders(
     with Publisher(publication(config)):
         pass
     assert differences(config) == []
+
+
+def test_a_command_publishes_other_runs_that_a_deleted_database_had(published: RunConfig) -> None:
+    """Runs of another study and of another experiment stay out; a run that somebody deleted stays deleted."""
+    alone = [RunFolder(published.output_dir / "train" / name) for name in ("one", "deleted", "elsewhere")]
+    for folder in alone:
+        start(folder, published)
+        folder.finish(Outcome("COMPLETE", 1.0))
+    alone[2].add_params({"tracking.experiment": "another"})
+    other = override(published, {"sweep.study_name": "other"})
+    start(RunFolder(home(other) / "study"), other)
+    with Publisher(publication(other)):
+        finish_study(other)
+    there = runs(published)
+    assert {folder.path.name: folder.read()["key"] in there for folder in alone} == {
+        "one": True,
+        "deleted": True,
+        "elsewhere": False,
+    }
+    client = MlflowClient(tracking_uri(published))
+    client.delete_run(there[alone[1].read()["key"]].info.run_id)
+    with Publisher(publication(other)):
+        pass
+    assert alone[1].read()["key"] not in runs(published)
+    delete_database(published)
+    with Publisher(publication(other)):
+        pass
+    assert {folder.path.name for folder in alone if folder.read()["key"] in runs(published)} == {"one", "deleted"}
+    kept = [RunFolder(path.parent) for path in home(published).glob("**/run.json")]
+    assert {folder.read()["key"] for folder in kept} <= runs(published).keys()
+    for folder in kept:
+        assert artifacts(published, runs(published)[folder.read()["key"]]).keys() == {
+            path.relative_to(folder.artifacts).as_posix() for path in folder.artifacts.rglob("*") if path.is_file()
+        }
+
+
+def test_a_run_that_mlflow_refuses_does_not_hold_up_the_others(config: RunConfig) -> None:
+    start(RunFolder(home(config) / "study"), config)
+    for number in (2, 3, 6):
+        write_trial(config, number, random.Random(number))
+    RunFolder(home(config) / "trials" / "0002").update(params={"not/?allowed": "x"})
+    finish_study(config)
+    with pytest.raises(TrackingError, match=r"0002 and is sent when"), Publisher(publication(config)):
+        pass
+    assert {folder.path.name for folder in map(RunFolder, home(config).glob("trials/*")) if folder.is_published} == {
+        "0003",
+        "0006",
+    }
+
+
+def test_a_model_that_was_not_registered_is_registered_by_the_same_command(
+    photos: Path, tmp_path: Path, mlflow_database: Path
+) -> None:
+    shutil.copy(mlflow_database, tmp_path / "mlflow.db")
+    config = load_config(
+        None, tiny(photos, tmp_path) | {"trainer.max_epochs": 1, "tracking.flush_timeout_seconds": 1.0}
+    )
+
+    def run_sql(statement: str) -> None:
+        connection = sqlite3.connect(tmp_path / "mlflow.db")
+        connection.execute(statement)
+        connection.commit()
+        connection.close()
+
+    run_sql("CREATE TRIGGER full BEFORE INSERT ON model_versions BEGIN SELECT RAISE(ABORT, 'the disk is full'); END")
+    with pytest.raises(TrackingError, match=r"creation error.*is sent when the same command runs again"):
+        train_and_register(config)
+    run_sql("DROP TRIGGER full")
+    first = train_and_register(config)
+    assert (first.model_uri, first.champion) == ("models:/experiments/1", True)
+    assert [path.name for path in tmp_path.glob("train/*")] == [first.export.parent.name]
+    second = train_and_register(config)
+    assert second.export != first.export, "a run that has gone through all steps is trained again"
+    assert second.model_uri == "models:/experiments/2"
