@@ -306,8 +306,8 @@ def test_a_model_that_was_not_registered_is_registered_by_the_same_command(
         train_and_register(config)
     run_sql("DROP TRIGGER full")
     first = train_and_register(config)
-    assert (first.model_uri, first.champion) == ("models:/experiments/1", True)
+    assert (first.model_uri, first.champion) == (f"models:/{photos.name}/1", True)
     assert [path.name for path in tmp_path.glob("train/*")] == [first.export.parent.name]
     second = train_and_register(config)
     assert second.export != first.export, "a run that has gone through all steps is trained again"
-    assert second.model_uri == "models:/experiments/2"
+    assert second.model_uri == f"models:/{photos.name}/2"

@@ -250,7 +250,7 @@ def test_the_end_of_a_command_waits_up_to_the_limit_and_the_same_command_sends_t
     assert "Traceback" not in text
     assert re.search(r"error: tracking\.uri sqlite:.* is sent when the same command runs again\n$", text)
     sent = Command("train", values=values).end(90)
-    assert "models:/experiments/1 (champion)" in sent
+    assert f"models:/{photos.name}/1 (champion)" in sent
     assert len(list(runs.glob("train/*/run.json"))) == 1
     (run,) = MlflowClient(f"sqlite:///{runs}/mlflow.db").search_runs(["1"])
     assert run.info.status == "FINISHED"
