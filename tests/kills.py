@@ -183,8 +183,8 @@ def run_case(case: str, config: RunConfig) -> None:
         return
     if case == "timeout":
 
-        def claim_in_time(study: optuna.Study, *args: Any, new: bool = True) -> Any:
-            return claim(study, *args, new=new and len(study.get_trials(deepcopy=False)) < TIMEOUT_TRIALS)
+        def claim_in_time(study: optuna.Study, *args: Any, new: bool, **named: Any) -> Any:
+            return claim(study, *args, new=new and len(study.get_trials(deepcopy=False)) < TIMEOUT_TRIALS, **named)
 
         sweep.claim = claim_in_time
     sweep.run_sweep(config)
