@@ -118,6 +118,8 @@ class _Work:
         store = self._ask(partial(wait_for_store, self._open, self._config))
         refusals: list[TrackingError] = []
         for folder in self._ended():
+            if folder is not self._parent and folder.path not in self._done:
+                self._record_system(folder, None)
             try:
                 while folder.path not in self._done or not folder.is_published:
                     self._ask(partial(store.push_or_wait, folder, self._parent_run_id))
@@ -188,16 +190,23 @@ class _Work:
         A run that somebody deleted in MLflow's UI stays deleted.
         """
         groups = [one for one in run_groups(self._config) if one.lock != self._publication.lock]
-        known = self._ask(partial(store.find_known, [folder for one in groups for folder in one.runs]))
-        for group in groups:
-            lacking = [one for one in group.runs if one.path not in known and not one.needs_drawing]
-            if not lacking or self._connection.poll():
-                continue
-            lock = FileLock(group.lock, is_singleton=False)
-            with contextlib.suppress(Timeout), lock.acquire(timeout=0):  # another process publishes this group
-                parent_run_id = self._ask(partial(store.push_killed, group.parent)) if group.parent else None
-                for folder in lacking:
-                    self._ask(partial(store.push, folder, parent_run_id))
+        try:
+            known = self._ask(partial(store.find_known, [folder for one in groups for folder in one.runs]))
+            for group in groups:
+                lacking = [one for one in group.runs if one.path not in known and not one.needs_drawing]
+                lock = FileLock(group.lock, is_singleton=False)
+                if not lacking or self._connection.poll() or not _is_acquired(lock):
+                    continue
+                try:
+                    parent_run_id = self._ask(partial(store.push_killed, group.parent)) if group.parent else None
+                    for folder in lacking:
+                        self._ask(partial(store.push, folder, parent_run_id))
+                finally:
+                    lock.release()
+        except AWAY as error:  # the command has done its own work
+            say(
+                f"{self._mlflow} does not take an earlier run, the next command tries again: {reason(error, self._uri)}"
+            )
 
     def _ask(self, call: Callable[[], _Item]) -> _Item:
         """Make calls to MLflow, each of which announces how long it may take."""
@@ -222,3 +231,10 @@ class _Work:
     @property
     def _mlflow(self) -> str:
         return f"MLflow at {public_url(self._uri)}"
+
+
+def _is_acquired(lock: FileLock) -> bool:
+    """Try to acquire a lock: another process may publish the same runs."""
+    with contextlib.suppress(Timeout):
+        lock.acquire(timeout=0)
+    return lock.is_locked

@@ -28,7 +28,7 @@ MAX_DEATHS = 3
 """How often the process may be killed before the run gives up."""
 FINISH, INTERRUPTED = "finish", "interrupted"
 """What the process is told: publish all runs that have ended, or stop soon."""
-INTERRUPTED_SECONDS = 3.0
+INTERRUPTED_SECONDS = 5.0
 """How long an interrupted command waits for MLflow at most."""
 EXTRA_SECONDS = 1.0
 """By how much this process is more patient than the other one, whose message says more."""

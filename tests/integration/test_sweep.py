@@ -210,6 +210,9 @@ def test_what_no_trial_can_open_ends_the_sweep_before_the_first(config: RunConfi
 def test_an_interrupted_sweep_goes_on_from_the_checkpoint(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     def stop(self: Watch, trainer: Any, *args: Any, **kwargs: Any) -> None:
         if trainer.current_epoch == 2:
+            deadline = time.monotonic() + 120
+            while trial_folder(config, 0).run_id is None and time.monotonic() < deadline:
+                time.sleep(0.1)  # MLflow is to know the run
             raise InterruptedRunError
 
     with monkeypatch.context() as patched:
