@@ -31,6 +31,7 @@ LONGEST = (
     "e2e/test_notebook.py",
     "e2e/test_cloud.py",
     "integration/test_sweep.py",
+    "integration/test_kills.py",
     "e2e/test_endpoints.py",
     "integration/test_readme.py",
     "integration/test_serving.py",
