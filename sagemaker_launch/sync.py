@@ -9,8 +9,9 @@ import json
 import shutil
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
@@ -61,6 +62,8 @@ class Synchroniser:
         self._photo_root = photo_root(config.data)
         self._store = RunStore.open_or_wait(config)
         self._said: set[str] = set()
+        self._whole: set[Path] = set()
+        """Folders of jobs that MLflow had whole when this sync began."""
 
     @classmethod
     def open(cls, settings: CloudSettings, config: RunConfig) -> Synchroniser:
@@ -86,6 +89,7 @@ class Synchroniser:
             The run folders, the parent's first.
         """
         if job.kind is TRAINING:
+            self._whole = self._find_whole([job.name])
             folder = self._training_job(job.name, job.described, {}, models=models)
             self._push(folder)
             return [folder]
@@ -94,6 +98,7 @@ class Synchroniser:
         folders = [parent]
         best = job.described.get("BestTrainingJob", {}).get("TrainingJobName")
         listed = children(self._sagemaker, job.name)
+        self._whole = self._find_whole([summary["TrainingJobName"] for summary in listed])
         for summary in tqdm(listed, desc="sync", unit="job", disable=not sys.stderr.isatty()):
             name = summary["TrainingJobName"]
             tags = {"tuning_job": job.name}
@@ -105,8 +110,13 @@ class Synchroniser:
             self._push(parent)
         return folders
 
+    def _find_whole(self, names: Sequence[str]) -> set[Path]:
+        folders = [RunFolder(self._home / name) for name in names]
+        existing = [folder for folder in folders if folder.exists]
+        return self._store.wait(lambda: self._store.find_whole(existing), RunFolder(self._home))
+
     def _push(self, folder: RunFolder, parent_run_id: str | None = None) -> None:
-        if folder.path not in self._store.wait(lambda: self._store.find_whole([folder]), folder):
+        if folder.path not in self._whole or not folder.is_published:
             self._store.push_or_wait(folder, parent_run_id)
 
     def _tuning_job(self, job: FoundJob) -> RunFolder:
