@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 # Before torch is imported, here and in the processes that tests start. Tiny networks gain nothing from a second thread,
 # and wait long for one that another process, such as the publisher, keeps off its core.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# MLflow's server starts eight more processes for jobs that nothing here gives it: seven seconds of processor time.
+os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 # Real photos and weights are not part of the project: tests that need them are skipped where they are absent.
