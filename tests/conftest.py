@@ -30,18 +30,21 @@ JOB_IMAGES = REPOSITORY / "runs" / "rehearsal-image"
 # The files that take longest, longest first. `make test` hands out files in this order, so none of these is the last
 # one to run while the other process waits. A file that is missing here costs that wait and nothing else.
 LONGEST = (
+    "integration/test_sweep.py",
     "e2e/test_notebook.py",
     "e2e/test_cloud.py",
-    "integration/test_sweep.py",
     "e2e/test_endpoints.py",
     "integration/test_readme.py",
     "integration/test_serving.py",
-    "integration/test_torchserve.py",
-    "integration/test_rehearsal_endpoints.py",
-    "integration/test_debugger.py",
+    "integration/test_recorder.py",
+    "integration/test_tracking_server.py",
     "integration/test_commands.py",
-    "integration/test_container.py",
+    "integration/test_debugger.py",
+    "integration/test_rehearsal_endpoints.py",
+    "integration/test_publisher.py",
+    "integration/test_postgres.py",
     "integration/test_rehearsal.py",
+    "integration/test_torchserve.py",
 )
 KEEPER = pytest.StashKey[Keeper]()
 FAULTS = pytest.StashKey[list[str]]()
