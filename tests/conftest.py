@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 # Before torch is imported, here and in the processes that tests start. Tiny networks gain nothing from a second thread,
 # and wait long for one that another process, such as the publisher, keeps off its core.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# MLflow's server starts eight more processes for jobs that nothing here gives it: seven seconds of processor time.
+os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 # Real photos and weights are not part of the project: tests that need them are skipped where they are absent.
@@ -28,19 +30,26 @@ JOB_IMAGES = REPOSITORY / "runs" / "rehearsal-image"
 # The files that take longest, longest first. `make test` hands out files in this order, so none of these is the last
 # one to run while the other process waits. A file that is missing here costs that wait and nothing else.
 LONGEST = (
-    "e2e/test_notebook.py",
-    "e2e/test_cloud.py",
     "integration/test_sweep.py",
+    "integration/test_time_limits.py",
+    "e2e/test_notebook.py",
     "integration/test_kills.py",
+    "e2e/test_cloud.py",
+    "cases/test_a_study_is_its_own.py",
     "e2e/test_endpoints.py",
     "integration/test_readme.py",
+    "integration/test_interrupt.py",
+    "integration/test_publishing.py",
     "integration/test_serving.py",
-    "integration/test_torchserve.py",
-    "integration/test_rehearsal_endpoints.py",
-    "integration/test_debugger.py",
+    "integration/test_recorder.py",
+    "integration/test_tracking_server.py",
     "integration/test_commands.py",
-    "integration/test_container.py",
+    "integration/test_debugger.py",
+    "integration/test_rehearsal_endpoints.py",
+    "integration/test_publisher.py",
+    "integration/test_postgres.py",
     "integration/test_rehearsal.py",
+    "integration/test_torchserve.py",
 )
 KEEPER = pytest.StashKey[Keeper]()
 FAULTS = pytest.StashKey[list[str]]()
