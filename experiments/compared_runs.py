@@ -15,8 +15,8 @@ from optuna.trial import FrozenTrial, TrialState
 
 from experiments.config import OWN_COPIES, RunConfig, noted_fields, override, to_flat
 from experiments.figures import metric_name
-from experiments.parity import DECISIVE_OF_SWEEP, FINGERPRINT
-from experiments.run_folder import RunFolder
+from experiments.parity import DECISIVE_OF_SWEEP
+from experiments.run_folder import FINGERPRINT, RunFolder
 from experiments.study import trial_folder
 from lightning_modules.metrics import VAL_LOSS
 

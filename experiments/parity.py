@@ -18,11 +18,10 @@ from matplotlib.ticker import MaxNLocator
 from experiments.config import field_names
 from experiments.figures import BLUE, VERMILLION
 from experiments.page import NOTHING, Plot, Table, render_page, to_png
-from experiments.run_folder import RunFolder
+from experiments.run_folder import FINGERPRINT, RunFolder
 from lightning_modules.metrics import EPOCH_SECONDS, IMAGES_PER_SECOND, OBJECTIVES
 
 PAGE, DATA = "parity.html", "parity.json"
-FINGERPRINT = "data.fingerprint"
 BY_CLOCK = ("system/", EPOCH_SECONDS, IMAGES_PER_SECOND, "training_seconds", "billable_seconds", "spot_saving", "usd")
 """Metrics, or what their names begin with, that are never twice the same."""
 ENVIRONMENT = ("package.", "hardware.", "cloud.", "python", "host", "origin", "mlflow.source.git.commit")

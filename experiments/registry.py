@@ -19,13 +19,13 @@ from mlflow.types.schema import AnyType, ColSpec, DataType, Schema
 from experiments.config import public_url
 from experiments.console import say
 from experiments.errors import UserError
-from experiments.run_folder import RunFolder
+from experiments.run_folder import FINGERPRINT, RunFolder
 from experiments.tracking import STATUS, RunStore
 from lightning_modules import metrics
 from lightning_modules.inference import MANIFEST_FILE
 
 CHAMPION = "champion"
-FINGERPRINT, CLASS_NAMES = "data.fingerprint", "class_names"
+CLASS_NAMES = "class_names"
 """Tags of a version: the data set that its model was trained on."""
 
 

@@ -35,6 +35,8 @@ from lightning_modules.metrics import BEST, OBJECTIVES
 
 LOCAL = {"origin": "local"}
 """Tag of the runs that this machine's commands make; a job can't know where the service runs it."""
+FINGERPRINT = "data.fingerprint"
+"""Param by which a run says which photos it saw."""
 RECORDING, PROFILE = "artifacts/recording", "artifacts/profile"
 """Folders of a run's recording and profile, below that of the run: MLflow gets them with the artifacts."""
 
@@ -163,6 +165,12 @@ class RunFolder:
     def system_lines(self) -> list[MetricLine]:
         """All whole lines of system.jsonl."""
         return self._lines("system.jsonl")
+
+    @property
+    def fingerprint(self) -> str | None:
+        """Which photos the run saw; None before it has seen any."""
+        found: str | None = self.read()["params"].get(FINGERPRINT) if self.exists else None
+        return found
 
     @property
     def outcome(self) -> Outcome | None:

@@ -41,7 +41,7 @@ from sqlalchemy.pool import NullPool
 from experiments.config import RunConfig, public_url, require, require_folder, tracking_uri
 from experiments.errors import TrackingError, UserError
 from experiments.mlflow_views import tuned_names, view_tags
-from experiments.run_folder import MetricLine, Published, RunFolder, now_ms
+from experiments.run_folder import FINGERPRINT, MetricLine, Published, RunFolder, now_ms
 
 KEY_TAG = "experiments.key"
 """Tag by which a run folder finds its run again."""
@@ -258,7 +258,7 @@ class RunStore:
         new = [Param(key, value) for key, value in params.items() if key not in run.data.params]
         for chunk in _chunks(new, 100):  # MLflow's limit a request
             self.client.log_batch(run_id, params=chunk)
-        if "data.fingerprint" in params and not (run.inputs and run.inputs.dataset_inputs):
+        if FINGERPRINT in params and not (run.inputs and run.inputs.dataset_inputs):
             self.client.log_inputs(run_id, [_dataset(params)])
         self._params[run_id] = params
 
@@ -524,7 +524,7 @@ def _dataset(params: Mapping[str, str]) -> DatasetInput:
     facts = {key: value for key, value in params.items() if key.startswith("data.")}
     dataset = Dataset(
         name=params["data.name"] if root == "None" else Path(root).name,
-        digest=params["data.fingerprint"][:36],
+        digest=params[FINGERPRINT][:36],
         source_type="local",
         source=json.dumps({"uri": root}),
         profile=json.dumps(facts),

@@ -38,7 +38,7 @@ from experiments.inputs import (
     uses_features,
 )
 from experiments.profiling import step_profiler
-from experiments.run_folder import RECORDING
+from experiments.run_folder import FINGERPRINT, RECORDING
 from experiments.scoring import Scores, predict_probabilities, score_split
 from lightning_modules import metrics
 from lightning_modules.classifier import ImageClassifier
@@ -268,7 +268,7 @@ def score_and_export(
 def data_facts(folders: ClassFolders) -> dict[str, str | int]:
     """What a run notes about its data beside its config."""
     return {
-        "data.fingerprint": folders.fingerprint,
+        FINGERPRINT: folders.fingerprint,
         "data.classes": len(folders.class_names),
         "data.train_images": len(folders.train),
         "data.valid_images": len(folders.valid),

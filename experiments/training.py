@@ -16,7 +16,7 @@ from filelock import AcquireReturnProxy, FileLock, Timeout
 from experiments.config import RunConfig, override, to_flat, to_public
 from experiments.console import say
 from experiments.errors import CommandError, InterruptedRunError, UserError
-from experiments.inputs import open_data_once
+from experiments.inputs import forget_opened, open_data_once
 from experiments.interrupts import Interrupts, Watch
 from experiments.logger import RunFolderLogger
 from experiments.preflight import check_training
@@ -96,7 +96,8 @@ def train_run(
     if int(os.environ.get("LOCAL_RANK", 0)):  # set by Lightning
         _train_along(config)
     check_training(config)
-    folder, lock = _claim_folder(place, registers=registers)
+    forget_opened()
+    folder, lock = _claim_folder(place, open_data_once(config).fingerprint, registers=registers)
     os.environ[RUN_FOLDER] = str(folder.path)
     with lock, Interrupts() as interrupts:
         if not folder.exists:
@@ -168,11 +169,14 @@ def complete_run(place: Path) -> RunFolder | None:
     return complete[-1] if complete else None
 
 
-def _claim_folder(place: Path, *, registers: bool) -> tuple[RunFolder, AcquireReturnProxy[FileLock]]:
+def _claim_folder(place: Path, fingerprint: str, *, registers: bool) -> tuple[RunFolder, AcquireReturnProxy[FileLock]]:
     """The folder of the first run of a place that has not gone through all steps, or a new one.
 
     The steps are: trained, published, registered. The same command continues with the next one. After the last one, or
-    after a training that failed, it trains a new run.
+    after a training that failed, it trains a new run. A run on other photos is left as it is.
+
+    Args:
+        fingerprint: of the photos now.
     """
     for number in range(10_000):
         folder = RunFolder(place.with_name(f"{place.name}-{number:03d}"))
@@ -181,7 +185,7 @@ def _claim_folder(place: Path, *, registers: bool) -> tuple[RunFolder, AcquireRe
             lock = FileLock(folder.path / "lock", is_singleton=False).acquire(timeout=0)
         except Timeout:
             continue  # somebody is training it right now
-        if not _has_all_steps(folder, registers=registers):
+        if not _has_all_steps(folder, registers=registers) and folder.fingerprint in (None, fingerprint):
             return folder, lock
         lock.lock.release()
     raise UserError(f"output_dir must have room for one more run of {place}, got 10,000 of them")

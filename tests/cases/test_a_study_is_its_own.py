@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from mlflow import MlflowClient
 
 from experiments.config import RunConfig, load_config, override, tracking_uri
-from experiments.errors import UserError
+from experiments.errors import InterruptedRunError, UserError
+from experiments.interrupts import Watch
 from experiments.run_folder import RunFolder
 from experiments.study import load_study, study_folder, trial_folder
 from experiments.sweep import run_sweep
@@ -127,3 +129,29 @@ def test_a_mistake_that_no_check_finds_locks_nothing(home: Path, photos: Path, m
     )
     assert result.study.direction.name == "MAXIMIZE"
     assert [trial.state.name for trial in result.study.trials] == ["COMPLETE"]
+
+
+@pytest.mark.filterwarnings("ignore:Operation with .* is deprecated")  # MLflow 3.17 on pandas 3
+def test_an_interrupted_training_is_not_continued_on_other_photos(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = make_photos(tmp_path / "photos", 2)
+    config = config_for(root, home, trainer__max_epochs=2)
+
+    def stop(self: Watch, trainer: Any, *_: object) -> None:
+        if trainer.current_epoch == 1:
+            raise InterruptedRunError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Watch, "on_train_batch_end", stop)
+        with pytest.raises(InterruptedRunError, match="best model so far: epoch 1"):
+            train_and_register(config)
+    [cut_off] = (home / "train").iterdir()
+    added = root / "train" / "001.Class1" / "added.png"
+    shutil.copy(next((root / "train" / "002.Class2").iterdir()), added)
+    on_more = train_and_register(config).export.parent
+    assert on_more != cut_off, "a new run, as the photos are others"
+    assert RunFolder(on_more).read()["params"]["data.train_images"] == "13"
+    added.unlink()
+    assert train_and_register(config).export.parent == cut_off, "the old photos: the old run continues"
+    assert len(list((home / "train").iterdir())) == 2
