@@ -174,6 +174,14 @@ def mlflow_database(shared_run: SharedRun) -> Path:
     return shared_run.build_once("mlflow-database", build) / "mlflow.db"
 
 
+@pytest.fixture
+def unpublished(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sweeps without MLflow, where it is not the subject: its process takes four seconds of processor time."""
+    from tests.unpublished import NoPublisher
+
+    monkeypatch.setattr("experiments.sweep.Publisher", NoPublisher)
+
+
 def tiny(photos: Path, output_dir: Path) -> dict[str, object]:
     """Overrides for a run of a second: the head of a small network with random weights."""
     return {

@@ -38,6 +38,7 @@ from experiments.study import claim, load_study
 from experiments.train import NotANumberError
 from lightning_modules import features
 from tests.conftest import tiny
+from tests.unpublished import NoPublisher
 
 LONG = {"trainer.max_epochs": 12, "optimizer.schedule": "constant"}
 SEARCH = {"sweep.sampler": "random", "sweep.n_trials": 4, "trainer.max_epochs": 4, "sweep.pruner": "hyperband"}
@@ -77,22 +78,6 @@ SOME_OF_TRAINING = (
 TIMEOUT_TRIALS = 2
 """Trials that have started when the time of the sweep is over: a clock would make the case another one each time."""
 CLOCK = ("epoch_seconds", "images_per_second")
-
-
-class NoPublisher:
-    """What MLflow gets is the subject of other tests; it takes no part in a training, and seconds to start."""
-
-    def __init__(self, *args: Any, **named: Any) -> None:
-        pass
-
-    def __enter__(self) -> NoPublisher:
-        return self
-
-    def __exit__(self, *args: object) -> None:
-        pass
-
-    def check(self) -> None:
-        pass
 
 
 class Boundaries:

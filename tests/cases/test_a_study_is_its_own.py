@@ -59,6 +59,7 @@ def test_two_data_sets_make_two_studies_two_experiments_and_two_models(home: Pat
         assert names == {name, "trial 0000", "train folder"}
 
 
+@pytest.mark.usefixtures("unpublished")
 def test_photos_that_change_below_one_root_are_not_taken_for_the_old_ones(home: Path, tmp_path: Path) -> None:
     root = make_photos(tmp_path / "photos", 2)
     config = config_for(root, home)
@@ -81,6 +82,7 @@ def test_photos_that_change_below_one_root_are_not_taken_for_the_old_ones(home: 
     assert len(run_sweep(config_for(moved, home, sweep__n_trials=2)).study.trials) == 2
 
 
+@pytest.mark.usefixtures("unpublished")
 def test_a_new_storage_continues_the_study_or_is_refused_but_never_shows_old_values(
     home: Path, tmp_path: Path, photos: Path
 ) -> None:
@@ -99,6 +101,7 @@ def test_a_new_storage_continues_the_study_or_is_refused_but_never_shows_old_val
     moved.study._storage.remove_session()
 
 
+@pytest.mark.usefixtures("unpublished")
 def test_a_trial_folder_of_other_parameters_is_never_taken_for_this_trial(home: Path, photos: Path) -> None:
     config = config_for(photos, home, sweep__study_name="own")
     run_sweep(config)
@@ -112,6 +115,7 @@ def test_a_trial_folder_of_other_parameters_is_never_taken_for_this_trial(home: 
     assert run_sweep(config).best.number == 0
 
 
+@pytest.mark.usefixtures("unpublished")
 def test_a_mistake_that_no_check_finds_locks_nothing(home: Path, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """All trials fail for a reason in the settings; the corrected settings work under the same name."""
     from experiments import sweep

@@ -15,6 +15,7 @@ from optuna.distributions import FloatDistribution
 
 from experiments.config import RunConfig, load_config
 from experiments.console import invocation
+from experiments.identity import Photos
 from experiments.search_space import load_search_space
 from experiments.study import open_study
 from sagemaker_launch import budget, shipping
@@ -126,7 +127,7 @@ def test_what_the_recorder_keeps_may_be_said_beside_it(fields: list[str], capsys
 def study_of(config: RunConfig, name: str) -> optuna.Study:
     """A study of 12 trials, of which the best have learning rates of about 0.05."""
     space = load_search_space(config.search or Path())
-    study, _ = open_study(config, space)
+    study, _ = open_study(config, space, Photos("f" * 64, ("Beagle", "Poodle"), train=24, valid=8, test=8))
     ranges = {one: FloatDistribution(part.low, part.high, log=True) for one, part in space.items()}  # type: ignore[union-attr]
     for number in range(12):
         rate = 0.01 * 1.3**number

@@ -26,7 +26,7 @@ from experiments.config import RunConfig, load_config, override, tracking_uri
 from experiments.errors import InterruptedRunError, SweepError, TrackingError, UserError
 from experiments.interrupts import Watch
 from experiments.logger import RunFolderLogger
-from experiments.run_folder import RunFolder
+from experiments.run_folder import Outcome, RunFolder
 from experiments.study import load_study, study_folder, trial_folder
 from experiments.train import train
 from lightning_modules.export import check_golden
@@ -123,6 +123,7 @@ def test_a_pruned_trial_is_a_finished_run(config: RunConfig, monkeypatch: pytest
     assert states == [TrialState.COMPLETE, TrialState.PRUNED, TrialState.COMPLETE]
 
 
+@pytest.mark.usefixtures("unpublished")
 @pytest.mark.parametrize(
     ("error", "failures", "trials", "states"),
     [
@@ -147,15 +148,16 @@ def test_a_trial_is_tried_once_more_where_that_can_help_and_replaced_where_it_fa
     train = sweep.train
     monkeypatch.setattr(sweep, "train", failing)
     sweep.run_sweep(config)
-    check_whole(config, trials)
     ended = load_study(config, "tiny").trials
+    assert len(ended) == trials
     assert " ".join(trial.state.name for trial in ended) == states
     if ended[1].state == TrialState.FAIL:
-        assert ended[1].user_attrs["failure_reason"] == f"{type(error).__name__}: {error}"
-        run = next(run for run in runs_of(config) if run.data.tags.get("trial") == "1")
-        assert str(error) in run.data.tags["failure_reason"]
+        reason = f"{type(error).__name__}: {error}"
+        assert ended[1].user_attrs["failure_reason"] == reason
+        assert trial_folder(config, 1).outcome == Outcome("FAIL", reason=reason)
 
 
+@pytest.mark.usefixtures("unpublished")
 def test_a_trial_that_diverges_is_pruned_with_the_worst_value(config: RunConfig, tmp_path: Path) -> None:
     search = tmp_path / "diverging.yaml"
     search.write_text("optimizer.learning_rate: {type: choice, values: [1.0e-2, 1.0e+36]}")
@@ -166,7 +168,7 @@ def test_a_trial_that_diverges_is_pruned_with_the_worst_value(config: RunConfig,
     assert "lower optimizer.learning_rate" in diverged.user_attrs["failure_reason"]
     assert diverged.value is not None
     assert diverged.value >= math.log(3)
-    check_whole(wide, 2)
+    assert len(study.trials) == 2
 
 
 def test_trials_that_keep_failing_end_the_sweep_and_lock_nothing(
@@ -187,6 +189,7 @@ def test_trials_that_keep_failing_end_the_sweep_and_lock_nothing(
     assert [trial.state.name for trial in load_study(config, "tiny").trials] == ["COMPLETE"] * 3
 
 
+@pytest.mark.usefixtures("unpublished")
 def test_workers_whose_trials_keep_failing_end_the_sweep_too(config: RunConfig) -> None:
     small = {"data.cache": "features", "data.cache_max_gb": 1e-9, "sweep.workers": 2, "sweep.max_failures": 1}
     with pytest.raises(SweepError, match=r"trials keep failing: 2, and sweep\.max_failures is 1.*CacheTooSmallError"):
@@ -195,6 +198,7 @@ def test_workers_whose_trials_keep_failing_end_the_sweep_too(config: RunConfig) 
     assert failed.count("FAIL") in (2, 3), "each worker may have been at one"
 
 
+@pytest.mark.usefixtures("unpublished")
 def test_a_sweep_without_a_complete_trial_fails(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(optuna.trial.Trial, "should_prune", lambda trial: True)
     with pytest.raises(SweepError, match=r"no trial of study 'tiny' is complete: 3 pruned, 0 failed\. See .*report"):
@@ -343,6 +347,7 @@ def test_a_population_ends_as_its_trials_would_alone(config: RunConfig) -> None:
     assert not list(study_folder(together).rglob("*.ckpt"))
 
 
+@pytest.mark.usefixtures("unpublished")
 def test_pruned_and_diverged_members_leave_the_population(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     epoch = HeadPopulation.train_epoch
 

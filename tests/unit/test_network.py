@@ -131,10 +131,13 @@ def test_every_classifier_has_a_head_and_a_last_block() -> None:
 # Building
 
 
-def test_unknown_backbone_is_named_with_the_known_ones() -> None:
-    with pytest.raises(ValueError, match=r"model\.backbone .* got 'resnet19'; known: alexnet, .*resnet18") as caught:
-        create_network("resnet19", 3, weights="none")
-    assert "resnet50" in str(caught.value)
+@pytest.mark.parametrize(
+    ("typed", "hint"),
+    [("resnet19", "did you mean resnet1"), ("ResNet50", "did you mean resnet50"), ("x", "list_models")],
+)
+def test_an_unknown_backbone_is_named_with_the_nearest_known_one(typed: str, hint: str) -> None:
+    with pytest.raises(UserError, match=rf"model\.backbone must be .* got '{typed}'; .*{hint}"):
+        create_network(typed, 3, weights="none")
 
 
 @pytest.mark.parametrize("backbone", ["", "deeplabv3_resnet50", "fasterrcnn_resnet50_fpn", "raft_small", "r3d_18"])
