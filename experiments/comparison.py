@@ -66,7 +66,7 @@ class Comparison:
     """The name of the data set."""
     summary: str
     facts: Mapping[str, str]
-    data: Mapping[str, str]
+    data: Table
     """What the photos are."""
     best_of_each: Table
     plots: tuple[InteractivePlot, ...]
@@ -117,7 +117,7 @@ def compare(
             "Its test_accuracy": text(best.metrics.get(TEST_ACCURACY)),
             "Runs compared": str(len(runs)),
         },
-        data=_data_facts(best, root, class_names),
+        data=_data_table(best, root, class_names),
         best_of_each=_best_table(best_of_each),
         plots=(*_trade_offs(runs, best), *_curves(best_of_each)),
         findings=_findings(runs),
@@ -145,10 +145,10 @@ def _summary(best: ComparedRun, runs: Sequence[ComparedRun], metric: str) -> str
     return f"{of} {best.name} ({LOOKS[best.origin][0]}): {right}{metric} {text(best.metrics[metric])}{took}{cost}."
 
 
-def _data_facts(run: ComparedRun, root: Path, class_names: Sequence[str]) -> Mapping[str, str]:
+def _data_table(run: ComparedRun, root: Path, class_names: Sequence[str]) -> Table:
     """What the photos of a run are: their folder, classes and number, and files that are bad or in two splits."""
     shown = ", ".join(class_names[:MAX_CLASS_NAMES]) + (", …" if len(class_names) > MAX_CLASS_NAMES else "")
-    facts = {"Photos": str(root)}
+    facts = {"Folder": str(root)}
     for label, key in DATA_FACTS.items():
         if key in run.params:
             facts[label] = run.params[key]
@@ -156,7 +156,7 @@ def _data_facts(run: ComparedRun, root: Path, class_names: Sequence[str]) -> Map
         facts["Classes"] += f": {shown}"
     if run.fingerprint is not None:
         facts["Fingerprint"] = run.fingerprint[:12]
-    return facts
+    return Table(("What", "Value"), tuple(facts.items()))
 
 
 def _best_table(best: Sequence[ComparedRun]) -> Table:
