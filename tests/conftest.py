@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 # Before torch is imported, here and in the processes that tests start. Tiny networks gain nothing from a second thread,
 # and wait long for one that another process, such as the publisher, keeps off its core.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-# MLflow's server starts eight more processes for jobs that nothing here gives it: seven seconds of processor time.
+# As in `ui`: MLflow's server starts eight more processes for jobs that nothing here gives it.
 os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
 
 REPOSITORY = Path(__file__).resolve().parent.parent

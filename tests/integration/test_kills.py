@@ -18,7 +18,7 @@ import pytest
 from tests.conftest import REPOSITORY
 from tests.kills import CASES, SEARCHES, TIMEOUT_TRIALS
 
-FAST = ("max_epochs", "early_stopping", "rule", "not_a_number", "pruning", "timeout", "diverging")
+FAST = ("max_epochs", "early_stopping", "rule", "not_a_number", "pruning", "timeout")
 
 
 def kill(photos: Path, folder: Path, *cases: str) -> dict[str, dict[str, Any]]:
