@@ -141,7 +141,7 @@ def train(config: RunConfig, trial: Trial) -> tuple[int, float, TrialState]:
         if not math.isfinite(value):
             return epoch, math.inf, TrialState.FAIL
         best = min(best, value)
-        if pruning.report(epoch, value) and epoch < config.trainer.max_epochs:
+        if pruning.report(epoch, value, ends=epoch == config.trainer.max_epochs):
             return epoch, math.inf, TrialState.PRUNED
     return epoch, best, TrialState.COMPLETE
 
