@@ -168,7 +168,8 @@ def _look_at(paths: Sequence[Path], root: Path, cache_dir: Path, progress: Progr
     if new:
         cache_dir.mkdir(parents=True, exist_ok=True)
         part = cache.with_suffix(f".{os.getpid()}.tmp")
-        part.write_text(json.dumps({key: known[key] for key in keys.values()}))
+        # A file that could not be opened is looked at again: the drive may be back, or its permissions changed.
+        part.write_text(json.dumps({key: known[key] for key in keys.values() if known[key].sha256}))
         part.replace(cache)
     return {path: known[keys[path]] for path in paths}
 

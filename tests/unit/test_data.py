@@ -258,6 +258,26 @@ def test_a_folder_inside_a_class_folder_is_named_not_passed_over(root: Path) -> 
     assert found.bad_files == {"train/001.Class1/more": "the file can't be opened: Is a directory"}
 
 
+def test_a_photo_that_could_not_be_opened_once_is_looked_at_again(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = Path.read_bytes
+    photo = next((photos / "train" / "001.Class1").iterdir())
+
+    def fail_for_it(path: Path) -> bytes:
+        if path.name == photo.name and "train" in path.parts:
+            raise OSError(5, "Input/output error")
+        return read(path)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "read_bytes", fail_for_it)
+        away = scan(photos, cache_dir=tmp_path, max_bad_fraction=0.5)
+    assert str(photo.relative_to(photos)) in away.bad_files
+    back = scan(photos, cache_dir=tmp_path)
+    assert (back.bad_files, len(back.train)) == ({}, 24)
+    assert back.fingerprint != away.fingerprint
+
+
 def test_dangling_link_is_a_bad_file(root: Path) -> None:
     (root / "train" / "001.Class1" / "link.jpg").symlink_to(root / "nowhere.jpg")
     assert set(scan(root, max_bad_fraction=0.1).bad_files) == {"train/001.Class1/link.jpg"}
