@@ -380,7 +380,8 @@ def _conclude_so_far(config: RunConfig, study: optuna.Study, target: int) -> str
 
 
 def _storage_is_silent(error: Exception) -> str:
-    return f"; no model and no report, as the study's storage does not answer ({type(error).__name__})"
+    why = "" if isinstance(error, InterruptedRunError) else f" ({type(error).__name__})"
+    return f"; no model and no report, as the study's storage does not answer{why}"
 
 
 def _export(config: RunConfig, study: optuna.Study, best: FrozenTrial) -> None:

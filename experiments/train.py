@@ -19,11 +19,13 @@ import torch
 from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
 from pytorch_lightning.callbacks import Callback, Checkpoint
 from pytorch_lightning.loggers import Logger
+from pytorch_lightning.utilities.exceptions import SIGTERMException
 from torch import nn
 
 from experiments.compiling import CompileWhenItPays
 from experiments.config import RunConfig, to_public
 from experiments.console import say
+from experiments.errors import InterruptedRunError
 from experiments.inputs import (
     feature_data,
     new_head,
@@ -105,6 +107,7 @@ def train(
         ValueError: for data or weights that do not fit the config.
         FileNotFoundError: if data or weights are missing.
         NotANumberError: if the loss is no longer a number.
+        InterruptedRunError: after SIGTERM, at the end of an epoch.
     """
     keep_memory()
     folders = open_data_once(config)
@@ -174,7 +177,11 @@ def train(
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    trainer.fit(model, datamodule=data, ckpt_path=str(checkpoints.last) if checkpoints.last.is_file() else None)
+    try:
+        trainer.fit(model, datamodule=data, ckpt_path=str(checkpoints.last) if checkpoints.last.is_file() else None)
+    except SIGTERMException as error:
+        # Lightning listens to SIGTERM too, and ends the process after the epoch as if nothing were left to do.
+        raise InterruptedRunError from error
     if failure := trainer.strategy.broadcast(history.failure):
         raise NotANumberError(failure)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 import json
 import re
+import shlex
 import shutil
 import sys
 from collections.abc import Iterator
@@ -160,7 +161,7 @@ def test_the_commands_build_and_push_one_image() -> None:
     assert "--build-arg DEVICE=cuda" in build
     assert "TORCH_INDEX" not in build
     assert "--build-arg TORCH_INDEX" in push_commands(uri, "eu-west-1", "cpu", "dogs")[0]
-    assert str(REPOSITORY / DOCKERFILE) in build
+    assert shlex.quote(str(REPOSITORY / DOCKERFILE)) in build
     assert login.endswith("--password-stdin 123456789012.dkr.ecr.eu-west-1.amazonaws.com")
     assert "--repository-names dogs-serving" in create
     assert push == f"docker push {uri}"

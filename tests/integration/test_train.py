@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,9 @@ from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.loggers import Logger
 
 from experiments.config import RunConfig, load_config, override
+from experiments.errors import InterruptedRunError
 from experiments.inputs import forget_opened, open_data_once, open_decoded_once, open_features_once, uses_features
+from experiments.interrupts import Interrupts, Watch
 from experiments.scoring import score_split
 from experiments.train import CHECKPOINT_FOLDER, NotANumberError, TrainResult, export, train, trained_network
 from lightning_modules import photos as photo_files
@@ -274,3 +278,21 @@ def test_a_torn_checkpoint_beside_the_whole_one_is_of_no_account(config: RunConf
         run(config, tmp_path, StopAfterEpoch(2))
     (tmp_path / CHECKPOINT_FOLDER / ".last.ckpt.part").write_bytes(b"half")
     assert list(run(config, tmp_path).history) == [1, 2, 3]
+
+
+class SigtermAfterAnEpoch(Callback):
+    """Sends SIGTERM where no batch follows it in this epoch: Lightning's own handler acts at the epoch's end."""
+
+    def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.parametrize("trainable", ["head", "all"])
+def test_sigterm_at_the_end_of_an_epoch_is_an_interrupt_and_not_the_end(
+    config: RunConfig, tmp_path: Path, trainable: str
+) -> None:
+    config = override(config, {"model.trainable": trainable})
+    with Interrupts([signal.SIGTERM]) as interrupts, pytest.raises(InterruptedRunError):
+        run(config, tmp_path, Watch(interrupts.raise_if_requested), SigtermAfterAnEpoch())
+    assert (tmp_path / CHECKPOINT_FOLDER / "last.ckpt").is_file()
+    assert run(config, tmp_path).history.keys() == {1, 2, 3}
