@@ -59,6 +59,11 @@ GRACE_SECONDS = 60.0
 STORAGE_SECONDS = 60.0
 """How long a call to the study's storage waits for a lock, unless `tracking.flush_timeout_seconds` is longer."""
 
+TAKE_CONNECT_TIMEOUT = (
+    *("postgresql", "postgresql+psycopg", "postgresql+psycopg2"),
+    *("mysql", "mysql+mysqldb", "mysql+pymysql"),
+)
+"""Drivers of databases whose connect() has the argument connect_timeout."""
 CONNECT_SECONDS = 10
 """How long a connection to the study's database may take."""
 
@@ -132,7 +137,7 @@ def open_storage(config: RunConfig, check: Callable[[], None] = lambda: None) ->
     options: dict[str, Any] = {"poolclass": NullPool}
     if url.get_backend_name() == "sqlite":
         options["connect_args"] = {"timeout": 0.5}  # SQLite's own waiting looks at no signal
-    elif url.get_driver_name() in ("psycopg", "psycopg2", "pymysql", "mysqldb"):
+    elif url.drivername in TAKE_CONNECT_TIMEOUT:
         options["connect_args"] = {"connect_timeout": CONNECT_SECONDS}  # a server may accept and stay silent
     try:
         storage = patience.call(

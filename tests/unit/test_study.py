@@ -10,6 +10,7 @@ import multiprocessing
 import platform
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -794,3 +795,15 @@ def test_a_password_in_the_storage_url_is_never_shown(tmp_path: Path, url: str) 
         open_study(config, SPACE, PHOTOS)
     assert "127.0.0.1:1/db" in str(error.value)
     assert "secret" not in "".join(traceback.format_exception(error.value))
+
+
+def test_a_database_that_accepts_and_stays_silent_is_refused_in_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(study_module, "CONNECT_SECONDS", 2)  # the least that libpq takes
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"postgresql+psycopg://user:hush@127.0.0.1:{silent.getsockname()[1]}/db"
+        started = time.monotonic()
+        with pytest.raises(UserError, match=r"sweep\.storage must be a database that answers"):
+            open_storage(make_config(tmp_path, storage=url))
+        assert time.monotonic() - started < 30
