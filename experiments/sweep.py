@@ -63,8 +63,8 @@ from lightning_modules.metrics import BEST, OBJECTIVES, VAL_ACCURACY
 
 POLL_SECONDS = 0.5
 """How often a worker looks whether somebody else's trial has ended."""
-STORAGE_SECONDS = 2.0
-"""How long a sweep that is interrupted waits for the study's storage."""
+COPY_SECONDS = 2.0
+"""How long an interrupted sweep waits for a copy of its study."""
 STOP_SECONDS = 5.0
 """How long all workers together have to end their batch once the sweep stops."""
 MAX_CRASHES = 3
@@ -366,7 +366,7 @@ def _conclude(config: RunConfig, study: optuna.Study, parent: RunFolder) -> Swee
 def _conclude_so_far(config: RunConfig, study: optuna.Study, target: int) -> str:
     """Export the best model of a study that is interrupted, write its report, and say so."""
     try:
-        copy = copy_in_time(study, STORAGE_SECONDS)
+        copy = copy_in_time(study, COPY_SECONDS)
     except Exception as error:  # each database has errors of its own
         return _storage_is_silent(error)
     best = best_trial(copy)
