@@ -68,8 +68,8 @@ def run_groups(config: RunConfig) -> Iterator[RunGroup]:
         return tuple(
             folder
             for folder in folders
-            if folder.outcome is not None
-            and folder.read()["params"].get("tracking.experiment") == config.tracking.experiment
+            if (noted := folder.read())["outcome"]
+            and noted["params"].get("tracking.experiment") == config.tracking.experiment
         )
 
     for study in sorted(config.output_dir.glob("studies/*/study/run.json")):

@@ -198,7 +198,7 @@ def _work(job: _Job, interrupts: Interrupts, progress: SweepProgress | None = No
 
 
 def _run_trials(job: _Job, claims: Sequence[Claim]) -> Iterator[Outcome]:
-    """Train trials, or take up those that were cut off, and tell everybody what they came to."""
+    """Train new trials, resume interrupted ones, and report each result."""
     fresh: dict[RunConfig, list[PopulationRun]] = {}
     by_folder = {claimed.folder.path: claimed for claimed in claims}
     for claimed in claims:

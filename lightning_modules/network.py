@@ -67,10 +67,7 @@ def create_network(backbone: str, num_classes: int, *, weights: str, dropout: fl
     elif weights != "none":
         _load(network, _read_weights(Path(weights)), head_name, weights)
     if dropout:
-        _check_dropout(network, backbone, dropout)
-        head = network.get_submodule(head_name)
-        assert isinstance(head, nn.Linear)
-        network.set_submodule(head_name, DropoutLinear(head, dropout))
+        network.set_submodule(head_name, DropoutLinear(_linear_head(network, backbone, dropout), dropout))
     return network
 
 
@@ -98,7 +95,7 @@ def check_network(backbone: str, *, weights: str, dropout: float, image_size: in
     check_backbone(backbone)
     network = network_on_meta(backbone)
     if dropout:
-        _check_dropout(network, backbone, dropout)
+        _linear_head(network, backbone, dropout)
     if not _takes(network, image_size):
         others = sorted((32, 64, 96, 128, 160, 224, 299, 384), key=lambda size: (abs(size - image_size), size))
         nearest = next((size for size in others if _takes(network, size)), None)
@@ -137,9 +134,12 @@ def _takes(network: nn.Module, image_size: int) -> bool:
     return True
 
 
-def _check_dropout(network: nn.Module, backbone: str, dropout: float) -> None:
-    if not isinstance(network.get_submodule(find_head(network)), nn.Linear):
+def _linear_head(network: nn.Module, backbone: str, dropout: float) -> nn.Linear:
+    """The head that dropout comes in front of."""
+    head = network.get_submodule(find_head(network))
+    if not isinstance(head, nn.Linear):
         raise UserError(f"model.dropout must be 0 for {backbone}, whose head is not linear, got {dropout}")
+    return head
 
 
 def find_head(network: nn.Module) -> str:

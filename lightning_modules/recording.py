@@ -138,7 +138,8 @@ class Recording:
         """Read what `save` has written.
 
         Raises:
-            UserError: if there is none; if the file is damaged.
+            FileNotFoundError: if there is none.
+            UserError: if the file is damaged.
         """
         path = folder / FILE
         try:
