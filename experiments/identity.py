@@ -85,6 +85,10 @@ class StudyIdentity:
         """For JSON."""
         return asdict(self)
 
+    def for_trial(self) -> dict[str, Any]:
+        """What a trial keeps of it, for JSON: all but the config, which its params are."""
+        return {name: value for name, value in self.to_dict().items() if name != "config"}
+
     @classmethod
     def from_dict(cls, noted: Mapping[str, Any]) -> StudyIdentity | None:
         """What `to_dict` made, also as the attributes of a study; None where there is no identity yet."""
@@ -138,7 +142,8 @@ class StudyIdentity:
             UserError: naming the folder and what differs.
         """
         noted = folder.read()
-        of_study = StudyIdentity.from_dict(noted["study"]) if noted.get("study") else None
+        # The trial's params are its config; an older run folder has nothing else.
+        of_study = StudyIdentity.from_dict({**noted["study"], "config": self.config}) if noted.get("study") else None
         differing = [
             f"{key} is {noted['params'][key]} there and {value} here"
             for key, value in to_public(config).items()

@@ -107,7 +107,7 @@ class RunFolder:
         """Note what the run is.
 
         Args:
-            study: the identity of the study that a trial belongs to.
+            study: what a trial keeps of its study's identity.
             key: what MLflow's run is found by; by default a random one.
             started_ms: when it began; by default now.
         """

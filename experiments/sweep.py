@@ -208,7 +208,7 @@ def _run_trials(job: _Job, claims: Sequence[Claim]) -> Iterator[Outcome]:
         else:
             tags = {"study": job.config.sweep.study_name, "trial": str(claimed.trial.number)}
             tags |= {**LOCAL, **environment_tags()}
-            study = job.identity.to_dict()
+            study = job.identity.for_trial()
             folder.start(f"trial {claimed.trial.number:04d}", to_public(config), tags, study=study)
         if folder.outcome is None and (pruned := _pruned(claimed)):
             folder.finish(pruned)

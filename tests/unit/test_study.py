@@ -435,7 +435,7 @@ def test_a_study_moves_from_its_journal_to_a_database(config: RunConfig, tmp_pat
 def test_a_trial_folder_of_other_settings_is_refused(config: RunConfig) -> None:
     identity, folder = StudyIdentity.of(config, SPACE, PHOTOS), trial_folder(config, 0)
     here = override(config, {"optimizer.learning_rate": 0.01})
-    folder.start("trial 0", to_public(here), {}, study=identity.to_dict())
+    folder.start("trial 0", to_public(here), {}, study=identity.for_trial())
     identity.check_trial(folder, here)
     identity.check_trial(folder, override(here, {"data.root": "moved", "sweep.workers": 2}))
     with pytest.raises(UserError, match=r"learning_rate is 0\.01 there and 0\.02 here.*move that folder away"):
