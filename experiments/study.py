@@ -32,13 +32,13 @@ from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import FrozenTrial, Trial, TrialState
 from sqlalchemy import event
-from sqlalchemy.engine import Connection, Engine, make_url
-from sqlalchemy.exc import ArgumentError
+from sqlalchemy.engine import Connection, Engine, ExceptionContext, make_url
+from sqlalchemy.exc import ArgumentError, IntegrityError
 from sqlalchemy.pool import NullPool
 
 from experiments.config import BLOT, RunConfig, override, require, to_flat
 from experiments.console import say
-from experiments.errors import CommandError, UserError
+from experiments.errors import CommandError, SweepError, UserError
 from experiments.identity import Photos, StudyIdentity, read_identity, write_identity
 from experiments.patience import Patience
 from experiments.run_folder import RunFolder
@@ -120,7 +120,7 @@ def open_storage(config: RunConfig, check: Callable[[], None] = lambda: None) ->
 
     Raises:
         UserError: for a database that can't be reached.
-        SweepError: if it stays locked; from each later call, too.
+        SweepError: if it stays locked or goes away; from each later call, too.
     """
     patience = _patience(config, check)
     if config.sweep.storage is None:
@@ -156,12 +156,28 @@ def open_storage(config: RunConfig, check: Callable[[], None] = lambda: None) ->
         raise UserError(f"sweep.storage must be a database that answers, got {place}: {type(error).__name__}") from None
     if url.get_backend_name() == "sqlite":
         _wait_for_locks(storage.engine, patience, f"sweep.storage {place}")
+    _explain_errors(storage.engine, f"sweep.storage {place}")
     return storage
 
 
 def _patience(config: RunConfig, check: Callable[[], None]) -> Patience:
     # A trial without its study is lost, so this waits longer than for MLflow, which gets everything later.
     return Patience(max(config.tracking.flush_timeout_seconds, STORAGE_SECONDS), check)
+
+
+def _explain_errors(engine: Engine, name: str) -> None:
+    """Say what a database that goes away means for the study. Optuna would blame the data that was written."""
+
+    @event.listens_for(engine, "handle_error")
+    def explain(context: ExceptionContext) -> None:
+        error = context.sqlalchemy_exception
+        if error is None or isinstance(error, IntegrityError):  # two processes wrote the same: Optuna deals with it
+            return
+        # Only the kind: a driver's text may repeat the password.
+        raise SweepError(
+            f"{name} was opened, and then failed ({type(context.original_exception).__name__}): nothing is lost, a "
+            "trial that has trained is kept in its folder. Bring the database back, then the same command continues"
+        ) from context.original_exception
 
 
 def _is_locked(error: Exception) -> bool:

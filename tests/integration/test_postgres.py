@@ -7,13 +7,16 @@ import shutil
 import socket
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from experiments import sweep
 from experiments.config import load_config, override
+from experiments.errors import SweepError
 from experiments.study import open_storage
 from tests.conftest import tiny
 
@@ -25,9 +28,18 @@ def postgres_binaries() -> Path:
     return found[-1].parent
 
 
+@dataclass(frozen=True)
+class Server:
+    """A PostgreSQL that a test can stop and start."""
+
+    url: str
+    control: Callable[[str], None]
+    """Takes start or stop."""
+
+
 @pytest.fixture
-def database() -> Iterator[str]:
-    """URL of an empty database on a free port of 127.0.0.1."""
+def server() -> Iterator[Server]:
+    """One with an empty database, on a free port of 127.0.0.1."""
     binaries = postgres_binaries()
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -43,21 +55,53 @@ def database() -> Iterator[str]:
             shutil.chown(folder, "postgres")
         run(f"{binaries}/initdb", "--pgdata", f"{folder}/data", "--auth", "trust", "--username", "tester", "--no-sync")
         options = f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories='' -c fsync=off"
-        control = [f"{binaries}/pg_ctl", "--pgdata", f"{folder}/data"]
-        run(*control, "--log", f"{folder}/log", "--options", options, "--wait", "start")
+
+        def control(*arguments: str) -> None:
+            run(f"{binaries}/pg_ctl", "--pgdata", f"{folder}/data", "--log", f"{folder}/log", *arguments)
+
+        start = ("--options", options, "--wait", "start")
+        control(*start)
         try:
-            yield f"postgresql+psycopg://tester@127.0.0.1:{port}/postgres"
+            yield Server(
+                f"postgresql+psycopg://tester:secret@127.0.0.1:{port}/postgres",
+                lambda word: control(*start) if word == "start" else control("--mode", "immediate", "stop"),
+            )
         finally:
-            run(*control, "--mode", "immediate", "stop")
+            control("--mode", "immediate", "stop")
 
 
-def test_two_workers_share_a_study_in_postgresql(photos: Path, tmp_path: Path, database: str) -> None:
+def test_two_workers_share_a_study_in_postgresql(photos: Path, tmp_path: Path, server: Server) -> None:
     config = load_config(None, tiny(photos, tmp_path / "runs"))
-    config = override(config, {"sweep.storage": database, "sweep.workers": 2, "sweep.n_trials": 4})
+    config = override(config, {"sweep.storage": server.url, "sweep.workers": 2, "sweep.n_trials": 4})
     result = sweep.run_sweep(config)
     assert [trial.state.name for trial in result.study.trials] == ["COMPLETE"] * 4
     more = sweep.run_sweep(override(config, {"sweep.workers": 1, "sweep.n_trials": 5}))
     assert len(more.study.trials) == 5
+
+
+@pytest.mark.usefixtures("unpublished")
+def test_a_study_goes_on_after_its_postgresql_went_away(
+    photos: Path, tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = load_config(None, tiny(photos, tmp_path / "runs"))
+    config = override(config, {"sweep.storage": server.url, "sweep.n_trials": 2})
+    started: list[int] = []
+
+    def stop_at_the_second(self: Any, trainer: Any, module: Any) -> None:
+        on_train_start(self, trainer, module)
+        started.append(trainer.current_epoch)
+        if len(started) == 2:
+            server.control("stop")
+
+    on_train_start = sweep.EpochProgress.on_train_start
+    monkeypatch.setattr(sweep.EpochProgress, "on_train_start", stop_at_the_second)
+    with pytest.raises(SweepError, match=r"sweep\.storage 127\.0\.0\.1:\d+/postgres was opened, and then") as error:
+        sweep.run_sweep(config)
+    assert "secret" not in str(error.value)
+    server.control("start")
+    study = sweep.run_sweep(config).study
+    assert [trial.state.name for trial in study.trials] == ["COMPLETE", "COMPLETE"]
+    assert started == [0, 0, 0], "the first trial is not trained again"
 
 
 def test_a_database_that_does_not_answer_is_named_without_its_password(tmp_path: Path) -> None:
