@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import sys
 import threading
@@ -12,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from experiments.publisher import die_with_parent
+from experiments import processes
 from experiments.run_folder import RunFolder
 
 MAX_DRAWERS = 4
@@ -47,9 +46,8 @@ def drawn(folders: Sequence[RunFolder], drawers: ThreadPoolExecutor) -> Iterator
 
 
 def _start_drawer() -> None:
-    context = multiprocessing.get_context("spawn")
-    _own.connection, theirs = context.Pipe()  # closed with its thread, which ends the process
-    context.Process(target=_drawer, args=(theirs,), name="drawer", daemon=True).start()
+    _own.connection, theirs = processes.CONTEXT.Pipe()  # closed with its thread, which ends the process
+    processes.CONTEXT.Process(target=_drawer, args=(theirs,), name="drawer", daemon=True).start()
     theirs.close()
 
 
@@ -59,7 +57,7 @@ def _have_drawn(path: Path) -> None:
 
 
 def _drawer(connection: Connection) -> None:
-    die_with_parent()
+    processes.die_with_parent()
     while True:
         try:
             path = connection.recv()
@@ -77,6 +75,8 @@ def draw_once(path: Path) -> None:
     try:
         draw(folder)
     except Exception as error:
+        if not folder.needs_drawing:
+            return  # another process drew it at the same time, and was faster
         folder.artifacts.mkdir(exist_ok=True)
         (folder.artifacts / "pictures_error.txt").write_text(traceback.format_exc())
         print(f"{folder.path}: its pictures can't be drawn: {error}", file=sys.stderr, flush=True)

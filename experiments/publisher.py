@@ -8,10 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-import multiprocessing
-import os
 import signal
-import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -19,9 +16,10 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from types import TracebackType
 
+from experiments import processes
 from experiments.config import RunConfig, public_url, tracking_uri
 from experiments.console import say
-from experiments.errors import EXIT_INTERRUPTED, InterruptedRunError, TrackingError
+from experiments.errors import InterruptedRunError, TrackingError
 from experiments.run_folder import RunFolder
 
 MAX_DEATHS = 3
@@ -133,9 +131,8 @@ class Publisher:
                 self._restart()
 
     def _start(self) -> None:
-        context = multiprocessing.get_context("spawn")  # threads do not survive a fork
-        self._connection, theirs = context.Pipe()
-        self._process = context.Process(target=_main, args=(self._publication, theirs), name="publisher")
+        self._connection, theirs = processes.CONTEXT.Pipe()
+        self._process = processes.CONTEXT.Process(target=_main, args=(self._publication, theirs), name="publisher")
         self._process.start()
         theirs.close()
         self._allowed = math.inf  # it imports MLflow first
@@ -200,20 +197,8 @@ class Publisher:
         return said
 
 
-def die_with_parent() -> None:
-    """Leave when the process that started this one is gone, however it went: nobody else could stop us any more."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def wait() -> None:
-        parent.join()
-        os._exit(EXIT_INTERRUPTED)
-
-    threading.Thread(target=wait, name="parent", daemon=True).start()
-
-
 def _main(publication: Publication, connection: Connection) -> None:
-    die_with_parent()
+    processes.die_with_parent()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # the training process says what they mean
     from experiments.publish import publish  # MLflow takes seconds to import

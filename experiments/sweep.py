@@ -10,7 +10,6 @@ import contextlib
 import gc
 import logging
 import math
-import multiprocessing
 import os
 import shutil
 import signal
@@ -24,9 +23,9 @@ from pathlib import Path
 
 import optuna
 import torch
-from optuna.exceptions import StorageInternalError
 from optuna.trial import FrozenTrial, TrialState
 
+from experiments import processes
 from experiments.config import RunConfig, override, to_public
 from experiments.console import say
 from experiments.errors import CommandError, InterruptedRunError, SweepError, UserError
@@ -41,7 +40,7 @@ from experiments.population import PopulationRun, together, train_population
 from experiments.preflight import check_sweep
 from experiments.progress import EpochProgress, SweepProgress
 from experiments.pruning import PruningCallback, stored_decision
-from experiments.publisher import LOCK_FILE, Publication, Publisher, die_with_parent
+from experiments.publisher import LOCK_FILE, Publication, Publisher
 from experiments.report import report_studies
 from experiments.run_folder import LOCAL, Outcome, RunFolder, environment_tags
 from experiments.search_space import SEARCHED, SearchSpace, load_search_space
@@ -125,10 +124,6 @@ def run_sweep(config: RunConfig, *, more: int = 0) -> SweepResult:
                 _supervise(job, interrupts, progress, publisher)
         except InterruptedRunError:
             raise InterruptedRunError(_conclude_so_far(config, study, target)) from None
-        except StorageInternalError as error:
-            if not interrupts.requested:
-                raise
-            raise InterruptedRunError(_storage_is_silent(error)) from error
         except SweepError as error:
             parent.finish(Outcome("FAIL", reason=str(error)))
             raise
@@ -261,7 +256,7 @@ def _attempt(job: _Job, claimed: Claim) -> Outcome:
     for may_retry in (True, False):
         try:
             return _train_trial(job, claimed)
-        except (InterruptedRunError, CommandError, StorageInternalError):
+        except (InterruptedRunError, CommandError):
             raise  # no fault of the trial: it goes on later
         except NotANumberError as error:
             say(f"{name}: {error}")
@@ -404,13 +399,12 @@ def _export(config: RunConfig, study: optuna.Study, best: FrozenTrial) -> None:
 
 def _supervise(job: _Job, interrupts: Interrupts, progress: SweepProgress, publisher: Publisher) -> None:
     """Keep `sweep.workers` processes at work; one that dies is replaced, and its trial goes on."""
-    context = multiprocessing.get_context("spawn")  # CUDA and threads do not survive a fork
     config, study = job.config, job.study
     finished, crashes = count_finished(study), 0
 
     def start(index: int) -> BaseProcess:
         seconds = job.deadline - time.monotonic()
-        process = context.Process(
+        process = processes.CONTEXT.Process(
             target=_worker_main,
             args=(config, dict(job.space), job.identity, job.target, job.max_failed, seconds, index),
             name=f"worker-{index}",
@@ -465,7 +459,7 @@ def _worker_main(
     os.dup2(log.fileno(), sys.stderr.fileno())
     logging.basicConfig(level=logging.INFO)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the supervisor says what it means
-    die_with_parent()
+    processes.die_with_parent()
     _pin(index, config.sweep.workers)
     interrupts = Interrupts([signal.SIGTERM])
     study = load_study(config, config.sweep.study_name, interrupts.raise_if_requested)

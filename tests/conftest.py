@@ -91,6 +91,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=order)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def warm_processes() -> None:
+    """What the code under test starts needs not import PyTorch and MLflow again, which takes four seconds each time."""
+    from experiments import processes
+    from tests.warm import WarmContext
+
+    processes.CONTEXT = WarmContext()  # type: ignore[assignment]
+
+
 @pytest.fixture(scope="session")
 def shared_run() -> SharedRun:
     """What all processes of this run of the tests share."""

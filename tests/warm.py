@@ -1,7 +1,8 @@
-"""Programs in processes of their own that need not import PyTorch: they are forked from one that has.
+"""Programs in processes of their own that need not import PyTorch and MLflow: they are forked from one that has.
 
 A program that starts this way is what `python -m PROGRAM` runs, with its own arguments, environment, folder, output and
-signals. Each program has a test that starts it as a person does.
+signals. The processes that a program starts, such as the publisher, are forked from the same one. Each program has a
+test that starts it as a person does.
 """
 
 from __future__ import annotations
@@ -9,19 +10,87 @@ from __future__ import annotations
 import atexit
 import io
 import multiprocessing
+import multiprocessing.forkserver
 import os
 import runpy
 import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from multiprocessing import reduction
 from pathlib import Path
+from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 CONTEXT = multiprocessing.get_context("forkserver")
 # Packages of others, and none that starts a thread while it is imported: a fork has only the thread that forks.
-CONTEXT.set_forkserver_preload(["torch", "torchvision", "torchmetrics", "pytorch_lightning", "optuna"])
+CONTEXT.set_forkserver_preload(
+    [
+        *("torch", "torchvision", "torchmetrics", "pytorch_lightning", "optuna"),
+        *("mlflow", "mlflow.pyfunc", "mlflow.store.tracking.sqlalchemy_store", "matplotlib.pyplot"),
+    ]
+)
+
+
+class WarmContext:
+    """What `experiments.processes.CONTEXT` is in tests: its processes are forked from the warm one."""
+
+    Pipe = staticmethod(CONTEXT.Pipe)
+
+    @staticmethod
+    def Process(target: Callable[..., None], args: Sequence[Any], **named: Any) -> Any:
+        """A process that has the environment and output of the one that starts it, as a spawned one has."""
+        given = (_address(), dict(os.environ), (_Opened(1), _Opened(2)), target, args)
+        return CONTEXT.Process(target=_call, args=given, **named)
+
+
+class _Opened:
+    """A file descriptor that a new process gets too."""
+
+    def __init__(self, number: int) -> None:
+        self._number = number
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _detach, (reduction.DupFd(self._number),)
+
+
+def _detach(duplicate: Any) -> int:
+    number: int = duplicate.detach()
+    return number
+
+
+_SERVER = multiprocessing.forkserver._forkserver
+
+
+def _address() -> dict[str, Any]:
+    """Where a process can reach the warm one."""
+    _SERVER.ensure_running()
+    return {name: value for name, value in vars(_SERVER).items() if name.endswith(("_address", "_authkey"))}
+
+
+def _inherit(address: Mapping[str, Any]) -> None:
+    """Start processes from the warm one in this process too, which was itself forked from it."""
+    vars(_SERVER).update(address, ensure_running=lambda: None)
+    from experiments import processes
+
+    processes.CONTEXT = WarmContext()  # type: ignore[assignment]
+
+
+def _call(
+    address: Mapping[str, Any],
+    environment: Mapping[str, str],
+    outputs: Sequence[int],
+    target: Callable[..., None],
+    args: Sequence[Any],
+) -> None:
+    os.environ.clear()
+    os.environ.update(environment)
+    for number, opened in enumerate(outputs, 1):
+        os.dup2(opened, number)
+        os.close(opened)
+    _inherit(address)
+    target(*args)
 
 
 class WarmProcess:
@@ -46,7 +115,7 @@ class WarmProcess:
         """
         for path in (out, err):
             path.write_bytes(b"")
-        given = (program, list(arguments), folder, dict(environment), out, err)
+        given = (_address(), program, list(arguments), folder, dict(environment), out, err)
         self._process = CONTEXT.Process(target=_run, args=given)
         self._process.start()
         assert self._process.pid is not None
@@ -110,7 +179,13 @@ def run_warm(
 
 
 def _run(
-    program: str, arguments: Sequence[str], folder: Path, environment: Mapping[str, str], out: Path, err: Path
+    address: Mapping[str, Any],
+    program: str,
+    arguments: Sequence[str],
+    folder: Path,
+    environment: Mapping[str, str],
+    out: Path,
+    err: Path,
 ) -> None:
     """Become the program."""
     os.environ.clear()
@@ -125,6 +200,8 @@ def _run(
         stream.reconfigure(line_buffering=True)
     sys.argv = [program, *arguments]
     sys.path[0:0] = [str(folder)]
+    if folder == REPOSITORY:
+        _inherit(address)
     try:
         runpy.run_module(program, run_name="__main__", alter_sys=True)
     finally:

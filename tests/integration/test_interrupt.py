@@ -7,8 +7,6 @@ import re
 import shutil
 import signal
 import sqlite3
-import subprocess
-import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -27,34 +25,27 @@ from experiments.run_folder import RunFolder
 from experiments.study import load_study, trial_folder
 from lightning_modules.export import check_golden
 from lightning_modules.features import FeatureData
-from tests.conftest import REPOSITORY, tiny
-from tests.kills import NoPublisher
+from tests.conftest import tiny
+from tests.running import Running
+from tests.unpublished import NoPublisher
 from tests.whole import check_whole
 
 LONG = {"trainer.max_epochs": 2000, "sweep.n_trials": 1}
 MANY = {"trainer.max_epochs": 2, "sweep.n_trials": 20}
 
 
-def start(command: str, values: Mapping[str, object], until: str) -> subprocess.Popen[str]:
+def start(command: str, values: Mapping[str, object], until: str) -> Running:
     """A command, returned once it has said something."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "experiments", command, *(f"--{name}={value}" for name, value in values.items())],
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=REPOSITORY,
-    )
-    assert process.stderr is not None
-    for line in process.stderr:
-        if until in line:
-            return process
-    raise AssertionError(f"the command ended before it said {until!r}")
+    running = Running(Path(str(values["output_dir"])).with_suffix(".log"), command, values=values)
+    running.wait_for(lambda text: until in text)
+    return running
 
 
 def test_ctrl_c_stops_after_the_batch_and_the_trial_can_go_on(photos: Path, tmp_path: Path) -> None:
-    process = start("sweep", tiny(photos, tmp_path / "runs") | LONG, "epoch 2/2000")
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130
+    running = start("sweep", tiny(photos, tmp_path / "runs") | LONG, "epoch 2/2000")
+    running.process.send_signal(signal.SIGINT)
+    errors = running.end(60)
+    assert running.process.returncode == 130
     assert "stopping after this batch" in errors
     text = "interrupted before the first trial was complete, so there is no model and no report yet; the same command"
     assert text in errors
@@ -64,15 +55,15 @@ def test_ctrl_c_stops_after_the_batch_and_the_trial_can_go_on(photos: Path, tmp_
 
 
 def test_a_second_ctrl_c_stops_at_once(photos: Path, tmp_path: Path) -> None:
-    process = start("sweep", tiny(photos, tmp_path / "runs") | LONG, "epoch 2/2000")
+    running = start("sweep", tiny(photos, tmp_path / "runs") | LONG, "epoch 2/2000")
     # Held, it can't reach the end of its batch: both signals are there when it goes on.
-    process.send_signal(signal.SIGSTOP)
-    process.send_signal(signal.SIGINT)
-    process.send_signal(signal.SIGTERM)
+    running.process.send_signal(signal.SIGSTOP)
+    running.process.send_signal(signal.SIGINT)
+    running.process.send_signal(signal.SIGTERM)
     started = time.monotonic()
-    process.send_signal(signal.SIGCONT)
-    process.communicate(timeout=60)
-    assert process.returncode == 130
+    running.process.send_signal(signal.SIGCONT)
+    running.end(60)
+    assert running.process.returncode == 130
     assert time.monotonic() - started < 5
 
 
@@ -82,10 +73,10 @@ def test_an_interrupted_sweep_leaves_its_best_model_and_a_report_and_goes_on(
     output_dir = tmp_path / "runs"
     output_dir.mkdir()
     shutil.copy(mlflow_database, output_dir)
-    process = start("sweep", tiny(photos, output_dir) | MANY, "sweep: 2/20 trials")
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=120)
-    assert process.returncode == 130
+    running = start("sweep", tiny(photos, output_dir) | MANY, "sweep: 2/20 trials")
+    running.process.send_signal(signal.SIGINT)
+    errors = running.end(120)
+    assert running.process.returncode == 130
     said = re.search(
         r"^interrupted after (\d+) of 20 trials; best model so far: trial (\d+) \(val_loss ([\d.]+)\) in (\S+), "
         r"report: (\S+); the same command goes on from here$",
@@ -115,7 +106,7 @@ def test_a_locked_database_of_the_study_does_not_hold_up_the_end(photos: Path, t
     database = tmp_path / "study.db"
     values = tiny(photos, tmp_path / "runs") | LONG | {"sweep.storage": f"sqlite:///{database}"}
     values |= {"model.trainable": "all"}  # an epoch takes longer, so that the database can be locked between two
-    process = start("sweep", values, "epoch 2/2000")
+    running = start("sweep", values, "epoch 2/2000")
     trial = trial_folder(load_config(None, values), 0)
     deadline = time.monotonic() + 60
     while trial.run_id is None and time.monotonic() < deadline:
@@ -123,21 +114,21 @@ def test_a_locked_database_of_the_study_does_not_hold_up_the_end(photos: Path, t
     lock = sqlite3.connect(database, timeout=60, isolation_level=None)
     lock.execute("BEGIN EXCLUSIVE")
     started = time.monotonic()
-    process.send_signal(signal.SIGTERM)
-    _, errors = process.communicate(timeout=60)
+    running.process.send_signal(signal.SIGTERM)
+    errors = running.end(60)
     seconds = time.monotonic() - started
     lock.close()
-    assert process.returncode == 130
+    assert running.process.returncode == 130
     assert "no model and no report, as the study's storage does not answer" in errors
     assert "Traceback" not in errors
     assert seconds < 15  # SQLite's driver waits for 5, and can't be interrupted; the rest is for a busy machine
 
 
 def test_ctrl_c_exports_the_best_epoch_of_a_training(photos: Path, tmp_path: Path) -> None:
-    process = start("train", tiny(photos, tmp_path / "runs") | LONG, "epoch 2/2000")
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130
+    running = start("train", tiny(photos, tmp_path / "runs") | LONG, "epoch 2/2000")
+    running.process.send_signal(signal.SIGINT)
+    errors = running.end(60)
+    assert running.process.returncode == 130
     said = re.search(
         r"^interrupted after epoch (\d+) of 2000; best model so far: epoch (\d+) \(val_loss ([\d.]+)\) in (\S+); "
         r"the same command goes on from here$",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import shutil
 import subprocess
@@ -13,6 +14,7 @@ import numpy as np
 import psutil
 import pytest
 
+from experiments import processes
 from experiments.config import RunConfig, load_config
 from experiments.publisher import Publication, Publisher
 from experiments.run_folder import Outcome, RunFolder
@@ -21,6 +23,12 @@ from tests.conftest import REPOSITORY
 
 TENSOR_STACK = {"torch", "torchvision", "pytorch_lightning", "lightning_fabric", "torchmetrics"}
 PICTURES = {"confusion_matrix.png", "per_class_accuracy.png", "worst_errors.png", "learning_curves.png"}
+
+
+@pytest.fixture(autouse=True)
+def cold_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here processes start as they do for a person, and are children of the one that starts them."""
+    monkeypatch.setattr(processes, "CONTEXT", multiprocessing.get_context("spawn"))
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from experiments import drawing
+from experiments import drawing, pictures
 from experiments.config import RunConfig, load_config, override
 from experiments.errors import TrackingError
 from experiments.publisher import FINISH, LOCK_FILE, Publication, Publisher
@@ -54,7 +54,7 @@ def draw_fast(path: Path) -> None:
     for name in PICTURES:
         (folder.artifacts / name).write_text(f"{path.name} {name}")
         time.sleep(0.01)
-    folder.scores.unlink()
+    folder.scores.unlink(missing_ok=True)
 
 
 def publish_with_fast_drawers(what: Publication, connection: Connection) -> None:
@@ -185,6 +185,22 @@ def test_200_trials_that_end_while_the_publisher_works_are_whole_in_mlflow(confi
     process.join(30)
     assert said == ""
     assert differences(config) == []
+
+
+def test_a_run_that_two_processes_draw_at_once_has_no_error(
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_trial(config, 0, random.Random(0))
+    [folder] = [RunFolder(path) for path in home(config).glob("trials/*")]
+    folder.scores.write_bytes(b"scores")
+
+    def finish_first(folder: RunFolder) -> None:
+        draw_fast(folder.path)
+        raise FileNotFoundError(folder.scores)
+
+    monkeypatch.setattr(pictures, "draw", finish_first)
+    drawing.draw_once(folder.path)
+    assert not (folder.artifacts / "pictures_error.txt").exists()
 
 
 @pytest.fixture

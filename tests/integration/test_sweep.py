@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import multiprocessing
 import os
@@ -9,6 +10,7 @@ import random
 import shlex
 import shutil
 import signal
+import sqlite3
 import time
 from pathlib import Path
 from typing import Any
@@ -34,6 +36,7 @@ from lightning_modules.inference import load_export
 from lightning_modules.population import HeadPopulation
 from tests.conftest import REPOSITORY, tiny
 from tests.unit.test_report import Page
+from tests.warm import WarmContext
 from tests.whole import check_whole, runs_of
 
 
@@ -199,6 +202,22 @@ def test_workers_whose_trials_keep_failing_end_the_sweep_too(config: RunConfig) 
 
 
 @pytest.mark.usefixtures("unpublished")
+def test_a_database_that_fails_in_the_middle_is_named_and_ends_the_workers(
+    config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database = tmp_path / "studies.db"
+
+    def spoil(self: Any, *args: Any) -> None:
+        with contextlib.closing(sqlite3.connect(database)) as connection:
+            connection.execute("DROP TABLE IF EXISTS trials")
+
+    monkeypatch.setattr(sweep.SweepProgress, "update", spoil)
+    with pytest.raises(SweepError, match=r"sweep\.storage .*studies\.db was opened, and then failed \(Op"):
+        sweep.run_sweep(override(config, {"sweep.storage": f"sqlite:///{database}", "sweep.workers": 2}))
+    assert multiprocessing.active_children() == []
+
+
+@pytest.mark.usefixtures("unpublished")
 def test_a_sweep_without_a_complete_trial_fails(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(optuna.trial.Trial, "should_prune", lambda trial: True)
     with pytest.raises(SweepError, match=r"no trial of study 'tiny' is complete: 3 pruned, 0 failed\. See .*report"):
@@ -234,7 +253,7 @@ def test_an_interrupted_sweep_goes_on_from_the_checkpoint(config: RunConfig, mon
 
 
 def publishers() -> list[psutil.Process]:
-    return [child for child in psutil.Process().children() if "spawn_main" in " ".join(child.cmdline())]
+    return [psutil.Process(child.pid) for child in multiprocessing.active_children() if child.name == "publisher"]
 
 
 def kill_publisher() -> None:
@@ -395,10 +414,7 @@ def sweep_in_a_child(config: RunConfig) -> None:
 
 
 def start_child(config: RunConfig) -> Any:
-    # The fork server has imported everything once: a child is at work in a moment.
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.integration.test_sweep"])
-    process = context.Process(target=sweep_in_a_child, args=(config,))
+    process = WarmContext.Process(target=sweep_in_a_child, args=(config,))
     process.start()
     return process
 

@@ -10,11 +10,9 @@ import selectors
 import signal
 import socket
 import sqlite3
-import subprocess
-import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -23,8 +21,9 @@ from mlflow import MlflowClient
 
 from experiments.config import load_config
 from experiments.study import load_study
-from tests.conftest import REPOSITORY, tiny
+from tests.conftest import tiny
 from tests.integration.test_tracking_server import Server
+from tests.running import Running
 
 LIMIT_SECONDS = 10.0
 """How long after SIGTERM a command may work, with tracking.flush_timeout_seconds 2, until it says its last word."""
@@ -109,50 +108,7 @@ def locked(database: Path) -> Iterator[None]:
         connection.close()
 
 
-class Command:
-    """A command in a process of its own, with what it says."""
-
-    def __init__(self, name: str, *words: str, values: dict[str, object]) -> None:
-        fields = [f"--{key}={value}" for key, value in values.items()]
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "experiments", name, *words, *fields],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            cwd=REPOSITORY,
-        )
-        self.lines: list[str] = []
-        self._reader = threading.Thread(target=self._read)
-        self._reader.start()
-
-    def _read(self) -> None:
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            self.lines.append(line)
-
-    @property
-    def text(self) -> str:
-        return "".join(self.lines)
-
-    def wait_for(self, condition: Callable[[str], object]) -> None:
-        deadline = time.monotonic() + 120
-        while not condition(self.text):
-            assert self.process.poll() is None, self.text
-            assert time.monotonic() < deadline, self.text
-            time.sleep(0.05)
-
-    def end(self, timeout: float = 60.0) -> str:
-        try:
-            self.process.wait(timeout)
-        finally:
-            self.process.kill()
-            self._reader.join()
-            assert self.process.stdout is not None
-            self.process.stdout.close()
-        return self.text
-
-
-def terminate(commands: list[Command]) -> None:
+def terminate(commands: list[Running]) -> None:
     """SIGTERM ends each command in time, with a sentence in place of a traceback."""
     for command in commands:
         command.process.send_signal(signal.SIGTERM)
@@ -166,7 +122,7 @@ def terminate(commands: list[Command]) -> None:
         assert command.process.returncode == 130, text
 
 
-def long_runs(photos: Path, folder: Path, **fields: object) -> list[Command]:
+def long_runs(photos: Path, folder: Path, **fields: object) -> list[Running]:
     """A sweep and a training of many epochs, both of which MLflow knows."""
     commands = []
     for name in ("sweep", "train"):
@@ -177,7 +133,7 @@ def long_runs(photos: Path, folder: Path, **fields: object) -> list[Command]:
             "tracking.flush_timeout_seconds": 2.0,
             **{key.replace("__", "."): value for key, value in fields.items()},
         }
-        commands.append(Command(name, values=values))
+        commands.append(Running(folder / f"{name}.log", name, values=values))
     for command in commands:
         command.wait_for(lambda text: re.search(r"epoch \d+/20000", text))
     deadline = time.monotonic() + 60
@@ -214,7 +170,7 @@ def test_sigterm_ends_a_command_whose_study_is_locked(photos: Path, tmp_path: Pa
     values = tiny(photos, tmp_path / "sweep") | {"sweep.storage": storage}
     values.pop("search")
     with locked(tmp_path / "study.db"):
-        from_best = Command("train", "--from-best", "tiny", values=values)
+        from_best = Running(tmp_path / "best.log", "train", "--from-best", "tiny", values=values)
         time.sleep(6)
         terminate([sweep, train])
         from_best.process.send_signal(signal.SIGTERM)  # it has nothing to lose yet
@@ -228,7 +184,7 @@ def test_a_study_that_is_locked_for_a_while_fails_no_trial(photos: Path, tmp_pat
         "trainer.max_epochs": 200,
         "tracking.flush_timeout_seconds": 2.0,
     }
-    command = Command("sweep", values=values)
+    command = Running(tmp_path / "log", "sweep", values=values)
     command.wait_for(lambda text: re.search(r"epoch \d+/200", text))
     with locked(tmp_path / "study.db"):
         time.sleep(7)
@@ -246,10 +202,10 @@ def test_the_end_of_a_command_waits_up_to_the_limit_and_the_same_command_sends_t
     (runs / "mlflow.db").write_bytes(mlflow_database.read_bytes())
     values = tiny(photos, runs) | {"trainer.max_epochs": 1, "tracking.flush_timeout_seconds": 2.0}
     with locked(runs / "mlflow.db"):
-        text = Command("train", values=values).end(90)
+        text = Running(tmp_path / "log", "train", values=values).end(90)
     assert "Traceback" not in text
     assert re.search(r"error: tracking\.uri sqlite:.* is sent when the same command runs again\n$", text)
-    sent = Command("train", values=values).end(90)
+    sent = Running(tmp_path / "log", "train", values=values).end(90)
     assert f"models:/{photos.name}/1 (champion)" in sent
     assert len(list(runs.glob("train/*/run.json"))) == 1
     (run,) = MlflowClient(f"sqlite:///{runs}/mlflow.db").search_runs(["1"])
@@ -260,7 +216,7 @@ def test_sigterm_ends_the_wait_for_mlflow_after_the_training(server: Server, pho
     proxy = Proxy(server.port)
     try:
         fields = {"trainer.max_epochs": 300, "tracking.uri": proxy.uri, "tracking.flush_timeout_seconds": 100.0}
-        command = Command("train", values=tiny(photos, tmp_path) | fields)
+        command = Running(tmp_path / "log", "train", values=tiny(photos, tmp_path) | fields)
         command.wait_for(lambda text: "epoch 2/300" in text)
         proxy.mode = "silent"
         deadline = time.monotonic() + 90
