@@ -14,6 +14,7 @@ artifacts/profile/    where its time goes, with trainer.profile
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import os
@@ -272,9 +273,10 @@ class RunFolder:
 @functools.cache
 def environment_tags() -> Mapping[str, str]:
     """Where a run is made: commit, Python, the packages that decide its numbers, and the machine."""
-    names = {"torch", "torchvision", "pytorch-lightning", "torchmetrics", "optuna", "mlflow", "numpy", "pillow"}
-    installed = {str(one.name).lower(): one.version for one in metadata.distributions()}  # a job has neither of two
-    tags = {f"package.{name}": installed[name] for name in sorted(names & installed.keys())}
+    tags = {}
+    for name in ("mlflow", "numpy", "optuna", "pillow", "pytorch-lightning", "torch", "torchmetrics", "torchvision"):
+        with contextlib.suppress(metadata.PackageNotFoundError):  # a job has neither mlflow nor optuna
+            tags[f"package.{name}"] = metadata.version(name)
     tags |= {"python": platform.python_version(), "host": platform.node(), **_hardware_tags()}
     if git := shutil.which("git"):  # neither a bare machine nor a job's image need have it
         # Git reads no repository of another user unasked. This code runs already, so there is nothing to distrust.

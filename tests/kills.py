@@ -29,11 +29,12 @@ import pytorch_lightning as pl
 import torch
 from optuna.storages.journal import JournalFileBackend
 
+import experiments.tracking  # noqa: F401 - with MLflow, once for all attempts
 from experiments import sweep, training
 from experiments.config import RunConfig, load_config, override
 from experiments.errors import UserError
 from experiments.inputs import open_inputs_once
-from experiments.run_folder import RunFolder
+from experiments.run_folder import RunFolder, environment_tags
 from experiments.study import claim, load_study
 from experiments.train import NotANumberError
 from lightning_modules import features
@@ -144,6 +145,7 @@ def kind(path: Path | str) -> str:
 
 def prepare_process() -> None:
     """Leave out what has nothing to do with a training and takes seconds."""
+    environment_tags()
     torch.set_num_threads(1)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     features.IMAGES_AT_ONCE = 5  # many batches of Lightning's per epoch

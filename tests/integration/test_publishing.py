@@ -187,9 +187,7 @@ def test_200_trials_that_end_while_the_publisher_works_are_whole_in_mlflow(confi
     assert differences(config) == []
 
 
-def test_a_run_that_two_processes_draw_at_once_has_no_error(
-    config: RunConfig, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_that_two_processes_draw_at_once_has_no_error(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     write_trial(config, 0, random.Random(0))
     [folder] = [RunFolder(path) for path in home(config).glob("trials/*")]
     folder.scores.write_bytes(b"scores")
