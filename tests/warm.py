@@ -200,7 +200,9 @@ def _run(
         stream.reconfigure(line_buffering=True)
     sys.argv = [program, *arguments]
     sys.path[0:0] = [str(folder)]
-    if folder == REPOSITORY:
+    if (
+        folder == REPOSITORY or not (folder / "experiments").is_dir()
+    ):  # a job has a copy of our code, and starts nothing
         _inherit(address)
     try:
         runpy.run_module(program, run_name="__main__", alter_sys=True)

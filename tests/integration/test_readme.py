@@ -11,8 +11,6 @@ import os
 import re
 import shlex
 import shutil
-import subprocess
-import sys
 import tomllib
 from collections.abc import Iterator
 from itertools import pairwise
@@ -30,6 +28,7 @@ from sagemaker_launch.cli import parse
 from sagemaker_launch.settings import load_cloud
 from tests.conftest import REPOSITORY
 from tests.docs import Command, blocks, commands, pages
+from tests.warm import run_warm
 
 README = (REPOSITORY / "README.md").read_text()
 DOCS = REPOSITORY / "docs"
@@ -182,21 +181,6 @@ RUN = {
 HERE = {"PATH/dogs6": "photos", "PATH/resnet50.safetensors": "none"}
 NOT_RUN = (". .venv/bin/activate", "python -m experiments ui")
 """The environment is that of the tests; the UI goes on until somebody ends it."""
-RUNNER = """
-import contextlib, glob, json, subprocess, sys
-from experiments.cli import main as experiments
-from sagemaker_launch.cli import main as sagemaker_launch
-
-for line, program, words, output in json.load(sys.stdin):
-    print("$", line, flush=True)
-    words = [path for word in words for path in (sorted(glob.glob(word)) if "*" in word else [word])]
-    with open(output, "w") if output else contextlib.nullcontext(sys.stdout) as file, contextlib.redirect_stdout(file):
-        own = {"experiments": experiments, "sagemaker_launch": sagemaker_launch}.get(program)
-        code = own(words) if own else subprocess.run(words).returncode
-    if code:
-        sys.exit(f"{line}: exit code {code}")
-"""
-"""One process for all commands: each would import PyTorch for seconds."""
 
 
 def _step(command: Command, short: dict[str, str]) -> tuple[str, str, list[str], str]:
@@ -225,15 +209,9 @@ def test_a_newcomer_gets_from_page_to_page(photos: Path, mlflow_database: Path, 
         if not command.needs_aws and command.line not in NOT_RUN
     ]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
-    done = subprocess.run(
-        [sys.executable, "-c", RUNNER],
-        input=json.dumps(steps),
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=tmp_path,
-        env=environment | {"AWS_EC2_METADATA_DISABLED": "true", "PYTHONPATH": str(REPOSITORY)},
-    )
+    (tmp_path / "steps.json").write_text(json.dumps(steps))
+    environment |= {"AWS_EC2_METADATA_DISABLED": "true", "PYTHONPATH": str(REPOSITORY)}
+    done = run_warm("tests.typed", ["steps.json"], folder=tmp_path, environment=environment)
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
     said = {part.partition("\n")[0]: part for part in done.stdout.split("$ ")[1:]}
     for line, of_command in said.items():
