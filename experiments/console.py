@@ -1,18 +1,56 @@
-"""How a command speaks to the person who waits."""
+"""How a command speaks to the person who waits. Nothing that happens to its output decides about its work."""
 
 from __future__ import annotations
 
+import contextlib
+import io
+import os
 import shlex
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
 
 def say(text: str) -> None:
     """A line for the person who waits, past any bar, on standard error: results go to standard output."""
-    tqdm.write(text, file=sys.stderr)
+    with contextlib.suppress(OSError):  # of a stream that is not this module's, such as a notebook's
+        tqdm.write(text, file=sys.stderr)
+
+
+class _Output(io.FileIO):
+    """A standard stream that drops what it can't write: its reader has left, its terminal is gone, its disk is full."""
+
+    def write(self, data: Any, /) -> int:
+        """Write, or not."""
+        try:
+            written = super().write(data)
+        except OSError:
+            written = None
+        return memoryview(data).nbytes if written is None else written
+
+
+def outlive_output() -> None:
+    """Let this process go on when nobody reads its output any more: `train 2>&1 | head`, an ended ssh session.
+
+    A character that a terminal's encoding lacks is written as an escape.
+    """
+    for name, number in (("stdout", 1), ("stderr", 2)):
+        stream = getattr(sys, name)
+        if stream is None:  # it was closed by the shell, and the next file to be opened would get its number
+            setattr(sys, name, io.TextIOWrapper(io.FileIO(os.devnull, "w")))
+            continue
+        with contextlib.suppress(OSError):
+            stream.flush()
+        lasting = io.TextIOWrapper(
+            io.BufferedWriter(_Output(number, "wb", closefd=False)),
+            encoding=stream.encoding,
+            errors="backslashreplace" if stream.errors == "strict" else stream.errors,
+            line_buffering=stream.line_buffering or stream.write_through,
+        )
+        setattr(sys, name, lasting)
 
 
 def invocation(module: str, *words: str) -> str:

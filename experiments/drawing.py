@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 import threading
 import traceback
 from collections.abc import Iterator, Sequence
@@ -12,6 +11,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 from experiments import processes
+from experiments.console import outlive_output, say
 from experiments.run_folder import RunFolder
 
 MAX_DRAWERS = 4
@@ -58,6 +58,7 @@ def _have_drawn(path: Path) -> None:
 
 def _drawer(connection: Connection) -> None:
     processes.die_with_parent()
+    outlive_output()
     while True:
         try:
             path = connection.recv()
@@ -78,6 +79,7 @@ def draw_once(path: Path) -> None:
         if not folder.needs_drawing:
             return  # another process drew it at the same time, and was faster
         folder.artifacts.mkdir(exist_ok=True)
-        (folder.artifacts / "pictures_error.txt").write_text(traceback.format_exc())
-        print(f"{folder.path}: its pictures can't be drawn: {error}", file=sys.stderr, flush=True)
+        text = traceback.format_exc()
+        (folder.artifacts / "pictures_error.txt").write_text(text, encoding="utf-8", errors="backslashreplace")
+        say(f"{folder.path}: its pictures can't be drawn: {error}")
     folder.scores.unlink(missing_ok=True)

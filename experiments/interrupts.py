@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 from collections.abc import Callable, Sequence
@@ -68,7 +69,8 @@ class Interrupts:
             os._exit(EXIT_INTERRUPTED)
         self.requested = True
         # Not print: the signal may have come while the main thread was in it, and its buffer can't be entered twice.
-        os.write(2, b"\nstopping after this batch; once more to stop at once\n")
+        with contextlib.suppress(OSError):  # `train 2>&1 | tee log`: the same Ctrl-C has ended tee
+            os.write(2, b"\nstopping after this batch; once more to stop at once\n")
 
 
 _entered: list[Interrupts] = []

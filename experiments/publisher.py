@@ -18,7 +18,7 @@ from types import TracebackType
 
 from experiments import processes
 from experiments.config import RunConfig, public_url, tracking_uri
-from experiments.console import say
+from experiments.console import outlive_output, say
 from experiments.errors import InterruptedRunError, TrackingError
 from experiments.run_folder import RunFolder
 
@@ -199,6 +199,7 @@ class Publisher:
 
 def _main(publication: Publication, connection: Connection) -> None:
     processes.die_with_parent()
+    outlive_output()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # the training process says what they mean
     from experiments.publish import publish  # MLflow takes seconds to import
