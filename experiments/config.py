@@ -281,6 +281,8 @@ class SweepConfig:
     study_name: str = ""
     """Name of the study; the same name continues it. By default that of the data folder for data.name folder, else
     `sweep`."""
+    claim_timeout_seconds: float = 300.0
+    """How long a trial in a shared storage may be without a sign of life before another machine takes it over."""
     workers: int = 1
     """Processes that work on the study, each on its share of the cores or on one GPU."""
     population: int = 1
@@ -300,6 +302,7 @@ class SweepConfig:
             "be > 0",
             self.timeout_seconds,
         )
+        require(self.claim_timeout_seconds > 0, "sweep.claim_timeout_seconds", "be > 0", self.claim_timeout_seconds)
         require(self.workers >= 1, "sweep.workers", "be >= 1", self.workers)
         require(self.population >= 1, "sweep.population", "be >= 1", self.population)
         require(

@@ -10,7 +10,8 @@ from optuna_dashboard import wsgi
 
 from experiments.config import RunConfig, override, require
 from experiments.errors import UserError
-from experiments.study import journals, load_study, open_storage
+from experiments.study import journals, load_study
+from experiments.study_storage import open_storage
 
 
 class _Server(ThreadingMixIn, WSGIServer):

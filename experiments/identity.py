@@ -26,6 +26,7 @@ MAY_CHANGE = (
     "sweep.sampler",
     "sweep.pruner",
     "sweep.storage",
+    "sweep.claim_timeout_seconds",
     "sweep.workers",
     "sweep.population",
     "tracking.",

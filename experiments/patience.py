@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -9,14 +10,17 @@ from typing import TypeVar
 
 from filelock import FileLock, Timeout
 
+from experiments.console import duration, say
 from experiments.errors import SweepError
 
 PAUSE_SECONDS = 0.05
+SILENT_SECONDS = 2.0
+"""How long nothing is said of a wait."""
 _Item = TypeVar("_Item")
 
 
 class Patience:
-    """Repeats a call that fails while another process holds something.
+    """Repeats a call that fails while another process holds something or a server is away.
 
     Args:
         seconds: how long to wait for one call.
@@ -27,7 +31,7 @@ class Patience:
         self._seconds, self._check = seconds, check
 
     def call(self, call: Callable[[], _Item], is_busy: Callable[[Exception], bool], name: str) -> _Item:
-        """Make a call as often as it takes.
+        """Make a call as often as it takes, and say so once where it takes long.
 
         Args:
             is_busy: whether an error of the call says that waiting helps.
@@ -36,18 +40,23 @@ class Patience:
         Raises:
             SweepError: if it is busy for too long.
         """
-        begun = time.monotonic()
+        begun, said = time.monotonic(), False
         while True:
             try:
                 return call()
             except Exception as error:
                 if not is_busy(error):
                     raise
-                if time.monotonic() - begun > self._seconds:
+                waited = time.monotonic() - begun
+                if waited > self._seconds:
                     raise SweepError(
-                        f"{name} was locked by another process for {self._seconds:g} seconds: the trials are kept, "
-                        "and the same command continues when the lock is gone"
+                        f"{name} was locked by another process, or did not answer, for {self._seconds:g} seconds: the "
+                        "trials are kept, and the same command continues when it answers again"
                     ) from error
+            if waited > SILENT_SECONDS and not said:
+                limit = f", for {duration(self._seconds)} at most" if math.isfinite(self._seconds) else ""
+                say(f"waiting for {name}, which is locked by another process or does not answer{limit}")
+                said = True
             self._check()
             time.sleep(PAUSE_SECONDS)
 

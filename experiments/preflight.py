@@ -14,7 +14,7 @@ from experiments.datasets import check_photos
 from experiments.errors import UserError
 from experiments.inputs import uses_features
 from experiments.search_space import SearchSpace, check_against, extremes
-from experiments.study import open_storage
+from experiments.study_storage import open_storage
 from lightning_modules.network import check_network
 
 CHECKED_BY_VALUE = (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -35,12 +36,15 @@ class PruningCallback(Callback):
     A decision is stored before anything acts on it. After a kill it is read, not made again: other trials may have
     reported since, and a pruner whose notes are in the storage takes an epoch for one that it has already judged.
 
+    Args:
+        confirm: called before an epoch is reported; raises if the trial belongs to another process.
+
     Raises:
         optuna.TrialPruned: from within `Trainer.fit`.
     """
 
-    def __init__(self, trial: Trial, metric: str) -> None:
-        self.trial, self.metric = trial, metric
+    def __init__(self, trial: Trial, metric: str, confirm: Callable[[], None] = lambda: None) -> None:
+        self.trial, self.metric, self._confirm = trial, metric, confirm
         frozen = trial.study.get_trials(deepcopy=False)[trial.number]
         self._reported = max(frozen.intermediate_values, default=0)
 
@@ -59,6 +63,7 @@ class PruningCallback(Callback):
         Args:
             ends: whether training ends with this epoch anyway. Such a trial is complete, and the pruner only notes it.
         """
+        self._confirm()
         if epoch < self._reported:
             return False  # trained once more after a kill: the trial went on from here
         if epoch > self._reported:

@@ -20,8 +20,8 @@ from experiments.config import RunConfig, override
 from experiments.errors import UserError
 from experiments.figures import metric_name
 from experiments.page import NOTHING, Table, render_page
-from experiments.study import study_folder
 from experiments.study_section import study_section
+from experiments.study_storage import study_folder
 
 PAGE = "report.html"
 

@@ -1,4 +1,4 @@
-"""The Optuna study: its storage, its sampler and pruner, and who works on which trial."""
+"""The Optuna study: what continues it, its sampler and pruner, and which trial comes next."""
 
 from __future__ import annotations
 
@@ -6,19 +6,14 @@ import copy
 import itertools
 import logging
 import math
-import os
-import platform
-import sqlite3
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import optuna
-from filelock import FileLock, Timeout
 from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner
 from optuna.samplers import (
     BaseSampler,
@@ -28,19 +23,13 @@ from optuna.samplers import (
     RandomSampler,
     TPESampler,
 )
-from optuna.storages import BaseStorage, JournalStorage, RDBStorage
-from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import FrozenTrial, Trial, TrialState
-from sqlalchemy import event
-from sqlalchemy.engine import Connection, Engine, ExceptionContext, make_url
-from sqlalchemy.exc import ArgumentError, IntegrityError
-from sqlalchemy.pool import NullPool
 
+from experiments.claims import Claim, Holder, is_abandoned, lock_trial, take
 from experiments.config import BLOT, RunConfig, override, require, to_flat
 from experiments.console import say
-from experiments.errors import CommandError, SweepError, UserError
+from experiments.errors import UserError
 from experiments.identity import Photos, StudyIdentity, read_identity, write_identity
-from experiments.patience import Patience
 from experiments.run_folder import RunFolder
 from experiments.search_space import (
     ChoiceRange,
@@ -49,165 +38,18 @@ from experiments.search_space import (
     SearchSpace,
     grid_points,
 )
+from experiments.study_storage import journal_file, open_storage, study_folder, study_patience
 
 IDENTITY_FILE = "study.json"
 TARGET_ATTR = "target"
 """How many finished trials the last `--more` was to end with."""
-HOST_ATTR = "host"
-GRACE_SECONDS = 60.0
-"""How long a running trial in a shared database may have no host before it is taken for abandoned."""
-STORAGE_SECONDS = 60.0
-"""How long a call to the study's storage waits for a lock, unless `tracking.flush_timeout_seconds` is longer."""
-
-TAKE_CONNECT_TIMEOUT = (
-    *("postgresql", "postgresql+psycopg", "postgresql+psycopg2"),
-    *("mysql", "mysql+mysqldb", "mysql+pymysql"),
-)
-"""Drivers of databases whose connect() has the argument connect_timeout."""
-CONNECT_SECONDS = 10
-"""How long a connection to the study's database may take."""
 
 _log = logging.getLogger(__name__)
-
-
-def study_folder(config: RunConfig) -> Path:
-    """Where a study and its trials are kept."""
-    return config.output_dir / "studies" / config.sweep.study_name
-
-
-def _journal(config: RunConfig) -> Path:
-    return study_folder(config) / "journal.log"
 
 
 def trial_folder(config: RunConfig, number: int) -> RunFolder:
     """Where a trial is kept."""
     return RunFolder(study_folder(config) / "trials" / f"{number:04d}")
-
-
-class JournalLock(JournalFileOpenLock):
-    """Locks a journal file with a lock that the kernel releases when its holder dies, and mends a torn last line.
-
-    Optuna's own locks stay behind after a kill and block everybody for 30 seconds.
-    """
-
-    def __init__(self, journal: Path, patience: Patience) -> None:
-        super().__init__(str(journal))
-        self._journal, self._patience = journal, patience
-        self._lock: FileLock | None = None
-
-    def acquire(self) -> bool:
-        """Wait for the lock."""
-        self._lock = self._patience.lock(Path(f"{self._journal}.lock"))
-        with self._journal.open("r+b") as file:
-            if file.seek(0, os.SEEK_END) and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n":
-                file.seek(0)
-                file.truncate(file.read().rfind(b"\n") + 1)
-        return True
-
-    def release(self) -> None:
-        """Give it back."""
-        assert self._lock is not None
-        self._lock.release()
-
-
-def open_storage(config: RunConfig, check: Callable[[], None] = lambda: None) -> BaseStorage:
-    """The storage that `sweep.storage` names, or a journal file in the study's folder.
-
-    A call to it waits for a lock that another process holds, up to STORAGE_SECONDS.
-
-    Args:
-        check: called while it waits; raises to stop, such as after Ctrl-C.
-
-    Raises:
-        UserError: for a database that can't be reached.
-        SweepError: if it stays locked or goes away; from each later call, too.
-    """
-    patience = _patience(config, check)
-    if config.sweep.storage is None:
-        study_folder(config).mkdir(parents=True, exist_ok=True)
-        journal = _journal(config)
-        return JournalStorage(JournalFileBackend(str(journal), JournalLock(journal, patience)))
-    try:
-        url = make_url(config.sweep.storage)
-    except ArgumentError:
-        raise UserError("sweep.storage must be a URL such as postgresql+psycopg://user@host/database") from None
-    # The URL may hold a password, in more than one place, and the driver's own message may repeat it.
-    place = f"{url.host or ''}{f':{url.port}' if url.port else ''}/{url.database or ''}"
-    # No pool: a database closes connections that idle for the hours of a trial, and nobody is left to close ours.
-    options: dict[str, Any] = {"poolclass": NullPool}
-    if url.get_backend_name() == "sqlite":
-        options["connect_args"] = {"timeout": 0.5}  # SQLite's own waiting looks at no signal
-    elif url.drivername in TAKE_CONNECT_TIMEOUT:
-        options["connect_args"] = {"connect_timeout": CONNECT_SECONDS}  # a server may accept and stay silent
-    try:
-        storage = patience.call(
-            lambda: RDBStorage(str(config.sweep.storage), engine_kwargs=dict(options)),
-            _is_locked,
-            f"sweep.storage {place}",
-        )
-    except CommandError:
-        raise
-    except Exception as error:  # SQLAlchemy's drivers have kinds of their own
-        if isinstance(error, RuntimeError):  # Optuna's own, of the version of its tables
-            text = " ".join(str(error).split())
-            raise UserError(
-                f"sweep.storage must be a database of Optuna {optuna.__version__}, got {place}: {text}"
-            ) from None
-        raise UserError(f"sweep.storage must be a database that answers, got {place}: {type(error).__name__}") from None
-    if url.get_backend_name() == "sqlite":
-        _wait_for_locks(storage.engine, patience, f"sweep.storage {place}")
-    _explain_errors(storage.engine, f"sweep.storage {place}")
-    return storage
-
-
-def _patience(config: RunConfig, check: Callable[[], None]) -> Patience:
-    # A trial without its study is lost, so this waits longer than for MLflow, which gets everything later.
-    return Patience(max(config.tracking.flush_timeout_seconds, STORAGE_SECONDS), check)
-
-
-def _explain_errors(engine: Engine, name: str) -> None:
-    """Say what a database that goes away means for the study. Optuna would blame the data that was written."""
-
-    @event.listens_for(engine, "handle_error")
-    def explain(context: ExceptionContext) -> None:
-        error = context.sqlalchemy_exception
-        if error is None or isinstance(error, IntegrityError):  # two processes wrote the same: Optuna deals with it
-            return
-        # Only the kind: a driver's text may repeat the password.
-        raise SweepError(
-            f"{name} was opened, and then failed ({type(context.original_exception).__name__}): nothing is lost, a "
-            "trial that has trained is kept in its folder. Bring the database back, then the same command continues"
-        ) from context.original_exception
-
-
-def _is_locked(error: Exception) -> bool:
-    return "database is locked" in str(error) or "database table is locked" in str(error)
-
-
-def _wait_for_locks(engine: Engine, patience: Patience, name: str) -> None:
-    """Wait for SQLite's lock at the two places where a transaction is whole: before it, and when it is committed.
-
-    BEGIN IMMEDIATE takes the lock at once. A transaction that reads first and then writes can't wait: of two of that
-    kind, each waits for the other.
-    """
-
-    def run(connection: Connection, statement: str) -> None:
-        driver = connection.connection.driver_connection
-        assert isinstance(driver, sqlite3.Connection)
-        patience.call(lambda: driver.execute(statement), _is_locked, name)
-
-    @event.listens_for(engine, "connect")
-    def connect(driver: sqlite3.Connection, record: object) -> None:
-        del record
-        driver.isolation_level = None  # no BEGIN of its own
-
-    @event.listens_for(engine, "begin")
-    def begin(connection: Connection) -> None:
-        run(connection, "BEGIN IMMEDIATE")
-
-    @event.listens_for(engine, "commit")
-    def commit(connection: Connection) -> None:
-        run(connection, "COMMIT")
 
 
 def open_study(
@@ -230,7 +72,7 @@ def open_study(
     """
     require(more >= 0, "--more", "be >= 0", more)
     identity, home = StudyIdentity.of(config, space, photos), study_folder(config)
-    with _patience(config, check).lock(_lock_path(config)):
+    with study_patience(config, check).lock(_lock_path(config)):
         noted = read_identity(home / IDENTITY_FILE)
         is_replaced = noted is not None and not noted.is_same(identity)
         if noted is not None and _has_finished_trials(home):
@@ -286,11 +128,12 @@ def _create_study(config: RunConfig, identity: StudyIdentity, check: Callable[[]
 def _refuse_running(study: optuna.Study, config: RunConfig) -> None:
     """Refuse to replace a study while one of its trials is being trained."""
     for trial in study.get_trials(deepcopy=False, states=[TrialState.RUNNING]):
-        lock = _lock_trial(config, trial.number) if _is_ours(trial, config) else None
+        folder = trial_folder(config, trial.number)
+        lock = lock_trial(folder) if is_abandoned(trial, folder, study._storage, config) else None
         if lock is None:
             raise UserError(
                 f"sweep.study_name must name a study that nobody works on, to start it again with other settings, got "
-                f"{study.study_name!r}: trial {trial.number} is being trained on {trial.user_attrs.get(HOST_ATTR, '?')}"
+                f"{study.study_name!r}: trial {trial.number} is being trained on {Holder.of(trial.user_attrs).host}"
             )
         lock.release()
 
@@ -315,7 +158,7 @@ def _set_aside(home: Path) -> None:
 
 def _copy_to_database(config: RunConfig) -> None:
     """Take a study along that moves from its journal to a database."""
-    if config.sweep.storage is None or not _journal(config).is_file():
+    if config.sweep.storage is None or not journal_file(config).is_file():
         return
     storage, name = open_storage(config), config.sweep.study_name
     if name in optuna.get_all_study_names(storage):
@@ -323,7 +166,7 @@ def _copy_to_database(config: RunConfig) -> None:
     journal = open_storage(override(config, {"sweep.storage": None}))
     if name in optuna.get_all_study_names(journal):
         optuna.copy_study(from_study_name=name, from_storage=journal, to_storage=storage)
-        say(f"study {name!r} is copied from {_journal(config)} to sweep.storage, and continues there")
+        say(f"study {name!r} is copied from {journal_file(config)} to sweep.storage, and continues there")
 
 
 def count_finished(study: optuna.Study) -> int:
@@ -468,16 +311,6 @@ def suggest(trial: Trial, space: SearchSpace) -> Point:
 
 
 @dataclass(frozen=True)
-class Claim:
-    """A trial that this process works on, and the lock that says so: the kernel releases it if the process dies."""
-
-    trial: Trial
-    point: Point
-    folder: RunFolder
-    lock: FileLock
-
-
-@dataclass(frozen=True)
 class NothingToClaim:
     """No trial to start now."""
 
@@ -502,58 +335,35 @@ def claim(
         new: whether a new trial may start.
         check: called while another process claims a trial; raises to stop.
     """
-    with _patience(config, check).lock(_lock_path(config)):
+    with study_patience(config, check).lock(_lock_path(config)):
         trials = study.get_trials(deepcopy=False)
         running = [trial for trial in trials if trial.state == TrialState.RUNNING]
         for trial in running:
-            if _is_ours(trial, config):
-                taken = _lock_trial(config, trial.number)
+            folder = trial_folder(config, trial.number)
+            if is_abandoned(trial, folder, study._storage, config):
+                taken = take(trial._trial_id, folder, study._storage, config)
                 if taken is not None:
                     study.sampler = make_sampler(config, space, seed=_draw_seed(config, trial.number))
                     resumed = Trial(study, trial._trial_id)
-                    return _claimed(resumed, config, space, taken)
+                    return Claim(resumed, suggest(resumed, space), folder, *taken)
         counted = sum(trial.state in (TrialState.COMPLETE, TrialState.PRUNED) for trial in trials) + len(running)
         # A grid has no point left for one that failed.
         exhausted = config.sweep.sampler == "grid" and len(trials) >= grid_size(space)
         if not new or counted >= target or exhausted:
             return NothingToClaim(
-                not running, tuple(f"trial {one.number} on {one.user_attrs.get(HOST_ATTR, '?')}" for one in running)
+                not running, tuple(f"trial {one.number} on {Holder.of(one.user_attrs).host}" for one in running)
             )
         study.sampler = make_sampler(config, space, seed=_draw_seed(config, len(trials)))
         asked = study.ask()
-        asked.set_user_attr(HOST_ATTR, platform.node())
-        taken = _lock_trial(config, asked.number)
+        folder = trial_folder(config, asked.number)
+        taken = take(asked._trial_id, folder, study._storage, config)
         assert taken is not None, "a trial that was just asked for can't be somebody else's"
-        return _claimed(asked, config, space, taken)
+        return Claim(asked, suggest(asked, space), folder, *taken)
 
 
 def _draw_seed(config: RunConfig, number: int) -> int:
     """Seeded by the trial's number, so that a study that was interrupted draws what it would have drawn."""
     return (config.seed * 100_003 + number) % 2**32
-
-
-def _claimed(trial: Trial, config: RunConfig, space: SearchSpace, lock: FileLock) -> Claim:
-    return Claim(trial, suggest(trial, space), trial_folder(config, trial.number), lock)
-
-
-def _lock_trial(config: RunConfig, number: int) -> FileLock | None:
-    path = trial_folder(config, number).path
-    path.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path / "lock", is_singleton=False)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        return None
-    return lock
-
-
-def _is_ours(trial: FrozenTrial, config: RunConfig) -> bool:
-    """Whether a running trial's process would be on this machine, where its lock and checkpoints are."""
-    host = trial.user_attrs.get(HOST_ATTR)
-    if host is not None or config.sweep.storage is None:
-        return host in (None, platform.node())
-    assert trial.datetime_start is not None
-    return (datetime.now() - trial.datetime_start).total_seconds() > GRACE_SECONDS
 
 
 def _lock_path(config: RunConfig) -> Path:

@@ -7,6 +7,7 @@ last checkpoint in the same MLflow run, and one that had ended is told and pushe
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import logging
 import math
@@ -26,8 +27,9 @@ import torch
 from optuna.trial import FrozenTrial, TrialState
 
 from experiments import processes
+from experiments.claims import Claim, ClaimLostError, HeldClaims
 from experiments.config import RunConfig, override, to_public
-from experiments.console import say
+from experiments.console import outlive_output, say
 from experiments.errors import CommandError, InterruptedRunError, SweepError, UserError
 from experiments.figures import study_figures
 from experiments.identity import Photos, StudyIdentity
@@ -45,7 +47,6 @@ from experiments.report import report_studies
 from experiments.run_folder import LOCAL, Outcome, RunFolder, environment_tags
 from experiments.search_space import SEARCHED, SearchSpace, load_search_space
 from experiments.study import (
-    Claim,
     NothingToClaim,
     best_trial,
     claim,
@@ -54,9 +55,9 @@ from experiments.study import (
     count_finished,
     load_study,
     open_study,
-    study_folder,
     trial_folder,
 )
+from experiments.study_storage import study_folder
 from experiments.train import BEST_CHECKPOINT, CHECKPOINT_FOLDER, NotANumberError, export, train
 from lightning_modules.metrics import BEST, OBJECTIVES, VAL_ACCURACY
 
@@ -183,23 +184,28 @@ def _work(job: _Job, interrupts: Interrupts, progress: SweepProgress | None = No
                 say(f"waiting for {', '.join(waiting_for)}: another process works on it, here or on that machine")
             time.sleep(POLL_SECONDS)
             continue
-        try:
-            for outcome in _run_trials(job, claims):
-                if outcome.state == "FAIL":
-                    _check_failures(job)
-        finally:
-            for one in claims:
-                one.lock.release()
+        with HeldClaims(claims, job.study._storage, job.config) as held:
+            try:
+                for outcome in _run_trials(job, claims, held):
+                    if outcome.state == "FAIL":
+                        _check_failures(job)
+            except ClaimLostError as error:
+                say(str(error))
+                assert held.lost is not None
+                _leave(held.lost.folder)
 
 
-def _run_trials(job: _Job, claims: Sequence[Claim]) -> Iterator[Outcome]:
+def _run_trials(job: _Job, claims: Sequence[Claim], held: HeldClaims) -> Iterator[Outcome]:
     """Train new trials, resume interrupted ones, and report each result."""
+    job = replace(job, watches=[*job.watches, Watch(held.check)])
     fresh: dict[RunConfig, list[PopulationRun]] = {}
     by_folder = {claimed.folder.path: claimed for claimed in claims}
     for claimed in claims:
         config, folder = override(job.config, claimed.point), claimed.folder
         if folder.exists:
             job.identity.check_trial(folder, config)
+            if folder.outcome is not None and folder.outcome.state == "STOPPED":
+                folder.reopen()  # another machine took it over, and left it again
         else:
             tags = {"study": job.config.sweep.study_name, "trial": str(claimed.trial.number)}
             tags |= {**LOCAL, **environment_tags()}
@@ -208,16 +214,23 @@ def _run_trials(job: _Job, claims: Sequence[Claim]) -> Iterator[Outcome]:
         if folder.outcome is None and (pruned := _pruned(claimed)):
             folder.finish(pruned)
         if len(claims) > 1 and folder.outcome is None and uses_features(config):
-            run = PopulationRun(config, folder, PruningCallback(claimed.trial, job.config.sweep.metric).report)
+            run = PopulationRun(config, folder, _pruning(job, claimed, held).report)
             fresh.setdefault(together(config), []).append(run)
         else:
             if folder.outcome is None:
-                _finish(job, folder, _attempt(job, claimed))
-            yield _tell(job, claimed)
+                _finish(job, claimed, held, _attempt(job, claimed, held))
+            yield _tell(job, claimed, held)
     for runs in fresh.values():
         for run, outcome in train_population(runs, check=job.check):
-            _finish(job, run.folder, outcome)
-            yield _tell(job, by_folder[run.folder.path])
+            claimed = by_folder[run.folder.path]
+            _finish(job, claimed, held, outcome)
+            yield _tell(job, claimed, held)
+
+
+def _leave(folder: RunFolder) -> None:
+    """Note that a trial ended on another machine: here it is no model and no result."""
+    if folder.exists and folder.outcome is None:
+        folder.finish(Outcome("STOPPED", reason="another machine took this trial over"))
 
 
 def _check_failures(job: _Job) -> None:
@@ -232,10 +245,16 @@ def _check_failures(job: _Job) -> None:
         )
 
 
-def _tell(job: _Job, claimed: Claim) -> Outcome:
+def _pruning(job: _Job, claimed: Claim, held: HeldClaims) -> PruningCallback:
+    confirm = functools.partial(held.confirm, claimed.trial.number)
+    return PruningCallback(claimed.trial, job.config.sweep.metric, confirm)
+
+
+def _tell(job: _Job, claimed: Claim, held: HeldClaims) -> Outcome:
     """Tell Optuna how a trial ended. A kill on the way costs nothing: the next claim finds the outcome and does it."""
     trial, outcome = claimed.trial, claimed.folder.outcome
     assert outcome is not None
+    held.confirm(trial.number)
     for name, value in outcome.metrics.items():
         trial.set_user_attr(name, value)
     if outcome.reason:
@@ -245,17 +264,18 @@ def _tell(job: _Job, claimed: Claim) -> Outcome:
         assert outcome.value is not None
         trial.report(outcome.value, max(seen, default=0) + 1)  # Optuna takes the last one for the trial's value
     values = outcome.value if outcome.state == "COMPLETE" else None
+    held.give_back(trial.number)
     job.study.tell(trial, values, state=TrialState[outcome.state])
     _tidy(job.config, job.study)
     return outcome
 
 
-def _attempt(job: _Job, claimed: Claim) -> Outcome:
+def _attempt(job: _Job, claimed: Claim, held: HeldClaims) -> Outcome:
     """Train a trial, and once more from its last checkpoint after an error that may have gone by then."""
     folder, name = claimed.folder, f"trial {claimed.trial.number}"
     for may_retry in (True, False):
         try:
-            return _train_trial(job, claimed)
+            return _train_trial(job, claimed, held)
         except (InterruptedRunError, CommandError):
             raise  # no fault of the trial: it goes on later
         except NotANumberError as error:
@@ -265,7 +285,8 @@ def _attempt(job: _Job, claimed: Claim) -> Outcome:
             reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
             if not (may_retry and _may_pass(error)):
                 folder.artifacts.mkdir(exist_ok=True)
-                (folder.artifacts / "error.txt").write_text(traceback.format_exc())
+                text = traceback.format_exc()
+                (folder.artifacts / "error.txt").write_text(text, encoding="utf-8", errors="backslashreplace")
                 say(f"{name} failed: {reason}")
                 return Outcome("FAIL", reason=reason)
             say(f"{name} is tried once more after {reason}")
@@ -279,16 +300,15 @@ def _may_pass(error: Exception) -> bool:
     return isinstance(error, MemoryError | OSError) or "out of memory" in str(error)
 
 
-def _train_trial(job: _Job, claimed: Claim) -> Outcome:
+def _train_trial(job: _Job, claimed: Claim, held: HeldClaims) -> Outcome:
     """Train a trial once."""
-    trial, folder, metric = claimed.trial, claimed.folder, job.config.sweep.metric
-    name = f"trial {trial.number}"
+    folder, name = claimed.folder, f"trial {claimed.trial.number}"
     try:
         result = train(
             override(job.config, claimed.point),
             output_dir=folder.path,
             logger=RunFolderLogger(folder),
-            callbacks=[PruningCallback(trial, metric), EpochProgress(name, position=1), *job.watches],
+            callbacks=[_pruning(job, claimed, held), EpochProgress(name, position=1), *job.watches],
         )
     except optuna.TrialPruned:
         pruned = _pruned(claimed)
@@ -296,14 +316,15 @@ def _train_trial(job: _Job, claimed: Claim) -> Outcome:
         say(f"{name}: {pruned.reason}")
         return pruned
     result.validation.save(folder.scores)
-    return Outcome("COMPLETE", result.metrics[metric], dict(result.metrics))
+    return Outcome("COMPLETE", result.metrics[job.config.sweep.metric], dict(result.metrics))
 
 
-def _finish(job: _Job, folder: RunFolder, outcome: Outcome) -> None:
+def _finish(job: _Job, claimed: Claim, held: HeldClaims, outcome: Outcome) -> None:
     """Note how a trial ended. One that diverged gets the worst value, from which a sampler learns to keep away."""
+    held.confirm(claimed.trial.number)
     if outcome.state == "PRUNED" and outcome.value is None:
         outcome = replace(outcome, value=_worst_value(job))
-    folder.finish(outcome)
+    claimed.folder.finish(outcome)
 
 
 def _worst_value(job: _Job) -> float:
@@ -336,6 +357,8 @@ def _tidy(config: RunConfig, study: optuna.Study) -> None:
 def _conclude(config: RunConfig, study: optuna.Study, parent: RunFolder) -> SweepResult:
     """Export the best model, draw the study and write its report."""
     _tidy(config, study)  # a kill may have come between a trial's end and this
+    for trial in study.get_trials(deepcopy=False, states=[TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL]):
+        _leave(trial_folder(config, trial.number))
     best = best_trial(study)
     if best is not None:
         _export(config, study, best)
@@ -383,7 +406,8 @@ def _export(config: RunConfig, study: optuna.Study, best: FrozenTrial) -> None:
     """Export the best trial from its checkpoint, unless that was done before or the trial ran elsewhere."""
     folder = trial_folder(config, best.number)
     checkpoints = folder.path / CHECKPOINT_FOLDER
-    if (checkpoints / BEST_CHECKPOINT).is_file():
+    is_complete = folder.outcome is not None and folder.outcome.state == "COMPLETE"
+    if is_complete and (checkpoints / BEST_CHECKPOINT).is_file():
         config = override(config, best.params)
         metrics = {name: value for name, value in best.user_attrs.items() if isinstance(value, float)}
         export(config, open_data_once(config), folder.path, folder.export, metrics)
@@ -454,6 +478,7 @@ def _worker_main(
     index: int,
 ) -> None:
     """A worker process: its share of the cores or one GPU, and a log file of its own."""
+    outlive_output()
     log = _worker_log(config, index).open("a", buffering=1)
     os.dup2(log.fileno(), sys.stdout.fileno())
     os.dup2(log.fileno(), sys.stderr.fileno())

@@ -13,7 +13,8 @@ from experiments.config import RunConfig, load_config, override, tracking_uri
 from experiments.errors import InterruptedRunError, UserError
 from experiments.interrupts import Watch
 from experiments.run_folder import RunFolder
-from experiments.study import load_study, study_folder, trial_folder
+from experiments.study import load_study, trial_folder
+from experiments.study_storage import study_folder
 from experiments.sweep import run_sweep
 from experiments.training import train_and_register
 from lightning_modules.inference import load_export

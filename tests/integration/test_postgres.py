@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import socket
 import subprocess
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +16,10 @@ from typing import Any
 
 import pytest
 
-from experiments import sweep
+from experiments import study_storage, sweep
 from experiments.config import load_config, override
 from experiments.errors import SweepError
-from experiments.study import open_storage
+from experiments.study_storage import open_storage
 from tests.conftest import tiny
 
 
@@ -79,23 +81,49 @@ def test_two_workers_share_a_study_in_postgresql(photos: Path, tmp_path: Path, s
     assert len(more.study.trials) == 5
 
 
-@pytest.mark.usefixtures("unpublished")
-def test_a_study_goes_on_after_its_postgresql_went_away(
-    photos: Path, tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    config = load_config(None, tiny(photos, tmp_path / "runs"))
-    config = override(config, {"sweep.storage": server.url, "sweep.n_trials": 2})
+def stop_at_the_second(server: Server, monkeypatch: pytest.MonkeyPatch, then: Callable[[], None]) -> list[int]:
+    """Stop the server when the second training begins; returns the epoch that each one begins with."""
     started: list[int] = []
 
-    def stop_at_the_second(self: Any, trainer: Any, module: Any) -> None:
+    def stop(self: Any, trainer: Any, module: Any) -> None:
         on_train_start(self, trainer, module)
         started.append(trainer.current_epoch)
         if len(started) == 2:
             server.control("stop")
+            then()
 
     on_train_start = sweep.EpochProgress.on_train_start
-    monkeypatch.setattr(sweep.EpochProgress, "on_train_start", stop_at_the_second)
-    with pytest.raises(SweepError, match=r"sweep\.storage 127\.0\.0\.1:\d+/postgres was opened, and then") as error:
+    monkeypatch.setattr(sweep.EpochProgress, "on_train_start", stop)
+    return started
+
+
+@pytest.mark.usefixtures("unpublished")
+def test_a_study_waits_for_its_postgresql_that_restarts(
+    photos: Path, tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    config = load_config(None, tiny(photos, tmp_path / "runs"))
+    config = override(config, {"sweep.storage": server.url, "sweep.n_trials": 2})
+    back = threading.Timer(4.0, lambda: server.control("start"))
+    started = stop_at_the_second(server, monkeypatch, then=back.start)
+    study = sweep.run_sweep(config).study
+    back.join()
+    assert [trial.state.name for trial in study.trials] == ["COMPLETE", "COMPLETE"]
+    assert started == [0, 0]
+    assert all(sorted(trial.intermediate_values) == [1, 2, 3] for trial in study.trials)
+    said = [line for line in capfd.readouterr().err.splitlines() if line.startswith("waiting for")]
+    assert len(said) == 1
+    assert re.fullmatch(r"waiting for sweep\.storage 127\.0\.0\.1:\d+/postgres, which is .*, for 2 min at most", said[0])
+
+
+@pytest.mark.usefixtures("unpublished")
+def test_a_study_goes_on_after_its_postgresql_went_away(
+    photos: Path, tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(study_storage, "STORAGE_SECONDS", 1.0)
+    config = load_config(None, tiny(photos, tmp_path / "runs"))
+    config = override(config, {"sweep.storage": server.url, "sweep.n_trials": 2, "tracking.flush_timeout_seconds": 1.0})
+    started = stop_at_the_second(server, monkeypatch, then=lambda: None)
+    with pytest.raises(SweepError, match=r"sweep\.storage 127\.0\.0\.1:\d+/postgres .*did not answer, for 1 sec") as error:
         sweep.run_sweep(config)
     assert "secret" not in str(error.value)
     server.control("start")

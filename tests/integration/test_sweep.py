@@ -29,7 +29,8 @@ from experiments.errors import InterruptedRunError, SweepError, TrackingError, U
 from experiments.interrupts import Watch
 from experiments.logger import RunFolderLogger
 from experiments.run_folder import Outcome, RunFolder
-from experiments.study import load_study, study_folder, trial_folder
+from experiments.study import load_study, trial_folder
+from experiments.study_storage import study_folder
 from experiments.train import train
 from lightning_modules.export import check_golden
 from lightning_modules.inference import load_export

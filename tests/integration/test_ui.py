@@ -17,7 +17,7 @@ import pytest
 import requests
 
 from experiments.config import load_config, override
-from experiments.study import open_storage
+from experiments.study_storage import open_storage
 from tests.conftest import REPOSITORY
 
 

@@ -29,7 +29,9 @@ SERVING = STANDALONE | {"fastapi", "starlette", "uvicorn", "prometheus_client", 
 ABOUT_MLFLOW = {"tracking.py", "registry.py", "pyfunc_model.py"}
 ABOUT_OPTUNA = {
     "dashboard.py",
+    "claims.py",
     "study.py",
+    "study_storage.py",
     "sweep.py",
     "pruning.py",
     "figures.py",

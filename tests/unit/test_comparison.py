@@ -21,7 +21,8 @@ from experiments.pictures import write_tables
 from experiments.report import report_studies
 from experiments.run_folder import Outcome, RunFolder
 from experiments.scoring import Scores
-from experiments.study import load_study, open_storage, trial_folder
+from experiments.study import load_study, trial_folder
+from experiments.study_storage import open_storage
 from tests.unit.test_report import Element, Page
 
 NAMES = ("cat & dog", "hound")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import itertools
 import json
@@ -11,6 +12,7 @@ import platform
 import re
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -27,17 +29,19 @@ import optuna
 import pytest
 from filelock import FileLock, Timeout
 from optuna.pruners import HyperbandPruner, MedianPruner, NopPruner
+from optuna.storages import BaseStorage
 from optuna.trial import Trial, TrialState
+from sqlalchemy import event
+from sqlalchemy.exc import OperationalError
 
-from experiments import study as study_module
+from experiments import patience, study_storage
+from experiments.claims import Claim, ClaimLostError, HeldClaims
 from experiments.config import RunConfig, load_config, override, to_flat, to_public
 from experiments.errors import UserError
 from experiments.identity import Photos, StudyIdentity, read_identity, write_identity
 from experiments.run_folder import Outcome, RunFolder
 from experiments.search_space import ChoiceRange, FloatRange, IntRange, Point, SearchSpace
 from experiments.study import (
-    HOST_ATTR,
-    Claim,
     NothingToClaim,
     best_config,
     best_trial,
@@ -47,12 +51,11 @@ from experiments.study import (
     load_study,
     make_pruner,
     make_sampler,
-    open_storage,
     open_study,
-    study_folder,
     suggest,
     trial_folder,
 )
+from experiments.study_storage import open_storage, study_folder
 
 SPACE: SearchSpace = {
     "optimizer.learning_rate": FloatRange(1e-4, 1e-1, log=True),
@@ -579,23 +582,159 @@ def test_processes_that_claim_at_once_share_the_trials(tmp_path: Path) -> None:
     assert [trial.state for trial in study.trials] == [TrialState.COMPLETE] * 12
 
 
-def test_a_shared_database_says_whose_trial_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = make_config(tmp_path, storage=f"sqlite:///{tmp_path}/studies.db", n_trials=1)
+@pytest.mark.parametrize("storage", [journal, sqlite])
+def test_the_lock_of_a_trial_decides_whatever_the_machine_is_called(
+    tmp_path: Path, storage: Callable[[Path], str | None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = make_config(tmp_path, storage=storage(tmp_path), n_trials=1)
     study, target = open_study(config, SPACE, PHOTOS)
-    asked = study.ask()
-    waiting = NothingToClaim(done=False, waiting_for=("trial 0 on ?",))
-    assert claim(study, config, SPACE, target) == waiting, "somebody may be about to write the host"
-    asked.set_user_attr(HOST_ATTR, f"not-{platform.node()}")
-    elsewhere = NothingToClaim(done=False, waiting_for=(f"trial 0 on not-{platform.node()}",))
-    assert claim(study, config, SPACE, target) == elsewhere, "its lock and checkpoints are elsewhere"
-    asked.set_user_attr(HOST_ATTR, platform.node())
+    first = claim(study, config, SPACE, target)
+    assert isinstance(first, Claim)
+    before = platform.node()
+    monkeypatch.setattr(platform, "node", lambda: "a-new-container")
+    assert claim(study, config, SPACE, target) == NothingToClaim(False, (f"trial 0 on {before}",))
+    first.lock.release()  # its process was killed
+    again = claim(study, config, SPACE, target)
+    assert isinstance(again, Claim)
+    assert (again.trial.number, again.point) == (0, first.point)
+    study._storage.remove_session()
+
+
+def two_machines(tmp_path: Path, **values: object) -> tuple[RunConfig, RunConfig]:
+    """Configs of two machines with disks of their own that share a database."""
+    here, there = (make_config(tmp_path / name, storage=sqlite(tmp_path), **values) for name in ("here", "there"))
+    return here, there
+
+
+def test_another_machine_takes_a_trial_over_when_its_holder_was_silent_for_too_long(tmp_path: Path) -> None:
+    here, there = two_machines(tmp_path, n_trials=1, claim_timeout_seconds=1.0)
+    study, target = open_study(here, SPACE, PHOTOS)
+    first = claim(study, here, SPACE, target)
+    assert isinstance(first, Claim)
+    first.lock.release()  # it was killed, and the other machine cannot see that
+    other, _ = open_study(there, SPACE, PHOTOS)
+    waiting = NothingToClaim(False, (f"trial 0 on {platform.node()}",))
+    assert claim(other, there, SPACE, target) == waiting
+    time.sleep(1.1)
+    second = claim(other, there, SPACE, target)
+    assert isinstance(second, Claim)
+    assert second.point == first.point
+    assert claim(study, here, SPACE, target) == waiting, "its old folder is no claim any more"
+    study._storage.remove_session()
+    other._storage.remove_session()
+
+
+def test_a_heartbeat_keeps_a_claim_also_where_the_clocks_differ(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, there = two_machines(tmp_path, n_trials=1, claim_timeout_seconds=0.6)
+    study, target = open_study(here, SPACE, PHOTOS)
+    first = claim(study, here, SPACE, target)
+    assert isinstance(first, Claim)
+    other, _ = open_study(there, SPACE, PHOTOS)
+    with HeldClaims([first], study._storage, here) as held:
+        now = time.time
+        monkeypatch.setattr(time, "time", lambda: now() + 86_400)
+        time.sleep(1.0)
+        assert isinstance(claim(other, there, SPACE, target), NothingToClaim)
+        held.check()
+    study._storage.remove_session()
+    other._storage.remove_session()
+
+
+def test_a_holder_that_returns_after_its_claim_was_taken_learns_of_it(tmp_path: Path) -> None:
+    here, there = two_machines(tmp_path, n_trials=2, claim_timeout_seconds=0.4)
+    study, target = open_study(here, SPACE, PHOTOS)
+    claims = [claim(study, here, SPACE, target) for _ in range(2)]
+    assert isinstance(claims[0], Claim)
+    assert isinstance(claims[1], Claim)
+    time.sleep(0.5)  # a laptop that was closed
+    other, _ = open_study(there, SPACE, PHOTOS)
+    taken = claim(other, there, SPACE, target)
+    assert isinstance(taken, Claim)
+    with HeldClaims(claims, study._storage, here) as held:
+        held.confirm(1)
+        with pytest.raises(ClaimLostError, match=r"trial 0 belongs to another process on .*claim_timeout_seconds"):
+            held.confirm(0)
+        with pytest.raises(ClaimLostError):
+            held.check()
+    finish(other, taken)
+    study._storage.remove_session()
+    other._storage.remove_session()
+
+
+def test_a_trial_that_somebody_ended_is_not_told_again(tmp_path: Path) -> None:
+    config = make_config(tmp_path, storage=sqlite(tmp_path), n_trials=1)
+    study, target = open_study(config, SPACE, PHOTOS)
     claimed = claim(study, config, SPACE, target)
     assert isinstance(claimed, Claim)
-    finish(study, claimed)
-    study, target = open_study(config, SPACE, PHOTOS, more=1)
-    study.ask()
-    monkeypatch.setattr(study_module, "GRACE_SECONDS", -1.0)
-    assert isinstance(claim(study, config, SPACE, target), Claim), "nobody wrote a host for a minute"
+    with HeldClaims([claimed], study._storage, config) as held:
+        study.tell(0, state=TrialState.FAIL)  # by hand
+        with pytest.raises(ClaimLostError):
+            held.give_back(0)
+    study._storage.remove_session()
+
+
+def test_a_trial_that_nobody_claimed_is_taken_over_after_the_timeout(tmp_path: Path) -> None:
+    config = make_config(tmp_path, storage=sqlite(tmp_path), n_trials=1, claim_timeout_seconds=0.4)
+    study, target = open_study(config, SPACE, PHOTOS)
+    study.ask()  # and its process is killed
+    waiting = NothingToClaim(done=False, waiting_for=("trial 0 on ?",))
+    assert claim(study, config, SPACE, target) == waiting, "somebody may be about to claim it"
+    time.sleep(0.5)
+    assert isinstance(claim(study, config, SPACE, target), Claim)
+    study._storage.remove_session()
+
+
+# Databases that are locked, or away
+
+
+def test_a_locked_database_is_waited_for_and_named_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(patience, "SILENT_SECONDS", 0.0)
+    config = make_config(tmp_path, storage=sqlite(tmp_path))
+    study, _ = open_study(config, SPACE, PHOTOS)
+    with contextlib.closing(sqlite3.connect(tmp_path / "studies.db", isolation_level=None)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        with ThreadPoolExecutor(1) as threads:
+            written = threads.submit(study.set_user_attr, "key", "value")
+            time.sleep(1.5)
+            assert not written.done()
+            other.execute("ROLLBACK")
+            written.result(30)
+    assert study.user_attrs["key"] == "value"
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("waiting for sweep.storage")]
+    assert len(said) == 1
+    assert said[0].endswith("for 2 min at most")
+    study._storage.remove_session()
+
+
+class _RestartingDriver:
+    """Fails as psycopg does while its server restarts, in the middle of a transaction, then works again."""
+
+    def __init__(self, storage: BaseStorage, times: int) -> None:
+        self.left = times
+        event.listen(storage._backend.engine, "before_cursor_execute", self.fail)  # type: ignore[attr-defined]
+
+    def fail(self, *args: object) -> None:
+        if self.left:
+            self.left -= 1
+            raise OperationalError("UPDATE", {}, Exception("server closed the connection unexpectedly"))
+
+
+def test_a_call_is_made_again_from_its_beginning_when_its_database_restarts(tmp_path: Path) -> None:
+    config = make_config(tmp_path, storage=sqlite(tmp_path))
+    study, target = open_study(config, SPACE, PHOTOS)
+    for number in range(2):
+        driver = _RestartingDriver(study._storage, 3)
+        claimed = claim(study, config, SPACE, target)
+        assert isinstance(claimed, Claim)
+        assert driver.left == 0
+        assert claimed.trial.number == number
+        _RestartingDriver(study._storage, 3)
+        finish(study, claimed)
+    assert [trial.state for trial in study.trials] == [TrialState.COMPLETE] * 2
     study._storage.remove_session()
 
 
@@ -800,7 +939,7 @@ def test_a_password_in_the_storage_url_is_never_shown(tmp_path: Path, url: str) 
 def test_a_database_that_accepts_and_stays_silent_is_refused_in_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(study_module, "CONNECT_SECONDS", 2)  # the least that libpq takes
+    monkeypatch.setattr(study_storage, "CONNECT_SECONDS", 2)  # the least that libpq takes
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"postgresql+psycopg://user:hush@127.0.0.1:{silent.getsockname()[1]}/db"
         started = time.monotonic()

@@ -1,0 +1,210 @@
+"""Where a study is stored: a journal file in its folder, or a database whose calls are repeated while it is away."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import optuna
+from filelock import FileLock
+from optuna.exceptions import StorageInternalError
+from optuna.storages import BaseStorage, JournalStorage, RDBStorage, get_storage
+from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
+from sqlalchemy import event, text
+from sqlalchemy.engine import Connection, Engine, make_url
+from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, OperationalError, SQLAlchemyError
+from sqlalchemy.pool import NullPool
+
+from experiments.config import RunConfig
+from experiments.errors import CommandError, SweepError, UserError
+from experiments.patience import Patience
+
+STORAGE_SECONDS = 60.0
+"""How long a call to the study's storage waits for a lock, unless `tracking.flush_timeout_seconds` is longer."""
+
+TAKE_CONNECT_TIMEOUT = (
+    *("postgresql", "postgresql+psycopg", "postgresql+psycopg2"),
+    *("mysql", "mysql+mysqldb", "mysql+pymysql"),
+)
+"""Drivers of databases whose connect() has the argument connect_timeout."""
+CONNECT_SECONDS = 10
+"""How long a connection to the study's database may take."""
+CLOCKS = {
+    "sqlite": "SELECT (julianday('now') - 2440587.5) * 86400",
+    "postgresql": "SELECT extract(epoch FROM clock_timestamp())",
+    "mysql": "SELECT unix_timestamp(now(3))",
+    "mariadb": "SELECT unix_timestamp(now(3))",
+}
+"""The time in seconds since 1970, by the dialect of a database."""
+
+
+def study_folder(config: RunConfig) -> Path:
+    """Where a study and its trials are kept."""
+    return config.output_dir / "studies" / config.sweep.study_name
+
+
+def journal_file(config: RunConfig) -> Path:
+    """Where a study is kept that has no database."""
+    return study_folder(config) / "journal.log"
+
+
+def study_patience(config: RunConfig, check: Callable[[], None]) -> Patience:
+    """How long a study's storage and locks are waited for."""
+    # A trial without its study is lost, so this waits longer than for MLflow, which gets everything later.
+    return Patience(max(config.tracking.flush_timeout_seconds, STORAGE_SECONDS), check)
+
+
+class JournalLock(JournalFileOpenLock):
+    """Locks a journal file with a lock that the kernel releases when its holder dies, and mends a torn last line.
+
+    Optuna's own locks stay behind after a kill and block everybody for 30 seconds.
+    """
+
+    def __init__(self, journal: Path, patience: Patience) -> None:
+        super().__init__(str(journal))
+        self._journal, self._patience = journal, patience
+        self._lock: FileLock | None = None
+
+    def acquire(self) -> bool:
+        """Wait for the lock."""
+        self._lock = self._patience.lock(Path(f"{self._journal}.lock"))
+        with self._journal.open("r+b") as file:
+            if file.seek(0, os.SEEK_END) and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n":
+                file.seek(0)
+                file.truncate(file.read().rfind(b"\n") + 1)
+        return True
+
+    def release(self) -> None:
+        """Give it back."""
+        assert self._lock is not None
+        self._lock.release()
+
+
+def open_storage(config: RunConfig, check: Callable[[], None] = lambda: None) -> BaseStorage:
+    """The storage that `sweep.storage` names, or a journal file in the study's folder.
+
+    A call to it waits, up to STORAGE_SECONDS, for a lock that another process holds or a database that restarts.
+
+    Args:
+        check: called while it waits; raises to stop, such as after Ctrl-C.
+
+    Raises:
+        UserError: for a database that can't be reached.
+        SweepError: if it stays locked or away; from each later call, too.
+    """
+    patience = study_patience(config, check)
+    if config.sweep.storage is None:
+        study_folder(config).mkdir(parents=True, exist_ok=True)
+        journal = journal_file(config)
+        return JournalStorage(JournalFileBackend(str(journal), JournalLock(journal, patience)))
+    try:
+        url = make_url(config.sweep.storage)
+    except ArgumentError:
+        raise UserError("sweep.storage must be a URL such as postgresql+psycopg://user@host/database") from None
+    # The URL may hold a password, in more than one place, and the driver's own message may repeat it.
+    place = f"{url.host or ''}{f':{url.port}' if url.port else ''}/{url.database or ''}"
+    is_sqlite = url.get_backend_name() == "sqlite"
+    # No pool: a database closes connections that idle for the hours of a trial, and nobody is left to close ours.
+    options: dict[str, Any] = {"poolclass": NullPool}
+    if is_sqlite:
+        options["connect_args"] = {"timeout": 0.5}  # SQLite's own waiting looks at no signal
+    elif url.drivername in TAKE_CONNECT_TIMEOUT:
+        options["connect_args"] = {"connect_timeout": CONNECT_SECONDS}  # a server may accept and stay silent
+    try:
+        storage = patience.call(
+            lambda: RDBStorage(str(config.sweep.storage), engine_kwargs=dict(options)),
+            lambda error: is_sqlite and _is_away(error),  # a server that is away at the start is refused at once
+            f"sweep.storage {place}",
+        )
+    except CommandError:
+        raise
+    except Exception as error:  # SQLAlchemy's drivers have kinds of their own
+        if isinstance(error, RuntimeError):  # Optuna's own, of the version of its tables
+            text = " ".join(str(error).split())
+            raise UserError(
+                f"sweep.storage must be a database of Optuna {optuna.__version__}, got {place}: {text}"
+            ) from None
+        raise UserError(f"sweep.storage must be a database that answers, got {place}: {type(error).__name__}") from None
+    if is_sqlite:
+        _lock_at_once(storage.engine)
+    return _patient(storage, patience, f"sweep.storage {place}")
+
+
+def database_seconds(storage: BaseStorage) -> float:
+    """The time in seconds since 1970 by the clock of a study's database: the machines that share it may disagree.
+
+    Args:
+        storage: what `open_storage` gave for a database.
+
+    Raises:
+        SweepError: if the database stays locked or away.
+    """
+    seconds: float = storage.seconds()  # type: ignore[attr-defined]
+    return seconds
+
+
+def _patient(storage: RDBStorage, patience: Patience, name: str) -> BaseStorage:
+    """A storage that repeats a call from its beginning while its database is locked or away.
+
+    Only a whole call can be repeated: a transaction ends with its connection. Each call may be made twice: what it
+    writes has a key, and a trial that was created twice is claimed like one whose process died.
+    """
+    cached: Any = get_storage(storage)
+
+    def repeat(method: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **named: Any) -> Any:
+            try:
+                return patience.call(lambda: method(*args, **named), _is_away, name)
+            except (SQLAlchemyError, StorageInternalError) as error:
+                # Only the kind: a driver's text may repeat the password. Optuna's blames the data that was written.
+                kind = type(getattr(_of_driver(error), "orig", None) or error).__name__
+                raise SweepError(
+                    f"{name} was opened, and then failed ({kind}): nothing is lost, a trial that has trained is kept "
+                    "in its folder. Bring the database back, then the same command continues"
+                ) from error
+
+        return call
+
+    def seconds() -> float:
+        with storage.engine.connect() as connection:
+            return float(connection.execute(text(CLOCKS[storage.engine.dialect.name])).scalar_one())
+
+    cached.seconds = seconds
+    for method in ("seconds", *(one for one in vars(BaseStorage) if not one.startswith("_"))):
+        setattr(cached, method, repeat(getattr(cached, method)))
+    patient: BaseStorage = cached
+    return patient
+
+
+def _is_away(error: Exception) -> bool:
+    """Whether an error says that a database is locked or away, so that waiting helps."""
+    found = _of_driver(error)
+    if not isinstance(found, DBAPIError):
+        return False
+    if isinstance(found.orig, sqlite3.Error):
+        return " is locked" in str(found.orig)
+    return isinstance(found, OperationalError | InterfaceError) or found.connection_invalidated
+
+
+def _of_driver(error: BaseException) -> BaseException:
+    """What Optuna's own error hides."""
+    return error.__cause__ if isinstance(error, StorageInternalError) and error.__cause__ else error
+
+
+def _lock_at_once(engine: Engine) -> None:
+    """Let SQLite's transactions take the lock when they begin.
+
+    A transaction that reads first and then writes can't wait: of two of that kind, each waits for the other.
+    """
+
+    @event.listens_for(engine, "connect")
+    def connect(driver: sqlite3.Connection, record: object) -> None:
+        del record
+        driver.isolation_level = None  # no BEGIN of its own
+
+    @event.listens_for(engine, "begin")
+    def begin(connection: Connection) -> None:
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
