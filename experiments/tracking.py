@@ -6,14 +6,15 @@ folder a second time sends only what the server lacks.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
 import re
+import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -39,6 +40,7 @@ from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
 from experiments.config import RunConfig, public_url, require, require_folder, tracking_uri
+from experiments.console import say
 from experiments.errors import TrackingError, UserError
 from experiments.mlflow_views import tuned_names, view_tags
 from experiments.run_folder import FINGERPRINT, MetricLine, Published, RunFolder, now_ms
@@ -46,6 +48,16 @@ from experiments.run_folder import FINGERPRINT, MetricLine, Published, RunFolder
 KEY_TAG = "experiments.key"
 """Tag by which a run folder finds its run again."""
 STATUS = {"COMPLETE": "FINISHED", "PRUNED": "FINISHED", "FAIL": "FAILED", "STOPPED": "KILLED"}
+
+DATABASE, ARTIFACTS = "mlflow.db", "mlartifacts"
+"""MLflow's store below `output_dir`, where `tracking.uri` names no other."""
+LOCATIONS = {
+    "experiments": ("artifact_location",),
+    "runs": ("artifact_uri",),
+    "logged_models": ("artifact_location",),
+    "model_versions": ("source", "storage_location"),
+}
+"""Columns in which MLflow keeps absolute paths of artifacts (3.17.2)."""
 
 AWAY = (MlflowException, OSError)
 """What MLflow's client raises when its server or database does not answer (requests' errors are OSErrors)."""
@@ -72,10 +84,11 @@ class RunStore:
 
     def __init__(self, config: RunConfig, *, before_call: Callable[[], None] = lambda: None) -> None:
         self.uri = tracking_uri(config)
-        self.name = f"{public_url(self.uri)}#{config.tracking.experiment}"
+        # Our own store moves with its folder: the note in a run folder must name it there too.
+        self.name = f"{public_url(config.tracking.uri or DATABASE)}#{config.tracking.experiment}"
         self.flush_timeout_seconds = config.tracking.flush_timeout_seconds
         self.before_call = before_call
-        local = None if config.tracking.uri else (config.output_dir / "mlartifacts").resolve().as_uri()
+        local = None if config.tracking.uri else (config.output_dir / ARTIFACTS).resolve().as_uri()
         before_call()
         with _opening(config):
             self.client = MlflowClient(self.uri, registry_uri=self.uri)  # or a variable of the shell decides
@@ -344,7 +357,8 @@ def check_tracking(config: RunConfig) -> None:
             f"tracking.experiment must not be deleted in MLflow, got {name!r}: choose another name, or restore it: "
             f"{_restore_command(uri, found.experiment_id)}"
         )
-    if found is not None and (folder := _local_folder(found.artifact_location)) is not None:
+    is_own = found is not None and config.tracking.uri is None and found.artifact_location.endswith(f"/{ARTIFACTS}")
+    if found is not None and not is_own and (folder := _local_folder(found.artifact_location)) is not None:
         require_folder(f"the artifact folder of tracking.experiment {name!r}", folder)
     elif config.tracking.uri is None:
         require_folder("output_dir", config.output_dir)
@@ -489,7 +503,7 @@ def _runs_without_parent(client: MlflowClient, experiment_id: str) -> list[Run]:
     return runs
 
 
-@contextmanager
+@contextlib.contextmanager
 def _opening(config: RunConfig) -> Iterator[None]:
     """Prepare the place of MLflow's store, and keep other processes from it while it is made."""
     _limit_requests()
@@ -498,7 +512,8 @@ def _opening(config: RunConfig) -> Iterator[None]:
     # Two processes that create the database at once break its migrations.
     with FileLock(config.output_dir / "mlflow.lock", timeout=config.tracking.flush_timeout_seconds):
         if config.tracking.uri is None:
-            _create_database(config.output_dir / "mlflow.db")
+            _create_database(config.output_dir / DATABASE)
+            _follow_folder(config.output_dir.resolve())
         yield
 
 
@@ -517,6 +532,35 @@ def _create_database(path: Path) -> None:
     part.unlink(missing_ok=True)
     MlflowClient(f"sqlite:///{part.resolve()}").search_experiments()
     part.replace(path)
+
+
+def _follow_folder(output_dir: Path) -> None:
+    """Correct the absolute paths in MLflow's store below `output_dir`, if that was moved or is mounted elsewhere.
+
+    Raises:
+        MlflowException: if the database is locked.
+    """
+    artifacts = output_dir / ARTIFACTS
+    try:
+        with contextlib.closing(sqlite3.connect(output_dir / DATABASE, timeout=CHECK_SECONDS)) as database, database:
+            locations = database.execute("SELECT DISTINCT artifact_location FROM experiments").fetchall()
+            for before in (one for (one,) in locations if one.endswith(f"/{ARTIFACTS}") and one != artifacts.as_uri()):
+                folder = _local_folder(before)
+                if folder is None or (folder.is_dir() and not artifacts.is_dir()):
+                    continue  # somebody keeps artifacts elsewhere on purpose
+                for table, column in ((table, one) for table, columns in LOCATIONS.items() for one in columns):
+                    database.execute(
+                        f"UPDATE {table} SET {column} = ? || substr({column}, ?) WHERE {column} = ? OR {column} GLOB ?",
+                        (artifacts.as_uri(), len(before) + 1, before, f"{_literal(before)}/*"),
+                    )
+                say(f"MLflow's store was moved: its artifacts are looked for in {artifacts}, no longer in {folder}")
+    except sqlite3.OperationalError as error:
+        raise MlflowException(f"{output_dir / DATABASE}: {error}") from error
+
+
+def _literal(text: str) -> str:
+    """Text as a pattern of SQLite's GLOB."""
+    return re.sub(r"([*?[])", r"[\1]", text)
 
 
 def _dataset(params: Mapping[str, str]) -> DatasetInput:

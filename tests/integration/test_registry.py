@@ -11,11 +11,11 @@ import pytest
 from mlflow import MlflowClient
 
 from experiments import registry
-from experiments.config import RunConfig, load_config
+from experiments.config import RunConfig, load_config, override
 from experiments.logger import RunFolderLogger
-from experiments.registry import CHAMPION, register
+from experiments.registry import CHAMPION, download_export, register
 from experiments.run_folder import Outcome, RunFolder
-from experiments.tracking import RunStore
+from experiments.tracking import RunStore, check_tracking
 from experiments.train import score_and_export, train
 from tests.conftest import tiny
 
@@ -36,8 +36,9 @@ def export(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def config(tmp_path: Path, mlflow_database: Path) -> RunConfig:
-    shutil.copy(mlflow_database, tmp_path / "mlflow.db")
-    return load_config(None, {"output_dir": tmp_path, "tracking.experiment": "dogs"})
+    (tmp_path / "runs").mkdir()
+    shutil.copy(mlflow_database, tmp_path / "runs" / "mlflow.db")
+    return load_config(None, {"output_dir": tmp_path / "runs", "tracking.experiment": "dogs"})
 
 
 @pytest.fixture
@@ -130,3 +131,52 @@ def test_registering_leaves_the_run_as_the_folder_has_it(store: RunStore, config
     assert (run.info.status, run.info.end_time) == ("FINISHED", folder.read()["ended_ms"])
     assert store.find_whole([folder]) == {folder.path}
     assert mlflow.pyfunc.load_model("models:/dogs@champion") is not None
+
+
+def move(config: RunConfig, target: Path) -> RunConfig:
+    config.output_dir.rename(target)
+    return override(config, {"output_dir": target})
+
+
+def test_a_store_that_moved_opens_its_champion_and_writes_nothing_into_the_old_place(
+    store: RunStore, config: RunConfig, export: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = trained(store, config, export, "a", val_loss=0.5, data="dogs")
+    register(store, before, name="dogs")
+    moved = move(config, tmp_path / "another mount [1] ä")
+    check_tracking(moved)
+    there = RunStore(moved)
+    capsys.readouterr()
+    assert (download_export("models:/dogs@champion", there) / "model.json").is_file()
+    mlflow.set_tracking_uri(there.uri)
+    assert mlflow.pyfunc.load_model("models:/dogs@champion") is not None
+    folder = RunFolder(moved.output_dir / "train" / "a")
+    assert there.find_whole([folder]) == {folder.path}, "nothing is sent again"
+    register(there, trained(there, moved, export, "b", val_loss=0.4, data="dogs"), name="dogs")
+    again = move(moved, tmp_path / "a*third[place")
+    assert (download_export("models:/dogs@champion", RunStore(again)) / "model.json").is_file()
+    said = [line for line in capsys.readouterr().err.splitlines() if "store was moved" in line]
+    assert len(said) == 1, "once per move"
+    assert said[0].endswith(f"in {again.output_dir / 'mlartifacts'}, no longer in {moved.output_dir / 'mlartifacts'}")
+    assert not config.output_dir.exists()
+    assert not moved.output_dir.exists()
+
+
+def test_a_copy_of_a_store_has_its_own_artifacts(
+    store: RunStore, config: RunConfig, export: Path, tmp_path: Path
+) -> None:
+    register(store, trained(store, config, export, "a", val_loss=0.5, data="dogs"), name="dogs")
+    copy = override(config, {"output_dir": tmp_path / "copy"})
+    shutil.copytree(config.output_dir, copy.output_dir)
+    there = RunStore(copy)
+    register(there, trained(there, copy, export, "b", val_loss=0.4, data="dogs"), name="dogs")
+    assert len(list((copy.output_dir / "mlartifacts").glob("models/*"))) == 2
+    assert len(list((config.output_dir / "mlartifacts").glob("models/*"))) == 1
+
+
+def test_artifacts_that_somebody_keeps_elsewhere_stay_there(config: RunConfig, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "large disk" / "mlartifacts"
+    elsewhere.mkdir(parents=True)
+    MlflowClient(f"sqlite:///{config.output_dir}/mlflow.db").create_experiment("dogs", elsewhere.as_uri())
+    store = RunStore(config)
+    assert store.client.get_experiment_by_name("dogs").artifact_location == elsewhere.as_uri()
