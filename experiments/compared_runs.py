@@ -13,11 +13,12 @@ from pathlib import Path
 from optuna import Study
 from optuna.trial import FrozenTrial, TrialState
 
+from experiments.claims import Holder
 from experiments.config import OWN_COPIES, RunConfig, noted_fields, override, to_flat
 from experiments.figures import metric_name
 from experiments.parity import DECISIVE_OF_SWEEP
 from experiments.run_folder import FINGERPRINT, RunFolder
-from experiments.study import trial_folder
+from experiments.study import trial_folder, trial_seconds
 from lightning_modules.metrics import VAL_LOSS
 
 NOT_OF_THE_RESULT = (
@@ -69,7 +70,8 @@ def runs_of_study(study: Study, config: RunConfig) -> list[ComparedRun]:
     runs = []
     for trial in study.get_trials(deepcopy=False, states=[TrialState.COMPLETE]):
         folder, label = trial_folder(config, trial.number), f"{name}, trial {trial.number}"
-        run = _from_folder(folder, label) if folder.exists else _from_trial(study, trial, label)
+        ended_here = folder.outcome is not None and folder.outcome.state == "COMPLETE"
+        run = _from_folder(folder, label) if ended_here else _from_trial(study, trial, label)
         runs.append(replace(run, study=name))
     return runs
 
@@ -129,8 +131,8 @@ def _from_trial(study: Study, trial: FrozenTrial, label: str) -> ComparedRun:
             **{name: str(value) for name, value in {**study.user_attrs.get("config", {}), **trial.params}.items()},
             **_photos_of(study),
         },
-        minutes=None if trial.duration is None else trial.duration.total_seconds() / 60,
-        machine=str(trial.user_attrs.get("host", "")),
+        minutes=None if (seconds := trial_seconds(trial)) is None else seconds / 60,
+        machine=Holder.of(trial.user_attrs).host,
         curves={metric: dict(trial.intermediate_values)},
     )
 

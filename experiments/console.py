@@ -11,11 +11,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 
 def say(text: str) -> None:
     """A line for the person who waits, past any bar, on standard error: results go to standard output."""
+    from tqdm import tqdm  # `--help` does not need it
+
     with contextlib.suppress(OSError):  # of a stream that is not this module's, such as a notebook's
         tqdm.write(text, file=sys.stderr)
 

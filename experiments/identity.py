@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from experiments.config import RunConfig, require, to_public
+from experiments.console import say
 from experiments.errors import UserError
 from experiments.run_folder import RunFolder
 from experiments.search_space import SearchSpace, dump_search_space
@@ -160,8 +161,14 @@ class StudyIdentity:
 
 
 def read_identity(path: Path) -> StudyIdentity | None:
-    """The identity in a file that `write_identity` wrote; None if there is none."""
-    return StudyIdentity.from_dict(json.loads(path.read_text())) if path.is_file() else None
+    """The identity in a file that `write_identity` wrote; None if there is none, or if the file is damaged."""
+    if not path.is_file():
+        return None
+    try:
+        return StudyIdentity.from_dict(dict(json.loads(path.read_bytes())))
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        say(f"{path} is damaged ({type(error).__name__}): it is written again from the study's storage")
+        return None
 
 
 def write_identity(path: Path, identity: StudyIdentity) -> None:

@@ -33,6 +33,8 @@ SYSTEM_METRICS_SECONDS = 10.0
 """How often the machine is sampled; MLflow's own default."""
 REGISTER_SECONDS = 60.0
 """How long this machine may compute to register a model: MLflow copies the export and packs it."""
+MODEL_FILES = 10
+"""Files that MLflow adds to a model (3.17.2: seven), and requests beside them."""
 _Item = TypeVar("_Item")
 
 
@@ -180,7 +182,9 @@ class _Work:
             return
         from experiments.registry import register  # imports pandas and MLflow's models
 
-        self._limit += REGISTER_SECONDS
+        # MLflow uploads the files of a model one after the other, in one call.
+        files = MODEL_FILES + sum(path.is_file() for path in folder.export.rglob("*"))
+        self._limit = REGISTER_SECONDS + files * self._limit
         name = self._config.tracking.experiment
         self._ask(partial(store.wait, partial(register, store, folder, name=name), folder))
 

@@ -66,7 +66,8 @@ def run_groups(config: RunConfig) -> Iterator[RunGroup]:
         return tuple(
             folder
             for folder in folders
-            if (noted := folder.read())["outcome"]
+            if folder.exists
+            and (noted := folder.read())["outcome"]
             and noted["params"].get("tracking.experiment") == config.tracking.experiment
         )
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import json
 import os
 import platform
@@ -32,6 +33,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
+from experiments.console import say
+from experiments.errors import UserError
 from lightning_modules.metrics import BEST, OBJECTIVES
 
 LOCAL = {"origin": "local"}
@@ -89,11 +92,13 @@ class RunFolder:
         self.export = path / "export"
         self.scores = path / "scores.npz"
         self.recording = path / RECORDING
+        self._clock: tuple[int, float] | None = None
+        """A time in milliseconds since 1970, and the monotonic clock's at that moment."""
 
     @property
     def exists(self) -> bool:
-        """Whether the run was ever started."""
-        return (self.path / "run.json").is_file()
+        """Whether the run was ever started. One whose run.json is damaged counts as not started."""
+        return self._noted() is not None
 
     def start(
         self,
@@ -112,12 +117,14 @@ class RunFolder:
             key: what MLflow's run is found by; by default a random one.
             started_ms: when it began; by default now.
         """
+        if (self.path / "run.json").is_file() and not self.exists:
+            self._set_aside()
         self._write(
             "run.json",
             {
                 "name": name,
                 "key": key or uuid.uuid4().hex,
-                "started_ms": started_ms or now_ms(),
+                "started_ms": started_ms or self._now_ms(),
                 "params": {key: str(value) for key, value in params.items()},
                 "tags": dict(tags),
                 "study": study,
@@ -125,10 +132,45 @@ class RunFolder:
             },
         )
 
+    def _set_aside(self) -> None:
+        """Make room for a run where another one left what nobody can name any more."""
+        number = next(number for number in itertools.count(1) if not (self.path / f"damaged-{number}").exists())
+        aside = self.path / f"damaged-{number}"
+        aside.mkdir()
+        files = ("metrics.jsonl", "system.jsonl", "published.json", "scores.npz", "run.json")
+        for name in ("checkpoints", "artifacts", "export", *files):
+            if (self.path / name).exists():
+                (self.path / name).rename(aside / name)
+
+    def _noted(self) -> dict[str, Any] | None:
+        """All of run.json; None if there is none, or if it is damaged, which is said."""
+        if not (self.path / "run.json").is_file():
+            return None
+        try:
+            return self.read()
+        except UserError as error:
+            _say_once(str(error))
+            return None
+
     def read(self) -> dict[str, Any]:
-        """All of run.json."""
-        loaded: dict[str, Any] = json.loads((self.path / "run.json").read_text())
-        return loaded
+        """All of run.json.
+
+        Raises:
+            UserError: if it is damaged.
+        """
+        path = self.path / "run.json"
+        try:
+            loaded = json.loads(path.read_bytes())
+            whole = isinstance(loaded, dict) and loaded.keys() >= {"key", "params", "tags", "started_ms", "outcome"}
+        except ValueError:
+            whole = False
+        if not whole:
+            raise UserError(
+                f"{path} is damaged, it has {_content(path)}: the run is left out. The command that made it trains it "
+                "again, and keeps its files in damaged-1"
+            )
+        noted: dict[str, Any] = loaded
+        return noted
 
     def update(self, **values: Any) -> None:
         """Replace some entries of run.json."""
@@ -144,12 +186,12 @@ class RunFolder:
         """Append the metrics of one epoch, unless they stand there from before a kill."""
         with self._lock:
             if (step, frozenset(metrics)) not in self._recorded:
-                self._append("metrics.jsonl", MetricLine(step, timestamp_ms or now_ms(), dict(metrics)))
+                self._append("metrics.jsonl", MetricLine(step, timestamp_ms or self._now_ms(), dict(metrics)))
                 self._recorded.add((step, frozenset(metrics)))
 
     def record_system(self, metrics: Mapping[str, float]) -> None:
         """Append a sample of the machine."""
-        self._append("system.jsonl", MetricLine(len(self.system_lines()), now_ms(), dict(metrics)))
+        self._append("system.jsonl", MetricLine(len(self.system_lines()), self._now_ms(), dict(metrics)))
 
     def metric_lines(self) -> list[MetricLine]:
         """All whole lines of metrics.jsonl."""
@@ -170,18 +212,19 @@ class RunFolder:
     @property
     def fingerprint(self) -> str | None:
         """Which photos the run saw; None before it has seen any."""
-        found: str | None = self.read()["params"].get(FINGERPRINT) if self.exists else None
+        noted = self._noted()
+        found: str | None = noted["params"].get(FINGERPRINT) if noted else None
         return found
 
     @property
     def outcome(self) -> Outcome | None:
         """How the run ended; None while it runs."""
-        raw = self.read()["outcome"] if self.exists else None
-        return Outcome(**raw) if raw else None
+        noted = self._noted()
+        return Outcome(**noted["outcome"]) if noted and noted["outcome"] else None
 
     def finish(self, outcome: Outcome, *, ended_ms: int | None = None) -> None:
         """Note how the run ended."""
-        self.update(outcome=asdict(outcome), ended_ms=ended_ms or now_ms())
+        self.update(outcome=asdict(outcome), ended_ms=ended_ms or self._now_ms())
 
     def final_metrics(self) -> dict[str, float]:
         """What the outcome adds to the epochs, under MLflow's names.
@@ -235,7 +278,10 @@ class RunFolder:
     def published(self) -> Published:
         """What MLflow has of it."""
         path = self.path / "published.json"
-        noted: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+        noted: Any = _parse(path.read_bytes()) if path.is_file() else {}
+        if not isinstance(noted, dict):
+            _say_once(f"{path} is damaged: it has {_content(path)}. MLflow is asked what it has of the run")
+            noted = {}
         names = {one.name for one in fields(Published)}
         return Published(**{name: value for name, value in noted.items() if name in names})  # older notes have others
 
@@ -243,6 +289,16 @@ class RunFolder:
         """Replace the note about what MLflow has of it."""
         if self.published != published:
             self._write("published.json", asdict(published))
+
+    def _now_ms(self) -> int:
+        """The time of something that happens to the run. It follows what is noted, also when the clock was set back."""
+        if self._clock is None:
+            begun = self._noted()
+            noted = [begun["started_ms"]] if begun else []
+            noted += [line.timestamp_ms for line in (*self.metric_lines()[-1:], *self.system_lines()[-1:])]
+            self._clock = max(now_ms(), *noted, 0), time.monotonic()
+        since_ms, since = self._clock
+        return since_ms + round(1000 * (time.monotonic() - since))
 
     @functools.cached_property
     def _recorded(self) -> set[tuple[int, frozenset[str]]]:
@@ -257,8 +313,12 @@ class RunFolder:
 
     def _lines(self, name: str) -> list[MetricLine]:
         path = self.path / name
-        lines = path.read_bytes().splitlines(keepends=True) if path.is_file() else []
-        return [MetricLine(**parsed) for line in lines if (parsed := _parse(line)) is not None]
+        lines = path.read_bytes().split(b"\n") if path.is_file() else []
+        found = [_metric_line(line) for line in lines]
+        for number, line in enumerate(lines[:-1], start=1):
+            if found[number - 1] is None and line.strip():
+                _say_once(f"{path}: line {number} is no line of metrics, and is left out")
+        return [one for one in found if one is not None]
 
     def _write(self, name: str, values: Mapping[str, Any]) -> None:
         self.path.mkdir(parents=True, exist_ok=True)
@@ -317,6 +377,28 @@ def _processor() -> str:
 def now_ms() -> int:
     """Milliseconds since 1970, as MLflow counts."""
     return time.time_ns() // 1_000_000
+
+
+def _metric_line(line: bytes) -> MetricLine | None:
+    """A line of metrics; None for one that a kill has cut off, or that is none."""
+    parsed = _parse(line)
+    if not isinstance(parsed, dict) or parsed.keys() != {one.name for one in fields(MetricLine)}:
+        return None
+    found = MetricLine(**parsed)
+    numbers = found.metrics.values() if isinstance(found.metrics, dict) else [None]
+    whole = isinstance(found.step, int) and isinstance(found.timestamp_ms, int)
+    return found if whole and all(isinstance(one, float | int) for one in numbers) else None
+
+
+@functools.cache
+def _say_once(text: str) -> None:
+    say(text)
+
+
+def _content(path: Path) -> str:
+    """What a damaged file holds, in words."""
+    content = path.read_bytes()
+    return f"{len(content)} bytes, {content[:20]!r}…" if content else "no bytes"
 
 
 def _parse(line: bytes) -> Any:

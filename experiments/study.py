@@ -44,6 +44,9 @@ IDENTITY_FILE = "study.json"
 TARGET_ATTR = "target"
 """How many finished trials the last `--more` was to end with."""
 
+DURATION_MS = "duration_ms"
+"""User attribute of a trial: how long it took. Optuna's own times follow a clock that may be set back."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -234,6 +237,13 @@ def best_trial(study: optuna.Study) -> FrozenTrial | None:
     """The best complete trial; None while there is none."""
     complete = study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
     return study.best_trial if complete else None
+
+
+def trial_seconds(trial: FrozenTrial) -> float | None:
+    """How long a trial took, from its start to its end; None before that."""
+    if DURATION_MS in trial.user_attrs:
+        return float(trial.user_attrs[DURATION_MS]) / 1000
+    return None if trial.duration is None else max(0.0, trial.duration.total_seconds())
 
 
 def copy_in_time(study: optuna.Study, seconds: float) -> optuna.Study:

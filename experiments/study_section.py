@@ -33,6 +33,7 @@ from experiments.figures import (
 from experiments.narrowing import MIN_TRIALS, narrow, range_text
 from experiments.page import NOTHING, InteractivePlot, Table, duration, figure_json, name_epochs, text
 from experiments.search_space import build_search_space
+from experiments.study import trial_seconds
 
 STATE_WORDS: Mapping[TrialState, str] = MappingProxyType(
     {
@@ -108,7 +109,7 @@ def _good_region(study: Study, completed: Sequence[FrozenTrial]) -> Table:
 
 def _facts(study: Study, trials: Sequence[FrozenTrial], best: FrozenTrial | None) -> Mapping[str, str]:
     states = Counter(trial.state for trial in trials)
-    seconds = [trial.duration.total_seconds() for trial in trials if trial.duration is not None]
+    seconds = [found for trial in trials if (found := trial_seconds(trial)) is not None]
     better = "higher" if study.direction.name == "MAXIMIZE" else "lower"
     facts = {
         "Metric": metric_name(study),
@@ -342,4 +343,4 @@ def _color_by_quality(figure: go.Figure, *, maximize: bool) -> None:
 
 
 def _seconds(trial: FrozenTrial) -> str:
-    return f"{trial.duration.total_seconds():.1f}" if trial.duration is not None else NOTHING
+    return f"{seconds:.1f}" if (seconds := trial_seconds(trial)) is not None else NOTHING

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import optuna
 from filelock import FileLock
@@ -19,6 +20,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, Operationa
 from sqlalchemy.pool import NullPool
 
 from experiments.config import RunConfig
+from experiments.console import say
 from experiments.errors import CommandError, SweepError, UserError
 from experiments.patience import Patience
 
@@ -57,8 +59,39 @@ def study_patience(config: RunConfig, check: Callable[[], None]) -> Patience:
     return Patience(max(config.tracking.flush_timeout_seconds, STORAGE_SECONDS), check)
 
 
+class Journal(JournalFileBackend):
+    """A journal file that says where it is damaged."""
+
+    def __init__(self, path: Path, patience: Patience) -> None:
+        super().__init__(str(path), JournalLock(path, patience))
+        self._path = path
+
+    def read_logs(self, log_number_from: int) -> Iterator[dict[str, Any]]:  # type: ignore[override]
+        """All entries from one on. Lines at the end that are none are left to the next writer, who cuts them off.
+
+        Raises:
+            UserError: if a line before an entry is none.
+        """
+        number = log_number_from
+        try:
+            for entry in super().read_logs(log_number_from):
+                if not _is_entry(entry):
+                    raise ValueError
+                number += 1
+                yield entry
+        except ValueError:
+            if not any(_is_entry(line + b"\n") for line in self._path.read_bytes().split(b"\n")[number:]):
+                known = self._log_number_offset.items()
+                self._log_number_offset = {entry: offset for entry, offset in known if entry <= number}
+                return
+            raise UserError(
+                f"{self._path} is damaged after its entry {number}: bring back a copy of it, or move it away. The same "
+                "command then makes the study again, and takes finished trials from their folders"
+            ) from None
+
+
 class JournalLock(JournalFileOpenLock):
-    """Locks a journal file with a lock that the kernel releases when its holder dies, and mends a torn last line.
+    """Locks a journal file with a lock that the kernel releases when its holder dies, and mends a damaged last line.
 
     Optuna's own locks stay behind after a kill and block everybody for 30 seconds.
     """
@@ -72,15 +105,41 @@ class JournalLock(JournalFileOpenLock):
         """Wait for the lock."""
         self._lock = self._patience.lock(Path(f"{self._journal}.lock"))
         with self._journal.open("r+b") as file:
-            if file.seek(0, os.SEEK_END) and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n":
-                file.seek(0)
-                file.truncate(file.read().rfind(b"\n") + 1)
+            size = file.seek(0, os.SEEK_END)
+            while size and not _is_entry(line := _last_line(file, size)):
+                size -= len(line)
+                file.truncate(size)
+                if line.endswith(b"\n"):  # no kill leaves that
+                    say(f"{self._journal} ended with a line that is no entry of a study: it was cut off")
         return True
 
     def release(self) -> None:
         """Give it back."""
         assert self._lock is not None
         self._lock.release()
+
+
+def _last_line(file: BinaryIO, size: int) -> bytes:
+    """The last line of a file, with its end if it has one."""
+    for tail in (65_536, size):
+        file.seek(max(0, size - tail))
+        found = file.read()
+        before = found[:-1].rfind(b"\n") + 1
+        if before:
+            break
+    return found[before:]
+
+
+def _is_entry(line: object) -> bool:
+    """Whether something, parsed or not, is an entry of a journal."""
+    if isinstance(line, bytes):
+        if not line.endswith(b"\n"):
+            return False
+        try:
+            line = json.loads(line)
+        except ValueError:
+            return False
+    return isinstance(line, dict) and "op_code" in line
 
 
 def open_storage(config: RunConfig, check: Callable[[], None] = lambda: None) -> BaseStorage:
@@ -98,8 +157,7 @@ def open_storage(config: RunConfig, check: Callable[[], None] = lambda: None) ->
     patience = study_patience(config, check)
     if config.sweep.storage is None:
         study_folder(config).mkdir(parents=True, exist_ok=True)
-        journal = journal_file(config)
-        return JournalStorage(JournalFileBackend(str(journal), JournalLock(journal, patience)))
+        return JournalStorage(Journal(journal_file(config), patience))
     try:
         url = make_url(config.sweep.storage)
     except ArgumentError:

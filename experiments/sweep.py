@@ -47,6 +47,7 @@ from experiments.report import report_studies
 from experiments.run_folder import LOCAL, Outcome, RunFolder, environment_tags
 from experiments.search_space import SEARCHED, SearchSpace, load_search_space
 from experiments.study import (
+    DURATION_MS,
     NothingToClaim,
     best_trial,
     claim,
@@ -58,7 +59,7 @@ from experiments.study import (
     trial_folder,
 )
 from experiments.study_storage import study_folder
-from experiments.train import BEST_CHECKPOINT, CHECKPOINT_FOLDER, NotANumberError, export, train
+from experiments.train import BEST_CHECKPOINT, CHECKPOINT_FOLDER, NotANumberError, export, is_whole, train
 from lightning_modules.metrics import BEST, OBJECTIVES, VAL_ACCURACY
 
 POLL_SECONDS = 0.5
@@ -255,6 +256,8 @@ def _tell(job: _Job, claimed: Claim, held: HeldClaims) -> Outcome:
     trial, outcome = claimed.trial, claimed.folder.outcome
     assert outcome is not None
     held.confirm(trial.number)
+    noted = claimed.folder.read()
+    trial.set_user_attr(DURATION_MS, noted["ended_ms"] - noted["started_ms"])
     for name, value in outcome.metrics.items():
         trial.set_user_attr(name, value)
     if outcome.reason:
@@ -407,7 +410,14 @@ def _export(config: RunConfig, study: optuna.Study, best: FrozenTrial) -> None:
     folder = trial_folder(config, best.number)
     checkpoints = folder.path / CHECKPOINT_FOLDER
     is_complete = folder.outcome is not None and folder.outcome.state == "COMPLETE"
-    if is_complete and (checkpoints / BEST_CHECKPOINT).is_file():
+    best_checkpoint = checkpoints / BEST_CHECKPOINT
+    if is_complete and best_checkpoint.is_file() and not is_whole(best_checkpoint):
+        say(
+            f"{best_checkpoint} is damaged: the study ends without a model, and `train --from-best {study.study_name}` "
+            "trains one with the settings of its best trial"
+        )
+        shutil.rmtree(checkpoints)
+    elif is_complete and best_checkpoint.is_file():
         config = override(config, best.params)
         metrics = {name: value for name, value in best.user_attrs.items() if isinstance(value, float)}
         export(config, open_data_once(config), folder.path, folder.export, metrics)

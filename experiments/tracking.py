@@ -466,7 +466,7 @@ def find_folder(run: Run, output_dir: Path) -> RunFolder | None:
     """The run folder below `output_dir` of which a run in MLflow is a copy; None if it lies elsewhere or nowhere."""
     for noted in sorted(output_dir.rglob("run.json")):
         folder = RunFolder(noted.parent)
-        if folder.read()["key"] == run.data.tags.get(KEY_TAG):
+        if folder.exists and folder.read()["key"] == run.data.tags.get(KEY_TAG):
             return folder
     return None
 
@@ -518,10 +518,12 @@ def _opening(config: RunConfig) -> Iterator[None]:
 
 
 def _limit_requests() -> None:
-    """Let a call to MLflow answer or fail soon: this file decides how long to wait, and says what failed."""
+    """Let a call to MLflow fail without tries of its own: this file decides how long to wait, and says what failed.
+
+    How long one request may take stays MLflow's own decision: a large artifact in a slow store needs its 120 seconds.
+    """
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # it logs tracebacks of what it also raises
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
 
 
 def _create_database(path: Path) -> None:

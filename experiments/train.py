@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import os
 import time
+import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -178,7 +179,7 @@ def train(
         enable_model_summary=False,
     )
     try:
-        trainer.fit(model, datamodule=data, ckpt_path=str(checkpoints.last) if checkpoints.last.is_file() else None)
+        trainer.fit(model, datamodule=data, ckpt_path=checkpoints.find_whole())
     except SIGTERMException as error:
         # Lightning listens to SIGTERM too, and ends the process after the epoch as if nothing were left to do.
         raise InterruptedRunError from error
@@ -382,6 +383,18 @@ class Checkpoints(Checkpoint):
         self.best, self.last = folder / BEST_CHECKPOINT, folder / LAST_CHECKPOINT
         self._history, self._seconds, self._written = history, 60 * minutes, 0.0
 
+    def find_whole(self) -> Path | None:
+        """The checkpoint to resume from; None to begin. Damage is said, and costs as little as it can."""
+        if self.best.is_file() and not is_whole(self.best):
+            say(f"{self.best} is damaged: the run is trained again from its beginning")
+            return None
+        if self.last.is_file() and not is_whole(self.last):
+            found = self.best if self.best.is_file() else None
+            place = "from its best epoch" if found else "again from its beginning"
+            say(f"{self.last} is damaged: the run is trained {place}")
+            return found
+        return self.last if self.last.is_file() else None
+
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start the clock."""
         self._written = time.monotonic()
@@ -403,6 +416,15 @@ class Checkpoints(Checkpoint):
             trainer.save_checkpoint(self.best)
         trainer.save_checkpoint(self.last)
         self._written = time.monotonic()
+
+
+def is_whole(checkpoint: Path) -> bool:
+    """Whether a file is a checkpoint that nothing was cut off from, and no byte of it changed."""
+    try:
+        with zipfile.ZipFile(checkpoint) as file:
+            return file.testzip() is None
+    except zipfile.BadZipFile:
+        return False
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):

@@ -208,6 +208,7 @@ REFUSED = [
     ("sweep.n_trials", 0, "must be >= 1, got 0"),
     ("sweep.timeout_seconds", 0.0, "must be > 0, got 0.0"),
     ("sweep.workers", 0, "must be >= 1, got 0"),
+    ("sweep.claim_timeout_seconds", 0.0, "must be > 0, got 0.0"),
     ("sweep.population", 0, "must be >= 1, got 0"),
     ("sweep.study_name", "a/b", "must be usable as a folder name, got 'a/b'"),
     ("sweep.study_name", "..", "must be usable as a folder name, got '..'"),

@@ -328,6 +328,7 @@ def test_another_metric_is_refused(config: RunConfig) -> None:
         ("sweep.sampler", "tpe"),
         ("sweep.pruner", "median"),
         ("sweep.workers", 2),
+        ("sweep.claim_timeout_seconds", 60.0),
         ("tracking.uri", "http://127.0.0.1:5000"),
         ("tracking.experiment", "other"),
         ("data.root", "elsewhere"),
