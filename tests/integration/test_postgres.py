@@ -112,7 +112,7 @@ def test_a_study_waits_for_its_postgresql_that_restarts(
     assert all(sorted(trial.intermediate_values) == [1, 2, 3] for trial in study.trials)
     said = [line for line in capfd.readouterr().err.splitlines() if line.startswith("waiting for")]
     assert len(said) == 1
-    assert re.fullmatch(r"waiting for sweep\.storage 127\.0\.0\.1:\d+/postgres, which is .*, for 2 min at most", said[0])
+    assert re.fullmatch(r"waiting for sweep\.storage 127\.0\.0\.1:\d+/postgres, .*, for 2 min at most", said[0])
 
 
 @pytest.mark.usefixtures("unpublished")
@@ -123,7 +123,7 @@ def test_a_study_goes_on_after_its_postgresql_went_away(
     config = load_config(None, tiny(photos, tmp_path / "runs"))
     config = override(config, {"sweep.storage": server.url, "sweep.n_trials": 2, "tracking.flush_timeout_seconds": 1.0})
     started = stop_at_the_second(server, monkeypatch, then=lambda: None)
-    with pytest.raises(SweepError, match=r"sweep\.storage 127\.0\.0\.1:\d+/postgres .*did not answer, for 1 sec") as error:
+    with pytest.raises(SweepError, match=r"storage 127\.0\.0\.1:\d+/postgres .*did not answer, for 1 sec") as error:
         sweep.run_sweep(config)
     assert "secret" not in str(error.value)
     server.control("start")
