@@ -15,7 +15,7 @@ from PIL import Image
 from experiments.compared_runs import ComparedRun, best_run, config_of, decides_result, fields_of
 from experiments.config import OWN_COPIES, RunConfig, to_flat
 from experiments.datasets import photo_root
-from experiments.figures import BLUE, GREEN, MAX_BARS, MAX_CLASSES_WITH_COUNTS, SKY, VERMILLION
+from experiments.figures import BLUE, GREEN, MAX_BARS, MAX_CLASSES_WITH_COUNTS, SKY, VERMILLION, short
 from experiments.page import NOTHING, InteractivePlot, Photo, Table, duration, figure_json, name_epochs, text
 from experiments.pictures import CONFUSION, ERRORS, PER_CLASS, thumbnail
 from lightning_modules.metrics import (
@@ -43,7 +43,7 @@ DATA_FACTS: Mapping[str, str] = {
 """What the page calls the facts that a run notes about its data."""
 MAX_CLASS_NAMES = 40
 MAX_CONFUSIONS = 200
-"""Rows of the table behind a confusion matrix that is too large to be written out."""
+"""Rows of a table of confusions or classes: more are left out, and the caption says so."""
 
 
 @dataclass(frozen=True)
@@ -332,11 +332,17 @@ def _confusion_plot(rows: Sequence[Sequence[str]], split: str) -> InteractivePlo
             hovertemplate="%{customdata}: %{text} photos, %{z:.0f} % of the class<extra></extra>",
         )
     )
-    ticks = {"tickvals": places, "ticktext": list(names)} if len(names) <= 45 else {"showticklabels": False}
+    ticks = (
+        {"tickvals": places, "ticktext": [short(name) for name in names]}
+        if len(names) <= 45
+        else {"showticklabels": False}
+    )
     figure.update_layout(
         xaxis={"title": "predicted class", **ticks}, yaxis={"title": "true class", "autorange": "reversed", **ticks}
     )
     caption = f"A row is a true class of the {split} photos, its cells what they were taken for: the diagonal is right."
+    if left_out := rows[0][0].partition("(")[2]:
+        caption += f" It has {left_out.removesuffix(')')}."
     if few:
         return InteractivePlot(
             "Confusion matrix",
@@ -373,14 +379,19 @@ def _class_plot(rows: Sequence[Sequence[str]], split: str) -> InteractivePlot:
     )
     figure.update_layout(
         xaxis={"title": f"accuracy on {split} photos", "range": [0, 1.12], "tickformat": ".0%"},
-        yaxis={"autorange": "reversed", "tickvals": places, "ticktext": [row[0] for row in shown]},
+        yaxis={"autorange": "reversed", "tickvals": places, "ticktext": [short(row[0]) for row in shown]},
     )
     few = "" if len(shown) == len(worst_first) else f" Of {len(worst_first)}, the {half} worst and the {half} best."
+    if len(worst_first) > MAX_CONFUSIONS:
+        few += f" The table lists the {MAX_CONFUSIONS} worst."
     return InteractivePlot(
         "Accuracy of each class",
         f"Worst first: more photos, or better ones, of the first classes help most.{few}",
         figure_json(figure),
-        Table(("Class", "Photos", "Accuracy"), tuple((row[0], row[1], text(float(row[2]))) for row in worst_first)),
+        Table(
+            ("Class", "Photos", "Accuracy"),
+            tuple((row[0], row[1], text(float(row[2]))) for row in worst_first[:MAX_CONFUSIONS]),
+        ),
         height_px=140 + 24 * len(shown),
     )
 

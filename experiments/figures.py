@@ -52,6 +52,10 @@ STATE_COLORS: Mapping[str, str] = {
 
 MAX_CLASSES_WITH_COUNTS = 20
 """Beyond this many classes the cells of a confusion matrix are too small for text."""
+MAX_CLASSES_IN_MATRIX = 200
+"""Beyond this many classes a confusion matrix has those with the most errors only: it grows with their square."""
+MAX_LABEL = 40
+"""Characters of a class name in a picture: a longer one would leave no room for the picture."""
 MAX_TICKS = 45
 """Class names that stay readable beside one another on the largest figure."""
 MAX_BARS = 40
@@ -71,16 +75,22 @@ def confusion_matrix_figure(labels: IntArray, predictions: IntArray, class_names
         class_names: name of each class, in index order.
 
     Returns:
-        A row for each true class; a cell's colour is its share of the row, its text the images.
+        A row for each true class, or for those of `classes_in_matrix`; a cell's colour is its share of the images of
+        the class, its text the images.
 
     Raises:
         ValueError: if there is no image, or the indices do not match each other or `class_names`.
     """
     num_classes = len(class_names)
     _check_indices(labels, predictions, num_classes)
-    counts = confusion_counts(labels, predictions, num_classes)
+    shown = classes_in_matrix(labels, predictions, num_classes)
+    counts = confusion_counts(labels, predictions, shown)
     # A class without an image keeps a row of zeros.
-    percent = 100 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    percent = 100 * counts / np.maximum(np.bincount(labels, minlength=num_classes)[shown, None], 1)
+    title = f"Confusion matrix: {_images(len(labels))}, accuracy {(labels == predictions).mean():.1%}"
+    if len(shown) < num_classes:
+        title += f"\nthe {len(shown)} of {num_classes:,} classes with the most errors"
+    class_names, num_classes = [class_names[index] for index in shown], len(shown)
 
     side = min(max(4.0 + 0.5 * num_classes, 5.5), 14.0)
     figure = _figure(side, 0.9 * side)
@@ -88,15 +98,14 @@ def confusion_matrix_figure(labels: IntArray, predictions: IntArray, class_names
     image = axes.imshow(percent, cmap="Blues", vmin=0, vmax=100)
     figure.colorbar(image, ax=axes, label="share of the true class (%)", shrink=0.8)
     ticks = range(0, num_classes, math.ceil(num_classes / MAX_TICKS))
-    names = [class_names[index] for index in ticks]
+    names = [short(class_names[index]) for index in ticks]
     axes.set_xticks(ticks, names, rotation=90 if num_classes > MAX_CLASSES_WITH_COUNTS else 45)
     axes.set_yticks(ticks, names)
     for tick_label in axes.get_xticklabels():
         tick_label.set(horizontalalignment="right", rotation_mode="anchor", verticalalignment="center")
     axes.set_xlabel("predicted class")
     axes.set_ylabel("true class")
-    accuracy = np.trace(counts) / counts.sum()
-    axes.set_title(f"Confusion matrix: {_images(len(labels))}, accuracy {accuracy:.1%}")
+    axes.set_title(title)
     if num_classes <= MAX_CLASSES_WITH_COUNTS:
         for (true, predicted), count in np.ndenumerate(counts):
             color = "white" if percent[true, predicted] > 55 else "black" if count else GREY
@@ -104,15 +113,31 @@ def confusion_matrix_figure(labels: IntArray, predictions: IntArray, class_names
     return figure
 
 
-def confusion_counts(labels: IntArray, predictions: IntArray, num_classes: int) -> IntArray:
+def classes_in_matrix(labels: IntArray, predictions: IntArray, num_classes: int) -> IntArray:
+    """The classes that a confusion matrix has room for: all, or those with the most errors, in index order."""
+    wrong = labels != predictions
+    errors = sum(np.bincount(one[wrong], minlength=num_classes) for one in (labels, predictions))
+    return np.sort(np.argsort(-np.asarray(errors), kind="stable")[:MAX_CLASSES_IN_MATRIX])
+
+
+def confusion_counts(labels: IntArray, predictions: IntArray, classes: IntArray) -> IntArray:
     """Count which classes are taken for which.
+
+    Args:
+        classes: (C,) indices of the classes to count, in order.
 
     Returns:
         (C, C) images, a row for each true class.
     """
-    counts = np.zeros((num_classes, num_classes), dtype=np.int64)
-    np.add.at(counts, (labels, predictions), 1)
+    counts = np.zeros((len(classes), len(classes)), dtype=np.int64)
+    both = np.isin(labels, classes) & np.isin(predictions, classes)
+    np.add.at(counts, (np.searchsorted(classes, labels[both]), np.searchsorted(classes, predictions[both])), 1)
     return counts
+
+
+def short(name: str) -> str:
+    """A class name as a picture shows it."""
+    return name if len(name) <= MAX_LABEL else f"{name[: MAX_LABEL - 11]}…{name[-10:]}"
 
 
 def per_class_accuracy_figure(labels: IntArray, predictions: IntArray, class_names: Sequence[str]) -> Figure:
@@ -147,7 +172,7 @@ def per_class_accuracy_figure(labels: IntArray, predictions: IntArray, class_nam
 
     figure = _figure(8.0, 1.8 + 0.28 * len(shown))
     axes = figure.subplots()
-    names = [f"{class_names[index]} ({images[index]})" for index in shown]
+    names = [f"{short(class_names[index])} ({images[index]})" for index in shown]
     # Positions, not names, on the axis: two classes of one name would share a bar.
     bars = axes.barh(range(len(shown)), percent[shown], color=BLUE)
     axes.bar_label(bars, fmt="%.0f", padding=3, bbox={"facecolor": "white", "edgecolor": "none", "pad": 1})
@@ -228,7 +253,7 @@ def worst_errors_figure(
     )
     figure.suptitle(f"Worst {len(shown)} of {len(wrong)} errors among {_images(len(labels))}")
     for position, index in enumerate(shown, start=1):
-        true_name, predicted_name = class_names[labels[index]], class_names[predictions[index]]
+        true_name, predicted_name = short(class_names[labels[index]]), short(class_names[predictions[index]])
         gap = "\n" if len(true_name) + len(predicted_name) > 20 else " "
         title = f"{true_name} →{gap}{predicted_name} {probabilities[index].max():.2f}"
         axes = figure.add_subplot(rows, columns, position)

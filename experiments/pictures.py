@@ -13,6 +13,7 @@ from PIL import Image, ImageOps
 
 from experiments.figures import (
     ImageArray,
+    classes_in_matrix,
     confusion_counts,
     confusion_matrix_figure,
     learning_curves_figure,
@@ -61,13 +62,16 @@ def _draw_scores(folder: RunFolder, scores: Scores) -> None:
 def write_tables(scores: Scores, folder: Path) -> None:
     """The numbers behind the pictures, as CSV: accuracy by class, who is taken for whom, the worst errors."""
     names, labels, predictions = scores.class_names, scores.labels, scores.predictions
-    counts = confusion_counts(labels, predictions, len(names))
-    images = counts.sum(axis=1)
-    accuracy = np.divide(counts.diagonal(), images, out=np.full(len(names), np.nan), where=images > 0)
+    images = np.bincount(labels, minlength=len(names))
+    correct = np.bincount(labels[labels == predictions], minlength=len(names))
+    accuracy = np.divide(correct, images, out=np.full(len(names), np.nan), where=images > 0)
     rows = [(name, int(number), f"{share:.6g}") for name, number, share in zip(names, images, accuracy, strict=True)]
     _write_csv(folder / PER_CLASS, ("class", "images", "accuracy"), rows)
-    matrix = [(name, *row.tolist()) for name, row in zip(names, counts, strict=True)]
-    _write_csv(folder / CONFUSION, ("true class", *names), matrix)
+    shown = classes_in_matrix(labels, predictions, len(names))
+    counts = confusion_counts(labels, predictions, shown)
+    matrix = [(names[index], *row.tolist()) for index, row in zip(shown, counts, strict=True)]
+    few = "" if len(shown) == len(names) else f" ({len(shown)} of {len(names):,}: those with the most errors)"
+    _write_csv(folder / CONFUSION, (f"true class{few}", *(names[index] for index in shown)), matrix)
     worst = worst_first(labels, scores.probabilities)[:WORST]
     errors = [
         (

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -80,7 +80,11 @@ def evaluate_export(export: Path, config: RunConfig, split: str) -> dict[str, fl
     root = locate(config.data)
     names = read_class_names(root)
     if names != model.class_names:
-        raise UserError(f"data.root {root} must have the model's classes {model.class_names}, got {names}")
+        missing, unknown = _few({*model.class_names} - {*names}), _few({*names} - {*model.class_names})
+        raise UserError(
+            f"data.root {root} must have the model's {len(model.class_names)} classes, got {len(names)}; only the "
+            f"model has {missing}, only the data {unknown}"
+        )
     if split not in {"valid", *split_folders(root)}:
         raise UserError(f"--split must be one that {root} has, got {split!r}")
     folders = open_data(config.data, seed=config.seed)
@@ -88,6 +92,11 @@ def evaluate_export(export: Path, config: RunConfig, split: str) -> dict[str, fl
     assert chosen is not None, "its folder is there"
     data = ClassFolderData(folders, preprocessing=model.preprocessing, batch_size=config.data.batch_size)
     return score_split(model.network, data, chosen).metrics("test" if split == "test" else "val")
+
+
+def _few(names: Set[str]) -> str:
+    shown = ", ".join(sorted(names)[:5]) or "none"
+    return f"{shown} and {len(names) - 5:,} more" if len(names) > 5 else shown
 
 
 def _predict(photo: Path, model: Model, top_k: int) -> Prediction:

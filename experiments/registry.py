@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
@@ -25,6 +25,8 @@ from lightning_modules import metrics
 from lightning_modules.inference import MANIFEST_FILE
 
 CHAMPION = "champion"
+MAX_TAG = 5000
+"""Characters of a tag, which older databases of MLflow take; 3.17.2 takes 100,000."""
 CLASS_NAMES = "class_names"
 """Tags of a version: the data set that its model was trained on."""
 
@@ -44,7 +46,7 @@ def register(store: RunStore, folder: RunFolder, *, name: str) -> None:
     tags = {
         metrics.VAL_LOSS: str(manifest["metrics"][metrics.VAL_LOSS]),
         FINGERPRINT: folder.read()["params"][FINGERPRINT],
-        CLASS_NAMES: json.dumps(manifest["class_names"]),
+        CLASS_NAMES: _listed(manifest["class_names"]),
     }
     store.before_call()
     version = _find_version(store.client, name, published.run_id)
@@ -58,6 +60,15 @@ def register(store: RunStore, folder: RunFolder, *, name: str) -> None:
     store.client.set_terminated(published.run_id, STATUS[outcome.state], ended_ms)  # MLflow has opened it again
     is_champion = _make_champion(store, name, version.version, tags)
     folder.note_published(replace(published, model_uri=f"models:/{name}/{version.version}", is_champion=is_champion))
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Class names as JSON, as many as a tag has room for, and how many are left out."""
+    text, shown = json.dumps(names), len(names)
+    while len(text) > MAX_TAG:
+        shown //= 2
+        text = json.dumps([*names[:shown], f"… and {len(names) - shown:,} more"])
+    return text
 
 
 def _find_version(client: MlflowClient, name: str, run_id: str) -> ModelVersion | None:
