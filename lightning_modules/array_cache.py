@@ -6,6 +6,7 @@ processes never compute the same thing, and a kill leaves nothing half-done in u
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import logging
@@ -20,10 +21,12 @@ from filelock import FileLock
 from numpy.typing import DTypeLike, NDArray
 
 from lightning_modules.errors import UserError
+from lightning_modules.files import replaced_whole
 
 ARRAY_FILE = "array.npy"
 MANIFEST_FILE = "manifest.json"
 GB = 10**9
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 _log = logging.getLogger(__name__)
 
@@ -66,21 +69,55 @@ def open_array(
             shutil.rmtree(entry, ignore_errors=True)
             shutil.rmtree(part, ignore_errors=True)
             _make_room(folder, size, max_gb)
-            # On a full disk a write through a memory map kills the process.
             if (free := shutil.disk_usage(folder).free) < size:
                 raise CacheTooSmallError(
                     f"data.cache_dir {folder} must have {size / GB:.3g} GB free, has {free / GB:.3g}"
                 )
-            part.mkdir()
-            values = np.lib.format.open_memmap(part / ARRAY_FILE, mode="w+", dtype=np.dtype(dtype), shape=shape)
-            fill(values)
-            values.flush()
-            manifest = {"sha256": _digest(part / ARRAY_FILE), "key": dict(key)}
-            (part / MANIFEST_FILE).write_text(json.dumps(manifest, indent=1))
-            part.replace(entry)
+            try:
+                with replaced_whole(entry, part):
+                    part.mkdir()
+                    values = np.lib.format.open_memmap(part / ARRAY_FILE, mode="w+", dtype=np.dtype(dtype), shape=shape)
+                    _reserve(part / ARRAY_FILE, values.offset)
+                    fill(values)
+                    values.flush()
+                    manifest = {"sha256": _digest(part / ARRAY_FILE), "key": dict(key)}
+                    (part / MANIFEST_FILE).write_text(json.dumps(manifest, indent=1))
+            except OSError as error:
+                # What `fill` raises about a photo is no matter of this disk.
+                if error.errno not in _FULL:
+                    raise
+                raise CacheTooSmallError(
+                    f"data.cache_dir {folder} must have {size / GB:.3g} GB free: {error.strerror}"
+                ) from error
         os.utime(entry / MANIFEST_FILE)
         opened: NDArray[Any] = np.load(entry / ARRAY_FILE, mmap_mode="c")
     return opened
+
+
+def _reserve(path: Path, start: int) -> None:
+    """Have the disk hold all of a new file: a write through a memory map kills the process where the disk is full.
+
+    Args:
+        start: where the file's zeros begin.
+
+    Raises:
+        OSError: if the disk is full, or a quota is used up.
+    """
+    with path.open("r+b") as file:
+        size = os.fstat(file.fileno()).st_size
+        if hasattr(os, "posix_fallocate"):  # macOS lacks it
+            try:
+                os.posix_fallocate(file.fileno(), 0, size)
+                return
+            except OSError as error:
+                if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS):  # what file systems lack it say
+                    raise
+        zeros = bytes(2**20)
+        for place in range(start, size, len(zeros)):
+            file.seek(place)
+            file.write(zeros[: size - place])
+        file.flush()
+        os.fsync(file.fileno())  # a network drive says only now that it is full
 
 
 def _is_whole(entry: Path) -> bool:
@@ -89,8 +126,11 @@ def _is_whole(entry: Path) -> bool:
     try:
         wanted = json.loads((entry / MANIFEST_FILE).read_text())["sha256"]
         whole = wanted == _digest(entry / ARRAY_FILE)
-    except (OSError, ValueError, KeyError, TypeError):
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
         whole = False
+    except OSError as error:  # of this moment or this user: another one may read it, and it may have taken hours
+        error.filename = error.filename or str(entry)
+        raise
     if not whole:
         _log.warning("%s is damaged and is made anew", entry)
     return whole

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
+import subprocess
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -15,6 +20,7 @@ from numpy.typing import NDArray
 
 from lightning_modules import array_cache
 from lightning_modules.array_cache import ARRAY_FILE, MANIFEST_FILE, CacheTooSmallError, open_array
+from tests.conftest import REPOSITORY
 
 
 class Filler:
@@ -123,6 +129,89 @@ def test_an_array_larger_than_the_cache_is_refused_and_nothing_is_removed(tmp_pa
     with pytest.raises(CacheTooSmallError, match=r"data\.cache_max_gb must be at least 1\.6e-06 .*got 1e-06"):
         open_one(tmp_path, Filler(), "large", rows=100, max_gb=1e-6)
     assert len(entries(tmp_path)) == 1
+
+
+@pytest.mark.parametrize("error", [errno.ENOSPC, errno.EDQUOT])
+@pytest.mark.parametrize("has_fallocate", [True, False])
+def test_a_disk_that_fills_up_is_named_and_nothing_is_left(
+    error: int, has_fallocate: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A write through a memory map would kill the process with SIGBUS."""
+    fill = Filler()
+    with monkeypatch.context() as patched:
+        full = Mock(side_effect=OSError(error, os.strerror(error)))
+        patched.setattr(os, "posix_fallocate", full)
+        if not has_fallocate:
+            patched.delattr(os, "posix_fallocate")  # macOS
+            patched.setattr(os, "fsync", full)
+        rule = rf"data\.cache_dir {tmp_path} must have .* GB free: {os.strerror(error)}"
+        with pytest.raises(CacheTooSmallError, match=rule):
+            open_one(tmp_path, fill)
+    assert fill.calls == 0
+    assert not list(tmp_path.glob(".*.part"))
+    open_one(tmp_path, fill)
+    assert fill.calls == 1
+
+
+@pytest.mark.parametrize("lacking", [errno.EINVAL, errno.EOPNOTSUPP])
+def test_where_the_file_system_reserves_nothing_zeros_are_written(
+    lacking: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "posix_fallocate", Mock(side_effect=OSError(lacking, os.strerror(lacking))), raising=False)
+    blocks: list[int] = []
+
+    def fill(values: NDArray[Any]) -> None:
+        [file] = tmp_path.glob(".*.part/array.npy")
+        blocks.append(file.stat().st_blocks)
+        values[:] = 7
+
+    opened = open_array(tmp_path, {"key": "a"}, shape=(600, 1024), dtype="float32", fill=fill, max_gb=1.0)
+    assert blocks[0] * 512 >= opened.nbytes
+    assert (opened == 7).all()
+
+
+@pytest.mark.skipif(shutil.which("unshare") is None or os.geteuid() != 0, reason="mounts a small tmpfs, as root")
+def test_a_full_tmpfs_ends_in_one_line_and_not_in_a_signal(tmp_path: Path) -> None:
+    code = """
+import shutil, types
+from pathlib import Path
+from lightning_modules.array_cache import CacheTooSmallError, open_array
+
+shutil.disk_usage = lambda folder: types.SimpleNamespace(free=10**12)  # somebody else fills it meanwhile
+try:
+    open_array(Path("small/arrays"), {}, shape=(2**22,), dtype="uint8", max_gb=1, fill=lambda values: values.fill(1))
+except CacheTooSmallError as error:
+    print(error, list(Path("small/arrays").glob(".*.part")))
+"""
+    (tmp_path / "small").mkdir()
+    mount = ["unshare", "-m", "sh", "-c", 'mount -t tmpfs -o size=1m none small && exec "$@"', "-"]
+    done = subprocess.run(
+        [*mount, sys.executable, "-c", code],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
+        capture_output=True,
+        text=True,
+    )
+    if "permission denied" in done.stderr:
+        pytest.skip(done.stderr.strip())
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "data.cache_dir small/arrays must have 0.00419 GB free: No space left on device []\n"
+
+
+@pytest.mark.parametrize("error", [PermissionError(13, "Permission denied"), OSError(5, "Input/output error")])
+def test_an_entry_that_can_not_be_read_now_is_kept_and_named(
+    error: OSError, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill = Filler()
+    open_one(tmp_path, fill)
+    [entry] = entries(tmp_path)
+    with monkeypatch.context() as patched:
+        patched.setattr(array_cache, "_digest", Mock(side_effect=error))
+        with pytest.raises(OSError, match=error.strerror) as caught:
+            open_one(tmp_path, fill)
+    assert caught.value.filename == str(entry)
+    open_one(tmp_path, fill)
+    assert fill.calls == 1
 
 
 def test_a_full_disk_is_refused_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
