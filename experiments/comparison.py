@@ -397,12 +397,14 @@ def _class_plot(rows: Sequence[Sequence[str]], split: str) -> InteractivePlot:
 
 
 def _error_photo(row: Sequence[str], root: Path) -> Photo | None:
-    """A wrongly named photo; None if it is not on this machine, and then the table still names it."""
+    """A wrongly named photo; None if this machine has no such photo now, and then the table still names it."""
     photo, true, predicted, probability, _ = row
-    if not (root / photo).is_file():
+    try:
+        shown = thumbnail(root / photo)
+    except (OSError, ValueError):
         return None
     content = io.BytesIO()
-    Image.fromarray(thumbnail(root / photo)).save(content, "JPEG", quality=85)
+    Image.fromarray(shown).save(content, "JPEG", quality=85)
     said = f"{true}, taken for {predicted} ({float(probability):.0%} sure)"
     return Photo(said, f"Photo {photo}: {said}", content.getvalue())
 

@@ -102,7 +102,7 @@ class DataConfig:
     """Training augmentation: light is a random crop, flip and some colour; strong adds two random operations an image
     and random erasing, and mixes half of the batches (MixUp or CutMix) unless the backbone's features are cached."""
     max_bad_fraction: float = 0.01
-    """Largest share of unreadable image files that a run accepts before it stops."""
+    """Largest share of unreadable files that a run accepts before it stops; a single one always, unless this is 0."""
     cache: Literal["auto", "none", "decoded", "features"] = "auto"
     """What is computed once for all trials: `features` of a frozen backbone (what `auto` does for trainable head), or
     the `decoded` photos (what `auto` does otherwise, if they fit into cache_max_gb)."""

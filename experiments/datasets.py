@@ -13,7 +13,10 @@ from tqdm import tqdm
 
 from experiments.config import DataConfig, require_folder
 from experiments.errors import UserError
-from lightning_modules.folders import ClassFolders, read_class_names, scan_class_folders
+from lightning_modules.folders import ClassFolders, check_class_sizes, read_class_names, scan_class_folders
+
+MOST_LINES = 20
+"""Of a list of photos that is shown."""
 
 _log = logging.getLogger(__name__)
 
@@ -42,9 +45,25 @@ def open_data(config: DataConfig, *, seed: int) -> ClassFolders:
             "%d photos stand byte for byte in more than one split: validation and test flatter the model",
             folders.leaked,
         )
-    if folders.test is None:
-        _log.warning("data.root %s has no test folder: this run has no test score", folders.root)
+    if folders.copies:
+        _log.warning("the same photo in two splits or classes:\n%s", _list_copies(folders, config.cache_dir))
+    for remark in folders.remarks:
+        _log.warning("%s", remark)
     return folders
+
+
+def _list_copies(folders: ClassFolders, cache_dir: Path) -> str:
+    """Some of the photos that are there twice; where there are many, all of them are in a file."""
+    lines = [f"  {' = '.join(group)}" for group in folders.copies]
+    if len(lines) <= MOST_LINES:
+        return "\n".join(lines)
+    path = cache_dir / f"copies-{folders.fingerprint[:16]}.txt"
+    try:
+        path.write_text("\n".join(line.strip() for line in lines) + "\n")
+        where = f"all of them are listed in {path}"
+    except OSError as error:  # a cache that may only be read
+        where = f"{path} can't be written: {error.strerror}"
+    return "\n".join([*lines[:MOST_LINES], f"  and {len(lines) - MOST_LINES} more; {where}"])
 
 
 def check_photos(config: DataConfig) -> None:
@@ -59,6 +78,7 @@ def check_photos(config: DataConfig) -> None:
         )
     if config.name == "folder":
         read_class_names(root)
+        check_class_sizes(root, fraction=config.fraction)
     else:
         require_folder("data.root", root)
 

@@ -13,7 +13,7 @@ from experiments.datasets import check_photos, locate, open_data
 from experiments.errors import UserError
 from experiments.scoring import score_split
 from lightning_modules.data import ClassFolderData
-from lightning_modules.folders import read_class_names
+from lightning_modules.folders import read_class_names, read_photo
 from lightning_modules.inference import MANIFEST_FILE, BadImageError, Model, decode_image, load_export
 from lightning_modules.listing import split_folders
 
@@ -101,7 +101,7 @@ def _few(names: Set[str]) -> str:
 
 def _predict(photo: Path, model: Model, top_k: int) -> Prediction:
     try:
-        image = decode_image(photo.read_bytes())
+        image = decode_image(read_photo(photo))
     except OSError as error:
         return Prediction(photo, (), f"the file can't be opened: {error.strerror}")
     except BadImageError as error:

@@ -245,7 +245,7 @@ def export(
         preprocessing=preprocessing(config),
         metrics=metrics,
         config=to_public(config),
-        golden_photo=folders.valid.paths[0],
+        golden_photos=folders.valid.paths,
     )
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib import metadata
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from lightning_modules import inference
+from lightning_modules.errors import UserError
+from lightning_modules.folders import read_photo
 from lightning_modules.inference import MANIFEST_FILE, WEIGHTS_FILE, Preprocessing
 
 PACKAGES = ("torch", "torchvision", "pytorch-lightning", "pillow", "safetensors")
@@ -28,7 +31,7 @@ def write_export(
     preprocessing: Preprocessing,
     metrics: Mapping[str, float],
     config: Mapping[str, object],
-    golden_photo: Path,
+    golden_photos: Iterable[Path],
 ) -> Path:
     """Write an export folder beside its place and move it there whole.
 
@@ -36,11 +39,16 @@ def write_export(
         network: in eval mode on any device; its weights are written as float32.
         metrics: the metrics of these weights.
         config: the run's config, for whoever wants to repeat it.
-        golden_photo: a photo that the network never trained on; every place that serves the model must score it alike.
+        golden_photos: photos that the network never trained on. The first that can be read goes with the model: every
+            place that serves it must score this photo alike.
 
     Returns:
         `folder`.
+
+    Raises:
+        UserError: if none of the photos can be read.
     """
+    photo = _golden_photo(golden_photos)
     part = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     (part / "code").mkdir(parents=True)
@@ -64,8 +72,7 @@ def write_export(
     shutil.copy(inference.__file__, part / "code" / "inference.py")
     # SageMaker's containers have torch, torchvision and Pillow; nothing more is needed, nothing may be installed.
     (part / "code" / "requirements.txt").write_text("")
-    with Image.open(golden_photo) as photo:
-        photo.convert("RGB").save(part / "golden" / "image.jpg", quality=95)
+    photo.save(part / "golden" / "image.jpg", quality=95)
     model = inference.Model(network, preprocessing, class_names, version=str(manifest["sha256"]))
     scores = model.score([inference.decode_image((part / "golden" / "image.jpg").read_bytes())])[0]
     golden = {"class_name": class_names[int(scores.argmax())], "logits": scores.tolist()}
@@ -74,6 +81,15 @@ def write_export(
     shutil.rmtree(folder, ignore_errors=True)
     part.replace(folder)
     return folder
+
+
+def _golden_photo(photos: Iterable[Path]) -> Image.Image:
+    """The first photo that can still be read: hours of training may lie between the look through them and this one."""
+    path = None
+    for path in photos:
+        with contextlib.suppress(OSError, inference.BadImageError):
+            return inference.open_image(read_photo(path))
+    raise UserError(f"data.root must keep a validation photo that can be read until a model is exported, lost {path}")
 
 
 def check_golden(folder: Path) -> None:

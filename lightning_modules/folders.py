@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,10 +12,22 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import PIL
 
 from lightning_modules.errors import UserError
-from lightning_modules.inference import BadImageError, open_image
-from lightning_modules.listing import list_photos, split_folders
+from lightning_modules.files import replaced_whole
+from lightning_modules.inference import DECODER_VERSION, BadImageError, OutOfMemoryError, open_image
+from lightning_modules.listing import (
+    class_folders,
+    class_name,
+    in_one_spelling,
+    list_photos,
+    loose_files,
+    named,
+    printable,
+    split_folders,
+    why_no_photo,
+)
 from lightning_modules.threads import open_threads
 
 Progress = Callable[[Iterable[Path], int], Iterable[Path]]
@@ -56,6 +67,10 @@ class ClassFolders:
     """Files that were left out: path relative to root, and why."""
     leaked: int
     """Files whose exact bytes stand in more than one split."""
+    copies: tuple[tuple[str, ...], ...]
+    """Photos of the same bytes in more than one split, or of more than one class: their paths relative to root."""
+    remarks: tuple[str, ...]
+    """What else a person should know of the folders; each is one sentence."""
     fingerprint: str
     """SHA-256 over the names and contents of all photos used."""
 
@@ -76,21 +91,23 @@ def scan_class_folders(
 
     Raises:
         UserError: if there is no root or no train folder; if a split has classes that train lacks, or too few photos.
-        TooManyBadImagesError: if more than `max_bad_fraction` of the files can't be read.
+        TooManyBadImagesError: if more than `max_bad_fraction` of the files can't be read. A single one is left out
+            however few there are, unless it is 0.
     """
-    listed = {split: list_photos(folder) for split, folder in split_folders(root).items()}
+    listed = _list(root)
     folder_names, class_names = _names(root, listed)
     everything = [path for paths in listed.values() for path in paths]
     facts = _look_at(everything, root, cache_dir, progress)
-    bad = {str(path.relative_to(root)): facts[path].problem for path in everything if facts[path].problem}
-    if len(bad) > max_bad_fraction * len(everything):
+    bad = {printable(path.relative_to(root)): facts[path].problem for path in everything if facts[path].problem}
+    accepted = max(1.0, max_bad_fraction * len(everything)) if max_bad_fraction else 0
+    if len(bad) > accepted:
         listing = "\n".join(f"  {name}: {why}" for name, why in bad.items())
         raise TooManyBadImagesError(
             f"data.max_bad_fraction must be at least {len(bad) / len(everything):.4f} for {root}, got "
             f"{max_bad_fraction}: {len(bad)} of {len(everything)} files can't be read; mend or remove them, or raise it"
             f"\n{listing}"
         )
-    readable = {path.parent.name for path in listed["train"] if not facts[path].problem}
+    readable = {_folder(path) for path in listed["train"] if not facts[path].problem}
     if len(readable) < len(folder_names):
         lacking = ", ".join(name for name in folder_names if name not in readable)
         raise UserError(f"data.root {root}: train has no photo that can be read of: {lacking}")
@@ -98,13 +115,14 @@ def scan_class_folders(
     splits = {
         split: Split(
             tuple(good),
-            tuple(label[path.parent.name] for path in good),
+            tuple(label[_folder(path)] for path in good),
             tuple(facts[path].sha256 for path in good),
             tuple((facts[path].height, facts[path].width) for path in good),
         )
         for split, paths in listed.items()
         if (good := [path for path in paths if not facts[path].problem])
     }
+    remarks = _remarks(root, splits)
     if "valid" not in splits:
         splits["valid"], splits["train"] = _cut(splits["train"], valid_fraction, seed)
     if fraction < 1:
@@ -117,6 +135,8 @@ def scan_class_folders(
         test=splits.get("test"),
         bad_files=bad,
         leaked=_leaked(splits),
+        copies=_copies(root, splits),
+        remarks=remarks,
         fingerprint=_fingerprint(root, splits),
     )
 
@@ -127,19 +147,41 @@ def read_class_names(root: Path) -> tuple[str, ...]:
     Raises:
         UserError: if there is no root or no train folder, or the class folders can't be used.
     """
-    return _names(root, {split: list_photos(folder) for split, folder in split_folders(root).items()})[1]
+    return _names(root, _list(root))[1]
+
+
+def check_class_sizes(root: Path, *, fraction: float) -> None:
+    """Refuse a class with a single file where a part of each class is cut off, without a look into the files.
+
+    Raises:
+        UserError: naming the class.
+    """
+    listed = _list(root)
+    if fraction == 1 and listed.get("valid"):
+        return
+    for name, count in Counter(_folder(path) for path in listed["train"]).items():
+        if count < 2:
+            raise _too_few(count, name)
+
+
+def _list(root: Path) -> dict[str, list[Path]]:
+    return {split: list_photos(folder) for split, folder in split_folders(root).items()}
+
+
+def _folder(path: Path) -> str:
+    return in_one_spelling(path.parent.name)
 
 
 def _names(root: Path, listed: Mapping[str, Sequence[Path]]) -> tuple[list[str], tuple[str, ...]]:
     """The class folders of train and the names of their classes."""
-    folder_names = sorted({path.parent.name for path in listed["train"]})
+    folder_names = sorted({_folder(path) for path in listed["train"]})
     for split, paths in listed.items():
-        extra = sorted({path.parent.name for path in paths} - set(folder_names))
+        extra = sorted({_folder(path) for path in paths} - set(folder_names))
         if extra:
             raise UserError(f"data.root {root}: {split} has classes that train lacks: {', '.join(extra)}")
     if len(folder_names) < 2:
         raise UserError(f"data.root {root}: train must have 2 or more classes with photos, got {folder_names}")
-    class_names = tuple(_class_name(name) for name in folder_names)
+    class_names = tuple(class_name(name) for name in folder_names)
     twice = [name for name, count in Counter(class_names).items() if count > 1]
     if twice:
         raise UserError(f"data.root {root}: two folders in train map to the same class name: {', '.join(twice)}")
@@ -167,19 +209,27 @@ def _look_at(paths: Sequence[Path], root: Path, cache_dir: Path, progress: Progr
             known[keys[path]] = fact
     if new:
         cache_dir.mkdir(parents=True, exist_ok=True)
-        part = cache.with_suffix(f".{os.getpid()}.tmp")
-        # A file that could not be opened is looked at again: the drive may be back, or its permissions changed.
-        part.write_text(json.dumps({key: known[key] for key in keys.values() if known[key].sha256}))
-        part.replace(cache)
+        # What has no hash was learned about the machine and not about the bytes: the drive may be back, or its
+        # permissions changed.
+        kept = {key: known[key] for key in keys.values() if known[key].sha256}
+        with replaced_whole(cache, cache.with_suffix(f".{os.getpid()}.part")) as part:
+            part.write_text(json.dumps({"decoder": _DECODER, "files": kept}))
     return {path: known[keys[path]] for path in paths}
 
 
+_DECODER = [DECODER_VERSION, PIL.__version__]
+"""What may call the same bytes damaged in one version and not in the next."""
+
+
 def _read_cache(cache: Path) -> dict[str, _Fact]:
-    """What earlier scans found; a file that is torn or of another form is made anew."""
+    """What earlier scans found; a file that is torn, of another form or by another decoder is made anew."""
     try:
-        known = json.loads(cache.read_text()).items()
-        return {key: _Fact(sha256, problem, height, width) for key, (sha256, problem, height, width) in known}
-    except (OSError, ValueError, TypeError, AttributeError):
+        known = json.loads(cache.read_text())
+        if known["decoder"] != _DECODER:
+            return {}
+        files = known["files"].items()
+        return {key: _Fact(sha256, problem, height, width) for key, (sha256, problem, height, width) in files}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}
 
 
@@ -191,16 +241,36 @@ def _file_key(path: Path, root: Path) -> str:
     return f"{path.relative_to(root)}|{status.st_size}|{status.st_mtime_ns}"
 
 
+class NoPhotoError(BadImageError):
+    """A file that is not even read."""
+
+
+def read_photo(path: Path) -> bytes:
+    """The bytes of a photo's file.
+
+    Raises:
+        NoPhotoError: for what can't be one, such as a named pipe, which is not opened.
+        OSError: if the file can't be read.
+    """
+    if why := why_no_photo(path):
+        raise NoPhotoError(why)
+    return path.read_bytes()
+
+
 def _look(path: Path) -> _Fact:
+    """Read and decode a file. What is found without a hash says nothing about its bytes, and is not remembered."""
     try:
-        data = path.read_bytes()
+        data = read_photo(path)
+        photo = open_image(data)
     except OSError as error:
         return _Fact("", f"the file can't be opened: {error.strerror}")
-    try:
-        width, height = open_image(data).size
+    except MemoryError:
+        return _Fact("", "the file can't be read now: out of memory")
+    except (NoPhotoError, OutOfMemoryError) as error:
+        return _Fact("", str(error))
     except BadImageError as error:
         return _Fact(hashlib.sha256(data).hexdigest(), str(error))
-    return _Fact(hashlib.sha256(data).hexdigest(), "", height, width)
+    return _Fact(hashlib.sha256(data).hexdigest(), "", photo.height, photo.width)
 
 
 def _cut(split: Split, fraction: float, seed: int) -> tuple[Split, Split]:
@@ -211,16 +281,19 @@ def _cut(split: Split, fraction: float, seed: int) -> tuple[Split, Split]:
     taken: set[int] = set()
     for label, indices in sorted(by_class.items()):
         if len(indices) < 2:
-            name = split.paths[indices[0]].parent.name
-            raise UserError(
-                "data.root must have 2 or more photos of each class in train to take a part of them (data.fraction, or "
-                f"a validation split), got {len(indices)} of {name}: add photos, or take the class out"
-            )
+            raise _too_few(len(indices), split.paths[indices[0]].parent.name)
         count = min(max(1, round(fraction * len(indices))), len(indices) - 1)
         taken |= set(np.random.default_rng([seed, label]).permutation(indices)[:count].tolist())
     part = sorted(taken)
     rest = [index for index in range(len(split)) if index not in taken]
     return _select(split, part), _select(split, rest)
+
+
+def _too_few(count: int, name: str) -> UserError:
+    return UserError(
+        "data.root must have 2 or more photos of each class in train to take a part of them (data.fraction, or a "
+        f"validation split), got {count} of {name}: add photos, or take the class out"
+    )
 
 
 def _select(split: Split, indices: Sequence[int]) -> Split:
@@ -232,20 +305,49 @@ def _select(split: Split, indices: Sequence[int]) -> Split:
     )
 
 
-def _class_name(folder: str) -> str:
-    """DogImages numbers its folders: `001.Affenpinscher` is class 1, `Affenpinscher`."""
-    return re.sub(r"^\d+\.", "", folder)
-
-
 def _leaked(splits: dict[str, Split]) -> int:
     """Photos that stand, byte for byte, in two splits: counted once for each split beyond the first."""
     splits_of = Counter(digest for split in splits.values() for digest in set(split.hashes))
     return sum(count - 1 for count in splits_of.values())
 
 
+def _copies(root: Path, splits: dict[str, Split]) -> tuple[tuple[str, ...], ...]:
+    """Photos of the same bytes that are in two splits or two classes."""
+    found: dict[str, list[tuple[str, int, str]]] = defaultdict(list)
+    for name, split in splits.items():
+        for path, label, digest in zip(split.paths, split.labels, split.hashes, strict=True):
+            found[digest].append((name, label, path.relative_to(root).as_posix()))
+    return tuple(
+        tuple(path for _, _, path in group)
+        for group in found.values()
+        if len({name for name, _, _ in group}) > 1 or len({label for _, label, _ in group}) > 1
+    )
+
+
+def _remarks(root: Path, splits: Mapping[str, Split]) -> tuple[str, ...]:
+    """What is no error, and yet, as a rule, not meant."""
+    said, empty = [], []
+    if "test" not in (found := split_folders(root)):
+        said.append(f"data.root {root} has no test folder: this run has no test score")
+    for split, folder in found.items():
+        photos = Counter(map(_folder, splits[split].paths)) if split in splits else Counter()
+        if not photos:
+            instead = "this run has no test score" if split == "test" else "a part of train is taken instead"
+            said.append(f"data.root {root}: {folder.name} has no photo in class folders: {instead}")
+            continue
+        empty += [f"{folder.name}/{one.name}" for one in class_folders(folder) if not photos[in_one_spelling(one.name)]]
+        if single := [name for name, count in photos.items() if count == 1 and split == "train"]:
+            said.append(f"data.root {root}: classes in train with a single photo: {named(single)}")
+        if loose := [printable(one.name) for one in loose_files(folder)]:
+            said.append(f"data.root {root}: {folder.name} has files outside of class folders, left out: {named(loose)}")
+    if empty:
+        said.append(f"data.root {root}: class folders without a photo: {named(empty)}")
+    return tuple(said)
+
+
 def _fingerprint(root: Path, splits: dict[str, Split]) -> str:
     digest = hashlib.sha256()
     for name, split in sorted(splits.items()):
         for path, sha256 in zip(split.paths, split.hashes, strict=True):
-            digest.update(f"{name}|{path.relative_to(root).as_posix()}|{sha256}\n".encode())
+            digest.update(f"{name}|{in_one_spelling(path.relative_to(root).as_posix())}|{sha256}\n".encode())
     return digest.hexdigest()

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import ExifTags, Image, PngImagePlugin, UnidentifiedImageError
 from torch import Tensor, nn
 from torchvision.models import get_model
 from torchvision.transforms.v2 import functional as F
@@ -36,8 +36,21 @@ GOLDEN_TOLERANCE = 1e-4
 """How far the logits of the golden photo may be from the trainer's, wherever it is scored."""
 CONTENT_TYPES = ("image/jpeg", "image/png", "image/webp", "application/json")
 ATTRIBUTES_HEADER = "x-amzn-sagemaker-custom-attributes"
+DECODER_VERSION = 2
+"""To be raised where some file gives other pixels than before, or another verdict: caches depend on it."""
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+
+# Photo editors write colour profiles and texts of several megabytes; Pillow takes 1 MiB each, and 64 MiB in all.
+PngImagePlugin.MAX_TEXT_CHUNK = 16 * 1024 * 1024
+
+# Tags of a TIFF. Source: TIFF 6.0, sections 8 and 19. Its tags 280 and 281, which some take for a range, are statistics
+# of one picture that "should not affect the visual appearance".
+_BITS, _PHOTOMETRIC, _SAMPLE_FORMAT, _LEAST, _MOST = 258, 262, 339, 340, 341
+_WHITE_IS_ZERO, _SIGNED = 0, 2
+
+_NO_MEMORY = (MemoryError, RuntimeError)
+"""RuntimeError is torch's; Pillow's decoders say it by an OSError too."""
 
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -70,6 +83,12 @@ class BadImageError(ValueError):
 
     pixels = 0
     """Decoded in vain."""
+
+
+class OutOfMemoryError(BadImageError):
+    """This machine has too little memory for the image now; nothing is known about its bytes."""
+
+    status = 503
 
 
 class BadTypeError(BadImageError):
@@ -167,7 +186,10 @@ def decode_image(
 def open_image(
     data: bytes, short_side: int = 0, *, max_pixels: int = MAX_PIXELS, formats: tuple[str, ...] = FORMATS
 ) -> Image.Image:
-    """Decode one image file to RGB: EXIF-rotated, first frame, transparency on white, 16 bits scaled to 8.
+    """Decode one image file to RGB: EXIF-rotated, first frame, transparency on white, more than 8 bits scaled to 8.
+
+    Integers are scaled by the range that the file states, or else by that of their type; floats from 0 to 1. No photo
+    is scaled by its own least and largest value, which would make two photos of different light look alike.
 
     Args:
         data: the file's bytes.
@@ -177,7 +199,9 @@ def open_image(
         formats: what may be decoded, in Pillow's names.
 
     Raises:
-        BadImageError: if the bytes are no whole image of a known format, or too large.
+        BadImageError: if the bytes are no whole image of a known format, too large, or without a range by this rule.
+        OutOfMemoryError: if there is too little memory.
+        OSError: if the machine fails otherwise.
     """
     decoded = 0
     try:
@@ -193,37 +217,94 @@ def open_image(
                 shortest = min(width, height)
                 image.draft(None, (-(-width * short_side // shortest), -(-height * short_side // shortest)))
             image.load()
-            return _to_rgb(_upright(image))
+            turn, upright = _turn(image), _to_rgb(image)
+            return upright if turn is None else upright.transpose(turn)
     except BadImageError:
         raise
     except UnidentifiedImageError as error:
         raise BadImageError(f"the bytes are not a {', '.join(formats[:-1])} or {formats[-1]} image") from error
+    except (Image.DecompressionBombError, OverflowError) as error:
+        raise BadImageError(f"the image is too large: {error}") from error
     # Pillow's decoders raise these for damaged files; SyntaxError is its word for a broken PNG or TIFF.
-    except (OSError, ValueError, SyntaxError, EOFError, IndexError, KeyError, TypeError) as error:
+    except (OSError, ValueError, SyntaxError, EOFError, IndexError, KeyError, TypeError, *_NO_MEMORY) as error:
+        if isinstance(error, MemoryError) or re.search("(out of|allocate|enough) memory", str(error)):
+            raise OutOfMemoryError("the image can't be decoded now: out of memory") from error
+        if isinstance(error, RuntimeError) or (isinstance(error, OSError) and error.errno):
+            raise
         damaged = BadImageError(f"the image is damaged: {error}")
         damaged.pixels = decoded
         raise damaged from error
-    except (Image.DecompressionBombError, OverflowError, MemoryError) as error:
-        raise BadImageError(f"the image is too large: {error}") from error
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    """Turn as EXIF says. Pillow's exif_transpose rewrites the EXIF too, and fails on tags that it can't write."""
+def _turn(image: Image.Image) -> Image.Transpose | None:
+    """What EXIF says. Pillow's exif_transpose rewrites the EXIF too, and fails on tags that it can't write."""
     try:
-        turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+        return _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:  # broken EXIF costs no photo; Pillow raises SyntaxError, struct.error and more for it
-        return image
-    return image if turn is None else image.transpose(turn)
+        return None
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):
-        # Pillow's own conversion cuts 16-bit values at 255 and shows white.
-        image = image.convert("I").point(lambda value: value * (1 / 257), "L")
+    if image.mode == "F" or image.mode.startswith("I"):
+        image = _to_eight_bits(image)
+    elif image.mode == "L" and _tag(image, _SAMPLE_FORMAT) == _SIGNED:
+        image = image.point([value ^ 0x80 for value in range(256)])  # -128 is black
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         layer = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
     return image.convert("RGB")
+
+
+def _to_eight_bits(image: Image.Image) -> Image.Image:
+    """Grey of more than 8 bits, on white where it is transparent.
+
+    Raises:
+        BadImageError: for floats beyond 0 to 1, and for integers of which a single grey would be left.
+    """
+    is_float = image.mode == "F"
+    kind = torch.float32 if is_float else torch.int32
+    stored = torch.frombuffer(bytearray((image if is_float else image.convert("I")).tobytes()), dtype=kind)
+    values = stored.reshape(image.height, image.width).to(torch.float32)
+    least, most, is_stated = (0.0, 1.0, True) if is_float else _integer_range(image)
+    if not is_float and _tag(image, _SAMPLE_FORMAT) != _SIGNED:
+        values[values < 0] += 2**32  # Pillow reads unsigned integers of 32 bits as signed ones
+    lowest, highest = (float(value) for value in values.aminmax())
+    if is_float and not 0 <= lowest <= highest <= 1:  # NaN is not within
+        raise BadImageError(f"the image has float values from {lowest:g} to {highest:g}; 0 to 1 are taken")
+    if not is_stated and 0 < highest - lowest < (most - least) / 255:
+        raise BadImageError(
+            f"the image has values from {lowest:.0f} to {highest:.0f}, a single grey in {least:.0f} to {most:.0f}, the "
+            f"range of its type; it must state its range (TIFF tags {_LEAST} and {_MOST}) or have 8 bits"
+        )
+    grey = ((values - least) * (255 / (most - least))).round_().clamp_(0, 255).to(torch.uint8)
+    if _tag(image, _PHOTOMETRIC) == _WHITE_IS_ZERO:
+        grey = 255 - grey
+    if "transparency" in image.info:
+        grey[values == image.info["transparency"]] = 255
+    return Image.fromarray(grey.numpy())
+
+
+def _integer_range(image: Image.Image) -> tuple[float, float, bool]:
+    """Least and largest value that an image of integers may have, and whether the file states them.
+
+    Raises:
+        BadImageError: if it states no range.
+    """
+    least, most = _tag(image, _LEAST), _tag(image, _MOST)
+    if least is not None and most is not None:
+        if not least < most:
+            raise BadImageError(f"the image states a range from {least} to {most}, which is none")
+        return float(least), float(most), True
+    bits = _tag(image, _BITS) or 16  # a PNG, of whose modes no other is that wide
+    if _tag(image, _SAMPLE_FORMAT) == _SIGNED:
+        return -(2.0 ** (bits - 1)), 2.0 ** (bits - 1) - 1, False
+    return 0.0, 2.0**bits - 1, False
+
+
+def _tag(image: Image.Image, number: int):  # type: ignore[no-untyped-def]
+    """A TIFF's tag, of the first channel; None where there is none."""
+    value = getattr(image, "tag_v2", {}).get(number)
+    return value[0] if isinstance(value, tuple) else value
 
 
 def build_network(backbone: str, num_classes: int, **options: object) -> nn.Module:

@@ -3,36 +3,139 @@
 from __future__ import annotations
 
 import os
+import re
+import stat
+import unicodedata
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from lightning_modules.errors import UserError
 
 SPLIT_FOLDERS = {"train": ("train",), "valid": ("valid", "validation", "val"), "test": ("test",)}
+SYSTEM_NAMES = frozenset({"__macosx", "@eadir", "$recycle.bin", "thumbs.db", "desktop.ini", "icon\r"})
+"""What macOS, Windows, cloud drives and network drives put beside photos, in lower case; it does not count."""
+MAX_FILE_BYTES = 512 * 1024 * 1024
+"""Of a photo: more than the 40 million pixels of the largest one take in any format."""
+
+_KINDS = {
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
 
 
 def split_folders(root: Path) -> dict[str, Path]:
     """The folder of each split that there is.
 
     Raises:
-        UserError: if there is no root or no train folder.
+        UserError: if there is no root or no train folder, or two folders for one split.
     """
     if not root.is_dir():
-        raise UserError(f"data.root must be a folder that holds train/CLASS/PHOTO, got {str(root)!r}")
-    found = {
-        split: next((root / name for name in names if (root / name).is_dir()), None)
-        for split, names in SPLIT_FOLDERS.items()
-    }
-    if found["train"] is None:
-        raise UserError(f"data.root {root} must have a folder 'train' with one folder a class")
-    return {split: folder for split, folder in found.items() if folder is not None}
+        raise UserError(f"data.root must be a folder that holds train/CLASS/PHOTO, got {printable(root)!r}")
+    if not _is_text(str(root)):
+        raise UserError(f"data.root must have a name in UTF-8, got {printable(root)}: rename it")
+    found = {split: [root / name for name in names if (root / name).is_dir()] for split, names in SPLIT_FOLDERS.items()}
+    for split, folders in found.items():
+        if len(folders) > 1:
+            names = " and ".join(folder.name for folder in folders)
+            raise UserError(f"data.root {root} must have one folder for the {split} split, got {names}: merge them")
+    if not found["train"]:
+        inside = sorted(printable(one.name) for one in root.iterdir() if one.is_dir() and not _is_ignored(one.name))
+        raise UserError(
+            f"data.root {root} must have a folder 'train' with one folder a class, got {named(inside) or 'no folder'}"
+        )
+    return {split: folders[0] for split, folders in found.items() if folders}
+
+
+def class_folders(folder: Path) -> list[Path]:
+    """The class folders of a split, whether there are photos in them or not; hidden ones do not count.
+
+    Raises:
+        UserError: for a name that is not in UTF-8, which no file of results could hold.
+    """
+    found = sorted(one for one in _entries(folder) if one.is_dir())
+    for one in found:
+        if not _is_text(one.name):
+            raise UserError(
+                f"data.root {folder.parent}: class folders in {folder.name} must have names in UTF-8, got "
+                f"{printable(one.name)}: rename it"
+            )
+    return found
 
 
 def list_photos(folder: Path) -> list[Path]:
-    """All that stands in the class folders of a split, be it a photo or not; hidden files do not count."""
-    return sorted(
-        Path(entry.path)
-        for class_folder in os.scandir(folder)
-        if class_folder.is_dir() and not class_folder.name.startswith(".")
-        for entry in os.scandir(class_folder)
-        if not entry.name.startswith(".")
-    )
+    """All that stands in the class folders of a split, be it a photo or not; hidden files do not count.
+
+    Raises:
+        UserError: as `class_folders`, and for a class folder that holds folders only.
+    """
+    found: list[tuple[str, str, Path]] = []
+    for one in class_folders(folder):
+        inside = list(_entries(one))
+        if inside and all(entry.is_dir() for entry in inside):
+            raise UserError(
+                f"data.root {folder.parent}: {folder.name}/{one.name} must hold photos, got only folders, such as "
+                f"{printable(min(inside).name)}: class folders stand directly in {folder.name}, move them there"
+            )
+        found += [(in_one_spelling(one.name), in_one_spelling(entry.name), entry) for entry in inside]
+    return [path for _, _, path in sorted(found)]  # the same on a Mac, as the order decides what is trained
+
+
+def loose_files(folder: Path) -> list[Path]:
+    """What stands in a split beside its class folders, where nothing looks for photos."""
+    return [one for one in _entries(folder) if not one.is_dir()]
+
+
+def in_one_spelling(name: str) -> str:
+    """A name as NFC: a Mac writes é as two characters (NFD), other systems as one."""
+    return unicodedata.normalize("NFC", name)
+
+
+def class_name(folder: str) -> str:
+    """Name of the class of a folder: `001.Affenpinscher` is class 1, `Affenpinscher`, but `1.25` is a name."""
+    return re.sub(r"^(\d{3,}\.(?=.)|\d+\.(?=\D))", "", folder)
+
+
+def why_no_photo(path: Path) -> str:
+    """Why a file can't be a photo, by what the file system says of it; reading a pipe would wait forever.
+
+    Returns:
+        An empty string for what may be one.
+
+    Raises:
+        OSError: if the file system does not answer, or the file is gone.
+    """
+    status = path.stat()
+    if kind := _KINDS.get(stat.S_IFMT(status.st_mode)):
+        return f"the file is {kind}, not a photo"
+    if status.st_size > MAX_FILE_BYTES:
+        return f"the file has {status.st_size} bytes; a photo has at most {MAX_FILE_BYTES}"
+    if not _is_text(path.name):
+        return "the file's name is not in UTF-8; rename it"
+    return ""
+
+
+def printable(name: object) -> str:
+    r"""A name or path as text that every file and terminal takes: bytes that are not UTF-8 as `\xe9`."""
+    return str(name).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def _entries(folder: Path) -> Iterator[Path]:
+    for entry in os.scandir(folder):
+        if not _is_ignored(entry.name):
+            yield Path(entry.path)
+
+
+def _is_ignored(name: str) -> bool:
+    return name.startswith(".") or name.lower() in SYSTEM_NAMES
+
+
+def _is_text(name: str) -> bool:
+    return printable(name) == name
+
+
+def named(names: Sequence[str], most: int = 10) -> str:
+    """Some names, and how many more there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

@@ -16,8 +16,8 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
 from lightning_modules.array_cache import GB, CacheTooSmallError, open_array
-from lightning_modules.folders import Split
-from lightning_modules.inference import BadImageError, Preprocessing, open_image
+from lightning_modules.folders import Split, read_photo
+from lightning_modules.inference import DECODER_VERSION, BadImageError, Preprocessing, open_image
 from lightning_modules.threads import open_threads
 
 SHORT_SIDE = 1.15
@@ -65,9 +65,9 @@ class PhotoFiles:
         """
         path = self.split.paths[place]
         try:
-            photo = open_image(path.read_bytes(), short_side=self._short_side if self.augmented else 0)
+            photo = open_image(read_photo(path), short_side=self._short_side if self.augmented else 0)
         except BadImageError as error:
-            raise BadImageError(f"{path}: {error}") from error
+            raise type(error)(f"{path}: {error}") from error
         # Not pil_to_tensor: with each of its torch operations a thread gives the interpreter away, and where sixteen
         # decode they wait longer for it than they decode.
         image = torch.from_numpy(np.array(photo)).permute(2, 0, 1)
@@ -114,6 +114,7 @@ def cache_key(kind: str, split: Split) -> dict[str, object]:
     """What every array made of a split's photos depends on."""
     return {
         "kind": kind,
+        "decoder": DECODER_VERSION,
         "photos": hashlib.sha256("".join(split.hashes).encode()).hexdigest(),
         "packages": {name: metadata.version(name) for name in ("torch", "torchvision", "pillow")},
     }

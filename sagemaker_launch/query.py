@@ -17,10 +17,10 @@ from urllib.parse import urlsplit
 
 import requests
 from botocore.exceptions import BotoCoreError, ClientError
-from PIL import Image, ImageOps
 from tqdm import tqdm
 
 from experiments.errors import UserError
+from lightning_modules.listing import class_name, in_one_spelling, why_no_photo
 from sagemaker_launch.aws import error_code
 
 MAX_BODY = 6 * 1024 * 1024
@@ -215,16 +215,19 @@ def read_photo(path: Path) -> tuple[bytes, str]:
     Raises:
         UserError: if it is none of the kinds that an endpoint takes.
     """
+    if why := why_no_photo(path):
+        raise UserError(why)
     data = path.read_bytes()
     kind = next((kind for magic, kind in _MAGIC.items() if data.startswith(magic)), None)
     if kind is None:
         raise UserError("the file is not a JPEG, PNG or WebP image")
     if len(data) <= MAX_BODY:
         return data, kind
-    with Image.open(io.BytesIO(data)) as image:
-        image.draft("RGB", (SENT_SIDE, SENT_SIDE))
-        smaller = ImageOps.exif_transpose(image).convert("RGB")
-        smaller.thumbnail((SENT_SIDE, SENT_SIDE))
+    from lightning_modules.inference import MAX_PIXELS, open_image  # torch takes four seconds to import
+
+    # As the endpoint would decode it, but for its limit: what it gets is small.
+    smaller = open_image(data, SENT_SIDE, max_pixels=4 * MAX_PIXELS)
+    smaller.thumbnail((SENT_SIDE, SENT_SIDE))
     written = io.BytesIO()
     smaller.save(written, "JPEG", quality=95)
     return written.getvalue(), "image/jpeg"
@@ -259,7 +262,7 @@ def answer_table(answers: Sequence[PhotoAnswer]) -> str:
 
 def _plain_name(name: str) -> str:
     """`001.Welsh_springer-spaniel` and `Welsh springer spaniel` alike."""
-    return re.sub(r"[^a-z0-9]+", " ", re.sub(r"^\d+\.", "", name).lower()).strip()
+    return re.sub(r"[^a-z0-9]+", " ", class_name(in_one_spelling(name)).lower()).strip()
 
 
 def _attributes(top_k: int | None) -> dict[str, str]:

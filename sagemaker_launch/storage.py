@@ -22,7 +22,7 @@ from typing import Any
 from tqdm import tqdm
 
 from experiments.errors import UserError
-from lightning_modules.listing import list_photos, split_folders
+from lightning_modules.listing import list_photos, split_folders, why_no_photo
 from sagemaker_launch.bundle import Bundle
 from sagemaker_launch.requests import Inputs
 from sagemaker_launch.settings import CloudSettings
@@ -53,7 +53,8 @@ def read_photo_set(root: Path) -> PhotoSet:
         UserError: if there is no root or no train folder.
     """
     listed = [path for folder in split_folders(root).values() for path in list_photos(folder)]
-    paths = [path for path in listed if path.is_file()]  # a folder below a class is left out at home, too
+    # What is left out at home, too: folders below a class, pipes, archives of gigabytes.
+    paths = [path for path in listed if path.is_file() and not why_no_photo(path)]
     with ThreadPoolExecutor() as pool:  # hashing releases the GIL
         hashes = list(_progress("hashing photos", pool.map(file_sha256, paths), len(paths)))
     names = [f"{digest}{path.suffix.lower()}" for digest, path in zip(hashes, paths, strict=True)]

@@ -13,12 +13,15 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from lightning_modules import inference
+from lightning_modules.errors import UserError
 from lightning_modules.export import PACKAGES, check_golden, write_export
 from lightning_modules.inference import (
     MAX_BODY,
@@ -66,7 +69,7 @@ def export(network: nn.Module, folder: Path, **options: object) -> Path:
         "preprocessing": PREPROCESSING,
         "metrics": {"val_loss": 0.5},
         "config": {"seed": 3},
-        "golden_photo": photo,
+        "golden_photos": [photo],
     }
     return write_export(network, folder, **{**given, **options})  # type: ignore[arg-type]
 
@@ -144,6 +147,23 @@ def test_failed_export_leaves_the_older_one_alone(network: nn.Module, folder: Pa
     with pytest.raises(BadExportError):
         export(network, folder, backbone="squeezenet1_1")
     load_export(folder)
+
+
+def test_the_golden_photo_is_what_the_decoder_makes_of_it(network: nn.Module, tmp_path: Path) -> None:
+    levels = np.tile(np.linspace(0, 30_000, 64), (48, 1)).astype("uint16")  # Pillow's own conversion shows white
+    (tmp_path / "deep.png").write_bytes(encoded(Image.fromarray(levels), "PNG"))
+    folder = export(network, tmp_path / "model", golden_photos=[tmp_path / "deep.png"])
+    golden = decode_image((folder / "golden" / "image.jpg").read_bytes()).float()
+    assert (golden - decode_image((tmp_path / "deep.png").read_bytes())).abs().mean() < 2
+
+
+def test_a_golden_photo_that_is_gone_is_replaced_by_the_next(network: nn.Module, tmp_path: Path) -> None:
+    (tmp_path / "damaged.jpg").write_bytes(b"")
+    (tmp_path / "whole.png").write_bytes(encoded(smooth_picture(60, 44), "PNG"))
+    lost = [tmp_path / "gone.jpg", tmp_path / "damaged.jpg"]
+    load_export(export(network, tmp_path / "model", golden_photos=[*lost, tmp_path / "whole.png"]))
+    with pytest.raises(UserError, match=r"data\.root must keep a validation photo .*damaged\.jpg"):
+        export(network, tmp_path / "other", golden_photos=lost)
 
 
 def test_network_that_scores_no_numbers_is_not_exported(tmp_path: Path) -> None:

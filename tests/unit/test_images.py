@@ -6,17 +6,28 @@ import contextlib
 import io
 import struct
 import zlib
+from collections.abc import Mapping
+from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from numpy.typing import NDArray
+from PIL import Image, PngImagePlugin
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lightning_modules.inference import MAX_PIXELS, MAX_SIDE, BadImageError, Preprocessing, decode_image
+from lightning_modules.inference import (
+    MAX_PIXELS,
+    MAX_SIDE,
+    BadImageError,
+    OutOfMemoryError,
+    Preprocessing,
+    decode_image,
+)
 from tests.pictures import encoded, jpeg_bytes, smooth_picture
 
 # What turns an upright picture into the one that a camera stores with this EXIF orientation.
@@ -140,6 +151,120 @@ def test_big_endian_sixteen_bit_tiff_is_scaled_to_eight() -> None:
     picture = Image.fromarray(np.full((4, 4), 32896, dtype=">u2"))
     assert picture.mode == "I;16B"
     assert decode_image(encoded(picture, "TIFF")).unique().tolist() == [128]
+
+
+def tiff(values: NDArray[Any], bits: int, sample_format: int, tags: Mapping[int, Any] | None = None) -> bytes:
+    """A grey TIFF as other programs write it: uncompressed, one strip. Pillow writes few of its kinds.
+
+    Args:
+        tags: further ones, by number: a type of `struct`, and a value.
+    """
+    height, width = values.shape
+    plain = {256: width, 257: height, 258: bits, 259: 1, 262: 1, 277: 1, 278: height, 339: sample_format}
+    entries: dict[int, tuple[str, float]] = {tag: ("H", value) for tag, value in plain.items()}
+    entries |= {273: ("I", 8), 279: ("I", values.nbytes), **(tags or {})}
+    directory = b"".join(
+        struct.pack("<HHI", tag, {"H": 3, "I": 4, "i": 9}[kind], 1) + struct.pack(f"<{kind}", value).ljust(4, b"\0")
+        for tag, (kind, value) in sorted(entries.items())
+    )
+    head = b"II*\0" + struct.pack("<I", 8 + values.nbytes)
+    return head + values.tobytes() + struct.pack("<H", len(entries)) + directory + bytes(4)
+
+
+def greys(data: bytes) -> list[int]:
+    """The first row of a grey image."""
+    image = decode_image(data)
+    assert torch.equal(image[0], image[2])
+    return image[0, 0].tolist()
+
+
+FLOAT, SIGNED, UNSIGNED = 3, 2, 1
+LEAST, MOST = 340, 341
+
+
+def test_floats_are_scaled_from_0_to_1_and_never_by_their_own_extremes() -> None:
+    assert greys(tiff(np.array([[0.0, 0.1, 0.5, 1.0]], "<f4"), 32, FLOAT)) == [0, 26, 128, 255]
+    assert greys(tiff(np.array([[0.2, 0.4]], "<f4"), 32, FLOAT)) == [51, 102], "a dark photo stays dark"
+
+
+@pytest.mark.parametrize("value", [255.0, -0.01, 1.001, np.nan, np.inf])
+def test_other_floats_are_refused_with_their_range(value: float) -> None:
+    message = assert_refused(tiff(np.array([[0.5, value]], "<f4"), 32, FLOAT))
+    assert "0 to 1 are taken" in message
+
+
+@pytest.mark.parametrize(
+    ("dtype", "sample_format"), [("<i4", SIGNED), ("<u4", UNSIGNED), ("<i2", SIGNED), ("<u2", UNSIGNED), ("i1", SIGNED)]
+)
+def test_integers_are_scaled_by_the_range_of_their_type(dtype: str, sample_format: int) -> None:
+    limits = np.iinfo(dtype)
+    values = np.array([np.linspace(limits.min, limits.max, 6)], "f8").round().astype(dtype)
+    assert greys(tiff(values, limits.bits, sample_format)) == [0, 51, 102, 153, 204, 255]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "sample_format", "kind"),
+    [("<i4", SIGNED, "i"), ("<u4", UNSIGNED, "I"), ("<u2", UNSIGNED, "H")],
+)
+def test_integers_are_scaled_by_the_range_that_their_file_states(dtype: str, sample_format: int, kind: str) -> None:
+    values = np.array([[0, 1000, 2000, 5000, 6000]], dtype)
+    bits = np.iinfo(dtype).bits
+    assert greys(tiff(values, bits, sample_format, {LEAST: (kind, 0), MOST: (kind, 5000)})) == [0, 51, 102, 255, 255]
+
+
+def test_a_stated_range_may_be_below_zero() -> None:
+    values = np.array([[-1000, 0, 1000]], "<i2")  # what computed tomography measures
+    assert greys(tiff(values, 16, SIGNED, {LEAST: ("i", -1000), MOST: ("i", 1000)})) == [0, 128, 255]
+    assert "is none" in assert_refused(tiff(values, 16, SIGNED, {LEAST: ("i", 5), MOST: ("i", 5)}))
+
+
+@pytest.mark.parametrize(("dtype", "bits"), [("<i4", 32), ("<u2", 16)])
+def test_integers_of_which_one_grey_would_be_left_are_refused(dtype: str, bits: int) -> None:
+    # Eight bits in a wider type: black, or one grey, by the type's range.
+    message = assert_refused(tiff(np.array([[0, 100, 255]], dtype), bits, SIGNED if dtype == "<i4" else UNSIGNED))
+    assert "values from 0 to 255" in message
+    assert "must state its range" in message
+
+
+def test_a_wide_photo_of_one_value_is_a_photo() -> None:
+    assert greys(tiff(np.full((2, 3), 32768, "<u2"), 16, UNSIGNED)) == [128] * 3
+
+
+def test_white_is_zero_where_a_wide_file_says_so() -> None:
+    assert greys(tiff(np.array([[0, 65535]], "<u2"), 16, UNSIGNED, {262: ("H", 0)})) == [255, 0]
+
+
+def test_sixteen_bit_grey_that_is_transparent_is_white() -> None:
+    levels = np.array([[0, 257, 65535]], dtype=np.uint16)
+    assert greys(encoded(Image.fromarray(levels), "PNG", transparency=257)) == [0, 255, 255]
+
+
+@pytest.mark.parametrize("megabytes", [1.1, 15.9])
+def test_a_png_with_a_long_colour_profile_or_text_is_read(megabytes: float) -> None:
+    text = PngImagePlugin.PngInfo()
+    text.add_text("prompt", "x" * int(megabytes * 2**20), zip=True)
+    for data in (
+        encoded(PICTURE, "PNG", icc_profile=bytes(int(megabytes * 2**20))),
+        encoded(PICTURE, "PNG", pnginfo=text),
+    ):
+        assert torch.equal(decode_image(data), pixels(PICTURE))
+
+
+def test_memory_that_is_short_is_no_verdict_on_a_photo(monkeypatch: pytest.MonkeyPatch) -> None:
+    for error in (
+        MemoryError(),
+        OSError("out of memory when reading image file"),
+        RuntimeError("can't allocate memory"),
+    ):
+        with monkeypatch.context() as patched:
+            patched.setattr(Image.Image, "convert", Mock(side_effect=error))
+            with pytest.raises(OutOfMemoryError, match="out of memory") as caught:
+                decode_image(JPEG)
+        assert caught.value.status == 503
+    with monkeypatch.context() as patched:
+        patched.setattr(Image.Image, "convert", Mock(side_effect=OSError(5, "Input/output error")))
+        with pytest.raises(OSError, match="Input/output error"):
+            decode_image(JPEG)
 
 
 def test_first_picture_of_an_mpo_is_taken() -> None:

@@ -47,6 +47,8 @@ FILES = {
     "palette": palette(),
     "16 bit": sixteen_bit("I;16", "PNG"),
     "16 bit TIFF": sixteen_bit("I;16B", "TIFF"),
+    "float TIFF": encoded(Image.fromarray(np.linspace(0, 1, 40 * 30, dtype="float32").reshape(30, 40)), "TIFF"),
+    "long colour profile": encoded(smooth_picture(), "PNG", icc_profile=bytes(1_100_000)),
     "CMYK": encoded(smooth_picture().convert("CMYK"), "JPEG", quality=95),
     "GIF": encoded(smooth_picture(), "GIF"),
     "WEBP": encoded(smooth_picture(), "WEBP", lossless=True),
@@ -66,14 +68,13 @@ def test_a_thumbnail_shows_what_inference_reads(name: str, tmp_path: Path) -> No
     assert difference < 2.5
 
 
-def test_exif_that_can_not_be_written_costs_the_turn_and_not_the_picture(tmp_path: Path) -> None:
-    upright, turned_tag = (
-        stored_turned(smooth_picture(), 6)[0],
-        raw_exif((ORIENTATION, 3, 1, b"\6\0"), (330, 7, 2, b"\0\0")),
-    )
-    (tmp_path / "photo").write_bytes(encoded(upright, "JPEG", quality=95, exif=turned_tag))
-    (tmp_path / "plain").write_bytes(encoded(upright, "JPEG", quality=95))
-    assert np.array_equal(thumbnail(tmp_path / "photo"), thumbnail(tmp_path / "plain"))
+def test_odd_exif_is_read_by_the_one_decoder(tmp_path: Path) -> None:
+    exif = raw_exif((ORIENTATION, 3, 1, b"\6\0"), (330, 7, 2, b"\0\0"))  # exif_transpose can't write this
+    data = encoded(stored_turned(smooth_picture(), 6)[0], "JPEG", quality=95, exif=exif)
+    (tmp_path / "photo").write_bytes(data)
+    shown = thumbnail(tmp_path / "photo").astype(float)
+    crop = Preprocessing(image_size=160, resize_size=160).crop(decode_image(data))
+    assert np.abs(shown - crop.permute(1, 2, 0).numpy()).mean() < 2.5
 
 
 @pytest.mark.parametrize("data", [None, b"", b"no image", turned(1)[:400]])
@@ -81,5 +82,5 @@ def test_a_thumbnail_of_what_is_no_photo_is_refused(data: bytes | None, tmp_path
     path = tmp_path / "photo"
     if data is not None:
         path.write_bytes(data)
-    with pytest.raises(OSError, match=r"photo|[Tt]runcated"):
+    with pytest.raises((OSError, ValueError), match=r"photo|damaged|not a JPEG"):
         thumbnail(path)
