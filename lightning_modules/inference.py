@@ -316,7 +316,11 @@ def build_network(backbone: str, num_classes: int, **options: object) -> nn.Modu
     if backbone in ("googlenet", "inception_v3"):
         # No auxiliary heads, and the input statistics that their published weights were trained on.
         options = {"aux_logits": False, "init_weights": False, "transform_input": True, **options}
-    return get_model(backbone, weights=None, num_classes=num_classes, **options)
+    network = get_model(backbone, weights=None, num_classes=num_classes, **options)
+    if backbone.startswith("mnasnet"):
+        # Theirs wants to know which version saved a state dict, which neither safetensors nor our checkpoints tell.
+        network._load_from_state_dict = functools.partial(nn.Module._load_from_state_dict, network)
+    return network
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import difflib
 import functools
 import logging
-from collections.abc import Mapping
+import pickle
+import re
+import zipfile
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
@@ -18,8 +20,21 @@ from torchvision import models
 
 from lightning_modules.errors import UserError
 from lightning_modules.inference import build_network
+from lightning_modules.listing import named
 
 Trainable = Literal["head", "last_block", "all"]
+
+PREFIXES = ("module.", "model.", "network.", "net.", "_orig_mod.", "backbone.")
+"""What DataParallel, Lightning, torch.compile and people's own modules put before a tensor's name."""
+WRAPPERS = ("state_dict", "model_state_dict", "model", "network", "net", "module", "ema", "model_ema", "state_dict_ema")
+"""Where training programs keep the state dict in what they save; of two, the first counts."""
+
+OLD_NAMES = (
+    (r"(denselayer\d+\.(?:norm|conv))\.([12]\.)", r"\1\2"),
+    (r"\.mlp\.linear_1\.", ".mlp.0."),
+    (r"\.mlp\.linear_2\.", ".mlp.3."),
+)
+"""Names in files that torchvision publishes and their names in its networks of today: of DenseNets, and of ViTs."""
 
 _log = logging.getLogger(__name__)
 
@@ -107,7 +122,7 @@ def check_network(backbone: str, *, weights: str, dropout: float, image_size: in
         if not _imagenet_file(backbone).is_file():
             _imagenet_weights(backbone)
     elif weights != "none":
-        _fitting(network.state_dict(), _read_weights(Path(weights), "meta"), find_head(network), weights)
+        _fitting(network.state_dict(), _read_weights(Path(weights)), find_head(network), weights)
 
 
 def network_on_meta(backbone: str, num_classes: int = 2) -> nn.Module:
@@ -197,41 +212,51 @@ def _imagenet_weights(backbone: str) -> dict[str, Tensor]:
         raise UserError(f"model.weights imagenet: {cache} can't be read, remove it: {error}") from error
 
 
-def _read_weights(path: Path, device: str = "cpu") -> dict[str, Tensor]:
-    """The state dict in a file; on the device `meta`, only names and shapes are read."""
+def _read_weights(path: Path) -> dict[str, Tensor]:
+    """The state dict in a file, on the CPU."""
     if not path.is_file():
         raise UserError(f"model.weights must be imagenet, none or an existing file, got {str(path)!r}")
     try:
-        if path.suffix == ".safetensors":
-            return load_file(path) if device == "cpu" else _safetensors_on_meta(path)
-        loaded = torch.load(path, map_location=device, weights_only=True)
+        if why := _why_no_weights(path):
+            raise ValueError(why)
+        if path.suffix.lower() == ".safetensors":
+            return load_file(path)
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # each reader has its own kinds; all of them mean that the file is of no use
-        raise UserError(f"model.weights: {path} can't be read as a state dict: {error}") from error
-    state = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else loaded
-    if not isinstance(state, dict) or not all(
-        isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items()
-    ):
-        raise UserError(f"model.weights: {path} must hold a state dict, tensors by name")
+        objects = "it holds more than tensors, and Python objects are never unpickled"
+        why = objects if isinstance(error, pickle.UnpicklingError) else str(error).partition("\n")[0]
+        raise UserError(f"model.weights: {path} can't be read as a state dict: {why}") from error
+    state = _state_dict(loaded)
+    if state is None:
+        got = named([str(key) for key in loaded]) if isinstance(loaded, Mapping) else type(loaded).__name__
+        raise UserError(f"model.weights: {path} must hold a state dict, tensors by name, got {got}")
     return state
 
 
-def _safetensors_on_meta(path: Path) -> dict[str, Tensor]:
-    with safe_open(path, "pt") as file:
-        return {name: torch.empty(file.get_slice(name).get_shape(), device="meta") for name in file.keys()}  # noqa: SIM118 (a file, not a dict)
+def _why_no_weights(path: Path) -> str:
+    """What a file is that readers would only call damaged."""
+    with path.open("rb") as file:
+        if file.read(40).startswith(b"version https://git-lfs"):
+            return "it is a pointer of Git LFS; `git lfs pull` fetches the file"
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            if any(name.endswith("/constants.pkl") for name in archive.namelist()):
+                return "it is a TorchScript archive"
+    return ""
+
+
+def _state_dict(loaded: object) -> dict[str, Tensor] | None:
+    """The state dict in what a training program saved: itself, or under one of the names that they use."""
+    if not isinstance(loaded, Mapping):
+        return None
+    if loaded and all(isinstance(key, str) and isinstance(value, Tensor) for key, value in loaded.items()):
+        return dict(loaded)
+    return next((state for name in WRAPPERS if (state := _state_dict(loaded.get(name))) is not None), None)
 
 
 def _load(network: nn.Module, state: dict[str, Tensor], head_name: str, source: str) -> None:
     """Load a state dict into the network, upcast to float32, without a head of another size."""
-    own = network.state_dict()
-    kept = _fitting(own, state, head_name, source)
-    if any(key not in kept for key in own if key.startswith(f"{head_name}.")):
-        before = state.get(f"{head_name}.weight")
-        why = (
-            "it has no whole head"
-            if before is None
-            else f"its head has {len(before)} classes, not {len(own[f'{head_name}.weight'])}: left out"
-        )
-        _warn_once(f"model.weights {source}: {why}, the new head starts from random weights")
+    kept = _fitting(network.state_dict(), state, head_name, source)
     network.load_state_dict(
         {key: value.float() if value.is_floating_point() else value for key, value in kept.items()},
         strict=False,
@@ -242,27 +267,74 @@ def _fitting(own: Mapping[str, Tensor], state: Mapping[str, Tensor], head_name: 
     """What a state dict has for a network: all of it, or all but a head of another size.
 
     Raises:
-        UserError: if it is of another network.
+        UserError: if it is of another network, or has values that are no numbers.
     """
+    state, beside = _own_names(state, own, head_name)
+    if beside:
+        _log_once(logging.INFO, f"model.weights {source}: left out what is not of the network: {named(beside)}")
     head = {key for key in own if key.startswith(f"{head_name}.")}
-    other_head = head if any(key not in state or state[key].shape != own[key].shape for key in head) else set()
-    kept = {key: value for key, value in state.items() if key not in other_head and not _auxiliary(key)}
-    wrong = [key for key, value in kept.items() if key in own and value.shape != own[key].shape]
+    kept = {key: value for key, value in state.items() if not _auxiliary(key)}
+    if not all(key in state and state[key].shape == own[key].shape for key in head):
+        _say_of_head(head & state.keys(), own, state, head_name, source)
+        kept = {key: value for key, value in kept.items() if not key.startswith(f"{head_name}.")}
+    wrong = [
+        f"{key} {tuple(value.shape)}, not {tuple(own[key].shape)}"
+        for key, value in kept.items()
+        if key in own and value.shape != own[key].shape
+    ]
     # Files saved by old PyTorch versions lack the counters of BatchNorm, which nothing reads with a fixed momentum.
     missing = [key for key in own if key not in kept and key not in head and "num_batches" not in key]
-    unexpected = [key for key in kept if key not in own]
-    if wrong or missing or unexpected:
-        raise UserError(
-            f"model.weights {source} is of another network: {len(missing)} tensors missing, {len(unexpected)} unknown, "
-            f"{len(wrong)} of another shape, e.g. {(missing + unexpected + wrong)[0]}"
-        )
+    unknown = [key for key in kept if key not in own]
+    faults = {"missing": missing, "unknown": unknown, "of another shape": wrong}
+    if any(faults.values()):
+        which = "; ".join(f"{what}: {named(keys, 3)}" for what, keys in faults.items() if keys)
+        raise UserError(f"model.weights {source} is of another network; {which}")
+    if broken := [key for key, value in kept.items() if not value.isfinite().all()]:
+        raise UserError(f"model.weights {source} must hold finite numbers, got NaN or infinity in {named(broken, 3)}")
     return kept
 
 
+def _own_names(
+    state: Mapping[str, Tensor], own: Mapping[str, Tensor], head_name: str
+) -> tuple[dict[str, Tensor], list[str]]:
+    """Tensors under the names that torchvision gives them today, and the names of those beside the network."""
+    prefixes = {match for key in state for match in _prefixes(key)}
+    prefix = max(sorted(prefixes, key=len), key=lambda one: sum(f"{one}{key}" in state for key in own))
+    inside = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+    for old, new in OLD_NAMES:
+        inside = {re.sub(old, new, key): value for key, value in inside.items()}
+    # A head in a Sequential, behind its dropout.
+    heads = [key for key in inside if re.fullmatch(rf"{re.escape(head_name)}\.\d+\.weight", key)]
+    if len(heads) == 1 and f"{head_name}.weight" not in inside:
+        old = heads[0].removesuffix("weight")
+        inside = {re.sub(rf"^{re.escape(old)}", f"{head_name}.", key): value for key, value in inside.items()}
+    return inside, [key for key in state if not key.startswith(prefix)]
+
+
+def _prefixes(key: str) -> list[str]:
+    """How much of a name may be of modules around the network: `module.model.fc.bias` has three such beginnings."""
+    found = [""]
+    while part := next((one for one in PREFIXES if key.startswith(found[-1] + one)), None):
+        found.append(found[-1] + part)
+    return found
+
+
+def _say_of_head(
+    there: Collection[str], own: Mapping[str, Tensor], state: Mapping[str, Tensor], head_name: str, source: str
+) -> None:
+    """Say why a head is left out. That is how fine-tuning begins; only half a head is a reason to worry."""
+    before, level = state.get(f"{head_name}.weight"), logging.INFO
+    if before is not None and before.shape != own[f"{head_name}.weight"].shape:
+        why = f"its head has {len(before)} classes, not {len(own[f'{head_name}.weight'])}: left out"
+    else:
+        why, level = "it has no whole head", logging.WARNING if there else logging.INFO
+    _log_once(level, f"model.weights {source}: {why}, the new head starts from random weights")
+
+
 @functools.cache
-def _warn_once(message: str) -> None:
+def _log_once(level: int, message: str) -> None:
     """A sweep builds the same network for every trial."""
-    _log.warning(message)
+    _log.log(level, message)
 
 
 def _auxiliary(key: str) -> bool:

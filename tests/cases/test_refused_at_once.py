@@ -134,7 +134,7 @@ BOTH: list[tuple[Setup, str]] = [
     ),
     (fields(model__backbone="maxvit_t", data__image_size=256), r"data\.image_size must be .* maxvit_t .* 224, got 256"),
     (fields(model__weights="nowhere.pth"), r"model\.weights must be imagenet, none or an existing file, got 'nowhere"),
-    (weights_of_another_network, r"model\.weights .*weights\.pth is of another network: "),
+    (weights_of_another_network, r"model\.weights .*weights\.pth is of another network; "),
     (
         fields(model__backbone="squeezenet1_1", model__dropout=0.5, data__image_size=64),
         r"model\.dropout must be 0 for squeezenet1_1, whose head is not linear, got 0\.5",

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+import re
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from urllib.error import URLError
 
@@ -14,7 +17,15 @@ from torchvision import models
 
 from experiments.errors import UserError
 from lightning_modules.inference import build_network
-from lightning_modules.network import classifier_names, create_network, find_head, trainable_modules
+from lightning_modules.network import (
+    _fitting,
+    check_network,
+    classifier_names,
+    create_network,
+    find_head,
+    network_on_meta,
+    trainable_modules,
+)
 
 NORMS = (nn.BatchNorm2d, nn.LayerNorm)
 # Backbone, head, and the modules that `last_block` trains.
@@ -46,11 +57,8 @@ BACKBONE = "shufflenet_v2_x0_5"
 
 
 def empty_network(backbone: str) -> nn.Module:
-    """A network of seven classes without memory for its weights, where that can be had."""
-    if backbone.startswith("regnet"):  # rounds a tensor while it is built
-        return build_network(backbone, 7)
-    with torch.device("meta"):
-        return build_network(backbone, 7)
+    """A network of seven classes without memory for its weights."""
+    return network_on_meta(backbone, 7)
 
 
 def trained_parameters(network: nn.Module, trained: list[nn.Module]) -> list[bool]:
@@ -118,11 +126,10 @@ def test_all_trains_the_whole_network(backbone: str) -> None:
     assert all(trained_parameters(network, trainable_modules(network, "all")))
 
 
-def test_every_classifier_has_a_head_and_a_last_block() -> None:
+def test_every_classifier_has_a_head_and_a_last_block_and_takes_any_state_dict_of_its_own() -> None:
     for backbone in classifier_names():
-        if backbone.startswith("regnet"):
-            continue
         network = empty_network(backbone)
+        network.load_state_dict(dict(network.state_dict()))  # without the version that MNASNets ask for
         trained = trained_parameters(network, trainable_modules(network, "last_block"))
         assert any(trained), backbone
         assert not all(trained), backbone
@@ -208,36 +215,110 @@ def test_head_of_the_same_size_is_loaded_in_silence(
     assert not caplog.records
 
 
-def test_head_of_another_size_is_left_out_with_both_sizes(
+def test_head_of_another_size_is_left_out_without_a_warning(
     state: dict[str, Tensor], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """So every fine-tuning begins: nothing is wrong."""
     save_file(state, tmp_path / "weights.safetensors")
-    with caplog.at_level(logging.WARNING):
+    with caplog.at_level(logging.INFO):
         network = create_network(BACKBONE, 11, weights=str(tmp_path / "weights.safetensors"))
     assert network.get_parameter("fc.weight").shape[0] == 11
     assert_holds(network, {name: value for name, value in state.items() if not name.startswith("fc.")})
     (record,) = caplog.records
-    assert record.levelno == logging.WARNING
+    assert record.levelno == logging.INFO
     assert "3 classes, not 11" in record.getMessage()
     assert "weights.safetensors" in record.getMessage()
 
 
-def test_missing_head_is_warned_of(state: dict[str, Tensor], tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_missing_head_is_no_warning(state: dict[str, Tensor], tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     trunk = {name: value for name, value in state.items() if not name.startswith("fc.")}
     save_file(trunk, tmp_path / "weights.safetensors")
-    assert_holds(create_network(BACKBONE, 3, weights=str(tmp_path / "weights.safetensors")), trunk)
-    assert "head" in caplog.text
+    with caplog.at_level(logging.INFO):
+        assert_holds(create_network(BACKBONE, 3, weights=str(tmp_path / "weights.safetensors")), trunk)
+    assert [record.levelno for record in caplog.records] == [logging.INFO]
+    assert "it has no whole head" in caplog.text
 
 
-def test_half_a_head_is_refused_or_warned_of(
+def test_half_a_head_is_warned_of(state: dict[str, Tensor], tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    save_file({name: value for name, value in state.items() if name != "fc.weight"}, tmp_path / "weights.safetensors")
+    create_network(BACKBONE, 5, weights=str(tmp_path / "weights.safetensors"))
+    assert [record.levelno for record in caplog.records] == [logging.WARNING]
+    assert "it has no whole head" in caplog.text
+
+
+def named_as(prefix: str) -> Callable[[dict[str, Tensor]], object]:
+    return lambda state: {f"{prefix}{name}": value for name, value in state.items()}
+
+
+def saved_under(*names: str) -> Callable[[dict[str, Tensor]], object]:
+    """As training programs do, beside an optimiser's state and numbers."""
+
+    def wrap(state: dict[str, Tensor]) -> object:
+        wrapped: object = state
+        for name in reversed(names):
+            wrapped = {"epoch": 3, "optimizer": {"state": {0: torch.ones(1)}, "param_groups": []}, name: wrapped}
+        return wrapped
+
+    return wrap
+
+
+SAVED: dict[str, Callable[[dict[str, Tensor]], object]] = {
+    **{name: named_as(name) for name in ("module.", "model.", "network.", "net.", "_orig_mod.", "backbone.")},
+    **{name: named_as(name) for name in ("module._orig_mod.", "model.backbone.", "model.module.net.")},
+    **{name: saved_under(name) for name in ("state_dict", "model", "model_state_dict", "ema", "net", "model_ema")},
+    "ema, module": saved_under("ema", "module"),
+    "Lightning with torch.compile": lambda state: saved_under("state_dict")(
+        named_as("model._orig_mod.")(state) | {"criterion.weight": torch.ones(3)}  # type: ignore[operator]
+    ),
+    "averaged": lambda state: {"n_averaged": torch.tensor(9), **named_as("module.")(state)},  # type: ignore[dict-item]
+    "model before ema": lambda state: {"ema": {name: value + 1 for name, value in state.items()}, "model": state},
+    "head behind its dropout": lambda state: {name.replace("fc.", "fc.1."): value for name, value in state.items()},
+}
+
+
+@pytest.mark.parametrize("kind", SAVED)
+def test_weights_load_however_a_program_saved_them(
+    kind: str, state: dict[str, Tensor], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    torch.save(SAVED[kind](state), tmp_path / "weights.pth")
+    check_network(BACKBONE, weights=str(tmp_path / "weights.pth"), dropout=0.0, image_size=64)
+    assert_holds(create_network(BACKBONE, 3, weights=str(tmp_path / "weights.pth")), state)
+    assert caplog.records == []
+
+
+def test_a_head_of_several_layers_is_left_out(
     state: dict[str, Tensor], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    save_file({name: value for name, value in state.items() if name != "fc.weight"}, tmp_path / "weights.safetensors")
-    try:
-        create_network(BACKBONE, 5, weights=str(tmp_path / "weights.safetensors"))
-    except ValueError:
-        return
-    assert "head" in caplog.text
+    trunk = {name: value for name, value in state.items() if not name.startswith("fc.")}
+    layers = {f"fc.{layer}.weight": torch.ones(4, 4) for layer in (0, 3)}
+    torch.save(trunk | layers, tmp_path / "weights.pth")
+    assert_holds(create_network(BACKBONE, 3, weights=str(tmp_path / "weights.pth")), trunk)
+    assert caplog.records == []
+
+
+def test_what_stands_beside_the_network_is_named(
+    state: dict[str, Tensor], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    torch.save({**named_as("model.")(state), "criterion.weight": torch.ones(3)}, tmp_path / "weights.pth")  # type: ignore[dict-item]
+    with caplog.at_level(logging.INFO):
+        create_network(BACKBONE, 3, weights=str(tmp_path / "weights.pth"))
+    assert "left out what is not of the network: criterion.weight" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("backbone", "old_name"),
+    [
+        ("densenet121", lambda name: re.sub(r"(denselayer\d+\.(?:norm|conv))([12])", r"\1.\2", name)),
+        ("vit_b_32", lambda name: name.replace(".mlp.0.", ".mlp.linear_1.").replace(".mlp.3.", ".mlp.linear_2.")),
+    ],
+)
+def test_files_that_torchvision_publishes_under_old_names_are_read(
+    backbone: str, old_name: Callable[[str], str]
+) -> None:
+    own = network_on_meta(backbone, 7).state_dict()
+    published = {old_name(name): torch.zeros(()).expand(value.shape) for name, value in own.items()}
+    assert published.keys() != own.keys()
+    assert _fitting(own, published, find_head(network_on_meta(backbone, 7)), "published").keys() == own.keys()
 
 
 def test_batchnorm_counters_may_be_missing(state: dict[str, Tensor], tmp_path: Path) -> None:
@@ -247,22 +328,22 @@ def test_batchnorm_counters_may_be_missing(state: dict[str, Tensor], tmp_path: P
 
 
 @pytest.mark.parametrize(
-    "damage",
+    ("damage", "fault"),
     [
-        {"conv5.0.weight": None},
-        {"conv5.0.weight": torch.zeros(2)},
-        {"conv6.0.weight": torch.zeros(2)},
-        {"fc.weights": torch.zeros(2)},
+        ({"conv5.0.weight": None}, "missing"),
+        ({"conv5.0.weight": torch.zeros(2)}, "of another shape"),
+        ({"conv6.0.weight": torch.zeros(2)}, "unknown"),
+        ({"fc.weights": torch.zeros(2)}, "unknown"),
     ],
     ids=["missing", "other shape", "unknown", "unknown in the head"],
 )
-def test_weights_of_another_network_are_refused_with_an_example(
-    damage: dict[str, Tensor | None], state: dict[str, Tensor], tmp_path: Path
+def test_weights_of_another_network_are_refused_with_the_tensors_that_do_not_fit(
+    damage: dict[str, Tensor | None], fault: str, state: dict[str, Tensor], tmp_path: Path
 ) -> None:
     changed = {name: value for name, value in {**state, **damage}.items() if value is not None}
     save_file(changed, tmp_path / "weights.safetensors")
     with pytest.raises(
-        ValueError, match=rf"weights\.safetensors is of another network: .* e\.g\. {next(iter(damage))}"
+        UserError, match=rf"^model\.weights .*weights\.safetensors is of another network; {fault}: {next(iter(damage))}"
     ):
         create_network(BACKBONE, 3, weights=str(tmp_path / "weights.safetensors"))
 
@@ -298,6 +379,38 @@ def test_file_without_a_state_dict_is_refused(content: object, tmp_path: Path) -
     torch.save(content, tmp_path / "weights.pth")
     with pytest.raises(ValueError, match=r"model\.weights.*weights\.pth"):
         create_network(BACKBONE, 3, weights=str(tmp_path / "weights.pth"))
+
+
+def test_weights_that_are_no_numbers_are_refused_by_name(state: dict[str, Tensor], tmp_path: Path) -> None:
+    for value in (torch.nan, torch.inf):
+        changed = {**state, "conv5.0.weight": state["conv5.0.weight"] * value}
+        save_file(changed, tmp_path / "weights.safetensors")
+        with pytest.raises(UserError, match=r"must hold finite numbers, got NaN or infinity in conv5\.0\.weight"):
+            check_network(BACKBONE, weights=str(tmp_path / "weights.safetensors"), dropout=0.0, image_size=64)
+
+
+@pytest.mark.parametrize("suffix", ["pth", "safetensors", "ckpt"])
+def test_a_pointer_of_git_lfs_is_named(suffix: str, tmp_path: Path) -> None:
+    (tmp_path / f"weights.{suffix}").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 9\n")
+    with pytest.raises(UserError, match=r"weights\..* can't be read as a state dict: it is a pointer of Git LFS"):
+        create_network(BACKBONE, 3, weights=str(tmp_path / f"weights.{suffix}"))
+
+
+def test_a_torchscript_archive_and_a_whole_module_are_named(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "script.pt", "w") as archive:
+        archive.writestr("script/constants.pkl", b"")
+    torch.save(nn.Linear(2, 2), tmp_path / "module.pth")
+    for name, why in (
+        ("script.pt", "it is a TorchScript archive"),
+        ("module.pth", "Python objects are never unpickled"),
+    ):
+        with pytest.raises(UserError, match=rf"{name} can't be read as a state dict: .*{why}$"):
+            create_network(BACKBONE, 3, weights=str(tmp_path / name))
+
+
+def test_a_suffix_may_be_in_capitals(state: dict[str, Tensor], tmp_path: Path) -> None:
+    save_file(state, tmp_path / "WEIGHTS.SAFETENSORS")
+    assert_holds(create_network(BACKBONE, 3, weights=str(tmp_path / "WEIGHTS.SAFETENSORS")), state)
 
 
 class TouchesAFile:
@@ -353,7 +466,7 @@ def test_imagenet_weights_that_were_placed_are_used(hub: Path, caplog: pytest.Lo
     torch.save(published, hub / Path(models.get_model_weights(BACKBONE).DEFAULT.url).name)
     network = create_network(BACKBONE, 3, weights="imagenet")
     assert_holds(network, {name: value for name, value in published.items() if not name.startswith("fc.")})
-    assert "1000 classes, not 3" in caplog.text
+    assert caplog.records == [], "a head of other classes is how fine-tuning begins"
 
 
 def test_torn_imagenet_file_is_named(hub: Path) -> None:
