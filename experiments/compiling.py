@@ -9,6 +9,8 @@ from torch import nn
 from experiments.console import duration, say
 from lightning_modules import metrics
 
+MOST_LETTERS = 200
+"""Of what a compiler says."""
 COMPILE_SECONDS = 60.0
 """What compiling a ResNet50 for training and validation costs, about."""
 COMPILE_GAIN = 0.11
@@ -35,5 +37,31 @@ class CompileWhenItPays(Callback):
             say(f"torch.compile: not worth its {COMPILE_SECONDS:.0f} s, {duration(left)} of training are left")
             return
         say(f"torch.compile: from here on, {duration(left)} of training are left")
-        # One more graph for the last batch of an epoch, rather than a slower one for all.
-        network.compile(dynamic=False)
+        compile_network(network)
+
+
+def compile_network(network: nn.Module) -> None:
+    """Have torch.compile compile a network with its first batch; where that fails, run it as it was and say why.
+
+    PyTorch needs a C++ compiler for it, and on a GPU Triton and a C compiler.
+    """
+    from torch._dynamo.exc import TorchDynamoException  # takes a second to import
+    from torch._functorch import config as functorch_config
+
+    # Compile the backward pass in the call too: within `loss.backward()` nothing can catch what fails.
+    functorch_config.force_non_lazy_backward_lowering = True
+    # One more graph for the last batch of an epoch, rather than a slower one for all.
+    network.compile(dynamic=False)
+    compiled = network._compiled_call_impl
+    assert compiled is not None
+
+    def call(*inputs: object) -> object:
+        try:
+            return compiled(*inputs)
+        except TorchDynamoException as error:
+            network._compiled_call_impl = None
+            why = " ".join(str(error).partition("Set TORCHDYNAMO_VERBOSE")[0].split())[:MOST_LETTERS]
+            say(f"torch.compile failed, training continues without it: {why}")
+            return network(*inputs)
+
+    network._compiled_call_impl = call

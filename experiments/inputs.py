@@ -59,12 +59,17 @@ def preprocessing(config: RunConfig) -> Preprocessing:
 
 
 def photo_data(
-    config: RunConfig, folders: ClassFolders, decoded: tuple[DecodedPhotos, DecodedPhotos] | None = None
+    config: RunConfig,
+    folders: ClassFolders,
+    decoded: tuple[DecodedPhotos, DecodedPhotos] | None = None,
+    *,
+    no_single_image: bool = False,
 ) -> ClassFolderData:
     """Batches of photos as the config wants them.
 
     Args:
         decoded: training and validation photos that were decoded before; None decodes the files.
+        no_single_image: as for `ClassFolderData`.
     """
     return ClassFolderData(
         folders,
@@ -73,6 +78,7 @@ def photo_data(
         num_threads=config.data.num_workers,
         augment=config.data.augment,
         seed=config.seed,
+        no_single_image=no_single_image,
         decoded=decoded,
     )
 

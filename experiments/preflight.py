@@ -29,6 +29,9 @@ CHECKED_BY_VALUE = (
 )
 """Fields whose values are checked together, also the values that a search can draw."""
 
+SMALLEST = "data.batch_size"
+"""Of this field, the smallest value is checked with them."""
+
 
 def check_sweep(config: RunConfig, space: SearchSpace) -> None:
     """Refuse a sweep that no trial, or not every trial, can complete.
@@ -42,6 +45,8 @@ def check_sweep(config: RunConfig, space: SearchSpace) -> None:
     check_against(space, config)
     check_places(config)
     drawn = {name: extremes(space[name]) for name in CHECKED_BY_VALUE if name in space}
+    if SMALLEST in space:
+        drawn[SMALLEST] = (min(extremes(space[SMALLEST]), key=float),)
     for values in itertools.product(*drawn.values()):
         check_model(override(config, dict(zip(drawn, values, strict=True))))
     if config.sweep.storage is not None:
@@ -75,6 +80,8 @@ def check_model(config: RunConfig) -> None:
         weights=config.model.weights,
         dropout=config.model.dropout,
         image_size=config.data.image_size,
+        trainable=config.model.trainable,
+        batch_size=config.data.batch_size,
     )
     uses_features(config)
 

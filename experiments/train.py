@@ -23,7 +23,7 @@ from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 from torch import nn
 
-from experiments.compiling import CompileWhenItPays
+from experiments.compiling import CompileWhenItPays, compile_network
 from experiments.config import RunConfig, to_public
 from experiments.console import say
 from experiments.errors import InterruptedRunError
@@ -51,7 +51,7 @@ from lightning_modules.features import FeatureData
 from lightning_modules.folders import ClassFolders
 from lightning_modules.head import HeadClassifier
 from lightning_modules.memory import keep_memory
-from lightning_modules.network import Trainable, find_head
+from lightning_modules.network import Trainable, find_head, trains_batch_norm
 from lightning_modules.recorder import Recorder
 from lightning_modules.recording import Finding
 from lightning_modules.rules import NOT_FINITE
@@ -126,9 +126,10 @@ def train(
         data = feature_data(config, features, steps_at_once=at_once)
     else:
         network = new_network(config, len(folders.class_names))
-        data = photo_data(config, folders, open_decoded_once(config))
+        no_single_image = trains_batch_norm(network, trainable)
+        data = photo_data(config, folders, open_decoded_once(config), no_single_image=no_single_image)
         if config.trainer.compile is True:
-            network.compile(dynamic=False)
+            compile_network(network)
     options: dict[str, Any] = {
         "num_classes": len(folders.class_names),
         "trainable": trainable,

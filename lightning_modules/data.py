@@ -98,18 +98,32 @@ class PhotoBatch(NamedTuple):
     """(B,) int64."""
 
 
+def batch_sizes(images: int, batch_size: int, *, no_single: bool = False) -> list[int]:
+    """Images of each batch of an epoch.
+
+    Args:
+        no_single: let a last batch of one image join the batch before it.
+    """
+    sizes = [min(batch_size, images - start) for start in range(0, images, batch_size)]
+    if no_single and sizes[-1] == 1 < batch_size and len(sizes) > 1:
+        sizes[-2:] = [sizes[-2] + 1]
+    return sizes
+
+
 class EpochBatches:
     """The batches of one epoch, which can begin in its middle: what Lightning asks of a loader, without processes."""
 
     batch_sampler = None  # Lightning asks whoever has a sampler for it
 
-    def __init__(self, batch_size: int, sampler: ShardedSampler) -> None:
+    def __init__(self, batch_size: int, sampler: ShardedSampler, *, no_single: bool = False) -> None:
         self.batch_size = batch_size
         self.sampler = sampler  # Lightning tells it the epoch
+        self.sizes = batch_sizes(len(sampler), batch_size, no_single=no_single)
+        """Images of each batch."""
         self._given, self._skipped = 0, 0
 
     def __len__(self) -> int:
-        return -(-len(self.sampler) // self.batch_size)
+        return len(self.sizes)
 
     def state_dict(self) -> dict[str, int]:
         """How many batches of the epoch were given; Lightning keeps it in checkpoints."""
@@ -139,14 +153,15 @@ class PhotoBatches(EpochBatches):
         *,
         augmented: bool,
         threads: int,
+        no_single: bool = False,
     ) -> None:
-        super().__init__(batch_size, sampler)
+        super().__init__(batch_size, sampler, no_single=no_single)
         self.photos, self.labels = photos, torch.tensor(labels)
         self.augmented, self.threads = augmented, threads
 
     def __iter__(self) -> Iterator[PhotoBatch]:
         self._begin()
-        drawn = zip(*(torch.split(one, self.batch_size) for one in self.sampler.draws()), strict=True)
+        drawn = zip(*(torch.split(one, self.sizes) for one in self.sampler.draws()), strict=True)
         parts = deque(islice(drawn, self._given, None))
         pool = open_threads(self.threads)
         coming: deque[tuple[PhotoBatch, list[Future[None]]]] = deque()
@@ -196,6 +211,7 @@ class ClassFolderData(pl.LightningDataModule):
         num_threads: that put batches together; 0 takes as many as are of use.
         augment: what training images go through; see `augmentation.py`. `strong` also mixes half of the batches.
         seed: of order and augmentation.
+        no_single_image: let a last training batch of one image join the one before it; see `trains_batch_norm`.
         decoded: training and validation photos that were decoded before.
     """
 
@@ -208,9 +224,11 @@ class ClassFolderData(pl.LightningDataModule):
         num_threads: int = 0,
         augment: Augment = "none",
         seed: int = 0,
+        no_single_image: bool = False,
         decoded: tuple[Photos, Photos] | None = None,
     ) -> None:
         super().__init__()
+        self.no_single_image = no_single_image
         self.folders, self.preprocessing = folders, preprocessing
         self.batch_size, self.num_threads = batch_size, num_threads or default_threads()
         self.augment, self.seed = augment, seed
@@ -312,7 +330,13 @@ class ClassFolderData(pl.LightningDataModule):
             world_size=trainer.world_size if trainer else 1,
         )
         return PhotoBatches(
-            photos, split.labels, self.batch_size, sampler, augmented=augmented, threads=self.num_threads
+            photos,
+            split.labels,
+            self.batch_size,
+            sampler,
+            augmented=augmented,
+            threads=self.num_threads,
+            no_single=self.no_single_image and shuffle,
         )
 
 

@@ -15,6 +15,7 @@ from typing import Any, Literal
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 from torchvision import models
 
@@ -98,14 +99,16 @@ def check_backbone(backbone: str) -> None:
         raise UserError(f"model.backbone must be a torchvision classifier, got {backbone!r}; {hint}")
 
 
-def check_network(backbone: str, *, weights: str, dropout: float, image_size: int) -> None:
+def check_network(
+    backbone: str, *, weights: str, dropout: float, image_size: int, trainable: Trainable = "head", batch_size: int = 2
+) -> None:
     """Refuse in about a second what would otherwise be refused once the photos are decoded.
 
     Args:
         weights: as for `create_network`; those that have to be downloaded are downloaded now.
 
     Raises:
-        UserError: as `create_network`, and for images that the network cannot take.
+        UserError: as `create_network`, and for images that the network cannot take, or cannot train on one by one.
     """
     check_backbone(backbone)
     network = network_on_meta(backbone)
@@ -118,6 +121,14 @@ def check_network(backbone: str, *, weights: str, dropout: float, image_size: in
             f"data.image_size must be a size that {backbone} takes, such as {nearest}, got {image_size}: set it, or "
             "choose another model.backbone"
         )
+    if batch_size == 1 and trains_batch_norm(network, trainable):
+        for part in trainable_modules(network, trainable):
+            part.train()
+        if not _takes(network, image_size):
+            raise UserError(
+                f"data.batch_size must be 2 or more for {backbone} with model.trainable {trainable} at data.image_size "
+                f"{image_size}: BatchNorm needs more than one value, got 1"
+            )
     if weights == "imagenet":
         if not _imagenet_file(backbone).is_file():
             _imagenet_weights(backbone)
@@ -175,6 +186,12 @@ def trainable_modules(network: nn.Module, trainable: Trainable) -> list[nn.Modul
     if trainable == "head":
         return [head]
     return [*_last_block(network, head), head]
+
+
+def trains_batch_norm(network: nn.Module, trainable: Trainable) -> bool:
+    """Whether training computes BatchNorm statistics of its batches, for which a single image may be too few."""
+    trained = trainable_modules(network, trainable)
+    return any(isinstance(part, _BatchNorm) for one in trained for part in one.modules())
 
 
 def _last_block(trunk: nn.Module, head: nn.Module) -> list[nn.Module]:

@@ -163,6 +163,10 @@ SWEEP: list[tuple[Setup, str]] = [
     ),
     (small_images_for_alexnet, r"data\.image_size must be a size that alexnet takes.* got 32"),
     (search("data.batch_size: {type: int, low: 0, high: 64}"), r"search space: data\.batch_size can't take 0"),
+    (
+        search("data.batch_size: {type: choice, values: [8, 1]}\nmodel.trainable: {type: choice, values: [head, all]}"),
+        r"data\.batch_size must be 2 or more for resnet18 with model\.trainable all at data\.image_size 32: .*, got 1",
+    ),
     (fields(trainer__devices=2), r"trainer\.devices must be 1 in a sweep"),
     (fields(trainer__num_nodes=2), r"trainer\.num_nodes must be 1 in a sweep"),
 ]

@@ -1,17 +1,27 @@
-"""torch.compile is switched on where the rest of the run earns it back, and the log says so."""
+"""torch.compile is switched on where the rest of the run earns it back, and is done without where it fails."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import SimpleNamespace
 from unittest.mock import Mock
 
 import pytest
+import torch
 from torch import nn
+from torch._dynamo.exc import BackendCompilerFailed
 
-from experiments.compiling import COMPILE_GAIN, COMPILE_SECONDS, CompileWhenItPays
+from experiments.compiling import COMPILE_GAIN, COMPILE_SECONDS, CompileWhenItPays, compile_network
 
+pytestmark = pytest.mark.usefixtures("compiles")
 WORTH_IT = COMPILE_SECONDS / COMPILE_GAIN
 """Seconds of training that earn it back."""
+
+
+@pytest.fixture
+def compiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Replaces what takes a minute."""
+    monkeypatch.setattr("experiments.compiling.compile_network", lambda network: network.compile())
 
 
 def decide(callback: CompileWhenItPays, epoch_seconds: float, *, current_epoch: int = 0, max_epochs: int = 11) -> Mock:
@@ -26,7 +36,7 @@ def decide(callback: CompileWhenItPays, epoch_seconds: float, *, current_epoch: 
 
 
 def test_a_long_run_is_compiled_and_says_so(capsys: pytest.CaptureFixture[str]) -> None:
-    decide(CompileWhenItPays(), WORTH_IT / 10 * 1.01).assert_called_once_with(dynamic=False)
+    decide(CompileWhenItPays(), WORTH_IT / 10 * 1.01).assert_called_once()
     assert "torch.compile: from here on, 9 min of training are left" in capsys.readouterr().err
 
 
@@ -44,3 +54,58 @@ def test_it_is_decided_once() -> None:
     callback = CompileWhenItPays()
     decide(callback, 0.0)
     decide(callback, 10 * WORTH_IT).assert_not_called()
+
+
+# Where the compiler fails
+
+
+class Compiler:
+    """In place of torch.compile: fails in one of its calls, as PyTorch does where a machine has no C++ compiler."""
+
+    def __init__(self, failing_call: int, error: Exception) -> None:
+        self.failing_call, self.error, self.calls = failing_call, error, 0
+
+    def __call__(self, function: Callable[..., object], **options: object) -> Callable[..., object]:
+        assert options == {"dynamic": False}
+
+        def call(*inputs: object) -> object:
+            self.calls += 1
+            if self.calls == self.failing_call:
+                raise self.error
+            return function(*inputs)
+
+        return call
+
+
+def failure() -> Exception:
+    return BackendCompilerFailed(
+        None, RuntimeError("No working C++ compiler\nfound\n\nSet TORCHDYNAMO_VERBOSE=1 for more"), None
+    )
+
+
+@pytest.mark.parametrize("failing_call", [1, 3], ids=["first batch", "last batch, of another shape"])
+def test_training_continues_where_compiling_fails_and_says_so_once(
+    failing_call: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    network, batch = nn.Linear(3, 2), torch.randn(4, 3)
+    wanted = network(batch)
+    compiler = Compiler(failing_call, failure())
+    monkeypatch.setattr(torch, "compile", compiler)
+    compile_network(network)
+    for _ in range(5):
+        assert torch.equal(network(batch), wanted)
+    network(batch).sum().backward()
+    assert network.weight.grad is not None
+    assert compiler.calls == failing_call, "nothing is compiled afterwards"
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 1
+    assert said[0].startswith("torch.compile failed, training continues without it: ")
+    assert said[0].endswith("No working C++ compiler found")
+
+
+def test_an_error_of_the_network_itself_is_no_compilers(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = nn.Linear(3, 2)
+    monkeypatch.setattr(torch, "compile", Compiler(1, ValueError("not of the compiler")))
+    compile_network(network)
+    with pytest.raises(ValueError, match="not of the compiler"):
+        network(torch.randn(4, 3))

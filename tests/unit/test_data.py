@@ -22,6 +22,7 @@ from lightning_modules.data import (
     PhotoBatch,
     PhotoBatches,
     ShardedSampler,
+    batch_sizes,
     seed_draws,
     step_seed,
 )
@@ -530,6 +531,55 @@ def test_batches_go_on_within_an_epoch_where_the_ones_before_stopped(root: Path)
     for batch, other in zip([*first, *rest], batches(whole), strict=True):
         assert all(torch.equal(*pair) for pair in zip(batch, other, strict=True))
     assert len(batches(resumed, epoch=1)) == 5
+
+
+@pytest.mark.parametrize(
+    ("images", "batch_size", "sizes"),
+    [
+        (1257, 157, [157] * 7 + [158]),
+        (9, 8, [9]),
+        (9, 4, [4, 5]),
+        (9, 2, [2, 2, 2, 3]),
+        (10, 4, [4, 4, 2]),
+        (8, 4, [4, 4]),
+        (1, 4, [1]),
+        (3, 1, [1, 1, 1]),
+    ],
+)
+def test_a_last_image_joins_the_batch_before_it(images: int, batch_size: int, sizes: list[int]) -> None:
+    assert batch_sizes(images, batch_size, no_single=True) == sizes
+    assert sum(batch_sizes(images, batch_size)) == images
+    assert max(batch_sizes(images, batch_size)) <= batch_size
+
+
+@pytest.mark.parametrize("no_single_image", [True, False])
+def test_training_batches_have_the_same_images_in_the_same_order(no_single_image: bool, root: Path) -> None:
+    data = ClassFolderData(
+        scan(root), preprocessing=PREPROCESSING, batch_size=23, augment="light", no_single_image=no_single_image
+    )
+    plain = ClassFolderData(scan(root), preprocessing=PREPROCESSING, batch_size=24, augment="light")
+    loaded, [whole] = batches(data.train_dataloader()), batches(plain.train_dataloader())
+    assert [len(batch.labels) for batch in loaded] == ([24] if no_single_image else [23, 1])
+    assert len(data.train_dataloader()) == len(loaded)
+    assert torch.equal(torch.cat([batch.labels for batch in loaded]), whole.labels)
+    assert torch.equal(torch.cat([batch.draws for batch in loaded]), whole.draws)
+    data.batch_size = 11
+    assert [len(batch.labels) for batch in batches(data.val_dataloader())] == [11, 1], "validation has no statistics"
+
+
+def test_a_joined_batch_is_given_where_an_epoch_goes_on(root: Path) -> None:
+    (root / "train" / "001.Class1" / "photo_0.jpg").unlink()
+
+    def loader() -> PhotoBatches:
+        data = ClassFolderData(scan(root), preprocessing=PREPROCESSING, batch_size=11, no_single_image=True)
+        return data.train_dataloader()
+
+    whole = batches(loader())
+    assert [len(batch.labels) for batch in whole] == [11, 12]
+    resumed = loader()
+    resumed.load_state_dict({"batches": 1})
+    [rest] = batches(resumed)
+    assert torch.equal(rest.labels, whole[1].labels)
 
 
 def test_photos_of_different_shapes_stand_in_the_upper_left_corner(root: Path) -> None:

@@ -18,6 +18,7 @@ from torchvision import models
 from experiments.errors import UserError
 from lightning_modules.inference import build_network
 from lightning_modules.network import (
+    Trainable,
     _fitting,
     check_network,
     classifier_names,
@@ -25,6 +26,7 @@ from lightning_modules.network import (
     find_head,
     network_on_meta,
     trainable_modules,
+    trains_batch_norm,
 )
 
 NORMS = (nn.BatchNorm2d, nn.LayerNorm)
@@ -133,6 +135,36 @@ def test_every_classifier_has_a_head_and_a_last_block_and_takes_any_state_dict_o
         trained = trained_parameters(network, trainable_modules(network, "last_block"))
         assert any(trained), backbone
         assert not all(trained), backbone
+
+
+@pytest.mark.parametrize(
+    ("backbone", "trainable", "trains"),
+    [
+        ("resnet18", "head", False),
+        ("resnet18", "last_block", True),
+        ("resnet18", "all", True),
+        ("vit_b_32", "all", False),
+        ("vgg11", "all", False),
+        ("vgg11_bn", "all", True),
+        ("vgg11_bn", "last_block", False),
+        ("mobilenet_v3_small", "head", False),
+    ],
+)
+def test_batch_norm_that_trains_is_found(backbone: str, trainable: Trainable, trains: bool) -> None:
+    assert trains_batch_norm(empty_network(backbone), trainable) is trains
+
+
+def test_batches_of_one_image_are_refused_where_batch_norm_would_see_one_value() -> None:
+    def check(backbone: str, trainable: Trainable, image_size: int) -> None:
+        check_network(backbone, weights="none", dropout=0.0, image_size=image_size, trainable=trainable, batch_size=1)
+
+    for trainable in ("all", "last_block"):
+        rule = rf"data\.batch_size must be 2 or more for resnet18 with model\.trainable {trainable} .*32.*, got 1"
+        with pytest.raises(UserError, match=rule):
+            check("resnet18", trainable, 32)  # type: ignore[arg-type]
+    check("resnet18", "head", 32)
+    check("resnet18", "all", 64)
+    check("vgg11", "all", 32)
 
 
 # Building
