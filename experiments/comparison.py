@@ -16,7 +16,17 @@ from experiments.compared_runs import ComparedRun, best_run, config_of, decides_
 from experiments.config import OWN_COPIES, RunConfig, to_flat
 from experiments.datasets import photo_root
 from experiments.figures import BLUE, GREEN, MAX_BARS, MAX_CLASSES_WITH_COUNTS, SKY, VERMILLION, short
-from experiments.page import NOTHING, InteractivePlot, Photo, Table, duration, figure_json, name_epochs, text
+from experiments.page import (
+    NOTHING,
+    InteractivePlot,
+    Photo,
+    Table,
+    duration,
+    figure_json,
+    name_epochs,
+    plotly_text,
+    text,
+)
 from experiments.pictures import CONFUSION, ERRORS, PER_CLASS, thumbnail
 from lightning_modules.metrics import (
     TEST_ACCURACY,
@@ -323,7 +333,7 @@ def _confusion_plot(rows: Sequence[Sequence[str]], split: str) -> InteractivePlo
             x=places,
             y=places,
             text=counts.tolist(),
-            customdata=[[f"{true} taken for {taken}" for taken in names] for true in names],
+            customdata=[[plotly_text(f"{true} taken for {taken}") for taken in names] for true in names],
             texttemplate="%{text}" if few else None,
             colorscale=[[0, "#FFFFFF"], [0.5, SKY], [1, "#00436B"]],
             zmin=0,
@@ -333,7 +343,7 @@ def _confusion_plot(rows: Sequence[Sequence[str]], split: str) -> InteractivePlo
         )
     )
     ticks = (
-        {"tickvals": places, "ticktext": [short(name) for name in names]}
+        {"tickvals": places, "ticktext": [plotly_text(short(name)) for name in names]}
         if len(names) <= 45
         else {"showticklabels": False}
     )
@@ -374,12 +384,12 @@ def _class_plot(rows: Sequence[Sequence[str]], split: str) -> InteractivePlot:
             marker_color=BLUE,
             text=[f"{float(row[2]):.0%}" for row in shown],
             textposition="outside",
-            hovertext=[f"{row[0]}: {row[1]} photos" for row in shown],
+            hovertext=[plotly_text(f"{row[0]}: {row[1]} photos") for row in shown],
         )
     )
     figure.update_layout(
         xaxis={"title": f"accuracy on {split} photos", "range": [0, 1.12], "tickformat": ".0%"},
-        yaxis={"autorange": "reversed", "tickvals": places, "ticktext": [short(row[0]) for row in shown]},
+        yaxis={"autorange": "reversed", "tickvals": places, "ticktext": [plotly_text(short(row[0])) for row in shown]},
     )
     few = "" if len(shown) == len(worst_first) else f" Of {len(worst_first)}, the {half} worst and the {half} best."
     if len(worst_first) > MAX_CONFUSIONS:

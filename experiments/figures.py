@@ -13,7 +13,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
 
 import matplotlib
 import numpy as np
@@ -21,7 +21,8 @@ import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
-from matplotlib.ticker import MaxNLocator
+from matplotlib.text import Text
+from matplotlib.ticker import LogFormatter, MaxNLocator
 
 from lightning_modules.metrics import TRAIN_ACCURACY, TRAIN_LOSS, VAL_LOSS
 
@@ -118,6 +119,22 @@ def classes_in_matrix(labels: IntArray, predictions: IntArray, num_classes: int)
     wrong = labels != predictions
     errors = sum(np.bincount(one[wrong], minlength=num_classes) for one in (labels, predictions))
     return np.sort(np.argsort(-np.asarray(errors), kind="stable")[:MAX_CLASSES_IN_MATRIX])
+
+
+def save_figure(figure: Figure, target: Path | BinaryIO, **options: Any) -> None:
+    """Write a figure as a picture. What it says is text and never markup: a class may be called `over_$10`.
+
+    Args:
+        options: as for `Figure.savefig`.
+    """
+    for one in figure.findobj(Text):
+        one.set_parse_math(False)
+    for axis in (axis for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)):
+        if isinstance(axis.get_major_formatter(), LogFormatter):  # powers of ten, which matplotlib writes as formulas
+            for tick in (*axis.get_major_ticks(), *axis.get_minor_ticks()):
+                tick.label1.set_parse_math(True)
+                tick.label2.set_parse_math(True)
+    figure.savefig(target, **options)
 
 
 def confusion_counts(labels: IntArray, predictions: IntArray, classes: IntArray) -> IntArray:
@@ -219,7 +236,7 @@ def worst_errors_figure(
         labels: (N,) true class indices.
         probabilities: (N, C), each row sums to 1.
         class_names: name of each of the C classes, in index order.
-        open_image: reads a file as (H, W, 3) uint8.
+        open_image: reads a file as (H, W, 3) uint8. A photo that it can't read is shown as "no image".
         count: how many pictures to show at most.
 
     Returns:
@@ -257,7 +274,10 @@ def worst_errors_figure(
         gap = "\n" if len(true_name) + len(predicted_name) > 20 else " "
         title = f"{true_name} →{gap}{predicted_name} {probabilities[index].max():.2f}"
         axes = figure.add_subplot(rows, columns, position)
-        axes.imshow(open_image(images[index]))
+        try:
+            axes.imshow(open_image(images[index]))
+        except (OSError, ValueError):  # moved, deleted or damaged since it was scored
+            axes.text(0.5, 0.5, "no image", ha="center", va="center")
         # Without y, every title is laid out around ticks that nobody sees.
         axes.set_title(title, fontsize=8 if gap == "\n" else 10, y=1.0)
         axes.set_axis_off()

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 from matplotlib.figure import Figure
 
-from experiments.figures import BLUE, GREY, VERMILLION
+from experiments.figures import BLUE, GREY, VERMILLION, save_figure
 
 if TYPE_CHECKING:  # pages of pictures do without it
     import plotly.graph_objects as go
@@ -87,7 +87,7 @@ def render_page(package: str, template: str, **values: object) -> str:
 def to_png(figure: Figure) -> bytes:
     """The file that a figure makes."""
     target = io.BytesIO()
-    figure.savefig(target, format="png")
+    save_figure(figure, target, format="png")
     return target.getvalue()
 
 
@@ -119,6 +119,11 @@ def figure_json(figure: go.Figure) -> Markup:
         dragmode=False,
     )
     return Markup(figure.to_json())
+
+
+def plotly_text(words: str) -> str:
+    """Words of a person as plotly takes them: it reads `<b>` and `<a href>` as HTML does."""
+    return str(escape(words))
 
 
 def text(value: object) -> str:

@@ -6,7 +6,6 @@ last checkpoint in the same MLflow run, and one that had ended is told and pushe
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import gc
 import logging
@@ -30,14 +29,14 @@ from experiments import processes
 from experiments.claims import Claim, ClaimLostError, HeldClaims
 from experiments.config import RunConfig, override, to_public
 from experiments.console import outlive_output, say
+from experiments.drawing import draw_once
 from experiments.errors import CommandError, InterruptedRunError, SweepError, UserError
-from experiments.figures import study_figures
+from experiments.figures import save_figure, study_figures
 from experiments.identity import Photos, StudyIdentity
 from experiments.inputs import forget_opened, open_data_once, open_inputs_once, uses_features
 from experiments.interrupts import Interrupts, Watch
 from experiments.logger import RunFolderLogger
 from experiments.patience import Patience
-from experiments.pictures import draw
 from experiments.population import PopulationRun, together, train_population
 from experiments.preflight import check_sweep
 from experiments.progress import EpochProgress, SweepProgress
@@ -365,11 +364,11 @@ def _conclude(config: RunConfig, study: optuna.Study, parent: RunFolder) -> Swee
     best = best_trial(study)
     if best is not None:
         _export(config, study, best)
-        with contextlib.suppress(FileNotFoundError):  # the publisher was faster
-            draw(trial_folder(config, best.number))
+        if (folder := trial_folder(config, best.number)).needs_drawing:  # the publisher may have been faster
+            draw_once(folder.path)
     parent.artifacts.mkdir(exist_ok=True)
     for name, figure in study_figures(study).items():
-        figure.savefig(parent.artifacts / f"{name}.png")
+        save_figure(figure, parent.artifacts / f"{name}.png")
     study.trials_dataframe().to_csv(parent.artifacts / "trials.csv", index=False)
     report = report_studies([study], config)
     shutil.copy(report, parent.artifacts / report.name)

@@ -252,9 +252,10 @@ def _query(settings: CloudSettings, config: RunConfig, arguments: argparse.Names
     answers = query_photos(target, photos, top_k=arguments.top_k, parallel=arguments.parallel)
     print(json.dumps([one.to_dict() for one in answers], indent=2) if arguments.json else answer_table(answers))
     if arguments.show:
-        from sagemaker_launch.photo_grid import photo_grid  # imports matplotlib
+        from experiments.figures import save_figure  # imports matplotlib
+        from sagemaker_launch.photo_grid import photo_grid
 
-        photo_grid(answers).savefig(arguments.show)
+        save_figure(photo_grid(answers), arguments.show)
         say(f"picture: {arguments.show}")
     failed = [one for one in answers if one.error]
     if failed:

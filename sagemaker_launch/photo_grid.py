@@ -35,5 +35,5 @@ def photo_grid(answers: Sequence[PhotoAnswer]) -> Figure:
             name, score = one.classes[0]
             said, right = f"says {name} ({score:.0%})", None if one.true_name is None else name == one.true_name
         known = f"is {one.true_name}" if one.true_name else one.image.name
-        axes.set_title(f"{known}\n{said}", fontsize=9, color=COLOURS[right], parse_math=False)
+        axes.set_title(f"{known}\n{said}", fontsize=9, color=COLOURS[right])
     return figure

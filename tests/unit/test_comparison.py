@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import shlex
 from base64 import b64decode
 from dataclasses import asdict
@@ -15,6 +16,7 @@ from PIL import Image
 
 from experiments.cli import parse_overrides
 from experiments.compared_runs import config_of, fields_of, other_runs, runs_of_study
+from experiments.comparison import _class_plot, _confusion_plot
 from experiments.config import RunConfig, load_config, override, to_flat, to_public
 from experiments.identity import Photos
 from experiments.pictures import write_tables
@@ -157,6 +159,15 @@ def test_errors_of_the_best_run_are_counted_and_shown(page: Page) -> None:
     with Image.open(io.BytesIO(b64decode((picture.attributes["src"] or "").split(",")[1]))) as opened:
         assert opened.size == (160, 160)
     assert "1 of these photos are not on this machine" in page.all("main")[0].full_text()
+
+
+def test_class_names_are_text_in_plots_which_read_html() -> None:
+    rows = [["true class", "<b>bold</b>", "cat & dog"], ["<b>bold</b>", "1", "0"], ["cat & dog", "0", "2"]]
+    per_class = [["class", "images", "accuracy"], ["<b>bold</b>", "1", "1"], ["cat & dog", "2", "1"]]
+    for plot in (_confusion_plot(rows, "test"), _class_plot(per_class, "test")):
+        figure = json.loads(plot.figure_json)
+        assert figure["layout"]["yaxis"]["ticktext"] == ["&lt;b&gt;bold&lt;/b&gt;", "cat &amp; dog"]
+        assert "<b>" not in json.dumps(figure["data"])
 
 
 def test_what_rules_found_is_told(page: Page) -> None:

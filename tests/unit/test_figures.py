@@ -14,6 +14,8 @@ import optuna
 import pytest
 from matplotlib import pyplot
 from matplotlib.figure import Figure
+from matplotlib.text import Text
+from numpy.typing import NDArray
 from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.trial import TrialState
 
@@ -22,6 +24,7 @@ from experiments.figures import (
     learning_curves_figure,
     per_class_accuracy_figure,
     rankable_parameters,
+    save_figure,
     study_figures,
     worst_errors_figure,
 )
@@ -42,8 +45,13 @@ ALL_STUDY_FIGURES = {
 def png(figure: Figure) -> bytes:
     """Draw for real: layout and font warnings are errors here."""
     file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=40)
+    save_figure(figure, file, format="png", dpi=40)
     return file.getvalue()
+
+
+def texts(figure: Figure) -> dict[str, bool]:
+    """What a figure says, and whether that is read as a formula."""
+    return {one.get_text(): one.get_parse_math() for one in figure.findobj(Text)}
 
 
 def study_of(
@@ -220,6 +228,61 @@ def test_study_figures_draw_the_whole_set_and_leave_pyplot_alone(direction: str)
     assert figures["optimization_history"].axes[0].get_title() == "val_accuracy by trial"
     assert len(figures["timeline"].axes[0].patches) == 6
     assert all(png(figure) for figure in figures.values())
+
+
+MARKUP = ("over_$10", "from_$5_to_$10", "a$^{$b", "<b>bold</b> & <a href='x'>", r"\$\frac{", "{x}%s%(y)d")
+
+
+def black(path: Path) -> NDArray[np.uint8]:
+    return np.zeros((2, 2, 3), np.uint8)
+
+
+def test_class_names_are_text_and_never_formulas(tmp_path: Path) -> None:
+    labels = np.arange(len(MARKUP))
+    wrong = np.roll(labels, 1)
+    probabilities = np.eye(len(MARKUP))[wrong]
+    pictures = [
+        confusion_matrix_figure(labels, wrong, MARKUP),
+        per_class_accuracy_figure(labels, wrong, MARKUP),
+        worst_errors_figure([tmp_path] * len(MARKUP), labels, probabilities, MARKUP, open_image=black),
+    ]
+    for figure in pictures:
+        assert png(figure)
+        said = texts(figure)
+        for name in MARKUP:
+            assert any(name in one for one in said), name
+        assert not any(said.values())
+
+
+def test_drawn_values_are_text_and_powers_of_ten_stay_formulas() -> None:
+    study = optuna.create_study()
+    values = ("none", "weights_$1/a.pth", "$2$3$", "<i>")
+    for number in range(8):
+        distributions = {
+            "model.weights": CategoricalDistribution(values),
+            "optimizer.learning_rate": FloatDistribution(1e-5, 1e-1, log=True),
+        }
+        params = {"model.weights": values[number % 4], "optimizer.learning_rate": 10.0 ** -(1 + number / 2)}
+        study.add_trial(optuna.trial.create_trial(value=number / 8, params=params, distributions=distributions))
+    figures = study_figures(study)
+    assert {"slice", "parallel_coordinate"} <= figures.keys()
+    for figure in figures.values():
+        assert png(figure)
+        said = texts(figure)
+        assert not any(is_formula for words, is_formula in said.items() if any(value in words for value in values))
+    powers = {words: is_formula for words, is_formula in texts(figures["slice"]).items() if "mathdefault" in words}
+    assert powers
+    assert all(powers.values())
+
+
+def test_a_photo_that_is_gone_is_shown_as_such(tmp_path: Path) -> None:
+    def gone(path: Path) -> NDArray[np.uint8]:
+        raise FileNotFoundError(path)
+
+    probabilities = np.array([[0.1, 0.9], [0.1, 0.9]])
+    figure = worst_errors_figure([tmp_path] * 2, np.array([0, 1]), probabilities, ["a", "b"], open_image=gone)
+    assert "no image" in texts(figure)
+    assert png(figure)
 
 
 def test_study_figures_can_be_drawn_by_threads() -> None:
