@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -296,3 +297,22 @@ def test_sigterm_at_the_end_of_an_epoch_is_an_interrupt_and_not_the_end(
         run(config, tmp_path, Watch(interrupts.raise_if_requested), SigtermAfterAnEpoch())
     assert (tmp_path / CHECKPOINT_FOLDER / "last.ckpt").is_file()
     assert run(config, tmp_path).history.keys() == {1, 2, 3}
+
+
+@pytest.mark.parametrize(("batch_size", "trainable"), [(23, "all"), (11, "last_block")])
+def test_a_last_batch_of_one_image_trains_where_batch_norm_does(
+    batch_size: int, trainable: str, photos: Path, tmp_path: Path
+) -> None:
+    """24 images, or 23 of them; the network's last maps have one value. A MNASNet, whose weights had no way back."""
+    root = tmp_path / "photos"
+    shutil.copytree(photos, root)
+    if batch_size == 11:
+        next((root / "train" / "001.Class1").iterdir()).unlink()
+    values = {"data.root": root, "data.batch_size": batch_size, "model.trainable": trainable}
+    config = load_config(
+        None, tiny(photos, tmp_path) | values | {"model.backbone": "mnasnet0_5", "trainer.max_epochs": 2}
+    )
+    result = run(config, tmp_path)
+    assert sorted(result.history) == [1, 2]
+    assert all(0 < metrics["train_loss"] < 100 for metrics in result.history.values())
+    check_golden(export(config, result.data.folders, tmp_path, tmp_path / "export", {}))
