@@ -15,20 +15,24 @@ import threading
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from experiments.config import (
     RunConfig,
-    config_help,
     field_names,
     load_config,
     public_url,
+    require_free_port,
     require_output_file,
     tracking_uri,
 )
 from experiments.errors import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, CommandError, UserError
+from experiments.fields import fields_help, fields_of, unknown_field
+
+KINDS: Mapping[str, type] = {"": RunConfig}
+"""What stands before a field's name on the command line, and the dataclass that has the field."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -42,6 +46,7 @@ def main(argv: Sequence[str]) -> int:
 
     def run() -> None:
         arguments.overrides = parse_overrides([*fields, *rest])
+        refuse_foreign_fields(arguments.overrides, arguments.uses, KINDS)
         arguments.command(load_config(arguments.config, arguments.overrides), arguments)
 
     return run_command(run, show_traceback=arguments.traceback)
@@ -157,6 +162,30 @@ def parse_overrides(tokens: Sequence[str]) -> dict[str, str]:
     return overrides
 
 
+def refuse_foreign_fields(typed: Mapping[str, str], commands: Sequence[str], kinds: Mapping[str, type]) -> None:
+    """Refuse fields that a command would not look at. A preset may hold them: it is for several commands.
+
+    Args:
+        typed: field names, as on the command line, and values.
+        commands: the command, and those that it runs.
+        kinds: as KINDS; the empty prefix last.
+
+    Raises:
+        UserError: for a name that is no field, or a field of other commands.
+    """
+    for name, value in typed.items():
+        prefix, kind = next((prefix, kind) for prefix, kind in kinds.items() if name.startswith(prefix))
+        field = fields_of(kind).get(name.removeprefix(prefix))
+        if field is None:
+            raise unknown_field(name, kind, prefix=prefix)
+        if not field.is_used_by(commands):
+            command = commands[0].removeprefix("cloud ")
+            raise UserError(
+                f"{name} must be left out of `{command}`, which does not use it, got {public_url(value)!r}; "
+                f"`{command} --help` lists its fields, and a preset may hold any field"
+            )
+
+
 def _sweep(config: RunConfig, arguments: argparse.Namespace) -> None:
     import optuna
 
@@ -225,51 +254,74 @@ def _ui(config: RunConfig, arguments: argparse.Namespace) -> None:
     uri = tracking_uri(config)
     if uri.startswith(("http://", "https://")):
         raise UserError(f"tracking.uri {public_url(uri)} is a server with a UI of its own: open it in a browser")
+    require_free_port("--port", arguments.port)
+    if arguments.dashboard is not None:
+        require_free_port("--dashboard-port", arguments.dashboard_port)
+    from experiments.console import say
     from experiments.mlflow_views import CHARTS, TABLE, view_link
     from experiments.tracking import check_tracking, save_views
 
     check_tracking(config)
-
+    links: list[str] = []
     if arguments.dashboard is not None:
         from experiments.dashboard import dashboard_server
 
         dashboard = dashboard_server(config, arguments.dashboard or None, arguments.dashboard_port)
         threading.Thread(target=dashboard.serve_forever, name="dashboard", daemon=True).start()
-        print(f"Optuna at http://127.0.0.1:{dashboard.server_port}")
+        links.append(f"Optuna at http://127.0.0.1:{dashboard.server_port} (a copy to read)")
     address = f"http://127.0.0.1:{arguments.port}"
-    print(f"MLflow at {address} (Ctrl-C ends it)")
+    links.append(f"MLflow at {address} (Ctrl-C ends it)")
     for name, experiment_id in save_views(config).items():
-        print(f"{name}, runs:   {view_link(address, experiment_id, TABLE)}")
-        print(f"{name}, charts: {view_link(address, experiment_id, CHARTS)}")
-    sys.stdout.flush()
+        links.append(f"{name}, runs:   {view_link(address, experiment_id, TABLE)}")
+        links.append(f"{name}, charts: {view_link(address, experiment_id, CHARTS)}")
+    say("starting MLflow, which takes some seconds")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # whoever ends this process ends both
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--workers", "1"]
     server = subprocess.Popen([*command, "--host", "127.0.0.1", "--port", str(arguments.port)])
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # whoever ends this process ends both
     try:
+        if _answers(server, arguments.port):
+            print("\n".join(links), flush=True)
         code = server.wait()
     finally:
         server.terminate()
         server.wait()
     if code:
-        raise CommandError(
-            f"MLflow ended with exit code {code}: see above, and whether --port {arguments.port} is free"
-        )
+        raise CommandError(f"MLflow ended with exit code {code}: see what it said above")
+
+
+def _answers(server: subprocess.Popen[bytes], port: int) -> bool:
+    """Wait until MLflow answers; false if it ends before."""
+    import http.client  # urllib would ask a proxy
+
+    while server.poll() is None:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+        try:
+            connection.request("GET", "/health")
+            if connection.getresponse().status == http.client.OK:
+                return True
+        except (OSError, http.client.HTTPException):  # not yet
+            pass
+        finally:
+            connection.close()
+        time.sleep(0.2)
+    return False
 
 
 def command_parser() -> argparse.ArgumentParser:
     """The commands and their own options; the fields of the config are what they leave over."""
     text = "Fine-tune an image classifier, sweep over its settings and compare the runs in MLflow."
-    return command_line("python -m experiments", text, _add_commands, config_help)
+    return command_line("python -m experiments", text, _add_commands, KINDS)
 
 
 def command_line(
-    program: str, text: str, add_commands: Callable[[Any], None], fields_help: Callable[[], str]
+    program: str, text: str, add_commands: Callable[[Any], None], kinds: Mapping[str, type]
 ) -> argparse.ArgumentParser:
-    """A parser of commands whose help goes on with the fields that may be set.
+    """A parser of commands whose help goes on with the fields that the command uses.
 
     Args:
-        add_commands: gets what `add_subparsers` returns.
-        fields_help: called only when somebody asks for help.
+        add_commands: gets what `add_subparsers` returns; each parser that it adds has a default `uses`, the names of
+            the command and of those that it runs.
+        kinds: as KINDS.
     """
 
     class CommandParser(argparse.ArgumentParser):
@@ -278,7 +330,8 @@ def command_line(
             self.add_argument("--traceback", action="store_true", help="show the traceback of every error")
 
         def format_help(self) -> str:
-            return f"{super().format_help()}\nFields, set as --section.field value:\n\n{fields_help()}"
+            listed = [fields_help(kind, self.get_default("uses"), prefix) for prefix, kind in kinds.items()]
+            return "\n".join([super().format_help(), "Fields, set as --section.field value\n", *listed])
 
     parser = argparse.ArgumentParser(prog=program, description=text, allow_abbrev=False)
     add_commands(parser.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=CommandParser))
@@ -289,7 +342,7 @@ def _add_commands(commands: Any) -> None:
     def add(name: str, run: object, text: str) -> argparse.ArgumentParser:
         command: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
         command.add_argument("--config", type=Path, metavar="PRESET", help="YAML preset, such as conf/quick.yaml")
-        command.set_defaults(command=run)
+        command.set_defaults(command=run, uses=(name,))
         return command
 
     sweep = add("sweep", _sweep, "Search for the best settings; the same command continues a study.")

@@ -6,25 +6,29 @@ home or SageMaker's in a job. Both go through the same typed parser, so the same
 
 from __future__ import annotations
 
-import difflib
 import functools
 import math
 import os
 import re
 from argparse import ArgumentError
-from collections.abc import Hashable, Mapping
-from dataclasses import dataclass, is_dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Literal, TypeVar, get_args, get_origin
 
-import yaml
-from jsonargparse import ArgumentParser, set_parsing_settings
+from jsonargparse import ArgumentParser
 
 from experiments.errors import UserError
+from experiments.fields import EVERY_COMMAND, fields_of, unknown_field, used_by
+from experiments.yaml_files import dump_yaml, read_yaml
 
 URLS = ("tracking.uri", "sweep.storage")
 """Fields that may hold a password."""
 BLOT = "***"
+SEARCHES = ("sweep", "cloud tune")
+TRAINS = (*SEARCHES, "train", "cloud train")
+FINDS_PHOTOS = (*TRAINS, "evaluate", "cloud sync", "cloud parity", "cloud debug-report")
+"""Commands by which fields they use."""
 OWN_COPIES = ("data.name", "data.root", "model.weights")
 """Fields in which a job names its own copy of photos and weights: at home they are those of the config at home."""
 Settings = TypeVar("Settings")
@@ -78,30 +82,46 @@ def require_output_file(option: str, path: Path) -> None:
     require_folder(f"the folder of {option}", path.parent)
 
 
+def require_free_port(option: str, port: int) -> None:
+    """Refuse a port of 127.0.0.1 on which another program listens, before the work that ends with a server there.
+
+    Raises:
+        UserError: if it is taken, or this user may not take it.
+    """
+    import socket  # `--help` does not need it
+
+    with socket.socket() as tried:
+        tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as servers do: a closed connection may linger
+        try:
+            tried.bind(("127.0.0.1", port))
+        except OSError as error:
+            raise UserError(f"{option} must be a free port, got {port}: {error.strerror}; name another one") from None
+
+
 @dataclass(frozen=True)
 class DataConfig:
     """The photos."""
 
-    name: Literal["digits", "folder", "dog_images"] = "digits"
+    name: Literal["digits", "folder", "dog_images"] = used_by("digits", *FINDS_PHOTOS)
     """Data set: `digits` (embedded, no download), `folder` (your own class folders), `dog_images` (133 breeds)."""
-    root: Path | None = None
-    """Folder with train, valid and test class folders; for digits and dog_images, where they are kept."""
+    root: Path | None = used_by(None, *FINDS_PHOTOS)
+    """Folder with train, valid and test; digits and dog_images are kept there."""
     image_size: int = 224
     """Side of the square that the network sees, in pixels."""
     crop_fraction: float = 0.875
     """Share of the resized short side that the evaluation crop keeps; 1.0 keeps all of it."""
-    batch_size: int = 64
+    batch_size: int = used_by(64, *TRAINS, "evaluate")
     """Images a step (on each device)."""
     num_workers: int = 0
     """Threads that put batches together ahead of training; 0 takes one a core, up to four."""
     fraction: float = 1.0
     """Share of the training images used, stratified by class and drawn with the seed."""
-    valid_fraction: float = 0.2
+    valid_fraction: float = used_by(0.2, *TRAINS, "evaluate")
     """Share of train cut off as validation split where there is no valid folder."""
     augment: Literal["none", "light", "strong"] = "light"
     """Training augmentation: light is a random crop, flip and some colour; strong adds two random operations an image
     and random erasing, and mixes half of the batches (MixUp or CutMix) unless the backbone's features are cached."""
-    max_bad_fraction: float = 0.01
+    max_bad_fraction: float = used_by(0.01, *TRAINS, "evaluate")
     """Largest share of unreadable files that a run accepts before it stops; a single one always, unless this is 0."""
     cache: Literal["auto", "none", "decoded", "features"] = "auto"
     """What is computed once for all trials: `features` of a frozen backbone (what `auto` does for trainable head), or
@@ -110,8 +130,8 @@ class DataConfig:
     """Augmented views of each training image that a feature cache keeps; each epoch draws one."""
     cache_max_gb: float = 20.0
     """How large the caches in cache_dir may become, in 10^9 bytes; those not used for longest go first."""
-    cache_dir: Path = Path("runs/cache")
-    """Where caches are kept, and what was learned about the files (hashes, unreadable ones)."""
+    cache_dir: Path = used_by(Path("runs/cache"), *FINDS_PHOTOS, "cloud deploy")
+    """Where caches are kept, and the hashes of the files."""
 
     def __post_init__(self) -> None:
         """Refuse what no run can use."""
@@ -143,7 +163,7 @@ class ModelConfig:
 
     backbone: str = "resnet50"
     """Any torchvision classifier by its torchvision name."""
-    weights: str = "imagenet"
+    weights: str = used_by("imagenet", *TRAINS, "cloud parity")
     """`imagenet` (torchvision's best), `none` (random), or the path of a .safetensors or .pth state dict."""
     trainable: Literal["head", "last_block", "all"] = "head"
     """What training changes; the rest stays frozen, its BatchNorm statistics included."""
@@ -199,11 +219,11 @@ class TrainerConfig:
 
     max_epochs: int = 5
     """Passes over the training images."""
-    accelerator: Literal["auto", "cpu", "gpu", "mps"] = "auto"
+    accelerator: Literal["auto", "cpu", "gpu", "mps"] = used_by("auto", *TRAINS, "cloud parity")
     """Lightning's accelerator."""
-    devices: int = 1
+    devices: int = used_by(1, "sweep", "train")
     """Devices a node; more than one trains with DDP."""
-    num_nodes: int = 1
+    num_nodes: int = used_by(1, "sweep", "train")
     """Machines that train together."""
     precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = "auto"
     """Lightning's precision; auto is bf16-mixed on a CUDA device that has it, else 32-true."""
@@ -249,8 +269,7 @@ class TrackingConfig:
     """Name of the MLflow experiment and of the registered model; by default that of the data folder for data.name
     folder, else `experiments`."""
     flush_timeout_seconds: float = 120.0
-    """How long a command waits for an answer of MLflow at its end. Then it stops with an error, and the same command
-    sends what is missing. Training never waits."""
+    """How long a command waits for an answer of MLflow at its end; then it fails, and the same command goes on."""
 
     def __post_init__(self) -> None:
         """Refuse what no run can use."""
@@ -266,17 +285,17 @@ class TrackingConfig:
 class SweepConfig:
     """The Optuna study."""
 
-    n_trials: int = 20
+    n_trials: int = used_by(20, *SEARCHES)
     """Finished trials (complete or pruned) that the study ends with."""
     max_failures: int = 3
     """Failed trials that one command replaces with new points; one more ends the sweep with an error."""
-    timeout_seconds: float | None = None
+    timeout_seconds: float | None = used_by(None, *SEARCHES)
     """No new trial starts after this long; running ones finish."""
     sampler: Literal["tpe", "gp", "cmaes", "random", "grid"] = "tpe"
     """How Optuna chooses the next point."""
     pruner: Literal["hyperband", "median", "none"] = "hyperband"
     """How Optuna stops trials that fall behind, at each epoch's end."""
-    storage: str | None = None
+    storage: str | None = used_by(None, *TRAINS, "report", "ui")
     """Optuna storage URL (postgresql://, mysql://, sqlite:///); by default a journal file under output_dir."""
     study_name: str = ""
     """Name of the study; the same name continues it. By default that of the data folder for data.name folder, else
@@ -287,9 +306,9 @@ class SweepConfig:
     """Processes that work on the study, each on its share of the cores or on one GPU."""
     population: int = 1
     """Trials of a worker that train at once, as one batched product over cached features."""
-    metric: Literal["val_loss", "val_accuracy"] = "val_loss"
+    metric: Literal["val_loss", "val_accuracy"] = used_by("val_loss", *TRAINS)
     """Objective, read at the best epoch."""
-    direction: Literal["minimize", "maximize"] = "minimize"
+    direction: Literal["minimize", "maximize"] = used_by("minimize", *TRAINS)
     """Whether a smaller or a larger metric is better."""
 
     def __post_init__(self) -> None:
@@ -322,19 +341,19 @@ class SweepConfig:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """Everything that decides what a run does."""
+    """A run, and where it is kept."""
 
-    data: DataConfig = DataConfig()
-    model: ModelConfig = ModelConfig()
-    optimizer: OptimizerConfig = OptimizerConfig()
-    trainer: TrainerConfig = TrainerConfig()
-    tracking: TrackingConfig = TrackingConfig()
-    sweep: SweepConfig = SweepConfig()
-    seed: int = 0
+    data: DataConfig = used_by(DataConfig(), *TRAINS)
+    model: ModelConfig = used_by(ModelConfig(), *TRAINS)
+    optimizer: OptimizerConfig = used_by(OptimizerConfig(), *TRAINS)
+    trainer: TrainerConfig = used_by(TrainerConfig(), *TRAINS)
+    tracking: TrackingConfig = used_by(TrackingConfig(), *EVERY_COMMAND)
+    sweep: SweepConfig = used_by(SweepConfig(), "sweep")
+    seed: int = used_by(0, *TRAINS, "evaluate")
     """Seed of the initial head, the order of images, augmentation, splits and the sampler."""
-    search: Path | None = None
+    search: Path | None = used_by(None, *SEARCHES)
     """Search-space YAML that a sweep draws from."""
-    output_dir: Path = Path("runs")
+    output_dir: Path = used_by(Path("runs"), *EVERY_COMMAND)
     """Where studies, runs and the local MLflow store are kept."""
 
     def __post_init__(self) -> None:
@@ -386,39 +405,12 @@ def _folder_name(data: DataConfig) -> str:
 
 def field_names(kind: type = RunConfig) -> list[str]:
     """Dotted names of all fields, in the order a person reads them."""
-    return list(_hints(kind))
+    return list(fields_of(kind))
 
 
 def noted_fields(params: Mapping[str, str]) -> dict[str, str | None]:
     """The fields among the params of a run, which keeps their values as text."""
     return {name: None if params[name] == "None" else params[name] for name in field_names() if name in params}
-
-
-@functools.cache
-def _hints(kind: type, prefix: str = "") -> Mapping[str, object]:
-    """The type of each field: dotted name to type."""
-    flat: dict[str, object] = {}
-    for name, hint in get_type_hints(kind).items():
-        flat |= _hints(hint, f"{prefix}{name}.") if is_dataclass(hint) else {prefix + name: hint}  # type: ignore[arg-type]
-    return flat
-
-
-def unknown_field(name: str, where: str, kind: type = RunConfig) -> UserError:
-    """The error for a name that is no field: says where it stands and which field was meant."""
-    known = field_names(kind)
-    near = [one for one in known if _abbreviates(name, one)]
-    near = near or difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    hint = f"; did you mean {near[0]}?" if near else f"; fields are {', '.join(known)}"
-    return UserError(f"{where} names unknown field '{name}'{hint}")
-
-
-def _abbreviates(typed: str, name: str) -> bool:
-    """Whether `typed` is the field without its section, or each of its words shortened, like optimizer.lr."""
-    section, _, last = typed.rpartition(".")
-    words = name.rpartition(".")[2].split("_")
-    # learning -> l(?:e(?:a(?:r ...)?)?)?
-    shortened = [word[0] + "".join(f"(?:{letter}" for letter in word[1:]) + ")?" * (len(word) - 1) for word in words]
-    return section in ("", name.rpartition(".")[0]) and re.fullmatch("_?".join(shortened), last) is not None
 
 
 def to_flat(config: RunConfig) -> dict[str, ConfigValue]:
@@ -448,7 +440,7 @@ def tracking_uri(config: RunConfig) -> str:
 
 def to_yaml(config: RunConfig) -> str:
     """The config as a preset that `load_config` reads back."""
-    return yaml.safe_dump(_nest(to_flat(config)), sort_keys=False)
+    return dump_yaml(_nest(to_flat(config)))
 
 
 def override(config: RunConfig, values: Mapping[str, object]) -> RunConfig:
@@ -460,7 +452,7 @@ def override(config: RunConfig, values: Mapping[str, object]) -> RunConfig:
     Raises:
         UserError: for an unknown field or a value that its field refuses, naming both.
     """
-    return _build(RunConfig, {**to_flat(config), **_known(values, "override", RunConfig)})
+    return _build(RunConfig, {**to_flat(config), **_known(values, RunConfig)})
 
 
 def load_config(preset: Path | None = None, overrides: Mapping[str, object] | None = None) -> RunConfig:
@@ -477,12 +469,18 @@ def load_config(preset: Path | None = None, overrides: Mapping[str, object] | No
 
 
 def load_settings(
-    kind: type[Settings], preset: Path | None, overrides: Mapping[str, object], *, option: str = "--config"
+    kind: type[Settings],
+    preset: Path | None,
+    overrides: Mapping[str, object],
+    *,
+    option: str = "--config",
+    prefix: str = "",
 ) -> Settings:
     """`load_config` for any frozen dataclass, such as the settings of the cloud.
 
     Args:
         option: the option that names the preset.
+        prefix: what stands before a field's name on the command line.
     """
     values: dict[str, object] = {}
     if preset is not None:
@@ -490,79 +488,42 @@ def load_settings(
         loaded = {} if loaded is None else loaded
         require(isinstance(loaded, dict), str(preset), "hold sections or fields, such as 'seed: 1'", loaded)
         assert isinstance(loaded, dict)
-        values = _known(_flatten(loaded, kind), str(preset), kind)
-    return _build(kind, {**values, **_known(overrides, "override", kind)})
-
-
-class _UniqueKeys(yaml.SafeLoader):
-    """Refuses a key that stands twice, of which YAML would keep the last in silence."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, object]:
-        """Build a mapping from its node."""
-        keys = [key.value for key, _ in node.value]
-        twice = [key for key in keys if keys.count(key) > 1]
-        if twice:
-            raise yaml.constructor.ConstructorError(None, None, f"{twice[0]} stands there twice", node.start_mark)
-        return super().construct_mapping(node, deep)
-
-
-def read_yaml(path: Path, option: str) -> object:
-    """Read a YAML file.
-
-    Args:
-        option: the option or field that names it.
-
-    Raises:
-        UserError: if it can't be read, is not YAML, or names a key twice.
-    """
-    try:
-        return yaml.load(path.read_bytes(), _UniqueKeys)
-    except OSError as error:
-        raise UserError(f"{option} must name a YAML file, got {str(path)!r}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{option} {path} is not YAML: {' '.join(str(error).split())}") from error
-
-
-def config_help(kind: type = RunConfig, prefix: str = "") -> str:
-    """All fields with their values, defaults and docstrings.
-
-    Args:
-        prefix: what stands before a field's name on the command line.
-    """
-    # What stands before the first section is the usage line, which lists every field once more.
-    return _parser(kind, prefix).format_help().partition("\n\n")[2]
+        values = _known(_flatten(loaded, kind), kind, str(preset))
+    return _build(kind, {**values, **_known(overrides, kind)}, prefix)
 
 
 @functools.cache
-def _parser(kind: type, prefix: str = "") -> ArgumentParser:
-    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+def _parser(kind: type) -> ArgumentParser:
     # allow_abbrev=True would take --max_ep for trainer.max_epochs in silence.
     parser = ArgumentParser(allow_abbrev=False, exit_on_error=False, add_help=False)
-    parser.add_class_arguments(kind, prefix or None)
+    parser.add_class_arguments(kind)
     return parser
 
 
-def _build(kind: type[Settings], values: Mapping[str, object]) -> Settings:
+def _build(kind: type[Settings], values: Mapping[str, object], prefix: str = "") -> Settings:
     parser = _parser(kind)  # type: ignore[arg-type]
     try:
         built = parser.instantiate(parser.parse_object(_nest(values)))
     except ArgumentError as error:
-        raise UserError(_plain(str(error))) from error
+        raise _refused(kind, values, error, prefix) from error
     return kind(**vars(built))
 
 
-def _plain(message: str) -> str:
-    """Jsonargparse's multi-line refusal as one line: key, rule, value."""
-    text = " ".join(message.split())
-    return text.removeprefix("Parser key ").replace('":', '" is refused:').replace("typing.", "")
+def _refused(kind: type, values: Mapping[str, object], error: ArgumentError, prefix: str) -> UserError:
+    """Jsonargparse's refusal of a value in our words; it names the key and nothing else that we want to say."""
+    named = re.match(r'Parser key "([^"]+)"', str(error))
+    assert named is not None, "names were checked before: only a value can be refused"
+    name = named[1]
+    shown = public_url(values[name]) if isinstance(values[name], str) else values[name]
+    return UserError(f"{prefix}{name} must {fields_of(kind)[name].rule}, got {shown!r}")
 
 
-def _known(values: Mapping[str, object], where: str, kind: type) -> dict[str, object]:
-    hints = _hints(kind)
+def _known(values: Mapping[str, object], kind: type, where: str = "") -> dict[str, object]:
+    fields = fields_of(kind)
     for name, value in values.items():
-        if name not in hints:
-            raise unknown_field(name, where, kind)
-        require(value is not None or type(None) in get_args(hints[name]), name, "have a value", value)
+        if name not in fields:
+            raise unknown_field(name, kind, where=where)
+        require(value is not None or type(None) in get_args(fields[name].hint), name, "have a value", value)
     return dict(values)
 
 
@@ -571,8 +532,8 @@ def _flatten(nested: Mapping[str, object], kind: type, prefix: str = "") -> dict
     flat: dict[str, object] = {}
     for key, value in nested.items():
         name = f"{prefix}{key}"
-        is_section = any(known.startswith(f"{name}.") for known in _hints(kind))
-        is_mapping = get_origin(_hints(kind).get(name)) is dict
+        is_section = any(known.startswith(f"{name}.") for known in fields_of(kind))
+        is_mapping = name in fields_of(kind) and get_origin(fields_of(kind)[name].hint) is dict
         if isinstance(value, Mapping) and not is_mapping and (value or is_section):
             flat |= _flatten(value, kind, f"{name}.")
         else:

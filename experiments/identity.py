@@ -11,13 +11,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from experiments.config import RunConfig, require, to_public
 from experiments.console import say
 from experiments.errors import UserError
 from experiments.run_folder import RunFolder
 from experiments.search_space import SearchSpace, dump_search_space
+from experiments.yaml_files import parse_yaml
 from lightning_modules.folders import ClassFolders
 
 MAY_CHANGE = (
@@ -112,9 +111,10 @@ class StudyIdentity:
         """
         study = f"study {other.config['sweep.study_name']!r}"
         advice = "choose another sweep.study_name, or go back"
-        if yaml.safe_load(self.search_space) != yaml.safe_load(other.search_space):
+        searched = parse_yaml(self.search_space)
+        assert isinstance(searched, dict), "it was written from a search space"
+        if searched != parse_yaml(other.search_space):
             raise UserError(f"search must stay as it was for {study}: {advice}; it was\n{self.search_space}")
-        searched = yaml.safe_load(self.search_space)
         for key, value in other.config.items():
             if not key.startswith(MAY_CHANGE) and key not in searched:
                 before = self.config.get(key, value)

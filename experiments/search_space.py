@@ -11,10 +11,10 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from types import MappingProxyType
 
-import yaml
-
-from experiments.config import RunConfig, field_names, override, read_yaml, require, unknown_field
+from experiments.config import RunConfig, field_names, override, require
 from experiments.errors import UserError
+from experiments.fields import unknown_field
+from experiments.yaml_files import dump_yaml, read_yaml
 
 Choice = bool | int | float | str
 Point = dict[str, Choice]
@@ -106,7 +106,7 @@ def dump_search_space(space: SearchSpace) -> str:
         name: {"type": kinds[type(one)]} | {part.name: _plain(getattr(one, part.name)) for part in fields(one)}
         for name, one in space.items()
     }
-    return yaml.safe_dump(plain, sort_keys=False)
+    return dump_yaml(plain)
 
 
 def check_against(space: SearchSpace, config: RunConfig) -> None:
@@ -149,7 +149,7 @@ def grid_points(space: SearchSpace) -> dict[str, list[Choice]]:
 def _range(name: str, raw: object) -> Range:
     where = f"search space: {name}"
     if name not in field_names():
-        raise unknown_field(name, "search space")
+        raise unknown_field(name, RunConfig, where="search space")
     require(not name.startswith(NOT_TUNABLE), where, "be a field that changes the result", name)
     require(isinstance(raw, dict), where, "be a mapping such as {type: float, low: 0.1, high: 1.0}", raw)
     assert isinstance(raw, dict)
@@ -166,7 +166,7 @@ def _range(name: str, raw: object) -> Range:
     for key in ("low", "high"):
         value = parts.get(key)
         right = isinstance(value, number) and not isinstance(value, bool)
-        hint = " (YAML reads 1e-5 as text: write 1.0e-5)" if isinstance(value, str) else ""
+        hint = " (a number in quotes is text)" if isinstance(value, str) else ""
         require(right, f"{where}: {key}", f"be a number of type {kind}{hint}", value)
     low, high, log = parts["low"], parts["high"], parts.get("log", False)
     require(isinstance(log, bool), f"{where}: log", "be true or false", log)

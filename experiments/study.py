@@ -212,9 +212,14 @@ def load_study(config: RunConfig, name: str, check: Callable[[], None] = lambda:
     if name not in names:
         known = f"there are {', '.join(names)}" if names else "there is none yet"
         raise UserError(f"study must exist {where}, got {name!r}; {known}")
-    return optuna.load_study(
-        study_name=name, storage=storage or open_storage(config, check), pruner=make_pruner(config)
-    )
+    try:
+        return optuna.load_study(
+            study_name=name, storage=storage or open_storage(config, check), pruner=make_pruner(config)
+        )
+    except KeyError:  # deleted, by a dashboard that may write; its journal is left
+        raise UserError(
+            f"study must exist {where}, got {name!r}, which was deleted: its trials are still in {study_folder(config)}"
+        ) from None
 
 
 def best_config(study: optuna.Study, config: RunConfig) -> tuple[RunConfig, FrozenTrial]:

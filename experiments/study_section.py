@@ -13,7 +13,6 @@ from types import MappingProxyType
 
 import optuna
 import plotly.graph_objects as go
-import yaml
 from optuna import Study, visualization
 from optuna.trial import FrozenTrial, TrialState
 from plotly.colors import sample_colorscale
@@ -34,6 +33,7 @@ from experiments.narrowing import MIN_TRIALS, narrow, range_text
 from experiments.page import NOTHING, InteractivePlot, Table, duration, figure_json, name_epochs, text
 from experiments.search_space import build_search_space
 from experiments.study import trial_seconds
+from experiments.yaml_files import parse_yaml
 
 STATE_WORDS: Mapping[TrialState, str] = MappingProxyType(
     {
@@ -100,7 +100,7 @@ def _good_region(study: Study, completed: Sequence[FrozenTrial]) -> Table:
     columns = ("Parameter", "Searched", "Best quarter lies in")
     if "search_space" not in study.user_attrs or len(completed) < MIN_TRIALS:
         return Table(columns, ())
-    space = build_search_space(yaml.safe_load(study.user_attrs["search_space"]), study.study_name)
+    space = build_search_space(parse_yaml(study.user_attrs["search_space"]), study.study_name)
     sign = -1 if study.direction.name == "MAXIMIZE" else 1
     values = [sign * objective_value(trial) for trial in completed]
     region = narrow(space, [trial.params for trial in completed], values)

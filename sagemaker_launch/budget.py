@@ -12,8 +12,8 @@ from typing import Any
 
 from botocore.exceptions import BotoCoreError, ClientError
 
-from experiments.config import read_yaml
 from experiments.errors import UserError
+from experiments.yaml_files import read_yaml
 from sagemaker_launch.aws import client, is_rehearsal
 from sagemaker_launch.settings import CloudSettings
 

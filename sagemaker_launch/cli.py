@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from experiments.cli import command_line, parse_overrides, run_command, split_fields
-from experiments.config import RunConfig, config_help, load_config, override, public_url, require
+from experiments.cli import command_line, parse_overrides, refuse_foreign_fields, run_command, split_fields
+from experiments.config import RunConfig, load_config, override, public_url, require
 from experiments.console import invocation, say
 from experiments.errors import UserError
+from experiments.fields import fields_of
 from sagemaker_launch.debug_report import add_debug_commands
 from sagemaker_launch.endpoint_cli import add_endpoint_commands
 from sagemaker_launch.parity import add_parity_command
+from sagemaker_launch.rehearse import REHEARSED
 from sagemaker_launch.serving_cli import add_serving_commands
 from sagemaker_launch.settings import CloudSettings, load_cloud
 
@@ -26,6 +29,8 @@ if TYPE_CHECKING:
     from sagemaker_launch.requests import Inputs
 
 PREFIX = "cloud."
+KINDS = {PREFIX: CloudSettings, "": RunConfig}
+"""What stands before a field's name on the command line, and the dataclass that has the field."""
 SHORT = ("price_per_hour", "endpoint.image", "debugger.enabled")
 """Settings that have an option of their own."""
 
@@ -39,15 +44,18 @@ def main(argv: Sequence[str]) -> int:
     arguments, fields = parse(argv)
 
     def run() -> None:
-        overrides = parse_overrides(fields)
-        cloud = {name.removeprefix(PREFIX): overrides.pop(name) for name in list(overrides) if name.startswith(PREFIX)}
-        cloud |= {field: value for field in SHORT if (value := getattr(arguments, field, None)) is not None}
+        typed = parse_overrides(fields)
+        # `rehearse` alone runs no other command.
+        refuse_foreign_fields(typed, arguments.uses if getattr(arguments, "all", True) else arguments.uses[:1], KINDS)
         if getattr(arguments, "recorder", False):
-            overrides = {"trainer.record": "light"} | overrides
-        settings = load_cloud(arguments.cloud, cloud)
-        config = load_config(arguments.config, overrides)
-        arguments.overrides = overrides
-        arguments.passed_on = [*_presets(arguments), *fields]
+            typed = {"trainer.record": "light"} | typed
+        cloud = {name.removeprefix(PREFIX): value for name, value in typed.items() if name.startswith(PREFIX)}
+        cloud |= {field: value for field in SHORT if (value := getattr(arguments, field, None)) is not None}
+        arguments.cloud_overrides = cloud
+        arguments.overrides = {name: value for name, value in typed.items() if not name.startswith(PREFIX)}
+        settings = load_cloud(arguments.cloud, arguments.cloud_overrides)
+        config = load_config(arguments.config, arguments.overrides)
+        arguments.passed_on = functools.partial(_passed_on, arguments)
         arguments.command(settings, config, arguments)
 
     return run_command(run, show_traceback=arguments.traceback)
@@ -164,6 +172,7 @@ def _start(settings: CloudSettings, plan: Plan, arguments: argparse.Namespace) -
     """Show what it costs, start it, and watch it."""
     from sagemaker_launch.budget import check_budget
     from sagemaker_launch.fidelity import validate
+    from sagemaker_launch.follow import watch
     from sagemaker_launch.launch import job_name
 
     say(plan.worst.table())
@@ -176,11 +185,19 @@ def _start(settings: CloudSettings, plan: Plan, arguments: argparse.Namespace) -
     job = start(settings, plan, again=arguments.again)
     say(f"{job.kind.word} {job.name} {'was there before' if job.found else 'is started'}")
     print(job.arn)
-    come_back = public_url(invocation("sagemaker_launch", "sync", job.name, *arguments.passed_on))
+    come_back, stop = (
+        public_url(invocation("sagemaker_launch", command, job.name, *arguments.passed_on(command, plan.label)))
+        for command in ("sync", "stop")
+    )
     if arguments.no_wait:
         say(f"its results: {come_back}")
         return
-    _follow(settings, job, plan.worst, come_back)
+    try:
+        watch(settings, job, plan.worst.usd_per_hour)
+    except KeyboardInterrupt:
+        say(f"\n{job.name} goes on without you; its results: {come_back}")
+        say(f"to end it: {stop}")
+        raise
     say(f"bring it into MLflow: {come_back}")
 
 
@@ -191,17 +208,6 @@ def start(settings: CloudSettings, plan: Plan, *, again: bool = False) -> Launch
 
     plan.upload(client("s3", settings))
     return launch(client("sagemaker", settings), plan.kind, plan.label, plan.build, again=again)
-
-
-def _follow(settings: CloudSettings, job: Launched, worst: WorstCase, come_back: str) -> None:
-    from sagemaker_launch.follow import watch
-
-    try:
-        watch(settings, job, worst.usd_per_hour)
-    except KeyboardInterrupt:
-        say(f"\n{job.name} goes on without you; its results: {come_back}")
-        say(f"to end it: {come_back.replace(' sync ', ' stop ')}")
-        raise
 
 
 def _sync(settings: CloudSettings, config: RunConfig, arguments: argparse.Namespace) -> None:
@@ -287,10 +293,23 @@ def _narrowed(config: RunConfig, space: SearchSpace, name: str) -> SearchSpace:
     return smaller
 
 
-def _presets(arguments: argparse.Namespace) -> list[str]:
-    """The presets of this command, for another one."""
-    given = {"--config": arguments.config, "--cloud": arguments.cloud}
-    return [part for option, path in given.items() if path for part in (option, str(path))]
+def _passed_on(arguments: argparse.Namespace, command: str, experiment: str | None = None) -> list[str]:
+    """The presets and fields of this command line, for another command, which takes its own fields only.
+
+    Args:
+        experiment: in which the other command must find the runs, or put them.
+    """
+    presets = {"--config": arguments.config, "--cloud": arguments.cloud}
+    given = {option: str(path) for option, path in presets.items() if path}
+    of_config, of_cloud = (
+        {name: value for name, value in typed.items() if fields_of(kind)[name].is_used_by([f"cloud {command}"])}
+        for kind, typed in ((RunConfig, arguments.overrides), (CloudSettings, arguments.cloud_overrides))
+    )
+    if experiment not in (None, load_config(arguments.config, of_config).tracking.experiment):
+        of_config["tracking.experiment"] = experiment
+    given |= {f"--{name}": value for name, value in of_config.items()}
+    given |= {f"--{PREFIX}{name}": value for name, value in of_cloud.items()}
+    return [word for option, value in given.items() for word in (option, value)]
 
 
 def command_parser() -> argparse.ArgumentParser:
@@ -299,7 +318,7 @@ def command_parser() -> argparse.ArgumentParser:
         "python -m sagemaker_launch",
         "Send the same module, config and search space to SageMaker, and bring the results home.",
         _add_commands,
-        lambda: f"{config_help()}\n{config_help(CloudSettings, 'cloud')}",
+        KINDS,
     )
 
 
@@ -308,8 +327,9 @@ def _add_commands(commands: Any) -> None:
         command: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
         command.add_argument("--config", type=Path, metavar="PRESET", help="YAML preset, such as conf/dogs6.yaml")
         command.add_argument("--cloud", type=Path, metavar="PRESET", help="cloud settings, as conf/cloud/example.yaml")
-        command.add_argument("--price-per-hour", metavar="USD", help="of one machine, where no list knows it")
-        command.set_defaults(command=run)
+        command.set_defaults(command=run, uses=(f"cloud {name}",))
+        if fields_of(CloudSettings)["price_per_hour"].is_used_by([f"cloud {name}"]):
+            command.add_argument("--price-per-hour", metavar="USD", help="of one machine, where no list knows it")
         return command
 
     tune = add("tune", _tune, "Search as a tuning job; the same command finds the job that it started before.")
@@ -352,3 +372,4 @@ def _add_commands(commands: Any) -> None:
     rehearse.add_argument("--faults", metavar="rate=R,seed=N", help="let calls fail, as AWS's do on a bad day")
     text = "refuse jobs with --debug, as AWS does in accounts that have no Debugger"
     rehearse.add_argument("--without-debugger", action="store_true", help=text)
+    rehearse.set_defaults(uses=("cloud rehearse", *(f"cloud {command}" for command in REHEARSED)))

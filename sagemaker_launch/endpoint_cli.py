@@ -74,7 +74,7 @@ def _deploy(settings: CloudSettings, config: RunConfig, arguments: argparse.Name
     if not arguments.dry_run:
         print(deploy_model(settings, config, plan, model).arn)
         for does, words in (("ask it:   ", ("query", plan.name, "PHOTO...")), ("delete it:", ("delete", plan.name))):
-            say(f"{does} {public_url(invocation('sagemaker_launch', *words, *arguments.passed_on))}")
+            say(f"{does} {public_url(invocation('sagemaker_launch', *words, *arguments.passed_on(words[0])))}")
         return
     archive, _, version = _packed(settings, config, plan, model)
     archive.unlink()

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from experiments.config import require
+from experiments.fields import used_by
 
 VARIANT = "AllTraffic"
 """Name of the one production variant; a blue/green update needs the old and the new one to have the same."""
@@ -24,7 +25,7 @@ class EndpointSettings:
     """Our serving image for current PyTorch, or AWS's last one (PyTorch 2.6 with TorchServe)."""
     image_uri: str | None = None
     """Serving image in ECR; by default what `python -m sagemaker_launch image` pushes, or AWS's."""
-    instance_type: str = "ml.c5.xlarge"
+    instance_type: str = used_by("ml.c5.xlarge", "cloud deploy", "cloud image")
     """Machine of a realtime or async endpoint."""
     min_instances: int = 1
     """Fewest machines; an async endpoint may have 0 while nobody asks."""
@@ -54,7 +55,7 @@ class EndpointSettings:
     """An update is rolled back when the 99th percentile of the model's latency is above this."""
     alarms: list[str] = field(default_factory=list)
     """Further CloudWatch alarms that roll an update back."""
-    schedule_role_arn: str | None = None
+    schedule_role_arn: str | None = used_by(None, "cloud deploy", "cloud policy")
     """Role by which EventBridge deletes an endpoint whose time is over; without it only `delete --expired` does."""
     owner: str | None = None
     """Who is asked about it; by default the name of the account on this machine."""

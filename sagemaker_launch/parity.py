@@ -22,9 +22,7 @@ def add_parity_command(add: Callable[..., argparse.ArgumentParser]) -> None:
     """The command and its options."""
     parity = add("parity", _parity, "Train the config and seed of a job at home, and compare the two runs.")
     parity.add_argument("job", metavar="JOB", help="a training job, or one of a tuning job")
-    parity.add_argument(
-        "--run", metavar="FOLDER_OR_RUN_ID", help="compare with this run of this machine instead of training one"
-    )
+    parity.add_argument("--run", metavar="FOLDER_OR_RUN_ID", help="compare with this run instead of training one")
 
 
 def _parity(settings: CloudSettings, config: RunConfig, arguments: argparse.Namespace) -> None:

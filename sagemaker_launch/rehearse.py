@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
@@ -22,6 +22,8 @@ VARIABLES = 5
 ENDPOINT = "rehearsed"
 STAGES = 9
 """What `rehearse --all` does."""
+REHEARSED = ("tune", "train", "sync", "cost", "deploy", "query", "status", "delete")
+"""The commands that it runs."""
 
 
 class RehearsalError(RuntimeError):
@@ -95,12 +97,14 @@ def start_service(
     return Service(environment, process)
 
 
-def rehearse_all(settings: CloudSettings, root: Path, arguments: Sequence[str], options: Sequence[str]) -> bool:
+def rehearse_all(
+    settings: CloudSettings, root: Path, arguments_of: Callable[[str], Sequence[str]], options: Sequence[str]
+) -> bool:
     """The whole path by the commands that a person would type: search, train the best, deploy, ask, update, delete.
 
     Args:
         root: a folder below `output_dir`.
-        arguments: config and settings, as on the command line.
+        arguments_of: presets and fields of a command, as on the command line.
 
     Returns:
         Whether every stage went well.
@@ -109,7 +113,7 @@ def rehearse_all(settings: CloudSettings, root: Path, arguments: Sequence[str], 
     with service(settings, root, options) as running:
 
         def stage(label: str, command: str, *own: str) -> str:
-            return _stage(done, label, [command, *own, *arguments], running.environment)
+            return _stage(done, label, [command, *own, *arguments_of(command)], running.environment)
 
         tuned = stage("tune", "tune").rpartition("/")[2]
         trained = tuned and stage("train", "train", "--best-of", tuned).rpartition("/")[2]

@@ -4,91 +4,99 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from experiments.config import load_settings, require
+from experiments.fields import used_by, used_by_each
 from sagemaker_launch.debugger_settings import DebuggerSettings
 from sagemaker_launch.endpoint_settings import EndpointSettings
 
 PROJECT_TAG = "project"
 """Tag by which this project finds what it has made, and by which the IAM policy lets it touch nothing else."""
+TRAINS = ("cloud tune", "cloud train")
+RUNS_MACHINES = (*TRAINS, "cloud deploy")
+LISTS_JOBS = ("cloud sync", "cloud status", "cloud cost")
+PRICES_JOBS = (*LISTS_JOBS, "cloud parity", "cloud debug-report")
+OWNS = (*RUNS_MACHINES, *LISTS_JOBS, "cloud delete", "cloud image", "cloud policy")
+ASKS_AWS = (*OWNS, "cloud parity", "cloud debug-report", "cloud stop", "cloud query")
+"""Commands by which settings they use."""
 MAX_TUNING_JOB_NAME = 32
 """Characters of a tuning job's name (CreateHyperParameterTuningJob, read 2026-11); training jobs may have 63."""
 
 
 @dataclass(frozen=True)
 class CloudSettings:
-    """How jobs run on SageMaker. Credentials come from boto3's own chain and stand nowhere here."""
+    """Jobs on SageMaker. Credentials come from boto3's own chain and stand nowhere here."""
 
-    region: str | None = None
+    region: str | None = used_by(None, *ASKS_AWS, "cloud rehearse")
     """AWS region; by default the one that boto3 finds."""
-    role_arn: str | None = None
+    role_arn: str | None = used_by(None, *RUNS_MACHINES, "cloud image", "cloud policy", "cloud rehearse")
     """IAM role that jobs run as."""
-    bucket: str | None = None
+    bucket: str | None = used_by(None, *RUNS_MACHINES, "cloud query", "cloud policy", "cloud rehearse")
     """S3 bucket for photos, code, checkpoints and models."""
-    prefix: str = "experiments"
+    prefix: str = used_by("experiments", *RUNS_MACHINES, "cloud query", "cloud policy")
     """Everything in the bucket is kept under it."""
-    project: str = "local-first-experiments"
+    project: str = used_by("local-first-experiments", *OWNS)
     """Value of the tag `project` on all that is made here; `status` lists by it."""
-    image_uri: str | None = None
+    image_uri: str | None = used_by(None, *TRAINS)
     """Training image; by default AWS's newest PyTorch image, looked up once (needs the extra `cloud`)."""
-    instance_type: str = "ml.g5.xlarge"
+    instance_type: str = used_by("ml.g5.xlarge", *TRAINS)
     """Machine that a job runs on."""
-    instance_count: int = 1
+    instance_count: int = used_by(1, *TRAINS)
     """Machines a job; more than one trains with DDP."""
-    volume_size_gb: int = 50
+    volume_size_gb: int = used_by(50, *TRAINS)
     """Disk of each machine."""
-    max_runtime_seconds: int = 3600
+    max_runtime_seconds: int = used_by(3600, *TRAINS)
     """A job that takes longer is stopped; the worst case of the bill is reckoned from it."""
-    spot: bool = False
+    spot: bool = used_by(False, *TRAINS)
     """Train on spot instances; an interrupted job goes on from its checkpoint."""
-    max_wait_seconds: int | None = None
+    max_wait_seconds: int | None = used_by(None, *TRAINS)
     """With spot: how long a job may take including the time it waits for a machine; default 2 x max_runtime_seconds."""
-    checkpoints: bool = True
+    checkpoints: bool = used_by(True, *TRAINS)
     """Keep checkpoints in S3 while a job runs."""
-    retry_attempts: int = 1
+    retry_attempts: int = used_by(1, *TRAINS)
     """How often SageMaker starts a job anew after an error of its own; 0 never does."""
-    keep_alive_seconds: int = 0
+    keep_alive_seconds: int = used_by(0, "cloud train")
     """Keep the machine warm after a training job, paid for, for the next one; not possible in tuning jobs."""
-    input_mode: Literal["File", "FastFile"] = "File"
+    input_mode: Literal["File", "FastFile"] = used_by("File", *TRAINS)
     """How photos reach the machine: copied before the job starts, or streamed while it reads."""
-    subnets: list[str] = field(default_factory=list)
+    subnets: list[str] = used_by_each(list, *RUNS_MACHINES, "cloud policy")
     """VPC subnets of the jobs, together with security_group_ids."""
-    security_group_ids: list[str] = field(default_factory=list)
+    security_group_ids: list[str] = used_by_each(list, *RUNS_MACHINES, "cloud policy")
     """VPC security groups of the jobs, together with subnets."""
-    volume_kms_key: str | None = None
+    volume_kms_key: str | None = used_by(None, *RUNS_MACHINES, "cloud policy")
     """KMS key of the machines' disks."""
-    output_kms_key: str | None = None
+    output_kms_key: str | None = used_by(None, *RUNS_MACHINES, "cloud policy")
     """KMS key of what jobs write to S3."""
-    network_isolation: bool = False
+    network_isolation: bool = used_by(False, *RUNS_MACHINES)
     """Jobs have no network at all: packages and weights travel with them."""
-    encrypt_inter_container_traffic: bool = False
+    encrypt_inter_container_traffic: bool = used_by(False, *TRAINS)
     """Encrypt what machines of one job send each other."""
-    environment: dict[str, str] = field(default_factory=dict)
+    environment: dict[str, str] = used_by_each(dict, *TRAINS)
     """Environment variables of the jobs; they can be read by whoever may describe a job, so no secrets."""
-    tags: dict[str, str] = field(default_factory=dict)
+    tags: dict[str, str] = used_by_each(dict, *RUNS_MACHINES)
     """Further tags of all that is made."""
-    strategy: Literal["Bayesian", "Random", "Hyperband", "Grid"] = "Bayesian"
+    strategy: Literal["Bayesian", "Random", "Hyperband", "Grid"] = used_by("Bayesian", "cloud tune")
     """How a tuning job chooses the next point."""
-    max_parallel_jobs: int = 2
+    max_parallel_jobs: int = used_by(2, "cloud tune")
     """Training jobs of a tuning job that run at once."""
-    early_stopping: bool = False
+    early_stopping: bool = used_by(False, "cloud tune")
     """Let SageMaker stop training jobs of a tuning job that fall behind (not with Hyperband, which does so itself)."""
-    warm_start_from: list[str] = field(default_factory=list)
+    warm_start_from: list[str] = used_by_each(list, "cloud tune")
     """Finished tuning jobs, at most 5, whose results a new one begins with."""
-    target_value: float | None = None
+    target_value: float | None = used_by(None, "cloud tune")
     """A tuning job ends when its objective gets this good."""
-    max_jobs_without_improvement: int | None = None
+    max_jobs_without_improvement: int | None = used_by(None, "cloud tune")
     """A tuning job ends when so many training jobs in a row were no better (3 or more)."""
-    budget_usd: float | None = None
+    budget_usd: float | None = used_by(None, *TRAINS)
     """Most that one command may cost at worst; required before anything is started."""
-    price_per_hour: float | None = None
-    """Dollars an hour of one machine, where neither AWS's price list nor conf/cloud/prices.yaml knows it."""
-    endpoint: EndpointSettings = field(default_factory=EndpointSettings)
+    price_per_hour: float | None = used_by(None, *RUNS_MACHINES, *PRICES_JOBS)
+    """Dollars an hour of one machine, where AWS's price list and conf/cloud/prices.yaml lack it."""
+    endpoint: EndpointSettings = used_by_each(EndpointSettings, "cloud deploy")
     """How models are served."""
-    debugger: DebuggerSettings = field(default_factory=DebuggerSettings)
+    debugger: DebuggerSettings = used_by_each(DebuggerSettings, "cloud train")
     """What SageMaker Debugger watches in a training job."""
 
     def __post_init__(self) -> None:
@@ -183,4 +191,4 @@ def load_cloud(preset: Path | None = None, overrides: Mapping[str, object] | Non
     Raises:
         UserError: if there is no such preset; for an unknown field or a value that its field refuses, naming both.
     """
-    return load_settings(CloudSettings, preset, overrides or {}, option="--cloud")
+    return load_settings(CloudSettings, preset, overrides or {}, option="--cloud", prefix="cloud.")

@@ -21,7 +21,7 @@ from sagemaker_launch import aws
 from sagemaker_launch.cli import main
 from sagemaker_launch.rehearse import Service, start_service
 from sagemaker_launch.settings import CloudSettings, load_cloud
-from tests.conftest import REPOSITORY, tiny
+from tests.conftest import REPOSITORY, own_flags, tiny
 from tests.shared_run import SharedRun
 
 CLOUD = REPOSITORY / "conf" / "cloud" / "rehearsal.yaml"
@@ -74,7 +74,7 @@ class Cloud:
 
     def run(self, *arguments: str) -> int:
         """Run one command as the command line does; what is given here wins."""
-        return main([arguments[0], *self.fields, *arguments[1:]])
+        return main([arguments[0], *own_flags(f"cloud {arguments[0]}", self.fields), *arguments[1:]])
 
     def sent(self, operation: str, index: int = 0) -> dict[str, Any]:
         """The body of a request."""

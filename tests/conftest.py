@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -212,6 +212,23 @@ def tiny(photos: Path, output_dir: Path) -> dict[str, object]:
         "sweep.n_trials": 3,
         "sweep.pruner": "none",
     }
+
+
+def own_flags(command: str, flags: Iterable[str]) -> list[str]:
+    """Those of some flags whose field a command uses; it refuses the others.
+
+    Args:
+        command: as fields declare it, such as `train` or `cloud train`.
+        flags: in the form --name=value; other words are kept.
+    """
+    # Not at the top: tests of what imports what look at this process, too.
+    from experiments.config import RunConfig
+    from experiments.fields import fields_of
+    from sagemaker_launch.settings import CloudSettings
+
+    known = {**fields_of(RunConfig), **fields_of(CloudSettings, "cloud.")}
+    names = {flag: known.get(flag.removeprefix("--").partition("=")[0]) for flag in flags}
+    return [flag for flag, field in names.items() if field is None or field.is_used_by([command])]
 
 
 def real(name: str) -> Path:

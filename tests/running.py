@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from tests.conftest import own_flags
 from tests.warm import REPOSITORY, WarmProcess
 
 
@@ -21,9 +22,9 @@ class Running:
             values: fields of its config.
         """
         self._log = log
-        arguments = [name, *words, *(f"--{field}={value}" for field, value in values.items())]
+        fields = own_flags(name, (f"--{field}={value}" for field, value in values.items()))
         self.process = WarmProcess(
-            "experiments", arguments, folder=REPOSITORY, environment=os.environ, out=log, err=log
+            "experiments", [name, *words, *fields], folder=REPOSITORY, environment=os.environ, out=log, err=log
         )
 
     @property

@@ -22,7 +22,7 @@ from experiments.cli import main
 from experiments.errors import EXIT_USAGE, UserError
 from lightning_modules.inference import build_network
 from lightning_modules.network import check_network, classifier_names
-from tests.conftest import tiny
+from tests.conftest import own_flags, tiny
 
 Setup = Callable[[Path, Path], dict[str, object]]
 """Takes the output folder and the photos, makes the mistake, and returns the fields that belong to it."""
@@ -38,7 +38,7 @@ def no_photo_is_opened(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def run(capsys: pytest.CaptureFixture[str], command: str, values: dict[str, object]) -> str:
     """Run a command that must be refused in one line, and return the line."""
-    code = main([command, *(f"--{name}={value}" for name, value in values.items())])
+    code = main([command, *own_flags(command, (f"--{name}={value}" for name, value in values.items()))])
     said = capsys.readouterr()
     assert (code, said.out) == (EXIT_USAGE, ""), said.err
     lines = [line for line in said.err.splitlines() if not line.startswith(" ")]
@@ -148,7 +148,10 @@ BOTH: list[tuple[Setup, str]] = [
     (fields(data__root="nowhere"), r"data\.root must be a folder that holds train/CLASS/PHOTO, got 'nowhere'"),
     (one_class, r"data\.root .* train must have 2 or more classes with photos"),
     (one_name_twice, r"data\.root .* two folders in train map to the same class name: Beagle"),
-    (fields(optimizer__lr=1), r"names unknown field 'optimizer\.lr'; did you mean optimizer\.learning_rate\?"),
+    (
+        fields(optimizer__lr=1),
+        r"optimizer\.lr must be the name of a field, got 'optimizer\.lr'; did you mean optimizer\.learning_rate\?",
+    ),
     (fields(optimizer__learning_rate=-1), r"optimizer\.learning_rate must be > 0, got -1"),
     (fields(seed="one"), r"seed"),
 ]
@@ -246,9 +249,9 @@ def test_an_evaluation_is_refused(
 ) -> None:
     (tmp_path / "export").mkdir()
     (tmp_path / "export" / "model.json").write_text("{}")
-    given = {name: f"--{name}={value}" for name, value in (tiny(photos, tmp_path) | values).items()}
+    given = [f"--{name}={value}" for name, value in (tiny(photos, tmp_path) | values).items()]
     model = [] if "--model" in arguments else ["--model", str(tmp_path / "export")]
-    assert main(["evaluate", *model, *arguments, *given.values()]) == EXIT_USAGE
+    assert main(["evaluate", *model, *arguments, *own_flags("evaluate", given)]) == EXIT_USAGE
     said = capsys.readouterr().err
     assert re.search(rule, said), said
     assert said.count("\n") == 1

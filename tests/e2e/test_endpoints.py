@@ -28,7 +28,7 @@ from sagemaker_launch.archive import FILES
 from sagemaker_launch.cli import main
 from sagemaker_launch.policy import policies
 from sagemaker_launch.settings import load_cloud
-from tests.conftest import REPOSITORY, real, tiny
+from tests.conftest import REPOSITORY, own_flags, real, tiny
 from tests.e2e.test_cloud import action_of
 from tests.pictures import make_class_folders
 from tests.unit.test_export import BACKBONE, CLASS_NAMES, PREPROCESSING, tiny_network
@@ -93,7 +93,7 @@ class Rehearsal:
         """Run one command; its exit code and what it printed."""
         out, err = io.StringIO(), io.StringIO()
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            code = main([arguments[0], *self.fields, *arguments[1:]])
+            code = main([arguments[0], *own_flags(f"cloud {arguments[0]}", self.fields), *arguments[1:]])
         return code, out.getvalue(), err.getvalue()
 
     def done(self, *arguments: str) -> str:

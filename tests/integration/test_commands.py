@@ -13,7 +13,7 @@ import pytest
 from mlflow import MlflowClient
 
 from experiments.config import load_config, override, tracking_uri
-from tests.conftest import REPOSITORY, tiny
+from tests.conftest import REPOSITORY, own_flags, tiny
 from tests.warm import run_warm
 
 
@@ -72,7 +72,7 @@ def test_sweep_train_register_evaluate_predict_report(flags: list[str], photos: 
     assert "%  Class" in table.stdout
     assert "1 of 2 photos can't be read" in table.stderr
 
-    evaluated = command("evaluate", "--model", export, "--json", *flags)
+    evaluated = command("evaluate", "--model", export, "--json", *own_flags("evaluate", flags))
     metrics = json.loads(evaluated.stdout)
     assert metrics["test_accuracy"] == pytest.approx(runs[0].data.metrics["test_accuracy"])
 
@@ -101,7 +101,7 @@ def test_two_devices_see_every_image_once(flags: list[str], tmp_path: Path) -> N
     values = []
     for devices in (1, 2):
         run = [f"--trainer.devices={devices}", f"--output_dir={tmp_path / str(devices)}"]
-        done = command("train", *flags, *still, *run)
+        done = command("train", *own_flags("train", flags), *still, *run)
         lines = dict(line.split(": ") for line in done.stdout.splitlines() if ": " in line)
         values.append({name: float(lines[name]) for name in ("val_loss", "val_accuracy", "train_accuracy")})
     assert values[0] == pytest.approx(values[1], rel=1e-4)

@@ -130,7 +130,10 @@ def test_a_killed_job_goes_on_from_its_checkpoint_with_the_same_metrics(photos: 
     ("change", "reason"),
     [
         ({"optimizer__learning_rate": "-1"}, "optimizer.learning_rate must be > 0"),
-        ({"optimizer__lr": "1"}, "names unknown field 'optimizer.lr'; did you mean optimizer.learning_rate?"),
+        (
+            {"optimizer__lr": "1"},
+            "optimizer.lr must be the name of a field, got 'optimizer.lr'; did you mean optimizer.learning_rate?",
+        ),
     ],
 )
 def test_a_job_that_fails_leaves_a_short_reason(

@@ -22,8 +22,10 @@ from botocore import xform_name
 from botocore.model import Shape
 from botocore.validate import ParamValidator
 
-from experiments.cli import command_parser, parse_overrides, split_fields
+from experiments import cli
+from experiments.cli import command_parser, parse_overrides, refuse_foreign_fields, split_fields
 from experiments.config import load_config
+from sagemaker_launch import cli as cloud_cli
 from sagemaker_launch.cli import parse
 from sagemaker_launch.settings import load_cloud
 from tests.conftest import REPOSITORY
@@ -85,7 +87,9 @@ def test_commands_are_understood(command: Command) -> None:
     """Parsed and checked as the command line does, without running it."""
     own, fields = split_fields(shlex.split(command.words)[3:])
     arguments, rest = command_parser().parse_known_args(own)
-    load_config(arguments.config, parse_overrides([*fields, *rest]))
+    typed = parse_overrides([*fields, *rest])
+    refuse_foreign_fields(typed, arguments.uses, cli.KINDS)
+    load_config(arguments.config, typed)
 
 
 @pytest.mark.parametrize(
@@ -94,6 +98,7 @@ def test_commands_are_understood(command: Command) -> None:
 def test_cloud_commands_are_understood(command: Command) -> None:
     arguments, fields = parse(shlex.split(command.words)[3:])
     overrides = parse_overrides(fields)
+    refuse_foreign_fields(overrides, arguments.uses, cloud_cli.KINDS)
     cloud = {name.removeprefix("cloud."): overrides.pop(name) for name in list(overrides) if name.startswith("cloud.")}
     load_config(arguments.config, overrides)
     # The reader's own mine.yaml begins as a copy of the example.

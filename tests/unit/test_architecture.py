@@ -176,6 +176,7 @@ def test_the_command_line_imports_nothing_heavy_until_a_command_needs_it() -> No
     assert {name for name in names if name.split(".")[0] not in sys.stdlib_module_names} == {
         "experiments.config",
         "experiments.errors",
+        "experiments.fields",
     }
 
 

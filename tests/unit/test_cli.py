@@ -15,7 +15,7 @@ import pytest
 
 from experiments import cli
 from experiments.cli import main, parse_overrides
-from experiments.config import RunConfig, field_names
+from experiments.config import RunConfig
 from experiments.errors import (
     EXIT_DONE,
     EXIT_FAILED,
@@ -53,15 +53,6 @@ def test_a_value_may_be_negative_empty_or_begin_with_dashes() -> None:
 def test_what_is_no_override_is_refused(tokens: list[str], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         parse_overrides(tokens)
-
-
-@pytest.mark.parametrize("command", COMMANDS)
-def test_help_shows_every_field(command: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as exit_info:
-        main([command, "--help"])
-    assert exit_info.value.code == 0
-    shown = capsys.readouterr().out
-    assert all(f"--{name}" in shown for name in field_names())
 
 
 def test_help_answers_within_half_a_second() -> None:
@@ -103,9 +94,9 @@ def test_the_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> Non
         (["sweep", "--optimizer.learning_rate", "-1"], "optimizer.learning_rate must be > 0"),
         (["train", "--config", "absent.yaml"], "absent.yaml"),
         (["train", "--seed"], "--seed needs a value"),
-        (["sweep", "--conf", "conf/quick.yaml"], "unknown field 'conf'"),
-        (["sweep", "--conf=conf/quick.yaml"], "unknown field 'conf'"),
-        (["sweep", "--mor", "3"], "unknown field 'mor'"),
+        (["sweep", "--conf", "conf/quick.yaml"], "conf must be the name of a field"),
+        (["sweep", "--conf=conf/quick.yaml"], "conf must be the name of a field"),
+        (["sweep", "--mor", "3"], "mor must be the name of a field"),
         (["train", "--trainer.max_ep", "3"], "did you mean trainer.max_epochs"),
         (["train", "--trainer.max_epochs", "many"], "trainer.max_epochs"),
         (["train", "conf/quick.yaml"], "unexpected argument 'conf/quick.yaml'"),

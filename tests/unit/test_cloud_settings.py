@@ -38,7 +38,9 @@ def test_mappings_and_lists_come_from_yaml_and_from_the_command_line(tmp_path: P
 
 
 def test_an_unknown_field_is_refused_with_the_nearest_one() -> None:
-    with pytest.raises(ValueError, match=r"'budgt_usd'; did you mean budget_usd"):
+    with pytest.raises(
+        ValueError, match=r"^budgt_usd must be the name of a field, got 'budgt_usd'; did you mean budget_usd"
+    ):
         load_cloud(None, {"budgt_usd": "5"})
 
 

@@ -11,7 +11,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -19,7 +18,6 @@ from experiments import config as config_module
 from experiments.cli import parse_overrides
 from experiments.config import (
     RunConfig,
-    config_help,
     field_names,
     load_config,
     override,
@@ -29,7 +27,9 @@ from experiments.config import (
     to_yaml,
 )
 from experiments.errors import UserError
+from experiments.fields import fields_help
 from experiments.search_space import check_against, load_search_space
+from experiments.yaml_files import parse_yaml
 from tests.conftest import REPOSITORY
 
 PRESETS = [path for path in sorted((REPOSITORY / "conf").rglob("*.yaml")) if path.parent.name != "cloud"]
@@ -121,13 +121,13 @@ def test_text_is_read_as_the_type_of_its_field(name: str, text: str, value: obje
     ],
 )
 def test_unknown_override_names_the_key_and_the_nearest_field(name: str, near: str) -> None:
-    with pytest.raises(ValueError, match=f"unknown field '{name}'; did you mean {near}"):
+    with pytest.raises(ValueError, match=f"^{name} must be the name of a field, got '{name}'; did you mean {near}"):
         load_config(None, {name: 1})
 
 
 @pytest.mark.parametrize("name", ["foo", "zzz", "zzz.qqq"])
-def test_a_name_like_no_other_gets_the_list_of_fields(name: str) -> None:
-    with pytest.raises(ValueError, match=f"unknown field '{name}'; fields are data.name, .*, output_dir$"):
+def test_a_name_like_no_other_is_sent_to_the_help(name: str) -> None:
+    with pytest.raises(ValueError, match=f"^{name} must be the name of a field, .*`--help`"):
         load_config(None, {name: 1})
 
 
@@ -149,7 +149,7 @@ def test_a_name_like_no_other_gets_the_list_of_fields(name: str) -> None:
 def test_what_a_preset_does_not_have_is_refused_at_every_level(tmp_path: Path, text: str, name: str) -> None:
     preset = tmp_path / "mine.yaml"
     preset.write_text(text)
-    with pytest.raises(ValueError, match=rf"mine\.yaml names unknown field '{re.escape(name)}'"):
+    with pytest.raises(ValueError, match=rf"mine\.yaml: {re.escape(name)} must be the name of a field"):
         load_config(preset)
 
 
@@ -171,7 +171,7 @@ def test_a_key_that_stands_twice_in_a_preset_is_refused(tmp_path: Path) -> None:
 def test_an_unknown_key_in_a_preset_names_the_file(tmp_path: Path) -> None:
     preset = tmp_path / "mine.yaml"
     preset.write_text("optimizer:\n  lr: 0.1\n")
-    with pytest.raises(ValueError, match=r"mine\.yaml names unknown field 'optimizer\.lr'"):
+    with pytest.raises(ValueError, match=r"mine\.yaml: optimizer\.lr must be the name of a field"):
         load_config(preset)
 
 
@@ -262,7 +262,7 @@ def test_every_rule_of_the_config_is_tried_above() -> None:
         ("trainer.max_epochs", 1.5, "trainer.max_epochs.*1.5"),
         ("trainer.max_epochs", True, "trainer.max_epochs.*True"),
         ("trainer.compile", 1, "trainer.compile.*1"),
-        ("model.trainable", "tail", "model.trainable.*'head', 'last_block', 'all'.*tail"),
+        ("model.trainable", "tail", "model.trainable must be one of head, last_block, all, got 'tail'"),
         ("model.backbone", 50, "model.backbone.*50"),
         ("optimizer.learning_rate", "fast", "optimizer.learning_rate.*fast"),
         ("optimizer.learning_rate", [0.1], r"optimizer.learning_rate.*\[0.1\]"),
@@ -386,15 +386,8 @@ def test_every_search_space_fits_the_default_config(path: Path) -> None:
     check_against(load_search_space(path), RunConfig())
 
 
-def test_help_explains_every_field() -> None:
-    text = config_help()
-    for name in field_names():
-        assert f"--{name} " in text
-    assert "Peak step size after warm-up" in text
-
-
 def test_every_field_has_a_docstring_and_help_shows_it() -> None:
-    shown = " ".join(config_help().split())
+    shown = " ".join(fields_help(RunConfig, ["sweep"]).split())
     undocumented = []
     for node in ast.walk(ast.parse(Path(config_module.__file__).read_text())):
         if isinstance(node, ast.ClassDef) and node.name.endswith("Config"):
@@ -410,7 +403,8 @@ def test_every_field_has_a_docstring_and_help_shows_it() -> None:
 
 
 def test_a_written_preset_has_the_sections_that_a_person_reads() -> None:
-    written = yaml.safe_load(to_yaml(RunConfig()))
+    written = parse_yaml(to_yaml(RunConfig()))
+    assert isinstance(written, dict)
     assert list(written) == [
         "data",
         "model",
