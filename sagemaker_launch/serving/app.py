@@ -13,9 +13,11 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from lightning_modules.inference import ATTRIBUTES_HEADER, MAX_BODY, BadImageError, TooLargeError
+from lightning_modules.inference import ATTRIBUTES_HEADER, MAX_BODY, BadImageError, BadTypeError, TooLargeError
 from sagemaker_launch.serving.service import STATES, Record, RefusedError, Service
 
+READ = ["GET", "HEAD"]
+"""Methods of what may be read: monitors ask with HEAD, and uvicorn then leaves the body out."""
 GONE = 499
 """nginx's word for a client that did not wait; it only stands in the log."""
 
@@ -26,13 +28,13 @@ def make_app(service: Service) -> FastAPI:
     """The routes of the server."""
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
 
-    @app.get("/ping")
+    @app.api_route("/ping", methods=READ)
     async def ping() -> Response:
         if service.state != "ready":
             return _refusal(503, STATES[service.state])
         return _json(200, json.dumps({"status": "ready"}))
 
-    @app.get("/metrics")
+    @app.api_route("/metrics", methods=READ)
     async def metrics() -> Response:
         return Response(generate_latest(service.metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
@@ -59,6 +61,7 @@ def make_app(service: Service) -> FastAPI:
 async def _respond(request: Request, service: Service, record: Record) -> Response:
     settings, headers = service.settings, request.headers
     try:
+        _require_plain(headers.get("content-encoding", ""))
         with service.admitted():
             async with asyncio.timeout(settings.timeout_seconds):
                 body = await _read_body(request, settings.body_timeout_seconds)
@@ -80,6 +83,16 @@ async def _respond(request: Request, service: Service, record: Record) -> Respon
     except Exception:
         log.exception("a request failed")
         return _refusal(500, "the server failed; its log says why")
+
+
+def _require_plain(encoding: str) -> None:
+    """Refuse a body that is packed: a small one can unpack to gigabytes, and photos are packed already.
+
+    Raises:
+        BadTypeError: if it is.
+    """
+    if encoding.strip().lower() not in ("", "identity"):
+        raise BadTypeError(f"the Content-Encoding {encoding[:100]} is not supported: send the body as it is")
 
 
 async def _read_body(request: Request, timeout_seconds: float) -> bytes:

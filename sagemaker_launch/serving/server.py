@@ -17,9 +17,12 @@ from fastapi import FastAPI
 
 from lightning_modules.inference import BadExportError
 from sagemaker_launch.serving.app import make_app
+from sagemaker_launch.serving.connections import connection_class
 from sagemaker_launch.serving.service import Service
 from sagemaker_launch.serving.settings import Settings
 
+BACKLOG = 128
+"""Connections that the system accepts before the server looks at them."""
 KEEP_ALIVE_SECONDS = 75
 """More than SageMaker's 60, so that it is never us who close a connection that it is about to use."""
 
@@ -46,7 +49,7 @@ def run(settings: Settings, on_ready: Callable[[str], None] = lambda address: lo
     # Pillow's are about images that strangers send; the answer says what is wrong.
     warnings.filterwarnings("ignore", module=r"PIL\.")
     try:
-        listener = socket.create_server((settings.host, settings.port))
+        listener = listen(settings.host, settings.port)
         # Connections inherit it. asyncio sets it only on sockets that name TCP as their protocol, and without it an
         # answer's body waits 40 ms for the client to acknowledge its head.
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -56,13 +59,32 @@ def run(settings: Settings, on_ready: Callable[[str], None] = lambda address: lo
     asyncio.run(_serve(settings, listener, on_ready))
 
 
+def url_of(listener: socket.socket) -> str:
+    """Where a client finds the server."""
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if listener.family == socket.AF_INET6 else f"http://{host}:{port}"
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that listens on an address of IPv4 or IPv6; a name that has both takes IPv4, and `::` takes both.
+
+    Raises:
+        OSError: if there is no such address, or the port is taken.
+    """
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    family, _, _, _, address = min(found, key=lambda one: one[0] != socket.AF_INET)
+    both = host == "::" and socket.has_dualstack_ipv6()
+    return socket.create_server(address, family=family, backlog=BACKLOG, dualstack_ipv6=both)
+
+
 async def _serve(settings: Settings, listener: socket.socket, on_ready: Callable[[str], None]) -> None:
     service = Service(settings)
     app = make_app(service)
     server = uvicorn.Server(
         uvicorn.Config(
             app,
-            http="h11",
+            http=connection_class(settings.body_timeout_seconds),
+            backlog=BACKLOG,
             loop="asyncio",
             ws="none",
             log_config=None,
@@ -72,8 +94,7 @@ async def _serve(settings: Settings, listener: socket.socket, on_ready: Callable
             timeout_graceful_shutdown=1,  # what is in has been waited for by then
         )
     )
-    host, port = listener.getsockname()[:2]
-    address = f"http://{host}:{port}"
+    address = url_of(listener)
     log.info(f"loading {settings.model}, listening at {address}")
     living: list[asyncio.Task[None]] = []
 

@@ -153,6 +153,20 @@ def test_a_body_that_is_too_large_is_refused_and_not_kept(server: Server, chunke
     assert server.ping().status_code == 200
 
 
+@pytest.mark.parametrize("path", ["/ping", "/metrics"])
+def test_a_monitor_may_ask_with_head(server: Server, path: str) -> None:
+    answer = requests.head(f"{server.url}{path}", timeout=10)
+    assert (answer.status_code, answer.content) == (200, b"")
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "BR", "identity, deflate"])
+def test_a_packed_body_is_refused_by_its_encoding(server: Server, base: Path, encoding: str) -> None:
+    answer = server.post(golden(base)[0], **{"Content-Encoding": encoding})
+    assert answer.status_code == 415
+    assert answer.json() == {"error": f"the Content-Encoding {encoding} is not supported: send the body as it is"}
+    assert server.post(golden(base)[0], **{"Content-Encoding": "identity"}).status_code == 200
+
+
 def test_a_slow_body_is_given_up(server: Server) -> None:
     with connection(server) as stream:
         stream.sendall(b"POST /invocations HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\nbegun")
