@@ -202,7 +202,7 @@ def _sweep(config: RunConfig, arguments: argparse.Namespace) -> None:
     print(f"model:  {result.folder / 'trials' / f'{result.best.number:04d}' / 'export'}")
     print(f"report: {result.report}")
     print(f"runs:   MLflow experiment '{config.tracking.experiment}' in {public_url(tracking_uri(config))}")
-    print(f"look:   {_ui_command(config)}")
+    print(f"look:   {_where_to_look(config)}")
 
 
 def _train(config: RunConfig, arguments: argparse.Namespace) -> None:
@@ -215,7 +215,7 @@ def _train(config: RunConfig, arguments: argparse.Namespace) -> None:
         print(f"{name}: {value:.6g}")
     print(f"model:    {result.export}")
     print(f"registry: {result.model_uri}{' (champion)' if result.champion else ''}")
-    print(f"look:     {_ui_command(config)}")
+    print(f"look:     {_where_to_look(config)}")
 
 
 def _evaluate(config: RunConfig, arguments: argparse.Namespace) -> None:
@@ -390,9 +390,12 @@ def _number(low: int, high: int = sys.maxsize) -> Callable[[str], int]:
     return read
 
 
-def _ui_command(config: RunConfig) -> str:
+def _where_to_look(config: RunConfig) -> str:
+    """The address of a tracking server, which has a UI of its own, or the command that opens one on a database."""
     from experiments.console import invocation
 
+    if tracking_uri(config).startswith(("http://", "https://")):
+        return f"{public_url(tracking_uri(config))} in a browser"
     fields = [] if config.output_dir == RunConfig.output_dir else ["--output_dir", str(config.output_dir)]
     fields += [] if config.tracking.uri is None else ["--tracking.uri", public_url(config.tracking.uri)]
     return invocation("experiments", "ui", *fields)

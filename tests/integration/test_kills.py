@@ -67,3 +67,31 @@ def test_a_kill_at_any_boundary_changes_no_metric(photos: Path, tmp_path: Path, 
     result = kill(photos, tmp_path, f"{case}:{which}")[case]
     check(result)
     assert result["kills"] >= 20
+
+
+def moments(photos: Path, folder: Path, count: int) -> dict[str, Any]:
+    """What `tests/moments.py` found."""
+    command = [sys.executable, "-m", "tests.moments", str(photos), str(folder), str(count)]
+    done = subprocess.run(
+        command, cwd=REPOSITORY, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def check_moments(found: dict[str, Any], count: int) -> None:
+    assert found["differing"] == []
+    assert found["kills"] == len(found["moments"]) == count
+    assert {one.partition(":")[0] for one in found["moments"]} == {"host", "moved", "database"}
+    assert found["metrics"] > 100
+
+
+def test_a_kill_loses_nothing_when_the_machine_is_another_one_afterwards(photos: Path, tmp_path: Path) -> None:
+    check_moments(moments(photos, tmp_path, 3), 3)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_twenty_kills_lose_nothing_when_the_machine_is_another_one_afterwards(photos: Path, tmp_path: Path) -> None:
+    check_moments(moments(photos, tmp_path, 20), 20)

@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
-import socket
-import subprocess
-import tempfile
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,55 +15,17 @@ from experiments.config import load_config, override
 from experiments.errors import SweepError
 from experiments.study_storage import open_storage
 from tests.conftest import tiny
-
-
-def postgres_binaries() -> Path:
-    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
-    if not found:
-        pytest.skip("needs PostgreSQL: apt-get install postgresql")
-    return found[-1].parent
-
-
-@dataclass(frozen=True)
-class Server:
-    """A PostgreSQL that a test can stop and start."""
-
-    url: str
-    control: Callable[[str], None]
-    """Takes start or stop."""
+from tests.postgres import Server, find_binaries, running_server
 
 
 @pytest.fixture
 def server() -> Iterator[Server]:
-    """One with an empty database, on a free port of 127.0.0.1."""
-    binaries = postgres_binaries()
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    # PostgreSQL refuses to run as root, and others may not enter pytest's folders.
-    as_postgres = ["runuser", "-u", "postgres", "--"] if os.geteuid() == 0 else []
-
-    def run(*command: str) -> None:
-        subprocess.run([*as_postgres, *command], check=True, cwd="/")
-
-    with tempfile.TemporaryDirectory() as folder:
-        if as_postgres:
-            shutil.chown(folder, "postgres")
-        run(f"{binaries}/initdb", "--pgdata", f"{folder}/data", "--auth", "trust", "--username", "tester", "--no-sync")
-        options = f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories='' -c fsync=off"
-
-        def control(*arguments: str) -> None:
-            run(f"{binaries}/pg_ctl", "--pgdata", f"{folder}/data", "--log", f"{folder}/log", *arguments)
-
-        start = ("--options", options, "--wait", "start")
-        control(*start)
-        try:
-            yield Server(
-                f"postgresql+psycopg://tester:secret@127.0.0.1:{port}/postgres",
-                lambda word: control(*start) if word == "start" else control("--mode", "immediate", "stop"),
-            )
-        finally:
-            control("--mode", "immediate", "stop")
+    """One with an empty database."""
+    binaries = find_binaries()
+    if binaries is None:
+        pytest.skip("needs PostgreSQL: apt-get install postgresql")
+    with running_server(binaries) as one:
+        yield one
 
 
 def test_two_workers_share_a_study_in_postgresql(photos: Path, tmp_path: Path, server: Server) -> None:
