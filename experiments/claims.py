@@ -34,6 +34,9 @@ UNCLAIMED = "unclaimed_since"
 BEAT_SECONDS = 30.0
 """How often a holder writes to the database, unless `sweep.claim_timeout_seconds` allows for less than four of it."""
 
+LAST_BEAT_SECONDS = 5.0
+"""How long the end of a claim waits for a heartbeat that is under way, to a database that may be away."""
+
 
 class ClaimLostError(CommandError):
     """Another process works on a trial of this one."""
@@ -135,6 +138,10 @@ class HeldClaims:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._ended.set()
+        # A heartbeat that is under way would take the trial from its next holder.
+        if self._writing.acquire(timeout=LAST_BEAT_SECONDS):
+            self._claims.clear()
+            self._writing.release()
         for lock in self._locks:
             lock.release()
 

@@ -19,7 +19,10 @@ import pytest
 from experiments import sweep
 from experiments.config import RunConfig, load_config
 from experiments.errors import TrackingError
+from experiments.registry import download_export
 from experiments.study import trial_folder
+from experiments.tracking import RunStore
+from experiments.training import train_and_register
 from tests.conftest import tiny
 from tests.whole import check_whole
 
@@ -27,13 +30,14 @@ from tests.whole import check_whole
 class Server:
     """An MLflow server that can be killed and started again at the same address."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, prefix: str = "") -> None:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
-        self.uri = f"http://127.0.0.1:{self.port}"
+        self.uri = f"http://127.0.0.1:{self.port}{prefix}"
         store = ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--artifacts-destination", f"{folder}/files"]
         place = ["--host", "127.0.0.1", "--port", str(self.port), "--workers", "1"]
+        place += ["--static-prefix", prefix] if prefix else []
         self._command = [sys.executable, "-m", "mlflow", "server", *store, *place]
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -100,6 +104,20 @@ def test_a_server_that_stays_away_ends_the_sweep_and_the_same_command_sends_the_
     sweep.run_sweep(config)
     assert trained == [], "training went on without the server, and nothing was trained again"
     check_whole(config, 3)
+
+
+@pytest.mark.slow
+def test_a_server_below_a_path_gets_a_registered_model(photos: Path, tmp_path: Path) -> None:
+    server = Server(tmp_path, "/tools/mlflow")
+    server.start()
+    try:
+        values = tiny(photos, tmp_path / "runs") | {"tracking.uri": server.uri, "trainer.max_epochs": 1}
+        trained = train_and_register(load_config(None, values))
+        assert trained.model_uri == f"models:/{photos.name}/1"
+        store = RunStore(load_config(None, values))
+        assert (download_export(trained.model_uri, store) / "model.json").is_file()
+    finally:
+        server.kill()
 
 
 def go_away_in_trial_1(

@@ -15,7 +15,7 @@ import pytest
 
 from experiments import cli
 from experiments.cli import main, parse_overrides
-from experiments.config import RunConfig
+from experiments.config import RunConfig, load_config, public_url
 from experiments.errors import (
     EXIT_DONE,
     EXIT_FAILED,
@@ -294,6 +294,13 @@ def test_an_interrupt_is_exit_code_130(capsys: pytest.CaptureFixture[str], monke
         monkeypatch.setattr(cli, "_report", fail)
         assert main(["report", "digits"]) == EXIT_INTERRUPTED
     assert "the same command goes on from here" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("uri", ["http://me:secret@host:5000", "https://host/tools/mlflow", "http://[::1]:5000/"])
+def test_a_server_is_looked_at_in_a_browser_and_a_database_by_a_command_that_opens_it(uri: str, tmp_path: Path) -> None:
+    assert cli._where_to_look(load_config(None, {"tracking.uri": uri})) == f"{public_url(uri)} in a browser"
+    words = cli._where_to_look(load_config(None, {"tracking.uri": f"sqlite:///{tmp_path}/mlflow.db"}))
+    assert words.endswith(f"-m experiments ui --tracking.uri sqlite:///{tmp_path}/mlflow.db")
 
 
 def test_a_process_ends_with_the_code_and_a_single_line(tmp_path: Path) -> None:

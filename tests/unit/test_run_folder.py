@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -36,6 +37,34 @@ def steps(folder: RunFolder) -> list[int]:
 
 
 # Start, finish, reopen
+
+
+def test_no_duration_is_negative_when_the_clock_is_set_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = RunFolder(tmp_path / "run")
+    folder.start("run", {}, {})
+    folder.record(1, {"val_loss": 0.5})
+    wall = time.time_ns
+    monkeypatch.setattr(time, "time_ns", lambda: wall() - 3600 * 10**9)  # the end of summer time, or a dead battery
+    folder.record(2, {"val_loss": 0.4})
+    resumed = again(folder)
+    resumed.record(3, {"val_loss": 0.3})
+    resumed.record_system({"cpu": 1.0})
+    time.sleep(0.01)
+    resumed.finish(Outcome("COMPLETE", 0.3, {"val_loss": 0.3}))
+    times = [line.timestamp_ms for line in (*resumed.metric_lines(), *resumed.system_lines())]
+    noted = resumed.read()
+    assert noted["started_ms"] <= times[0] <= times[1] <= times[2] <= times[3] < noted["ended_ms"]
+    assert noted["ended_ms"] - noted["started_ms"] < 60_000
+
+
+def test_a_clock_that_jumps_ahead_makes_no_run_longer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = RunFolder(tmp_path / "run")
+    folder.start("run", {}, {})
+    wall = time.time_ns
+    monkeypatch.setattr(time, "time_ns", lambda: wall() + 3600 * 10**9)
+    folder.finish(Outcome("COMPLETE"))
+    noted = folder.read()
+    assert noted["ended_ms"] - noted["started_ms"] < 60_000
 
 
 def test_a_folder_without_a_run_has_no_outcome_and_no_metrics(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Literal
 
@@ -42,6 +43,7 @@ from experiments.identity import Photos, StudyIdentity, read_identity, write_ide
 from experiments.run_folder import Outcome, RunFolder
 from experiments.search_space import ChoiceRange, FloatRange, IntRange, Point, SearchSpace
 from experiments.study import (
+    DURATION_MS,
     NothingToClaim,
     best_config,
     best_trial,
@@ -54,6 +56,7 @@ from experiments.study import (
     open_study,
     suggest,
     trial_folder,
+    trial_seconds,
 )
 from experiments.study_storage import open_storage, study_folder
 
@@ -685,6 +688,20 @@ def test_a_trial_that_nobody_claimed_is_taken_over_after_the_timeout(tmp_path: P
     time.sleep(0.5)
     assert isinstance(claim(study, config, SPACE, target), Claim)
     study._storage.remove_session()
+
+
+# Times
+
+
+def test_a_trial_took_as_long_as_its_run_whatever_the_clock_says() -> None:
+    start = datetime(2026, 10, 25, 2, 59)
+    trial = optuna.trial.create_trial(value=0.5)
+    trial.datetime_start, trial.datetime_complete = start, start - timedelta(minutes=58)  # summer time has ended
+    assert trial_seconds(trial) == 0.0
+    trial.user_attrs = {DURATION_MS: 120_000}
+    assert trial_seconds(trial) == 120.0
+    trial.user_attrs, trial.datetime_complete = {}, None
+    assert trial_seconds(trial) is None
 
 
 # Databases that are locked, or away
