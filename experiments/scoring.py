@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from lightning_modules.files import replaced_whole
+
 if TYPE_CHECKING:  # torch and Lightning take seconds to import, and whoever reads scores does not need them
     from torch import Tensor, nn
 
@@ -58,8 +60,7 @@ class Scores:
 
     def save(self, path: Path) -> None:
         """Write an .npz beside its place and rename it."""
-        part = path.with_name(f".{path.name}.part")
-        with part.open("wb") as file:
+        with replaced_whole(path, path.with_name(f".{path.name}.part")) as part, part.open("wb") as file:
             np.savez(
                 file,
                 root=np.array(str(self.root)),
@@ -68,7 +69,6 @@ class Scores:
                 probabilities=self.probabilities.astype("float32"),
                 class_names=np.array(self.class_names),
             )
-        part.replace(path)
 
     @classmethod
     def load(cls, path: Path | BinaryIO) -> Scores:

@@ -48,6 +48,7 @@ from lightning_modules.classifier import ImageClassifier
 from lightning_modules.data import ClassFolderData
 from lightning_modules.export import write_export
 from lightning_modules.features import FeatureData
+from lightning_modules.files import replaced_whole
 from lightning_modules.folders import ClassFolders
 from lightning_modules.head import HeadClassifier
 from lightning_modules.memory import keep_memory
@@ -439,9 +440,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         del storage_options
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
-        part = target.with_name(f".{target.name}.part")
-        with part.open("wb") as file:
+        with replaced_whole(target, target.with_name(f".{target.name}.part")) as part, part.open("wb") as file:
             torch.save(checkpoint, file)
             file.flush()
             os.fsync(file.fileno())
-        part.replace(target)

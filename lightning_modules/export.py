@@ -16,6 +16,7 @@ from torch import nn
 
 from lightning_modules import inference
 from lightning_modules.errors import UserError
+from lightning_modules.files import replaced_whole
 from lightning_modules.folders import read_photo
 from lightning_modules.inference import MANIFEST_FILE, WEIGHTS_FILE, Preprocessing
 
@@ -51,35 +52,35 @@ def write_export(
     photo = _golden_photo(golden_photos)
     part = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(part, ignore_errors=True)
-    (part / "code").mkdir(parents=True)
-    (part / "golden").mkdir()
-    state = {
-        name: (value.float() if value.is_floating_point() else value).detach().cpu().contiguous()
-        for name, value in network.state_dict().items()
-    }
-    save_file(state, part / WEIGHTS_FILE)
-    (part / WEIGHTS_FILE).chmod(0o644)  # safetensors writes 0600, and a server may run as another user
-    manifest = {
-        "backbone": backbone,
-        "class_names": list(class_names),
-        "preprocessing": preprocessing.to_dict(),
-        "metrics": dict(metrics),
-        "packages": {name: metadata.version(name) for name in PACKAGES},
-        "config": dict(config),
-        "sha256": hashlib.sha256((part / WEIGHTS_FILE).read_bytes()).hexdigest(),
-    }
-    (part / MANIFEST_FILE).write_text(json.dumps(manifest, indent=2) + "\n")
-    shutil.copy(inference.__file__, part / "code" / "inference.py")
-    # SageMaker's containers have torch, torchvision and Pillow; nothing more is needed, nothing may be installed.
-    (part / "code" / "requirements.txt").write_text("")
-    photo.save(part / "golden" / "image.jpg", quality=95)
-    model = inference.Model(network, preprocessing, class_names, version=str(manifest["sha256"]))
-    scores = model.score([inference.decode_image((part / "golden" / "image.jpg").read_bytes())])[0]
-    golden = {"class_name": class_names[int(scores.argmax())], "logits": scores.tolist()}
-    (part / "golden" / "scores.json").write_text(json.dumps(golden, indent=2) + "\n")
-    check_golden(part)
-    shutil.rmtree(folder, ignore_errors=True)
-    part.replace(folder)
+    with replaced_whole(folder, part):
+        (part / "code").mkdir(parents=True)
+        (part / "golden").mkdir()
+        state = {
+            name: (value.float() if value.is_floating_point() else value).detach().cpu().contiguous()
+            for name, value in network.state_dict().items()
+        }
+        save_file(state, part / WEIGHTS_FILE)
+        (part / WEIGHTS_FILE).chmod(0o644)  # safetensors writes 0600, and a server may run as another user
+        manifest = {
+            "backbone": backbone,
+            "class_names": list(class_names),
+            "preprocessing": preprocessing.to_dict(),
+            "metrics": dict(metrics),
+            "packages": {name: metadata.version(name) for name in PACKAGES},
+            "config": dict(config),
+            "sha256": hashlib.sha256((part / WEIGHTS_FILE).read_bytes()).hexdigest(),
+        }
+        (part / MANIFEST_FILE).write_text(json.dumps(manifest, indent=2) + "\n")
+        shutil.copy(inference.__file__, part / "code" / "inference.py")
+        # SageMaker's containers have torch, torchvision and Pillow; nothing more is needed, nothing may be installed.
+        (part / "code" / "requirements.txt").write_text("")
+        photo.save(part / "golden" / "image.jpg", quality=95)
+        model = inference.Model(network, preprocessing, class_names, version=str(manifest["sha256"]))
+        scores = model.score([inference.decode_image((part / "golden" / "image.jpg").read_bytes())])[0]
+        golden = {"class_name": class_names[int(scores.argmax())], "logits": scores.tolist()}
+        (part / "golden" / "scores.json").write_text(json.dumps(golden, indent=2) + "\n")
+        check_golden(part)
+        shutil.rmtree(folder, ignore_errors=True)
     return folder
 
 

@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from lightning_modules.errors import UserError
+from lightning_modules.files import replaced_whole
 
 FILE, FINDINGS = "recording.safetensors", "findings.json"
 FloatArray = npt.NDArray[np.float32]
@@ -179,6 +180,5 @@ def load_findings(folder: Path) -> list[Finding]:
 
 def _write(path: Path, content: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    part.write_bytes(content)
-    part.replace(path)
+    with replaced_whole(path, path.with_name(f".{path.name}.{os.getpid()}.part")) as part:
+        part.write_bytes(content)
