@@ -70,13 +70,19 @@ class Claim:
     """Of its holder."""
 
 
-def is_abandoned(trial: FrozenTrial, folder: RunFolder, storage: BaseStorage, config: RunConfig) -> bool:
-    """Whether a running trial has no holder, if the lock of its folder is free too."""
+def is_claimed_here(trial: FrozenTrial, folder: RunFolder, config: RunConfig) -> bool:
+    """Whether a running trial was claimed with this folder, so that its lock says whether somebody works on it."""
+    here = folder.path / CLAIM
     if config.sweep.storage is None:
         return True
-    holder, here = Holder.of(trial.user_attrs), folder.path / CLAIM
-    if here.is_file() and here.read_text() == holder.key:
-        return True  # it was claimed with this folder, whose lock decides
+    return here.is_file() and here.read_text() == Holder.of(trial.user_attrs).key
+
+
+def is_abandoned(trial: FrozenTrial, folder: RunFolder, storage: BaseStorage, config: RunConfig) -> bool:
+    """Whether a running trial has no holder, if the lock of its folder is free too."""
+    if is_claimed_here(trial, folder, config):
+        return True
+    holder = Holder.of(trial.user_attrs)
     now = database_seconds(storage)
     since = holder.seconds or trial.user_attrs.get(UNCLAIMED)
     if since is None:  # a process may be about to claim it

@@ -212,27 +212,36 @@ def _train(config: RunConfig, arguments: argparse.Namespace) -> None:
         raise UserError("--from-best takes the study's own config: leave --config out")
     result = train_and_register(config, from_best=arguments.from_best, overrides=arguments.overrides)
     for name, value in sorted(result.metrics.items()):
-        print(f"{name}: {value:.6g}")
+        if name.startswith(("train_", "val_", "test_")):  # how fast it trained, and at which rate, is in MLflow
+            print(f"{name}: {value:.6g}")
     print(f"model:    {result.export}")
     print(f"registry: {result.model_uri}{' (champion)' if result.champion else ''}")
+    if arguments.from_best:
+        from experiments.report import report_studies
+        from experiments.study import load_study
+
+        # The study's own page shows the test score of its best trial from now on.
+        print(f"report:   {report_studies([load_study(config, arguments.from_best)], config)}")
     print(f"look:     {_where_to_look(config)}")
 
 
 def _evaluate(config: RunConfig, arguments: argparse.Namespace) -> None:
     from experiments.predict import evaluate_export, locate_export
 
-    metrics = evaluate_export(locate_export(arguments.model, config), config, arguments.split)
+    done = evaluate_export(locate_export(arguments.model, config), config, arguments.split)
     if arguments.json:
-        print(json.dumps(metrics))
+        print(json.dumps({**done.metrics, "folder": str(done.folder)}))
         return
-    for name, value in metrics.items():
+    for name, value in done.metrics.items():
         print(f"{name}: {value:.6g}")
+    print(f"confusion matrix, accuracy by class and worst errors: {done.folder}")
 
 
 def _predict(config: RunConfig, arguments: argparse.Namespace) -> None:
-    from experiments.predict import locate_export, predict_photos, prediction_table
+    from experiments.predict import find_photos, locate_export, predict_photos, prediction_table
 
-    predictions = predict_photos(arguments.images, locate_export(arguments.model, config), arguments.top_k)
+    photos = find_photos(arguments.images)
+    predictions = predict_photos(photos, locate_export(arguments.model, config), arguments.top_k)
     if arguments.json:
         print(json.dumps([prediction.to_dict() for prediction in predictions], indent=2))
     else:
@@ -357,7 +366,7 @@ def _add_commands(commands: Any) -> None:
     train.add_argument("--from-best", metavar="STUDY", help="with the settings of the study's best trial")
     evaluate = add("evaluate", _evaluate, "Score a model on a split of a data set.")
     predict = add("predict", _predict, "Name what is on photos.")
-    predict.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
+    predict.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="photos, and folders of them")
     predict.add_argument("--top-k", type=_number(1), default=5, metavar="K", help="classes to show (default 5)")
     for command in (evaluate, predict):
         command.add_argument(

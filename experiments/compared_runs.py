@@ -18,7 +18,7 @@ from experiments.config import OWN_COPIES, RunConfig, noted_fields, override, to
 from experiments.figures import metric_name
 from experiments.parity import DECISIVE_OF_SWEEP
 from experiments.run_folder import FINGERPRINT, RunFolder
-from experiments.study import trial_folder, trial_seconds
+from experiments.study import INPUTS_SECONDS, trial_folder, trial_seconds
 from lightning_modules.metrics import VAL_LOSS
 
 NOT_OF_THE_RESULT = (
@@ -39,7 +39,7 @@ class ComparedRun:
     """Of the best epoch, and of the test split where it was scored."""
     params: Mapping[str, str]
     minutes: float | None
-    """From start to end, waiting included."""
+    """From start to end, waiting included, and what was opened once for all trials: the pass that computes features."""
     machine: str = ""
     findings: Mapping[str, str] = field(default_factory=dict)
     """What rules and the profiler found, by their name."""
@@ -49,6 +49,8 @@ class ComparedRun:
     """Commit, Python, packages and machine."""
     study: str | None = None
     """The study that it is a trial of."""
+    trial: tuple[str, str] | None = None
+    """Study and number of the trial that it is, or that it repeats."""
     folder: RunFolder | None = None
     """None for a trial that ran on another machine."""
 
@@ -67,12 +69,14 @@ def runs_of_study(study: Study, config: RunConfig) -> list[ComparedRun]:
     """The complete trials of a study, also those that ran elsewhere."""
     name = study.study_name
     config = override(config, {"sweep.study_name": name})
+    shared = study.user_attrs.get(INPUTS_SECONDS, 0.0) / 60
     runs = []
     for trial in study.get_trials(deepcopy=False, states=[TrialState.COMPLETE]):
         folder, label = trial_folder(config, trial.number), f"{name}, trial {trial.number}"
         ended_here = folder.outcome is not None and folder.outcome.state == "COMPLETE"
         run = _from_folder(folder, label) if ended_here else _from_trial(study, trial, label)
-        runs.append(replace(run, study=name))
+        minutes = None if run.minutes is None else run.minutes + shared
+        runs.append(replace(run, study=name, trial=(name, str(trial.number)), minutes=minutes))
     return runs
 
 
@@ -115,6 +119,7 @@ def _from_folder(folder: RunFolder, label: str) -> ComparedRun:
             )
             if name in known
         },
+        trial=(tags["study"], tags["trial"]) if {"study", "trial"} <= tags.keys() else None,
         folder=folder,
     )
 
@@ -172,6 +177,18 @@ def fields_of(config: RunConfig) -> str:
         f"--{name} {shlex.quote('null' if value is None else str(value))}"
         for name, value in differing.items()
         if decides_result(name)
+    )
+
+
+def keeping_fields(config: Mapping[str, object]) -> str:
+    """The fields of a command line that say where the runs of a config are kept: experiment and output folder.
+
+    Args:
+        config: its fields, as `to_flat` or a study has them.
+    """
+    fields = {"tracking.experiment": config.get("tracking.experiment"), "output_dir": config.get("output_dir")}
+    return " ".join(
+        f"--{name} {shlex.quote(str(value))}" for name, value in fields.items() if value not in (None, "runs")
     )
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import plotly.graph_objects as go
 from PIL import Image
 
-from experiments.compared_runs import ComparedRun, best_run, config_of, decides_result, fields_of
+from experiments.compared_runs import ComparedRun, best_run, config_of, decides_result, fields_of, keeping_fields
 from experiments.config import OWN_COPIES, RunConfig, to_flat
 from experiments.datasets import photo_root
 from experiments.figures import BLUE, GREEN, MAX_BARS, MAX_CLASSES_WITH_COUNTS, SKY, VERMILLION, short
@@ -26,6 +26,7 @@ from experiments.page import (
     name_epochs,
     plotly_text,
     text,
+    unflatten,
 )
 from experiments.pictures import CONFUSION, ERRORS, PER_CLASS, thumbnail
 from lightning_modules.metrics import (
@@ -116,7 +117,7 @@ def compare(
         if (found := best_run([run for run in runs if run.origin == origin], metric, maximize=maximize)) is not None
     ]
     root = photo_root(at_home.data)
-    again = fields_of(config_of(best, at_home))
+    again, kept = fields_of(config_of(best, at_home)), keeping_fields(to_flat(at_home))
     return Comparison(
         photos=root.name,
         summary=_summary(best, runs, metric),
@@ -124,20 +125,28 @@ def compare(
             "Best run": best.name,
             f"Best {metric}": text(best.metrics[metric]),
             "Its val_accuracy": text(best.metrics.get(VAL_ACCURACY)),
-            "Its test_accuracy": text(best.metrics.get(TEST_ACCURACY)),
+            "Its test_accuracy": _test_accuracy(best, runs),
             "Runs compared": str(len(runs)),
         },
         data=_data_table(best, root, class_names),
-        best_of_each=_best_table(best_of_each),
+        best_of_each=_best_table(best_of_each, runs),
         plots=(*_trade_offs(runs, best), *_curves(best_of_each)),
         findings=_findings(runs),
         errors=_errors(best, runs, metric, at_home, maximize=maximize),
         commands={
-            "at home": f"python -m experiments train {again}",
-            "in the cloud": f"python -m sagemaker_launch train {again} --cloud mine.yaml",
+            "at home": f"python -m experiments train {again} {kept}",
+            "in the cloud": f"python -m sagemaker_launch train {again} {kept} --cloud mine.yaml",
         },
         environment=Table(("What", "Value"), tuple(best.environment.items())),
     )
+
+
+def _test_accuracy(run: ComparedRun, runs: Sequence[ComparedRun]) -> str:
+    """That of a run. A trial leaves the test split alone: then that of the last `train --from-best`."""
+    if TEST_ACCURACY in run.metrics or run.trial is None:
+        return text(run.metrics.get(TEST_ACCURACY))
+    again = [one.metrics[TEST_ACCURACY] for one in runs if one.trial == run.trial and TEST_ACCURACY in one.metrics]
+    return f"{text(again[-1])} (train --from-best)" if again else NOTHING
 
 
 def _summary(best: ComparedRun, runs: Sequence[ComparedRun], metric: str) -> str:
@@ -169,18 +178,19 @@ def _data_table(run: ComparedRun, root: Path, class_names: Sequence[str]) -> Tab
     return Table(("What", "Value"), tuple(facts.items()))
 
 
-def _best_table(best: Sequence[ComparedRun]) -> Table:
+def _best_table(best: Sequence[ComparedRun], runs: Sequence[ComparedRun]) -> Table:
     fields = [
         name
         for name in to_flat(RunConfig())
         if decides_result(name) and name not in OWN_COPIES and len({run.params.get(name) for run in best}) > 1
     ]
-    numbers = (VAL_LOSS, VAL_ACCURACY, TEST_ACCURACY)
+    numbers = (VAL_LOSS, VAL_ACCURACY)
     rows = tuple(
         (
             LOOKS[run.origin][0],
             run.name,
             *(text(run.metrics.get(name)) for name in numbers),
+            _test_accuracy(run, runs),
             NOTHING if run.minutes is None else _minutes(run.minutes),
             _dollars(run),
             run.machine or NOTHING,
@@ -188,7 +198,7 @@ def _best_table(best: Sequence[ComparedRun]) -> Table:
         )
         for run in best
     )
-    return Table(("Origin", "Run", *numbers, "Minutes", "Dollars", "Machine", *fields), rows)
+    return Table(("Origin", "Run", *numbers, TEST_ACCURACY, "Minutes", "Dollars", "Machine", *fields), rows)
 
 
 def _trade_offs(runs: Sequence[ComparedRun], best: ComparedRun) -> list[InteractivePlot]:
@@ -281,6 +291,10 @@ def _curves(best: Sequence[ComparedRun]) -> list[InteractivePlot]:
                 "The best run of each origin: solid on the validation photos, dashed on the training photos. Where the "
                 "two part, the network learns its photos by heart; where both still fall or rise, more epochs help."
             )
+            drawn = (
+                value for run in best for name in (trained, validated) for value in run.curves.get(name, {}).values()
+            )
+            unflatten(figure, validated, drawn)
             columns = ("Run", "Metric", *(f"Epoch {epoch}" for epoch in epochs))
             plots.append(InteractivePlot(title, caption, figure_json(figure), Table(columns, tuple(rows))))
     return plots
@@ -408,14 +422,15 @@ def _class_plot(rows: Sequence[Sequence[str]], split: str) -> InteractivePlot:
 
 def _error_photo(row: Sequence[str], root: Path) -> Photo | None:
     """A wrongly named photo; None if this machine has no such photo now, and then the table still names it."""
-    photo, true, predicted, probability, _ = row
+    photo, true, predicted, probability, of_true = row
     try:
         shown = thumbnail(root / photo)
     except (OSError, ValueError):
         return None
     content = io.BytesIO()
     Image.fromarray(shown).save(content, "JPEG", quality=85)
-    said = f"{true}, taken for {predicted} ({float(probability):.0%} sure)"
+    # The number by which they are sorted comes first.
+    said = f"{true} ({float(of_true):.2g}), taken for {predicted} ({float(probability):.2g})"
     return Photo(said, f"Photo {photo}: {said}", content.getvalue())
 
 

@@ -8,8 +8,14 @@ import os
 import shlex
 import shutil
 import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+LINE_SECONDS = 10.0
+"""How often work without a terminal says how far it is."""
 
 
 def say(text: str) -> None:
@@ -51,6 +57,36 @@ def outlive_output() -> None:
             line_buffering=stream.line_buffering or stream.write_through,
         )
         setattr(sys, name, lasting)
+
+
+@contextmanager
+def progress(what: str, total: int, unit: str) -> Iterator[Callable[[int], object]]:
+    """Show how far long work is: by a bar on a terminal, elsewhere by a line now and then.
+
+    Args:
+        unit: one of what `total` counts.
+
+    Yields:
+        A function that takes how many more are done.
+    """
+    if sys.stderr.isatty():
+        from tqdm import tqdm  # `--help` does not need it
+
+        with tqdm(total=total, desc=what, unit=unit) as bar:
+            yield bar.update
+        return
+    done, started = 0, time.monotonic()
+    due = started + LINE_SECONDS
+
+    def advance(more: int) -> None:
+        nonlocal done, due
+        done, now = done + more, time.monotonic()
+        if now >= due and done:
+            due = now + LINE_SECONDS
+            to_go = duration((now - started) / done * (total - done))
+            say(f"{what}: {done:,} of {total:,} {unit}s, {to_go} to go")
+
+    yield advance
 
 
 def invocation(module: str, *words: str) -> str:

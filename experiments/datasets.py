@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import logging
 import shutil
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 
 from filelock import FileLock
-from tqdm import tqdm
 
 from experiments.config import DataConfig, require_folder
+from experiments.console import progress, say
 from experiments.errors import UserError
 from lightning_modules.folders import ClassFolders, check_class_sizes, read_class_names, scan_class_folders
 
@@ -134,10 +133,10 @@ def write_digits(root: Path) -> None:
 
 
 def _progress(paths: Iterable[Path], total: int) -> Iterable[Path]:
-    return tqdm(
-        paths,
-        total=total,
-        desc="looking through the photos",
-        unit="file",
-        disable=not sys.stderr.isatty() or not total,
-    )
+    if not total:
+        return
+    say(f"looking through {total:,} files, once for this data set")
+    with progress("looking through the photos", total, "file") as advance:
+        for path in paths:
+            yield path
+            advance(1)

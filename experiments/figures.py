@@ -8,6 +8,7 @@ cloud may import this file: nothing but `study_figures` imports Optuna.
 from __future__ import annotations
 
 import math
+import statistics
 import threading
 import warnings
 from collections import Counter
@@ -61,6 +62,9 @@ MAX_TICKS = 45
 """Class names that stay readable beside one another on the largest figure."""
 MAX_BARS = 40
 """Beyond this many classes only the worst and the best half of as many bars are shown."""
+
+LOG_AXIS = 5.0
+"""A loss is drawn on a log axis where its largest value is so many times the median."""
 
 _DPI = 120
 _PAD_INCHES = 0.1
@@ -220,6 +224,14 @@ def worst_first(labels: IntArray, probabilities: FloatArray) -> IntArray:
     return np.asarray(hardest_first[(probabilities.argmax(axis=1) != labels)[hardest_first]])
 
 
+def needs_log_axis(metric: str, values: Iterable[float]) -> bool:
+    """Whether the largest values of a loss, such as those of the first epoch, would flatten the rest."""
+    finite = sorted(value for value in values if math.isfinite(value))
+    return (
+        metric.endswith("loss") and bool(finite) and finite[0] > 0 and finite[-1] > LOG_AXIS * statistics.median(finite)
+    )
+
+
 def worst_errors_figure(
     images: Sequence[Path],
     labels: IntArray,
@@ -301,6 +313,8 @@ def learning_curves_figure(history: Mapping[str, Mapping[int, float]]) -> Figure
     accuracies = [name for name in history if name.endswith("_accuracy") and history[name]]
     _draw_curves(loss_axes, history, losses, best=min)
     _draw_curves(accuracy_axes, history, accuracies, best=max)
+    if needs_log_axis(VAL_LOSS, (value for name in losses for value in history[name].values())):
+        loss_axes.set_yscale("log")
     loss_axes.set(title="Loss by epoch", ylabel="cross entropy (nats)")
     accuracy_axes.set(title="Accuracy by epoch", ylabel="accuracy (share of the images)")
     return figure
@@ -323,10 +337,14 @@ def study_figures(study: Study) -> dict[str, Figure]:
     varying = varying_parameters(completed)
     ranked = rankable_parameters(study)
     trials = study.get_trials(deepcopy=False)
+    flattened = needs_log_axis(metric, map(objective_value, completed))
     figures: dict[str, Figure] = {}
     if completed:
         figure = _optuna_figure(plots.plot_optimization_history, study, target_name=metric)
         figure.axes[0].set(title=f"{metric} by trial", xlabel="trial")
+        figure.axes[0].xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        if flattened:
+            figure.axes[0].set_yscale("log")
         figures["optimization_history"] = figure
     if ranked:
         figure = _optuna_figure(plots.plot_param_importances, study, params=ranked, target_name=metric)
@@ -338,6 +356,8 @@ def study_figures(study: Study) -> dict[str, Figure]:
         figure = _optuna_figure(plots.plot_slice, study, params=varying, target_name=metric)
         for axes in figure.axes:
             axes.set_title("")
+        if flattened:
+            figure.axes[0].set_yscale("log")  # which its neighbours share
         figure.suptitle(f"{metric} by parameter, one dot a finished trial")
         figures["slice"] = figure
         figure = _optuna_figure(plots.plot_parallel_coordinate, study, params=varying, target_name=metric)
@@ -355,6 +375,7 @@ def study_figures(study: Study) -> dict[str, Figure]:
         figure = _optuna_figure(plots.plot_timeline, study, own_layout=True)
         axes = figure.axes[0]
         axes.set(title="Trials over time", xlabel="time (hour:minute:second)", ylabel="trial")
+        axes.yaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         for bar, trial in zip(axes.patches, trials, strict=True):
             bar.set_facecolor(STATE_COLORS[trial.state.name])
         legend = axes.get_legend()

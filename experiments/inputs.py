@@ -5,18 +5,16 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
-from tqdm import tqdm
 
 from experiments.config import DataConfig, RunConfig, TrainerConfig, override
-from experiments.console import say
-from experiments.datasets import open_data
+from experiments.console import progress, say
+from experiments.datasets import open_data, photo_root
 from experiments.errors import UserError
 from experiments.interrupts import raise_if_interrupted
 from lightning_modules.array_cache import CacheTooSmallError
@@ -51,6 +49,14 @@ def open_data_once(config: RunConfig) -> ClassFolders:
         cache_dir=data.cache_dir,
     )
     return _open_data(key, config.seed)
+
+
+def say_data(config: RunConfig) -> None:
+    """Say what a command works on: the data set, its classes, and the photos of train, valid and test."""
+    folders = open_data_once(config)
+    splits = (folders.train, folders.valid, folders.test)
+    photos = "/".join(str(len(split)) if split else "0" for split in splits)
+    say(f"{photo_root(config.data)}: {len(folders.class_names)} classes, {photos} photos (train/valid/test)")
 
 
 def preprocessing(config: RunConfig) -> Preprocessing:
@@ -226,13 +232,11 @@ def _has_linear_head(backbone: str) -> bool:
 
 @contextlib.contextmanager
 def _progress(what: str, total: int) -> Iterator[Callable[[int], object]]:
-    on_terminal = sys.stderr.isatty()
-    if not on_terminal:
-        say(f"{what}: {total} photos, once for all trials")
-    with tqdm(total=total, desc=what, unit="photo", disable=not on_terminal) as bar:
+    say(f"{what}: {total} photos, once for all trials")
+    with progress(what, total, "photo") as advance:
 
         def update(photos: int) -> None:
-            bar.update(photos)
+            advance(photos)
             raise_if_interrupted()
 
         yield update

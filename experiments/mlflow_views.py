@@ -45,6 +45,7 @@ def view_link(address: str, experiment_id: str, view: str) -> str:
 
 def _table(tuned: Sequence[str]) -> dict[str, object]:
     scores = [f"metrics.`{metrics.BEST}{name}`" for name in metrics.OBJECTIVES]
+    scores.append(f"metrics.`{metrics.TEST_ACCURACY}`")
     columns = ["tags.`origin`", "tags.`trial_state`", *scores, "metrics.`usd`", *(f"params.`{name}`" for name in tuned)]
     order = ["attributes.`Run Name`", "runDateAndNestInfo", *columns[:2], "duration", *columns[2:]]
     widths = {column: max(85, 7 * len(column.partition(".")[2]) + 10) for column in order}  # so that names can be read

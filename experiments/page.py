@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,7 @@ from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 from matplotlib.figure import Figure
 
-from experiments.figures import BLUE, GREY, VERMILLION, save_figure
+from experiments.figures import BLUE, GREY, VERMILLION, needs_log_axis, save_figure
 
 if TYPE_CHECKING:  # pages of pictures do without it
     import plotly.graph_objects as go
@@ -91,9 +92,20 @@ def to_png(figure: Figure) -> bytes:
     return target.getvalue()
 
 
+def whole_ticks(last: int) -> dict[str, int]:
+    """Ticks of an axis of whole numbers from 0 or 1 to `last`, ten at most."""
+    return {"tick0": 0, "dtick": max(1, -(-last // 10))}
+
+
 def name_epochs(figure: go.Figure, last: int) -> None:
     """Name the axis of the epochs, at whole numbers."""
-    figure.update_xaxes(title="epoch", tick0=0, dtick=-(-last // 10))
+    figure.update_xaxes(title="epoch", **whole_ticks(last))
+
+
+def unflatten(figure: go.Figure, metric: str, values: Iterable[float]) -> None:
+    """Draw a loss on a log axis where a linear one would flatten most of it."""
+    if needs_log_axis(metric, values):
+        figure.update_yaxes(type="log")
 
 
 def figure_json(figure: go.Figure) -> Markup:

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 
-from experiments.config import RunConfig
-from experiments.datasets import check_photos, locate, open_data
+from experiments.config import RunConfig, require_folder
+from experiments.datasets import check_photos, locate
 from experiments.errors import UserError
+from experiments.inputs import open_data_once, say_data
+from experiments.pictures import draw_scores
 from experiments.scoring import score_split
 from lightning_modules.data import ClassFolderData
 from lightning_modules.folders import read_class_names, read_photo
 from lightning_modules.inference import MANIFEST_FILE, BadImageError, Model, decode_image, load_export
-from lightning_modules.listing import split_folders
+from lightning_modules.listing import photos_below, split_folders
+
+REGISTRY = ("models:/", "runs:/")
+"""Beginnings of the URIs by which MLflow names a model."""
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+"""Ends of the names of photos in a folder."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +46,7 @@ def locate_export(model: str, config: RunConfig) -> Path:
     Raises:
         UserError: if there is none.
     """
-    if not model.startswith(("models:/", "runs:/")):
+    if not model.startswith(REGISTRY):
         if not (Path(model) / MANIFEST_FILE).is_file():
             raise UserError(f"--model must be an export folder, which holds {MANIFEST_FILE}, got {model!r}")
         return Path(model)
@@ -48,6 +55,21 @@ def locate_export(model: str, config: RunConfig) -> Path:
 
     check_tracking(config)
     return download_export(model, RunStore.open_or_wait(config))
+
+
+def find_photos(paths: Sequence[Path]) -> list[Path]:
+    """Files as they are, and all photos below folders.
+
+    Raises:
+        UserError: if a folder holds none.
+    """
+    found: list[Path] = []
+    for path in paths:
+        photos = photos_below(path, SUFFIXES) if path.is_dir() else [path]
+        if not photos:
+            raise UserError(f"IMAGE must be a photo or a folder with some ({', '.join(SUFFIXES)}), got {str(path)!r}")
+        found += photos
+    return found
 
 
 def predict_photos(photos: Sequence[Path], export: Path, top_k: int) -> list[Prediction]:
@@ -69,12 +91,26 @@ def prediction_table(predictions: Sequence[Prediction]) -> str:
     return "\n".join(lines)
 
 
-def evaluate_export(export: Path, config: RunConfig, split: str) -> dict[str, float]:
-    """Loss and accuracies of a model on a split of the config's data set, whose class names must be the model's.
+@dataclass(frozen=True)
+class Evaluation:
+    """How a model does on a split."""
+
+    metrics: Mapping[str, float]
+    """Loss and accuracies."""
+    folder: Path
+    """Holds what a trial has: confusion matrix, accuracy by class and worst errors, as tables and pictures."""
+
+
+def evaluate_export(export: Path, config: RunConfig, split: str) -> Evaluation:
+    """Score a model on a split of the config's data set, whose class names must be the model's.
+
+    The size of the photos and their preprocessing are the model's. The folder is the same for the same weights, photos
+    and split.
 
     Raises:
-        UserError: if the data set has no such split, or other classes.
+        UserError: if the data set has no such split, or other classes; if `output_dir` can't be written.
     """
+    require_folder("output_dir", config.output_dir)
     check_photos(config.data)
     model = load_export(export)
     root = locate(config.data)
@@ -87,11 +123,16 @@ def evaluate_export(export: Path, config: RunConfig, split: str) -> dict[str, fl
         )
     if split not in {"valid", *split_folders(root)}:
         raise UserError(f"--split must be one that {root} has, got {split!r}")
-    folders = open_data(config.data, seed=config.seed)
+    folders = open_data_once(config)
     chosen = folders.test if split == "test" else folders.valid
     assert chosen is not None, "its folder is there"
     data = ClassFolderData(folders, preprocessing=model.preprocessing, batch_size=config.data.batch_size)
-    return score_split(model.network, data, chosen).metrics("test" if split == "test" else "val")
+    say_data(config)
+    scores = score_split(model.network, data, chosen)
+    folder = config.output_dir / "evaluate" / f"{model.version[:8]}-{folders.fingerprint[:8]}-{split}"
+    folder.mkdir(parents=True, exist_ok=True)
+    draw_scores(scores, folder)
+    return Evaluation(scores.metrics("test" if split == "test" else "val"), folder)
 
 
 def _few(names: Set[str]) -> str:

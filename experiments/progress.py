@@ -1,4 +1,4 @@
-"""What a person sees while it runs: bars with an ETA on a terminal, plain lines elsewhere."""
+"""What a person sees while it runs: a line for each epoch, and a bar with an ETA on a terminal."""
 
 from __future__ import annotations
 
@@ -50,9 +50,6 @@ class EpochProgress(Callback):
         values = {name: float(value) for name, value in trainer.callback_metrics.items()}
         done, of = trainer.current_epoch + 1, trainer.max_epochs or 1
         text = f"val_loss {values[metrics.VAL_LOSS]:.4f} val_accuracy {values[metrics.VAL_ACCURACY]:.4f}"
-        if self._bar is not None:
-            self._bar.set_postfix_str(text)
-            return
         each = (time.monotonic() - self._started) / (done - self._epochs_before)
         pace = f"{each:.1f}" if each < 9.95 else f"{each:.0f}"
         say(f"{self.name}: epoch {done}/{of} {text} ({pace} s an epoch, {duration(each * (of - done))} to go)")
@@ -62,32 +59,3 @@ class EpochProgress(Callback):
         if self._bar is not None:
             self._bar.close()
             self._bar = None
-
-
-class SweepProgress:
-    """Shows how far a study is."""
-
-    def __init__(self, target: int, finished: int) -> None:
-        self.target, self._finished, self._first = target, finished, finished
-        self._started = time.monotonic()
-        self._bar: tqdm[Any] | None = None
-        if sys.stderr.isatty():
-            self._bar = tqdm(total=target, initial=finished, desc="sweep", unit="trial", position=0)
-
-    def update(self, finished: int, best: str) -> None:
-        """Note how many trials of the study have finished, here or elsewhere."""
-        if finished == self._finished:
-            return
-        if self._bar is not None:
-            self._bar.set_postfix_str(best)
-            self._bar.update(finished - self._finished)
-        else:
-            each = (time.monotonic() - self._started) / (finished - self._first)
-            to_go = duration(each * (self.target - finished))
-            say(f"sweep: {finished}/{self.target} trials, {best}, {to_go} to go")
-        self._finished = finished
-
-    def close(self) -> None:
-        """Leave the bar as it stands."""
-        if self._bar is not None:
-            self._bar.close()

@@ -7,8 +7,9 @@ stands over a table of its data, which is also what a screen reader or a browser
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 from markupsafe import Markup
 from optuna import Study
@@ -20,6 +21,7 @@ from experiments.config import RunConfig, override
 from experiments.errors import UserError
 from experiments.figures import metric_name
 from experiments.page import NOTHING, Table, render_page
+from experiments.study import interrupted_trials
 from experiments.study_section import study_section
 from experiments.study_storage import study_folder
 
@@ -41,7 +43,11 @@ def report_studies(studies: Sequence[Study], config: RunConfig, path: Path | Non
     path = path or config.output_dir / PAGE
     runs = [run for study in studies for run in runs_of_study(study, config)]
     runs += other_runs(config, {run.fingerprint for run in runs if run.fingerprint is not None})
-    write_report(studies, path, comparisons=_comparisons(studies, runs, config))
+    interrupted = {
+        study.study_name: interrupted_trials(study, override(config, {"sweep.study_name": study.study_name}))
+        for study in studies
+    }
+    write_report(studies, path, comparisons=_comparisons(studies, runs, config), interrupted=interrupted)
     return path
 
 
@@ -64,7 +70,13 @@ def _comparisons(studies: Sequence[Study], runs: Sequence[ComparedRun], config: 
     return found
 
 
-def write_report(studies: Sequence[Study], path: Path, *, comparisons: Sequence[Comparison] = ()) -> None:
+def write_report(
+    studies: Sequence[Study],
+    path: Path,
+    *,
+    comparisons: Sequence[Comparison] = (),
+    interrupted: Mapping[str, Collection[int]] = MappingProxyType({}),
+) -> None:
     """Write the report of some studies as one self-contained HTML page.
 
     The page replaces an older one in one step: a reader never meets half of it.
@@ -75,11 +87,12 @@ def write_report(studies: Sequence[Study], path: Path, *, comparisons: Sequence[
             why it failed; each of its attributes that is a number becomes a column.
         path: the HTML file.
         comparisons: runs of every origin, for the top of the page, once for each set of photos.
+        interrupted: the trials of a study that nobody trains now, by the study's name.
 
     Raises:
         UserError: if there is no study.
     """
-    page = report_page(studies, comparisons)
+    page = report_page(studies, comparisons, interrupted)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -89,12 +102,14 @@ def write_report(studies: Sequence[Study], path: Path, *, comparisons: Sequence[
         temporary.unlink(missing_ok=True)
 
 
-def report_page(studies: Sequence[Study], comparisons: Sequence[Comparison]) -> str:
+def report_page(
+    studies: Sequence[Study], comparisons: Sequence[Comparison], interrupted: Mapping[str, Collection[int]]
+) -> str:
     """Build the HTML of `write_report`, with the same arguments and errors."""
     names = [study.study_name for study in studies]
     if not names:
         raise UserError("a report needs at least one study, got none; run a sweep first")
-    sections = [study_section(study) for study in studies]
+    sections = [study_section(study, interrupted.get(study.study_name, ())) for study in studies]
     overview_facts = tuple(dict.fromkeys(fact for section in sections for fact in section.facts))
     return render_page(
         "experiments",

@@ -25,7 +25,7 @@ from optuna.samplers import (
 )
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from experiments.claims import Claim, Holder, is_abandoned, lock_trial, take
+from experiments.claims import Claim, Holder, is_abandoned, is_claimed_here, lock_trial, take
 from experiments.config import BLOT, RunConfig, override, require, to_flat
 from experiments.console import say
 from experiments.errors import UserError
@@ -43,6 +43,8 @@ from experiments.study_storage import journal_file, open_storage, study_folder, 
 IDENTITY_FILE = "study.json"
 TARGET_ATTR = "target"
 """How many finished trials the last `--more` was to end with."""
+INPUTS_SECONDS = "inputs_seconds"
+"""Attribute of a study: how long opening photos and computing features took, once for all trials."""
 
 DURATION_MS = "duration_ms"
 """User attribute of a trial: how long it took. Optuna's own times follow a clock that may be set back."""
@@ -379,6 +381,17 @@ def claim(
 def _draw_seed(config: RunConfig, number: int) -> int:
     """Seeded by the trial's number, so that a study that was interrupted draws what it would have drawn."""
     return (config.seed * 100_003 + number) % 2**32
+
+
+def interrupted_trials(study: optuna.Study, config: RunConfig) -> set[int]:
+    """The unfinished trials that no process of this machine trains: their locks are free."""
+    free = set()
+    for trial in study.get_trials(deepcopy=False, states=[TrialState.RUNNING]):
+        folder = trial_folder(config, trial.number)
+        if is_claimed_here(trial, folder, config) and (lock := lock_trial(folder)) is not None:
+            lock.release()
+            free.add(trial.number)
+    return free
 
 
 def _lock_path(config: RunConfig) -> Path:

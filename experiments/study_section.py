@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import shlex
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -17,6 +17,7 @@ from optuna import Study, visualization
 from optuna.trial import FrozenTrial, TrialState
 from plotly.colors import sample_colorscale
 
+from experiments.compared_runs import keeping_fields
 from experiments.figures import (
     BLUE,
     GREY,
@@ -30,9 +31,19 @@ from experiments.figures import (
     varying_parameters,
 )
 from experiments.narrowing import MIN_TRIALS, narrow, range_text
-from experiments.page import NOTHING, InteractivePlot, Table, duration, figure_json, name_epochs, text
+from experiments.page import (
+    NOTHING,
+    InteractivePlot,
+    Table,
+    duration,
+    figure_json,
+    name_epochs,
+    text,
+    unflatten,
+    whole_ticks,
+)
 from experiments.search_space import build_search_space
-from experiments.study import trial_seconds
+from experiments.study import INPUTS_SECONDS, trial_seconds
 from experiments.yaml_files import parse_yaml
 
 STATE_WORDS: Mapping[TrialState, str] = MappingProxyType(
@@ -44,7 +55,10 @@ STATE_WORDS: Mapping[TrialState, str] = MappingProxyType(
         TrialState.WAITING: "waiting",
     }
 )
+ALWAYS_COUNTED = ("finished", "pruned", "failed")
 FAILURE_REASON = "failure_reason"
+MAX_WHOLE_TICKS = 8
+"""Whole numbers that fit below one panel."""
 # From worst to best, with 3:1 contrast against the light and the dark page alike.
 _QUALITY_SCALE = [VERMILLION, GREY, BLUE]
 
@@ -65,8 +79,12 @@ class Section:
     trials: Table
 
 
-def study_section(study: Study) -> Section:
-    """Read and draw a study; see `write_report` for what it may hold."""
+def study_section(study: Study, interrupted: Collection[int] = ()) -> Section:
+    """Read and draw a study; see `write_report` for what it may hold.
+
+    Args:
+        interrupted: numbers of trials that have not ended and that nobody trains now.
+    """
     trials = study.get_trials(deepcopy=False)
     completed = completed_trials(study)
     choose = max if study.direction.name == "MAXIMIZE" else min
@@ -75,24 +93,30 @@ def study_section(study: Study) -> Section:
     return Section(
         name=study.study_name,
         has_result=best is not None,
-        facts=_facts(study, trials, best),
+        facts=_facts(study, trials, best, interrupted),
         best_parameters=Table(
             ("Parameter", "Value"),
             tuple((name, str(value)) for name, value in parameters.items()),
         ),
-        commands=_commands(study.study_name) if best else {},
+        commands=_commands(study) if best else {},
         region=_good_region(study, completed),
-        plots=tuple(_plots(study, trials, completed, best)),
-        trials=_trial_table(metric_name(study), trials, best),
+        plots=tuple(_plots(study, trials, completed, best, interrupted)),
+        trials=_trial_table(metric_name(study), trials, best, interrupted),
     )
 
 
-def _commands(name: str) -> Mapping[str, str]:
-    quoted = shlex.quote(name)
+def _commands(study: Study) -> Mapping[str, str]:
+    kept = keeping_fields(study.user_attrs.get("config", {}))
+    more = f"{shlex.quote(study.study_name)}{' ' if kept else ''}{kept}"
     return {
-        "at home": f"python -m experiments train --from-best {quoted}",
-        "in the cloud": f"python -m sagemaker_launch train --from-study {quoted} --cloud mine.yaml",
+        "at home": f"python -m experiments train --from-best {more}",
+        "in the cloud": f"python -m sagemaker_launch train --from-study {more} --cloud mine.yaml",
     }
+
+
+def _word(trial: FrozenTrial, interrupted: Collection[int]) -> str:
+    """How far a trial is; one that nobody trains is not running, whatever its state."""
+    return "interrupted" if trial.number in interrupted else STATE_WORDS[trial.state]
 
 
 def _good_region(study: Study, completed: Sequence[FrozenTrial]) -> Table:
@@ -107,8 +131,10 @@ def _good_region(study: Study, completed: Sequence[FrozenTrial]) -> Table:
     return Table(columns, tuple((name, range_text(space[name]), range_text(region[name])) for name in space))
 
 
-def _facts(study: Study, trials: Sequence[FrozenTrial], best: FrozenTrial | None) -> Mapping[str, str]:
-    states = Counter(trial.state for trial in trials)
+def _facts(
+    study: Study, trials: Sequence[FrozenTrial], best: FrozenTrial | None, interrupted: Collection[int]
+) -> Mapping[str, str]:
+    words = Counter(_word(trial, interrupted) for trial in trials)
     seconds = [found for trial in trials if (found := trial_seconds(trial)) is not None]
     better = "higher" if study.direction.name == "MAXIMIZE" else "lower"
     facts = {
@@ -117,15 +143,20 @@ def _facts(study: Study, trials: Sequence[FrozenTrial], best: FrozenTrial | None
         "Best value": text(objective_value(best)) if best else NOTHING,
         "Best trial": str(best.number) if best else NOTHING,
     }
-    for state, word in STATE_WORDS.items():
-        if states[state] or state.is_finished():
-            facts[f"{word.capitalize()} trials"] = str(states[state])
-    facts["Time of all trials"] = duration(sum(seconds))
+    for word in (*STATE_WORDS.values(), "interrupted"):
+        if words[word] or word in ALWAYS_COUNTED:
+            facts[f"{word.capitalize()} trials"] = str(words[word])
+    opening = float(study.user_attrs.get(INPUTS_SECONDS, 0.0))
+    facts["Time in all"] = duration(sum(seconds) + opening)
+    if opening >= 1:
+        facts["Of it features and photos"] = duration(opening)
     facts["Mean time of a trial"] = duration(sum(seconds) / len(seconds)) if seconds else NOTHING
     return facts
 
 
-def _trial_table(metric: str, trials: Sequence[FrozenTrial], best: FrozenTrial | None) -> Table:
+def _trial_table(
+    metric: str, trials: Sequence[FrozenTrial], best: FrozenTrial | None, interrupted: Collection[int]
+) -> Table:
     parameters = sorted({name for trial in trials for name in trial.params})
     attributes = sorted(
         {
@@ -139,7 +170,7 @@ def _trial_table(metric: str, trials: Sequence[FrozenTrial], best: FrozenTrial |
     rows = tuple(
         (
             str(trial.number),
-            STATE_WORDS[trial.state] + (", best" if trial is best else ""),
+            _word(trial, interrupted) + (", best" if trial is best else ""),
             text(trial.value),
             str(len(trial.intermediate_values)),
             _seconds(trial),
@@ -158,6 +189,7 @@ def _plots(
     trials: Sequence[FrozenTrial],
     completed: Sequence[FrozenTrial],
     best: FrozenTrial | None,
+    interrupted: Collection[int],
 ) -> list[InteractivePlot]:
     """Draw the plots for which there is enough data."""
     metric = metric_name(study)
@@ -169,8 +201,9 @@ def _plots(
         history = visualization.plot_optimization_history(study, target_name=metric)
         history.update_traces(marker_size=9, selector={"mode": "markers"})
         history.update_traces(name="best so far", selector={"mode": "lines"})
-        history.update_layout(xaxis_title="trial")
+        history.update_layout(xaxis={"title": "trial", **whole_ticks(completed[-1].number)})
         values = list(map(objective_value, completed))
+        unflatten(history, metric, values)
         best_so_far = [(max if maximize else min)(values[: i + 1]) for i in range(len(values))]
         plots.append(
             InteractivePlot(
@@ -193,7 +226,7 @@ def _plots(
                 "Learning curves",
                 f"Each line is the {metric} of one trial by epoch, the thick one is the best "
                 "trial's, and a dotted line ends where the trial was pruned or failed.",
-                figure_json(_learning_curves(metric, trials, best)),
+                figure_json(_learning_curves(metric, trials, best, interrupted)),
                 _learning_curve_table(trials),
             )
         )
@@ -233,6 +266,11 @@ def _plots(
             tried = [trial.params[axis.title.text] for trial in completed if axis.title.text in trial.params]
             if max(tried) >= 100 * min(tried):
                 axis.dtick = 1  # a number at each power of ten alone: there is no room for 2 and 5 between them
+        unflatten(figure, metric, map(objective_value, completed))
+        for axis in figure.select_xaxes(lambda axis: axis.type != "log"):
+            values_of = {trial.params.get(axis.title.text) for trial in completed}
+            if all(isinstance(value, int) for value in values_of) and len(values_of) <= MAX_WHOLE_TICKS:
+                axis.tickvals = sorted(values_of)
         # Optuna gives many panels a fixed width; here they share what the page has.
         figure.update_layout(width=None)
         plots.append(
@@ -262,8 +300,9 @@ def _plots(
     if started:
         timeline = visualization.plot_timeline(study)
         for bars in timeline.data:
-            bars.update(marker_color=STATE_COLORS[bars.name], name=STATE_WORDS[TrialState[bars.name]])
-        timeline.update_layout(xaxis_title="time", yaxis_title="trial")
+            of_state = {_word(trial, interrupted) for trial in trials if trial.state.name == bars.name}
+            bars.update(marker_color=STATE_COLORS[bars.name], name=" or ".join(sorted(of_state)))
+        timeline.update_layout(xaxis_title="time", yaxis={"title": "trial", **whole_ticks(trials[-1].number)})
         plots.append(
             InteractivePlot(
                 "Timeline",
@@ -275,7 +314,7 @@ def _plots(
                     tuple(
                         (
                             str(trial.number),
-                            STATE_WORDS[trial.state],
+                            _word(trial, interrupted),
                             f"{trial.datetime_start:%Y-%m-%d %H:%M:%S}",
                             f"{trial.datetime_complete:%Y-%m-%d %H:%M:%S}" if trial.datetime_complete else NOTHING,
                             _seconds(trial),
@@ -288,12 +327,14 @@ def _plots(
     return plots
 
 
-def _learning_curves(metric: str, trials: Sequence[FrozenTrial], best: FrozenTrial | None) -> go.Figure:
+def _learning_curves(
+    metric: str, trials: Sequence[FrozenTrial], best: FrozenTrial | None, interrupted: Collection[int]
+) -> go.Figure:
     figure = go.Figure()
     named: set[str] = set()
     # The best trial is drawn last, over the others.
     for trial in sorted(trials, key=lambda trial: trial is best):
-        group = f"best: trial {trial.number}" if trial is best else STATE_WORDS[trial.state]
+        group = f"best: trial {trial.number}" if trial is best else _word(trial, interrupted)
         steps = sorted(trial.intermediate_values)
         figure.add_scatter(
             x=steps,
@@ -313,6 +354,7 @@ def _learning_curves(metric: str, trials: Sequence[FrozenTrial], best: FrozenTri
         )
         named.add(group)
     figure.update_layout(yaxis_title=metric)
+    unflatten(figure, metric, (value for trial in trials for value in trial.intermediate_values.values()))
     name_epochs(figure, max(step for trial in trials for step in trial.intermediate_values))
     return figure
 

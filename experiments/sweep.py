@@ -33,13 +33,13 @@ from experiments.drawing import draw_once
 from experiments.errors import CommandError, InterruptedRunError, SweepError, UserError
 from experiments.figures import save_figure, study_figures
 from experiments.identity import Photos, StudyIdentity
-from experiments.inputs import forget_opened, open_data_once, open_inputs_once, uses_features
+from experiments.inputs import forget_opened, open_data_once, open_inputs_once, say_data, uses_features
 from experiments.interrupts import Interrupts, Watch
 from experiments.logger import RunFolderLogger
 from experiments.patience import Patience
 from experiments.population import PopulationRun, together, train_population
 from experiments.preflight import check_sweep
-from experiments.progress import EpochProgress, SweepProgress
+from experiments.progress import EpochProgress
 from experiments.pruning import PruningCallback, stored_decision
 from experiments.publisher import LOCK_FILE, Publication, Publisher
 from experiments.report import report_studies
@@ -47,6 +47,7 @@ from experiments.run_folder import LOCAL, Outcome, RunFolder, environment_tags
 from experiments.search_space import SEARCHED, SearchSpace, load_search_space
 from experiments.study import (
     DURATION_MS,
+    INPUTS_SECONDS,
     NothingToClaim,
     best_trial,
     claim,
@@ -58,6 +59,7 @@ from experiments.study import (
     trial_folder,
 )
 from experiments.study_storage import study_folder
+from experiments.sweep_progress import SweepProgress
 from experiments.train import BEST_CHECKPOINT, CHECKPOINT_FOLDER, NotANumberError, export, is_whole, train
 from lightning_modules.metrics import BEST, OBJECTIVES, VAL_ACCURACY
 
@@ -99,6 +101,7 @@ def run_sweep(config: RunConfig, *, more: int = 0) -> SweepResult:
     check_sweep(config, space)
     forget_opened()
     photos = Photos.of(open_data_once(config))
+    say_data(config)
     interrupts = Interrupts()
     study, target = open_study(config, space, photos, more=more, check=interrupts.raise_if_requested)
     identity = StudyIdentity.of(config, space, photos)
@@ -116,10 +119,14 @@ def run_sweep(config: RunConfig, *, more: int = 0) -> SweepResult:
     with interrupts, Publisher(publication, interrupts.raise_if_requested) as publisher:
         watches = [Watch(interrupts.raise_if_requested), Watch(publisher.check)]
         job = _Job(config, space, identity, study, target, max_failed, deadline, watches)
-        progress = SweepProgress(target, count_finished(study))
+        progress = SweepProgress(study, target, deadline, shows_epochs=config.sweep.workers > 1)
         try:
             if config.sweep.workers == 1:
+                started = time.monotonic()
                 open_inputs_once(config)  # while the publisher comes up
+                before = study.user_attrs.get(INPUTS_SECONDS, 0.0)
+                study.set_user_attr(INPUTS_SECONDS, before + time.monotonic() - started)
+                progress.start_clock()
                 _work(job, interrupts, progress)
             else:
                 _supervise(job, interrupts, progress, publisher)
@@ -166,7 +173,7 @@ def _work(job: _Job, interrupts: Interrupts, progress: SweepProgress | None = No
     while True:
         interrupts.raise_if_requested()
         if progress is not None:
-            progress.update(count_finished(job.study), _best_text(job.study))
+            progress.update()
         claims: list[Claim] = []
         while len(claims) < job.config.sweep.population:
             claimed = claim(
@@ -281,7 +288,6 @@ def _attempt(job: _Job, claimed: Claim, held: HeldClaims) -> Outcome:
         except (InterruptedRunError, CommandError):
             raise  # no fault of the trial: it goes on later
         except NotANumberError as error:
-            say(f"{name}: {error}")
             return Outcome("PRUNED", reason=str(error))
         except Exception as error:
             reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
@@ -289,7 +295,6 @@ def _attempt(job: _Job, claimed: Claim, held: HeldClaims) -> Outcome:
                 folder.artifacts.mkdir(exist_ok=True)
                 text = traceback.format_exc()
                 (folder.artifacts / "error.txt").write_text(text, encoding="utf-8", errors="backslashreplace")
-                say(f"{name} failed: {reason}")
                 return Outcome("FAIL", reason=reason)
             say(f"{name} is tried once more after {reason}")
         gc.collect()
@@ -315,7 +320,6 @@ def _train_trial(job: _Job, claimed: Claim, held: HeldClaims) -> Outcome:
     except optuna.TrialPruned:
         pruned = _pruned(claimed)
         assert pruned is not None, "the decision is stored before the trial is stopped"
-        say(f"{name}: {pruned.reason}")
         return pruned
     result.validation.save(folder.scores)
     return Outcome("COMPLETE", result.metrics[job.config.sweep.metric], dict(result.metrics))
@@ -453,7 +457,7 @@ def _supervise(job: _Job, interrupts: Interrupts, progress: SweepProgress, publi
             if interrupts.requested:
                 raise InterruptedRunError
             time.sleep(POLL_SECONDS)
-            progress.update(count_finished(study), _best_text(study))
+            progress.update()
             publisher.check()
             for index, process in list(workers.items()):
                 if process.is_alive():
@@ -543,9 +547,3 @@ def _death(exit_code: int | None) -> str:
 def _value(trial: FrozenTrial) -> float:
     assert trial.value is not None
     return trial.value
-
-
-def _best_text(study: optuna.Study) -> str:
-    best = best_trial(study)
-    metric = study.user_attrs["metric"]
-    return f"best {metric} {_value(best):.4f} (trial {best.number})" if best else f"no {metric} yet"

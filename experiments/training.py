@@ -16,7 +16,7 @@ from filelock import AcquireReturnProxy, FileLock, Timeout
 from experiments.config import RunConfig, override, to_flat, to_public
 from experiments.console import say
 from experiments.errors import CommandError, InterruptedRunError, UserError
-from experiments.inputs import forget_opened, open_data_once
+from experiments.inputs import forget_opened, open_data_once, say_data
 from experiments.interrupts import Interrupts, Watch
 from experiments.logger import RunFolderLogger
 from experiments.preflight import check_training
@@ -97,6 +97,7 @@ def train_run(
         _train_along(config)
     check_training(config)
     forget_opened()
+    say_data(config)
     folder, lock = _claim_folder(place, open_data_once(config).fingerprint, registers=registers)
     os.environ[RUN_FOLDER] = str(folder.path)
     with lock, Interrupts() as interrupts:

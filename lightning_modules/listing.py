@@ -64,6 +64,16 @@ def class_folders(folder: Path) -> list[Path]:
     return found
 
 
+def photos_below(folder: Path, suffixes: Sequence[str]) -> list[Path]:
+    """The photos in a folder and in the folders below it, by the ends of their names; hidden ones do not count.
+
+    Args:
+        suffixes: such as `.jpg`, in lower case.
+    """
+    below = (path for path in folder.rglob("*") if path.suffix.lower() in suffixes and path.is_file())
+    return sorted(path for path in below if not any(map(_is_ignored, path.relative_to(folder).parts)))
+
+
 def list_photos(folder: Path) -> list[Path]:
     """All that stands in the class folders of a split, be it a photo or not; hidden files do not count.
 

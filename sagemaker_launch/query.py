@@ -20,7 +20,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from tqdm import tqdm
 
 from experiments.errors import UserError
-from lightning_modules.listing import class_name, in_one_spelling, why_no_photo
+from lightning_modules.listing import class_name, in_one_spelling, photos_below, why_no_photo
 from sagemaker_launch.aws import error_code
 
 MAX_BODY = 6 * 1024 * 1024
@@ -202,7 +202,7 @@ def find_photos(paths: Sequence[Path]) -> Iterator[Path]:
     """
     for path in paths:
         if path.is_dir():
-            yield from sorted(one for one in path.rglob("*") if one.suffix.lower() in SUFFIXES)
+            yield from photos_below(path, SUFFIXES)
         elif path.exists():
             yield path
         else:

@@ -22,7 +22,9 @@ Add = Callable[[str, object, str], argparse.ArgumentParser]
 def add_serving_commands(add: Add) -> None:
     """The commands and their own options."""
     serve = add("serve", _serve, "Serve an export on 127.0.0.1 as an endpoint does (needs the extra `serving`).")
-    serve.add_argument("export", type=Path, metavar="EXPORT", help="export folder or model.tar.gz")
+    serve.add_argument(
+        "export", metavar="EXPORT", help="export folder, model.tar.gz, or registry URI such as models:/NAME@champion"
+    )
     serve.add_argument("--port", type=int, default=0, help="by default a free one")
     image = add("image", _image, "Print the commands that build our serving image and push it to ECR.")
     image.add_argument("--device", choices=("cpu", "cuda"), help="by default what cloud.endpoint.instance_type has")
@@ -30,9 +32,10 @@ def add_serving_commands(add: Add) -> None:
 
 
 def _serve(settings: CloudSettings, config: RunConfig, arguments: argparse.Namespace) -> None:
-    del settings, config
+    del settings
     import torch
 
+    from experiments.predict import REGISTRY, locate_export
     from sagemaker_launch.archive import unpack_model
 
     try:
@@ -44,9 +47,12 @@ def _serve(settings: CloudSettings, config: RunConfig, arguments: argparse.Names
     environment = {"SERVING_HOST": "127.0.0.1", **os.environ, "SAGEMAKER_BIND_TO_PORT": str(arguments.port)}
     served = read_settings(environment, cuda=torch.cuda.is_available())
     with TemporaryDirectory() as folder:
-        export = arguments.export
-        if not export.is_dir():
-            export = unpack_model(export, Path(folder) / "model")
+        if arguments.export.startswith(REGISTRY):
+            export = locate_export(arguments.export, config)
+        elif Path(arguments.export).is_dir():
+            export = Path(arguments.export)
+        else:
+            export = unpack_model(Path(arguments.export), Path(folder) / "model")
         run(replace(served, model=export), _announce)
 
 

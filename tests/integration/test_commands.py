@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -45,12 +46,19 @@ def test_sweep_train_register_evaluate_predict_report(flags: list[str], photos: 
     swept = typed("sweep", *flags)
     assert "best trial" in swept.stdout
     assert "sweep: 3/3 trials" in swept.stderr
+    first = next(line for line in swept.stderr.splitlines() if "classes" in line)
+    assert first == f"{photos}: 3 classes, 24/12/12 photos (train/valid/test)"
+    assert len(re.findall(r"^trial \d complete, val_loss [\d.]+: optimizer.learning_rate ", swept.stderr, re.M)) == 3
     look = swept.stdout.partition("look:")[2].splitlines()[0]
     assert look.split()[1:4] == ["-m", "experiments", "ui"]
 
     output = ["--output_dir", value_of(flags, "output_dir")]
     trained = command("train", "--from-best", "tiny", *output)
     assert "test_accuracy" in trained.stdout
+    printed = {line.partition(":")[0] for line in trained.stdout.splitlines()}
+    assert printed.isdisjoint({"learning_rate", "epoch_seconds", "images_per_second"}), "results only"
+    page = next(line.split()[1] for line in trained.stdout.splitlines() if line.startswith("report:"))
+    assert "(train --from-best)" in Path(page).read_text()
     name = photos.name  # experiment and model are named after the data folder
     assert f"models:/{name}/1 (champion)" in trained.stdout
     again = command("train", "--from-best", "tiny", *output)
@@ -74,6 +82,13 @@ def test_sweep_train_register_evaluate_predict_report(flags: list[str], photos: 
 
     evaluated = command("evaluate", "--model", export, "--json", *own_flags("evaluate", flags))
     metrics = json.loads(evaluated.stdout)
+    written = {path.name for path in Path(metrics["folder"]).iterdir()}
+    names = ("confusion_matrix", "per_class_accuracy", "worst_errors")
+    assert written == {f"{name}.{end}" for name in names for end in ("csv", "png")}
+    preset = Path(metrics["folder"]).parent / "preset.yaml"
+    preset.write_text("data: {image_size: 224, crop_fraction: 0.5}\nmodel: {backbone: resnet152}\n")
+    other = command("evaluate", "--model", export, "--json", "--config", str(preset), *own_flags("evaluate", flags))
+    assert json.loads(other.stdout) == metrics, "size and preprocessing are the model's"
     assert metrics["test_accuracy"] == pytest.approx(runs[0].data.metrics["test_accuracy"])
 
     report = Path(command("report", "tiny", *output).stdout.strip())

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import requests
 
+from experiments.config import RunConfig
 from sagemaker_launch.archive import pack_model
 from sagemaker_launch.cli import main
 from tests.conftest import REPOSITORY
@@ -54,6 +55,22 @@ def test_serve_answers_as_an_endpoint_and_ends_with_ctrl_c(tmp_path: Path, packe
     finally:
         process.kill()
         process.wait()
+
+
+@pytest.mark.parametrize("uri", ["models:/dogs@champion", "models:/dogs/3", "runs:/abc/model"])
+def test_serve_takes_a_registered_model(uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = export(tiny_network(), tmp_path / "export")
+    asked: list[tuple[str, Path]] = []
+    served: list[Path] = []
+
+    def locate(name: str, config: RunConfig) -> Path:
+        asked.append((name, config.output_dir))
+        return model
+
+    monkeypatch.setattr("experiments.predict.locate_export", locate)
+    monkeypatch.setattr("sagemaker_launch.serving.server.run", lambda settings, _: served.append(settings.model))
+    assert main(["serve", uri, "--output_dir", str(tmp_path)]) == 0
+    assert (asked, served) == ([(uri, tmp_path)], [model])
 
 
 def test_serve_says_what_is_wrong_with_an_export(tmp_path: Path) -> None:

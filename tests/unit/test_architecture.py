@@ -30,6 +30,7 @@ ABOUT_MLFLOW = {"tracking.py", "registry.py", "pyfunc_model.py"}
 ABOUT_OPTUNA = {
     "dashboard.py",
     "claims.py",
+    "sweep_progress.py",
     "study.py",
     "study_storage.py",
     "sweep.py",

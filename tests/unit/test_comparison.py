@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import shlex
+import shutil
 from base64 import b64decode
 from dataclasses import asdict
 from pathlib import Path
@@ -12,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import optuna
 import pytest
+from filelock import FileLock
 from PIL import Image
 
 from experiments.cli import parse_overrides
@@ -23,7 +25,7 @@ from experiments.pictures import write_tables
 from experiments.report import report_studies
 from experiments.run_folder import Outcome, RunFolder
 from experiments.scoring import Scores
-from experiments.study import load_study, trial_folder
+from experiments.study import INPUTS_SECONDS, load_study, trial_folder
 from experiments.study_storage import open_storage
 from tests.unit.test_report import Element, Page
 
@@ -126,6 +128,49 @@ def test_the_best_run_of_every_origin_stands_first_with_what_it_took(page: Page)
     )
 
 
+def test_the_test_score_of_train_from_best_stands_with_the_trial(config: RunConfig, tmp_path: Path) -> None:
+    study = load_study(config, "tiny")
+    home = override(config, {"output_dir": tmp_path})
+    for number in (0, 1):
+        shutil.copytree(trial_folder(config, number).path, trial_folder(home, number).path)
+    before = Page(report_studies([study], home, tmp_path / "before.html"))
+    assert before.facts()["Its test_accuracy"] == "—"
+    tags = {"origin": "local", "study": "tiny", "trial": "1"}
+    again = {"val_loss": 0.4, "val_accuracy": 0.7, "test_accuracy": 0.65}
+    finished(RunFolder(tmp_path / "train" / "two-000"), to_public(config), tags, again, minutes=3)
+    page = Page(report_studies([study], home, tmp_path / "after.html"))
+    assert page.facts()["Best run"] == "tiny, trial 1"
+    assert page.facts()["Its test_accuracy"] == "0.65 (train --from-best)"
+    assert page.table("The best run of every origin")[1][4] == "0.65 (train --from-best)"
+
+
+def test_the_minutes_of_a_trial_include_what_was_opened_once_for_all(config: RunConfig) -> None:
+    study = optuna.create_study(study_name="tiny")
+    study.set_user_attr("metric", "val_loss")
+    study.add_trials(load_study(config, "tiny").get_trials())
+    assert [run.minutes for run in runs_of_study(study, config)] == [2, 2]
+    study.set_user_attr(INPUTS_SECONDS, 90.0)
+    assert [run.minutes for run in runs_of_study(study, config)] == [3.5, 3.5]
+
+
+def test_a_trial_is_interrupted_if_nobody_trains_it(config: RunConfig, tmp_path: Path) -> None:
+    home = override(config, {"output_dir": tmp_path})
+    study = optuna.create_study(study_name="tiny", storage=open_storage(home))
+    study.set_user_attr("metric", "val_loss")
+    study.set_user_attr("config", to_public(home))
+    study.ask()
+    lock = FileLock(trial_folder(home, 0).path / "lock", is_singleton=False)
+    trial_folder(home, 0).path.mkdir(parents=True)
+    with lock:
+        page = Page(report_studies([study], home))
+    assert page.table("A row for each trial")[1][1] == "running"
+    assert page.facts()["Running trials"] == "1"
+    page = Page(report_studies([study], home))
+    assert page.table("A row for each trial")[1][1] == "interrupted"
+    assert page.facts()["Interrupted trials"] == "1" and "Running trials" not in page.facts()
+    assert page.table("Timeline")[1][1] == "interrupted"
+
+
 def test_accuracy_stands_against_minutes_and_dollars_with_a_mark_for_each_origin(page: Page) -> None:
     for title, costs in (
         ("Accuracy against minutes", [2, 2, 3, 1, 8]),
@@ -155,7 +200,7 @@ def test_errors_of_the_best_run_are_counted_and_shown(page: Page) -> None:
     assert first[1:4] == ["cat & dog", "hound", "0.8000"]
     assert second[0] == "valid/gone.jpg"
     (picture,) = page.all("img")
-    assert picture.attributes["alt"] == f"Photo {first[0]}: cat & dog, taken for hound (80% sure)"
+    assert picture.attributes["alt"] == f"Photo {first[0]}: cat & dog (0.2), taken for hound (0.8)"
     with Image.open(io.BytesIO(b64decode((picture.attributes["src"] or "").split(",")[1]))) as opened:
         assert opened.size == (160, 160)
     assert "1 of these photos are not on this machine" in page.all("main")[0].full_text()
@@ -181,10 +226,12 @@ def test_the_commands_make_the_best_run_again(config: RunConfig, page: Page) -> 
     assert home.startswith("python -m experiments train ")
     assert cloud.startswith("python -m sagemaker_launch train ")
     assert cloud.endswith(" --cloud mine.yaml")
+    photos_name = config.tracking.experiment
     again = load_config(None, parse_overrides(shlex.split(home)[4:]))
     wanted = override(config, {"optimizer.weight_decay": 0.25})
     differing = {name for name, value in to_flat(again).items() if value != to_flat(wanted)[name]}
-    assert differing == {"output_dir", "sweep.study_name"}
+    assert differing == {"sweep.study_name"}
+    assert f"--tracking.experiment {photos_name}" in home and f"--tracking.experiment {photos_name}" in cloud
 
 
 def test_a_run_at_home_keeps_its_own_photos_and_null_stays_null(config: RunConfig) -> None:

@@ -23,6 +23,7 @@ def test_the_table_has_origin_outcome_scores_cost_and_what_was_tuned_as_columns(
         "tags.`trial_state`",
         "metrics.`best_val_loss`",
         "metrics.`best_val_accuracy`",
+        "metrics.`test_accuracy`",
         "metrics.`usd`",
         "params.`data.batch_size`",
         "params.`optimizer.learning_rate`",

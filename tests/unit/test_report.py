@@ -13,9 +13,11 @@ import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.trial import TrialState
 
+from experiments.figures import needs_log_axis
 from experiments.narrowing import MIN_TRIALS
 from experiments.report import write_report
 from experiments.search_space import ChoiceRange, FloatRange, dump_search_space
+from experiments.study import INPUTS_SECONDS
 
 VOID = {"meta", "img"}
 DISTRIBUTIONS = {
@@ -128,13 +130,55 @@ def test_header_names_the_best_trial_the_counts_and_the_times(page: Page) -> Non
         "Finished trials": "4",
         "Pruned trials": "1",
         "Failed trials": "1",
-        "Time of all trials": "3 min 0 s",
+        "Time in all": "3 min 0 s",
         "Mean time of a trial": "30.0 s",
     }
     assert page.table("Parameters of the best trial")[1:] == [
         ["optimizer.learning_rate", "0.01"],
         ["optimizer.name", "adamw"],
     ]
+
+
+@pytest.mark.parametrize(
+    ("metric", "first", "kind"),
+    [("val_loss", 466.0, "log"), ("val_loss", 1.5, None), ("val_accuracy", 0.05, None)],
+)
+def test_a_first_epoch_that_would_flatten_the_rest_gets_a_log_axis(
+    metric: str, first: float, kind: str | None, tmp_path: Path
+) -> None:
+    study = optuna.create_study(study_name="flat")
+    study.set_user_attr("metric", metric)
+    for value in (0.5, 0.4, 0.3):
+        curve = {1: first, 2: 0.6, 3: value}
+        study.add_trial(optuna.trial.create_trial(value=value, intermediate_values=curve))
+    write_report([study], tmp_path / "report.html")
+    assert Page(tmp_path / "report.html").plots()["Learning curves"]["layout"]["yaxis"].get("type") == kind
+    assert needs_log_axis(metric, [first, 0.6, 0.5]) == (kind == "log")
+
+
+def test_axes_of_trials_have_whole_numbers(page: Page) -> None:
+    plots = page.plots()
+    for axis in (plots["Optimization history"]["layout"]["xaxis"], plots["Timeline"]["layout"]["yaxis"]):
+        assert (axis["tick0"], axis["dtick"]) == (0, 1)
+
+
+def test_times_include_what_was_opened_once_for_all_trials(tmp_path: Path) -> None:
+    study = sweep()
+    study.set_user_attr(INPUTS_SECONDS, 125.0)
+    write_report([study], tmp_path / "report.html")
+    facts = Page(tmp_path / "report.html").facts()
+    assert (facts["Time in all"], facts["Of it features and photos"]) == ("5 min 5 s", "2 min 5 s")
+
+
+def test_the_commands_name_the_experiment_and_the_output_folder(tmp_path: Path) -> None:
+    study = sweep()
+    study.set_user_attr("config", {"tracking.experiment": "my dogs", "output_dir": "elsewhere"})
+    write_report([study], tmp_path / "report.html")
+    home, cloud = (code.text for code in Page(tmp_path / "report.html").all("code") if "train --from" in code.text)
+    assert home == (
+        "python -m experiments train --from-best dogs --tracking.experiment 'my dogs' --output_dir elsewhere"
+    )
+    assert cloud.endswith("--from-study dogs --tracking.experiment 'my dogs' --output_dir elsewhere --cloud mine.yaml")
 
 
 def test_every_trial_has_a_row_with_its_attributes_and_reason(page: Page) -> None:
