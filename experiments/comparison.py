@@ -353,6 +353,7 @@ def _confusion_plot(rows: Sequence[Sequence[str]], split: str) -> InteractivePlo
             zmin=0,
             zmax=100,
             colorbar={"title": "% of the class", "thickness": 12},
+            showscale=not few,  # the counts say it
             hovertemplate="%{customdata}: %{text} photos, %{z:.0f} % of the class<extra></extra>",
         )
     )
@@ -373,7 +374,7 @@ def _confusion_plot(rows: Sequence[Sequence[str]], split: str) -> InteractivePlo
             caption,
             figure_json(figure),
             Table(("True class", *names), tuple(tuple(row) for row in rows[1:])),
-            min_width_px=min(220 + 44 * len(names), 900),
+            min_width_px=min(160 + 28 * len(names), 900),
             height_px=min(240 + 36 * len(names), 760),
         )
     wrong = [(int(counts[i, j]), names[i], names[j]) for i, j in np.argwhere(counts) if i != j]
@@ -398,11 +399,12 @@ def _class_plot(rows: Sequence[Sequence[str]], split: str) -> InteractivePlot:
             marker_color=BLUE,
             text=[f"{float(row[2]):.0%}" for row in shown],
             textposition="outside",
+            cliponaxis=False,
             hovertext=[plotly_text(f"{row[0]}: {row[1]} photos") for row in shown],
         )
     )
     figure.update_layout(
-        xaxis={"title": f"accuracy on {split} photos", "range": [0, 1.12], "tickformat": ".0%"},
+        xaxis={"title": f"accuracy on {split} photos", "range": [0, 1.2], "tickformat": ".0%", "dtick": 0.25},
         yaxis={"autorange": "reversed", "tickvals": places, "ticktext": [plotly_text(short(row[0])) for row in shown]},
     )
     few = "" if len(shown) == len(worst_first) else f" Of {len(worst_first)}, the {half} worst and the {half} best."

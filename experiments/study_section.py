@@ -96,7 +96,7 @@ def study_section(study: Study, interrupted: Collection[int] = ()) -> Section:
         facts=_facts(study, trials, best, interrupted),
         best_parameters=Table(
             ("Parameter", "Value"),
-            tuple((name, str(value)) for name, value in parameters.items()),
+            tuple((name, text(value)) for name, value in parameters.items()),
         ),
         commands=_commands(study) if best else {},
         region=_good_region(study, completed),
@@ -261,7 +261,8 @@ def _plots(
             ),
         )
         figure = visualization.plot_slice(study, params=varying, target_name=metric)
-        figure.update_traces(marker={"size": 9, "colorscale": [[0, SKY], [1, BLUE]]})
+        # On a telephone there is room for the panels only; the caption says what the colours are.
+        figure.update_traces(marker={"size": 9, "colorscale": [[0, SKY], [1, BLUE]], "showscale": False})
         for axis in figure.select_xaxes(lambda axis: axis.type == "log"):
             tried = [trial.params[axis.title.text] for trial in completed if axis.title.text in trial.params]
             if max(tried) >= 100 * min(tried):
@@ -271,6 +272,9 @@ def _plots(
             values_of = {trial.params.get(axis.title.text) for trial in completed}
             if all(isinstance(value, int) for value in values_of) and len(values_of) <= MAX_WHOLE_TICKS:
                 axis.tickvals = sorted(values_of)
+        short = {name: name.rpartition(".")[2] for name in varying}
+        if len(set(short.values())) == len(varying):
+            figure.for_each_xaxis(lambda axis: axis.update(title=short[axis.title.text]))
         # Optuna gives many panels a fixed width; here they share what the page has.
         figure.update_layout(width=None)
         plots.append(
@@ -278,10 +282,10 @@ def _plots(
                 "Slices",
                 f"Each panel shows the {metric} of the finished trials against one parameter: look "
                 "for the range where the good values gather, and widen the space if that is at its "
-                "edge.",
+                "edge. The darker a dot, the later its trial.",
                 figure_json(figure),
                 points,
-                min_width_px=100 + 180 * len(varying),
+                min_width_px=50 + 150 * len(varying),
             )
         )
         figure = visualization.plot_parallel_coordinate(study, params=varying, target_name=metric)

@@ -239,7 +239,7 @@ def test_axes_have_numbers_that_can_be_read(page: Page) -> None:
         for name, axis in plots["Slices"]["layout"].items()
         if name.startswith("xaxis") and axis.get("type") == "log"
     )
-    assert (tried["title"]["text"], tried["dtick"]) == ("optimizer.learning_rate", 1), "from 1e-4 to 1e-1"
+    assert (tried["title"]["text"], tried["dtick"]) == ("learning_rate", 1), "from 1e-4 to 1e-1"
 
 
 def test_parallel_coordinates_color_the_best_trial_blue(page: Page) -> None:
