@@ -173,13 +173,13 @@ def refuse_foreign_fields(typed: Mapping[str, str], commands: Sequence[str], kin
     Raises:
         UserError: for a name that is no field, or a field of other commands.
     """
+    command = commands[0].removeprefix("cloud ")
     for name, value in typed.items():
         prefix, kind = next((prefix, kind) for prefix, kind in kinds.items() if name.startswith(prefix))
         field = fields_of(kind).get(name.removeprefix(prefix))
         if field is None:
-            raise unknown_field(name, kind, prefix=prefix)
+            raise unknown_field(name, kind, prefix=prefix, command=command)
         if not field.is_used_by(commands):
-            command = commands[0].removeprefix("cloud ")
             raise UserError(
                 f"{name} must be left out of `{command}`, which does not use it, got {public_url(value)!r}; "
                 f"`{command} --help` lists its fields, and a preset may hold any field"

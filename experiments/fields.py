@@ -80,17 +80,18 @@ def fields_of(kind: type, prefix: str = "", commands: tuple[str, ...] = ()) -> M
     return found
 
 
-def unknown_field(name: str, kind: type, *, where: str = "", prefix: str = "") -> UserError:
+def unknown_field(name: str, kind: type, *, where: str = "", prefix: str = "", command: str = "sweep") -> UserError:
     """The error for a name that is no field: says which field was meant.
 
     Args:
         where: the file that names it.
         prefix: what stands before the names of `kind` on the command line.
+        command: whose help lists the fields.
     """
     known = list(fields_of(kind))
     typed = name.removeprefix(prefix)
     near = [one for one in known if _abbreviates(typed, one)] or difflib.get_close_matches(typed, known, 1, cutoff=0.5)
-    hint = f"did you mean {prefix}{near[0]}?" if near else "`--help` of the command lists the fields"
+    hint = f"did you mean {prefix}{near[0]}?" if near else f"`{command} --help` lists options and fields"
     return UserError(f"{where}{': ' if where else ''}{name} must be the name of a field, got {name!r}; {hint}")
 
 

@@ -124,8 +124,8 @@ def run_sweep(config: RunConfig, *, more: int = 0) -> SweepResult:
             if config.sweep.workers == 1:
                 started = time.monotonic()
                 open_inputs_once(config)  # while the publisher comes up
-                before = study.user_attrs.get(INPUTS_SECONDS, 0.0)
-                study.set_user_attr(INPUTS_SECONDS, before + time.monotonic() - started)
+                if (seconds := time.monotonic() - started) >= 1:  # else they were opened before
+                    study.set_user_attr(INPUTS_SECONDS, study.user_attrs.get(INPUTS_SECONDS, 0.0) + seconds)
                 progress.start_clock()
                 _work(job, interrupts, progress)
             else:
@@ -362,6 +362,7 @@ def _tidy(config: RunConfig, study: optuna.Study) -> None:
 
 def _conclude(config: RunConfig, study: optuna.Study, parent: RunFolder) -> SweepResult:
     """Export the best model, draw the study and write its report."""
+    say("exporting the best model, drawing the study and writing its report")
     _tidy(config, study)  # a kill may have come between a trial's end and this
     for trial in study.get_trials(deepcopy=False, states=[TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL]):
         _leave(trial_folder(config, trial.number))

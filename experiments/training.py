@@ -130,6 +130,7 @@ def _train(config: RunConfig, folder: RunFolder, watches: Sequence[Watch], *, sc
         logger=RunFolderLogger(folder),
         callbacks=[EpochProgress("train"), *watches],
     )
+    say("scoring the test split and exporting the model" if score_test else "exporting the model")
     return score_and_export(result, folder.export, folder.scores, score_test=score_test)
 
 

@@ -127,7 +127,7 @@ def test_unknown_override_names_the_key_and_the_nearest_field(name: str, near: s
 
 @pytest.mark.parametrize("name", ["foo", "zzz", "zzz.qqq"])
 def test_a_name_like_no_other_is_sent_to_the_help(name: str) -> None:
-    with pytest.raises(ValueError, match=f"^{name} must be the name of a field, .*`--help`"):
+    with pytest.raises(ValueError, match=f"^{name} must be the name of a field, .*`sweep --help`"):
         load_config(None, {name: 1})
 
 

@@ -341,3 +341,18 @@ def test_a_parameter_that_was_drawn_once_from_a_range_is_not_ranked() -> None:
 def test_a_job_without_optuna_can_import_the_figures() -> None:
     script = "import sys; sys.modules['optuna'] = None; import experiments.figures"
     subprocess.run([sys.executable, "-c", script], check=True, cwd=Path(__file__).parents[2])
+
+
+@pytest.mark.parametrize(("first", "scale"), [(466.0, "log"), (1.5, "linear")])
+def test_a_first_epoch_that_would_flatten_the_rest_is_drawn_on_a_log_axis(first: float, scale: str) -> None:
+    figure = learning_curves_figure({"val_loss": {1: first, 2: 0.6, 3: 0.5}, "val_accuracy": {1: 0.1, 2: 0.9, 3: 0.9}})
+    assert [axes.get_yscale() for axes in figure.axes] == [scale, "linear"]
+
+
+def test_trials_stand_at_whole_numbers() -> None:
+    study = optuna.create_study()
+    for value in (0.5, 0.4, 90.0):
+        study.add_trial(optuna.trial.create_trial(value=value))
+    axes = study_figures(study)["optimization_history"].axes[0]
+    assert axes.get_yscale() == "log", "one bad trial does not flatten the others"
+    assert all(float(tick).is_integer() for tick in axes.get_xticks())
