@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from types import TracebackType
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, Trial
@@ -26,6 +26,7 @@ from experiments.errors import CommandError, InterruptedRunError
 from experiments.run_folder import RunFolder
 from experiments.search_space import Point
 from experiments.study_storage import database_seconds
+from lightning_modules.locks import KernelLock
 
 CLAIM = "claim"
 """User attribute of a trial: its holder. Also the file in the trial's folder that says for which holder it was made."""
@@ -65,7 +66,7 @@ class Claim:
     trial: Trial
     point: Point
     folder: RunFolder
-    lock: FileLock
+    lock: KernelLock
     key: str
     """Of its holder."""
 
@@ -91,7 +92,7 @@ def is_abandoned(trial: FrozenTrial, folder: RunFolder, storage: BaseStorage, co
     return float(now - since) > config.sweep.claim_timeout_seconds
 
 
-def take(trial_id: int, folder: RunFolder, storage: BaseStorage, config: RunConfig) -> tuple[FileLock, str] | None:
+def take(trial_id: int, folder: RunFolder, storage: BaseStorage, config: RunConfig) -> tuple[KernelLock, str] | None:
     """Become the holder of a trial that has none: the lock and the holder's key, or None if its folder is locked."""
     lock = lock_trial(folder)
     if lock is None:
@@ -102,10 +103,10 @@ def take(trial_id: int, folder: RunFolder, storage: BaseStorage, config: RunConf
     return lock, key
 
 
-def lock_trial(folder: RunFolder) -> FileLock | None:
+def lock_trial(folder: RunFolder) -> KernelLock | None:
     """Lock a trial's folder; None if another process has done so."""
     folder.path.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder.path / "lock", is_singleton=False)
+    lock = KernelLock(folder.path / "lock")
     try:
         lock.acquire(timeout=0)
     except Timeout:

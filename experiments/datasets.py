@@ -7,12 +7,11 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
-from filelock import FileLock
-
 from experiments.config import DataConfig, require_folder
 from experiments.console import progress, say
 from experiments.errors import UserError
 from lightning_modules.folders import ClassFolders, check_class_sizes, read_class_names, scan_class_folders
+from lightning_modules.locks import KernelLock
 
 MOST_LINES = 20
 """Of a list of photos that is shown."""
@@ -101,8 +100,10 @@ def locate(config: DataConfig) -> Path:
         from experiments.download import fetch_dog_images
 
         return fetch_dog_images(root.parent)
+    if root.is_dir():
+        return root
     root.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{root}.lock"):
+    with KernelLock(Path(f"{root}.lock")):
         if not root.is_dir():
             write_digits(root)
     return root

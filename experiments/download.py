@@ -29,8 +29,9 @@ from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit
 
 import requests
-from filelock import FileLock
 from tqdm import tqdm  # type: ignore[import-untyped, unused-ignore]  # types-tqdm is optional
+
+from lightning_modules.locks import KernelLock
 
 DOG_IMAGES_URL = "https://s3-us-west-1.amazonaws.com/udacity-aind/dog-project/dogImages.zip"
 SPLITS = ("train", "valid", "test")
@@ -85,7 +86,7 @@ def fetch_dog_images(root: Path, *, url: str = DOG_IMAGES_URL) -> Path:
     if _has_splits(folder):
         return folder
     root.mkdir(parents=True, exist_ok=True)
-    with FileLock(root / "dogImages.lock"):
+    with KernelLock(root / "dogImages.lock"):
         if not _has_splits(folder):  # Asked again: another process may just have fetched it.
             _fetch(root, folder, url)
     return folder

@@ -17,7 +17,7 @@ from experiments.console import progress, say
 from experiments.datasets import open_data, photo_root
 from experiments.errors import UserError
 from experiments.interrupts import raise_if_interrupted
-from lightning_modules.array_cache import CacheTooSmallError
+from lightning_modules.array_cache import CacheError
 from lightning_modules.data import ClassFolderData
 from lightning_modules.features import FeatureData, FeatureSet, compute_features
 from lightning_modules.folders import ClassFolders
@@ -130,7 +130,7 @@ def open_decoded_once(config: RunConfig) -> tuple[DecodedPhotos, DecodedPhotos] 
     None if `data.cache` says so, or leaves it open and they do not fit.
 
     Raises:
-        CacheTooSmallError: if they were asked for and do not fit.
+        CacheError: if they were asked for, and do not fit or cannot be written.
     """
     return _open_decoded(_photos_only(config)) if config.data.cache != "none" else None
 
@@ -215,7 +215,7 @@ def _open_decoded(config: RunConfig) -> tuple[DecodedPhotos, DecodedPhotos] | No
             max_gb=config.data.cache_max_gb,
             progress=_progress,
         )
-    except CacheTooSmallError as error:
+    except CacheError as error:
         if config.data.cache != "auto":
             raise
         say(f"photos are decoded in every epoch: {error}")

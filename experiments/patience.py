@@ -8,10 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
 from experiments.console import duration, say
 from experiments.errors import SweepError
+from lightning_modules.locks import KernelLock
 
 PAUSE_SECONDS = 0.05
 SILENT_SECONDS = 2.0
@@ -60,8 +61,8 @@ class Patience:
             self._check()
             time.sleep(PAUSE_SECONDS)
 
-    def lock(self, path: Path) -> FileLock:
+    def lock(self, path: Path) -> KernelLock:
         """Acquire a file lock; leaving it as a context manager releases it."""
-        lock = FileLock(path, is_singleton=False)
+        lock = KernelLock(path)
         self.call(lambda: lock.acquire(timeout=0), lambda error: isinstance(error, Timeout), str(path))
         return lock

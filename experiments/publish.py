@@ -17,7 +17,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TypeVar
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
 from experiments.config import public_url, tracking_uri
 from experiments.console import say
@@ -26,6 +26,7 @@ from experiments.errors import TrackingError
 from experiments.publisher import FINISH, INTERRUPTED, Publication, run_groups
 from experiments.run_folder import RunFolder
 from experiments.tracking import AWAY, RunStore, SystemMonitor, is_refusal, reason, wait_for_store
+from lightning_modules.locks import KernelLock
 
 PUBLISH_SECONDS = 2.0
 """How often running runs are brought up to date in MLflow."""
@@ -47,7 +48,7 @@ def publish(publication: Publication, connection: Connection) -> None:
             continues the runs that have not ended.
     """
     os.nice(5)
-    holder, word = FileLock(publication.lock, is_singleton=False), ""
+    holder, word = KernelLock(publication.lock), ""
     while not holder.is_locked and word != INTERRUPTED:
         try:
             holder.acquire(timeout=PUBLISH_SECONDS)
@@ -198,7 +199,7 @@ class _Work:
             known = self._ask(partial(store.find_known, [folder for one in groups for folder in one.runs]))
             for group in groups:
                 lacking = [one for one in group.runs if one.path not in known and not one.needs_drawing]
-                lock = FileLock(group.lock, is_singleton=False)
+                lock = KernelLock(group.lock)
                 if not lacking or self._connection.poll() or not _is_acquired(lock):
                     continue
                 try:
@@ -237,7 +238,7 @@ class _Work:
         return f"MLflow at {public_url(self._uri)}"
 
 
-def _is_acquired(lock: FileLock) -> bool:
+def _is_acquired(lock: KernelLock) -> bool:
     """Try to acquire a lock: another process may publish the same runs."""
     with contextlib.suppress(Timeout):
         lock.acquire(timeout=0)

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import optuna
-from filelock import FileLock
 from optuna.exceptions import StorageInternalError
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage, get_storage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
@@ -23,6 +22,7 @@ from experiments.config import RunConfig
 from experiments.console import say
 from experiments.errors import CommandError, SweepError, UserError
 from experiments.patience import Patience
+from lightning_modules.locks import KernelLock
 
 STORAGE_SECONDS = 60.0
 """How long a call to the study's storage waits for a lock, unless `tracking.flush_timeout_seconds` is longer."""
@@ -99,7 +99,7 @@ class JournalLock(JournalFileOpenLock):
     def __init__(self, journal: Path, patience: Patience) -> None:
         super().__init__(str(journal))
         self._journal, self._patience = journal, patience
-        self._lock: FileLock | None = None
+        self._lock: KernelLock | None = None
 
     def acquire(self) -> bool:
         """Wait for the lock."""

@@ -23,7 +23,6 @@ import mlflow
 import sqlalchemy
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from filelock import FileLock
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, LifecycleStage, Metric, Param, Run, RunTag, ViewType
 from mlflow.exceptions import MlflowException
@@ -44,6 +43,7 @@ from experiments.console import say
 from experiments.errors import TrackingError, UserError
 from experiments.mlflow_views import tuned_names, view_tags
 from experiments.run_folder import FINGERPRINT, MetricLine, Published, RunFolder, now_ms
+from lightning_modules.locks import KernelLock
 
 KEY_TAG = "experiments.key"
 """Tag by which a run folder finds its run again."""
@@ -510,7 +510,7 @@ def _opening(config: RunConfig) -> Iterator[None]:
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # standard output is for results
     config.output_dir.mkdir(parents=True, exist_ok=True)
     # Two processes that create the database at once break its migrations.
-    with FileLock(config.output_dir / "mlflow.lock", timeout=config.tracking.flush_timeout_seconds):
+    with KernelLock(config.output_dir / "mlflow.lock", timeout=config.tracking.flush_timeout_seconds):
         if config.tracking.uri is None:
             _create_database(config.output_dir / DATABASE)
             _follow_folder(config.output_dir.resolve())

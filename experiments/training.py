@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-from filelock import AcquireReturnProxy, FileLock, Timeout
+from filelock import AcquireReturnProxy, Timeout
 
 from experiments.config import RunConfig, override, to_flat, to_public
 from experiments.console import say
@@ -25,6 +25,7 @@ from experiments.publisher import LOCK_FILE, Publication, Publisher
 from experiments.run_folder import LOCAL, Outcome, RunFolder, environment_tags
 from experiments.study import best_config, load_study
 from experiments.train import best_so_far, export, score_and_export, train
+from lightning_modules.locks import KernelLock
 
 RUN_FOLDER = "EXPERIMENTS_RUN_FOLDER"
 """Environment variable that tells the processes of further devices where the first one trains."""
@@ -171,7 +172,9 @@ def complete_run(place: Path) -> RunFolder | None:
     return complete[-1] if complete else None
 
 
-def _claim_folder(place: Path, fingerprint: str, *, registers: bool) -> tuple[RunFolder, AcquireReturnProxy[FileLock]]:
+def _claim_folder(
+    place: Path, fingerprint: str, *, registers: bool
+) -> tuple[RunFolder, AcquireReturnProxy[KernelLock]]:
     """The folder of the first run of a place that has not gone through all steps, or a new one.
 
     The steps are: trained, published, registered. The same command continues with the next one. After the last one, or
@@ -184,7 +187,7 @@ def _claim_folder(place: Path, fingerprint: str, *, registers: bool) -> tuple[Ru
         folder = RunFolder(place.with_name(f"{place.name}-{number:03d}"))
         folder.path.mkdir(parents=True, exist_ok=True)
         try:
-            lock = FileLock(folder.path / "lock", is_singleton=False).acquire(timeout=0)
+            lock = KernelLock(folder.path / "lock").acquire(timeout=0)
         except Timeout:
             continue  # somebody is training it right now
         if not _has_all_steps(folder, registers=registers) and folder.fingerprint in (None, fingerprint):

@@ -6,6 +6,7 @@ processes never compute the same thing, and a kill leaves nothing half-done in u
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -17,21 +18,28 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock
 from numpy.typing import DTypeLike, NDArray
 
 from lightning_modules.errors import UserError
 from lightning_modules.files import replaced_whole
+from lightning_modules.locks import KernelLock
 
 ARRAY_FILE = "array.npy"
 MANIFEST_FILE = "manifest.json"
 GB = 10**9
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+NOT_WRITABLE = (errno.EROFS, errno.EACCES, errno.EPERM)
+"""Errors of a folder that may only be read, such as a cache that somebody else has filled."""
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 _log = logging.getLogger(__name__)
 
 
-class CacheTooSmallError(UserError):
+class CacheError(UserError):
+    """The cache cannot keep what a run needs."""
+
+
+class CacheTooSmallError(CacheError):
     """What is to be kept is larger than `data.cache_max_gb`, or than the disk."""
 
 
@@ -56,15 +64,27 @@ def open_array(
         A private memory map: what is written to it stays in this process.
 
     Raises:
-        CacheTooSmallError: if the array alone is larger than `max_gb`, or than what the disk has free.
+        CacheTooSmallError: if the array alone is larger than `max_gb`, than what the disk has free, or than a quota.
+        CacheError: if it is not in the cache and the cache may only be read.
     """
     size = int(np.prod(shape)) * np.dtype(dtype).itemsize
     if size > max_gb * GB:
         raise CacheTooSmallError(f"data.cache_max_gb must be at least {size / GB:.3g} for this data, got {max_gb}")
     name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
     entry, part = folder / name, folder / f".{name}.part"
-    folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / f".{name}.lock"):
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        held = KernelLock(folder / f".{name}.lock").acquire()
+    except OSError as error:
+        if error.errno not in NOT_WRITABLE:
+            raise
+        if not _is_whole(entry):
+            raise CacheError(
+                f"data.cache_dir must be a folder that can be written, or have all that this run reads, got {folder} "
+                f"({error.strerror}): choose another data.cache_dir, or set data.cache none"
+            ) from error
+        return _open(entry)
+    with held:
         if not _is_whole(entry):
             shutil.rmtree(entry, ignore_errors=True)
             shutil.rmtree(part, ignore_errors=True)
@@ -84,13 +104,18 @@ def open_array(
                     (part / MANIFEST_FILE).write_text(json.dumps(manifest, indent=1))
             except OSError as error:
                 # What `fill` raises about a photo is no matter of this disk.
-                if error.errno not in _FULL:
+                if error.errno not in NO_ROOM:
                     raise
                 raise CacheTooSmallError(
                     f"data.cache_dir {folder} must have {size / GB:.3g} GB free: {error.strerror}"
                 ) from error
-        os.utime(entry / MANIFEST_FILE)
-        opened: NDArray[Any] = np.load(entry / ARRAY_FILE, mmap_mode="c")
+        with contextlib.suppress(PermissionError):  # another user's entry: only its owner may note the use
+            os.utime(entry / MANIFEST_FILE)
+        return _open(entry)
+
+
+def _open(entry: Path) -> NDArray[Any]:
+    opened: NDArray[Any] = np.load(entry / ARRAY_FILE, mmap_mode="c")
     return opened
 
 

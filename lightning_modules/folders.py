@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -14,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 import PIL
 
+from lightning_modules.array_cache import NOT_WRITABLE
 from lightning_modules.errors import UserError
 from lightning_modules.files import replaced_whole
 from lightning_modules.inference import DECODER_VERSION, BadImageError, OutOfMemoryError, open_image
@@ -30,6 +32,7 @@ from lightning_modules.listing import (
 )
 from lightning_modules.threads import open_threads
 
+_log = logging.getLogger(__name__)
 Progress = Callable[[Iterable[Path], int], Iterable[Path]]
 """Wraps an iterable of known length to show how far it is, as tqdm does."""
 
@@ -208,17 +211,29 @@ def _look_at(paths: Sequence[Path], root: Path, cache_dir: Path, progress: Progr
         for path, fact in zip(progress(new, len(new)), looks, strict=True):
             known[keys[path]] = fact
     if new:
-        cache_dir.mkdir(parents=True, exist_ok=True)
         # What has no hash was learned about the machine and not about the bytes: the drive may be back, or its
         # permissions changed.
-        kept = {key: known[key] for key in keys.values() if known[key].sha256}
-        with replaced_whole(cache, cache.with_suffix(f".{os.getpid()}.part")) as part:
-            part.write_text(json.dumps({"decoder": _DECODER, "files": kept}))
+        _write_cache(cache, {key: known[key] for key in keys.values() if known[key].sha256})
     return {path: known[keys[path]] for path in paths}
 
 
 _DECODER = [DECODER_VERSION, PIL.__version__]
 """What may call the same bytes damaged in one version and not in the next."""
+
+
+def _write_cache(cache: Path, facts: Mapping[str, _Fact]) -> None:
+    try:
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        with replaced_whole(cache, cache.with_suffix(f".{os.getpid()}.part")) as part:
+            part.write_text(json.dumps({"decoder": _DECODER, "files": facts}))
+    except OSError as error:
+        if error.errno not in NOT_WRITABLE:
+            raise
+        _log.warning(
+            "data.cache_dir %s cannot be written (%s): each run looks through the photos again",
+            cache.parent,
+            error.strerror,
+        )
 
 
 def _read_cache(cache: Path) -> dict[str, _Fact]:

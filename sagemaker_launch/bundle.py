@@ -14,13 +14,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from filelock import FileLock
-
 import experiments
 import lightning_modules
 import sagemaker_launch
 from experiments.console import say
 from experiments.errors import UserError
+from lightning_modules.locks import KernelLock
 
 ENTRY = "entry.py"
 REQUIREMENTS = "requirements.txt"
@@ -141,7 +140,7 @@ def fetch_debugger(cache_dir: Path) -> Path:
     """
     folder = cache_dir / SMDEBUG.replace("==", "-")
     cache_dir.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{folder}.lock"):
+    with KernelLock(Path(f"{folder}.lock")):
         if not folder.is_dir():
             part = folder.with_name(f".{folder.name}.part")
             _download(part, [SMDEBUG], f"a job that is debugged needs {SMDEBUG}")

@@ -16,11 +16,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-
 import sagemaker_launch
 from experiments.console import say
 from experiments.errors import UserError
+from lightning_modules.locks import KernelLock
 
 REQUIREMENTS = Path(__file__).with_name("debugger.txt")
 PROJECT = Path(sagemaker_launch.__file__).parent.parent
@@ -40,7 +39,7 @@ def debugger_python(cache_dir: Path) -> Path:
     parts = [sys.version, sys.base_prefix, REQUIREMENTS.read_text()]
     root = (cache_dir / f"debugger-{hashlib.sha256('|'.join(parts).encode()).hexdigest()[:12]}").resolve()
     root.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{root}.lock"):
+    with KernelLock(Path(f"{root}.lock")):
         if not (root / "complete").exists():
             _build(root)
     return root / "bin" / "python"

@@ -16,8 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from filelock import FileLock
-from pytorch_lightning.utilities import rank_zero_only
 
 from experiments.cli import quiet_libraries
 from experiments.config import RunConfig, load_config, to_public
@@ -26,6 +24,8 @@ from experiments.logger import RunFolderLogger
 from experiments.run_folder import RunFolder, environment_tags
 from experiments.train import CHECKPOINT_FOLDER, score_and_export, train
 from lightning_modules import metrics
+from lightning_modules.launchers import is_first_process
+from lightning_modules.locks import KernelLock
 from sagemaker_launch.container.debugger import CONFIG_FILE
 from sagemaker_launch.container.debugger_callback import DebuggerHook
 from sagemaker_launch.container.hyperparameters import TUNING_OBJECTIVE, decode
@@ -100,7 +100,9 @@ def run(job: Job, *, scratch: Path) -> None:
     config = job_config(job, scratch)
     # The jobs of a tuning job may share what stands in S3.
     folder = RunFolder(job.base / "checkpoints" / job.name)
-    start(folder, job, config)
+    num_processes = config.trainer.devices * config.trainer.num_nodes
+    if is_first_process(num_processes):
+        start(folder, job, config)
 
     def say_epoch(epoch: int, values: Mapping[str, float]) -> None:
         write_line(metric_line("metrics", epoch, {**values, **best_so_far(config, folder)}))
@@ -108,7 +110,7 @@ def run(job: Job, *, scratch: Path) -> None:
     logger = RunFolderLogger(folder, on_epoch=say_epoch, on_facts=lambda facts: write_line(facts_line(facts)))
     debugger = [DebuggerHook(job.base / CONFIG_FILE)] if job.is_debugged else []
     result = train(config, output_dir=folder.path, logger=logger, callbacks=debugger, single_steps=job.is_debugged)
-    if int(os.environ.get("RANK", 0)):  # torchrun sets it for the process of each device
+    if not is_first_process(num_processes):  # torchrun starts one for each device
         return
     scores = job.base / "output" / "data" / "scores.npz"
     scores.parent.mkdir(parents=True, exist_ok=True)
@@ -163,7 +165,7 @@ def photo_folder(channel: Path, target: Path) -> Path:
     if index is None:
         return channel
     target.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{target}.lock"):  # the processes of all devices come here
+    with KernelLock(Path(f"{target}.lock")):  # the processes of all devices come here
         if not target.is_dir():
             part = target.with_name(f".{target.name}.part")
             shutil.rmtree(part, ignore_errors=True)
@@ -174,7 +176,6 @@ def photo_folder(channel: Path, target: Path) -> Path:
     return target
 
 
-@rank_zero_only
 def start(folder: RunFolder, job: Job, config: RunConfig) -> None:
     """Note what the run is, unless it goes on after an interruption, and say where it runs."""
     tags = environment_tags()

@@ -22,9 +22,10 @@ from collections.abc import Set
 from dataclasses import dataclass
 from pathlib import Path
 
-from filelock import FileLock
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+
+from lightning_modules.locks import KernelLock
 
 LINKED = (
     "boto3",
@@ -94,7 +95,7 @@ def build_image(folder: Path, requirements: Path, linked: tuple[str, ...]) -> Im
     # Resolved last: the image itself may be a link, and a container sees where it leads.
     root = (folder / f"image-{_fingerprint(requirements, found)}").resolve()
     complete = root / "complete"
-    with FileLock(f"{root}.lock"):
+    with KernelLock(Path(f"{root}.lock")):
         if not complete.exists():
             _build(root, requirements, found)
             complete.touch()

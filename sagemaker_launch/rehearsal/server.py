@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, MotoRequestHandler, create_backend_app
 from werkzeug.serving import make_server
 
+from lightning_modules.locks import KernelLock
 from sagemaker_launch.rehearsal.api import Regions, install
 from sagemaker_launch.rehearsal.autoscaling import install_scaling
 from sagemaker_launch.rehearsal.faults import Application, Faults, FaultSettings, FaultyApplication, json_answer
@@ -87,7 +88,7 @@ class Server:
         """
         settings.root.mkdir(parents=True, exist_ok=True)
         self._settings = settings
-        self._lock = FileLock(settings.root / "server.lock")
+        self._lock = KernelLock(settings.root / "server.lock")
         try:
             self._lock.acquire(timeout=0)
         except Timeout as error:

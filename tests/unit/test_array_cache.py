@@ -19,7 +19,7 @@ import pytest
 from numpy.typing import NDArray
 
 from lightning_modules import array_cache
-from lightning_modules.array_cache import ARRAY_FILE, MANIFEST_FILE, CacheTooSmallError, open_array
+from lightning_modules.array_cache import ARRAY_FILE, MANIFEST_FILE, CacheError, CacheTooSmallError, open_array
 from tests.conftest import REPOSITORY
 
 
@@ -223,3 +223,84 @@ def test_a_full_disk_is_refused_before_anything_is_written(tmp_path: Path, monke
     monkeypatch.setattr(array_cache.shutil, "disk_usage", lambda folder: SimpleNamespace(free=160))
     open_one(tmp_path, fill)
     assert fill.calls == 1
+
+
+@pytest.fixture
+def read_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cache on a disk that is mounted read-only; root may write into a folder whatever its permissions say."""
+
+    def refuse(*arguments: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(array_cache.KernelLock, "acquire", refuse)
+
+
+def test_an_array_is_read_from_a_cache_that_may_only_be_read(tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    fill = Filler(2.0)
+    open_one(tmp_path, fill)
+    request.getfixturevalue("read_only")
+    assert float(open_one(tmp_path, fill).min()) == 2.0
+    assert fill.calls == 1
+
+
+@pytest.mark.usefixtures("read_only")
+def test_an_array_that_such_a_cache_lacks_is_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(CacheError, match=r"data\.cache_dir must be a folder that can be written.*Read-only"):
+        open_one(tmp_path, Filler())
+
+
+def test_the_use_of_another_users_array_is_not_noted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill = Filler()
+    open_one(tmp_path, fill)
+
+    def refuse(path: Path) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM), str(path))
+
+    monkeypatch.setattr(array_cache.os, "utime", refuse)
+    open_one(tmp_path, fill)
+    assert fill.calls == 1
+
+
+def no_room(*arguments: object) -> None:
+    raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+
+
+def test_a_quota_is_met_before_the_array_is_mapped_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill = Filler()
+    monkeypatch.setattr(array_cache.os, "posix_fallocate", no_room)
+    with pytest.raises(CacheTooSmallError, match=r"data\.cache_dir .* must have 1\.6e-07 GB free: .*quota"):
+        open_one(tmp_path, fill)
+    assert fill.calls == 0
+    assert [path for path in tmp_path.iterdir() if path.suffix != ".lock"] == []
+
+
+def test_a_disk_that_is_full_in_the_middle_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(CacheTooSmallError, match=r"must have .* GB free: "):
+        open_array(tmp_path, {"key": "a"}, shape=(10, 4), dtype="float32", fill=no_room, max_gb=1.0)
+    assert [path for path in tmp_path.iterdir() if path.suffix != ".lock"] == []
+
+
+@pytest.mark.parametrize("answer", [None, errno.EOPNOTSUPP, errno.EINVAL])
+def test_space_is_reserved_where_the_system_has_no_call_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: int | None
+) -> None:
+    if answer is None:  # as on macOS
+        monkeypatch.delattr(array_cache.os, "posix_fallocate", raising=False)
+    else:
+
+        def refuse(*arguments: object) -> None:
+            raise OSError(answer, os.strerror(answer))
+
+        monkeypatch.setattr(array_cache.os, "posix_fallocate", refuse)
+    blocks: list[int] = []
+
+    def look(values: NDArray[Any]) -> None:
+        [part] = tmp_path.glob(f".*.part/{ARRAY_FILE}")
+        blocks.append(part.stat().st_blocks * 512)
+        values[:] = 5
+
+    opened = open_array(tmp_path, {"key": "a"}, shape=(3000, 1000), dtype="float32", fill=look, max_gb=1.0)
+    assert blocks[0] >= 12_000_000
+    assert float(opened.min()) == float(opened.max()) == 5
