@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import traceback
 from collections.abc import Iterator, Sequence
@@ -13,6 +12,7 @@ from pathlib import Path
 from experiments import processes
 from experiments.console import outlive_output, say
 from experiments.run_folder import RunFolder
+from lightning_modules.cores import usable_cores
 
 MAX_DRAWERS = 4
 """Four draw as many runs a second as one process sends."""
@@ -25,7 +25,7 @@ def open_drawers() -> ThreadPoolExecutor:
 
     Not a ProcessPoolExecutor: the semaphores of one that is killed stay behind, and Python complains of them.
     """
-    return ThreadPoolExecutor(min(MAX_DRAWERS, os.cpu_count() or 1), initializer=_start_drawer)
+    return ThreadPoolExecutor(min(MAX_DRAWERS, usable_cores()), initializer=_start_drawer)
 
 
 def drawn(folders: Sequence[RunFolder], drawers: ThreadPoolExecutor) -> Iterator[RunFolder]:

@@ -35,6 +35,7 @@ from typing import Any, Literal
 
 from experiments.console import say
 from experiments.errors import UserError
+from lightning_modules.cores import usable_cores
 from lightning_modules.metrics import BEST, OBJECTIVES
 
 LOCAL = {"origin": "local"}
@@ -352,19 +353,15 @@ def _hardware_tags() -> dict[str, str]:
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     tags = {
         "hardware.processor": _processor(),
-        "hardware.cores": str(_usable_cores()),
+        "hardware.cores": str(usable_cores()),
         "hardware.memory_gb": f"{memory / 1e9:.1f}",
     }
     # Whoever trains has imported torch; nobody else is to pay seconds for a tag.
     if torch := sys.modules.get("torch"):
         names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
-        tags |= {"hardware.gpu": ", ".join(names) or "none", "hardware.threads": str(torch.get_num_threads())}
+        threads = min(torch.get_num_threads(), usable_cores())  # as `limit_threads` will have it
+        tags |= {"hardware.gpu": ", ".join(names) or "none", "hardware.threads": str(threads)}
     return tags
-
-
-def _usable_cores() -> int:
-    # macOS binds no process to cores.
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _processor() -> str:

@@ -30,6 +30,7 @@ from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.profilers import Profiler
 from torch.profiler import ProfilerActivity, profile, record_function
 
+from lightning_modules.cores import usable_cores
 from lightning_modules.profile_page import page
 from lightning_modules.profile_trace import STEP, read_trace
 from lightning_modules.profile_verdict import PHASES, Profile, Settings, verdict
@@ -273,7 +274,7 @@ class StepProfiler(Callback):
             steps=tuple(step.phases for step in self._timed),
             slowest_other=re.sub(r"\[Callback\]|{.*}", "", slowest),  # Lightning adds a callback's settings
             slowest_other_seconds=others.get(slowest, 0.0),
-            cpu_share=sum(step.cpu_seconds for step in self._timed) / seconds / (os.cpu_count() or 1),
+            cpu_share=sum(step.cpu_seconds for step in self._timed) / seconds / usable_cores(),
             peak_rss_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit,
             gpu=torch.cuda.get_device_name(device) if on_gpu else "",
             gpu_peak_bytes=torch.cuda.max_memory_allocated(device) if on_gpu else 0,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-import os
 import sys
 import time
 from dataclasses import replace
@@ -14,6 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from lightning_modules.cores import usable_cores
 from lightning_modules.inference import GOLDEN_TOLERANCE, Model, check_golden, model_fn
 
 Precision = Literal["float32", "bf16"]
@@ -35,7 +35,7 @@ def load_engine(folder: Path, precision: Precision = "float32") -> Model:
     Raises:
         BadExportError: if the folder is not whole or the scores are others.
     """
-    # On all cores that there are while it loads, but a container's quota counts, which PyTorch does not look at.
+    # PyTorch does not look at a container's quota.
     torch.set_num_threads(min(torch.get_num_threads(), usable_cores()))
     threads = torch.get_num_threads()
     model = model_fn(str(folder))
@@ -62,17 +62,6 @@ def load_engine(folder: Path, precision: Precision = "float32") -> Model:
     seconds = time.perf_counter() - started
     log.info(f"engine OpenVINO on {threads} threads, compiled in {seconds:.1f} s, golden photo off by {difference:.1g}")
     return faster
-
-
-def usable_cores(quota: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
-    """Cores that this process may use.
-
-    Args:
-        quota: the container's: microseconds of all cores together, and of which period.
-    """
-    cores = len(os.sched_getaffinity(0))
-    limit, period = quota.read_text().split() if quota.is_file() else ("max", "")
-    return cores if limit == "max" else max(1, min(cores, int(limit) // int(period)))
 
 
 class OpenVino(nn.Module):

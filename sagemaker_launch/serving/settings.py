@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast, get_args
 
+from lightning_modules.cores import usable_cores
 from sagemaker_launch.serving.engine import Precision
 
 
@@ -83,7 +83,7 @@ def read_settings(environment: Mapping[str, str], *, cuda: bool) -> Settings:
         max_queue=whole("SERVING_MAX_QUEUE", 8 * max_batch, 1, 100_000),
         timeout_seconds=timeout_seconds,
         body_timeout_seconds=number("SERVING_BODY_TIMEOUT_SECONDS", min(20, timeout_seconds), 0.1, timeout_seconds),
-        decode_threads=whole("SERVING_DECODE_THREADS", min(len(os.sched_getaffinity(0)), 16), 1, 256),
+        decode_threads=whole("SERVING_DECODE_THREADS", min(usable_cores(), 16), 1, 256),
         stop_seconds=number("SERVING_STOP_SECONDS", 25, 0, 3600),
         precision=cast(Precision, precision),
     )

@@ -25,6 +25,8 @@ TENSOR_STACK = {
     "filelock",  # torch itself needs it; the caches lock with it
 }
 STANDALONE = {"torch", "torchvision", "PIL"}
+STANDALONE_MODULES = {"lightning_modules.inference", "lightning_modules.cores"}
+"""What our serving image has of that room."""
 SERVING = STANDALONE | {"fastapi", "starlette", "uvicorn", "prometheus_client", "openvino"}
 ABOUT_MLFLOW = {"tracking.py", "registry.py", "pyfunc_model.py"}
 ABOUT_OPTUNA = {
@@ -83,7 +85,7 @@ def violations(root: Path) -> list[str]:
                 other_half = top == "sagemaker_launch" and not module.startswith("sagemaker_launch.container")
                 bad = top in {"boto3", "mlflow", "optuna", "moto"} or other_half
             elif parts[1] == "serving":
-                own = module.startswith("sagemaker_launch.serving") or module == "lightning_modules.inference"
+                own = module.startswith("sagemaker_launch.serving") or module in STANDALONE_MODULES
                 bad = foreign and top not in SERVING and not own
             if module.startswith("sagemaker_launch.rehearsal") and "rehearsal" not in parts:
                 bad = True
@@ -176,6 +178,7 @@ def test_the_command_line_imports_nothing_heavy_until_a_command_needs_it() -> No
     names = {name for node in first for name in imports_of(node)}
     assert {name for name in names if name.split(".")[0] not in sys.stdlib_module_names} == {
         "experiments.config",
+        "experiments.environment",
         "experiments.errors",
         "experiments.fields",
     }

@@ -12,7 +12,7 @@ from torch import nn
 
 from lightning_modules.inference import BadExportError, Preprocessing, build_network, decode_image, load_export
 from sagemaker_launch.serving import engine
-from sagemaker_launch.serving.engine import Bfloat16, OpenVino, load_engine, usable_cores
+from sagemaker_launch.serving.engine import Bfloat16, OpenVino, load_engine
 from tests.pictures import jpeg_bytes
 from tests.unit.test_export import CLASS_NAMES, export, tiny_network
 
@@ -113,15 +113,6 @@ def test_a_network_that_openvino_cannot_run_is_served_by_pytorch_with_a_warning(
 def test_a_folder_that_is_no_export_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BadExportError, match="is not an export folder"):
         load_engine(tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("quota", "cores"), [("max 100000", None), ("50000 100000", 1), ("150000 100000", 1), ("9900000 100000", None)]
-)
-def test_a_containers_quota_limits_the_cores(tmp_path: Path, quota: str, cores: int | None) -> None:
-    (tmp_path / "cpu.max").write_text(quota + "\n")
-    here = usable_cores(tmp_path / "none")
-    assert usable_cores(tmp_path / "cpu.max") == (here if cores is None else cores)
 
 
 def test_bfloat16_is_close_but_not_the_same() -> None:

@@ -307,9 +307,9 @@ def test_what_torch_computes_on_is_noted_where_it_is_there(
     monkeypatch: pytest.MonkeyPatch, gpus: list[str], noted: str
 ) -> None:
     cuda = SimpleNamespace(device_count=lambda: len(gpus), get_device_name=gpus.__getitem__)
-    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=cuda, get_num_threads=lambda: 3))
+    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=cuda, get_num_threads=lambda: 1))
     tags = environment_tags()
-    assert (tags["hardware.gpu"], tags["hardware.threads"]) == (noted, "3")
+    assert (tags["hardware.gpu"], tags["hardware.threads"]) == (noted, "1")
 
 
 def test_what_counts_stands_beside_its_course_under_a_name_of_its_own(folder: RunFolder) -> None:
