@@ -28,6 +28,7 @@ from experiments.config import (
     require_output_file,
     tracking_uri,
 )
+from experiments.environment import own_environment, set_variables
 from experiments.errors import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, CommandError, UserError
 from experiments.fields import fields_help, fields_of, unknown_field
 
@@ -61,6 +62,7 @@ def run_command(command: Callable[[], None], *, show_traceback: bool) -> int:
         show_traceback: print the traceback of errors of ours too.
     """
     quiet_libraries()
+    set_variables(own_environment())
     try:
         command()
     except KeyboardInterrupt:

@@ -435,7 +435,18 @@ def public_url(url: object) -> str:
 
 def tracking_uri(config: RunConfig) -> str:
     """Where MLflow keeps the runs of this config."""
-    return config.tracking.uri or f"sqlite:///{(config.output_dir / 'mlflow.db').resolve()}"
+    return config.tracking.uri or sqlite_url(config.output_dir / "mlflow.db")
+
+
+def sqlite_url(path: Path) -> str:
+    """The URL of an SQLite database. `?`, `#`, `%` and what is not ASCII are encoded in it."""
+    from sqlalchemy import URL  # `--help` does not need it
+
+    url = URL.create("sqlite", database=str(path.resolve()))
+    if f"/{url.database}" not in url.render_as_string():
+        # MLflow 3.17 creates the folder that sqlite:/// names, without decoding it. With the driver's name it does not.
+        url = url.set(drivername="sqlite+pysqlite")
+    return url.render_as_string()
 
 
 def to_yaml(config: RunConfig) -> str:

@@ -9,8 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from experiments import processes
 from experiments.console import outlive_output, say
+from experiments.processes import die_with_parent, pipe, start_process
 from experiments.run_folder import RunFolder
 from lightning_modules.cores import usable_cores
 
@@ -46,8 +46,8 @@ def drawn(folders: Sequence[RunFolder], drawers: ThreadPoolExecutor) -> Iterator
 
 
 def _start_drawer() -> None:
-    _own.connection, theirs = processes.CONTEXT.Pipe()  # closed with its thread, which ends the process
-    processes.CONTEXT.Process(target=_drawer, args=(theirs,), name="drawer", daemon=True).start()
+    _own.connection, theirs = pipe()  # closed with its thread, which ends the process
+    start_process(_drawer, (theirs,), name="drawer", daemon=True)
     theirs.close()
 
 
@@ -57,7 +57,7 @@ def _have_drawn(path: Path) -> None:
 
 
 def _drawer(connection: Connection) -> None:
-    processes.die_with_parent()
+    die_with_parent()
     outlive_output()
     while True:
         try:

@@ -3,8 +3,12 @@
 Our own code refuses things with these classes, or with another error class of ours. Any other exception is a bug.
 """
 
+import signal
+
 from lightning_modules.errors import UserError as UserError
 
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+"""Ctrl-C, the end of a container, and Slurm's notice before a time limit (`#SBATCH --signal=USR1@90`)."""
 EXIT_DONE, EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130
 
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import sys
+import threading
 from collections.abc import Callable, Sequence
 from types import FrameType, TracebackType
 from typing import Any
 
 from pytorch_lightning.callbacks import Callback
 
-from experiments.errors import EXIT_INTERRUPTED, InterruptedRunError
+from experiments.errors import EXIT_INTERRUPTED, STOP_SIGNALS, InterruptedRunError
 
 
 class Watch(Callback):
@@ -30,17 +32,18 @@ class Watch(Callback):
 
 
 class Interrupts:
-    """While it is entered, signals ask for a stop."""
+    """While it is entered, signals ask for a stop. Only the main thread gets signals: in another one, none does."""
 
-    def __init__(self, signals: Sequence[int] = (signal.SIGINT, signal.SIGTERM)) -> None:
+    def __init__(self, signals: Sequence[int] = STOP_SIGNALS) -> None:
         self.requested = False
         self._signals = signals
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Interrupts:
         _entered.append(self)
-        for number in self._signals:
-            self._before[number] = signal.signal(number, self._on_signal)
+        if threading.current_thread() is threading.main_thread():
+            for number in self._signals:
+                self._before[number] = signal.signal(number, self._on_signal)
         return self
 
     def __exit__(
@@ -64,6 +67,8 @@ class Interrupts:
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         del number, frame
+        if self.requested and hasattr(sys, "ps1"):
+            raise InterruptedRunError  # a notebook or a Python prompt stays
         if self.requested:
             # No clean-up: checkpoints and run folders are whole at any moment.
             os._exit(EXIT_INTERRUPTED)

@@ -16,10 +16,10 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from types import TracebackType
 
-from experiments import processes
 from experiments.config import RunConfig, public_url, tracking_uri
 from experiments.console import outlive_output, say
-from experiments.errors import InterruptedRunError, TrackingError
+from experiments.errors import STOP_SIGNALS, InterruptedRunError, TrackingError
+from experiments.processes import die_with_parent, pipe, start_process
 from experiments.run_folder import RunFolder
 
 MAX_DEATHS = 3
@@ -132,9 +132,8 @@ class Publisher:
                 self._restart()
 
     def _start(self) -> None:
-        self._connection, theirs = processes.CONTEXT.Pipe()
-        self._process = processes.CONTEXT.Process(target=_main, args=(self._publication, theirs), name="publisher")
-        self._process.start()
+        self._connection, theirs = pipe()
+        self._process = start_process(_main, (self._publication, theirs), name="publisher")
         theirs.close()
         self._allowed = math.inf  # it imports MLflow first
 
@@ -199,9 +198,9 @@ class Publisher:
 
 
 def _main(publication: Publication, connection: Connection) -> None:
-    processes.die_with_parent()
+    die_with_parent()
     outlive_output()
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)  # the training process says what they mean
     from experiments.publish import publish  # MLflow takes seconds to import
 

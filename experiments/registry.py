@@ -103,7 +103,7 @@ def _log_model(store: RunStore, run_id: str, export: Path) -> str:
         logged = mlflow.pyfunc.log_model(
             name="model",
             python_model=str(Path(__file__).with_name("pyfunc_model.py")),
-            artifacts={"export": str(export)},
+            artifacts={"export": export.resolve().as_uri()},  # MLflow takes a path for a URI where it has `?` or `#`
             signature=signature,
             input_example=pd.DataFrame({"image": [golden]}),
             pip_requirements=[
@@ -152,13 +152,18 @@ def _find_champion(client: MlflowClient, name: str) -> ModelVersion | None:
 
 def tag_version(uri: str, store: RunStore, tags: Mapping[str, str]) -> None:
     """Tag the version that `models:/NAME@ALIAS` or `models:/NAME/VERSION` names."""
-    name, _, alias = uri.removeprefix("models:/").partition("@")
-    if alias:
-        version = store.client.get_model_version_by_alias(name, alias).version
-    else:
-        name, _, version = name.partition("/")
+    name, version = _parse(uri, store)
     for key, value in tags.items():
         store.client.set_model_version_tag(name, version, key, value)
+
+
+def _parse(uri: str, store: RunStore) -> tuple[str, str]:
+    """Name and version of a model. MLflow's own parser ends a name at `?` or `#`, which a folder's name may have."""
+    name, _, alias = uri.removeprefix("models:/").rpartition("@")
+    if name:
+        return name, str(store.client.get_model_version_by_alias(name, alias).version)
+    name, _, version = uri.removeprefix("models:/").rpartition("/")
+    return name, version
 
 
 def download_export(uri: str, store: RunStore) -> Path:
@@ -170,7 +175,11 @@ def download_export(uri: str, store: RunStore) -> Path:
     # Not by arguments: what MLflow asks in between would go to a database that it makes in the working directory.
     mlflow.set_tracking_uri(store.uri)
     mlflow.set_registry_uri(store.uri)
+    source = uri
     try:
-        return Path(mlflow.artifacts.download_artifacts(f"{uri}/artifacts/export"))
+        name, version = _parse(uri, store) if uri.startswith("models:/") else ("", "")
+        if version.isdecimal():
+            source = store.client.get_model_version_download_uri(name, version)
+        return Path(mlflow.artifacts.download_artifacts(f"{source}/artifacts/export"))
     except (MlflowException, OSError) as error:
         raise UserError(f"--model must be an export folder or a registered model, got {uri!r}: {error}") from error

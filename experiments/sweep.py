@@ -25,7 +25,6 @@ import optuna
 import torch
 from optuna.trial import FrozenTrial, TrialState
 
-from experiments import processes
 from experiments.claims import Claim, ClaimLostError, HeldClaims
 from experiments.config import RunConfig, override, to_public
 from experiments.console import outlive_output, say
@@ -33,12 +32,13 @@ from experiments.drawing import draw_once
 from experiments.errors import CommandError, InterruptedRunError, SweepError, UserError
 from experiments.figures import save_figure, study_figures
 from experiments.identity import Photos, StudyIdentity
-from experiments.inputs import forget_opened, open_data_once, open_inputs_once, say_data, uses_features
+from experiments.inputs import forget_opened, open_data_once, open_inputs_once, say_data, training_device, uses_features
 from experiments.interrupts import Interrupts, Watch
 from experiments.logger import RunFolderLogger
 from experiments.patience import Patience
 from experiments.population import PopulationRun, together, train_population
 from experiments.preflight import check_sweep
+from experiments.processes import die_with_parent, start_process
 from experiments.progress import EpochProgress
 from experiments.pruning import PruningCallback, stored_decision
 from experiments.publisher import LOCK_FILE, Publication, Publisher
@@ -61,6 +61,7 @@ from experiments.study import (
 from experiments.study_storage import study_folder
 from experiments.sweep_progress import SweepProgress
 from experiments.train import BEST_CHECKPOINT, CHECKPOINT_FOLDER, NotANumberError, export, is_whole, train
+from lightning_modules.cores import usable_cores
 from lightning_modules.metrics import BEST, OBJECTIVES, VAL_ACCURACY
 
 POLL_SECONDS = 0.5
@@ -69,6 +70,7 @@ COPY_SECONDS = 2.0
 """How long an interrupted sweep waits for a copy of its study."""
 STOP_SECONDS = 5.0
 """How long all workers together have to end their batch once the sweep stops."""
+CUDA_VISIBLE_DEVICES = "CUDA_VISIBLE_DEVICES"
 MAX_CRASHES = 3
 """Workers that may die in a row, without a trial finishing, before the sweep gives up."""
 
@@ -439,18 +441,16 @@ def _supervise(job: _Job, interrupts: Interrupts, progress: SweepProgress, publi
     """Keep `sweep.workers` processes at work; one that dies is replaced, and its trial goes on."""
     config, study = job.config, job.study
     finished, crashes = count_finished(study), 0
+    gpus = visible_gpus()
 
     def start(index: int) -> BaseProcess:
         seconds = job.deadline - time.monotonic()
-        process = processes.CONTEXT.Process(
-            target=_worker_main,
-            args=(config, dict(job.space), job.identity, job.target, job.max_failed, seconds, index),
+        return start_process(
+            _worker_main,
+            (config, dict(job.space), job.identity, job.target, job.max_failed, seconds, index),
             name=f"worker-{index}",
+            environment={CUDA_VISIBLE_DEVICES: gpus[index % len(gpus)]} if gpus else {},  # read before CUDA starts
         )
-        if gpus := torch.cuda.device_count():
-            os.environ["CUDA_VISIBLE_DEVICES"] = str(index % gpus)  # the child reads it before CUDA starts
-        process.start()
-        return process
 
     workers = {index: start(index) for index in range(config.sweep.workers)}
     try:
@@ -497,9 +497,11 @@ def _worker_main(
     os.dup2(log.fileno(), sys.stdout.fileno())
     os.dup2(log.fileno(), sys.stderr.fileno())
     logging.basicConfig(level=logging.INFO)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the supervisor says what it means
-    processes.die_with_parent()
-    _pin(index, config.sweep.workers)
+    for number in (signal.SIGINT, signal.SIGUSR1):  # they reach all processes; the supervisor says what they mean
+        signal.signal(number, signal.SIG_IGN)
+    die_with_parent()
+    if training_device(config).type == "cpu":
+        _pin(index, config.sweep.workers)
     interrupts = Interrupts([signal.SIGTERM])
     study = load_study(config, config.sweep.study_name, interrupts.raise_if_requested)
     deadline = time.monotonic() + seconds
@@ -515,14 +517,19 @@ def _worker_main(
             sys.exit(_EXIT_SWEEP_ERROR)
 
 
+def visible_gpus() -> list[str]:
+    """The GPUs that this process may use, by the names that CUDA_VISIBLE_DEVICES has for them: numbers or UUIDs."""
+    count, named = torch.cuda.device_count(), os.environ.get(CUDA_VISIBLE_DEVICES)
+    return [one.strip() for one in named.split(",")][:count] if named else [str(index) for index in range(count)]
+
+
 def _pin(index: int, workers: int) -> None:
-    """Keep a worker without a GPU on its share of the cores: two that use all of them slow each other down."""
-    if torch.cuda.is_available() or not hasattr(os, "sched_setaffinity"):
-        return
-    cores = sorted(os.sched_getaffinity(0))
-    share = cores[index % len(cores) :: workers] or [cores[index % len(cores)]]
-    os.sched_setaffinity(0, share)
-    torch.set_num_threads(len(share))
+    """Keep a worker that trains on the CPU on its share of the cores: two that use all of them slow each other down."""
+    count = usable_cores()
+    torch.set_num_threads(len(range(index % count, count, workers)))
+    if hasattr(os, "sched_setaffinity"):  # macOS binds no process to cores
+        cores = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, cores[index % len(cores) :: workers] or [cores[index % len(cores)]])
 
 
 def _stop(workers: Sequence[BaseProcess]) -> None:

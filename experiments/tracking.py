@@ -38,7 +38,7 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
-from experiments.config import RunConfig, public_url, require, require_folder, tracking_uri
+from experiments.config import RunConfig, public_url, require, require_folder, sqlite_url, tracking_uri
 from experiments.console import say
 from experiments.errors import TrackingError, UserError
 from experiments.mlflow_views import tuned_names, view_tags
@@ -532,7 +532,7 @@ def _create_database(path: Path) -> None:
         return
     part = path.with_name(".mlflow.db.part")
     part.unlink(missing_ok=True)
-    MlflowClient(f"sqlite:///{part.resolve()}").search_experiments()
+    MlflowClient(sqlite_url(part)).search_experiments()
     part.replace(path)
 
 

@@ -51,11 +51,13 @@ from lightning_modules.features import FeatureData
 from lightning_modules.files import replaced_whole
 from lightning_modules.folders import ClassFolders
 from lightning_modules.head import HeadClassifier
+from lightning_modules.launchers import cluster_environment
 from lightning_modules.memory import keep_memory
 from lightning_modules.network import Trainable, find_head, trains_batch_norm
 from lightning_modules.recorder import Recorder
 from lightning_modules.recording import Finding
 from lightning_modules.rules import NOT_FINITE
+from lightning_modules.threads import limit_threads
 
 CHECKPOINT_FOLDER = "checkpoints"
 BEST_CHECKPOINT, LAST_CHECKPOINT = "best.ckpt", "last.ckpt"
@@ -111,14 +113,17 @@ def train(
         NotANumberError: if the loss is no longer a number.
         InterruptedRunError: after SIGTERM, at the end of an epoch.
     """
+    num_processes = config.trainer.devices * config.trainer.num_nodes
+    environment = cluster_environment(num_processes)  # first: it says which process writes to the logger
     keep_memory()
+    limit_threads()
     folders = open_data_once(config)
     logger.log_hyperparams(data_facts(folders))
     network: nn.Module
     data: ClassFolderData | FeatureData
     trainable: Trainable = config.model.trainable
     single_steps |= config.trainer.record != "none" or config.trainer.profile
-    single_steps |= config.trainer.devices * config.trainer.num_nodes > 1
+    single_steps |= num_processes > 1
     at_once = uses_features(config) and not single_steps
     if uses_features(config):
         features = open_features_once(config)
@@ -172,7 +177,8 @@ def train(
         gradient_clip_val=None if at_once else config.trainer.gradient_clip or None,
         logger=logger,
         callbacks=own,
-        plugins=[AtomicCheckpointIO()],
+        plugins=[AtomicCheckpointIO(), *([environment] if environment else [])],
+        default_root_dir=output_dir,  # Lightning looks there for checkpoints of a Slurm job that was requeued
         benchmark=on_gpu,  # all batches but the last of an epoch have one size
         use_distributed_sampler=False,  # the data module divides the images itself, without counting one twice
         num_sanity_val_steps=0,

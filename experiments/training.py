@@ -25,6 +25,7 @@ from experiments.publisher import LOCK_FILE, Publication, Publisher
 from experiments.run_folder import LOCAL, Outcome, RunFolder, environment_tags
 from experiments.study import best_config, load_study
 from experiments.train import best_so_far, export, score_and_export, train
+from lightning_modules.launchers import is_first_process
 from lightning_modules.locks import KernelLock
 
 RUN_FOLDER = "EXPERIMENTS_RUN_FOLDER"
@@ -94,7 +95,7 @@ def train_run(
         TrackingError: if MLflow stays away.
         InterruptedRunError: after Ctrl-C.
     """
-    if int(os.environ.get("LOCAL_RANK", 0)):  # set by Lightning
+    if not is_first_process(config.trainer.devices * config.trainer.num_nodes):
         _train_along(config)
     check_training(config)
     forget_opened()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -13,7 +14,7 @@ from experiments.errors import EXIT_INTERRUPTED, InterruptedRunError
 from experiments.interrupts import Interrupts, Watch
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
 def test_the_first_signal_asks_for_a_stop_and_says_so(number: int, capfd: pytest.CaptureFixture[str]) -> None:
     with Interrupts() as interrupts:
         interrupts.raise_if_requested()
@@ -88,3 +89,27 @@ def test_a_second_interrupt_ends_the_process_at_once() -> None:
     assert time.monotonic() - started < 5
     assert out == ""
     assert "Traceback" not in err
+
+
+def test_a_second_interrupt_leaves_a_notebook_alive(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "ps1", ">>> ", raising=False)
+    with Interrupts() as interrupts:
+        signal.raise_signal(signal.SIGINT)
+        assert interrupts.requested
+        with pytest.raises(InterruptedRunError):
+            signal.raise_signal(signal.SIGINT)
+
+
+def test_a_thread_leaves_signals_to_the_main_thread() -> None:
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
+    during: list[object] = []
+
+    def work() -> None:
+        with Interrupts() as interrupts:
+            during.extend(signal.getsignal(number) for number in before)
+            interrupts.raise_if_requested()
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert during == list(before.values())

@@ -1,0 +1,39 @@
+"""Variables of a shell, job or notebook that are meant for other programs and would change what our processes do."""
+
+from __future__ import annotations
+
+import os
+
+LOOPBACK = "127.0.0.1,localhost,::1"
+"""This machine, as NO_PROXY names it."""
+FOREIGN = (
+    # They send an MLflow client's points to another run, model or store, or send them later.
+    *("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI", "MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_RUN_ID"),
+    *("MLFLOW_ACTIVE_MODEL_ID", "_MLFLOW_ACTIVE_MODEL_ID", "MLFLOW_RUN_CONTEXT", "MLFLOW_ENABLE_ASYNC_LOGGING"),
+    "MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING",
+    # MLflow's server takes them for options.
+    *("MLFLOW_BACKEND_STORE_URI", "MLFLOW_REGISTRY_STORE_URI", "MLFLOW_DEFAULT_ARTIFACT_ROOT", "MLFLOW_STATIC_PREFIX"),
+    *("MLFLOW_ARTIFACTS_DESTINATION", "MLFLOW_ARTIFACTS_ONLY", "MLFLOW_SERVE_ARTIFACTS", "MLFLOW_GUNICORN_OPTS"),
+    *("MLFLOW_UVICORN_OPTS", "MLFLOW_APP_NAME"),
+    # Git sets them in its hooks, and would name the commit of another repository.
+    *("GIT_DIR", "GIT_WORK_TREE"),
+)
+
+
+def own_environment() -> dict[str, str | None]:
+    """The variables that our processes have in place of what they inherit; None for none."""
+    values: dict[str, str | None] = dict.fromkeys(FOREIGN)
+    values["MPLBACKEND"] = "agg"  # pictures are files, whatever a notebook or desktop has set
+    for name in ("NO_PROXY", "no_proxy"):  # no proxy leads back to this machine
+        known = os.environ.get(name, "")
+        values[name] = known if LOOPBACK in known else ",".join(filter(None, [known, LOOPBACK]))
+    return values
+
+
+def set_variables(values: dict[str, str | None]) -> None:
+    """Set variables of this process; None removes one."""
+    for name, value in values.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
