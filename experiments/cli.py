@@ -6,7 +6,6 @@ import argparse
 import errno
 import json
 import logging
-import os
 import shlex
 import signal
 import subprocess
@@ -417,11 +416,6 @@ def quiet_libraries() -> None:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     # Lightning and Optuna set the level of their own loggers when they are imported: filter what they pass on.
     logging.getLogger().handlers[0].addFilter(lambda record: record.levelno >= logging.WARNING)
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
-    # MLflow's server starts eight more processes for jobs that nothing here gives it: seven seconds of processor time.
-    os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec.*")
     # Frozen parts are in eval mode on purpose.
     warnings.filterwarnings("ignore", "Found .* in eval mode at the start of training.*")

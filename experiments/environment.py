@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import getpass
 import os
+import tempfile
+from pathlib import Path
 
 LOOPBACK = "127.0.0.1,localhost,::1"
 """This machine, as NO_PROXY names it."""
@@ -19,15 +22,41 @@ FOREIGN = (
     *("GIT_DIR", "GIT_WORK_TREE"),
 )
 
+DEFAULTS = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_LOGGING_LEVEL": "WARNING",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    # MLflow's server starts eight more processes for jobs that nothing here gives it: seven seconds of processor time.
+    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+}
+"""Variables that a person may set otherwise."""
+
 
 def own_environment() -> dict[str, str | None]:
     """The variables that our processes have in place of what they inherit; None for none."""
     values: dict[str, str | None] = dict.fromkeys(FOREIGN)
+    values |= {name: os.environ.get(name, value) for name, value in DEFAULTS.items()}
+    home = os.path.expanduser("~")  # noqa: PTH111 - Path.home() raises
+    if home == "~":
+        values["HOME"] = "/nonexistent"  # as Debian has it for such users; MLflow cannot be imported without any
+    if not os.access(home, os.W_OK) and "MPLCONFIGDIR" not in os.environ:
+        # Each process of matplotlib would look through the fonts, and say so.
+        values["MPLCONFIGDIR"] = str(Path(tempfile.gettempdir()) / f"matplotlib-{os.getuid()}")
+    values["LOGNAME"] = user_name()  # MLflow asks for it, and some containers' users have none
+    values["JOBLIB_MULTIPROCESSING"] = "0"  # unused, and scikit-learn's joblib warns where /dev/shm is not writable
     values["MPLBACKEND"] = "agg"  # pictures are files, whatever a notebook or desktop has set
     for name in ("NO_PROXY", "no_proxy"):  # no proxy leads back to this machine
         known = os.environ.get(name, "")
         values[name] = known if LOOPBACK in known else ",".join(filter(None, [known, LOOPBACK]))
     return values
+
+
+def user_name() -> str:
+    """Who runs this process; a container's user may have no name."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # before and since Python 3.13
+        return f"uid-{os.getuid()}"
 
 
 def set_variables(values: dict[str, str | None]) -> None:

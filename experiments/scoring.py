@@ -111,7 +111,7 @@ def predict_probabilities(network: nn.Module, batches: Iterable[Tensor]) -> NDAr
     rows = []
     with torch.inference_mode():
         for batch in batches:
-            rows.append(network(batch).double().softmax(dim=1).cpu())
+            rows.append(network(batch).cpu().double().softmax(dim=1))  # MPS has no float64
             raise_if_interrupted()
     probabilities: NDArray[np.floating] = torch.cat(rows).numpy()
     return probabilities

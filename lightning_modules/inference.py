@@ -118,7 +118,8 @@ class BadExportError(ValueError):
 def _scale_and_shift(preprocessing: "Preprocessing", full: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """(3, 1, 1) each, sent to a device once: a batch that brings its own waits for the device each time."""
     mean, std = torch.tensor([preprocessing.mean, preprocessing.std], dtype=torch.float64)[:, :, None, None]
-    return (1 / (full * std)).to(device, torch.float32), (-mean / std).to(device, torch.float32)
+    # MPS has no float64.
+    return (1 / (full * std)).float().to(device), (-mean / std).float().to(device)
 
 
 @dataclass(frozen=True)

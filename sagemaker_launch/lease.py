@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import getpass
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
+from experiments.environment import user_name
 from experiments.errors import UserError
 from sagemaker_launch.settings import CloudSettings
 
@@ -64,7 +64,7 @@ def new_lease(settings: CloudSettings, ttl: str) -> Lease:
     Raises:
         UserError: for anything else.
     """
-    owner = re.sub(r"[^\w.:/=+@-]", "-", settings.endpoint.owner or getpass.getuser())
+    owner = re.sub(r"[^\w.:/=+@-]", "-", settings.endpoint.owner or user_name())
     if ttl == "none":
         return Lease(owner, None)
     found = re.fullmatch(r"([1-9][0-9]{0,4})([mhd])", ttl)

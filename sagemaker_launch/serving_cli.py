@@ -6,6 +6,7 @@ import argparse
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -53,7 +54,7 @@ def _serve(settings: CloudSettings, config: RunConfig, arguments: argparse.Names
             export = Path(arguments.export)
         else:
             export = unpack_model(Path(arguments.export), Path(folder) / "model")
-        run(replace(served, model=export), _announce)
+        run(replace(served, model=export), _announce, log_file=sys.stderr)  # results go to standard output
 
 
 def _announce(address: str) -> None:

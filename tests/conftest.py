@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 # Before torch is imported, here and in the processes that tests start. Tiny networks gain nothing from a second thread,
 # and wait long for one that another process, such as the publisher, keeps off its core.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# scikit-learn's joblib warns where /dev/shm is not writable.
+os.environ.setdefault("JOBLIB_MULTIPROCESSING", "0")
 # As in `ui`: MLflow's server starts eight more processes for jobs that nothing here gives it.
 os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
 

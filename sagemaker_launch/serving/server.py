@@ -11,6 +11,7 @@ import sys
 import warnings
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from typing import TextIO
 
 import uvicorn
 from fastapi import FastAPI
@@ -36,16 +37,22 @@ class ServingError(RuntimeError):
         super().__init__(" ".join(reason.split())[:1000])
 
 
-def run(settings: Settings, on_ready: Callable[[str], None] = lambda address: log.info(f"ready at {address}")) -> None:
+def run(
+    settings: Settings,
+    on_ready: Callable[[str], None] = lambda address: log.info(f"ready at {address}"),
+    *,
+    log_file: TextIO | None = None,
+) -> None:
     """Serve until SIGTERM or Ctrl-C.
 
     Args:
         on_ready: gets the server's address when it answers.
+        log_file: gets a line per request; by default standard output, which becomes the log of a container.
 
     Raises:
         ServingError: if it can't.
     """
-    _log_to_stdout()
+    _log_to(log_file or sys.stdout)
     # Pillow's are about images that strangers send; the answer says what is wrong.
     warnings.filterwarnings("ignore", module=r"PIL\.")
     try:
@@ -142,8 +149,8 @@ async def _live(service: Service, on_ready: Callable[[], None]) -> None:
     batching.cancel()
 
 
-def _log_to_stdout() -> None:
-    handler = logging.StreamHandler(sys.stdout)
+def _log_to(file: TextIO) -> None:
+    handler = logging.StreamHandler(file)
     handler.setFormatter(logging.Formatter("%(message)s"))
     for name, level in (("serving", logging.INFO), ("uvicorn.error", logging.WARNING)):
         logger = logging.getLogger(name)

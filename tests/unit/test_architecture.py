@@ -27,7 +27,7 @@ TENSOR_STACK = {
 STANDALONE = {"torch", "torchvision", "PIL"}
 STANDALONE_MODULES = {"lightning_modules.inference", "lightning_modules.cores"}
 """What our serving image has of that room."""
-SERVING = STANDALONE | {"fastapi", "starlette", "uvicorn", "prometheus_client", "openvino"}
+SERVING = STANDALONE | {"fastapi", "starlette", "uvicorn", "h11", "prometheus_client", "openvino"}
 ABOUT_MLFLOW = {"tracking.py", "registry.py", "pyfunc_model.py"}
 ABOUT_OPTUNA = {
     "dashboard.py",
@@ -203,4 +203,4 @@ def test_the_extra_for_rehearsals_brings_what_rehearsed_endpoints_serve_with() -
     extras = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     assert "local-first-experiments[serving]" in extras["rehearsal"]
     declared = {line.split(">")[0].replace("-", "_") for line in extras["serving"]}
-    assert SERVING - STANDALONE - declared == {"starlette"}, "which fastapi brings"
+    assert SERVING - STANDALONE - declared == {"starlette", "h11"}, "which fastapi and uvicorn bring"

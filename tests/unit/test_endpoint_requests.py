@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import fields
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -175,3 +176,12 @@ def test_a_lease_without_an_end_must_be_typed() -> None:
     for wrong in ("", "4", "h", "0h", "-1h", "4 h", "4w", "None", "999999h"):
         with pytest.raises(ValueError, match="--ttl must be a whole number and m, h or d"):
             new_lease(settings, wrong)
+
+
+@pytest.mark.parametrize("error", [KeyError("getpwuid(): uid not found: 12345"), OSError("No username set")])
+def test_an_endpoint_has_an_owner_where_the_user_has_no_name(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def no_user() -> str:
+        raise error  # Python's own, before and since 3.13
+
+    monkeypatch.setattr("getpass.getuser", no_user)
+    assert new_lease(load_cloud(None, BASIC), "1h").owner == f"uid-{os.getuid()}"
