@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import sys
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
@@ -30,6 +32,11 @@ from lightning_modules.locks import KernelLock
 
 RUN_FOLDER = "EXPERIMENTS_RUN_FOLDER"
 """Environment variable that tells the processes of further devices where the first one trains."""
+
+FIRST_PROCESS = "first_process.lock"
+"""In the run folder, while the first of several processes trains there. Whoever claims the folder has another lock."""
+FOLDER_SECONDS = 60.0
+"""How long a further process waits for the first one's run folder, once it has looked through the photos."""
 
 
 @dataclass(frozen=True)
@@ -95,14 +102,16 @@ def train_run(
         TrackingError: if MLflow stays away.
         InterruptedRunError: after Ctrl-C.
     """
-    if not is_first_process(config.trainer.devices * config.trainer.num_nodes):
-        _train_along(config)
+    num_processes = config.trainer.devices * config.trainer.num_nodes
+    if not is_first_process(num_processes):
+        _train_along(config, place)
     check_training(config)
     forget_opened()
     say_data(config)
     folder, lock = _claim_folder(place, open_data_once(config).fingerprint, registers=registers)
     os.environ[RUN_FOLDER] = str(folder.path)
-    with lock, Interrupts() as interrupts:
+    first = contextlib.nullcontext() if num_processes == 1 else KernelLock(folder.path / FIRST_PROCESS)
+    with lock, first, Interrupts() as interrupts:
         if not folder.exists:
             folder.start(name, to_public(config), {**LOCAL, **environment_tags(), **tags})
         publication = Publication(config, folder.path, folder.path / LOCK_FILE, registers=registers)
@@ -148,10 +157,14 @@ def _export_so_far(config: RunConfig, folder: RunFolder) -> str:
     return f" after epoch {done} of {config.trainer.max_epochs}; best model so far: {model}"
 
 
-def _train_along(config: RunConfig) -> NoReturn:
-    """Be one of the further devices: Lightning runs the same command once more for each of them."""
-    folder = RunFolder(Path(os.environ[RUN_FOLDER]))
+def _train_along(config: RunConfig, place: Path) -> NoReturn:
+    """Be one of the further processes of a training: Lightning, torchrun or srun runs the same command for each."""
     with Interrupts() as interrupts:
+        if RUN_FOLDER in os.environ:  # Lightning has started it
+            folder = RunFolder(Path(os.environ[RUN_FOLDER]))
+        else:
+            open_data_once(config)  # takes as long as in the first process
+            folder = _folder_of_first_process(place, interrupts.raise_if_requested)
         train(
             config,
             output_dir=folder.path,
@@ -159,6 +172,30 @@ def _train_along(config: RunConfig) -> NoReturn:
             callbacks=[Watch(interrupts.raise_if_requested)],
         )
     sys.exit()
+
+
+def _folder_of_first_process(place: Path, check: Callable[[], None]) -> RunFolder:
+    """The run folder that the first process holds, in a folder that all machines share."""
+    until = time.monotonic() + FOLDER_SECONDS
+    while time.monotonic() < until:
+        for path in sorted(place.parent.glob(f"{place.name}-*/run.json")):
+            folder = RunFolder(path.parent)
+            if _has_first_process(folder):
+                return folder
+        check()
+        time.sleep(0.2)
+    raise CommandError(
+        f"the first process of this training must write to {place.parent} within {FOLDER_SECONDS:g} seconds: all "
+        "machines must share output_dir, and the output of that process says whether it stopped"
+    )
+
+
+def _has_first_process(folder: RunFolder) -> bool:
+    try:
+        with KernelLock(folder.path / FIRST_PROCESS).acquire(timeout=0):
+            return False
+    except Timeout:
+        return True
 
 
 def run_place(config: RunConfig, folder: str = "train") -> Path:

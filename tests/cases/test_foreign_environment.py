@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -193,3 +194,37 @@ def test_no_proxy_leads_back_to_this_machine(monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.parametrize("name", [*MLFLOW, "GIT_DIR"])
 def test_variables_that_would_move_a_run_are_taken_away(name: str) -> None:
     assert own_environment()[name] is None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["torchrun", "srun"])
+def test_processes_that_a_launcher_starts_train_one_run(
+    photos: Path, mlflow_database: Path, tmp_path: Path, launcher: str
+) -> None:
+    runs = tmp_path / "runs"
+    runs.mkdir()
+    shutil.copy(mlflow_database, runs / "mlflow.db")
+    fields = {**tiny(photos, runs), "trainer.max_epochs": 1, "trainer.devices": 2}
+    variables = {
+        "torchrun": {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0", "TORCHELASTIC_RUN_ID": "x"},
+        "srun": {"SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2", "SLURM_NODEID": "0", "SLURM_NODELIST": "127.0.0.1"},
+    }[launcher]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        variables["MASTER_PORT"] = str(free.getsockname()[1])
+    names = {"torchrun": ("RANK", "LOCAL_RANK"), "srun": ("SLURM_PROCID", "SLURM_LOCALID")}[launcher]
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-m", "experiments", "train", *(f"--{key}={value}" for key, value in fields.items())],
+            cwd=REPOSITORY,
+            env=os.environ | variables | dict.fromkeys(names, str(rank)),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in (1, 0)
+    ]
+    outputs = [process.communicate(timeout=300)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], outputs
+    [noted] = (runs / "train").glob("*/run.json")
+    assert len(RunFolder(noted.parent).metric_lines()) == 1
