@@ -10,9 +10,11 @@ SITE = f"import os\nfor name in {LINUX_ONLY}:\n    os.__dict__.pop(name, None)\n
 
 if __name__ == "__main__":
     exec(SITE)
+    import multiprocessing
     import sys
     from unittest import mock
 
+    from experiments import processes
     from experiments.config import load_config
     from experiments.predict import evaluate_export
     from experiments.sweep import run_sweep
@@ -20,6 +22,7 @@ if __name__ == "__main__":
     from sagemaker_launch.cli import main
     from tests.unpublished import NoPublisher
 
+    processes.CONTEXT = multiprocessing.get_context("spawn")  # workers read sitecustomize.py
     config = load_config(None, dict(word.split("=", 1) for word in sys.argv[1:]))
     with (
         mock.patch("experiments.training.Publisher", NoPublisher),

@@ -12,6 +12,7 @@ from types import ModuleType
 
 import pytest
 
+from experiments import processes
 from experiments.processes import start_process
 from tests.conftest import REPOSITORY
 
@@ -27,6 +28,7 @@ def note(path: Path) -> None:
 def test_a_process_gets_its_own_variables_and_the_caller_keeps_his(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, outside: str | None
 ) -> None:
+    monkeypatch.setattr(processes, "CONTEXT", multiprocessing.get_context("spawn"))  # as outside of tests
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if outside is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", outside)
