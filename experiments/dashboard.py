@@ -23,7 +23,7 @@ from experiments.errors import CommandError, UserError
 from experiments.study import journals, load_study
 from experiments.study_storage import open_storage
 
-REFRESH_SECONDS = 5.0
+REFRESH_SECONDS = 2.0
 """Age from which a copy is renewed before a request is answered; the page in a browser asks every 10 seconds."""
 READING = ("GET", "HEAD")
 Answer = Iterable[bytes]

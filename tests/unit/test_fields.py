@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import pytest
 
@@ -13,6 +15,7 @@ from experiments.config import RunConfig, load_config
 from experiments.errors import EXIT_USAGE, UserError
 from experiments.fields import EVERY_COMMAND, fields_of
 from sagemaker_launch import cli as cloud_cli
+from sagemaker_launch import rehearse
 from sagemaker_launch.settings import CloudSettings, load_cloud
 
 Main = Callable[[Sequence[str]], int]
@@ -155,3 +158,27 @@ def test_a_printed_follow_up_command_gets_its_own_fields_and_the_experiment() ->
     for command in ("stop", "sync", "query"):  # and it is accepted there
         words = cloud_cli._passed_on(given, command, "dogs")
         cli.refuse_foreign_fields(cli.parse_overrides(words[2:]), [f"cloud {command}"], cloud_cli.KINDS)
+
+
+def test_a_whole_rehearsal_gives_each_command_what_it_accepts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The stages are parsed and checked as the command line does, without a service."""
+    given, _ = cloud_cli.parse(["rehearse", "--all", "--config", "conf/quick.yaml"])
+    given.overrides = {"sweep.n_trials": "2", "data.root": "photos", "output_dir": "out", "tracking.uri": "http://a:1"}
+    given.cloud_overrides = {"budget_usd": "5", "endpoint.budget_usd_per_hour": "1", "bucket": "my-bucket"}
+    ran: list[str] = []
+
+    def stage(done: list[tuple[str, bool, float]], label: str, words: Sequence[str], _: object) -> str:
+        parsed, fields = cloud_cli.parse(words)
+        cli.refuse_foreign_fields(cli.parse_overrides(fields), parsed.uses, cloud_cli.KINDS)
+        ran.append(words[0])
+        done.append((label, True, 0.0))
+        return f"arn/{label}"
+
+    service = contextlib.nullcontext(rehearse.Service({}, None))  # type: ignore[arg-type]
+    monkeypatch.setattr(rehearse, "service", lambda *_: service)
+    monkeypatch.setattr(rehearse, "_stage", stage)
+    arguments_of = functools.partial(cloud_cli._passed_on, given)
+    assert rehearse.rehearse_all(CloudSettings(), tmp_path, arguments_of, [])
+    assert set(ran) == set(rehearse.REHEARSED)
+    assert "--sweep.n_trials" in arguments_of("tune") and "--sweep.n_trials" not in arguments_of("train")
+    assert "--cloud.endpoint.budget_usd_per_hour" in arguments_of("deploy")
