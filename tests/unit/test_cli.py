@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -55,24 +55,29 @@ def test_what_is_no_override_is_refused(tokens: list[str], message: str) -> None
         parse_overrides(tokens)
 
 
+def processor_seconds() -> float:
+    """What the processes took that this one has started: a busy machine changes it little."""
+    times = os.times()
+    return times.children_user + times.children_system
+
+
 def test_help_answers_within_half_a_second() -> None:
     seconds = []
     for _ in range(5):
-        started = time.perf_counter()
+        started = processor_seconds()
         subprocess.run([sys.executable, "-m", "experiments", "sweep", "--help"], capture_output=True, check=True)
-        seconds.append(time.perf_counter() - started)
+        seconds.append(processor_seconds() - started)
     print(f"--help: median {statistics.median(seconds):.2f} s")
-    # The fastest of five: what it costs on a machine that is not busy with something else.
     assert min(seconds) < 0.5
 
 
 @pytest.mark.parametrize("command", [[], *([name] for name in COMMANDS if name != "sweep")], ids=str)
 def test_help_of_each_command_exits_0_at_once(command: list[str]) -> None:
-    started = time.perf_counter()
+    started = processor_seconds()
     done = subprocess.run(
         [sys.executable, "-m", "experiments", *command, "--help"], capture_output=True, text=True, check=False
     )
-    seconds = time.perf_counter() - started
+    seconds = processor_seconds() - started
     print(f"{' '.join(command)} --help: {seconds:.2f} s")
     assert (done.returncode, done.stderr) == (0, "")
     assert "usage: python -m experiments" in done.stdout
