@@ -17,7 +17,7 @@ from experiments.scoring import score_split
 from lightning_modules.data import ClassFolderData
 from lightning_modules.folders import read_class_names, read_photo
 from lightning_modules.inference import MANIFEST_FILE, BadImageError, Model, decode_image, load_export
-from lightning_modules.listing import photos_below, split_folders
+from lightning_modules.listing import photos_below, printable, split_folders
 
 REGISTRY = ("models:/", "runs:/")
 """Beginnings of the URIs by which MLflow names a model."""
@@ -86,7 +86,7 @@ def prediction_table(predictions: Sequence[Prediction]) -> str:
     """Names and scores for a person."""
     lines = []
     for one in predictions:
-        lines.append(f"{one.image}{': ' + one.error if one.error else ''}")
+        lines.append(f"{printable(one.image)}{': ' + one.error if one.error else ''}")
         lines += [f"  {score:7.2%}  {name}" for name, score in one.classes]
     return "\n".join(lines)
 

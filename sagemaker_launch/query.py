@@ -20,7 +20,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from tqdm import tqdm
 
 from experiments.errors import UserError
-from lightning_modules.listing import class_name, in_one_spelling, photos_below, why_no_photo
+from lightning_modules.listing import class_name, in_one_spelling, photos_below, printable, why_no_photo
 from sagemaker_launch.aws import error_code
 
 MAX_BODY = 6 * 1024 * 1024
@@ -248,7 +248,7 @@ def answer_table(answers: Sequence[PhotoAnswer]) -> str:
     lines = []
     for one in answers:
         known = f" (is {one.true_name})" if one.true_name else ""
-        lines.append(f"{one.image}{f': {one.error}' if one.error else known}")
+        lines.append(f"{printable(one.image)}{f': {one.error}' if one.error else known}")
         lines += [f"  {score:7.2%}  {name}" for name, score in one.classes]
     latencies = sorted(one.latency_ms for one in answers if not one.error)
     if latencies:

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import socket
 import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -20,9 +22,13 @@ from experiments import datasets
 from experiments.config import load_config
 from experiments.datasets import check_photos, open_data
 from experiments.errors import UserError
+from experiments.predict import Prediction, predict_photos, prediction_table
 from lightning_modules import folders
 from lightning_modules.folders import ClassFolders
+from lightning_modules.inference import decode_image
 from lightning_modules.listing import MAX_FILE_BYTES
+from sagemaker_launch.query import PhotoAnswer, answer_table, read_photo
+from sagemaker_launch.storage import read_photo_set
 from tests.pictures import jpeg_bytes, make_class_folders
 
 
@@ -173,6 +179,38 @@ def test_the_look_at_a_large_archive_reads_nothing_of_it(root: Path, monkeypatch
     look(root)
     assert "all.zip" not in seen
     assert len(seen) == 16
+
+
+@pytest.mark.parametrize("make", [pipe, endless_device, large_archive])
+def test_an_odd_file_blocks_no_other_command(
+    make: Callable[[Path], str], root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = root / "train" / "001.Class1" / "odd.jpg"
+    why = make(path)
+    monkeypatch.setattr("experiments.predict.load_export", lambda export: None)  # the model is not asked
+    assert why in predict_photos([path], root, top_k=1)[0].error
+    with pytest.raises(UserError, match=re.escape(why)):
+        read_photo(path)
+    assert "train/001.Class1/odd.jpg" not in read_photo_set(root).index
+    assert len(read_photo_set(root).index) == 16
+
+
+def test_a_large_photo_is_sent_to_an_endpoint_as_the_decoder_reads_it(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    levels = np.tile(np.linspace(0, 30_000, 64), (48, 1)).astype("uint16")  # which Pillow's own conversion shows white
+    Image.fromarray(levels).save(root / "deep.png")
+    monkeypatch.setattr("sagemaker_launch.query.MAX_BODY", 100)
+    data, kind = read_photo(root / "deep.png")
+    assert kind == "image/jpeg"
+    sent, meant = (decode_image(one).float() for one in (data, (root / "deep.png").read_bytes()))
+    assert (sent - meant).abs().mean() < 2
+
+
+def test_names_that_are_not_utf8_can_be_printed() -> None:
+    name = Path(os.fsdecode(b"caf\xe9.jpg"))
+    assert prediction_table([Prediction(name, (), "why")]) == r"caf\xe9.jpg: why"
+    assert r"caf\xe9.jpg" in answer_table([PhotoAnswer(name, error="why")])
 
 
 @pytest.mark.parametrize("name", ["Thumbs.db", "desktop.ini", "Icon\r", ".DS_Store"])
