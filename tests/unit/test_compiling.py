@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from types import SimpleNamespace
 from unittest.mock import Mock
@@ -9,7 +10,9 @@ from unittest.mock import Mock
 import pytest
 import torch
 from torch import nn
+from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.exc import BackendCompilerFailed
+from torch._functorch import config as functorch_config
 
 from experiments.compiling import COMPILE_GAIN, COMPILE_SECONDS, CompileWhenItPays, compile_network
 
@@ -101,6 +104,24 @@ def test_training_continues_where_compiling_fails_and_says_so_once(
     assert len(said) == 1
     assert said[0].startswith("torch.compile failed, training continues without it: ")
     assert said[0].endswith("No working C++ compiler found")
+
+
+def test_a_backward_pass_that_can_not_be_compiled_is_noticed_in_the_call(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With PyTorch's own tracing; by default the backward pass is compiled within `loss.backward()`."""
+
+    def fail(graph: object, inputs: object) -> object:
+        raise RuntimeError("out of resource: shared memory")
+
+    backend = aot_autograd(fw_compiler=lambda graph, inputs: graph.forward, bw_compiler=fail)
+    monkeypatch.setattr(functorch_config, "force_non_lazy_backward_lowering", False)
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=backend))
+    network = nn.Linear(3, 2)
+    compile_network(network)
+    network(torch.randn(4, 3)).sum().backward()
+    assert network.weight.grad is not None
+    assert "training continues without it" in capsys.readouterr().err
 
 
 def test_an_error_of_the_network_itself_is_no_compilers(monkeypatch: pytest.MonkeyPatch) -> None:
