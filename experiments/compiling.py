@@ -43,25 +43,32 @@ class CompileWhenItPays(Callback):
 def compile_network(network: nn.Module) -> None:
     """Have torch.compile compile a network with its first batch; where that fails, run it as it was and say why.
 
-    PyTorch needs a C++ compiler for it, and on a GPU Triton and a C compiler.
+    PyTorch needs a C++ compiler for it, on a GPU Triton and a C compiler, and a folder for its cache.
     """
-    from torch._dynamo.exc import TorchDynamoException  # takes a second to import
     from torch._functorch import config as functorch_config
+
+    def say_why(error: Exception) -> None:
+        why = " ".join(str(error).partition("Set TORCHDYNAMO_VERBOSE")[0].split())[:MOST_LETTERS]
+        say(f"torch.compile failed, training continues without it: {why}")
 
     # Compile the backward pass in the call too: within `loss.backward()` nothing can catch what fails.
     functorch_config.force_non_lazy_backward_lowering = True
-    # One more graph for the last batch of an epoch, rather than a slower one for all.
-    network.compile(dynamic=False)
+    try:
+        # One more graph for the last batch of an epoch, rather than a slower one for all.
+        network.compile(dynamic=False)
+    except RuntimeError as error:  # a Python version that torch.compile does not know yet
+        say_why(error)
+        return
     compiled = network._compiled_call_impl
     assert compiled is not None
 
     def call(*inputs: object) -> object:
         try:
             return compiled(*inputs)
-        except TorchDynamoException as error:
+        except Exception as error:  # compilers raise all kinds; an error of the network itself comes again
             network._compiled_call_impl = None
-            why = " ".join(str(error).partition("Set TORCHDYNAMO_VERBOSE")[0].split())[:MOST_LETTERS]
-            say(f"torch.compile failed, training continues without it: {why}")
-            return network(*inputs)
+            outputs = network(*inputs)
+            say_why(error)
+            return outputs
 
     network._compiled_call_impl = call
