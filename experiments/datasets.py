@@ -10,11 +10,9 @@ from pathlib import Path
 from experiments.config import DataConfig, require_folder
 from experiments.console import progress, say
 from experiments.errors import UserError
+from lightning_modules import listing
 from lightning_modules.folders import ClassFolders, check_class_sizes, read_class_names, scan_class_folders
 from lightning_modules.locks import KernelLock
-
-MOST_LINES = 20
-"""Of a list of photos that is shown."""
 
 _log = logging.getLogger(__name__)
 
@@ -36,8 +34,8 @@ def open_data(config: DataConfig, *, seed: int) -> ClassFolders:
         progress=_progress,
     )
     if folders.bad_files:
-        listing = "\n".join(f"  {name}: {why}" for name, why in folders.bad_files.items())
-        _log.warning("%d files can't be read and are left out:\n%s", len(folders.bad_files), listing)
+        bad = listing.as_lines([f"{name}: {why}" for name, why in folders.bad_files.items()])
+        _log.warning("%d files can't be read and are left out:\n%s", len(folders.bad_files), bad)
     if folders.leaked:
         _log.warning(
             "%d photos stand byte for byte in more than one split: validation and test flatter the model",
@@ -51,17 +49,16 @@ def open_data(config: DataConfig, *, seed: int) -> ClassFolders:
 
 
 def _list_copies(folders: ClassFolders, cache_dir: Path) -> str:
-    """Some of the photos that are there twice; where there are many, all of them are in a file."""
-    lines = [f"  {' = '.join(group)}" for group in folders.copies]
-    if len(lines) <= MOST_LINES:
-        return "\n".join(lines)
-    path = cache_dir / f"copies-{folders.fingerprint[:16]}.txt"
-    try:
-        path.write_text("\n".join(line.strip() for line in lines) + "\n")
-        where = f"all of them are listed in {path}"
-    except OSError as error:  # a cache that may only be read
-        where = f"{path} can't be written: {error.strerror}"
-    return "\n".join([*lines[:MOST_LINES], f"  and {len(lines) - MOST_LINES} more; {where}"])
+    """The photos that are there twice; where there are many, all of them are in a file."""
+    lines, where = [" = ".join(group) for group in folders.copies], ""
+    if len(lines) > listing.MOST_LINES:
+        path = cache_dir / f"copies-{folders.fingerprint[:16]}.txt"
+        try:
+            path.write_text("\n".join(lines) + "\n")
+            where = f"; all of them are listed in {path}"
+        except OSError as error:  # a cache that may only be read
+            where = f"; {path} can't be written: {error.strerror}"
+    return listing.as_lines(lines, where)
 
 
 def check_photos(config: DataConfig) -> None:

@@ -20,6 +20,7 @@ from lightning_modules.errors import UserError
 from lightning_modules.files import replaced_whole
 from lightning_modules.inference import DECODER_VERSION, BadImageError, OutOfMemoryError, open_image
 from lightning_modules.listing import (
+    as_lines,
     class_folders,
     class_name,
     in_one_spelling,
@@ -104,7 +105,7 @@ def scan_class_folders(
     bad = {printable(path.relative_to(root)): facts[path].problem for path in everything if facts[path].problem}
     accepted = max(1.0, max_bad_fraction * len(everything)) if max_bad_fraction else 0
     if len(bad) > accepted:
-        listing = "\n".join(f"  {name}: {why}" for name, why in bad.items())
+        listing = as_lines([f"{name}: {why}" for name, why in bad.items()])
         raise TooManyBadImagesError(
             f"data.max_bad_fraction must be at least {len(bad) / len(everything):.4f} for {root}, got "
             f"{max_bad_fraction}: {len(bad)} of {len(everything)} files can't be read; mend or remove them, or raise it"

@@ -17,6 +17,9 @@ SYSTEM_NAMES = frozenset({"__macosx", "@eadir", "$recycle.bin", "thumbs.db", "de
 MAX_FILE_BYTES = 512 * 1024 * 1024
 """Of a photo: more than the 40 million pixels of the largest one take in any format."""
 
+MOST_LINES = 50
+"""Of a list that a person reads on a terminal."""
+
 _KINDS = {
     stat.S_IFIFO: "a named pipe",
     stat.S_IFSOCK: "a socket",
@@ -149,3 +152,9 @@ def named(names: Sequence[str], most: int = 10) -> str:
     """Some names, and how many more there are."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
+
+
+def as_lines(lines: Sequence[str], where: str = "") -> str:
+    """Indented lines; of more than `MOST_LINES` the first, how many more there are, and where those are."""
+    more = [f"and {len(lines) - MOST_LINES} more{where}"] if len(lines) > MOST_LINES else []
+    return "\n".join(f"  {line}" for line in [*lines[:MOST_LINES], *more])

@@ -18,12 +18,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments import datasets
 from experiments.config import load_config
 from experiments.datasets import check_photos, open_data
 from experiments.errors import UserError
 from experiments.predict import Prediction, predict_photos, prediction_table
-from lightning_modules import folders
+from lightning_modules import folders, listing
 from lightning_modules.folders import ClassFolders
 from lightning_modules.inference import decode_image
 from lightning_modules.listing import MAX_FILE_BYTES
@@ -224,6 +223,17 @@ def test_what_systems_put_beside_photos_does_not_count(name: str, root: Path) ->
     assert (found.class_names, len(found.train), found.remarks) == (("Class1", "Class2"), 8, ())
 
 
+def test_of_many_unreadable_files_some_are_named(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for number in range(60):
+        (root / "train" / "001.Class1" / f"web_{number:02}.jpg").write_text("<html>")
+    with pytest.raises(UserError, match=r"60 of 76 files can't be read") as caught:
+        look(root)
+    assert str(caught.value).count("\n") == 51
+    assert str(caught.value).endswith("\n  and 10 more")
+    look(root, **{"data.max_bad_fraction": 0.9})
+    assert "  and 10 more" in caplog.text
+
+
 # Names
 
 
@@ -395,9 +405,9 @@ def test_copies_are_named_and_many_are_listed_in_a_file(
     assert look(root).copies == tuple(tuple(pair.split(" = ")) for pair in pairs)
     assert all(pair in caplog.text for pair in pairs)
     assert "same_class" not in caplog.text
-    monkeypatch.setattr(datasets, "MOST_LINES", 1)
+    monkeypatch.setattr(listing, "MOST_LINES", 1)
     caplog.clear()
     look(root)
-    [listing] = (root.parent / "cache").glob("copies-*.txt")
-    assert f"and 1 more; all of them are listed in {listing}" in caplog.text
-    assert listing.read_text().splitlines() == pairs
+    [path] = (root.parent / "cache").glob("copies-*.txt")
+    assert f"and 1 more; all of them are listed in {path}" in caplog.text
+    assert path.read_text().splitlines() == pairs
