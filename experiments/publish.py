@@ -183,9 +183,7 @@ class _Work:
             return
         from experiments.registry import register  # imports pandas and MLflow's models
 
-        # MLflow uploads the files of a model one after the other, in one call.
-        files = MODEL_FILES + sum(path.is_file() for path in folder.export.rglob("*"))
-        self._limit = REGISTER_SECONDS + files * self._limit
+        self._limit = seconds_to_register(folder.export, self._limit)
         name = self._config.tracking.experiment
         self._ask(partial(store.wait, partial(register, store, folder, name=name), folder))
 
@@ -236,6 +234,15 @@ class _Work:
     @property
     def _mlflow(self) -> str:
         return f"MLflow at {public_url(self._uri)}"
+
+
+def seconds_to_register(export: Path, seconds: float) -> float:
+    """How long registering a model may take: MLflow uploads its files one after the other, in one call.
+
+    Args:
+        seconds: how long one request may take.
+    """
+    return REGISTER_SECONDS + seconds * (MODEL_FILES + sum(path.is_file() for path in export.rglob("*")))
 
 
 def _is_acquired(lock: KernelLock) -> bool:

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from experiments import sweep, training
 from experiments.config import RunConfig, load_config, override
 from experiments.errors import InterruptedRunError
-from experiments.inputs import forget_opened
+from experiments.inputs import forget_opened, open_features_once
 from experiments.interrupts import Watch
 from experiments.run_folder import RunFolder
 from experiments.study import load_study, trial_folder
@@ -212,6 +212,17 @@ def test_an_interrupt_stops_the_work_before_the_training(
     monkeypatch.undo()
     monkeypatch.setattr(training, "Publisher", NoPublisher)
     assert train(override(config, values)).outcome is not None
+
+
+@pytest.mark.parametrize(("side", "photos_at_once"), [(224, 24), (512, 6)])
+def test_ctrl_c_is_looked_for_after_a_few_large_photos(
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch, side: int, photos_at_once: int
+) -> None:
+    passed: list[int] = []
+    update = tqdm.update
+    monkeypatch.setattr(tqdm, "update", lambda bar, photos: (passed.append(photos), update(bar, photos))[1])
+    open_features_once(override(config, {"data.image_size": side}))
+    assert max(passed) == photos_at_once
 
 
 def test_an_interrupt_while_a_training_is_scored_trains_nothing_again(

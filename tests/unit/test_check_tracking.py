@@ -11,10 +11,12 @@ from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
+from mlflow.environment_variables import MLFLOW_HTTP_REQUEST_MAX_RETRIES, MLFLOW_HTTP_REQUEST_TIMEOUT
 
 from experiments import tracking
 from experiments.config import RunConfig, load_config
 from experiments.errors import UserError
+from experiments.publish import MODEL_FILES, REGISTER_SECONDS, seconds_to_register
 from experiments.tracking import check_tracking
 
 
@@ -125,3 +127,21 @@ def test_a_locked_database_passes_because_a_run_waits_for_it(tmp_path: Path, dat
     holder.execute("ROLLBACK")
     holder.close()
     assert database.stat().st_mtime_ns == before
+
+
+def test_a_request_has_the_time_limit_of_mlflow_or_of_the_shell(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("MLFLOW_HTTP_REQUEST_TIMEOUT", "MLFLOW_HTTP_REQUEST_MAX_RETRIES"):
+        monkeypatch.setenv(name, "7")  # and back to what it was afterwards
+        monkeypatch.delenv(name)
+    tracking._limit_requests()
+    assert (MLFLOW_HTTP_REQUEST_TIMEOUT.get(), MLFLOW_HTTP_REQUEST_MAX_RETRIES.get()) == (120, 0)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "7")
+    tracking._limit_requests()
+    assert MLFLOW_HTTP_REQUEST_TIMEOUT.get() == 7
+
+
+def test_a_slow_store_may_take_its_time_for_each_file_of_a_model(tmp_path: Path) -> None:
+    (tmp_path / "golden").mkdir()
+    for name in ("model.safetensors", "model.json", "golden/image.jpg"):
+        (tmp_path / name).touch()
+    assert seconds_to_register(tmp_path, 120) == REGISTER_SECONDS + 120 * (MODEL_FILES + 3)
