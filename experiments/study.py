@@ -38,9 +38,8 @@ from experiments.search_space import (
     SearchSpace,
     grid_points,
 )
-from experiments.study_storage import journal_file, open_storage, study_folder, study_patience
+from experiments.study_storage import IDENTITY_FILE, journal_file, open_storage, study_folder, study_patience
 
-IDENTITY_FILE = "study.json"
 TARGET_ATTR = "target"
 """How many finished trials the last `--more` was to end with."""
 INPUTS_SECONDS = "inputs_seconds"

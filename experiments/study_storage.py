@@ -24,6 +24,8 @@ from experiments.errors import CommandError, SweepError, UserError
 from experiments.patience import Patience
 from lightning_modules.locks import KernelLock
 
+IDENTITY_FILE = "study.json"
+"""In a study's folder, once it has begun."""
 STORAGE_SECONDS = 60.0
 """How long a call to the study's storage waits for a lock, unless `tracking.flush_timeout_seconds` is longer."""
 
@@ -151,7 +153,7 @@ def open_storage(config: RunConfig, check: Callable[[], None] = lambda: None) ->
         check: called while it waits; raises to stop, such as after Ctrl-C.
 
     Raises:
-        UserError: for a database that can't be reached.
+        UserError: for a new study's database that can't be reached.
         SweepError: if it stays locked or away; from each later call, too.
     """
     patience = study_patience(config, check)
@@ -165,6 +167,8 @@ def open_storage(config: RunConfig, check: Callable[[], None] = lambda: None) ->
     # The URL may hold a password, in more than one place, and the driver's own message may repeat it.
     place = f"{url.host or ''}{f':{url.port}' if url.port else ''}/{url.database or ''}"
     is_sqlite = url.get_backend_name() == "sqlite"
+    # Of a new study, a server that does not answer is a mistake. One that has begun waits for a server that restarts.
+    has_begun = (study_folder(config) / IDENTITY_FILE).is_file()
     # No pool: a database closes connections that idle for the hours of a trial, and nobody is left to close ours.
     options: dict[str, Any] = {"poolclass": NullPool}
     if is_sqlite:
@@ -174,7 +178,7 @@ def open_storage(config: RunConfig, check: Callable[[], None] = lambda: None) ->
     try:
         storage = patience.call(
             lambda: RDBStorage(str(config.sweep.storage), engine_kwargs=dict(options)),
-            lambda error: is_sqlite and _is_away(error),  # a server that is away at the start is refused at once
+            lambda error: (is_sqlite or has_begun) and _is_away(error),
             f"sweep.storage {place}",
         )
     except CommandError:

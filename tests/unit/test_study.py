@@ -38,7 +38,7 @@ from sqlalchemy.exc import OperationalError
 from experiments import patience, study_storage
 from experiments.claims import Claim, ClaimLostError, HeldClaims
 from experiments.config import RunConfig, load_config, override, to_flat, to_public
-from experiments.errors import UserError
+from experiments.errors import SweepError, UserError
 from experiments.identity import Photos, StudyIdentity, read_identity, write_identity
 from experiments.run_folder import Outcome, RunFolder
 from experiments.search_space import ChoiceRange, FloatRange, IntRange, Point, SearchSpace
@@ -952,6 +952,24 @@ def test_a_password_in_the_storage_url_is_never_shown(tmp_path: Path, url: str) 
         open_study(config, SPACE, PHOTOS)
     assert "127.0.0.1:1/db" in str(error.value)
     assert "secret" not in "".join(traceback.format_exception(error.value))
+
+
+def test_a_study_that_has_begun_waits_for_its_database_when_a_command_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(study_storage, "STORAGE_SECONDS", 0.5)
+    config = make_config(tmp_path, storage="postgresql+psycopg://user:hush@127.0.0.1:1/db")
+    config = override(config, {"tracking.flush_timeout_seconds": 0.5})
+    with pytest.raises(UserError, match="must be a database that answers"):
+        open_storage(config)
+    study_folder(config).mkdir(parents=True)
+    (study_folder(config) / "study.json").write_text("{}")
+    started = time.monotonic()
+    with pytest.raises(
+        SweepError, match=r"127\.0\.0\.1:1/db was locked by another process, or did not answer, for 0\.5"
+    ):
+        open_storage(config)
+    assert time.monotonic() - started >= 0.5
 
 
 def test_a_database_that_accepts_and_stays_silent_is_refused_in_time(
