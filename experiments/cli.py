@@ -108,8 +108,8 @@ def bug_report(error: BaseException) -> str:
         f"Python {sys.version.split()[0]} on {sys.platform}, local-first-experiments {_version()}",
         "".join(traceback.format_exception(error)),
     ]
-    with tempfile.NamedTemporaryFile("w", prefix="experiments-", suffix=".log", delete=False) as file:
-        file.write("\n".join(lines))
+    with tempfile.NamedTemporaryFile(prefix="experiments-", suffix=".log", delete=False) as file:
+        file.write("\n".join(lines).encode("utf-8", "backslashreplace"))  # a file's name may hold any bytes
     return (
         f"{type(error).__name__} was not expected here: this is a bug in this program, not a mistake of yours.\n"
         f"The log is {file.name}: please report it. Finished work is kept; the same command continues it."

@@ -342,7 +342,7 @@ def _late(described: Mapping[str, Any], reported: list[Report]) -> str:
 
 def _write_log(folder: RunFolder, lines: list[LogLine]) -> None:
     folder.artifacts.mkdir(parents=True, exist_ok=True)
-    (folder.artifacts / "log.txt").write_text("".join(f"{line.text}\n" for line in lines))
+    (folder.artifacts / "log.txt").write_text("".join(f"{line.text}\n" for line in lines), encoding="utf-8")
 
 
 def _ended(described: Mapping[str, Any]) -> Any:

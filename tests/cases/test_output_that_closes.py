@@ -108,6 +108,21 @@ def test_a_name_that_the_terminal_cannot_show_is_escaped() -> None:
         assert done.stdout.decode(encoding).strip() == shown
 
 
+def test_a_bug_report_takes_any_character() -> None:
+    code = "from experiments.cli import bug_report; print(bug_report(ValueError('\\u67f4 \\udce4')))"
+    done = subprocess.run(
+        [sys.executable, "-X", "utf8=0", "-c", code],
+        capture_output=True,
+        check=True,
+        text=True,
+        cwd=REPOSITORY,
+        env={**os.environ, "LC_ALL": "en_US.ISO-8859-1", "PYTHONCOERCECLOCALE": "0"},
+    )
+    log = Path(done.stdout.partition("The log is ")[2].partition(": please")[0])
+    assert "ValueError: 柴 \\udce4" in log.read_text(encoding="utf-8")
+    log.unlink()
+
+
 def test_a_signal_whose_line_nobody_reads_still_asks_for_a_stop(monkeypatch: pytest.MonkeyPatch) -> None:
     def gone(number: int, data: bytes) -> int:
         raise BrokenPipeError(number, data)
