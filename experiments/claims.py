@@ -76,7 +76,7 @@ def is_claimed_here(trial: FrozenTrial, folder: RunFolder, config: RunConfig) ->
     here = folder.path / CLAIM
     if config.sweep.storage is None:
         return True
-    return here.is_file() and here.read_text() == Holder.of(trial.user_attrs).key
+    return here.is_file() and here.read_bytes() == Holder.of(trial.user_attrs).key.encode()
 
 
 def is_abandoned(trial: FrozenTrial, folder: RunFolder, storage: BaseStorage, config: RunConfig) -> bool:

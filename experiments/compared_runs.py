@@ -107,7 +107,7 @@ def _from_folder(folder: RunFolder, label: str) -> ComparedRun:
         origin=tags.get("origin", "local"),
         metrics=outcome.metrics,
         params=params,
-        minutes=(noted["ended_ms"] - noted["started_ms"]) / 60_000,
+        minutes=max(0, noted["ended_ms"] - noted["started_ms"]) / 60_000,  # older runs follow a clock that may be set
         machine=params.get("cloud.instance_type") or tags.get("host", ""),
         findings=findings,
         curves=folder.curves(),

@@ -545,12 +545,15 @@ def _follow_folder(output_dir: Path) -> None:
     artifacts = output_dir / ARTIFACTS
     try:
         with contextlib.closing(sqlite3.connect(output_dir / DATABASE, timeout=CHECK_SECONDS)) as database, database:
+            tables = {name for (name,) in database.execute("SELECT name FROM sqlite_master")}
+            if "experiments" not in tables:
+                return  # it is empty, and MLflow fills it
             locations = database.execute("SELECT DISTINCT artifact_location FROM experiments").fetchall()
             for before in (one for (one,) in locations if one.endswith(f"/{ARTIFACTS}") and one != artifacts.as_uri()):
                 folder = _local_folder(before)
                 if folder is None or (folder.is_dir() and not artifacts.is_dir()):
                     continue  # somebody keeps artifacts elsewhere on purpose
-                for table, column in ((table, one) for table, columns in LOCATIONS.items() for one in columns):
+                for table, column in ((name, one) for name in LOCATIONS.keys() & tables for one in LOCATIONS[name]):
                     database.execute(
                         f"UPDATE {table} SET {column} = ? || substr({column}, ?) WHERE {column} = ? OR {column} GLOB ?",
                         (artifacts.as_uri(), len(before) + 1, before, f"{_literal(before)}/*"),

@@ -180,3 +180,10 @@ def test_artifacts_that_somebody_keeps_elsewhere_stay_there(config: RunConfig, t
     MlflowClient(f"sqlite:///{config.output_dir}/mlflow.db").create_experiment("dogs", elsewhere.as_uri())
     store = RunStore(config)
     assert store.client.get_experiment_by_name("dogs").artifact_location == elsewhere.as_uri()
+
+
+def test_an_empty_database_is_filled(tmp_path: Path) -> None:
+    (tmp_path / "mlflow.db").touch()  # what a full disk leaves
+    config = load_config(None, {"output_dir": tmp_path})
+    check_tracking(config)
+    assert RunStore(config).client.get_experiment_by_name("experiments") is not None

@@ -601,6 +601,9 @@ def test_the_lock_of_a_trial_decides_whatever_the_machine_is_called(
     again = claim(study, config, SPACE, target)
     assert isinstance(again, Claim)
     assert (again.trial.number, again.point) == (0, first.point)
+    again.lock.release()
+    (again.folder.path / "claim").write_bytes(b"\xff\0")  # a damaged one is none
+    assert isinstance(claim(study, config, SPACE, target), Claim if config.sweep.storage is None else NothingToClaim)
     study._storage.remove_session()
 
 
