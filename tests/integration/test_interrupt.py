@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import shutil
 import signal
 import sqlite3
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from tqdm import tqdm
 
 from experiments import sweep, training
 from experiments.config import RunConfig, load_config, override
@@ -199,13 +199,12 @@ def test_an_interrupt_stops_the_work_before_the_training(
     config: RunConfig, monkeypatch: pytest.MonkeyPatch, values: dict[str, object]
 ) -> None:
     """Features of many photos take minutes: the signal must not wait for them."""
-    update = tqdm.update
 
-    def interrupted(bar: Any, *args: Any) -> Any:
-        signal.raise_signal(signal.SIGINT)
-        return update(bar, *args)
+    @contextlib.contextmanager
+    def interrupted(*_: object) -> Iterator[Callable[[int], None]]:
+        yield lambda _: signal.raise_signal(signal.SIGINT)
 
-    monkeypatch.setattr(tqdm, "update", interrupted)
+    monkeypatch.setattr("experiments.inputs.progress", interrupted)
     forget_opened()
     with pytest.raises(InterruptedRunError, match="before the first epoch was finished"):
         train(override(config, values))
