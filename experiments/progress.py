@@ -55,7 +55,14 @@ class EpochProgress(Callback):
         say(f"{self.name}: epoch {done}/{of} {text} ({pace} s an epoch, {duration(each * (of - done))} to go)")
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Take the bar away, also after an error."""
+        """Take the bar away."""
+        self._close()
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Take the bar away, after which Lightning calls no `teardown`: a trial that is pruned ends so."""
+        self._close()
+
+    def _close(self) -> None:
         if self._bar is not None:
             self._bar.close()
             self._bar = None

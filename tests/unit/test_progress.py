@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import optuna
 import pytest
 
 from experiments import console, sweep_progress
 from experiments.console import progress as show_progress
+from experiments.progress import EpochProgress
 from experiments.sweep_progress import SweepProgress
 
 
@@ -133,3 +135,17 @@ def test_long_work_without_a_terminal_says_now_and_then_how_far_it_is(
     lines = capsys.readouterr().err.splitlines()
     assert lines[0] == "features: 500 of 2,400 photos, 38 s to go"
     assert len(lines) == 4
+
+
+def test_a_run_that_ends_by_an_exception_leaves_no_bar(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a trial does that is pruned: Lightning calls no `teardown` then."""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    shown = EpochProgress("trial 3")
+    trainer = SimpleNamespace(num_training_batches=4, global_step=0, max_epochs=2)
+    shown.on_train_start(trainer, None)  # type: ignore[arg-type]
+    shown.on_train_batch_end()
+    shown.on_exception(trainer, None, optuna.TrialPruned())  # type: ignore[arg-type]
+    assert capsys.readouterr().err.endswith("\r"), "an empty line, not a bar"
+    assert shown._bar is None
