@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import getpass
 import os
-import tempfile
 from pathlib import Path
 
 LOOPBACK = "127.0.0.1,localhost,::1"
@@ -22,6 +21,8 @@ FOREIGN = (
     *("GIT_DIR", "GIT_WORK_TREE"),
 )
 
+RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")
+"""Which process of several this one is, for Lightning."""
 DEFAULTS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_LOGGING_LEVEL": "WARNING",
@@ -36,10 +37,15 @@ def own_environment() -> dict[str, str | None]:
     """The variables that our processes have in place of what they inherit; None for none."""
     values: dict[str, str | None] = dict.fromkeys(FOREIGN)
     values |= {name: os.environ.get(name, value) for name, value in DEFAULTS.items()}
+    for name in RANKS:
+        if not os.environ.get(name, "0").isdecimal():
+            values[name] = None  # Lightning cannot be imported with it
     home = os.path.expanduser("~")  # noqa: PTH111 - Path.home() raises
     if home == "~":
         values["HOME"] = "/nonexistent"  # as Debian has it for such users; MLflow cannot be imported without any
     if not os.access(home, os.W_OK) and "MPLCONFIGDIR" not in os.environ:
+        import tempfile  # `--help` does not need it
+
         # Each process of matplotlib would look through the fonts, and say so.
         values["MPLCONFIGDIR"] = str(Path(tempfile.gettempdir()) / f"matplotlib-{os.getuid()}")
     values["LOGNAME"] = user_name()  # MLflow asks for it, and some containers' users have none

@@ -6,6 +6,8 @@ Everything that can be known at once is checked here, in about a second, so that
 from __future__ import annotations
 
 import itertools
+import tempfile
+from pathlib import Path
 
 import torch
 
@@ -15,6 +17,7 @@ from experiments.errors import UserError
 from experiments.inputs import uses_features
 from experiments.search_space import SearchSpace, check_against, extremes
 from experiments.study_storage import open_storage
+from lightning_modules.locks import KernelLock
 from lightning_modules.network import check_network
 
 CHECKED_BY_VALUE = (
@@ -69,7 +72,19 @@ def check_places(config: RunConfig) -> None:
 
     check_photos(config.data)
     require_folder("output_dir", config.output_dir)
+    check_locks(config.output_dir)
     check_tracking(config)
+
+
+def check_locks(folder: Path) -> None:
+    """Refuse a folder on a file system without locks, whether it exists or not.
+
+    Raises:
+        UserError: naming it.
+    """
+    there = next(one for one in (folder.absolute(), *folder.absolute().parents) if one.exists())
+    with tempfile.TemporaryDirectory(prefix=".locks-", dir=there) as own, KernelLock(Path(own) / "lock"):
+        pass
 
 
 def check_model(config: RunConfig) -> None:

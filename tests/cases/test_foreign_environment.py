@@ -196,6 +196,26 @@ def test_variables_that_would_move_a_run_are_taken_away(name: str) -> None:
     assert own_environment()[name] is None
 
 
+@pytest.mark.parametrize(("rank", "own"), [("2", "inherited"), ("", None), ("worker-2", None), ("-1", None)])
+def test_a_rank_that_is_no_number_is_taken_away(monkeypatch: pytest.MonkeyPatch, rank: str, own: str | None) -> None:
+    monkeypatch.setenv("SLURM_PROCID", rank)
+    assert own_environment().get("SLURM_PROCID", "inherited") == own
+
+
+@pytest.mark.parametrize("error", [KeyError("getpwuid(): uid not found: 12345"), OSError("No username set")])
+def test_a_user_without_name_and_home_has_both(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def no_user() -> str:
+        raise error  # Python's own, before and since 3.13
+
+    monkeypatch.setattr("getpass.getuser", no_user)
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)
+    monkeypatch.delenv("MPLCONFIGDIR", raising=False)
+    own = own_environment()
+    assert own["LOGNAME"] == f"uid-{os.getuid()}"
+    assert own["HOME"] == "/nonexistent"
+    assert own["MPLCONFIGDIR"] is not None and "matplotlib-" in own["MPLCONFIGDIR"]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["torchrun", "srun"])
 def test_processes_that_a_launcher_starts_train_one_run(
