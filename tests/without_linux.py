@@ -30,5 +30,5 @@ if __name__ == "__main__":
     ):
         run = train_run(config, run_place(config), "run", {})
         run_sweep(config)
-    print(evaluate_export(run.export, config, "test")["test_loss"], flush=True)
+    print(evaluate_export(run.export, config, "test").metrics["test_loss"], flush=True)
     sys.exit(main(["serve", str(run.export)]))

@@ -16,7 +16,7 @@ from lightning_fabric.utilities.rank_zero import rank_zero_only
 from mlflow import MlflowClient
 from sqlalchemy.engine import make_url
 
-from experiments.config import load_config, sqlite_url, tracking_uri
+from experiments.config import load_config, sqlite_url, to_yaml, tracking_uri
 from experiments.environment import own_environment
 from experiments.logger import RunFolderLogger
 from experiments.run_folder import RunFolder
@@ -67,15 +67,15 @@ def test_a_train_and_a_sweep_in_a_hostile_environment_and_path(
     code = (
         "import sys\n"
         "from experiments.cli import main\n"
-        "model, *fields = sys.argv[1:]\n"
-        "print('train', main(['train', *fields]), 'sweep', main(['sweep', *fields]))\n"
-        "print('predict', main(['predict', 'photo.png', '--model', model, *fields]))\n"
+        "print('train', main(['train', *sys.argv[2:]]), 'sweep', main(['sweep', *sys.argv[2:]]))\n"
+        "print('predict', main(['predict', 'photo.png', '--model', *sys.argv[1:]]))\n"
     )
     shutil.copy(next(photos.glob("test/*/*")), home / "photo.png")
     environment = os.environ | LAUNCHERS | MLFLOW | PROXIES | OTHERS | {"PYTHONPATH": str(REPOSITORY)}
-    model = f"models:/photos {ODD}@champion"
+    config = load_config(None, fields)
+    (home / "all.yaml").write_text(to_yaml(config))
     done = subprocess.run(
-        [sys.executable, "-c", code, model, *(f"--{key}={value}" for key, value in fields.items())],
+        [sys.executable, "-c", code, f"models:/photos {ODD}@champion", "--config", "all.yaml"],
         cwd=home, env=environment, capture_output=True, text=True, check=False, timeout=300,
     )  # fmt: skip
     assert "train 0 sweep 0" in done.stdout, done.stderr
@@ -84,7 +84,6 @@ def test_a_train_and_a_sweep_in_a_hostile_environment_and_path(
 
     runs = [*home.glob("runs/train/*/run.json"), *home.glob("runs/studies/tiny/trials/*/run.json")]
     assert len(runs) == 2
-    config = load_config(None, fields)
     client = MlflowClient(tracking_uri(config))
     for noted in runs:
         folder = RunFolder(noted.parent)
@@ -93,7 +92,7 @@ def test_a_train_and_a_sweep_in_a_hostile_environment_and_path(
         sent = client.get_run(folder.run_id or "")
         assert sent.data.metrics["val_loss"] == folder.curves()["val_loss"][1]
         assert client.list_artifacts(sent.info.run_id)
-    assert {path.name for path in home.iterdir()} == {f"photos {ODD}", "photo.png", "runs"}
+    assert {path.name for path in home.iterdir()} == {f"photos {ODD}", "photo.png", "all.yaml", "runs"}
     assert {path.name for path in tmp_path.iterdir()} == {ODD}, "nothing beside it"
 
 
@@ -225,6 +224,7 @@ def test_processes_that_a_launcher_starts_train_one_run(
     runs.mkdir()
     shutil.copy(mlflow_database, runs / "mlflow.db")
     fields = {**tiny(photos, runs), "trainer.max_epochs": 1, "trainer.devices": 2}
+    (tmp_path / "all.yaml").write_text(to_yaml(load_config(None, fields)))
     variables = {
         "torchrun": {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0", "TORCHELASTIC_RUN_ID": "x"},
         "srun": {"SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2", "SLURM_NODEID": "0", "SLURM_NODELIST": "127.0.0.1"},
@@ -235,7 +235,7 @@ def test_processes_that_a_launcher_starts_train_one_run(
     names = {"torchrun": ("RANK", "LOCAL_RANK"), "srun": ("SLURM_PROCID", "SLURM_LOCALID")}[launcher]
     processes = [
         subprocess.Popen(
-            [sys.executable, "-m", "experiments", "train", *(f"--{key}={value}" for key, value in fields.items())],
+            [sys.executable, "-m", "experiments", "train", "--config", str(tmp_path / "all.yaml")],
             cwd=REPOSITORY,
             env=os.environ | variables | dict.fromkeys(names, str(rank)),
             stdout=subprocess.PIPE,
