@@ -218,8 +218,12 @@ def test_ctrl_c_is_looked_for_after_a_few_large_photos(
     config: RunConfig, monkeypatch: pytest.MonkeyPatch, side: int, photos_at_once: int
 ) -> None:
     passed: list[int] = []
-    update = tqdm.update
-    monkeypatch.setattr(tqdm, "update", lambda bar, photos: (passed.append(photos), update(bar, photos))[1])
+
+    @contextlib.contextmanager
+    def noted(*_: object) -> Iterator[Callable[[int], None]]:
+        yield passed.append
+
+    monkeypatch.setattr("experiments.inputs.progress", noted)
     open_features_once(override(config, {"data.image_size": side}))
     assert max(passed) == photos_at_once
 
