@@ -135,12 +135,6 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         """Refuse what no run can use."""
-        require(
-            self.name != "folder" or self.root is not None,
-            "data.root",
-            "name the folder of class folders when data.name is 'folder'",
-            self.root,
-        )
         require(16 <= self.image_size <= 1024, "data.image_size", "be 16..1024", self.image_size)
         require(0.5 <= self.crop_fraction <= 1, "data.crop_fraction", "be 0.5..1", self.crop_fraction)
         require(self.batch_size >= 1, "data.batch_size", "be >= 1", self.batch_size)
@@ -155,6 +149,18 @@ class DataConfig:
         )
         require(self.cache_views >= 1, "data.cache_views", "be >= 1", self.cache_views)
         require(self.cache_max_gb > 0, "data.cache_max_gb", "be > 0", self.cache_max_gb)
+
+    @property
+    def own_root(self) -> Path:
+        """The folder of class folders of data.name folder.
+
+        Raises:
+            UserError: if there is none. A preset may leave it to the command line of the commands that open photos.
+        """
+        rule = "name the folder of class folders when data.name is 'folder'"
+        require(self.root is not None, "data.root", rule, self.root)
+        assert self.root is not None
+        return self.root
 
 
 @dataclass(frozen=True)

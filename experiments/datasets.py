@@ -63,7 +63,7 @@ def _list_copies(folders: ClassFolders, cache_dir: Path) -> str:
 
 def check_photos(config: DataConfig) -> None:
     """Refuse a data root that is not there, or whose class folders can't be used. No photo is opened."""
-    root = config.root
+    root = config.own_root if config.name == "folder" else config.root
     if root is None:
         return
     if str(root).startswith("s3:/"):
@@ -81,8 +81,7 @@ def check_photos(config: DataConfig) -> None:
 def photo_root(config: DataConfig) -> Path:
     """The folder with the splits, whether or not it is there yet."""
     if config.name == "folder":
-        assert config.root is not None
-        return config.root
+        return config.own_root
     if config.name == "dog_images":
         return (config.root or Path("data")) / "dogImages"
     return config.root or config.cache_dir / "digits"

@@ -5,13 +5,13 @@ from __future__ import annotations
 import argparse
 import functools
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from experiments.cli import command_line, parse_overrides, refuse_foreign_fields, run_command, split_fields
-from experiments.config import RunConfig, load_config, override, public_url, require
+from experiments.config import RunConfig, load_config, override, public_url, require, to_flat
 from experiments.console import invocation, say
 from experiments.errors import UserError
 from experiments.fields import fields_of
@@ -300,16 +300,28 @@ def _passed_on(arguments: argparse.Namespace, command: str, experiment: str | No
         experiment: in which the other command must find the runs, or put them.
     """
     presets = {"--config": arguments.config, "--cloud": arguments.cloud}
-    given = {option: str(path) for option, path in presets.items() if path}
-    of_config, of_cloud = (
-        {name: value for name, value in typed.items() if fields_of(kind)[name].is_used_by([f"cloud {command}"])}
-        for kind, typed in ((RunConfig, arguments.overrides), (CloudSettings, arguments.cloud_overrides))
-    )
-    if experiment not in (None, load_config(arguments.config, of_config).tracking.experiment):
+    of_config = _own(RunConfig, command, arguments.overrides)
+    try:
+        there = load_config(arguments.config, of_config)
+    except UserError:  # the preset is whole only with a field that the other command does not take
+        del presets["--config"]
+        values, defaults = to_flat(load_config(arguments.config, arguments.overrides)), to_flat(RunConfig())
+        differing = {name: str(value) for name, value in values.items() if value not in (None, defaults[name])}
+        of_config = _own(RunConfig, command, differing)
+        there = load_config(None, of_config)
+    if experiment not in (None, there.tracking.experiment):
         of_config["tracking.experiment"] = experiment
+    of_cloud = _own(CloudSettings, command, arguments.cloud_overrides)
+    given = {option: str(path) for option, path in presets.items() if path}
     given |= {f"--{name}": value for name, value in of_config.items()}
     given |= {f"--{PREFIX}{name}": value for name, value in of_cloud.items()}
     return [word for option, value in given.items() for word in (option, value)]
+
+
+def _own(kind: type, command: str, values: Mapping[str, str]) -> dict[str, str]:
+    """The values of the fields that a command uses."""
+    fields = fields_of(kind)
+    return {name: value for name, value in values.items() if fields[name].is_used_by([f"cloud {command}"])}
 
 
 def command_parser() -> argparse.ArgumentParser:

@@ -56,8 +56,7 @@ def s3_root(config: RunConfig) -> str | None:
 
 def _photo_root(config: RunConfig) -> Path:
     if config.data.name == "folder":
-        assert config.data.root is not None
-        return config.data.root
+        return config.data.own_root
     from experiments.datasets import locate  # imports torch
 
     return locate(config.data)

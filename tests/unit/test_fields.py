@@ -160,6 +160,46 @@ def test_a_printed_follow_up_command_gets_its_own_fields_and_the_experiment() ->
         cli.refuse_foreign_fields(cli.parse_overrides(words[2:]), [f"cloud {command}"], cloud_cli.KINDS)
 
 
+def test_a_preset_that_needs_a_typed_field_is_passed_on_field_by_field(tmp_path: Path) -> None:
+    preset = tmp_path / "features.yaml"
+    preset.write_text("data: {cache: features}\nmodel: {trainable: all}\ntracking: {uri: 'http://mlflow:5000'}\n")
+    given, _ = cloud_cli.parse(["train", "--config", str(preset)])
+    given.overrides = {"model.trainable": "head", "data.name": "folder", "data.root": "my/dogs"}
+    given.cloud_overrides = {}
+    # Neither takes the field without which the preset is refused.
+    stop, sync = cloud_cli._passed_on(given, "stop", "dogs"), cloud_cli._passed_on(given, "sync", "dogs")
+    assert stop == ["--tracking.uri", "http://mlflow:5000", "--tracking.experiment", "dogs"]
+    assert "--config" not in sync and sync[:4] == ["--data.name", "folder", "--data.root", "my/dogs"]
+    for command, words in (("stop", stop), ("sync", sync)):
+        cli.refuse_foreign_fields(cli.parse_overrides(words), [f"cloud {command}"], cloud_cli.KINDS)
+
+
+@pytest.mark.parametrize(
+    ("main", "words"),
+    [
+        (cli.main, ["predict", "photo.jpg", "--model", "nowhere"]),
+        (cli.main, ["report", "nowhere"]),
+        (cloud_cli.main, ["serve", "nowhere"]),
+        (cloud_cli.main, ["policy"]),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_commands_without_photos_take_a_preset_that_leaves_their_folder_open(
+    main: Main, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As conf/dogs6.yaml does, and these commands refuse a typed data.root."""
+    preset = tmp_path / "folder.yaml"
+    preset.write_text("data: {name: folder}\n")
+    monkeypatch.chdir(tmp_path)
+    assert main([words[0], "--config", str(preset), *words[1:]]) != 0
+    assert "data.root" not in capsys.readouterr().err
+    for command in (["train"], ["evaluate", "--model", str(tmp_path)]):
+        (tmp_path / "model.json").write_text("{}")
+        assert cli.main([*command, "--config", str(preset), "--output_dir", str(tmp_path)]) == EXIT_USAGE
+        said = capsys.readouterr().err
+        assert "data.root must name the folder of class folders when data.name is 'folder', got None" in said
+
+
 def test_a_whole_rehearsal_gives_each_command_what_it_accepts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The stages are parsed and checked as the command line does, without a service."""
     given, _ = cloud_cli.parse(["rehearse", "--all", "--config", "conf/quick.yaml"])
