@@ -255,7 +255,6 @@ def test_every_rule_of_the_config_is_tried_above() -> None:
 @pytest.mark.parametrize(
     ("name", "value", "rule"),
     [
-        ("data.name", "folder", "data.root must"),
         ("sweep.metric", "val_accuracy", "sweep.direction must be maximize"),
         ("seed", "three", "seed.*three"),
         ("seed", 1.5, "seed.*1.5"),
