@@ -317,7 +317,8 @@ def _train_trial(job: _Job, claimed: Claim, held: HeldClaims) -> Outcome:
             override(job.config, claimed.point),
             output_dir=folder.path,
             logger=RunFolderLogger(folder),
-            callbacks=[_pruning(job, claimed, held), EpochProgress(name, position=1), *job.watches],
+            # The epoch's line comes before the pruner may end the trial with it.
+            callbacks=[EpochProgress(name, position=1), _pruning(job, claimed, held), *job.watches],
         )
     except optuna.TrialPruned:
         pruned = _pruned(claimed)

@@ -515,3 +515,15 @@ def test_an_export_of_the_best_trial_loads(finished: Finished) -> None:
     config, result = finished
     assert result.best is not None
     assert load_export(trial_folder(config, result.best.number).export).class_names == ("Class1", "Class2", "Class3")
+
+
+def test_the_epoch_after_which_a_trial_is_pruned_leaves_a_line_too(
+    photos: Path, tmp_path: Path, unpublished: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("optuna.pruners.NopPruner.prune", lambda *_: True)
+    values = {**tiny(photos, tmp_path), "sweep.n_trials": 1}
+    with pytest.raises(SweepError, match="1 pruned"):
+        sweep.run_sweep(load_config(None, values))
+    said = capsys.readouterr().err.splitlines()
+    assert any(line.startswith("trial 0: epoch 1/3 val_loss ") for line in said)
+    assert any(line.startswith("trial 0 pruned, val_loss ") and "(pruned after epoch 1)" in line for line in said)
