@@ -43,7 +43,7 @@ from experiments.page import (
     whole_ticks,
 )
 from experiments.search_space import build_search_space
-from experiments.study import INPUTS_SECONDS, trial_seconds
+from experiments.study import DURATION_MS, INPUTS_SECONDS, trial_seconds
 from experiments.yaml_files import parse_yaml
 
 STATE_WORDS: Mapping[TrialState, str] = MappingProxyType(
@@ -165,6 +165,7 @@ def _trial_table(
             for name, value in trial.user_attrs.items()
             if isinstance(value, int | float) and not isinstance(value, bool)
         }
+        - {DURATION_MS}  # which is the column of seconds
     )
     reasons = ["Failure reason"] if any(FAILURE_REASON in trial.user_attrs for trial in trials) else []
     rows = tuple(

@@ -17,7 +17,7 @@ from experiments.figures import needs_log_axis
 from experiments.narrowing import MIN_TRIALS
 from experiments.report import write_report
 from experiments.search_space import ChoiceRange, FloatRange, dump_search_space
-from experiments.study import INPUTS_SECONDS
+from experiments.study import DURATION_MS, INPUTS_SECONDS
 
 VOID = {"meta", "img"}
 DISTRIBUTIONS = {
@@ -154,6 +154,15 @@ def test_a_first_epoch_that_would_flatten_the_rest_gets_a_log_axis(
     write_report([study], tmp_path / "report.html")
     assert Page(tmp_path / "report.html").plots()["Learning curves"]["layout"]["yaxis"].get("type") == kind
     assert needs_log_axis(metric, [first, 0.6, 0.5]) == (kind == "log")
+
+
+def test_what_a_trial_took_is_one_column(tmp_path: Path) -> None:
+    study = optuna.create_study(study_name="timed")
+    study.add_trial(optuna.trial.create_trial(value=0.5, user_attrs={DURATION_MS: 1500, "val_accuracy": 0.5}))
+    write_report([study], tmp_path / "report.html")
+    heading, row = Page(tmp_path / "report.html").table("A row for each trial")
+    assert dict(zip(heading, row, strict=True))["Seconds"] == "1.5"
+    assert DURATION_MS not in heading and "val_accuracy" in heading
 
 
 def test_axes_of_trials_have_whole_numbers(page: Page) -> None:
