@@ -188,11 +188,10 @@ def _open_data(config: DataConfig, seed: int) -> ClassFolders:
 @functools.lru_cache(maxsize=4)
 def _open_features(config: RunConfig) -> FeatureSet:
     folders = open_data_once(config)
-    # Ctrl-C is looked for between two batches, so on a CPU large photos come in smaller ones.
-    batch_size = 256 if _on_gpu(config) else max(1, 32 * 224**2 // max(224, config.data.image_size) ** 2)
+    on_gpu = _on_gpu(config)
     return compute_features(
         new_network(config, len(folders.class_names)),
-        photo_data(override(config, {"data.batch_size": batch_size}), folders),
+        photo_data(override(config, {"data.batch_size": 256 if on_gpu else 32}), folders),
         backbone=config.model.backbone,
         views=config.data.cache_views,
         device=training_device(config),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -101,7 +101,7 @@ def compute_features(
 
         def fill(values: NDArray[Any]) -> None:
             start = 0
-            with progress("features", count * len(split)) as advance:
+            with progress("features", count * len(split)) as advance, _before_each_layer(network, lambda: advance(0)):
                 for views_of_batch in inputs:
                     for view, images in enumerate(views_of_batch):
                         with torch.autocast(device.type, autocast, enabled=autocast is not None):
@@ -205,6 +205,21 @@ class FeatureData(pl.LightningDataModule):
         assert self.trainer is not None
         rank, world_size = self.trainer.global_rank, self.trainer.world_size
         return ShardedSampler(features.shape[1], seed=self.seed, shuffle=shuffle, rank=rank, world_size=world_size)
+
+
+@contextlib.contextmanager
+def _before_each_layer(network: nn.Module, call: Callable[[], object]) -> Iterator[None]:
+    """Call something before each layer: a batch of large photos takes seconds, and progress may stop the work."""
+
+    def hook(*_: object) -> None:
+        call()
+
+    hooks = [layer.register_forward_pre_hook(hook) for layer in network.modules()]
+    try:
+        yield
+    finally:
+        for one in hooks:
+            one.remove()
 
 
 @contextlib.contextmanager

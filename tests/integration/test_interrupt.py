@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 
-from experiments import sweep, training
+from experiments import inputs, sweep, training
 from experiments.config import RunConfig, load_config, override
 from experiments.errors import InterruptedRunError
 from experiments.inputs import forget_opened, open_features_once
@@ -213,19 +213,25 @@ def test_an_interrupt_stops_the_work_before_the_training(
     assert train(override(config, values)).outcome is not None
 
 
-@pytest.mark.parametrize(("side", "photos_at_once"), [(224, 24), (512, 6)])
-def test_ctrl_c_is_looked_for_after_a_few_large_photos(
-    config: RunConfig, monkeypatch: pytest.MonkeyPatch, side: int, photos_at_once: int
+def test_ctrl_c_is_looked_for_within_a_batch_of_features_and_leaves_no_cache(
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    passed: list[int] = []
+    looked: list[int] = []
 
-    @contextlib.contextmanager
-    def noted(*_: object) -> Iterator[Callable[[int], None]]:
-        yield passed.append
+    def interrupted() -> None:
+        looked.append(1)
+        if len(looked) == 20:
+            raise InterruptedRunError
 
-    monkeypatch.setattr("experiments.inputs.progress", noted)
-    open_features_once(override(config, {"data.image_size": side}))
-    assert max(passed) == photos_at_once
+    with monkeypatch.context() as patched:
+        patched.setattr(inputs, "raise_if_interrupted", interrupted)
+        with pytest.raises(InterruptedRunError):
+            open_features_once(config)
+    assert len(looked) == 20, "the network has more layers, so this was its first batch"
+    arrays = config.data.cache_dir / "arrays"
+    assert not [entry for entry in arrays.iterdir() if entry.is_dir() and not entry.name.startswith(".")]
+    features = open_features_once(config)
+    assert features.train.shape[1] == len(features.train_labels)
 
 
 def test_an_interrupt_while_a_training_is_scored_trains_nothing_again(
