@@ -117,7 +117,7 @@ def _export(folder: Path, weights: Path | None) -> Path:
         preprocessing=Preprocessing(image_size=224, resize_size=256),
         metrics={},
         config={},
-        golden_photo=next((folder / "golden" / "train").rglob("*.jpg")),
+        golden_photos=sorted((folder / "golden" / "train").rglob("*.jpg")),
     )
 
 

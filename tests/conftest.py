@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -100,6 +100,16 @@ def warm_processes() -> None:
     from tests.warm import WarmContext
 
     processes.CONTEXT = WarmContext()  # type: ignore[assignment]
+
+
+@pytest.fixture(autouse=True)
+def variables() -> Iterator[None]:
+    """Commands that run in this process set variables of it, which the next test would find."""
+    before = dict(os.environ)
+    yield
+    for name in os.environ.keys() - before.keys():
+        del os.environ[name]
+    os.environ.update(before)
 
 
 @pytest.fixture(scope="session")

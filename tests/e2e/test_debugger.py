@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +14,21 @@ from sagemaker_launch.cli import main
 from sagemaker_launch.debugger_settings import RULES
 from sagemaker_launch.rehearse import service
 from sagemaker_launch.settings import load_cloud
-from tests.conftest import REPOSITORY, tiny
+from tests.conftest import REPOSITORY, own_flags, tiny
 from tests.integration.test_cloud_commands import without_smdebug
 
 CLOUD = REPOSITORY / "conf" / "cloud" / "rehearsal.yaml"
 
 
 @pytest.fixture
-def fields(photos: Path, tmp_path: Path) -> list[str]:
-    return [f"--cloud={CLOUD}", *(f"--{name}={value}" for name, value in tiny(photos, tmp_path).items())]
+def fields(photos: Path, tmp_path: Path) -> Callable[[str], list[str]]:
+    """The flags of a command."""
+    flags = [f"--{name}={value}" for name, value in tiny(photos, tmp_path).items()]
+    return lambda command: [f"--cloud={CLOUD}", *own_flags(f"cloud {command}", flags)]
 
 
 def test_an_account_without_debugger_is_offered_the_recorder(
-    fields: list[str],
+    fields: Callable[[str], list[str]],
     job_images: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -36,7 +39,7 @@ def test_an_account_without_debugger_is_offered_the_recorder(
     with service(load_cloud(CLOUD), tmp_path / "rehearsal", options) as running:
         for name, value in running.environment.items():
             monkeypatch.setenv(name, value)
-        assert main(["train", "--debug", *fields]) == 1
+        assert main(["train", "--debug", *fields("train")]) == 1
         assert boto3.client("sagemaker").list_training_jobs()["TrainingJobSummaries"] == []
     said = capsys.readouterr().err
     assert "Amazon SageMaker Debugger is not available to this account" in said
@@ -47,7 +50,7 @@ def test_an_account_without_debugger_is_offered_the_recorder(
 # Needs the job's side of Debugger: smdebug in the job, and an environment in which its rules are evaluated.
 @pytest.mark.slow
 def test_a_watched_job_is_judged_and_its_run_says_what_was_found(
-    fields: list[str],
+    fields: Callable[[str], list[str]],
     job_images: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -60,14 +63,14 @@ def test_a_watched_job_is_judged_and_its_run_says_what_was_found(
     with service(settings, tmp_path / "rehearsal", ["--images", str(job_images), "--grace", "2"]) as running:
         for name, value in running.environment.items():
             monkeypatch.setenv(name, value)
-        assert main(["train", "--debug", *often, *fields]) == 0
+        assert main(["train", "--debug", *often, *fields("train")]) == 0
         name = capsys.readouterr().out.split()[-1].rpartition("/")[2]
         found = statuses(boto3.client("sagemaker"), name)
         stored = boto3.client("s3").list_objects_v2(
             Bucket=settings.bucket, Prefix=f"{settings.prefix}/debug/{name}/debug-output/events/"
         )
-        assert main(["sync", name, *fields]) == 0
-        assert main(["debug-report", name, *fields, f"--data.cache_dir={job_images}"]) == 0
+        assert main(["sync", name, *fields("sync")]) == 0
+        assert main(["debug-report", name, *fields("debug-report"), f"--data.cache_dir={job_images}"]) == 0
         page = Path(capsys.readouterr().out.split()[-1])
     assert stored["KeyCount"] > 0
     assert found.keys() == {*RULES, "ProfilerReport"}

@@ -205,7 +205,7 @@ def tiny_export(folder: Path, seed: int) -> Path:
         preprocessing=PREPROCESSING,
         metrics={"val_loss": 0.5},
         config={},
-        golden_photo=photo,
+        golden_photos=[photo],
     )
 
 
