@@ -5,7 +5,6 @@ A test and the command that renews the README's pictures take the same steps.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 import shutil
@@ -14,7 +13,6 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -82,11 +80,7 @@ def serving_ui(output_dir: Path, experiment: str, log: Path) -> Iterator[Links]:
             command, cwd=REPOSITORY, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
         )
     try:
-        _wait_for(f"http://127.0.0.1:{port}/health", process, log)
-        said = log.read_text()
-        links = [re.search(rf"^{experiment}, {kind}: +(\S+)$", said, re.MULTILINE) for kind in ("runs", "charts")]
-        assert all(links), f"no links to experiment {experiment} in: {said}"
-        yield Links(*(str(link[1]) for link in links if link))
+        yield _wait_for_links(experiment, process, log)
     finally:
         os.killpg(process.pid, signal.SIGKILL)  # asked to end, it takes ten seconds
         process.wait()
@@ -229,11 +223,14 @@ class MlflowUi:
             self.page.wait_for_timeout(200)
 
 
-def _wait_for(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
+def _wait_for_links(experiment: str, process: subprocess.Popen[bytes], log: Path) -> Links:
+    """What the command prints when its server answers."""
     deadline = time.monotonic() + 120
     while True:
-        assert process.poll() is None, f"it has ended: {log.read_text()}"
-        assert time.monotonic() < deadline, f"{url} does not answer: {log.read_text()}"
-        with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=1):
-            return
+        said = log.read_text()
+        links = [re.search(rf"^{experiment}, {kind}: +(\S+)$", said, re.MULTILINE) for kind in ("runs", "charts")]
+        if all(links):
+            return Links(*(str(link[1]) for link in links if link))
+        assert process.poll() is None, f"it has ended: {said}"
+        assert time.monotonic() < deadline, f"no links to experiment {experiment} in: {said}"
         time.sleep(0.2)
