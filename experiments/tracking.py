@@ -168,7 +168,7 @@ class RunStore:
                 tags["mlflow.parentRunId"] = parent_run_id
             run = self.client.create_run(self.experiment_id, noted["started_ms"], tags=tags, run_name=noted["name"])
             found_id = str(run.info.run_id)
-            self._sent[found_id] = set()
+            self._sent[found_id], self._params[found_id] = set(), {}
         else:
             found_id = str(found.info.run_id)
             if found.info.lifecycle_stage == LifecycleStage.DELETED:
@@ -264,14 +264,19 @@ class RunStore:
         return found[0] if found else None
 
     def _push_params(self, run_id: str, params: Mapping[str, str]) -> None:
-        if self._params.get(run_id) == params:
+        known = self._params.get(run_id)
+        if known == params:
             return
         self.before_call()
-        run = self.client.get_run(run_id)
-        new = [Param(key, value) for key, value in params.items() if key not in run.data.params]
+        if known is None:
+            run = self.client.get_run(run_id)
+            known, has_dataset = run.data.params, bool(run.inputs and run.inputs.dataset_inputs)
+        else:
+            has_dataset = FINGERPRINT in known
+        new = [Param(key, value) for key, value in params.items() if key not in known]
         for chunk in _chunks(new, 100):  # MLflow's limit a request
             self.client.log_batch(run_id, params=chunk)
-        if FINGERPRINT in params and not (run.inputs and run.inputs.dataset_inputs):
+        if FINGERPRINT in params and not has_dataset:
             self.client.log_inputs(run_id, [_dataset(params)])
         self._params[run_id] = params
 
