@@ -21,6 +21,8 @@ test-all: .venv/installed-dev lint
 lint: export GIT_CONFIG_COUNT := 1
 lint: export GIT_CONFIG_KEY_0 := safe.directory
 lint: export GIT_CONFIG_VALUE_0 := *
+# pre-commit keeps its notes in the home folder, which some users lack.
+lint: export PRE_COMMIT_HOME := $(CURDIR)/.venv/pre-commit
 lint: .venv/installed-dev
 	$(BIN)/pre-commit run --all-files --show-diff-on-failure
 
