@@ -12,6 +12,7 @@ from io import BytesIO
 from pathlib import Path
 
 from sagemaker_launch.bundle import make_bundle
+from sagemaker_launch.rehearsal.serving_process import extract_all
 from tests.warm import run_warm
 
 ENTRY = Path(__file__).with_name("job_entry.py")
@@ -34,7 +35,7 @@ def lay_out(
         (base / "input" / "data" / name).symlink_to(folder)
     code = base / "code"
     with tarfile.open(fileobj=BytesIO(make_bundle(debugger=debugger).archive)) as archive:
-        archive.extractall(code, filter="data")
+        extract_all(archive, code)
     return code
 
 

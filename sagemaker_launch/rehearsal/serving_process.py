@@ -266,6 +266,23 @@ class _Connection(http.client.HTTPConnection):
         self.sock.connect((self.host, self.port))
 
 
+def extract_all(archive: tarfile.TarFile, folder: Path) -> None:
+    """Extract an archive that may be hostile: nothing in it is written outside of a folder.
+
+    Raises:
+        tarfile.TarError: if it tries.
+    """
+    if hasattr(tarfile, "data_filter"):
+        archive.extractall(folder, filter="data")
+        return
+    # Python before 3.11.4, as Debian 12 has it. Without links, a path says where a file is written.
+    for member in archive.getmembers():
+        target = (folder / member.name).resolve()
+        if not (member.isreg() or member.isdir()) or not target.is_relative_to(folder.resolve()):
+            raise tarfile.ExtractError(f"{member.name!r} is no file or folder below the archive's own")
+    archive.extractall(folder)
+
+
 def unpack(content: bytes, folder: Path, url: str) -> None:
     """Unpack an archive as the service does, whatever is in it.
 
@@ -274,7 +291,7 @@ def unpack(content: bytes, folder: Path, url: str) -> None:
     """
     try:
         with tarfile.open(fileobj=io.BytesIO(content), mode="r:gz") as archive:
-            archive.extractall(folder, filter="data")
+            extract_all(archive, folder)
     except (tarfile.TarError, EOFError, OSError) as error:
         raise DataError(
             f'Failed to extract model data archive for container "container_1" from URL "{url}". Please ensure that '

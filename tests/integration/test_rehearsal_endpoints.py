@@ -22,6 +22,7 @@ import pytest
 from botocore.exceptions import ClientError, HTTPClientError
 
 from sagemaker_launch.archive import pack_model
+from sagemaker_launch.rehearsal.serving_process import extract_all
 from tests.conftest import JOB_IMAGES
 from tests.integration.test_rehearsal import PLANTED, ROLE, Rehearsal, command, failure, processes_of, rehearsal
 from tests.unit.test_export import export, tiny_network
@@ -252,7 +253,7 @@ def test_the_server_of_this_project_scores_a_photo_as_the_trainer_did(
     s3 = server.client("s3")
     s3.put_object(Bucket="bucket", Key="export.tar.gz", Body=export_archive)
     with tarfile.open(fileobj=io.BytesIO(export_archive)) as packed:
-        packed.extractall(tmp_path, filter="data")
+        extract_all(packed, tmp_path)
         damaged = {name: (tmp_path / name).read_bytes() for name in packed.getnames()}
     model(server, "photos", "rehearsal.local/serving:1", "export.tar.gz", SERVING_MAX_BATCH="2")
     config(server, "photos", "photos")
