@@ -84,13 +84,18 @@ def _call(
     target: Callable[..., None],
     args: Sequence[Any],
 ) -> None:
+    _take(environment, outputs)
+    _inherit(address)
+    target(*args)
+
+
+def _take(environment: Mapping[str, str], outputs: Sequence[int]) -> None:
+    """Have another environment, standard output and standard error."""
     os.environ.clear()
     os.environ.update(environment)
     for number, opened in enumerate(outputs, 1):
         os.dup2(opened, number)
         os.close(opened)
-    _inherit(address)
-    target(*args)
 
 
 class WarmProcess:
@@ -188,21 +193,15 @@ def _run(
     err: Path,
 ) -> None:
     """Become the program."""
-    os.environ.clear()
-    os.environ.update(environment)
+    _take(environment, [os.open(path, os.O_WRONLY | os.O_APPEND) for path in (out, err)])
     os.chdir(folder)
-    for number, path in ((1, out), (2, err)):
-        opened = os.open(path, os.O_WRONLY | os.O_APPEND)
-        os.dup2(opened, number)
-        os.close(opened)
     for stream in (sys.stdout, sys.stderr):
         assert isinstance(stream, io.TextIOWrapper)
         stream.reconfigure(line_buffering=True)
     sys.argv = [program, *arguments]
     sys.path[0:0] = [str(folder)]
-    if (
-        folder == REPOSITORY or not (folder / "experiments").is_dir()
-    ):  # a job has a copy of our code, and starts nothing
+    # A job has its own copy of our code, and starts nothing.
+    if folder == REPOSITORY or not (folder / "experiments").is_dir():
         _inherit(address)
     try:
         runpy.run_module(program, run_name="__main__", alter_sys=True)
