@@ -16,7 +16,6 @@ from dataclasses import asdict, dataclass
 from types import TracebackType
 from typing import Any
 
-from filelock import Timeout
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, Trial
@@ -107,11 +106,7 @@ def lock_trial(folder: RunFolder) -> KernelLock | None:
     """Lock a trial's folder; None if another process has done so."""
     folder.path.mkdir(parents=True, exist_ok=True)
     lock = KernelLock(folder.path / "lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        return None
-    return lock
+    return lock if lock.try_acquire() else None
 
 
 def _note(storage: BaseStorage, trial_id: int, holder: Holder) -> None:

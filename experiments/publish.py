@@ -6,7 +6,6 @@ was killed stopped. A run is done when MLflow has everything that it will ever h
 
 from __future__ import annotations
 
-import contextlib
 import math
 import os
 import time
@@ -198,7 +197,7 @@ class _Work:
             for group in groups:
                 lacking = [one for one in group.runs if one.path not in known and not one.needs_drawing]
                 lock = KernelLock(group.lock)
-                if not lacking or self._connection.poll() or not _is_acquired(lock):
+                if not lacking or self._connection.poll() or not lock.try_acquire():
                     continue
                 try:
                     parent_run_id = self._ask(partial(store.push_killed, group.parent)) if group.parent else None
@@ -243,10 +242,3 @@ def seconds_to_register(export: Path, seconds: float) -> float:
         seconds: how long one request may take.
     """
     return REGISTER_SECONDS + seconds * (MODEL_FILES + sum(path.is_file() for path in export.rglob("*")))
-
-
-def _is_acquired(lock: KernelLock) -> bool:
-    """Try to acquire a lock: another process may publish the same runs."""
-    with contextlib.suppress(Timeout):
-        lock.acquire(timeout=0)
-    return lock.is_locked

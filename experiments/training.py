@@ -191,11 +191,10 @@ def _folder_of_first_process(place: Path, check: Callable[[], None]) -> RunFolde
 
 
 def _has_first_process(folder: RunFolder) -> bool:
-    try:
-        with KernelLock(folder.path / FIRST_PROCESS).acquire(timeout=0):
-            return False
-    except Timeout:
-        return True
+    lock = KernelLock(folder.path / FIRST_PROCESS)
+    is_free = lock.try_acquire()
+    lock.release()
+    return not is_free
 
 
 def run_place(config: RunConfig, folder: str = "train") -> Path:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 from pathlib import Path
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from lightning_modules.errors import UserError
 
@@ -27,6 +27,14 @@ class KernelLock(FileLock):
     def __init__(self, path: Path, timeout: float = -1) -> None:
         # No soft lock: it is a file that stays when its holder is killed, and then everybody waits for nobody.
         super().__init__(path, timeout, is_singleton=False, fallback_to_soft=False)
+
+    def try_acquire(self) -> bool:
+        """Acquire it unless another process holds it."""
+        try:
+            self.acquire(timeout=0)
+        except Timeout:
+            return False
+        return True
 
     def _acquire(self) -> None:
         try:
