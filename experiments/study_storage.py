@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import sqlite3
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -153,7 +154,7 @@ def open_storage(config: RunConfig, check: Callable[[], None] = lambda: None) ->
         check: called while it waits; raises to stop, such as after Ctrl-C.
 
     Raises:
-        UserError: for a new study's database that can't be reached.
+        UserError: for a database on a host that does not exist, and a new study's database that can't be reached.
         SweepError: if it stays locked or away; from each later call, too.
     """
     patience = study_patience(config, check)
@@ -166,6 +167,8 @@ def open_storage(config: RunConfig, check: Callable[[], None] = lambda: None) ->
         raise UserError("sweep.storage must be a URL such as postgresql+psycopg://user@host/database") from None
     # The URL may hold a password, in more than one place, and the driver's own message may repeat it.
     place = f"{url.host or ''}{f':{url.port}' if url.port else ''}/{url.database or ''}"
+    if url.host and _is_unknown(url.host):
+        raise UserError(f"sweep.storage must name a host that exists, got {url.host!r}")
     is_sqlite = url.get_backend_name() == "sqlite"
     # Of a new study, a server that does not answer is a mistake. One that has begun waits for a server that restarts.
     has_begun = (study_folder(config) / IDENTITY_FILE).is_file()
@@ -239,6 +242,15 @@ def _patient(storage: RDBStorage, patience: Patience, name: str) -> BaseStorage:
         setattr(cached, method, repeat(getattr(cached, method)))
     patient: BaseStorage = cached
     return patient
+
+
+def _is_unknown(host: str) -> bool:
+    """Whether the network says that there is no such host: waiting won't help, as it may where it gives no answer."""
+    try:
+        socket.getaddrinfo(host, None)
+    except socket.gaierror as error:
+        return error.errno == socket.EAI_NONAME
+    return False
 
 
 def _is_away(error: Exception) -> bool:

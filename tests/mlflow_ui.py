@@ -169,8 +169,15 @@ class MlflowUi:
 
     def open_metric(self, name: str) -> None:
         """From a comparison, to the course of a metric that is in sight in its list."""
-        self._see(self.page.get_by_role("link", name=name, exact=True), f"a link to metric {name}").click()
-        self._until(lambda: any(len(plot) > 1 for plot in self.plots()), f"a plot of {name} with several runs")
+        link = self._see(self.page.get_by_role("link", name=name, exact=True), f"a link to metric {name}")
+        comparison = self.page.url
+
+        def drawn() -> bool:
+            if self.page.url == comparison:  # MLflow may draw the page anew under a click, which then leads nowhere
+                link.click()
+            return any(len(plot) > 1 for plot in self.plots())
+
+        self._until(drawn, f"a plot of {name} with several runs")
 
     def cells(self, name: str) -> list[str]:
         """What the compared runs have in a row of the comparison."""

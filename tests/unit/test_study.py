@@ -975,6 +975,21 @@ def test_a_study_that_has_begun_waits_for_its_database_when_a_command_starts(
     assert time.monotonic() - started >= 0.5
 
 
+def test_a_study_that_has_begun_does_not_wait_for_a_host_that_does_not_exist(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_such_host(*_: object) -> None:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", no_such_host)
+    config = make_config(tmp_path, storage="postgresql+psycopg://user:hush@typo.example/db")
+    study_folder(config).mkdir(parents=True)
+    (study_folder(config) / "study.json").write_text("{}")
+    with pytest.raises(UserError, match=r"sweep\.storage must name a host that exists, got 'typo\.example'") as error:
+        open_storage(config)
+    assert "hush" not in "".join(traceback.format_exception(error.value))
+
+
 def test_a_database_that_accepts_and_stays_silent_is_refused_in_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
