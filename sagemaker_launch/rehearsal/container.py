@@ -239,12 +239,12 @@ class Container:
         lines = [
             "set -e",
             f"hostname {shlex.quote(self.spec.host)}",
-            f"mount --bind {tree}/hosts /etc/hosts",
+            f"mount -n --bind {tree}/hosts /etc/hosts",
             *own_folder(Path("/opt"), self.tree),
             "rm -f /opt/ml && mkdir /opt/ml",
-            f"mount --bind {tree}/ml /opt/ml",
-            "mount --bind /opt/ml/input/data /opt/ml/input/data",
-            "mount -o remount,bind,ro /opt/ml/input/data",
+            f"mount -n --bind {tree}/ml /opt/ml",
+            "mount -n --bind /opt/ml/input/data /opt/ml/input/data",
+            "mount -n -o remount,bind,ro /opt/ml/input/data",
         ]
         lines += own_tmp(self.tree, self._keep)
         if self.spec.network_isolation:

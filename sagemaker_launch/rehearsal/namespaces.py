@@ -33,8 +33,9 @@ class Namespaces:
 
 def find_namespaces() -> Namespaces | None:
     """Find out how to make namespaces here: as root, else as an ordinary user, else not at all."""
-    # The probe does what a container's start does.
-    probe = "mount -t tmpfs tmpfs /opt && hostname algo-1 && ip link set lo up"
+    # The probe does what a container's start does. `mount -n` keeps no record in /run/mount/utab: where that file
+    # exists, an ordinary user's mounts end with an error, although they are made.
+    probe = "mount -n -t tmpfs tmpfs /opt && hostname algo-1 && ip link set lo up"
     base = ("unshare", "--mount", "--pid", "--fork", "--uts", "--mount-proc", "--kill-child=SIGKILL")
     for command in (base, (*base, "--map-root-user")):
         try:
@@ -56,13 +57,13 @@ def own_folder(folder: Path, tree: Path) -> list[str]:
     new, place = shlex.quote(str(tree / f"own-{folder.name}")), shlex.quote(str(folder))
     return [
         f"mkdir -p {new}",
-        f"mount -t tmpfs tmpfs {new}",
+        f"mount -n -t tmpfs tmpfs {new}",
         f"mkdir {new}/.host",
-        f"mount --rbind {place} {new}/.host",
+        f"mount -n --rbind {place} {new}/.host",
         f"for entry in {place}/* {place}/.[!.]*; do",
         f'    [ ! -e "$entry" ] || ln -s {place}/.host/"${{entry##*/}}" {new}/',
         "done",
-        f"mount --move {new} {place}",
+        f"mount -n --move {new} {place}",
     ]
 
 
@@ -76,10 +77,10 @@ def own_tmp(tree: Path, keep: Sequence[Path]) -> list[str]:
     kept = [shlex.quote(str(path)) for path in _below_tmp([tree, *keep])]
     lines = []
     for number, path in enumerate(kept):
-        lines += [f"mkdir -p /opt/keep/{number}", f"mount --rbind {path} /opt/keep/{number}"]
-    lines.append(f"mount --bind {shlex.quote(str(tree))}/tmp /tmp")
+        lines += [f"mkdir -p /opt/keep/{number}", f"mount -n --rbind {path} /opt/keep/{number}"]
+    lines.append(f"mount -n --bind {shlex.quote(str(tree))}/tmp /tmp")
     for number, path in enumerate(kept):
-        lines += [f"mkdir -p {path}", f"mount --move /opt/keep/{number} {path}"]
+        lines += [f"mkdir -p {path}", f"mount -n --move /opt/keep/{number} {path}"]
     return lines + (["rm -rf /opt/keep"] if kept else [])
 
 

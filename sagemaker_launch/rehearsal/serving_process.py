@@ -213,8 +213,8 @@ class ServingProcess:
         lines = [
             *own_folder(Path("/opt"), self._tree),
             "rm -f /opt/ml && mkdir -p /opt/ml/model",
-            f"mount --bind {model} /opt/ml/model",
-            "mount -o remount,bind,ro /opt/ml/model",
+            f"mount -n --bind {model} /opt/ml/model",
+            "mount -n -o remount,bind,ro /opt/ml/model",
             *own_tmp(self._tree, keep),
             "cd /",
             f"exec {shlex.join(command)}",

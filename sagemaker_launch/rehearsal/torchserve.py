@@ -145,7 +145,7 @@ def init_script(tree: Path, model: Path, image: Image, keep: Sequence[Path]) -> 
         "set -e",
         *own_folder(Path("/opt"), tree),
         "rm -f /opt/ml && mkdir -p /opt/ml/model",
-        f"mount --bind {place} /opt/ml/model",
+        f"mount -n --bind {place} /opt/ml/model",
         *own_folder(Path("/etc"), tree),
         *own_tmp(tree, (*environment_folders(image), model.resolve(), *keep)),
         f"cd {shlex.quote(str(tree / 'home'))}",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import subprocess
 import tempfile
@@ -48,6 +49,35 @@ def test_a_link_in_a_kept_folder_leads_to_its_target_below_tmp(below_tmp: Path) 
     found = f"cat {shlex.quote(str(link / 'file'))}"
     seen = output(lines, found, f"[ -e {shlex.quote(str(hidden))} ] || echo ' and the rest hidden'")
     assert seen == "found and the rest hidden\n"
+
+
+def test_an_ordinary_user_mounts_where_root_keeps_a_record_of_mounts(below_tmp: Path) -> None:
+    if os.geteuid() != 0 or find_namespaces() is None:
+        pytest.skip("needs root, who can become another user, and Linux namespaces")
+    system, tree = below_tmp / "system", below_tmp / "tree"
+    for folder in (system, tree / "tmp"):
+        folder.mkdir(parents=True)
+        os.chown(folder, 65534, 65534)
+    os.chown(tree, 65534, 65534)
+    below_tmp.chmod(0o755)
+    (system / "plain").write_text("seen")
+    user = "setpriv --reuid=65534 --regid=65534 --clear-groups unshare --mount --map-root-user"
+    script = "\n".join(["set -e", *own_folder(system, tree), f"cat {shlex.quote(str(system / 'plain'))}"])
+    record = "mount -n -t tmpfs tmpfs /run/mount && touch /run/mount/utab"
+    done = subprocess.run(
+        [
+            "unshare",
+            "--mount",
+            "sh",
+            "-c",
+            f"mkdir -p /run/mount && {record} && exec {user} sh -c {shlex.quote(script)}",
+        ],
+        env={"PATH": SYSTEM_PATH},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (0, "seen"), done.stderr
 
 
 def test_a_folder_that_contains_the_container_itself_shows_all_it_had_and_keeps_nothing(below_tmp: Path) -> None:
