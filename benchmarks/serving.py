@@ -116,6 +116,7 @@ def _export(folder: Path, weights: Path | None) -> Path:
         class_names=tuple(f"class {index}" for index in range(network.fc.out_features)),
         preprocessing=Preprocessing(image_size=224, resize_size=256),
         metrics={},
+        data={},
         config={},
         golden_photos=sorted((folder / "golden" / "train").rglob("*.jpg")),
     )

@@ -190,14 +190,19 @@ def refuse_foreign_fields(typed: Mapping[str, str], commands: Sequence[str], kin
 def _sweep(config: RunConfig, arguments: argparse.Namespace) -> None:
     import optuna
 
+    from experiments.intervals import metric_text, selection_text
+    from experiments.study import count_finished, photo_facts
     from experiments.sweep import run_sweep
+    from lightning_modules.metrics import VAL_ACCURACY
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     result = run_sweep(config, more=arguments.more)
-    metric = config.sweep.metric
+    facts, finished = photo_facts(result.study), count_finished(result.study)
+    scored = {config.sweep.metric: result.best.value, VAL_ACCURACY: result.best.user_attrs[VAL_ACCURACY]}
     print(f"\nstudy {result.study.study_name}: {len(result.study.get_trials(deepcopy=False))} trials")
-    print(f"best trial {result.best.number}: {metric} {result.best.value:.4f}, ", end="")
-    print(f"val_accuracy {result.best.user_attrs['val_accuracy']:.4f}")
+    shown = ", ".join(metric_text(name, value, facts) for name, value in scored.items())
+    print(f"best trial {result.best.number}: {shown}, at its best epoch")
+    print(f"  {selection_text(finished, 'trial', facts)}; `train --from-best` scores the test split")
     for name, value in result.best.params.items():
         print(f"  {name}: {value}")
     print(f"model:  {result.folder / 'trials' / f'{result.best.number:04d}' / 'export'}")
@@ -207,14 +212,19 @@ def _sweep(config: RunConfig, arguments: argparse.Namespace) -> None:
 
 
 def _train(config: RunConfig, arguments: argparse.Namespace) -> None:
+    from experiments.intervals import interval_text
     from experiments.training import train_and_register
+    from lightning_modules.metrics import HIGHEST_VAL_ACCURACY
 
     if arguments.from_best and arguments.config:
         raise UserError("--from-best takes the study's own config: leave --config out")
     result = train_and_register(config, from_best=arguments.from_best, overrides=arguments.overrides)
+    print(f"scores at the best epoch, by {result.facts['sweep.metric']}:")
     for name, value in sorted(result.metrics.items()):
-        if name.startswith(("train_", "val_", "test_")):  # how fast it trained, and at which rate, is in MLflow
-            print(f"{name}: {value:.6g}")
+        # How fast it trained, and at which rate, is in MLflow.
+        if name.startswith(("train_", "val_", "test_", HIGHEST_VAL_ACCURACY)):
+            of = ", of any epoch" if name == HIGHEST_VAL_ACCURACY else ""
+            print(f"{name}: {value:.6g}{interval_text(name, value, result.facts)}{of}")
     print(f"model:    {result.export}")
     print(f"registry: {result.model_uri}{' (champion)' if result.champion else ''}")
     if arguments.from_best:
@@ -227,14 +237,17 @@ def _train(config: RunConfig, arguments: argparse.Namespace) -> None:
 
 
 def _evaluate(config: RunConfig, arguments: argparse.Namespace) -> None:
+    from experiments.intervals import interval_text, metric_interval
     from experiments.predict import evaluate_export, locate_export
 
     done = evaluate_export(locate_export(arguments.model, config), config, arguments.split)
     if arguments.json:
-        print(json.dumps({**done.metrics, "folder": str(done.folder)}))
+        intervals = {name: metric_interval(name, value, done.facts) for name, value in done.metrics.items()}
+        known = {name: interval for name, interval in intervals.items() if interval is not None}
+        print(json.dumps({**done.metrics, "intervals": known, "folder": str(done.folder)}))
         return
     for name, value in done.metrics.items():
-        print(f"{name}: {value:.6g}")
+        print(f"{name}: {value:.6g}{interval_text(name, value, done.facts)}")
     print(f"confusion matrix, accuracy by class and worst errors: {done.folder}")
 
 

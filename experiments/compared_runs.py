@@ -18,7 +18,7 @@ from experiments.config import OWN_COPIES, RunConfig, noted_fields, override, to
 from experiments.figures import metric_name
 from experiments.parity import DECISIVE_OF_SWEEP
 from experiments.run_folder import FINGERPRINT, RunFolder
-from experiments.study import INPUTS_SECONDS, trial_folder, trial_seconds
+from experiments.study import INPUTS_SECONDS, photo_facts, trial_folder, trial_seconds
 from lightning_modules.metrics import VAL_LOSS
 
 NOT_OF_THE_RESULT = (
@@ -134,21 +134,12 @@ def _from_trial(study: Study, trial: FrozenTrial, label: str) -> ComparedRun:
         metrics={**numbers, metric: trial.value},
         params={
             **{name: str(value) for name, value in {**study.user_attrs.get("config", {}), **trial.params}.items()},
-            **_photos_of(study),
+            **photo_facts(study),
         },
         minutes=None if (seconds := trial_seconds(trial)) is None else seconds / 60,
         machine=Holder.of(trial.user_attrs).host,
         curves={metric: dict(trial.intermediate_values)},
     )
-
-
-def _photos_of(study: Study) -> Mapping[str, str]:
-    """What a run notes about its photos, as far as its study knows it."""
-    photos = study.user_attrs.get("photos")
-    if photos is None:
-        return {}
-    counts = {f"data.{split}_images": str(photos[split]) for split in ("train", "valid", "test")}
-    return {FINGERPRINT: photos["fingerprint"], "data.classes": str(len(photos["class_names"])), **counts}
 
 
 def best_run(runs: Sequence[ComparedRun], metric: str = VAL_LOSS, *, maximize: bool = False) -> ComparedRun | None:

@@ -16,6 +16,7 @@ from experiments.compared_runs import ComparedRun, best_run, config_of, decides_
 from experiments.config import OWN_COPIES, RunConfig, to_flat
 from experiments.datasets import photo_root
 from experiments.figures import BLUE, GREEN, MAX_BARS, MAX_CLASSES_WITH_COUNTS, SKY, VERMILLION, short
+from experiments.intervals import bracketed, interval_text, metric_interval, selection_text, wilson_interval
 from experiments.page import (
     NOTHING,
     InteractivePlot,
@@ -123,8 +124,8 @@ def compare(
         summary=_summary(best, runs, metric),
         facts={
             "Best run": best.name,
-            f"Best {metric}": text(best.metrics[metric]),
-            "Its val_accuracy": text(best.metrics.get(VAL_ACCURACY)),
+            f"Best {metric}": _score(best, metric),
+            "Its val_accuracy": _score(best, VAL_ACCURACY),
             "Its test_accuracy": _test_accuracy(best, runs),
             "Runs compared": str(len(runs)),
         },
@@ -141,12 +142,18 @@ def compare(
     )
 
 
+def _score(run: ComparedRun, metric: str) -> str:
+    """A metric of a run, an accuracy with its interval."""
+    value = run.metrics.get(metric)
+    return text(value) + interval_text(metric, value, run.params)
+
+
 def _test_accuracy(run: ComparedRun, runs: Sequence[ComparedRun]) -> str:
     """That of a run. A trial leaves the test split alone: then that of the last `train --from-best`."""
     if TEST_ACCURACY in run.metrics or run.trial is None:
-        return text(run.metrics.get(TEST_ACCURACY))
-    again = [one.metrics[TEST_ACCURACY] for one in runs if one.trial == run.trial and TEST_ACCURACY in one.metrics]
-    return f"{text(again[-1])} (train --from-best)" if again else NOTHING
+        return _score(run, TEST_ACCURACY)
+    again = [one for one in runs if one.trial == run.trial and TEST_ACCURACY in one.metrics]
+    return f"{_score(again[-1], TEST_ACCURACY)} (train --from-best)" if again else NOTHING
 
 
 def _summary(best: ComparedRun, runs: Sequence[ComparedRun], metric: str) -> str:
@@ -158,10 +165,16 @@ def _summary(best: ComparedRun, runs: Sequence[ComparedRun], metric: str) -> str
     ]
     of = f"Of {len(runs)} runs ({', '.join(kinds)}) the best is" if len(runs) > 1 else "The one run is"
     accuracy = best.metrics.get(VAL_ACCURACY)
-    right = "" if accuracy is None else f"{accuracy:.1%} of the validation photos named right, "
+    right = ""
+    if accuracy is not None:
+        interval = interval_text(VAL_ACCURACY, accuracy, best.params, ".1%")
+        right = f"{accuracy:.1%}{interval} of the validation photos named right, "
+    chosen = f" It is the {selection_text(len(runs), 'run', best.params)}." if len(runs) > 1 else ""
     took = "" if best.minutes is None else f" in {duration(60 * best.minutes)}"
     cost = "" if best.usd is None else f" for ${_dollars(best)}"
-    return f"{of} {best.name} ({LOOKS[best.origin][0]}): {right}{metric} {text(best.metrics[metric])}{took}{cost}."
+    return (
+        f"{of} {best.name} ({LOOKS[best.origin][0]}): {right}{metric} {text(best.metrics[metric])}{took}{cost}.{chosen}"
+    )
 
 
 def _data_table(run: ComparedRun, root: Path, class_names: Sequence[str]) -> Table:
@@ -189,7 +202,7 @@ def _best_table(best: Sequence[ComparedRun], runs: Sequence[ComparedRun]) -> Tab
         (
             LOOKS[run.origin][0],
             run.name,
-            *(text(run.metrics.get(name)) for name in numbers),
+            *(_score(run, name) for name in numbers),
             _test_accuracy(run, runs),
             NOTHING if run.minutes is None else _minutes(run.minutes),
             _dollars(run),
@@ -209,7 +222,7 @@ def _trade_offs(runs: Sequence[ComparedRun], best: ComparedRun) -> list[Interact
         minutes = {run.name: run.minutes or 0.0 for run in timed}
         caption = (
             "Each mark is a run, its form and colour its origin, the largest one the best: the higher and the further "
-            "left, the more accuracy for the time from start to end, waiting included."
+            "left, the more accuracy for the time from start to end, waiting included. The bars are 95 % intervals."
         )
         plots.append(_scatter("Accuracy against minutes", caption, timed, best, minutes, "minutes"))
     if any(run.usd for run in timed):
@@ -235,6 +248,7 @@ def _scatter(
                 mode="markers",
                 name=word,
                 marker={"color": color, "symbol": symbol, "size": [18 if run is best else 10 for run in own]},
+                error_y=_error_bars(own),
                 text=[run.name for run in own],
                 hovertemplate=f"%{{text}}: %{{y:.3f}} for %{{x:.3g}} {unit}<extra>{word}</extra>",
             )
@@ -243,7 +257,7 @@ def _scatter(
     )
     in_order = sorted(runs, key=lambda run: costs[run.name])
     rows = tuple(
-        (run.name, LOOKS[run.origin][0], f"{run.metrics[VAL_ACCURACY]:.4f}", _minutes(run.minutes or 0), _dollars(run))
+        (run.name, LOOKS[run.origin][0], _score(run, VAL_ACCURACY), _minutes(run.minutes or 0), _dollars(run))
         for run in in_order
     )
     return InteractivePlot(
@@ -252,6 +266,18 @@ def _scatter(
         figure_json(figure),
         Table(("Run", "Origin", VAL_ACCURACY, "Minutes", "Dollars"), rows, best_row=_index(in_order, best)),
     )
+
+
+def _error_bars(runs: Sequence[ComparedRun]) -> Mapping[str, object]:
+    """The intervals of the accuracies, as plotly takes them; a bar of no length where there is none."""
+    values = [run.metrics[VAL_ACCURACY] for run in runs]
+    known = [metric_interval(VAL_ACCURACY, run.metrics[VAL_ACCURACY], run.params) for run in runs]
+    bounds = [interval or (value, value) for interval, value in zip(known, values, strict=True)]
+    return {
+        "array": [high - value for (_, high), value in zip(bounds, values, strict=True)],
+        "arrayminus": [value - low for (low, _), value in zip(bounds, values, strict=True)],
+        "thickness": 1,
+    }
 
 
 def _index(runs: Sequence[ComparedRun], wanted: ComparedRun) -> int | None:
@@ -415,8 +441,11 @@ def _class_plot(rows: Sequence[Sequence[str]], split: str) -> InteractivePlot:
         f"Worst first: more photos, or better ones, of the first classes help most.{few}",
         figure_json(figure),
         Table(
-            ("Class", "Photos", "Accuracy"),
-            tuple((row[0], row[1], text(float(row[2]))) for row in worst_first[:MAX_CONFUSIONS]),
+            ("Class", "Photos", "Accuracy", "95 % interval"),
+            tuple(
+                (row[0], row[1], text(float(row[2])), bracketed(wilson_interval(float(row[2]), int(row[1]))))
+                for row in worst_first[:MAX_CONFUSIONS]
+            ),
         ),
         height_px=140 + 24 * len(shown),
     )

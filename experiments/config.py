@@ -21,6 +21,7 @@ from jsonargparse import ArgumentParser
 from experiments.errors import UserError
 from experiments.fields import EVERY_COMMAND, fields_of, unknown_field, used_by
 from experiments.yaml_files import dump_yaml, read_yaml
+from lightning_modules.metrics import DIRECTIONS
 
 URLS = ("tracking.uri", "sweep.storage")
 """Fields that may hold a password."""
@@ -31,6 +32,8 @@ FINDS_PHOTOS = (*TRAINS, "evaluate", "cloud sync", "cloud parity", "cloud debug-
 """Commands by which fields they use."""
 OWN_COPIES = ("data.name", "data.root", "model.weights")
 """Fields in which a job names its own copy of photos and weights: at home they are those of the config at home."""
+CUT_FIELDS = ("seed", "data.fraction", "data.valid_fraction")
+"""Fields that say which photos of a data set a run trains on and which it is scored on."""
 Settings = TypeVar("Settings")
 """A frozen dataclass whose fields a person sets."""
 ConfigValue = bool | int | float | str | None
@@ -116,7 +119,7 @@ class DataConfig:
     """Threads that put batches together ahead of training; 0 takes one a core, up to four."""
     fraction: float = 1.0
     """Share of the training images used, stratified by class and drawn with the seed."""
-    valid_fraction: float = used_by(0.2, *TRAINS, "evaluate")
+    valid_fraction: float = 0.2
     """Share of train cut off as validation split where there is no valid folder."""
     augment: Literal["none", "light", "strong"] = "light"
     """Training augmentation: light is a random crop, flip and some colour; strong adds two random operations an image
@@ -238,7 +241,7 @@ class TrainerConfig:
     gradient_clip: float = 0.0
     """Largest gradient norm; 0 does not clip."""
     early_stopping_patience: int = 0
-    """Epochs without a better val_loss before training stops; 0 never stops early."""
+    """Epochs without a better sweep.metric before training stops; 0 never stops early."""
     checkpoint_minutes: float = 0.0
     """Minutes after which a checkpoint is also written within an epoch; 0 writes at the end of each epoch only."""
     record: Literal["none", "light", "full"] = "none"
@@ -313,7 +316,7 @@ class SweepConfig:
     population: int = 1
     """Trials of a worker that train at once, as one batched product over cached features."""
     metric: Literal["val_loss", "val_accuracy"] = used_by("val_loss", *TRAINS)
-    """Objective, read at the best epoch."""
+    """What decides: the best epoch, early stopping, pruning, the best trial and the champion."""
     direction: Literal["minimize", "maximize"] = used_by("minimize", *TRAINS)
     """Whether a smaller or a larger metric is better."""
 
@@ -336,7 +339,7 @@ class SweepConfig:
             "be usable as a folder name",
             self.study_name,
         )
-        better = {"val_loss": "minimize", "val_accuracy": "maximize"}[self.metric]
+        better = DIRECTIONS[self.metric]
         require(
             self.direction == better,
             "sweep.direction",
@@ -355,7 +358,7 @@ class RunConfig:
     trainer: TrainerConfig = used_by(TrainerConfig(), *TRAINS)
     tracking: TrackingConfig = used_by(TrackingConfig(), *EVERY_COMMAND)
     sweep: SweepConfig = used_by(SweepConfig(), "sweep")
-    seed: int = used_by(0, *TRAINS, "evaluate")
+    seed: int = used_by(0, *TRAINS)
     """Seed of the initial head, the order of images, augmentation, splits and the sampler."""
     search: Path | None = used_by(None, *SEARCHES)
     """Search-space YAML that a sweep draws from."""

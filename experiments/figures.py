@@ -25,6 +25,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.text import Text
 from matplotlib.ticker import LogFormatter, MaxNLocator
 
+from experiments.intervals import bracketed, wilson_interval
 from lightning_modules.metrics import TRAIN_ACCURACY, TRAIN_LOSS, VAL_LOSS
 
 if TYPE_CHECKING:
@@ -92,7 +93,9 @@ def confusion_matrix_figure(labels: IntArray, predictions: IntArray, class_names
     counts = confusion_counts(labels, predictions, shown)
     # A class without an image keeps a row of zeros.
     percent = 100 * counts / np.maximum(np.bincount(labels, minlength=num_classes)[shown, None], 1)
-    title = f"Confusion matrix: {_images(len(labels))}, accuracy {(labels == predictions).mean():.1%}"
+    accuracy = float((labels == predictions).mean())
+    interval = bracketed(wilson_interval(accuracy, len(labels)), ".1%")
+    title = f"Confusion matrix: {_images(len(labels))}, accuracy {accuracy:.1%} {interval}"
     if len(shown) < num_classes:
         title += f"\nthe {len(shown)} of {num_classes:,} classes with the most errors"
     class_names, num_classes = [class_names[index] for index in shown], len(shown)
@@ -170,8 +173,8 @@ def per_class_accuracy_figure(labels: IntArray, predictions: IntArray, class_nam
         class_names: name of each class, in index order.
 
     Returns:
-        A bar for each class that has images, their number beside the name; of more than 40 classes
-        the 20 worst and the 20 best.
+        A bar with its 95 % interval for each class that has images, their number beside the name; of
+        more than 40 classes the 20 worst and the 20 best.
 
     Raises:
         ValueError: if there is no image, or the indices do not match each other or `class_names`.
@@ -195,7 +198,12 @@ def per_class_accuracy_figure(labels: IntArray, predictions: IntArray, class_nam
     axes = figure.subplots()
     names = [f"{short(class_names[index])} ({images[index]})" for index in shown]
     # Positions, not names, on the axis: two classes of one name would share a bar.
-    bars = axes.barh(range(len(shown)), percent[shown], color=BLUE)
+    known = [wilson_interval(percent[index] / 100, int(images[index])) for index in shown]
+    reach = [
+        [percent[index] - 100 * low, 100 * high - percent[index]]
+        for index, (low, high) in zip(shown, known, strict=True)
+    ]
+    bars = axes.barh(range(len(shown)), percent[shown], color=BLUE, xerr=np.clip(reach, 0, None).T, ecolor=GREY)
     axes.bar_label(bars, fmt="%.0f", padding=3, bbox={"facecolor": "white", "edgecolor": "none", "pad": 1})
     axes.set_yticks(range(len(shown)), names)
     axes.set_ylim(len(shown) - 0.4, -0.6)
@@ -304,8 +312,8 @@ def learning_curves_figure(history: Mapping[str, Mapping[int, float]]) -> Figure
             accuracies are drawn.
 
     Returns:
-        Losses on the left, accuracies on the right. Training is dashed; the others name their best
-        epoch.
+        Losses on the left, accuracies on the right. Training is dashed; the others name the
+        epoch with the lowest loss or the highest accuracy.
     """
     figure = _figure(11.0, 4.2)
     loss_axes, accuracy_axes = figure.subplots(1, 2)
@@ -472,7 +480,8 @@ def _draw_curves(
         finite = [value for value in values if math.isfinite(value)]
         if finite:
             best_epoch = epochs[values.index(best(finite))]
-            label = f"{name}, best {best(finite):.4g} in epoch {best_epoch}"
+            word = "highest" if best is max else "lowest"
+            label = f"{name}, {word} {best(finite):.4g} in epoch {best_epoch}"
         axes.plot(epochs, values, "o-", color=next(colors), markersize=4, label=label)
     axes.set_xlabel("epoch")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))

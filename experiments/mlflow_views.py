@@ -26,9 +26,14 @@ def tuned_names(runs: Iterable[Mapping[str, str]]) -> list[str]:
     return sorted({name.removeprefix(SEARCHED) for params in runs for name in params if name.startswith(SEARCHED)})
 
 
-def view_tags(tuned: Sequence[str], *, now_ms: int) -> dict[str, str]:
-    """The tags of an experiment that hold its two views."""
-    states = {TABLE: _table(tuned), CHARTS: _table(tuned) | _charts(tuned)}
+def view_tags(tuned: Sequence[str], metric: str, *, now_ms: int) -> dict[str, str]:
+    """The tags of an experiment that hold its two views.
+
+    Args:
+        tuned: as `tuned_names` has them.
+        metric: the objective, by which the runs are ordered.
+    """
+    states = {TABLE: _table(tuned), CHARTS: _table(tuned) | _charts(tuned, metric)}
     return {
         f"{VIEW_TAG}{view}": json.dumps(
             {"name": f"Comparison: {view}", "createdAt": now_ms, "updatedAt": now_ms, "state": json.dumps(state)}
@@ -44,8 +49,7 @@ def view_link(address: str, experiment_id: str, view: str) -> str:
 
 
 def _table(tuned: Sequence[str]) -> dict[str, object]:
-    scores = [f"metrics.`{metrics.BEST}{name}`" for name in metrics.OBJECTIVES]
-    scores.append(f"metrics.`{metrics.TEST_ACCURACY}`")
+    scores = [f"metrics.`{name}`" for name in (*metrics.SUMMARY, metrics.TEST_ACCURACY)]
     columns = ["tags.`origin`", "tags.`trial_state`", *scores, "metrics.`usd`", *(f"params.`{name}`" for name in tuned)]
     order = ["attributes.`Run Name`", "runDateAndNestInfo", *columns[:2], "duration", *columns[2:]]
     widths = {column: max(85, 7 * len(column.partition(".")[2]) + 10) for column in order}  # so that names can be read
@@ -53,7 +57,7 @@ def _table(tuned: Sequence[str]) -> dict[str, object]:
     return {"selectedColumns": columns, "columnOrder": order, "columnWidths": widths}
 
 
-def _charts(tuned: Sequence[str]) -> dict[str, object]:
+def _charts(tuned: Sequence[str], metric: str) -> dict[str, object]:
     scores = [f"{metrics.BEST}{name}" for name in metrics.OBJECTIVES]
     parallel = {"type": "PARALLEL", "selectedParams": list(tuned), "selectedMetrics": scores, "showAllRuns": False}
     lines: list[dict[str, object]] = [
@@ -72,8 +76,8 @@ def _charts(tuned: Sequence[str]) -> dict[str, object]:
     return {
         # In a tree MLflow draws the runs that are unfolded; sorted by a metric they are a list. Searches don't train.
         "searchFilter": f"metrics.{metrics.TRAIN_LOSS} >= 0",
-        "orderByKey": f"metrics.`{scores[0]}`",
-        "orderByAsc": True,
+        "orderByKey": f"metrics.`{metrics.BEST}{metric}`",
+        "orderByAsc": metrics.DIRECTIONS[metric] == "minimize",
         "runsHiddenMode": "SHOW_ALL",  # MLflow draws the first ten
         "compareRunSections": [
             {"uuid": name, "name": name, "display": True, "isReordered": True, "columns": len(charts)}

@@ -13,7 +13,7 @@ from experiments.console import say
 from experiments.inputs import open_data_once, open_features_once, training_device
 from experiments.run_folder import Outcome, RunFolder
 from experiments.scoring import Scores
-from experiments.train import BEST_CHECKPOINT, CHECKPOINT_FOLDER, AtomicCheckpointIO, data_facts, diverged
+from experiments.train import BEST_CHECKPOINT, CHECKPOINT_FOLDER, AtomicCheckpointIO, data_facts, diverged, run_metrics
 from lightning_modules import metrics
 from lightning_modules.population import HeadPopulation, Member
 
@@ -75,9 +75,10 @@ def train_population(
                 best_epoch, at_best, (weight, bias) = best[place]
                 _write_checkpoint(run.folder, best_epoch, weight, bias)
                 inputs = population.features.valid[0].cpu().double()
-                probabilities = (inputs @ weight.double().T + bias.double()).softmax(dim=1).numpy()
-                Scores.of_split(folders, folders.valid, probabilities).save(run.folder.scores)
-                yield run, Outcome("COMPLETE", at_best[metric], at_best)
+                logs = (inputs @ weight.double().T + bias.double()).log_softmax(dim=1).numpy()
+                Scores.of_split(folders, folders.valid, logs).save(run.folder.scores)
+                epochs = {line.step: line.metrics for line in run.folder.metric_lines()}
+                yield run, Outcome("COMPLETE", at_best[metric], run_metrics(epochs, best_epoch))
             elif pruned:
                 yield run, Outcome("PRUNED", values[metric], reason=f"pruned after epoch {epoch}")
             else:

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 
-from experiments.config import RunConfig, require_folder
+from experiments.config import CUT_FIELDS, RunConfig, override, require_folder
+from experiments.console import say
 from experiments.datasets import check_photos, locate
 from experiments.errors import UserError
-from experiments.inputs import open_data_once, say_data
+from experiments.inputs import forget_opened, open_data_once, say_data
 from experiments.pictures import draw_scores
 from experiments.scoring import score_split
+from experiments.train import data_facts
 from lightning_modules.data import ClassFolderData
-from lightning_modules.folders import read_class_names, read_photo
+from lightning_modules.folders import ClassFolders, read_class_names, read_photo
 from lightning_modules.inference import MANIFEST_FILE, BadImageError, Model, decode_image, load_export
 from lightning_modules.listing import photos_below, printable, split_folders
 
@@ -97,6 +100,8 @@ class Evaluation:
 
     metrics: Mapping[str, float]
     """Loss and accuracies."""
+    facts: Mapping[str, object]
+    """What is known of the data set, as `data_facts`."""
     folder: Path
     """Holds what a trial has: confusion matrix, accuracy by class and worst errors, as tables and pictures."""
 
@@ -104,15 +109,19 @@ class Evaluation:
 def evaluate_export(export: Path, config: RunConfig, split: str) -> Evaluation:
     """Score a model on a split of the config's data set, whose class names must be the model's.
 
-    The size of the photos and their preprocessing are the model's. The folder is the same for the same weights, photos
-    and split.
+    The size of the photos, their preprocessing, and how train is divided into training and validation photos are the
+    model's. The folder is the same for the same weights, photos and split.
 
     Raises:
-        UserError: if the data set has no such split, or other classes; if `output_dir` can't be written.
+        UserError: if the data set has no such split, or other classes; if its validation split would have to be cut
+            from train and may have photos that the model was trained on; if `output_dir` can't be written.
     """
     require_folder("output_dir", config.output_dir)
     check_photos(config.data)
     model = load_export(export)
+    trained_on = json.loads((export / MANIFEST_FILE).read_text()).get("data")  # older exports have none
+    if trained_on:
+        config = override(config, {name: trained_on[name.removeprefix("data.")] for name in CUT_FIELDS})
     root = locate(config.data)
     names = read_class_names(root)
     if names != model.class_names:
@@ -123,7 +132,9 @@ def evaluate_export(export: Path, config: RunConfig, split: str) -> Evaluation:
         )
     if split not in {"valid", *split_folders(root)}:
         raise UserError(f"--split must be one that {root} has, got {split!r}")
+    forget_opened()
     folders = open_data_once(config)
+    _check_cut(folders, trained_on["fingerprint"] if trained_on else None, split)
     chosen = folders.test if split == "test" else folders.valid
     assert chosen is not None, "its folder is there"
     data = ClassFolderData(folders, preprocessing=model.preprocessing, batch_size=config.data.batch_size)
@@ -132,7 +143,26 @@ def evaluate_export(export: Path, config: RunConfig, split: str) -> Evaluation:
     folder = config.output_dir / "evaluate" / f"{model.version[:8]}-{folders.fingerprint[:8]}-{split}"
     folder.mkdir(parents=True, exist_ok=True)
     draw_scores(scores, folder)
-    return Evaluation(scores.metrics("test" if split == "test" else "val"), folder)
+    return Evaluation(scores.metrics("test" if split == "test" else "val"), data_facts(folders), folder)
+
+
+def _check_cut(folders: ClassFolders, fingerprint: str | None, split: str) -> None:
+    """Refuse a validation split that is cut from other photos than in training: it may have training photos.
+
+    Args:
+        fingerprint: of the photos that the model was trained on, where that is known.
+    """
+    is_known = fingerprint == folders.fingerprint
+    if split == "valid" and folders.valid_is_cut and not is_known:
+        known = "has other photos than in training" if fingerprint else "was divided in a way that model.json lacks"
+        raise UserError(
+            f"--split valid must have no photo that the model was trained on, but {folders.root} has no folder valid, "
+            f"and its train folder {known}: take --split test, or a data.root with a folder valid"
+        )
+    if fingerprint and not is_known:
+        say(
+            f"the model was trained on another data set than {folders.root}: a photo that is in both flatters the score"
+        )
 
 
 def _few(names: Set[str]) -> str:

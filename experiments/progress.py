@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import pytorch_lightning as pl
@@ -11,14 +12,21 @@ from pytorch_lightning.callbacks import Callback
 from tqdm import tqdm
 
 from experiments.console import duration, say
+from experiments.intervals import metric_text
 from lightning_modules import metrics
 
 
 class EpochProgress(Callback):
-    """Shows how far one run is, and what each epoch came to."""
+    """Shows how far one run is, and what each epoch came to.
 
-    def __init__(self, name: str, position: int = 0) -> None:
-        self.name, self.position = name, position
+    Args:
+        name: of the run.
+        facts: what is known of its photos, as `data_facts`.
+        position: of its bar, from the top.
+    """
+
+    def __init__(self, name: str, facts: Mapping[str, object], position: int = 0) -> None:
+        self.name, self.facts, self.position = name, facts, position
         self._bar: tqdm[Any] | None = None
         self._started, self._epochs_before = 0.0, 0.0
 
@@ -49,7 +57,7 @@ class EpochProgress(Callback):
         """Say what the epoch came to, once the metrics are in."""
         values = {name: float(value) for name, value in trainer.callback_metrics.items()}
         done, of = trainer.current_epoch + 1, trainer.max_epochs or 1
-        text = f"val_loss {values[metrics.VAL_LOSS]:.4f} val_accuracy {values[metrics.VAL_ACCURACY]:.4f}"
+        text = " ".join(metric_text(name, values[name], self.facts) for name in metrics.OBJECTIVES)
         each = (time.monotonic() - self._started) / (done - self._epochs_before)
         pace = f"{each:.1f}" if each < 9.95 else f"{each:.0f}"
         say(f"{self.name}: epoch {done}/{of} {text} ({pace} s an epoch, {duration(each * (of - done))} to go)")

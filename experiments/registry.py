@@ -21,8 +21,8 @@ from experiments.console import say
 from experiments.errors import UserError
 from experiments.run_folder import FINGERPRINT, RunFolder
 from experiments.tracking import STATUS, RunStore
-from lightning_modules import metrics
 from lightning_modules.inference import MANIFEST_FILE
+from lightning_modules.metrics import BEST, DIRECTIONS, OBJECTIVES
 
 CHAMPION = "champion"
 MAX_TAG = 5000
@@ -34,8 +34,8 @@ CLASS_NAMES = "class_names"
 def register(store: RunStore, folder: RunFolder, *, name: str) -> None:
     """Log the export of a run as its model, register it, and note the version in the run folder.
 
-    The version becomes the champion if there is none, or if its val_loss is smaller than that of a champion that was
-    trained on the same data set. Each step may be repeated: what a call before has made is found and kept.
+    The version becomes the champion if there is none, or if it is better than a champion that was trained on the same
+    data set, by the run's `sweep.metric`. Each step may be repeated: what a call before has made is found and kept.
 
     Raises:
         MlflowException, OSError: if the server does not take it.
@@ -43,9 +43,10 @@ def register(store: RunStore, folder: RunFolder, *, name: str) -> None:
     published = folder.published
     assert published.run_id is not None, "published first"
     manifest = json.loads((folder.export / MANIFEST_FILE).read_text())
+    params = folder.read()["params"]
     tags = {
-        metrics.VAL_LOSS: str(manifest["metrics"][metrics.VAL_LOSS]),
-        FINGERPRINT: folder.read()["params"][FINGERPRINT],
+        **{metric: str(manifest["metrics"][metric]) for metric in OBJECTIVES},
+        FINGERPRINT: params[FINGERPRINT],
         CLASS_NAMES: _listed(manifest["class_names"]),
     }
     store.before_call()
@@ -58,7 +59,7 @@ def register(store: RunStore, folder: RunFolder, *, name: str) -> None:
     outcome, ended_ms = folder.outcome, folder.read()["ended_ms"]
     assert outcome is not None, "published first"
     store.client.set_terminated(published.run_id, STATUS[outcome.state], ended_ms)  # MLflow has opened it again
-    is_champion = _make_champion(store, name, version.version, tags)
+    is_champion = _make_champion(store, name, version.version, tags, params["sweep.metric"])
     folder.note_published(replace(published, model_uri=f"models:/{name}/{version.version}", is_champion=is_champion))
 
 
@@ -113,36 +114,49 @@ def _log_model(store: RunStore, run_id: str, export: Path) -> str:
     return str(logged.model_uri)
 
 
-def _make_champion(store: RunStore, name: str, version: str, tags: Mapping[str, str]) -> bool:
-    """Give a version the champion's alias if it is better, and say so where data sets can't be compared.
+def _make_champion(store: RunStore, name: str, version: str, tags: Mapping[str, str], metric: str) -> bool:
+    """Give a version the champion's alias if it is better, and say so where the two can't be compared.
+
+    Args:
+        metric: the objective of the version's run, by which the two are compared.
 
     Returns:
         Whether it is the champion now.
     """
     champion = _find_champion(store.client, name)
+    noted = {} if champion is None else _noted(store, champion)
     if champion is None or champion.version == version:
         better = True
-    elif _fingerprint(store, champion) != tags[FINGERPRINT]:
+    elif unlike := _unlike(noted, tags, metric):
         better = False
         code = f"from mlflow import MlflowClient; MlflowClient({public_url(store.uri)!r})"
         code += f".set_registered_model_alias({name!r}, {CHAMPION!r}, {str(version)!r})"
         say(
-            f"{name} version {champion.version} stays the champion: it was trained on another data set "
-            f"({champion.tags.get(CLASS_NAMES, 'unknown classes')}) than version {version}, so their losses can't be "
-            f'compared. To make version {version} the champion: python -c "{code}"'
+            f"{name} version {champion.version} stays the champion: it {unlike}, so it can't be compared with version "
+            f'{version}. To make version {version} the champion: python -c "{code}"'
         )
     else:
-        better = float(tags[metrics.VAL_LOSS]) < float(champion.tags[metrics.VAL_LOSS])
+        sign = 1 if DIRECTIONS[metric] == "minimize" else -1
+        better = sign * float(tags[metric]) < sign * float(noted[metric])
     if better:
         store.client.set_registered_model_alias(name, CHAMPION, version)
     return better
 
 
-def _fingerprint(store: RunStore, version: ModelVersion) -> str | None:
-    """The data set of a version; older ones have it in their run only, and others may not have it at all."""
+def _unlike(champion: Mapping[str, str], tags: Mapping[str, str], metric: str) -> str:
+    """Why a version can't be compared with the champion; empty if it can."""
+    if champion.get(FINGERPRINT) != tags[FINGERPRINT]:
+        return f"was trained on another data set ({champion.get(CLASS_NAMES, 'unknown classes')})"
+    return "" if metric in champion else f"has no {metric}, the objective of the other one"
+
+
+def _noted(store: RunStore, version: ModelVersion) -> Mapping[str, str]:
+    """The tags of a version; what older ones lack is in their run, and others may not have it at all."""
     run = store.find_run(version.run_id) if version.run_id else None
-    noted = run.data.params.get(FINGERPRINT) if run else None
-    return version.tags.get(FINGERPRINT, noted)
+    if run is None:
+        return version.tags
+    scores = {name.removeprefix(BEST): str(value) for name, value in run.data.metrics.items() if name.startswith(BEST)}
+    return {**run.data.params, **scores, **version.tags}
 
 
 def _find_champion(client: MlflowClient, name: str) -> ModelVersion | None:

@@ -29,31 +29,36 @@ class Scores:
     """Photos, below the root: the same wherever the data set lies."""
     labels: NDArray[np.int64]
     """(N,) true classes."""
-    probabilities: NDArray[np.floating]
-    """(N, C), rows sum to 1."""
+    log_probabilities: NDArray[np.floating]
+    """(N, C), finite: the log-softmax of the network's scores, as in the loss that it was trained with."""
     class_names: tuple[str, ...]
 
     @classmethod
-    def of_split(cls, folders: ClassFolders, split: Split, probabilities: NDArray[np.floating]) -> Scores:
+    def of_split(cls, folders: ClassFolders, split: Split, log_probabilities: NDArray[np.floating]) -> Scores:
         """What a network made of a split of a data set.
 
         Args:
-            probabilities: (N, C), in the order of the split's photos.
+            log_probabilities: (N, C), in the order of the split's photos.
         """
         paths = tuple(path.relative_to(folders.root) for path in split.paths)
-        return cls(folders.root, paths, np.asarray(split.labels), probabilities, folders.class_names)
+        return cls(folders.root, paths, np.asarray(split.labels), log_probabilities, folders.class_names)
+
+    @property
+    def probabilities(self) -> NDArray[np.floating]:
+        """(N, C), rows sum to 1."""
+        return np.asarray(np.exp(self.log_probabilities))
 
     @property
     def predictions(self) -> NDArray[np.int64]:
         """(N,) most probable classes."""
-        return np.asarray(self.probabilities.argmax(axis=1))
+        return np.asarray(self.log_probabilities.argmax(axis=1))
 
     def metrics(self, prefix: str) -> dict[str, float]:
         """Average loss, top-1 and top-5 accuracy as `{prefix}_loss` and so on."""
-        right = self.probabilities[np.arange(len(self.labels)), self.labels]
-        better = (self.probabilities > right[:, None]).sum(axis=1)
+        right = self.log_probabilities[np.arange(len(self.labels)), self.labels]
+        better = (self.log_probabilities > right[:, None]).sum(axis=1)
         return {
-            f"{prefix}_loss": float(-np.log(np.maximum(right, 1e-38)).mean()),
+            f"{prefix}_loss": float(-right.mean()),
             f"{prefix}_accuracy": float((self.predictions == self.labels).mean()),
             f"{prefix}_top5_accuracy": float((better < 5).mean()),
         }
@@ -66,7 +71,7 @@ class Scores:
                 root=np.array(str(self.root)),
                 paths=np.array([str(one) for one in self.paths]),
                 labels=self.labels,
-                probabilities=self.probabilities.astype("float32"),
+                log_probabilities=self.log_probabilities.astype("float32"),
                 class_names=np.array(self.class_names),
             )
 
@@ -82,7 +87,11 @@ class Scores:
                 raise ValueError("scores must say which folder their photos are in; these are of an older version")
             paths = tuple(Path(one) for one in loaded["paths"].tolist())
             names = tuple(loaded["class_names"].tolist())
-            return cls(Path(loaded["root"].item()), paths, loaded["labels"], loaded["probabilities"], names)
+            if "log_probabilities" in loaded:
+                log_probabilities = loaded["log_probabilities"]
+            else:  # of an older version, or of a job with an older one
+                log_probabilities = np.log(np.maximum(loaded["probabilities"], np.finfo("float32").tiny))
+            return cls(Path(loaded["root"].item()), paths, loaded["labels"], log_probabilities, names)
 
 
 def score_split(network: nn.Module, data: ClassFolderData, split: Split) -> Scores:
@@ -91,13 +100,13 @@ def score_split(network: nn.Module, data: ClassFolderData, split: Split) -> Scor
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     network = network.eval().to(device)
-    probabilities = predict_probabilities(network, data.split_inputs(split, device))
+    log_probabilities = predict_log_probabilities(network, data.split_inputs(split, device))
     network.cpu()
-    return Scores.of_split(data.folders, split, probabilities)
+    return Scores.of_split(data.folders, split, log_probabilities)
 
 
-def predict_probabilities(network: nn.Module, batches: Iterable[Tensor]) -> NDArray[np.floating]:
-    """Probabilities, (N, C), of what stands in some batches of inputs.
+def predict_log_probabilities(network: nn.Module, batches: Iterable[Tensor]) -> NDArray[np.floating]:
+    """Log-probabilities, (N, C) float64, of what stands in some batches of inputs.
 
     Raises:
         InterruptedRunError: if somebody asked for a stop.
@@ -111,7 +120,7 @@ def predict_probabilities(network: nn.Module, batches: Iterable[Tensor]) -> NDAr
     rows = []
     with torch.inference_mode():
         for batch in batches:
-            rows.append(network(batch).cpu().double().softmax(dim=1))  # MPS has no float64
+            rows.append(network(batch).cpu().double().log_softmax(dim=1))  # MPS has no float64
             raise_if_interrupted()
-    probabilities: NDArray[np.floating] = torch.cat(rows).numpy()
-    return probabilities
+    log_probabilities: NDArray[np.floating] = torch.cat(rows).numpy()
+    return log_probabilities

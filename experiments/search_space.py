@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from types import MappingProxyType
 
-from experiments.config import RunConfig, field_names, override, require
+from experiments.config import CUT_FIELDS, RunConfig, field_names, override, require
 from experiments.errors import UserError
 from experiments.fields import unknown_field
 from experiments.yaml_files import dump_yaml, read_yaml
@@ -33,6 +33,7 @@ NOT_TUNABLE = (
     "search",
     "data.root",
     "data.name",
+    "data.max_bad_fraction",
     "data.cache_dir",
     "trainer.devices",
     "trainer.num_nodes",
@@ -79,11 +80,21 @@ def load_search_space(path: Path) -> SearchSpace:
     Raises:
         UserError: if there is no such file; naming the field, the rule and the value.
     """
-    return build_search_space(read_yaml(path, "--search"), str(path))
+    space = build_search_space(read_yaml(path, "--search"), str(path))
+    for name in space:
+        where = f"search space: {name}"
+        require(not name.startswith(NOT_TUNABLE), where, "be a field that changes the result", name)
+        rule = (
+            "be a field that keeps the photos of all trials the same; repeat the best trial with other values instead"
+        )
+        require(name not in CUT_FIELDS, where, rule, name)
+    return space
 
 
 def build_search_space(loaded: object, where: str) -> SearchSpace:
     """`load_search_space` for what was read elsewhere, such as in a study's attributes.
+
+    A study of an older version may tune any field: its report is still written.
 
     Raises:
         UserError: naming the field, the rule and the value.
@@ -150,7 +161,6 @@ def _range(name: str, raw: object) -> Range:
     where = f"search space: {name}"
     if name not in field_names():
         raise unknown_field(name, RunConfig, where="search space")
-    require(not name.startswith(NOT_TUNABLE), where, "be a field that changes the result", name)
     require(isinstance(raw, dict), where, "be a mapping such as {type: float, low: 0.1, high: 1.0}", raw)
     assert isinstance(raw, dict)
     parts = dict(raw)

@@ -30,7 +30,7 @@ from experiments.config import BLOT, RunConfig, override, require, to_flat
 from experiments.console import say
 from experiments.errors import UserError
 from experiments.identity import Photos, StudyIdentity, read_identity, write_identity
-from experiments.run_folder import RunFolder
+from experiments.run_folder import FINGERPRINT, RunFolder
 from experiments.search_space import (
     ChoiceRange,
     FloatRange,
@@ -243,6 +243,15 @@ def best_trial(study: optuna.Study) -> FrozenTrial | None:
     """The best complete trial; None while there is none."""
     complete = study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
     return study.best_trial if complete else None
+
+
+def photo_facts(study: optuna.Study) -> dict[str, str]:
+    """What a run notes about its photos, as far as its study knows it."""
+    photos = study.user_attrs.get("photos")
+    if photos is None:
+        return {}
+    counts = {f"data.{split}_images": str(photos[split]) for split in ("train", "valid", "test")}
+    return {FINGERPRINT: photos["fingerprint"], "data.classes": str(len(photos["class_names"])), **counts}
 
 
 def trial_seconds(trial: FrozenTrial) -> float | None:

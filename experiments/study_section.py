@@ -30,6 +30,7 @@ from experiments.figures import (
     rankable_parameters,
     varying_parameters,
 )
+from experiments.intervals import interval_text, selection_text
 from experiments.narrowing import MIN_TRIALS, narrow, range_text
 from experiments.page import (
     NOTHING,
@@ -43,7 +44,7 @@ from experiments.page import (
     whole_ticks,
 )
 from experiments.search_space import build_search_space
-from experiments.study import DURATION_MS, INPUTS_SECONDS, trial_seconds
+from experiments.study import DURATION_MS, INPUTS_SECONDS, photo_facts, trial_seconds
 from experiments.yaml_files import parse_yaml
 
 STATE_WORDS: Mapping[TrialState, str] = MappingProxyType(
@@ -101,7 +102,7 @@ def study_section(study: Study, interrupted: Collection[int] = ()) -> Section:
         commands=_commands(study) if best else {},
         region=_good_region(study, completed),
         plots=tuple(_plots(study, trials, completed, best, interrupted)),
-        trials=_trial_table(metric_name(study), trials, best, interrupted),
+        trials=_trial_table(study, trials, best, interrupted),
     )
 
 
@@ -140,9 +141,15 @@ def _facts(
     facts = {
         "Metric": metric_name(study),
         "Direction": f"{study.direction.name.lower()}: {better} is better",
-        "Best value": text(objective_value(best)) if best else NOTHING,
-        "Best trial": str(best.number) if best else NOTHING,
+        "Best value": NOTHING,
+        "Best trial": NOTHING,
     }
+    if best is not None:
+        known, value = photo_facts(study), objective_value(best)
+        finished = sum(trial.state in (TrialState.COMPLETE, TrialState.PRUNED) for trial in trials)
+        shown = text(value) + interval_text(metric_name(study), value, known)
+        facts["Best value"] = f"{shown}, {selection_text(finished, 'trial', known)}"
+        facts["Best trial"] = str(best.number)
     for word in (*STATE_WORDS.values(), "interrupted"):
         if words[word] or word in ALWAYS_COUNTED:
             facts[f"{word.capitalize()} trials"] = str(words[word])
@@ -155,8 +162,13 @@ def _facts(
 
 
 def _trial_table(
-    metric: str, trials: Sequence[FrozenTrial], best: FrozenTrial | None, interrupted: Collection[int]
+    study: Study, trials: Sequence[FrozenTrial], best: FrozenTrial | None, interrupted: Collection[int]
 ) -> Table:
+    metric, known = metric_name(study), photo_facts(study)
+
+    def score(name: str, value: float | None) -> str:
+        return text(value) + interval_text(name, value, known)
+
     parameters = sorted({name for trial in trials for name in trial.params})
     attributes = sorted(
         {
@@ -172,11 +184,11 @@ def _trial_table(
         (
             str(trial.number),
             _word(trial, interrupted) + (", best" if trial is best else ""),
-            text(trial.value),
+            score(metric, trial.value),
             str(len(trial.intermediate_values)),
             _seconds(trial),
             *(text(trial.params.get(name)) for name in parameters),
-            *(text(trial.user_attrs.get(name)) for name in attributes),
+            *(score(name, trial.user_attrs.get(name)) for name in attributes),
             *(text(trial.user_attrs.get(FAILURE_REASON)) for _ in reasons),
         )
         for trial in trials

@@ -34,6 +34,7 @@ from experiments.figures import save_figure, study_figures
 from experiments.identity import Photos, StudyIdentity
 from experiments.inputs import forget_opened, open_data_once, open_inputs_once, say_data, training_device, uses_features
 from experiments.interrupts import Interrupts, Watch
+from experiments.intervals import metric_text, selection_text
 from experiments.logger import RunFolderLogger
 from experiments.patience import Patience
 from experiments.population import PopulationRun, together, train_population
@@ -56,13 +57,14 @@ from experiments.study import (
     count_finished,
     load_study,
     open_study,
+    photo_facts,
     trial_folder,
 )
 from experiments.study_storage import study_folder
 from experiments.sweep_progress import SweepProgress
-from experiments.train import BEST_CHECKPOINT, CHECKPOINT_FOLDER, NotANumberError, export, is_whole, train
+from experiments.train import BEST_CHECKPOINT, CHECKPOINT_FOLDER, NotANumberError, data_facts, export, is_whole, train
 from lightning_modules.cores import usable_cores
-from lightning_modules.metrics import BEST, OBJECTIVES, VAL_ACCURACY
+from lightning_modules.metrics import VAL_ACCURACY, summary
 
 POLL_SECONDS = 0.5
 """How often a worker looks whether somebody else's trial has ended."""
@@ -312,13 +314,15 @@ def _may_pass(error: Exception) -> bool:
 def _train_trial(job: _Job, claimed: Claim, held: HeldClaims) -> Outcome:
     """Train a trial once."""
     folder, name = claimed.folder, f"trial {claimed.trial.number}"
+    config = override(job.config, claimed.point)
+    facts = data_facts(open_data_once(config))
     try:
         result = train(
-            override(job.config, claimed.point),
+            config,
             output_dir=folder.path,
             logger=RunFolderLogger(folder),
             # The epoch's line comes before the pruner may end the trial with it.
-            callbacks=[EpochProgress(name, position=1), _pruning(job, claimed, held), *job.watches],
+            callbacks=[EpochProgress(name, facts, position=1), _pruning(job, claimed, held), *job.watches],
         )
     except optuna.TrialPruned:
         pruned = _pruned(claimed)
@@ -381,7 +385,7 @@ def _conclude(config: RunConfig, study: optuna.Study, parent: RunFolder) -> Swee
     report = report_studies([study], config)
     shutil.copy(report, parent.artifacts / report.name)
     # The same names as a run's, so that a search stands beside its trials; it has no course of its own.
-    found = {f"{BEST}{name}": best.user_attrs[name] for name in OBJECTIVES} if best else {}
+    found = summary(best.user_attrs) if best else {}
     parent.finish(Outcome("COMPLETE", best.value if best else None, found))
     if best is None:
         raise SweepError(
@@ -402,9 +406,11 @@ def _conclude_so_far(config: RunConfig, study: optuna.Study, target: int) -> str
         return " before the first trial was complete, so there is no model and no report yet"
     _export(config, copy, best)
     report = report_studies([copy], config)
-    trial = f"trial {best.number} ({config.sweep.metric} {_value(best):.4f})"
-    model = f"{trial} in {trial_folder(config, best.number).export}"
-    return f" after {count_finished(copy)} of {target} trials; best model so far: {model}, report: {report}"
+    facts, finished = photo_facts(copy), count_finished(copy)
+    scored = metric_text(config.sweep.metric, _value(best), facts)
+    model = f"trial {best.number} ({scored}, {selection_text(finished, 'trial', facts)})"
+    where = f"{trial_folder(config, best.number).export}, report: {report}"
+    return f" after {finished} of {target} trials; best model so far: {model} in {where}"
 
 
 def _storage_is_silent(error: Exception) -> str:

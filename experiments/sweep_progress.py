@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from optuna import Study
@@ -12,7 +12,8 @@ from optuna.trial import FrozenTrial
 from tqdm import tqdm
 
 from experiments.console import duration, say
-from experiments.study import best_trial
+from experiments.intervals import metric_text
+from experiments.study import best_trial, photo_facts
 
 ENDED_WORDS = {"COMPLETE": "complete", "PRUNED": "pruned", "FAIL": "failed"}
 
@@ -45,17 +46,22 @@ class SweepProgress:
     def update(self) -> None:
         """Say what has happened since the last time."""
         trials, metric = self._study.get_trials(deepcopy=False), self._study.user_attrs["metric"]
+        facts = photo_facts(self._study)
         for trial in trials:
             if self._shows_epochs:
-                self._say_epochs(trial, metric)
+                self._say_epochs(trial, metric, facts)
             if trial.state.is_finished() and trial.number not in self._ended:
                 self._ended.add(trial.number)
-                say(ended_text(trial, metric))
+                say(ended_text(trial, metric, facts))
         finished = _count(trials)
         if finished == self._finished:
             return
         best = best_trial(self._study)
-        best_text = f"best {metric} {best.value:.4f} (trial {best.number})" if best else f"no {metric} yet"
+        best_text = (
+            f"best {metric_text(metric, best.value or 0.0, facts)} (trial {best.number})"
+            if best
+            else f"no {metric} yet"
+        )
         text = f"{best_text}, {self._to_go(finished)} to go"
         if self._bar is not None:
             self._bar.set_postfix_str(text, refresh=False)
@@ -64,10 +70,10 @@ class SweepProgress:
             say(f"sweep: {finished}/{self._target} trials, {text}")
         self._finished = finished
 
-    def _say_epochs(self, trial: FrozenTrial, metric: str) -> None:
+    def _say_epochs(self, trial: FrozenTrial, metric: str, facts: Mapping[str, str]) -> None:
         known = self._epochs.get(trial.number, 0)
         for epoch, value in sorted(trial.intermediate_values.items())[known:]:
-            say(f"trial {trial.number}: epoch {epoch} {metric} {value:.4f}")
+            say(f"trial {trial.number}: epoch {epoch} {metric_text(metric, value, facts)}")
         self._epochs[trial.number] = len(trial.intermediate_values)
 
     def _to_go(self, finished: int) -> str:
@@ -82,9 +88,9 @@ class SweepProgress:
             self._bar.close()
 
 
-def ended_text(trial: FrozenTrial, metric: str) -> str:
+def ended_text(trial: FrozenTrial, metric: str, facts: Mapping[str, str]) -> str:
     """How a trial ended, and with which parameters."""
-    value = "" if trial.value is None else f", {metric} {trial.value:.4f}"
+    value = "" if trial.value is None else f", {metric_text(metric, trial.value, facts)}"
     reason = trial.user_attrs.get("failure_reason", "")
     params = ", ".join(
         f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in trial.params.items()

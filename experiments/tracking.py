@@ -44,6 +44,7 @@ from experiments.errors import TrackingError, UserError
 from experiments.mlflow_views import tuned_names, view_tags
 from experiments.run_folder import FINGERPRINT, MetricLine, Published, RunFolder, now_ms
 from lightning_modules.locks import KernelLock
+from lightning_modules.metrics import DIRECTIONS, VAL_LOSS
 
 KEY_TAG = "experiments.key"
 """Tag by which a run folder finds its run again."""
@@ -492,7 +493,9 @@ def save_views(config: RunConfig) -> dict[str, str]:
         if runs:
             found[experiment.name] = experiment.experiment_id
             tuned = tuned_names(run.data.params for run in runs)
-            for key, value in view_tags(tuned, now_ms=now_ms()).items():
+            objectives = (run.data.params.get("sweep.metric", VAL_LOSS) for run in runs)  # of the newest run first
+            metric = next((name for name in objectives if name in DIRECTIONS), VAL_LOSS)
+            for key, value in view_tags(tuned, metric, now_ms=now_ms()).items():
                 client.set_experiment_tag(experiment.experiment_id, key, value)
     return found
 

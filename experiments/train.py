@@ -13,7 +13,7 @@ import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
@@ -24,7 +24,7 @@ from pytorch_lightning.utilities.exceptions import SIGTERMException
 from torch import nn
 
 from experiments.compiling import CompileWhenItPays, compile_network
-from experiments.config import RunConfig, to_public
+from experiments.config import CUT_FIELDS, ConfigValue, RunConfig, to_flat, to_public
 from experiments.console import say
 from experiments.errors import InterruptedRunError
 from experiments.inputs import (
@@ -42,7 +42,7 @@ from experiments.inputs import (
 )
 from experiments.profiling import step_profiler
 from experiments.run_folder import FINGERPRINT, RECORDING
-from experiments.scoring import Scores, predict_probabilities, score_split
+from experiments.scoring import Scores, predict_log_probabilities, score_split
 from lightning_modules import metrics
 from lightning_modules.classifier import ImageClassifier
 from lightning_modules.data import ClassFolderData
@@ -86,8 +86,8 @@ class TrainResult:
 
     @property
     def metrics(self) -> Mapping[str, float]:
-        """The metrics of the best epoch."""
-        return self.history[self.best_epoch]
+        """The metrics of the best epoch, and the highest accuracy of all epochs."""
+        return run_metrics(self.history, self.best_epoch)
 
 
 def train(
@@ -202,8 +202,8 @@ def train(
     model.load_state_dict(best["state_dict"], strict=False)
     device = trainer.strategy.root_device
     model.eval().to(device)
-    probabilities = predict_probabilities(model, data.validation_inputs(device))
-    valid = Scores.of_split(folders, folders.valid, probabilities)
+    log_probabilities = predict_log_probabilities(model, data.validation_inputs(device))
+    valid = Scores.of_split(folders, folders.valid, log_probabilities)
     return TrainResult(config, output_dir, photo_data(config, folders), valid, history.epochs, history.best_epoch)
 
 
@@ -252,6 +252,7 @@ def export(
         class_names=folders.class_names,
         preprocessing=preprocessing(config),
         metrics=metrics,
+        data=exported_data(config, folders),
         config=to_public(config),
         golden_photos=folders.valid.paths,
     )
@@ -294,6 +295,13 @@ def data_facts(folders: ClassFolders) -> dict[str, str | int]:
     }
 
 
+def exported_data(config: RunConfig, folders: ClassFolders) -> dict[str, ConfigValue]:
+    """What `model.json` says of the photos: the facts, and the fields that divide them, from which `evaluate` does."""
+    facts: dict[str, ConfigValue] = {**data_facts(folders)}
+    cut = {name: to_flat(config)[name] for name in CUT_FIELDS}
+    return {name.removeprefix("data."): value for name, value in (facts | cut).items()}
+
+
 def diverged(val_loss: float, epoch: int) -> str:
     """What to say of a loss that is no number."""
     return f"val_loss is {val_loss} after epoch {epoch}: lower optimizer.learning_rate or set trainer.gradient_clip"
@@ -308,10 +316,10 @@ class History(Callback):
     Args:
         metric: the objective, which says what the best epoch is.
         direction: of the objective.
-        patience: epochs without a lower val_loss after which training ends; 0 for no limit.
+        patience: epochs without a better objective after which training ends; 0 for no limit.
     """
 
-    def __init__(self, metric: str, direction: Literal["minimize", "maximize"], *, patience: int) -> None:
+    def __init__(self, metric: str, direction: metrics.Direction, *, patience: int) -> None:
         self.epochs: dict[int, dict[str, float]] = {}
         self.failure = ""
         """Why the run fails, once its training has ended."""
@@ -323,13 +331,13 @@ class History(Callback):
         return best_epoch(self.epochs, self._metric, self._direction)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Note the metrics of the epoch, and end training at a loss that is no number or that no longer falls."""
+        """Note the metrics of the epoch, and end training at a loss that is no number, or once the objective stalls."""
         epoch = trainer.current_epoch + 1
         values = {name: float(value) for name, value in trainer.callback_metrics.items()}
         self.epochs[epoch] = values
         if not math.isfinite(values[metrics.VAL_LOSS]):
             self.failure = self.failure or diverged(values[metrics.VAL_LOSS], epoch)
-        stalled = 0 < self._patience <= epoch - best_epoch(self.epochs, metrics.VAL_LOSS, "minimize")
+        stalled = 0 < self._patience <= epoch - self.best_epoch
         if trainer.strategy.broadcast(bool(self.failure) or stalled):
             trainer.should_stop = True
 
@@ -354,9 +362,7 @@ class History(Callback):
         trainer.should_stop = checkpoint[STOPPED]
 
 
-def best_epoch(
-    epochs: Mapping[int, Mapping[str, float]], metric: str, direction: Literal["minimize", "maximize"]
-) -> int:
+def best_epoch(epochs: Mapping[int, Mapping[str, float]], metric: str, direction: metrics.Direction) -> int:
     """The first epoch with the best value of a metric; a value that is no number is the worst."""
     sign = 1 if direction == "minimize" else -1
 
@@ -367,6 +373,12 @@ def best_epoch(
     return min(epochs, key=rank)
 
 
+def run_metrics(epochs: Mapping[int, Mapping[str, float]], best: int) -> dict[str, float]:
+    """What a run came to: the metrics of its best epoch, and the highest accuracy of all epochs."""
+    highest = max(values[metrics.VAL_ACCURACY] for values in epochs.values())
+    return {**epochs[best], metrics.HIGHEST_VAL_ACCURACY: highest}
+
+
 def best_so_far(output_dir: Path) -> tuple[int, dict[str, float]] | None:
     """The best epoch of the run in `output_dir`, which may still be under way, and its metrics; None before any."""
     path = output_dir / CHECKPOINT_FOLDER / BEST_CHECKPOINT
@@ -374,7 +386,7 @@ def best_so_far(output_dir: Path) -> tuple[int, dict[str, float]] | None:
         return None
     checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     epoch = int(checkpoint["epoch"]) + 1
-    return epoch, checkpoint["callbacks"]["History"]["epochs"][epoch]
+    return epoch, run_metrics(checkpoint["callbacks"]["History"]["epochs"], epoch)
 
 
 class Checkpoints(Checkpoint):

@@ -20,13 +20,14 @@ from experiments.console import say
 from experiments.errors import CommandError, InterruptedRunError, UserError
 from experiments.inputs import forget_opened, open_data_once, say_data
 from experiments.interrupts import Interrupts, Watch
+from experiments.intervals import metric_text
 from experiments.logger import RunFolderLogger
 from experiments.preflight import check_training
 from experiments.progress import EpochProgress
 from experiments.publisher import LOCK_FILE, Publication, Publisher
 from experiments.run_folder import LOCAL, Outcome, RunFolder, environment_tags
 from experiments.study import best_config, load_study
-from experiments.train import best_so_far, export, score_and_export, train
+from experiments.train import best_so_far, data_facts, export, score_and_export, train
 from lightning_modules.launchers import is_first_process
 from lightning_modules.locks import KernelLock
 
@@ -44,10 +45,13 @@ class TrainedModel:
     """What `experiments train` leaves."""
 
     metrics: Mapping[str, float]
+    """Those of the best epoch, the highest accuracy of all epochs, and those of the test split."""
+    facts: Mapping[str, str]
+    """What the run notes, its data included."""
     export: Path
     model_uri: str
     champion: bool
-    """Whether it is now the model's champion: no earlier one had a smaller val_loss."""
+    """Whether it is now the model's champion: no earlier one on the same photos was better by `sweep.metric`."""
 
 
 def train_and_register(
@@ -76,7 +80,9 @@ def train_and_register(
     folder = train_run(config, run_place(config), name, tags, registers=True)
     outcome, published = folder.outcome, folder.published
     assert outcome is not None and published.model_uri is not None, "the publisher has registered it"
-    return TrainedModel(outcome.metrics, folder.export, published.model_uri, published.is_champion)
+    return TrainedModel(
+        outcome.metrics, folder.read()["params"], folder.export, published.model_uri, published.is_champion
+    )
 
 
 def train_run(
@@ -139,7 +145,7 @@ def _train(config: RunConfig, folder: RunFolder, watches: Sequence[Watch], *, sc
         config,
         output_dir=folder.path,
         logger=RunFolderLogger(folder),
-        callbacks=[EpochProgress("train"), *watches],
+        callbacks=[EpochProgress("train", data_facts(open_data_once(config))), *watches],
     )
     say("scoring the test split and exporting the model" if score_test else "exporting the model")
     return score_and_export(result, folder.export, folder.scores, score_test=score_test)
@@ -153,7 +159,8 @@ def _export_so_far(config: RunConfig, folder: RunFolder) -> str:
     epoch, metrics = best
     export(config, open_data_once(config), folder.path, folder.export, metrics)
     done, metric = max(folder.curves()[config.sweep.metric]), config.sweep.metric
-    model = f"epoch {epoch} ({metric} {metrics[metric]:.4f}) in {folder.export}"
+    scored = metric_text(metric, metrics[metric], data_facts(open_data_once(config)))
+    model = f"epoch {epoch} ({scored}) in {folder.export}"
     return f" after epoch {done} of {config.trainer.max_epochs}; best model so far: {model}"
 
 

@@ -31,6 +31,7 @@ def write_export(
     class_names: tuple[str, ...],
     preprocessing: Preprocessing,
     metrics: Mapping[str, float],
+    data: Mapping[str, object],
     config: Mapping[str, object],
     golden_photos: Iterable[Path],
 ) -> Path:
@@ -39,6 +40,7 @@ def write_export(
     Args:
         network: in eval mode on any device; its weights are written as float32.
         metrics: the metrics of these weights.
+        data: the photos that they were trained and scored on: fingerprint, counts, and how they were divided.
         config: the run's config, for whoever wants to repeat it.
         golden_photos: photos that the network never trained on. The first that can be read goes with the model: every
             place that serves it must score this photo alike.
@@ -66,6 +68,7 @@ def write_export(
             "class_names": list(class_names),
             "preprocessing": preprocessing.to_dict(),
             "metrics": dict(metrics),
+            "data": dict(data),
             "packages": {name: metadata.version(name) for name in PACKAGES},
             "config": dict(config),
             "sha256": hashlib.sha256((part / WEIGHTS_FILE).read_bytes()).hexdigest(),

@@ -67,6 +67,8 @@ class ClassFolders:
     valid: Split
     test: Split | None
     """None where the data set has no test folder."""
+    valid_is_cut: bool
+    """Whether valid is a part of train, because the data set has no folder with validation photos."""
     bad_files: dict[str, str]
     """Files that were left out: path relative to root, and why."""
     leaked: int
@@ -127,7 +129,8 @@ def scan_class_folders(
         if (good := [path for path in paths if not facts[path].problem])
     }
     remarks = _remarks(root, splits)
-    if "valid" not in splits:
+    valid_is_cut = "valid" not in splits
+    if valid_is_cut:
         splits["valid"], splits["train"] = _cut(splits["train"], valid_fraction, seed)
     if fraction < 1:
         splits["train"], _ = _cut(splits["train"], fraction, seed)
@@ -137,6 +140,7 @@ def scan_class_folders(
         train=splits["train"],
         valid=splits["valid"],
         test=splits.get("test"),
+        valid_is_cut=valid_is_cut,
         bad_files=bad,
         leaked=_leaked(splits),
         copies=_copies(root, splits),

@@ -1,6 +1,8 @@
-"""The names of the metrics, defined once. MLflow, Optuna and a job's metric lines all use these."""
+"""The metrics, defined once: their names in MLflow, Optuna and a job's metric lines, and which of them may decide."""
 
-from typing import Final
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Final, Literal
 
 TRAIN_LOSS: Final = "train_loss"
 TRAIN_ACCURACY: Final = "train_accuracy"
@@ -17,4 +19,24 @@ EPOCH_SECONDS: Final = "epoch_seconds"
 IMAGES_PER_SECOND: Final = "images_per_second"
 BEST: Final = "best_"
 """Prefix under which the objectives of a run's best epoch stand beside their course."""
-OBJECTIVES: Final = (VAL_LOSS, VAL_ACCURACY)
+Direction = Literal["minimize", "maximize"]
+DIRECTIONS: Final[Mapping[str, Direction]] = MappingProxyType({VAL_LOSS: "minimize", VAL_ACCURACY: "maximize"})
+"""What may decide which epoch, trial and model is the best, and which way."""
+OBJECTIVES: Final = tuple(DIRECTIONS)
+HIGHEST_VAL_ACCURACY: Final = "highest_val_accuracy"
+"""The highest val_accuracy of all epochs. `best_val_accuracy` is that of the best epoch, whose weights are kept."""
+
+
+SUMMARY: Final[Mapping[str, str]] = MappingProxyType(
+    {f"{BEST}{name}": name for name in OBJECTIVES} | {HIGHEST_VAL_ACCURACY: HIGHEST_VAL_ACCURACY}
+)
+"""What stands beside the course of a run's metrics, and of a search's best run: its name there, and in the outcome."""
+
+
+def summary(outcome: Mapping[str, float]) -> dict[str, float]:
+    """The entries of SUMMARY.
+
+    Args:
+        outcome: the metrics of a run's best epoch, and the highest accuracy.
+    """
+    return {shown: outcome[name] for shown, name in SUMMARY.items() if name in outcome}

@@ -7,9 +7,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from experiments.console import say
+from experiments.intervals import metric_text, selection_text
 from lightning_modules import metrics
 from sagemaker_launch import aws
-from sagemaker_launch.container.metric_lines import objective, parse_lines
+from sagemaker_launch.container.metric_lines import parse_lines
 from sagemaker_launch.jobs import ENDED, children, seconds
 from sagemaker_launch.launch import TRAINING, Launched
 from sagemaker_launch.logs import Log, failure_reason, job_log
@@ -17,7 +18,7 @@ from sagemaker_launch.settings import CloudSettings
 
 SHOWN = {
     "metrics": (metrics.VAL_LOSS, metrics.VAL_ACCURACY),
-    "outcome": (*map(objective, metrics.OBJECTIVES), metrics.TEST_LOSS, metrics.TEST_ACCURACY),
+    "outcome": (*metrics.SUMMARY, metrics.TEST_LOSS, metrics.TEST_ACCURACY),
 }
 POLL_SECONDS = 10.0
 """How often AWS is asked; a rehearsal asks more often."""
@@ -79,6 +80,7 @@ class OwnLines:
 
     def __init__(self) -> None:
         self._running = False
+        self._facts: dict[str, str] = {}
 
     def lines(self, texts: Iterable[str]) -> Iterator[str]:
         """What is left of the next lines of a log."""
@@ -86,7 +88,7 @@ class OwnLines:
             # The command has every hyperparameter once more.
             toolkit = "sagemaker-training-toolkit" in text or text.startswith("SM_") or " entry.py --" in text
             if "error" in text.lower() or (self._running and text.strip() and not toolkit):
-                yield from _readable(text)
+                yield from _readable(text, self._facts)
             self._running = (self._running or "Invoking script" in text) and "Reporting training" not in text
 
 
@@ -96,6 +98,7 @@ class Tails:
     def __init__(self, logs: Any) -> None:
         self._logs = logs
         self._open: dict[str, Log] = {}
+        self._facts: dict[str, dict[str, str]] = {}
         self._ended: set[str] = set()
 
     def lines(self, summaries: Iterable[Mapping[str, Any]]) -> Iterator[str]:
@@ -108,20 +111,28 @@ class Tails:
                 self._ended.add(name)
             log = self._open.setdefault(name, job_log(self._logs, name))
             for line in log.read():
-                if line.text.startswith("[metrics]"):
-                    yield from (f"{name}: {text}" for text in _readable(line.text))
+                if line.text.startswith(("[metrics]", "[facts]")):
+                    facts = self._facts.setdefault(name, {})
+                    yield from (f"{name}: {text}" for text in _readable(line.text, facts))
             if summary["TrainingJobStatus"] == "Failed":
                 yield f"{name} failed: {failure_reason(summary, log.last_lines)}"
 
 
-def _readable(line: str) -> Iterator[str]:
-    """A line of a log for a person; a report by its losses and accuracies, without what only MLflow wants."""
+def _readable(line: str, facts: dict[str, str]) -> Iterator[str]:
+    """A line of a log for a person; a report by its losses and accuracies, without what only MLflow wants.
+
+    Args:
+        facts: what the job has said of its data so far; gets what this line says.
+    """
     report = next(iter(parse_lines([line])), None)
     if report is None:
         yield line
     elif report.kind in {"metrics", "outcome"}:
-        values = (f"{name} {value:.4f}" for name, value in report.metrics.items() if name in SHOWN[report.kind])
+        shown = [(name, value) for name, value in report.metrics.items() if name in SHOWN[report.kind]]
+        values = (metric_text(name, value, facts) for name, value in shown)
         yield f"{f'epoch {report.epoch}' if report.kind == 'metrics' else 'ended'}: {' '.join(values)}"
+    elif report.kind == "facts":
+        facts |= report.facts
 
 
 def _tuning_state(described: dict[str, Any]) -> str:
@@ -130,4 +141,7 @@ def _tuning_state(described: dict[str, Any]) -> str:
     failed = counters.get("RetryableError", 0) + counters.get("NonRetryableError", 0)
     text = f"{counters.get('Completed', 0)}/{of} done, {counters.get('InProgress', 0)} running, {failed} failed"
     metric = described.get("BestTrainingJob", {}).get("FinalHyperParameterTuningJobObjectiveMetric")
-    return f"{text}, {metric['MetricName']} {metric['Value']:.4f}" if metric else text
+    if not metric:
+        return text
+    chosen = selection_text(counters.get("Completed", 0), "job", {})
+    return f"{text}, {metric['MetricName']} {metric['Value']:.4f}, {chosen}"

@@ -28,7 +28,7 @@ from sagemaker_launch import aws
 from sagemaker_launch.archive import fetch_model
 from sagemaker_launch.budget import price_finder
 from sagemaker_launch.container.hyperparameters import decode
-from sagemaker_launch.container.metric_lines import ReportedLine, objective, parse_lines
+from sagemaker_launch.container.metric_lines import ReportedLine, parse_lines
 from sagemaker_launch.download import fetch_folder, fetch_scores
 from sagemaker_launch.jobs import ENDED, FoundJob, children, find_job, milliseconds, seconds
 from sagemaker_launch.launch import TRAINING, TUNING
@@ -142,7 +142,7 @@ class Synchroniser:
         best = outcomes.get(described.get("BestTrainingJob", {}).get("TrainingJobName", ""))
         found = {"usd": sum(outcome.metrics["usd"] for outcome in outcomes.values())}
         if best is not None:
-            found |= {objective(name): best.metrics[name] for name in metrics.OBJECTIVES if name in best.metrics}
+            found |= metrics.summary(best.metrics)
         ended = described.get("HyperParameterTuningEndTime") or described["LastModifiedTime"]
         status = described[TUNING.status]
         state, reason = OUTCOMES[status], failure_reason(described) if status == "Failed" else ""
@@ -242,8 +242,8 @@ class Synchroniser:
         best: dict[str, float] = {}
         for _, line in reported:
             best |= {key: value for key, value in line.metrics.items() if _counts(key)}
-        named = {name: best[objective(name)] for name in metrics.OBJECTIVES if objective(name) in best}
-        tested = {key: value for key, value in best.items() if not key.startswith(metrics.BEST)}
+        named = {name: best[shown] for shown, name in metrics.SUMMARY.items() if shown in best}
+        tested = {key: value for key, value in best.items() if key not in metrics.SUMMARY}
         value = named.get(decode(described["HyperParameters"])["sweep.metric"])
         return Outcome(OUTCOMES[status], value, named | tested | values, reason)
 
@@ -258,7 +258,7 @@ def _note(folder: RunFolder, reported: list[Report]) -> None:
         else:
             facts |= line.facts
         if line.kind == "metrics":
-            values = {key: value for key, value in line.metrics.items() if not key.startswith(metrics.BEST)}
+            values = {key: value for key, value in line.metrics.items() if key not in metrics.SUMMARY}
             folder.record(line.epoch, values, timestamp_ms=timestamp_ms)
     noted = folder.read()
     if not facts.items() <= noted["params"].items():
@@ -284,7 +284,7 @@ def _key(arn: str, created: datetime) -> str:
 
 
 def _counts(name: str) -> bool:
-    return name.startswith(metrics.BEST) or name in (
+    return name in metrics.SUMMARY or name in (
         metrics.TEST_LOSS,
         metrics.TEST_ACCURACY,
         metrics.TEST_TOP5_ACCURACY,

@@ -22,14 +22,14 @@ from experiments.config import RunConfig, load_config, to_public
 from experiments.errors import UserError
 from experiments.logger import RunFolderLogger
 from experiments.run_folder import RunFolder, environment_tags
-from experiments.train import CHECKPOINT_FOLDER, score_and_export, train
+from experiments.train import CHECKPOINT_FOLDER, best_epoch, run_metrics, score_and_export, train
 from lightning_modules import metrics
 from lightning_modules.launchers import is_first_process
 from lightning_modules.locks import KernelLock
 from sagemaker_launch.container.debugger import CONFIG_FILE
 from sagemaker_launch.container.debugger_callback import DebuggerHook
 from sagemaker_launch.container.hyperparameters import TUNING_OBJECTIVE, decode
-from sagemaker_launch.container.metric_lines import environment_line, facts_line, metric_line, objective, write_line
+from sagemaker_launch.container.metric_lines import environment_line, facts_line, metric_line, write_line
 
 PHOTOS, WEIGHTS = "photos", "weights"
 """Channels of a job."""
@@ -125,10 +125,10 @@ def run(job: Job, *, scratch: Path) -> None:
 
 
 def best_so_far(config: RunConfig, folder: RunFolder) -> dict[str, float]:
-    """The objectives at the best epoch so far, by the one that a sweep optimises, also across a restart."""
-    choose = min if config.sweep.direction == "minimize" else max
-    best = choose(folder.metric_lines(), key=lambda line: line.metrics[config.sweep.metric])  # of equals the first
-    return {objective(name): best.metrics[name] for name in metrics.OBJECTIVES}
+    """The objectives at the best epoch so far, and the highest accuracy so far, also across a restart."""
+    epochs = {line.step: line.metrics for line in folder.metric_lines()}
+    best = best_epoch(epochs, config.sweep.metric, config.sweep.direction)
+    return metrics.summary(run_metrics(epochs, best))
 
 
 def job_config(job: Job, scratch: Path) -> RunConfig:

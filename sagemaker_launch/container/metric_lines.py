@@ -1,7 +1,7 @@
 """The lines in which a job reports: their format, the regexes that the service finds metrics by, and their parser.
 
-    [metrics] epoch=3 train_loss=0.51 val_loss=0.62 val_accuracy=0.7 best_val_loss=0.6 best_val_accuracy=0.72 end
-    [outcome] epoch=5 best_val_loss=0.6 best_val_accuracy=0.72 test_loss=0.64 test_accuracy=0.69 end
+    [metrics] epoch=3 val_loss=0.62 best_val_loss=0.6 best_val_accuracy=0.72 highest_val_accuracy=0.73 end
+    [outcome] epoch=5 best_val_loss=0.6 best_val_accuracy=0.72 highest_val_accuracy=0.73 test_loss=0.64 end
     [facts] {"data.fingerprint": "..."}
     [environment] {"package.torch": "..."}
 
@@ -37,9 +37,9 @@ REPORTED = (
     metrics.LEARNING_RATE,
     metrics.EPOCH_SECONDS,
     metrics.IMAGES_PER_SECOND,
-    *(f"{metrics.BEST}{name}" for name in metrics.OBJECTIVES),
+    *metrics.SUMMARY,
 )
-"""What the service keeps of a job. It takes a metric's last value, so the objective is the best so far."""
+"""What the service keeps of a job. It takes a last value: the objectives are those of the best epoch so far."""
 
 
 @dataclass(frozen=True)

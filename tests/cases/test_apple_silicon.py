@@ -75,9 +75,9 @@ def test_training_and_scoring_need_no_float64_on_the_device(
             seen.append(on_mps(batch))
             yield seen[-1]
 
-    predict = scoring.predict_probabilities
+    predict = scoring.predict_log_probabilities
     monkeypatch.setattr(
-        "experiments.train.predict_probabilities", lambda network, inputs: predict(network, moved(inputs))
+        "experiments.train.predict_log_probabilities", lambda network, inputs: predict(network, moved(inputs))
     )
     config = load_config(None, tiny(photos, tmp_path) | {"trainer.max_epochs": 2, "model.trainable": trainable})
     folder = RunFolder(tmp_path / "run")

@@ -28,7 +28,7 @@ def scores(folder: Path, names: tuple[str, ...], images: int) -> Scores:
     probabilities = np.full((images, len(names)), 1e-6, dtype="float32")
     probabilities[np.arange(images), taken_for] = 0.9
     smooth_picture().save(folder / "photo.jpg")
-    return Scores(folder, (Path("photo.jpg"),) * images, labels, probabilities, names)
+    return Scores(folder, (Path("photo.jpg"),) * images, labels, np.log(probabilities), names)
 
 
 def rows(path: Path) -> list[list[str]]:
@@ -64,7 +64,7 @@ def test_a_large_confusion_matrix_shows_the_classes_with_errors_as_shares_of_all
     percent = np.asarray(figure.axes[0].images[0].get_array())
     assert percent.shape == (200, 200)
     title = figure.axes[0].get_title()
-    assert "600 images, accuracy 99.8%\nthe 200 of 300 classes with the most errors" in title
+    assert "600 images, accuracy 99.8% [99.1%, 100.0%]\nthe 200 of 300 classes with the most errors" in title
     assert percent[7, 7] == 100
     assert sorted(percent[199][percent[199] > 0]) == [50, 50], "class 250 is the last one that is shown"
 

@@ -204,6 +204,7 @@ def tiny_export(folder: Path, seed: int) -> Path:
         class_names=CLASS_NAMES,
         preprocessing=PREPROCESSING,
         metrics={"val_loss": 0.5},
+        data={},
         config={},
         golden_photos=[photo],
     )

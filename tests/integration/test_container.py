@@ -14,7 +14,7 @@ from experiments.logger import RunFolderLogger
 from experiments.run_folder import RunFolder
 from experiments.train import train
 from lightning_modules.export import check_golden
-from lightning_modules.metrics import EPOCH_SECONDS, IMAGES_PER_SECOND
+from lightning_modules.metrics import EPOCH_SECONDS, IMAGES_PER_SECOND, SUMMARY
 from sagemaker_launch.container.hyperparameters import TUNING_OBJECTIVE, encode
 from sagemaker_launch.container.metric_lines import parse_lines
 from tests.conftest import tiny
@@ -33,11 +33,7 @@ def epochs_of(output: str) -> dict[int, dict[str, float]]:
 
 
 def _comparable(values: dict[str, float]) -> dict[str, float]:
-    return {
-        name: value
-        for name, value in values.items()
-        if name not in (EPOCH_SECONDS, IMAGES_PER_SECOND) and not name.startswith("best_")
-    }
+    return {name: value for name, value in values.items() if name not in (EPOCH_SECONDS, IMAGES_PER_SECOND, *SUMMARY)}
 
 
 def test_a_job_has_the_metrics_of_a_local_run_to_the_last_digit(
@@ -61,6 +57,7 @@ def test_a_job_has_the_metrics_of_a_local_run_to_the_last_digit(
     best = min(local.values(), key=lambda values: values["val_loss"])
     assert outcome.metrics["best_val_loss"] == best["val_loss"]
     assert outcome.metrics["best_val_accuracy"] == best["val_accuracy"]
+    assert outcome.metrics["highest_val_accuracy"] == max(values["val_accuracy"] for values in local.values())
     assert "test_loss" in outcome.metrics
     assert (base / "output" / "data" / "scores.npz").is_file()
     left = {path.name for path in (base / "checkpoints").rglob("*") if path.is_file()}

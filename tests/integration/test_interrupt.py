@@ -78,7 +78,8 @@ def test_an_interrupted_sweep_leaves_its_best_model_and_a_report_and_goes_on(
     errors = running.end(120)
     assert running.process.returncode == 130
     said = re.search(
-        r"^interrupted after (\d+) of 20 trials; best model so far: trial (\d+) \(val_loss ([\d.]+)\) in (\S+), "
+        r"^interrupted after (\d+) of 20 trials; best model so far: trial (\d+) "
+        r"\(val_loss ([\d.]+), best of \d+ trials? on 12 photos: optimistic\) in (\S+), "
         r"report: (\S+); the same command goes on from here$",
         errors,
         re.MULTILINE,

@@ -45,7 +45,7 @@ def finished(photos: Path, tmp_path: Path) -> RunFolder:
     folder.record(1, {"val_loss": 1.0, "val_accuracy": 0.5})
     paths = tuple(path.relative_to(photos) for path in sorted((photos / "valid" / "001.Class1").iterdir()))[:2]
     probabilities = np.array([[0.9, 0.1], [0.2, 0.8]])
-    Scores(photos, paths, np.array([0, 0]), probabilities, ("Class1", "Class2")).save(folder.scores)
+    Scores(photos, paths, np.array([0, 0]), np.log(probabilities), ("Class1", "Class2")).save(folder.scores)
     folder.finish(Outcome("COMPLETE", 1.0))
     return folder
 

@@ -46,16 +46,28 @@ def store(config: RunConfig) -> RunStore:
     return RunStore(config)
 
 
-def trained(store: RunStore, config: RunConfig, export: Path, name: str, *, val_loss: float, data: str) -> RunFolder:
-    """A published run with an export, on a data set, that came to a loss."""
+def trained(
+    store: RunStore,
+    config: RunConfig,
+    export: Path,
+    name: str,
+    *,
+    val_loss: float,
+    data: str,
+    val_accuracy: float = 0.5,
+    metric: str = "val_loss",
+) -> RunFolder:
+    """A published run with an export, on a data set, that came to a loss and an accuracy."""
     folder = RunFolder(config.output_dir / "train" / name)
-    folder.start(name, {"data.fingerprint": data, "data.name": "folder"}, {})
+    folder.start(name, {"data.fingerprint": data, "data.name": "folder", "sweep.metric": metric}, {})
     shutil.copytree(export, folder.export)
     manifest = json.loads((folder.export / "model.json").read_text())
-    manifest["metrics"]["val_loss"] = val_loss
+    scores = {"val_loss": val_loss, "val_accuracy": val_accuracy}
+    manifest["metrics"] |= scores
     manifest["class_names"] = [f"{data} {one}" for one in manifest["class_names"]]
     (folder.export / "model.json").write_text(json.dumps(manifest))
-    folder.finish(Outcome("COMPLETE", val_loss, {"val_loss": val_loss}))
+    folder.record(1, scores)
+    folder.finish(Outcome("COMPLETE", scores[metric], scores))
     store.push(folder)
     return folder
 
@@ -92,6 +104,29 @@ def test_a_model_of_another_data_set_never_takes_the_alias_and_the_command_that_
     assert "dogs Class1" in said
     exec(said.partition('python -c "')[2].removesuffix('"'))
     assert champion(store) == "2"
+
+
+def test_the_objective_of_the_new_run_decides_and_what_a_version_lacks_is_read_from_its_run(
+    store: RunStore, config: RunConfig, export: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    first = trained(store, config, export, "a", val_loss=0.5, val_accuracy=0.7, data="dogs")
+    register(store, first, name="dogs")
+    tags = store.client.get_model_version("dogs", "1").tags
+    assert (tags["val_loss"], tags["val_accuracy"]) == ("0.5", "0.7")
+    store.client.delete_model_version_tag("dogs", "1", "val_accuracy")  # older versions have val_loss only
+    by_accuracy = trained(
+        store, config, export, "b", val_loss=0.9, val_accuracy=0.8, data="dogs", metric="val_accuracy"
+    )
+    with monkeypatch.context() as patched:
+        patched.setattr(RunStore, "find_run", lambda *_: None)
+        register(store, by_accuracy, name="dogs")
+    assert champion(store) == "1"
+    assert "it has no val_accuracy, the objective of the other one" in capfd.readouterr().err
+    register(store, by_accuracy, name="dogs")
+    assert champion(store) == "2", "by its accuracy, although its loss is larger"
+    by_loss = trained(store, config, export, "c", val_loss=0.6, val_accuracy=0.6, data="dogs")
+    register(store, by_loss, name="dogs")
+    assert champion(store) == "3"
 
 
 def test_a_version_without_tags_is_compared_by_its_run(store: RunStore, config: RunConfig, export: Path) -> None:

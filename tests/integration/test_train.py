@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,12 +19,23 @@ from experiments.errors import InterruptedRunError
 from experiments.inputs import forget_opened, open_data_once, open_decoded_once, open_features_once, uses_features
 from experiments.interrupts import Interrupts, Watch
 from experiments.scoring import score_split
-from experiments.train import CHECKPOINT_FOLDER, NotANumberError, TrainResult, export, train, trained_network
+from experiments.train import (
+    CHECKPOINT_FOLDER,
+    History,
+    NotANumberError,
+    TrainResult,
+    best_epoch,
+    export,
+    run_metrics,
+    train,
+    trained_network,
+)
 from lightning_modules import photos as photo_files
 from lightning_modules.data import ShardedSampler
 from lightning_modules.export import check_golden
 from lightning_modules.features import FeatureBatches
 from lightning_modules.inference import load_export
+from lightning_modules.metrics import DIRECTIONS
 from tests.conftest import tiny
 
 
@@ -247,6 +259,23 @@ def test_early_stopping_stops(config: RunConfig, tmp_path: Path) -> None:
     values = {"trainer.early_stopping_patience": 2, "trainer.max_epochs": 30, "optimizer.learning_rate": 1e-9}
     result = run(override(config, values | {"optimizer.schedule": "constant", "model.trainable": "head"}), tmp_path)
     assert len(result.history) < 30
+
+
+@pytest.mark.parametrize(("metric", "last"), [("val_loss", 6), ("val_accuracy", 4)])
+def test_early_stopping_watches_the_objective(metric: str, last: int) -> None:
+    """The loss falls until epoch 4, the accuracy rises until epoch 2."""
+    history = History(metric, DIRECTIONS[metric], patience=2)
+    trainer = SimpleNamespace(strategy=SimpleNamespace(broadcast=lambda value: value), should_stop=False)
+    for epoch, (loss, accuracy) in enumerate([(0.9, 0.5), (0.8, 0.6), (0.7, 0.6), (0.6, 0.5), (0.7, 0.6), (0.7, 0.6)]):
+        trainer.current_epoch, trainer.callback_metrics = epoch, {"val_loss": loss, "val_accuracy": accuracy}
+        history.on_validation_end(trainer, None)  # type: ignore[arg-type]
+        assert trainer.should_stop == (epoch + 1 >= last)
+
+
+def test_the_highest_accuracy_is_that_of_any_epoch_and_the_others_are_of_the_best() -> None:
+    epochs = {1: {"val_loss": 0.5, "val_accuracy": 0.9}, 2: {"val_loss": 0.4, "val_accuracy": 0.8}}
+    found = run_metrics(epochs, best_epoch(epochs, "val_loss", "minimize"))
+    assert found == {"val_loss": 0.4, "val_accuracy": 0.8, "highest_val_accuracy": 0.9}
 
 
 def test_a_loss_that_is_no_number_stops_the_run_and_says_what_to_try(config: RunConfig, tmp_path: Path) -> None:

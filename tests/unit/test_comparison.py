@@ -96,7 +96,7 @@ def scored(folder: RunFolder, photos: Path) -> None:
     probabilities = np.array([[0.9, 0.1], [0.2, 0.8], [0.25, 0.75]])
     paths = (Path("valid/a.jpg"), photo, Path("valid/gone.jpg"))
     folder.artifacts.mkdir()
-    write_tables(Scores(Path("/opt/ml"), paths, np.array([0, 0, 0]), probabilities, NAMES), folder.artifacts)
+    write_tables(Scores(Path("/opt/ml"), paths, np.array([0, 0, 0]), np.log(probabilities), NAMES), folder.artifacts)
 
 
 @pytest.fixture(scope="module")
@@ -116,15 +116,16 @@ def test_the_best_run_of_every_origin_stands_first_with_what_it_took(page: Page)
         "Dollars",
         "Machine",
     ]
-    assert home[:8] == ["at home", "tiny, trial 1", "0.4", "0.7", "—", "2", "—", "home"]
-    assert rehearsed[:7] == ["rehearsed job", "job-2", "0.35", "0.78", "—", "1", "0.00"]
-    assert cloud[:8] == ["SageMaker job", "job-1", "0.3", "0.8", "—", "8", "0.25", "ml.g4dn.xlarge"]
+    assert home[:8] == ["at home", "tiny, trial 1", "0.4", "0.7 [0.421, 0.882]", "—", "2", "—", "home"]
+    assert rehearsed[:7] == ["rehearsed job", "job-2", "0.35", "0.78 [0.497, 0.927]", "—", "1", "0.00"]
+    assert cloud[:8] == ["SageMaker job", "job-1", "0.3", "0.8 [0.517, 0.937]", "—", "8", "0.25", "ml.g4dn.xlarge"]
     assert "optimizer.weight_decay" in heading
     assert page.facts()["Best run"] == "job-1"
     summary = next(one.full_text() for one in page.all("p") if one.attributes.get("class") == "summary")
     assert summary == (
-        "Of 5 runs (3 at home, 1 rehearsed job, 1 SageMaker job) the best is job-1 (SageMaker job): 80.0% of the "
-        "validation photos named right, val_loss 0.3 in 8 min 0 s for $0.25."
+        "Of 5 runs (3 at home, 1 rehearsed job, 1 SageMaker job) the best is job-1 (SageMaker job): 80.0% [51.7%, "
+        "93.7%] of the validation photos named right, val_loss 0.3 in 8 min 0 s for $0.25. It is the best of 5 runs on "
+        "12 photos: optimistic."
     )
 
 
@@ -195,7 +196,7 @@ def test_the_learning_curves_of_the_best_runs_lie_over_one_another(page: Page) -
 
 def test_errors_of_the_best_run_are_counted_and_shown(page: Page) -> None:
     assert page.table("Confusion matrix")[1:] == [["cat & dog", "1", "2"], ["hound", "0", "0"]]
-    assert page.table("Accuracy of each class")[1:] == [["cat & dog", "3", "0.3333"]]
+    assert page.table("Accuracy of each class")[1:] == [["cat & dog", "3", "0.3333", "[0.061, 0.792]"]]
     first, second = page.table("Worst errors")[1:]
     assert first[1:4] == ["cat & dog", "hound", "0.8000"]
     assert second[0] == "valid/gone.jpg"
@@ -247,7 +248,12 @@ def test_without_the_scores_of_the_best_run_the_page_says_how_to_get_them(config
     page = Page(report_studies([study], alone, tmp_path / "page.html"))
     text = page.all("main")[0].full_text()
     assert "The scores of tiny, trial 1 are not on this machine: train it here." in text
-    assert page.table("The best run of every origin")[1][:4] == ["at home", "tiny, trial 1", "0.4", "0.7"]
+    assert page.table("The best run of every origin")[1][:4] == [
+        "at home",
+        "tiny, trial 1",
+        "0.4",
+        "0.7 [0.421, 0.882]",
+    ]
     assert [run.folder for run in runs_of_study(study, alone)] == [None, None]
 
 

@@ -68,6 +68,7 @@ def export(network: nn.Module, folder: Path, **options: object) -> Path:
         "class_names": CLASS_NAMES,
         "preprocessing": PREPROCESSING,
         "metrics": {"val_loss": 0.5},
+        "data": {"fingerprint": "f00d"},
         "config": {"seed": 3},
         "golden_photos": [photo],
     }

@@ -203,9 +203,9 @@ def test_learning_curves_draw_losses_left_and_accuracies_right() -> None:
     drawn = {str(line.get_label()): line.get_xydata().tolist() for line in losses.lines}
     assert drawn == {
         "train_loss": [[1, 2.0], [2, 1.0], [3, 0.5]],
-        "val_loss, best 1.2 in epoch 2": [[1, 1.9], [2, 1.2], [3, 1.5]],
+        "val_loss, lowest 1.2 in epoch 2": [[1, 1.9], [2, 1.2], [3, 1.5]],
     }
-    assert [line.get_label() for line in accuracies.lines] == ["val_accuracy, best 0.6 in epoch 2"]
+    assert [line.get_label() for line in accuracies.lines] == ["val_accuracy, highest 0.6 in epoch 2"]
     assert png(figure)
 
 

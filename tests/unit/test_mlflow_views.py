@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
 from experiments.mlflow_views import CHARTS, TABLE, tuned_names, view_link, view_tags
 
 TUNED = ["data.batch_size", "optimizer.learning_rate"]
@@ -23,6 +25,7 @@ def test_the_table_has_origin_outcome_scores_cost_and_what_was_tuned_as_columns(
         "tags.`trial_state`",
         "metrics.`best_val_loss`",
         "metrics.`best_val_accuracy`",
+        "metrics.`highest_val_accuracy`",
         "metrics.`test_accuracy`",
         "metrics.`usd`",
         "params.`data.batch_size`",
@@ -41,16 +44,25 @@ def test_the_charts_are_of_the_tuned_settings_and_of_the_course_of_every_objecti
     assert {chart["metricSectionId"] for chart in state["compareRunCharts"]} == sections
 
 
+@pytest.mark.parametrize(("metric", "rises"), [("val_loss", True), ("val_accuracy", False)])
+def test_the_runs_are_ordered_by_the_objective(metric: str, rises: bool) -> None:
+    state = state_of(CHARTS, metric)
+    assert (state["orderByKey"], state["orderByAsc"]) == (f"metrics.`best_{metric}`", rises)
+
+
 def test_a_link_names_the_view_that_the_tag_holds() -> None:
     link = view_link("http://127.0.0.1:5000", "3", TABLE)
     assert link.startswith("http://127.0.0.1:5000/#/experiments/3/runs?viewStateShareKey=table&")
     assert "compareRunsMode" not in link
     assert "compareRunsMode=CHART" in view_link("http://127.0.0.1:5000", "3", CHARTS)
-    assert set(view_tags(TUNED, now_ms=7)) == {"mlflow.sharedViewState.table", "mlflow.sharedViewState.charts"}
+    assert set(view_tags(TUNED, "val_loss", now_ms=7)) == {
+        "mlflow.sharedViewState.table",
+        "mlflow.sharedViewState.charts",
+    }
 
 
-def state_of(view: str) -> dict[str, object]:
-    saved = json.loads(view_tags(TUNED, now_ms=7)[f"mlflow.sharedViewState.{view}"])
+def state_of(view: str, metric: str = "val_loss") -> dict[str, object]:
+    saved = json.loads(view_tags(TUNED, metric, now_ms=7)[f"mlflow.sharedViewState.{view}"])
     assert saved["name"] == f"Comparison: {view}"
     assert saved["createdAt"] == 7
     return json.loads(saved["state"])

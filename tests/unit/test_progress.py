@@ -142,7 +142,7 @@ def test_a_run_that_ends_by_an_exception_leaves_no_bar(
 ) -> None:
     """As a trial does that is pruned: Lightning calls no `teardown` then."""
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    shown = EpochProgress("trial 3")
+    shown = EpochProgress("trial 3", {})
     trainer = SimpleNamespace(num_training_batches=4, global_step=0, max_epochs=2)
     shown.on_train_start(trainer, None)  # type: ignore[arg-type]
     shown.on_train_batch_end()

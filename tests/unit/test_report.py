@@ -125,7 +125,7 @@ def test_header_names_the_best_trial_the_counts_and_the_times(page: Page) -> Non
     assert page.facts() == {
         "Metric": "val_loss",
         "Direction": "minimize: lower is better",
-        "Best value": "0.25",
+        "Best value": "0.25, best of 5 trials: optimistic",
         "Best trial": "1",
         "Finished trials": "4",
         "Pruned trials": "1",
@@ -211,7 +211,7 @@ def test_maximize_takes_the_highest_value_of_the_named_metric(tmp_path: Path) ->
     assert facts["Direction"] == "maximize: higher is better"
     assert (facts["Metric"], facts["Best value"], facts["Best trial"]) == (
         "val_accuracy",
-        "0.75",
+        "0.75, best of 5 trials: optimistic",
         "0",
     )
     assert [row[2] for row in page.table("Optimization history")[1:]] == ["0.75"] * 4
@@ -359,7 +359,7 @@ def test_values_that_json_cannot_hold_still_give_a_page(tmp_path: Path) -> None:
     write_report([study], tmp_path / "report.html")
     page = Page(tmp_path / "report.html")
     assert page.plots()
-    assert page.facts()["Best value"] == "0.25"
+    assert page.facts()["Best value"] == "0.25, best of 7 trials: optimistic"
     assert page.table("A row for each trial")[7][2] == "inf"
 
 
@@ -370,8 +370,8 @@ def test_several_studies_are_compared_side_by_side(tmp_path: Path) -> None:
     heading, *rows = page.table("The studies side by side")
     column = heading.index("Best value")
     assert [(row[0], row[column]) for row in rows] == [
-        ("dogs", "0.25"),
-        ("cats", "0.75"),
+        ("dogs", "0.25, best of 5 trials: optimistic"),
+        ("cats", "0.75, best of 5 trials: optimistic"),
         ("young", "—"),
     ]
     links = [link.attributes["href"] for link in page.all("a")]

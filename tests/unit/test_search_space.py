@@ -17,11 +17,13 @@ from experiments.search_space import (
     FloatRange,
     IntRange,
     Range,
+    build_search_space,
     check_against,
     dump_search_space,
     grid_points,
     load_search_space,
 )
+from experiments.yaml_files import parse_yaml
 
 floats = st.tuples(st.floats(1e-9, 1e3), st.floats(1e-9, 1e3), st.booleans()).filter(lambda one: one[0] < one[1])
 integers = st.tuples(st.integers(1, 500), st.integers(1, 500), st.booleans()).filter(lambda one: one[0] < one[1])
@@ -33,7 +35,9 @@ ranges = st.one_of(
     integers.map(lambda one: IntRange(*one)),
     choices.map(lambda one: ChoiceRange(tuple(one))),
 )
-names = st.sampled_from(["optimizer.learning_rate", "data.batch_size", "trainer.max_epochs", "model.dropout", "seed"])
+names = st.sampled_from(
+    ["optimizer.learning_rate", "data.batch_size", "trainer.max_epochs", "model.dropout", "data.cache_views"]
+)
 
 
 @settings(max_examples=30, deadline=None)
@@ -127,11 +131,31 @@ def test_a_file_that_is_missing_is_named(tmp_path: Path) -> None:
 def test_fields_that_do_not_change_the_result_are_not_tunable(tmp_path: Path) -> None:
     path = tmp_path / "space.yaml"
     refused = [name for name in field_names() if name.startswith(NOT_TUNABLE)]
-    assert {"sweep.n_trials", "output_dir", "data.root", "tracking.uri", "search"} <= set(refused)
+    assert {
+        "sweep.n_trials",
+        "output_dir",
+        "data.root",
+        "data.name",
+        "data.max_bad_fraction",
+        "tracking.uri",
+        "search",
+    } <= set(refused)
     for name in refused:
         path.write_text(f"{name}: {{type: choice, values: [a, b]}}")
         with pytest.raises(ValueError, match=f"^search space: {name} must be a field that changes the result"):
             load_search_space(path)
+
+
+@pytest.mark.parametrize("name", ["seed", "data.fraction", "data.valid_fraction"])
+def test_fields_that_change_the_photos_of_a_trial_are_not_tunable(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "space.yaml"
+    path.write_text(f"{name}: {{type: choice, values: [0, 1]}}")
+    with pytest.raises(
+        UserError, match=f"^search space: {name} must be a field that keeps the photos of all trials the"
+    ):
+        load_search_space(path)
+    loaded = parse_yaml(path.read_text())
+    assert list(build_search_space(loaded, "a study of an older version")) == [name], "its report can still be written"
 
 
 @pytest.mark.parametrize(
