@@ -118,5 +118,5 @@ def test_two_devices_see_every_image_once(flags: list[str], tmp_path: Path) -> N
         run = [f"--trainer.devices={devices}", f"--output_dir={tmp_path / str(devices)}"]
         done = command("train", *own_flags("train", flags), *still, *run)
         lines = dict(line.split(": ") for line in done.stdout.splitlines() if ": " in line)
-        values.append({name: float(lines[name]) for name in ("val_loss", "val_accuracy", "train_accuracy")})
+        values.append({name: float(lines[name].split()[0]) for name in ("val_loss", "val_accuracy", "train_accuracy")})
     assert values[0] == pytest.approx(values[1], rel=1e-4)
