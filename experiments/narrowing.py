@@ -5,9 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 from experiments.config import require
+from experiments.figures import completed_trials, objective_value
 from experiments.search_space import ChoiceRange, FloatRange, IntRange, Range, SearchSpace
+
+if TYPE_CHECKING:  # whoever has a study has imported it
+    from optuna import Study
 
 MIN_TRIALS = 8
 """Complete trials below which the best quarter says nothing."""
@@ -33,6 +38,17 @@ def narrow(space: SearchSpace, points: Sequence[Mapping[str, object]], values: S
         require(None not in drawn, f"--from-study: {name}", "be a field that the study tuned", drawn)
         narrowed[name] = _narrow(one, drawn)
     return MappingProxyType(narrowed)
+
+
+def narrow_by_study(space: SearchSpace, study: Study) -> SearchSpace:
+    """`narrow` to the best complete trials of a study, by the study's own objective.
+
+    Raises:
+        ValueError: as `narrow`.
+    """
+    trials = completed_trials(study)
+    sign = -1 if study.direction.name == "MAXIMIZE" else 1
+    return narrow(space, [trial.params for trial in trials], [sign * objective_value(trial) for trial in trials])
 
 
 def describe(before: SearchSpace, after: SearchSpace) -> str:

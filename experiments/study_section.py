@@ -31,7 +31,7 @@ from experiments.figures import (
     varying_parameters,
 )
 from experiments.intervals import interval_text, selection_text
-from experiments.narrowing import MIN_TRIALS, narrow, range_text
+from experiments.narrowing import MIN_TRIALS, narrow_by_study, range_text
 from experiments.page import (
     NOTHING,
     InteractivePlot,
@@ -126,9 +126,7 @@ def _good_region(study: Study, completed: Sequence[FrozenTrial]) -> Table:
     if "search_space" not in study.user_attrs or len(completed) < MIN_TRIALS:
         return Table(columns, ())
     space = build_search_space(parse_yaml(study.user_attrs["search_space"]), study.study_name)
-    sign = -1 if study.direction.name == "MAXIMIZE" else 1
-    values = [sign * objective_value(trial) for trial in completed]
-    region = narrow(space, [trial.params for trial in completed], values)
+    region = narrow_by_study(space, study)
     return Table(columns, tuple((name, range_text(space[name]), range_text(region[name])) for name in space))
 
 

@@ -281,15 +281,11 @@ def _rehearse(settings: CloudSettings, config: RunConfig, arguments: argparse.Na
 
 
 def _narrowed(config: RunConfig, space: SearchSpace, name: str) -> SearchSpace:
-    from optuna.trial import TrialState
-
-    from experiments.narrowing import describe, narrow
+    from experiments.narrowing import describe, narrow_by_study
     from experiments.study import load_study
 
-    trials = load_study(config, name).get_trials(deepcopy=False, states=[TrialState.COMPLETE])
-    sign = 1 if config.sweep.direction == "minimize" else -1
-    smaller = narrow(space, [trial.params for trial in trials], [sign * float(trial.value or 0) for trial in trials])
-    say(f"where the best quarter of {len(trials)} trials of study {name} lies:\n{describe(space, smaller)}")
+    smaller = narrow_by_study(space, load_study(config, name))
+    say(f"where the best quarter of the complete trials of study {name} lies:\n{describe(space, smaller)}")
     return smaller
 
 

@@ -268,11 +268,11 @@ def test_what_the_toolkit_prints_around_a_script_is_left_out() -> None:
         "Invoking script with the following command:",
         "2026 sagemaker-training-toolkit INFO     Exceptions not imported",
         "/opt/venv/bin/python -- entry.py --data__augment none --seed 1",
-        '[facts] {"data.classes": "10"}',
+        '[facts] {"data.classes": "10", "data.valid_images": "341", "data.test_images": "372"}',
         "decoding: 12 photos, once for all trials",
         "[metrics] epoch=1 val_loss=1.04719 val_accuracy=0.5 train_loss=2.0 epoch_seconds=3.0 end",
         "[metrics] epoch=2 val_loss=0.9 val_acc",
-        "[outcome] epoch=2 best_val_loss=0.9 test_loss=0.8 end",
+        "[outcome] epoch=2 best_val_loss=0.9 test_loss=0.8 test_accuracy=0.75 end",
         "",
         "2026 sagemaker-training-toolkit INFO     Reporting training SUCCESS",
     ]
@@ -280,7 +280,7 @@ def test_what_the_toolkit_prints_around_a_script_is_left_out() -> None:
     assert kept == [
         "ERROR: No matching distribution found",
         "decoding: 12 photos, once for all trials",
-        "epoch 1: val_loss 1.0472 val_accuracy 0.5000",
+        "epoch 1: val_loss 1.0472 val_accuracy 0.5000 [0.447, 0.553]",
         "[metrics] epoch=2 val_loss=0.9 val_acc",
-        "ended: best_val_loss 0.9000 test_loss 0.8000",
+        "ended: best_val_loss 0.9000 test_loss 0.8000 test_accuracy 0.7500 [0.704, 0.791]",
     ]

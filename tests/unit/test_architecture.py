@@ -38,6 +38,7 @@ ABOUT_OPTUNA = {
     "sweep.py",
     "pruning.py",
     "figures.py",
+    "narrowing.py",
     "report.py",
     "cli.py",
     "compared_runs.py",

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 
+import optuna
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from optuna.distributions import FloatDistribution
 
-from experiments.narrowing import describe, narrow
+from experiments.narrowing import describe, narrow, narrow_by_study
 from experiments.search_space import ChoiceRange, FloatRange, IntRange, SearchSpace
 
 SPACE: SearchSpace = {
@@ -69,3 +71,19 @@ def test_too_few_trials_and_another_space_are_refused() -> None:
         narrow(SPACE, [{}] * 3, [1, 2, 3])
     with pytest.raises(ValueError, match=r"optimizer\.learning_rate must be a field that the study tuned"):
         narrow(SPACE, [{}] * 8, [1] * 8)
+
+
+@pytest.mark.parametrize(("direction", "low", "high"), [("minimize", 1e-4, 1.2e-3), ("maximize", 8e-3, 1e-1)])
+def test_a_study_narrows_by_its_own_direction(direction: str, low: float, high: float) -> None:
+    """And not by that of the command, which may have another objective."""
+    study = optuna.create_study(direction=direction)
+    ranges = {"optimizer.learning_rate": FloatDistribution(1e-4, 1e-1, log=True)}
+    for number in range(13):
+        rate = 1e-4 * 10 ** (number / 4)
+        params = {"optimizer.learning_rate": rate}
+        study.add_trial(optuna.create_trial(params=params, distributions=ranges, value=rate))
+    one = narrow_by_study({"optimizer.learning_rate": FloatRange(1e-4, 1e-1, log=True)}, study)[
+        "optimizer.learning_rate"
+    ]
+    assert isinstance(one, FloatRange)
+    assert low / 1.01 <= one.low < one.high <= high * 1.01
