@@ -21,7 +21,7 @@ from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
 from benchmarks.common import parser, report, spread
-from experiments.config import load_config
+from experiments.config import load_config, with_recipe
 from experiments.inputs import open_data_once, open_decoded_once, photo_data
 from lightning_modules.memory import keep_memory
 
@@ -39,7 +39,8 @@ def main() -> None:
     keep_memory()  # as `train()` does
     with tempfile.TemporaryDirectory() as folder:
         values: dict[str, object] = {"data.name": "folder", "data.root": arguments.data, "data.image_size": size}
-        config = load_config(None, values | {"data.batch_size": BATCH_SIZE, "data.cache_dir": Path(folder)})
+        values |= {"data.batch_size": BATCH_SIZE, "data.cache_dir": Path(folder)}
+        config = with_recipe(load_config(None, values))
         folders = open_data_once(config)
         started = time.perf_counter()
         decoded = open_decoded_once(config)

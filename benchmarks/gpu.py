@@ -29,7 +29,7 @@ from pytorch_lightning.loggers.logger import DummyLogger
 from torch import nn
 
 from benchmarks.common import parser, report, save, spread
-from experiments.config import RunConfig, load_config, override
+from experiments.config import RunConfig, load_config, override, with_recipe
 from experiments.console import say
 from experiments.inputs import new_network, open_data_once, open_features_once, training_device
 from experiments.train import train
@@ -145,20 +145,18 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         enlarge(arguments.data, folder / "photos", copies=arguments.copies, short_side=arguments.short_side)
-        config = load_config(
-            None,
-            {
-                "data.name": "folder",
-                "data.root": folder / "photos",
-                "data.image_size": arguments.image_size,
-                "data.batch_size": arguments.batch_size,
-                "data.cache_dir": folder / "cache",
-                "data.cache_views": 2,
-                "model.backbone": arguments.backbone,
-                "model.weights": "none",
-                "trainer.compile": arguments.compile,
-            },
-        )
+        values = {
+            "data.name": "folder",
+            "data.root": folder / "photos",
+            "data.image_size": arguments.image_size,
+            "data.batch_size": arguments.batch_size,
+            "data.cache_dir": folder / "cache",
+            "data.cache_views": 2,
+            "model.backbone": arguments.backbone,
+            "model.weights": "none",
+            "trainer.compile": arguments.compile,
+        }
+        config = with_recipe(load_config(None, values))
         for mode in arguments.modes:
             own = override(config, {"model.trainable": mode} | ({"data.batch_size": 64} if mode == "head" else {}))
             steps, before = arguments.steps * (10 if mode == "head" else 1), -(-arguments.repeat // 2)

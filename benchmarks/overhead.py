@@ -28,7 +28,7 @@ from torch import nn
 
 from benchmarks.common import parser, report, spread, write_photos
 from experiments import sweep
-from experiments.config import RunConfig, load_config
+from experiments.config import RunConfig, load_config, with_recipe
 from experiments.inputs import new_network, open_data_once, open_decoded_once, photo_data
 from experiments.train import train
 
@@ -132,12 +132,8 @@ def main() -> None:
         write_photos(folder / "small", per_class=8, size=32)
         base: dict[str, object] = {"data.name": "folder", "model.weights": "none", "data.augment": "none"}
         base |= {"data.cache_dir": folder / "cache", "output_dir": folder / "runs"}
-        large = load_config(
-            None,
-            base
-            | {"data.root": folder / "large", "model.trainable": "all", "data.batch_size": 16}
-            | {"trainer.max_epochs": 3},
-        )
+        values = base | {"data.root": folder / "large", "model.trainable": "all", "data.batch_size": 16}
+        large = with_recipe(load_config(None, values | {"trainer.max_epochs": 3}))
         small = load_config(
             None,
             base

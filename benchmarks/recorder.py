@@ -23,7 +23,7 @@ from pytorch_lightning.loggers.logger import DummyLogger
 
 from benchmarks.common import parser, report, spread, write_photos
 from experiments.cli import quiet_libraries
-from experiments.config import RunConfig, load_config, override
+from experiments.config import RunConfig, load_config, override, with_recipe
 from experiments.train import train
 
 PHOTOS = 800
@@ -84,7 +84,7 @@ def main() -> None:
             "trainer.accelerator": "cpu",
         }
         for case, own in CASES.items():
-            config = load_config(None, {**shared, **own})
+            config = with_recipe(load_config(None, {**shared, **own}))
             records = ("none", *(("single",) if own["model.trainable"] == "head" else ()), "light", "full")
             measured: dict[str, list[tuple[float, float]]] = {record: [] for record in records}
             for number in range(arguments.repeat + 1):

@@ -131,7 +131,7 @@ def _from_trial(study: Study, trial: FrozenTrial, label: str) -> ComparedRun:
     return ComparedRun(
         name=label,
         origin="local",
-        metrics={**numbers, metric: trial.value},
+        metrics={metric: trial.value, **numbers},
         params={
             **{name: str(value) for name, value in {**study.user_attrs.get("config", {}), **trial.params}.items()},
             **photo_facts(study),

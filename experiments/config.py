@@ -11,7 +11,7 @@ import math
 import os
 import re
 from argparse import ArgumentError
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, TypeVar, get_args, get_origin
@@ -109,10 +109,11 @@ class DataConfig:
     """Data set: `digits` (embedded, no download), `folder` (your own class folders), `dog_images` (133 breeds)."""
     root: Path | None = used_by(None, *FINDS_PHOTOS)
     """Folder with train, valid and test; digits and dog_images are kept there."""
-    image_size: int = 224
-    """Side of the square that the network sees, in pixels."""
-    crop_fraction: float = 0.875
-    """Share of the resized short side that the evaluation crop keeps; 1.0 keeps all of it."""
+    image_size: int | None = None
+    """Side of the square that the network sees, in pixels; by default that of torchvision's weights of the backbone."""
+    crop_fraction: float | None = None
+    """Share of the resized short side that the evaluation crop keeps; 1.0 keeps all of it. By default that of
+    torchvision's weights of the backbone."""
     batch_size: int = used_by(64, *TRAINS, "evaluate")
     """Images a step (on each device)."""
     num_workers: int = 0
@@ -138,8 +139,9 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         """Refuse what no run can use."""
-        require(16 <= self.image_size <= 1024, "data.image_size", "be 16..1024", self.image_size)
-        require(0.5 <= self.crop_fraction <= 1, "data.crop_fraction", "be 0.5..1", self.crop_fraction)
+        size, crop = self.image_size, self.crop_fraction
+        require(size is None or 16 <= size <= 1024, "data.image_size", "be 16..1024", size)
+        require(crop is None or 0.5 <= crop <= 1, "data.crop_fraction", "be 0.5..1", crop)
         require(self.batch_size >= 1, "data.batch_size", "be >= 1", self.batch_size)
         require(self.num_workers >= 0, "data.num_workers", "be >= 0", self.num_workers)
         require(0 < self.fraction <= 1, "data.fraction", "be in (0, 1]", self.fraction)
@@ -177,7 +179,8 @@ class ModelConfig:
     trainable: Literal["head", "last_block", "all"] = "head"
     """What training changes; the rest stays frozen, its BatchNorm statistics included."""
     dropout: float = 0.0
-    """Share of the features dropped in front of the head while training."""
+    """Share of the features dropped in front of the head while training, in place of the backbone's own dropout there;
+    0 leaves the backbone as it is."""
     label_smoothing: float = 0.0
     """Label smoothing of the training loss; validation and test losses are plain cross entropy."""
 
@@ -201,7 +204,7 @@ class OptimizerConfig:
     learning_rate: float = 1e-3
     """Peak step size after warm-up."""
     weight_decay: float = 1e-2
-    """Decay of the weights with two or more dimensions."""
+    """Decay of the layers' weights; not of norms, biases, layer scales and position embeddings."""
     backbone_learning_rate_scale: float = 1.0
     """Step size of the backbone as a share of learning_rate."""
     schedule: Literal["constant", "cosine", "one_cycle"] = "cosine"
@@ -473,6 +476,31 @@ def override(config: RunConfig, values: Mapping[str, object]) -> RunConfig:
         UserError: for an unknown field or a value that its field refuses, naming both.
     """
     return _build(RunConfig, {**to_flat(config), **_known(values, RunConfig)})
+
+
+def with_recipe(config: RunConfig, drawn: Collection[str] = ()) -> RunConfig:
+    """The config with the sizes that the backbone's weights were made for, where it leaves them open.
+
+    This comes before anything reads, notes or sends them.
+
+    Args:
+        drawn: fields that each trial draws. Where the backbone is one of them, it is for each trial to do this.
+
+    Raises:
+        UserError: for an unknown backbone.
+    """
+    size, crop = config.data.image_size, config.data.crop_fraction
+    if "model.backbone" in drawn or None not in (size, crop):
+        return config
+    from lightning_modules.network import recipe  # `--help` does not need torchvision, nor who types both
+
+    wanted = recipe(config.model.backbone)
+    data = replace(
+        config.data,
+        image_size=wanted.image_size if size is None else size,
+        crop_fraction=wanted.image_size / wanted.resize_size if crop is None else crop,
+    )
+    return replace(config, data=data)
 
 
 def load_config(preset: Path | None = None, overrides: Mapping[str, object] | None = None) -> RunConfig:

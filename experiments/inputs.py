@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from experiments.config import DataConfig, RunConfig, TrainerConfig, override
+from experiments.config import DataConfig, ModelConfig, RunConfig, TrainerConfig, override
 from experiments.console import progress, say
 from experiments.datasets import open_data, photo_root
 from experiments.errors import UserError
@@ -22,7 +22,14 @@ from lightning_modules.data import ClassFolderData
 from lightning_modules.features import FeatureData, FeatureSet, compute_features
 from lightning_modules.folders import ClassFolders
 from lightning_modules.inference import Preprocessing
-from lightning_modules.network import DropoutLinear, check_backbone, create_network, find_head, network_on_meta
+from lightning_modules.network import (
+    DropoutLinear,
+    check_backbone,
+    create_network,
+    find_head,
+    network_on_meta,
+    recipe,
+)
 from lightning_modules.photos import DecodedPhotos, PhotoFiles, open_decoded
 
 
@@ -60,8 +67,10 @@ def say_data(config: RunConfig) -> None:
 
 
 def preprocessing(config: RunConfig) -> Preprocessing:
-    """How a photo becomes the network's input."""
-    return Preprocessing(config.data.image_size, round(config.data.image_size / config.data.crop_fraction))
+    """How a photo becomes the network's input: by the recipe of the backbone's weights, in the sizes of the config."""
+    size, crop = config.data.image_size, config.data.crop_fraction
+    assert size is not None and crop is not None, "with_recipe() comes first"
+    return replace(recipe(config.model.backbone), image_size=size, resize_size=round(size / crop))
 
 
 def photo_data(
@@ -93,7 +102,11 @@ def new_network(config: RunConfig, num_classes: int) -> nn.Module:
     """The network before training; its random parts depend on the seed only."""
     torch.manual_seed(config.seed)
     return create_network(
-        config.model.backbone, num_classes, weights=config.model.weights, dropout=config.model.dropout
+        config.model.backbone,
+        num_classes,
+        weights=config.model.weights,
+        image_size=preprocessing(config).image_size,
+        dropout=config.model.dropout,
     )
 
 
@@ -145,8 +158,9 @@ def open_inputs_once(config: RunConfig) -> None:
 
 
 def _photos_only(config: RunConfig) -> RunConfig:
-    """The config without what makes no difference to the photos."""
-    return RunConfig(data=replace(config.data, batch_size=1), seed=config.seed)
+    """The config without what makes no difference to the photos. The backbone's recipe says how they are resized."""
+    model = ModelConfig(backbone=config.model.backbone)
+    return RunConfig(data=replace(config.data, batch_size=1), model=model, seed=config.seed)
 
 
 def training_device(config: RunConfig) -> torch.device:

@@ -76,9 +76,11 @@ def train_population(
                 _write_checkpoint(run.folder, best_epoch, weight, bias)
                 inputs = population.features.valid[0].cpu().double()
                 logs = (inputs @ weight.double().T + bias.double()).log_softmax(dim=1).numpy()
-                Scores.of_split(folders, folders.valid, logs).save(run.folder.scores)
+                scores = Scores.of_split(folders, folders.valid, logs)
+                scores.save(run.folder.scores)
                 epochs = {line.step: line.metrics for line in run.folder.metric_lines()}
-                yield run, Outcome("COMPLETE", at_best[metric], run_metrics(epochs, best_epoch))
+                scored = {**run_metrics(epochs, best_epoch), **scores.metrics("val")}
+                yield run, Outcome("COMPLETE", at_best[metric], scored)
             elif pruned:
                 yield run, Outcome("PRUNED", values[metric], reason=f"pruned after epoch {epoch}")
             else:

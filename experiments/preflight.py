@@ -11,10 +11,10 @@ from pathlib import Path
 
 import torch
 
-from experiments.config import RunConfig, override, require, require_folder
+from experiments.config import RunConfig, override, require, require_folder, with_recipe
 from experiments.datasets import check_photos
 from experiments.errors import UserError
-from experiments.inputs import uses_features
+from experiments.inputs import preprocessing, uses_features
 from experiments.search_space import SearchSpace, check_against, extremes
 from experiments.study_storage import open_storage
 from lightning_modules.locks import KernelLock
@@ -51,7 +51,7 @@ def check_sweep(config: RunConfig, space: SearchSpace) -> None:
     if SMALLEST in space:
         drawn[SMALLEST] = (min(extremes(space[SMALLEST]), key=float),)
     for values in itertools.product(*drawn.values()):
-        check_model(override(config, dict(zip(drawn, values, strict=True))))
+        check_model(with_recipe(override(config, dict(zip(drawn, values, strict=True)))))
     if config.sweep.storage is not None:
         open_storage(config)
 
@@ -94,7 +94,7 @@ def check_model(config: RunConfig) -> None:
         config.model.backbone,
         weights=config.model.weights,
         dropout=config.model.dropout,
-        image_size=config.data.image_size,
+        image_size=preprocessing(config).image_size,
         trainable=config.model.trainable,
         batch_size=config.data.batch_size,
     )

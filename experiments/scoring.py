@@ -106,7 +106,7 @@ def score_split(network: nn.Module, data: ClassFolderData, split: Split) -> Scor
 
 
 def predict_log_probabilities(network: nn.Module, batches: Iterable[Tensor]) -> NDArray[np.floating]:
-    """Log-probabilities, (N, C) float64, of what stands in some batches of inputs.
+    """Log-probabilities, (N, C) float64, of what stands in some batches of inputs; the network computes in float32.
 
     Raises:
         InterruptedRunError: if somebody asked for a stop.
@@ -115,10 +115,11 @@ def predict_log_probabilities(network: nn.Module, batches: Iterable[Tensor]) -> 
 
     from experiments.interrupts import raise_if_interrupted
     from lightning_modules.memory import keep_memory
+    from lightning_modules.precision import exact_float32
 
     keep_memory()
     rows = []
-    with torch.inference_mode():
+    with torch.inference_mode(), exact_float32():
         for batch in batches:
             rows.append(network(batch).cpu().double().log_softmax(dim=1))  # MPS has no float64
             raise_if_interrupted()

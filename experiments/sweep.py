@@ -16,7 +16,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -26,13 +26,20 @@ import torch
 from optuna.trial import FrozenTrial, TrialState
 
 from experiments.claims import Claim, ClaimLostError, HeldClaims
-from experiments.config import RunConfig, override, to_public
+from experiments.config import RunConfig, override, to_public, with_recipe
 from experiments.console import outlive_output, say
 from experiments.drawing import draw_once
 from experiments.errors import CommandError, InterruptedRunError, SweepError, UserError
 from experiments.figures import save_figure, study_figures
 from experiments.identity import Photos, StudyIdentity
-from experiments.inputs import forget_opened, open_data_once, open_inputs_once, say_data, training_device, uses_features
+from experiments.inputs import (
+    forget_opened,
+    open_data_once,
+    open_inputs_once,
+    say_data,
+    training_device,
+    uses_features,
+)
 from experiments.interrupts import Interrupts, Watch
 from experiments.intervals import metric_text, selection_text
 from experiments.logger import RunFolderLogger
@@ -102,6 +109,7 @@ def run_sweep(config: RunConfig, *, more: int = 0) -> SweepResult:
     if config.search is None:
         raise UserError("search must name a search-space YAML such as conf/search/head.yaml, got None")
     space = load_search_space(config.search)
+    config = with_recipe(config, drawn=space)
     check_sweep(config, space)
     forget_opened()
     photos = Photos.of(open_data_once(config))
@@ -127,7 +135,7 @@ def run_sweep(config: RunConfig, *, more: int = 0) -> SweepResult:
         try:
             if config.sweep.workers == 1:
                 started = time.monotonic()
-                open_inputs_once(config)  # while the publisher comes up
+                open_inputs_once(with_recipe(config))  # while the publisher comes up
                 if (seconds := time.monotonic() - started) >= 1:  # else they were opened before
                     study.set_user_attr(INPUTS_SECONDS, study.user_attrs.get(INPUTS_SECONDS, 0.0) + seconds)
                 progress.start_clock()
@@ -212,7 +220,7 @@ def _run_trials(job: _Job, claims: Sequence[Claim], held: HeldClaims) -> Iterato
     fresh: dict[RunConfig, list[PopulationRun]] = {}
     by_folder = {claimed.folder.path: claimed for claimed in claims}
     for claimed in claims:
-        config, folder = override(job.config, claimed.point), claimed.folder
+        config, folder = trial_config(job.config, claimed.point), claimed.folder
         if folder.exists:
             job.identity.check_trial(folder, config)
             if folder.outcome is not None and folder.outcome.state == "STOPPED":
@@ -236,6 +244,11 @@ def _run_trials(job: _Job, claims: Sequence[Claim], held: HeldClaims) -> Iterato
             claimed = by_folder[run.folder.path]
             _finish(job, claimed, held, outcome)
             yield _tell(job, claimed, held)
+
+
+def trial_config(config: RunConfig, point: Mapping[str, object]) -> RunConfig:
+    """The config of a trial: that of its study at its point."""
+    return with_recipe(override(config, point))
 
 
 def _leave(folder: RunFolder) -> None:
@@ -314,7 +327,7 @@ def _may_pass(error: Exception) -> bool:
 def _train_trial(job: _Job, claimed: Claim, held: HeldClaims) -> Outcome:
     """Train a trial once."""
     folder, name = claimed.folder, f"trial {claimed.trial.number}"
-    config = override(job.config, claimed.point)
+    config = trial_config(job.config, claimed.point)
     facts = data_facts(open_data_once(config))
     try:
         result = train(
@@ -329,7 +342,7 @@ def _train_trial(job: _Job, claimed: Claim, held: HeldClaims) -> Outcome:
         assert pruned is not None, "the decision is stored before the trial is stopped"
         return pruned
     result.validation.save(folder.scores)
-    return Outcome("COMPLETE", result.metrics[job.config.sweep.metric], dict(result.metrics))
+    return Outcome("COMPLETE", result.metrics[job.config.sweep.metric], result.scored)
 
 
 def _finish(job: _Job, claimed: Claim, held: HeldClaims, outcome: Outcome) -> None:
@@ -431,7 +444,7 @@ def _export(config: RunConfig, study: optuna.Study, best: FrozenTrial) -> None:
         )
         shutil.rmtree(checkpoints)
     elif is_complete and best_checkpoint.is_file():
-        config = override(config, best.params)
+        config = trial_config(config, best.params)
         metrics = {name: value for name, value in best.user_attrs.items() if isinstance(value, float)}
         export(config, open_data_once(config), folder.path, folder.export, metrics)
         shutil.rmtree(checkpoints)

@@ -79,15 +79,20 @@ class TrainResult:
     output_dir: Path
     data: ClassFolderData
     validation: Scores
-    """The validation split, by the weights of the best epoch."""
+    """The validation split, by the weights of the best epoch in float32."""
     history: Mapping[int, Mapping[str, float]]
-    """Metrics by epoch; epochs count from 1."""
+    """Metrics by epoch, in the precision of training; epochs count from 1."""
     best_epoch: int
 
     @property
     def metrics(self) -> Mapping[str, float]:
-        """The metrics of the best epoch, and the highest accuracy of all epochs."""
+        """The metrics of the best epoch, among them the objective, and the highest accuracy of all epochs."""
         return run_metrics(self.history, self.best_epoch)
+
+    @property
+    def scored(self) -> dict[str, float]:
+        """The metrics of the best epoch with its float32 validation scores, those of the exported network."""
+        return {**self.metrics, **self.validation.metrics("val")}
 
 
 def train(
@@ -272,7 +277,7 @@ def score_and_export(
         The metrics of the best epoch, and those of the test split.
     """
     config, folders, scores = result.config, result.data.folders, result.validation
-    measured = dict(result.metrics)
+    measured = result.scored
     if score_test and folders.test is not None:
         network = trained_network(config, len(folders.class_names), result.output_dir)
         scores = score_split(network, result.data, folders.test)

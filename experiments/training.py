@@ -15,7 +15,7 @@ from typing import NoReturn
 
 from filelock import AcquireReturnProxy, Timeout
 
-from experiments.config import RunConfig, override, to_flat, to_public
+from experiments.config import RunConfig, override, to_flat, to_public, with_recipe
 from experiments.console import say
 from experiments.errors import CommandError, InterruptedRunError, UserError
 from experiments.inputs import forget_opened, open_data_once, say_data
@@ -76,6 +76,7 @@ def train_and_register(
         best, trial = best_config(load_study(config, from_best), config)
         config = override(best, overrides or {})
         tags = {"study": from_best, "trial": str(trial.number)}
+    config = with_recipe(config)
     name = f"train {from_best or config.data.name}"
     folder = train_run(config, run_place(config), name, tags, registers=True)
     outcome, published = folder.outcome, folder.published

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from lightning_modules.inference import Interpolation
+
 Augment = Literal["none", "light", "strong"]
 
 VERSION = 2
@@ -45,7 +47,15 @@ def draw_numbers(seeds: Tensor) -> Tensor:
     return torch.from_numpy((bits >> np.uint64(40)).astype(np.float32) * np.float32(2**-24))
 
 
-def augment(pixels: Tensor, sizes: Tensor, draws: Tensor, *, level: Augment, image_size: int) -> Tensor:
+def augment(
+    pixels: Tensor,
+    sizes: Tensor,
+    draws: Tensor,
+    *,
+    level: Augment,
+    image_size: int,
+    interpolation: Interpolation = Interpolation.BILINEAR,
+) -> Tensor:
     """Crop, flip and colour every image of a batch in its own way.
 
     Args:
@@ -54,6 +64,7 @@ def augment(pixels: Tensor, sizes: Tensor, draws: Tensor, *, level: Augment, ima
         draws: (B, DRAWS) numbers in [0, 1), as `draw_numbers` gives them.
         level: `light`, or `strong` with two random operations and, for a quarter of the images, an erased rectangle.
         image_size: side of the result.
+        interpolation: how pixels are sampled.
 
     Returns:
         (B, 3, image_size, image_size) float32 in [0, 1].
@@ -63,7 +74,8 @@ def augment(pixels: Tensor, sizes: Tensor, draws: Tensor, *, level: Augment, ima
     """
     strength = _strengths(draws[:, 8:12]) if level == "strong" else draws.new_zeros(len(draws), len(_OPERATIONS))
     by_name = dict(zip(_OPERATIONS, strength.T[:, :, None, None, None], strict=True))  # each (B, 1, 1, 1)
-    images = _sample(pixels, sizes, draws[:, :5], strength[:, :3], image_size, upright=level == "light")
+    upright = level == "light"
+    images = _sample(pixels, sizes, draws[:, :5], strength[:, :3], image_size, upright=upright, mode=interpolation)
     jitter = COLOUR * (2 * draws[:, 5:8].T[:, :, None, None, None] - 1)
     # In place and in few passes, as each costs its way through memory: brightness and contrast in one.
     names = ("brightness", "contrast", "saturation")
@@ -87,11 +99,12 @@ def _strengths(draws: Tensor) -> Tensor:
 
 
 def _sample(
-    pixels: Tensor, sizes: Tensor, draws: Tensor, geometry: Tensor, image_size: int, *, upright: bool
+    pixels: Tensor, sizes: Tensor, draws: Tensor, geometry: Tensor, image_size: int, *, upright: bool, mode: str
 ) -> Tensor:
-    """Cut a random box out of each image, turned, sheared and flipped, and scale it: one bilinear sampling for all.
+    """Cut a random box out of each image, turned, sheared and flipped, and scale it: one sampling for all.
 
-    The result is (B, 3, image_size, image_size) float32 in [0, 255]. `upright` boxes are neither turned nor sheared.
+    The result is (B, 3, image_size, image_size) float32, in [0, 255] but for what bicubic sampling overshoots.
+    `upright` boxes are neither turned nor sheared.
 
     There is no low-pass filter: boxes are at most a little larger than the result, as photos come scaled down.
     """
@@ -127,7 +140,20 @@ def _sample(
         # What lies outside shows the nearest pixel, and nothing of what fills up the batch.
         last = ((side - 0.5) * (2 / canvas) - 1)[:, None, None]
         places[..., axis] = place.clamp_(torch.full_like(last, 1 / canvas - 1), last)
-    return functional.grid_sample(pixels.permute(0, 3, 1, 2).to(torch.float32), places, align_corners=False)
+    padding = "zeros"  # never seen
+    if mode == "bicubic":
+        pixels, padding = _edges_repeated(pixels, sizes), "border"
+    images = pixels.permute(0, 3, 1, 2).to(torch.float32)
+    return functional.grid_sample(images, places, mode=mode, padding_mode=padding, align_corners=False)
+
+
+def _edges_repeated(pixels: Tensor, sizes: Tensor) -> Tensor:
+    """The last row and column of each image in place of what fills up the batch: bicubic sampling looks beyond them."""
+    height, width = sizes[:, :, None].unbind(dim=1)
+    down = torch.arange(pixels.shape[1], device=pixels.device).minimum(height - 1)
+    across = torch.arange(pixels.shape[2], device=pixels.device).minimum(width - 1)
+    image = torch.arange(len(pixels), device=pixels.device)
+    return pixels[image[:, None, None], down[:, :, None], across[:, None, :]]
 
 
 def _blend(images: Tensor, other: Tensor, share: Tensor, scale: Tensor | float = 1.0) -> None:

@@ -19,6 +19,12 @@ from lightning_modules.network import Trainable, find_head, trainable_modules
 
 Schedule = Literal["constant", "cosine", "one_cycle"]
 
+NOT_DECAYED = ("layer_scale", "class_token", "pos_embedding", "relative_position_bias_table", "logit_scale")
+"""Scales and positions: of two or more dimensions, and yet no weights of a layer. The names are torchvision's.
+
+Source: the training code of ConvNeXt (arXiv:2201.03545), ViT (arXiv:2010.11929) and Swin (arXiv:2103.14030 and
+2111.09883) does not decay them; torchvision's own references exempt class tokens, positions and bias tables (2026-11).
+"""
 EPOCH_SO_FAR = "epoch_so_far"
 """Where a checkpoint keeps the running sums of an epoch that is under way."""
 
@@ -219,9 +225,10 @@ class ImageClassifier(pl.LightningModule):
         """Head and backbone, each with and without decay: norms and biases (one dimension) are not decayed."""
         head = {id(one) for one in self.network.get_submodule(find_head(self.network)).parameters()}
         groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
-        for one in self.network.parameters():
+        for name, one in self.network.named_parameters():
             if one.requires_grad:
-                groups.setdefault((id(one) in head, one.ndim > 1), []).append(one)
+                is_decayed = one.ndim > 1 and name.rpartition(".")[2] not in NOT_DECAYED
+                groups.setdefault((id(one) in head, is_decayed), []).append(one)
         return [
             {
                 "params": parameters,

@@ -301,8 +301,14 @@ class ClassFolderData(pl.LightningDataModule):
         """What the network takes: (B, 3, S, S) float32, normalised."""
         if batch.draws.shape[1]:
             assert self.augment != "none"
-            size = self.preprocessing.image_size
-            images = augment(batch.pixels, batch.sizes, batch.draws, level=self.augment, image_size=size)
+            images = augment(
+                batch.pixels,
+                batch.sizes,
+                batch.draws,
+                level=self.augment,
+                image_size=self.preprocessing.image_size,
+                interpolation=self.preprocessing.interpolation,
+            )
         else:
             images = batch.pixels.permute(0, 3, 1, 2)
         return self.preprocessing.normalise(images)

@@ -23,6 +23,7 @@ from lightning_modules.folders import Split
 from lightning_modules.memory import keep_memory
 from lightning_modules.network import find_head
 from lightning_modules.photos import Progress, cache_key
+from lightning_modules.precision import exact_float32
 
 IMAGES_AT_ONCE = 4096
 """Whose features are gathered together: 34 MB of a ResNet50's."""
@@ -79,7 +80,8 @@ def compute_features(
         backbone: the network's name.
         views: augmented views to keep of each training image; without augmentation there is one.
         device: where the pass runs.
-        autocast: data type to compute in where that is safe; None is float32 throughout.
+        autocast: data type in which the training views are computed where that is safe; None is float32 throughout.
+            Validation photos are always computed in float32: their scores are those of the exported network.
 
     Raises:
         CacheTooSmallError: if `max_gb` is less than one split's features.
@@ -90,7 +92,9 @@ def compute_features(
     assert isinstance(head, nn.Linear), "the caller has checked it"
     trunk_digest = _digest_of({k: v for k, v in network.state_dict().items() if not k.startswith(f"{head_name}.")})
 
-    def features(split: Split, count: int, inputs: Iterable[Iterable[Tensor]], augment: Augment) -> Tensor:
+    def features(
+        split: Split, count: int, inputs: Iterable[Iterable[Tensor]], augment: Augment, autocast: torch.dtype | None
+    ) -> Tensor:
         key = cache_key("features", split) | {
             "backbone": [backbone, trunk_digest],
             "preprocessing": data.preprocessing.to_dict(),
@@ -118,8 +122,10 @@ def compute_features(
     folders, count = data.folders, 1 if data.augment == "none" else views
     with _without_head(network, head_name), torch.inference_mode():
         network.eval().to(device).to(memory_format=torch.channels_last)
-        train = features(folders.train, count, data.training_views(device, count), data.augment)
-        valid = features(folders.valid, 1, ([images] for images in data.validation_inputs(device)), "none")
+        train = features(folders.train, count, data.training_views(device, count), data.augment, autocast)
+        views_of_valid = ([images] for images in data.validation_inputs(device))
+        with exact_float32():
+            valid = features(folders.valid, 1, views_of_valid, "none", None)
     network.cpu()
     return FeatureSet(train, torch.tensor(folders.train.labels), valid, torch.tensor(folders.valid.labels), head)
 

@@ -5,6 +5,7 @@ registered MLflow model decode and crop through the same functions, so serving c
 """
 
 import base64
+import enum
 import functools
 import hashlib
 import io
@@ -18,6 +19,7 @@ import torch
 from PIL import ExifTags, Image, PngImagePlugin, UnidentifiedImageError
 from torch import Tensor, nn
 from torchvision.models import get_model
+from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 WEIGHTS_FILE = "model.safetensors"
@@ -73,6 +75,15 @@ _DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
+
+
+class Interpolation(enum.StrEnum):
+    """How an image is resized; always with antialiasing."""
+
+    BILINEAR = "bilinear"
+    BICUBIC = "bicubic"
+    BILINEAR_UINT8 = "bilinear_uint8"
+    """Of exports that name none: bilinear by PyTorch's kernel for bytes, which rounds some pixels otherwise."""
 
 
 class BadImageError(ValueError):
@@ -132,6 +143,7 @@ class Preprocessing:
     """Short side after resizing, before the crop."""
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
+    interpolation: Interpolation = Interpolation.BILINEAR
 
     def crop(self, image: Tensor) -> Tensor:
         """Resize the short side and cut out the centre.
@@ -146,8 +158,16 @@ class Preprocessing:
         if max(image.shape[-2:]) > longest:
             # Only the middle stays: resizing all of a 1x16384 strip would take gigabytes.
             image = F.center_crop(image, [min(side, longest) for side in image.shape[-2:]])
-        resized = F.resize(image, [self.resize_size], antialias=True)
-        return F.center_crop(resized, [self.image_size, self.image_size])
+        return F.center_crop(self._resize(image), [self.image_size, self.image_size])
+
+    def _resize(self, image: Tensor) -> Tensor:
+        if self.interpolation == Interpolation.BILINEAR_UINT8:
+            return F.resize(image, [self.resize_size], antialias=True)
+        mode, resized = InterpolationMode(self.interpolation), []
+        for channel in torch.split(image, 1):  # one by one: floats of a whole 40-megapixel image take half a gigabyte
+            floats = F.resize(channel.to(torch.float32), [self.resize_size], mode, antialias=True)
+            resized.append(floats.round_().clamp_(0, 255).to(torch.uint8))
+        return torch.cat(resized)
 
     def normalise(self, images: Tensor) -> Tensor:
         """Scale bytes to what the network was trained on.
@@ -174,6 +194,7 @@ class Preprocessing:
             int(values["resize_size"]),
             tuple(values["mean"]),
             tuple(values["std"]),
+            Interpolation(values.get("interpolation", Interpolation.BILINEAR_UINT8)),
         )
 
 
@@ -308,15 +329,25 @@ def _tag(image: Image.Image, number: int):  # type: ignore[no-untyped-def]
     return value[0] if isinstance(value, tuple) else value
 
 
-def build_network(backbone: str, num_classes: int, **options: object) -> nn.Module:
+def build_network(backbone: str, num_classes: int, *, image_size: int | None = None) -> nn.Module:
     """A torchvision classifier with random weights and `num_classes` outputs.
 
+    Args:
+        image_size: side of the images in pixels, for the networks that are built for one size (ViT, MaxViT); None
+            builds them for torchvision's 224. All others ignore it.
+
     Raises:
-        ValueError: if torchvision knows no such classifier.
+        ValueError, AssertionError: if torchvision knows no such classifier, or can't build it for that size.
     """
-    if backbone in ("googlenet", "inception_v3"):
+    options: dict[str, object] = {}
+    family = backbone.partition("_")[0]
+    if image_size is not None and family == "vit":
+        options["image_size"] = image_size
+    if image_size is not None and family == "maxvit":
+        options["input_size"] = (image_size, image_size)
+    if family in ("googlenet", "inception"):
         # No auxiliary heads, and the input statistics that their published weights were trained on.
-        options = {"aux_logits": False, "init_weights": False, "transform_input": True, **options}
+        options = {"aux_logits": False, "init_weights": False, "transform_input": True}
     network = get_model(backbone, weights=None, num_classes=num_classes, **options)
     if backbone.startswith("mnasnet"):
         # Theirs wants to know which version saved a state dict, which neither safetensors nor our checkpoints tell.
@@ -395,8 +426,8 @@ def load_export(folder: Path, device: str = "cpu") -> Model:
     if digest != version:
         raise BadExportError(f"{folder / WEIGHTS_FILE} has SHA-256 {digest}, but {MANIFEST_FILE} says {version}")
     try:
-        network = build_network(backbone, len(class_names))
-    except ValueError as error:
+        network = build_network(backbone, len(class_names), image_size=preprocessing.image_size)
+    except (ValueError, AssertionError) as error:
         raise BadExportError(f"{folder / MANIFEST_FILE}: {error}") from error
     try:
         network.load_state_dict(read_safetensors(folder / WEIGHTS_FILE))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import functools
 import logging
+import math
 import pickle
 import re
 import zipfile
@@ -18,9 +19,10 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 from torchvision import models
+from torchvision.models import VisionTransformer
 
 from lightning_modules.errors import UserError
-from lightning_modules.inference import build_network
+from lightning_modules.inference import Interpolation, Preprocessing, build_network
 from lightning_modules.listing import named
 
 Trainable = Literal["head", "last_block", "all"]
@@ -36,6 +38,9 @@ OLD_NAMES = (
     (r"\.mlp\.linear_2\.", ".mlp.3."),
 )
 """Names in files that torchvision publishes and their names in its networks of today: of DenseNets, and of ViTs."""
+
+_POSITIONS = "encoder.pos_embedding"
+"""Of a ViT: an embedding for the class and for each patch of an image."""
 
 _log = logging.getLogger(__name__)
 
@@ -65,26 +70,64 @@ def classifier_names() -> list[str]:
     return models.list_models(module=models)
 
 
-def create_network(backbone: str, num_classes: int, *, weights: str, dropout: float = 0.0) -> nn.Module:
+def recipe(backbone: str) -> Preprocessing:
+    """How torchvision prepares images for the best weights of a classifier. Nothing is built or downloaded.
+
+    Raises:
+        UserError: for an unknown backbone.
+    """
+    check_backbone(backbone)
+    published = models.get_model_weights(backbone).DEFAULT.transforms()
+    assert published.antialias, "as `Preprocessing` resizes"
+    return Preprocessing(
+        image_size=published.crop_size[0],
+        resize_size=published.resize_size[0],
+        mean=tuple(published.mean),
+        std=tuple(published.std),
+        interpolation=Interpolation(published.interpolation.value),
+    )
+
+
+def create_network(
+    backbone: str, num_classes: int, *, weights: str, image_size: int | None = None, dropout: float = 0.0
+) -> nn.Module:
     """Build a classifier, load its weights and give it a new head.
 
     Args:
         weights: `imagenet`, `none`, or the path of a .safetensors or .pth state dict.
+        image_size: as for `build_network`.
+        dropout: share of the features to drop in front of the head, in place of the network's own dropout there; 0
+            leaves the network as it is.
 
     Raises:
-        UserError: for an unknown backbone, a weights file of another network, or weights that are neither cached nor
-            downloadable; the message says where to place them.
+        UserError: for an unknown backbone, a weights file of another network or image size, or weights that are
+            neither cached nor downloadable; the message says where to place them.
     """
     check_backbone(backbone)
-    network = build_network(backbone, num_classes)
+    network = build_network(backbone, num_classes, image_size=image_size)
     head_name = find_head(network)
     if weights == "imagenet":
         _load(network, _imagenet_weights(backbone), head_name, weights)
     elif weights != "none":
         _load(network, _read_weights(Path(weights)), head_name, weights)
     if dropout:
+        for name in _dropout_before(network, head_name):
+            network.set_submodule(name, nn.Identity())
         network.set_submodule(head_name, DropoutLinear(_linear_head(network, backbone, dropout), dropout))
     return network
+
+
+def _dropout_before(network: nn.Module, head_name: str) -> list[str]:
+    """Names of the dropout layers between the last layer with weights and the head."""
+    found: list[str] = []
+    for name, part in network.named_modules():
+        if name == head_name:
+            break
+        if isinstance(part, nn.Dropout):
+            found.append(name)
+        elif next(part.parameters(recurse=False), None) is not None:
+            found = []
+    return found
 
 
 def check_backbone(backbone: str) -> None:
@@ -110,17 +153,18 @@ def check_network(
     Raises:
         UserError: as `create_network`, and for images that the network cannot take, or cannot train on one by one.
     """
-    check_backbone(backbone)
-    network = network_on_meta(backbone)
-    if dropout:
-        _linear_head(network, backbone, dropout)
-    if not _takes(network, image_size):
-        others = sorted((32, 64, 96, 128, 160, 224, 299, 384), key=lambda size: (abs(size - image_size), size))
-        nearest = next((size for size in others if _takes(network, size)), None)
+    trained_on = recipe(backbone).image_size
+    network = _network_for(backbone, image_size)
+    if network is None:
+        others = {32, 64, 96, 128, 160, 224, 299, 384, trained_on}
+        nearest_first = sorted(others, key=lambda size: (abs(size - image_size), size))
+        nearest = next((size for size in nearest_first if _network_for(backbone, size)), None)
         raise UserError(
             f"data.image_size must be a size that {backbone} takes, such as {nearest}, got {image_size}: set it, or "
             "choose another model.backbone"
         )
+    if dropout:
+        _linear_head(network, backbone, dropout)
     if batch_size == 1 and trains_batch_norm(network, trainable):
         for part in trainable_modules(network, trainable):
             part.train()
@@ -130,17 +174,31 @@ def check_network(
                 f"{image_size}: BatchNorm needs more than one value, got 1"
             )
     if weights == "imagenet":
+        _check_trained_on(network, trained_on, weights)
         if not _imagenet_file(backbone).is_file():
             _imagenet_weights(backbone)
     elif weights != "none":
-        _fitting(network.state_dict(), _read_weights(Path(weights)), find_head(network), weights)
+        _fitting(network, _read_weights(Path(weights)), find_head(network), weights)
 
 
-def network_on_meta(backbone: str, num_classes: int = 2) -> nn.Module:
-    """A classifier in eval mode without values in its weights: its layers and shapes cost no memory."""
+def network_on_meta(backbone: str, num_classes: int = 2, *, image_size: int | None = None) -> nn.Module:
+    """A classifier in eval mode without values in its weights: its layers and shapes cost no memory.
+
+    Raises:
+        ValueError, AssertionError: as `build_network`.
+    """
     with _EmptyOnMeta():
-        network = build_network(backbone, num_classes)
+        network = build_network(backbone, num_classes, image_size=image_size)
     return network.eval().to("meta")
+
+
+def _network_for(backbone: str, image_size: int) -> nn.Module | None:
+    """The network on the meta device, built for images of this size; None if it cannot take them."""
+    try:
+        network = network_on_meta(backbone, image_size=image_size)
+    except (ValueError, AssertionError):  # a ViT, a MaxViT
+        return None
+    return network if _takes(network, image_size) else None
 
 
 class _EmptyOnMeta(TorchFunctionMode):
@@ -273,19 +331,20 @@ def _state_dict(loaded: object) -> dict[str, Tensor] | None:
 
 def _load(network: nn.Module, state: dict[str, Tensor], head_name: str, source: str) -> None:
     """Load a state dict into the network, upcast to float32, without a head of another size."""
-    kept = _fitting(network.state_dict(), state, head_name, source)
+    kept = _fitting(network, state, head_name, source)
     network.load_state_dict(
         {key: value.float() if value.is_floating_point() else value for key, value in kept.items()},
         strict=False,
     )
 
 
-def _fitting(own: Mapping[str, Tensor], state: Mapping[str, Tensor], head_name: str, source: str) -> dict[str, Tensor]:
+def _fitting(network: nn.Module, state: Mapping[str, Tensor], head_name: str, source: str) -> dict[str, Tensor]:
     """What a state dict has for a network: all of it, or all but a head of another size.
 
     Raises:
-        UserError: if it is of another network, or has values that are no numbers.
+        UserError: if it is of another network or image size, or has values that are no numbers.
     """
+    own = network.state_dict()
     state, beside = _own_names(state, own, head_name)
     if beside:
         _log_once(logging.INFO, f"model.weights {source}: left out what is not of the network: {named(beside)}")
@@ -294,6 +353,9 @@ def _fitting(own: Mapping[str, Tensor], state: Mapping[str, Tensor], head_name: 
     if not all(key in state and state[key].shape == own[key].shape for key in head):
         _say_of_head(head & state.keys(), own, state, head_name, source)
         kept = {key: value for key, value in kept.items() if not key.startswith(f"{head_name}.")}
+    positions = kept.get(_POSITIONS)
+    if isinstance(network, VisionTransformer) and positions is not None and positions.ndim == 3:
+        _check_trained_on(network, network.patch_size * math.isqrt(positions.shape[1] - 1), source)
     wrong = [
         f"{key} {tuple(value.shape)}, not {tuple(own[key].shape)}"
         for key, value in kept.items()
@@ -309,6 +371,15 @@ def _fitting(own: Mapping[str, Tensor], state: Mapping[str, Tensor], head_name: 
     if broken := [key for key, value in kept.items() if not value.isfinite().all()]:
         raise UserError(f"model.weights {source} must hold finite numbers, got NaN or infinity in {named(broken, 3)}")
     return kept
+
+
+def _check_trained_on(network: nn.Module, image_size: int, source: str) -> None:
+    """Refuse weights of a ViT that were trained on images of another size: they have an embedding for each patch."""
+    if isinstance(network, VisionTransformer) and network.image_size != image_size:
+        raise UserError(
+            f"data.image_size must be {image_size}, on which model.weights {source} was trained, got "
+            f"{network.image_size}"
+        )
 
 
 def _own_names(

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from lightning_modules.array_cache import GB, CacheTooSmallError, open_array
@@ -77,7 +78,8 @@ class PhotoFiles:
         if max(image.shape[1:]) > longest:
             image = F.center_crop(image, [min(side, longest) for side in image.shape[1:]])
         size = self.size(place)
-        return _pixels(image if image.shape[1:] == size else F.resize(image, list(size), antialias=True))
+        mode = InterpolationMode(self.preprocessing.interpolation)
+        return _pixels(image if image.shape[1:] == size else F.resize(image, list(size), mode, antialias=True))
 
     def size(self, place: int) -> tuple[int, int]:
         """Height and width of a photo: never larger than the file's."""
@@ -146,7 +148,8 @@ def _open(
 ) -> DecodedPhotos:
     key = cache_key("decoded", files.split) | {
         "sizes": hashlib.sha256(sizes.tobytes()).hexdigest(),
-        "preprocessing": [] if files.augmented else [files.preprocessing.image_size, files.preprocessing.resize_size],
+        "interpolation": files.preprocessing.interpolation,
+        "crop": [] if files.augmented else [files.preprocessing.image_size, files.preprocessing.resize_size],
     }
 
     def fill(values: NDArray[Any]) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from experiments.cli import command_line, parse_overrides, refuse_foreign_fields, run_command, split_fields
-from experiments.config import RunConfig, load_config, override, public_url, require, to_flat
+from experiments.config import RunConfig, load_config, override, public_url, require, to_flat, with_recipe
 from experiments.console import invocation, say
 from experiments.errors import UserError
 from experiments.fields import fields_of
@@ -100,6 +100,7 @@ def plan_tuning(settings: CloudSettings, config: RunConfig, space: SearchSpace) 
     from sagemaker_launch.launch import TUNING
     from sagemaker_launch.requests import EPOCHS, max_epochs, number_of_jobs, tuning_job
 
+    config = with_recipe(config, drawn=space)
     if settings.strategy == "Hyperband" and EPOCHS in space:
         say(f"Hyperband decides how long each job trains: {EPOCHS} is {max_epochs(config, space)} for all")
 
@@ -133,6 +134,7 @@ def plan_training(settings: CloudSettings, config: RunConfig) -> Plan:
     from sagemaker_launch.launch import TRAINING
     from sagemaker_launch.requests import training_job
 
+    config = with_recipe(config)
     # The image of Debugger's rules is another one in each region.
     settings = replace(settings, region=region(settings))
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from experiments.config import RunConfig, noted_fields, require
+from experiments.config import RunConfig, noted_fields, require, with_recipe
 from experiments.console import say
 from sagemaker_launch.settings import CloudSettings
 
@@ -79,7 +79,7 @@ def train_at_home(config: RunConfig, job: RunFolder, overrides: Mapping[str, obj
     from sagemaker_launch.jobs import config_at_home
 
     name = job.path.name
-    config = config_at_home(config, noted_fields(job.read()["params"]), overrides)
+    config = with_recipe(config_at_home(config, noted_fields(job.read()["params"]), overrides))
     place = run_place(config, f"parity/{name}")
     done = complete_run(place)
     if done is not None:

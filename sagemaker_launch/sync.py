@@ -240,12 +240,13 @@ class Synchroniser:
         price = self._usd_per_hour(resources["InstanceType"])
         values["usd"] = values["billable_seconds"] / 3600 * resources["InstanceCount"] * price
         best: dict[str, float] = {}
+        scored: dict[str, float] = {}
         for _, line in reported:
-            best |= {key: value for key, value in line.metrics.items() if _counts(key)}
-        named = {name: best[shown] for shown, name in metrics.SUMMARY.items() if shown in best}
-        tested = {key: value for key, value in best.items() if key not in metrics.SUMMARY}
-        value = named.get(decode(described["HyperParameters"])["sweep.metric"])
-        return Outcome(OUTCOMES[status], value, named | tested | values, reason)
+            best |= {name: line.metrics[shown] for shown, name in metrics.SUMMARY.items() if shown in line.metrics}
+            if line.kind == "outcome":  # of the exported network; jobs of before say nothing of its validation there
+                scored |= {name: value for name, value in line.metrics.items() if name not in metrics.SUMMARY}
+        value = best.get(decode(described["HyperParameters"])["sweep.metric"])
+        return Outcome(OUTCOMES[status], value, best | scored | values, reason)
 
 
 def _note(folder: RunFolder, reported: list[Report]) -> None:
@@ -281,14 +282,6 @@ def _as_at_home(sent: Mapping[str, str]) -> dict[str, str]:
 def _key(arn: str, created: datetime) -> str:
     """What a run is found by. AWS gives an ARN once, each rehearsal gives it anew."""
     return f"{arn}@{milliseconds(created)}"
-
-
-def _counts(name: str) -> bool:
-    return name in metrics.SUMMARY or name in (
-        metrics.TEST_LOSS,
-        metrics.TEST_ACCURACY,
-        metrics.TEST_TOP5_ACCURACY,
-    )
 
 
 def _machine(definition: Mapping[str, Any]) -> dict[str, object]:

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 from experiments.cli import quiet_libraries
-from experiments.config import RunConfig, load_config, to_public
+from experiments.config import RunConfig, load_config, to_public, with_recipe
 from experiments.errors import UserError
 from experiments.logger import RunFolderLogger
 from experiments.run_folder import RunFolder, environment_tags
@@ -116,8 +116,8 @@ def run(job: Job, *, scratch: Path) -> None:
     scores.parent.mkdir(parents=True, exist_ok=True)
     values = score_and_export(result, scratch / "export", scores, score_test=not job.is_tuned)
     shutil.copytree(scratch / "export", job.base / "model", dirs_exist_ok=True)
-    tested = {name: value for name, value in values.items() if name not in result.metrics}
-    write_line(metric_line("outcome", max(result.history), {**best_so_far(config, folder), **tested}))
+    scored = {name: value for name, value in values.items() if name.startswith(("val_", "test_"))}
+    write_line(metric_line("outcome", max(result.history), {**best_so_far(config, folder), **scored}))
     # Nothing goes on from them any more, and each later job of a search has all restored that stands in S3.
     shutil.rmtree(folder.path / CHECKPOINT_FOLDER)
     for hook in debugger:  # last: what the job has trained is kept
@@ -150,7 +150,7 @@ def job_config(job: Job, scratch: Path) -> RunConfig:
     if job.channel(WEIGHTS).is_dir():
         (weights,) = job.channel(WEIGHTS).iterdir()
         values["model.weights"] = str(weights)
-    return load_config(None, values)
+    return with_recipe(load_config(None, values))
 
 
 def photo_folder(channel: Path, target: Path) -> Path:

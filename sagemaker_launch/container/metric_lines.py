@@ -1,7 +1,7 @@
 """The lines in which a job reports: their format, the regexes that the service finds metrics by, and their parser.
 
     [metrics] epoch=3 val_loss=0.62 best_val_loss=0.6 best_val_accuracy=0.72 highest_val_accuracy=0.73 end
-    [outcome] epoch=5 best_val_loss=0.6 best_val_accuracy=0.72 highest_val_accuracy=0.73 test_loss=0.64 end
+    [outcome] epoch=5 best_val_loss=0.6 best_val_accuracy=0.72 highest_val_accuracy=0.73 val_loss=0.6 test_loss=0.64 end
     [facts] {"data.fingerprint": "..."}
     [environment] {"package.torch": "..."}
 

@@ -15,6 +15,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Param, Run
 
 from experiments.config import RunConfig, load_config, to_flat
+from experiments.run_folder import RunFolder
 from experiments.search_space import load_search_space
 from sagemaker_launch.container.hyperparameters import TUNING_OBJECTIVE, encode
 from sagemaker_launch.container.metric_lines import environment_line, facts_line, metric_line
@@ -132,6 +133,25 @@ def runs(config: RunConfig) -> list[Run]:
     experiment = client.get_experiment_by_name("cloud")
     assert experiment is not None
     return sorted(client.search_runs([experiment.experiment_id], max_results=1000), key=lambda run: run.info.run_name)
+
+
+def test_the_scores_of_a_job_s_model_count_and_the_objective_stays_that_of_its_epochs(config: RunConfig) -> None:
+    account = Account(config, ["Completed"])
+    best = {
+        "best_val_loss": 1 / EPOCHS,
+        "best_val_accuracy": 0.5,
+        "val_loss": 0.31,
+        "val_accuracy": 0.6,
+        "test_loss": 0.4,
+    }
+    account.logs["tuning-000"][-1] = metric_line("outcome", EPOCHS, best)
+    synchronise(config, account)
+    outcome = RunFolder(config.output_dir / "cloud" / "tuning-000").outcome
+    assert outcome is not None
+    assert outcome.value == 1 / EPOCHS
+    assert outcome.metrics["val_loss"] == 0.31
+    assert outcome.metrics["val_accuracy"] == 0.6
+    assert outcome.metrics["test_loss"] == 0.4
 
 
 class Speechless(Account):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -27,6 +28,7 @@ from experiments.train import (
     best_epoch,
     export,
     run_metrics,
+    score_and_export,
     train,
     trained_network,
 )
@@ -291,6 +293,24 @@ def test_the_export_scores_as_the_trainer_does(config: RunConfig, tmp_path: Path
     scores = score_split(load_export(folder).network, result.data, result.data.folders.valid)
     assert scores.probabilities == pytest.approx(result.validation.probabilities, abs=1e-5)
     assert scores.metrics("val")["val_loss"] == pytest.approx(result.metrics["val_loss"], abs=1e-5)
+
+
+@pytest.mark.parametrize(("trainable", "cache"), [("all", "none"), ("head", "features")])
+def test_an_export_has_float32_scores_whatever_training_computed_in(
+    config: RunConfig, tmp_path: Path, trainable: str, cache: str
+) -> None:
+    values = {"trainer.precision": "bf16-mixed", "model.trainable": trainable, "data.cache": cache}
+    result = run(override(config, values), tmp_path)
+    measured = score_and_export(result, tmp_path / "export", tmp_path / "scores.npz")
+    noted = json.loads((tmp_path / "export" / "model.json").read_text())["metrics"]
+    again = score_split(load_export(tmp_path / "export").network, result.data, result.data.folders.valid)
+    for name, value in again.metrics("val").items():
+        assert noted[name] == measured[name] == pytest.approx(value, abs=1e-6)
+    of_epochs = {epoch: values["val_loss"] for epoch, values in result.history.items()}
+    assert result.best_epoch == min(of_epochs, key=of_epochs.__getitem__), "the epochs' own values choose"
+    apart = abs(noted["val_loss"] - of_epochs[result.best_epoch])
+    # The features of validation photos are of float32 already.
+    assert apart < 1e-6 if cache == "features" else apart > 1e-5
 
 
 def test_the_logger_gets_one_line_an_epoch_and_the_facts_of_the_data(config: RunConfig, tmp_path: Path) -> None:

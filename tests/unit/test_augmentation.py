@@ -8,7 +8,8 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
 from lightning_modules.augmentation import DRAWS, Augment, augment, draw_numbers
-from tests.pictures import smooth_picture
+from lightning_modules.inference import Interpolation
+from tests.pictures import noisy_picture, smooth_picture
 
 SIZE = 32
 MIDDLE = 0.5
@@ -60,16 +61,29 @@ def test_a_flip_mirrors() -> None:
     assert torch.allclose(one(square, draws(flip=0.1)), one(square, draws()).flip(2), atol=1e-5)
 
 
-def test_what_fills_up_the_batch_is_never_seen() -> None:
+@pytest.mark.parametrize("interpolation", [Interpolation.BILINEAR, Interpolation.BICUBIC])
+def test_what_fills_up_the_batch_is_never_seen(interpolation: Interpolation) -> None:
     wide, high = photo(60, 40), photo(30, 44)
     canvas = torch.full((2, 44, 60, 3), 255, dtype=torch.uint8)
     canvas[0, :40, :60], canvas[1, :44, :30] = wide, high
     numbers = draw_numbers(torch.tensor([5, 6]))
     for level in ("light", "strong"):
-        together = augment(canvas, torch.tensor([[40, 60], [44, 30]]), numbers, level=level, image_size=SIZE)
+        options = {"level": level, "image_size": SIZE, "interpolation": interpolation}
+        together = augment(canvas, torch.tensor([[40, 60], [44, 30]]), numbers, **options)
         for place, picture in enumerate((wide, high)):
-            alone = one(picture, numbers[place : place + 1], level)
+            own = numbers[place : place + 1]
+            alone = augment(picture[None], torch.tensor([picture.shape[:2]]), own, **options)[0]
             assert torch.allclose(together[place], alone, atol=1e-5)
+
+
+def test_a_bicubic_crop_is_sharper_than_a_bilinear_one() -> None:
+    picture = F.pil_to_tensor(noisy_picture((120, 120, 120), 64, noise=60.0)).permute(1, 2, 0)
+    options = {"level": "light", "image_size": SIZE}
+    bilinear, bicubic = (
+        augment(picture[None], torch.tensor([[64, 64]]), draws(area=0.3), interpolation=one, **options)
+        for one in (Interpolation.BILINEAR, Interpolation.BICUBIC)
+    )
+    assert float(bilinear.std()) < float(bicubic.std())
 
 
 @pytest.mark.parametrize("level", ["light", "strong"])

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from lightning_modules import metrics
 from lightning_modules.classifier import EPOCH_SO_FAR, ImageClassifier, Schedule, learning_rate_factor
 from lightning_modules.data import IGNORED_LABEL
-from lightning_modules.network import Trainable, create_network
+from lightning_modules.network import Trainable, create_network, network_on_meta
 
 LABELS = [0, 1, 2] * 6 + [0, 1]
 
@@ -132,6 +132,28 @@ def test_norms_and_biases_are_not_decayed_and_the_backbone_steps_smaller() -> No
         assert group["weight_decay"] == (0.0 if "norms" in name else 0.05)
         assert all((one.ndim == 1) == ("norms" in name) for one in group["params"])
     assert sum(len(group["params"]) for group in groups.values()) == len(list(model.network.parameters()))
+
+
+@pytest.mark.parametrize(
+    ("backbone", "exempt"),
+    [
+        ("convnext_tiny", {"layer_scale"}),
+        ("vit_b_32", {"class_token", "pos_embedding"}),
+        ("swin_t", {"relative_position_bias_table"}),
+        ("swin_v2_t", {"logit_scale"}),
+        ("maxvit_t", {"relative_position_bias_table"}),
+    ],
+)
+def test_scales_and_positions_are_not_decayed(backbone: str, exempt: set[str]) -> None:
+    """Whatever else has two dimensions belongs to a layer that multiplies its input with it."""
+    model = ImageClassifier(network_on_meta(backbone), num_classes=2, trainable="all", weight_decay=0.05)
+    plain = {id(one) for group in model._parameter_groups() if not group["weight_decay"] for one in group["params"]}
+    spared = {
+        name.rpartition(".")[2] for name, one in model.network.named_parameters() if one.ndim > 1 and id(one) in plain
+    }
+    assert spared == exempt
+    decayed = {name.rpartition(".")[2] for name, one in model.network.named_parameters() if id(one) not in plain}
+    assert decayed <= {"weight", "in_proj_weight"}
 
 
 # Metrics

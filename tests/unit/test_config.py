@@ -275,7 +275,15 @@ def test_a_refused_value_names_key_rule_and_value(name: str, value: object, rule
     assert "\n" not in str(error.value)
 
 
-NULLABLE = {"data.root", "tracking.uri", "sweep.timeout_seconds", "sweep.storage", "search"}
+NULLABLE = {
+    "data.image_size",
+    "data.crop_fraction",
+    "data.root",
+    "tracking.uri",
+    "sweep.timeout_seconds",
+    "sweep.storage",
+    "search",
+}
 
 
 def is_refused(name: str, value: object) -> bool:

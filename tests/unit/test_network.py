@@ -203,6 +203,38 @@ def test_networks_with_auxiliary_heads_return_scores_only(backbone: str) -> None
     assert network.train()(torch.zeros(2, 3, side, side, device="meta")).shape == (2, 7)
 
 
+# Networks that are built for one image size
+
+
+@pytest.mark.parametrize(("backbone", "size"), [("vit_h_14", 518), ("vit_b_32", 64), ("maxvit_t", 448)])
+def test_a_network_is_built_for_the_image_size(backbone: str, size: int) -> None:
+    images = torch.zeros(1, 3, size, size, device="meta")
+    assert network_on_meta(backbone, 7, image_size=size)(images).shape == (1, 7)
+    check_network(backbone, weights="none", dropout=0.0, image_size=size)
+
+
+@pytest.mark.parametrize(
+    ("backbone", "size", "nearest"), [("vit_b_32", 60, 64), ("vit_h_14", 520, 518), ("maxvit_t", 256, 224)]
+)
+def test_a_size_that_the_network_refuses_is_refused_with_the_nearest(backbone: str, size: int, nearest: int) -> None:
+    with pytest.raises(
+        UserError, match=rf"data\.image_size must be .* {backbone} takes, such as {nearest}, got {size}"
+    ):
+        check_network(backbone, weights="none", dropout=0.0, image_size=size)
+
+
+def test_a_size_that_the_weights_refuse_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    rule = r"data\.image_size must be 224, on which model\.weights imagenet was trained, got 256"
+    with pytest.raises(UserError, match=rule):
+        check_network("vit_b_32", weights="imagenet", dropout=0.0, image_size=256)
+    trained_on_224 = network_on_meta("vit_b_32").state_dict()
+    network = network_on_meta("vit_b_32", image_size=64)
+    with pytest.raises(UserError, match=r"must be 224, on which model\.weights some\.pth was trained, got 64"):
+        _fitting(network, trained_on_224, find_head(network), "some.pth")
+    monkeypatch.setattr("lightning_modules.network._imagenet_weights", lambda backbone: {})
+    check_network("maxvit_t", weights="imagenet", dropout=0.0, image_size=448)  # its weights know no image size
+
+
 # Weights from a file
 
 
@@ -350,7 +382,8 @@ def test_files_that_torchvision_publishes_under_old_names_are_read(
     own = network_on_meta(backbone, 7).state_dict()
     published = {old_name(name): torch.zeros(()).expand(value.shape) for name, value in own.items()}
     assert published.keys() != own.keys()
-    assert _fitting(own, published, find_head(network_on_meta(backbone, 7)), "published").keys() == own.keys()
+    network = network_on_meta(backbone, 7)
+    assert _fitting(network, published, find_head(network), "published").keys() == own.keys()
 
 
 def test_batchnorm_counters_may_be_missing(state: dict[str, Tensor], tmp_path: Path) -> None:
@@ -519,6 +552,35 @@ def test_dropout_keeps_names_and_weights(state: dict[str, Tensor], tmp_path: Pat
     assert_holds(network, state)
     assert find_head(network) == "fc"
     build_network(BACKBONE, 3).load_state_dict(network.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("backbone", "before"),
+    [
+        ("mobilenet_v2", ["classifier.0"]),
+        ("mobilenet_v3_small", ["classifier.2"]),
+        ("efficientnet_b0", ["classifier.0"]),
+        ("mnasnet0_5", ["classifier.0"]),
+        ("vgg11", ["classifier.5"]),
+        ("googlenet", ["dropout"]),
+        ("inception_v3", ["dropout"]),
+        # None in front of the head: between its other layers, at the input of the encoder, or nowhere.
+        ("alexnet", []),
+        ("vit_b_32", []),
+        ("maxvit_t", []),
+        ("resnet18", []),
+    ],
+)
+def test_dropout_replaces_the_dropout_in_front_of_the_head(backbone: str, before: list[str]) -> None:
+    def dropout(network: nn.Module) -> list[str]:
+        return [name for name, part in network.named_modules() if isinstance(part, nn.Dropout)]
+
+    plain = network_on_meta(backbone)
+    with torch.device("meta"):
+        dropped = create_network(backbone, 2, weights="none", dropout=0.3)
+        assert dropout(create_network(backbone, 2, weights="none")) == dropout(plain), "0 leaves it"
+    assert [name for name in dropout(plain) if name not in dropout(dropped)] == before
+    assert list(dropped.state_dict()) == list(plain.state_dict())
 
 
 def test_dropout_works_in_training_only() -> None:

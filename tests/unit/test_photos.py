@@ -12,7 +12,7 @@ import pytest
 from lightning_modules import photos
 from lightning_modules.array_cache import CacheTooSmallError
 from lightning_modules.folders import Split
-from lightning_modules.inference import BadImageError, Preprocessing
+from lightning_modules.inference import BadImageError, Interpolation, Preprocessing
 from lightning_modules.photos import DecodedPhotos, PhotoFiles, open_decoded
 from tests.pictures import encoded, smooth_picture
 
@@ -79,11 +79,13 @@ def test_decoded_photos_are_those_of_the_files(split: Split, tmp_path: Path, aug
     assert passes.done == [len(SHAPES)], "they are decoded once"
 
 
-def test_another_size_or_purpose_is_another_entry(split: Split, tmp_path: Path) -> None:
+def test_another_size_purpose_or_interpolation_is_another_entry(split: Split, tmp_path: Path) -> None:
     passes = Passes()
-    for one in (files(split), files(split, augmented=False), files(split, image_size=44)):
+    cubic = Preprocessing(40, 46, interpolation=Interpolation.BICUBIC)
+    others = [PhotoFiles(split, cubic, augmented=augmented) for augmented in (True, False)]
+    for one in (files(split), files(split, augmented=False), files(split, image_size=44), *others):
         open_one(one, tmp_path / "cache", passes)
-    assert len(passes.done) == 3
+    assert len(passes.done) == 5
 
 
 def test_reading_is_a_view_and_copies_nothing(split: Split, tmp_path: Path) -> None:
