@@ -80,7 +80,7 @@ def test_a_sweep_leaves_a_study_runs_pictures_and_one_export(finished: Finished)
     assert child.data.metrics["best_val_loss"] == pytest.approx(result.study.trials[1].value)
     # A search stands beside its trials by the name of what it found; it has no course, and no value of what it tuned.
     assert parent.data.metrics.keys() == {"best_val_loss", "best_val_accuracy", "highest_val_accuracy"}
-    assert parent.data.metrics["best_val_loss"] == result.best.value
+    assert parent.data.metrics["best_val_loss"] == pytest.approx(result.best.value)
     assert "optimizer.learning_rate" not in parent.data.params
     assert "log=True" in parent.data.params["search.optimizer.learning_rate"]
     pictures = {item.path for item in client.list_artifacts(child.info.run_id)}
