@@ -17,7 +17,7 @@ import itertools
 import math
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,14 +28,15 @@ from matplotlib.figure import Figure
 from optuna.trial import Trial, TrialState
 
 from benchmarks.common import parser, report
+from benchmarks.samplers import run_trial
 from experiments.config import RunConfig, load_config, override
 from experiments.figures import BLUE, VERMILLION
+from experiments.inputs import open_data_once
 from experiments.population import new_population
-from experiments.pruning import PruningCallback
 from experiments.search_space import SearchSpace, load_search_space
-from experiments.study import _draw_seed, make_pruner, make_sampler, suggest
+from experiments.study import draw_point, make_pruner
 
-TRIALS, SIZE = 40, 144
+TRIALS = 40
 OTHER_DRAWS = 1_000
 """What the seed of the sampler is moved by for the second random search."""
 TOLERANCE = 1e-4
@@ -77,11 +78,11 @@ class Seed:
     sweep: Search
 
 
-def settings(data: Path, weights: Path, cache: Path, max_epochs: int) -> RunConfig:
+def settings(data: Path, weights: Path, cache: Path, image_size: int, max_epochs: int) -> RunConfig:
     """The preset whose search is measured."""
     values: dict[str, object] = {
         "data.root": data.resolve(),
-        "data.image_size": SIZE,
+        "data.image_size": image_size,
         "data.cache_dir": cache,
         "model.weights": str(weights.resolve()),
         "trainer.max_epochs": max_epochs,
@@ -95,10 +96,8 @@ def ask(study: optuna.Study, config: RunConfig, space: SearchSpace, draws: int =
     Args:
         draws: moves the seed of the sampler, not that of the training.
     """
-    seed = _draw_seed(replace(config, seed=config.seed + draws), len(study.get_trials(deepcopy=False)))
-    study.sampler = make_sampler(config, space, seed)
-    trial = study.ask()
-    return trial, override(config, suggest(trial, space))
+    trial, point = draw_point(study, replace(config, seed=config.seed + draws), space, study.ask()._trial_id)
+    return trial, override(config, point)
 
 
 def random_search(config: RunConfig, space: SearchSpace, *, draws: int) -> Search:
@@ -118,32 +117,30 @@ def random_search(config: RunConfig, space: SearchSpace, *, draws: int) -> Searc
     return Search([epochs * (number + 1) for number in range(TRIALS)], list(itertools.accumulate(values, min)))
 
 
-def sweep(config: RunConfig, space: SearchSpace) -> Search:
-    """What `experiments sweep` does until it has spent the epochs of the random search."""
+def sweep(config: RunConfig, space: SearchSpace, losses_of: Callable[[RunConfig], Iterable[float]]) -> Search:
+    """What `experiments sweep` does until it has spent the epochs of the random search.
+
+    Args:
+        losses_of: the val_loss of each epoch of a trial.
+    """
     # Hyperband deals trials to its brackets by the study's name, which a user chooses.
     study = optuna.create_study(study_name=f"search-{config.seed}", pruner=make_pruner(config))
-    epochs, values, spent = [], [], 0
-    while spent < TRIALS * config.trainer.max_epochs:
+    spent, values, max_epochs = list[int](), list[float](), config.trainer.max_epochs
+    classes = len(open_data_once(config).class_names)
+    while sum(spent) < TRIALS * max_epochs:
         trial, trial_config = ask(study, config, space)
-        taken, value, state = train(trial_config, trial)
-        study.tell(trial, value if state == TrialState.COMPLETE else None, state=state)
-        spent += taken
-        epochs.append(spent)
-        values.append(value)
-    return Search(epochs, list(itertools.accumulate(values, min)))
+        spent.append(run_trial(losses_of(trial_config), max_epochs, classes, study, trial))
+        ended = study.trials[trial.number]
+        assert ended.value is not None
+        values.append(ended.value if ended.state == TrialState.COMPLETE else math.inf)
+    return Search(list(itertools.accumulate(spent)), list(itertools.accumulate(values, min)))
 
 
-def train(config: RunConfig, trial: Trial) -> tuple[int, float, TrialState]:
-    """Epochs that a trial took, its best val_loss (infinite if it has no model), and how it ended."""
-    population, pruning, best = new_population([config]), PruningCallback(trial, config.sweep.metric), math.inf
-    for epoch in range(1, config.trainer.max_epochs + 1):
-        value = population.train_epoch()[0][config.sweep.metric]
-        if not math.isfinite(value):
-            return epoch, math.inf, TrialState.FAIL
-        best = min(best, value)
-        if pruning.report(epoch, value, ends=epoch == config.trainer.max_epochs):
-            return epoch, math.inf, TrialState.PRUNED
-    return epoch, best, TrialState.COMPLETE
+def train(config: RunConfig) -> Iterator[float]:
+    """The val_loss of each epoch of a trial, which is trained as far as it is asked for."""
+    population = new_population([config])
+    for _ in range(config.trainer.max_epochs):
+        yield population.train_epoch()[0][config.sweep.metric]
 
 
 def measure(config: RunConfig, seeds: int) -> list[Seed]:
@@ -153,7 +150,7 @@ def measure(config: RunConfig, seeds: int) -> list[Seed]:
     for number in range(seeds):
         seeded = override(config, {"seed": number})
         random, other = (random_search(seeded, space, draws=draws) for draws in (0, OTHER_DRAWS))
-        found.append(Seed(random, other, sweep(seeded, space)))
+        found.append(Seed(random, other, sweep(seeded, space, train)))
         lowest = f"random {random.best[-1]:.4f}, sweep {found[-1].sweep.best[-1]:.4f}"
         print(f"{config.trainer.max_epochs} epochs, seed {number}: {lowest}", file=sys.stderr)
     return found
@@ -253,6 +250,7 @@ def main() -> None:
     command.add_argument("--weights", type=Path, required=True)
     command.add_argument("--cache", type=Path, help="folder that keeps the features (default: a temporary one)")
     command.add_argument("--plot", type=Path, metavar="FILE", help="also draw the searches there")
+    command.add_argument("--image-size", type=int, default=144, help="pixels per side (default: 144)")
     command.add_argument("--seeds", type=int, default=16, help="for trials of 5 epochs, as in the presets")
     command.add_argument("--long-seeds", type=int, default=10, help="for trials of 20 epochs")
     command.add_argument("--sampler", default="tpe", help="sweep.sampler in place of tpe")
@@ -263,7 +261,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for max_epochs, seeds in ((5, arguments.seeds), (20, arguments.long_seeds)):
             if seeds:
-                config = settings(arguments.data, arguments.weights, arguments.cache or Path(folder), max_epochs)
+                cache = arguments.cache or Path(folder)
+                config = settings(arguments.data, arguments.weights, cache, arguments.image_size, max_epochs)
                 config = override(config, {"sweep.sampler": arguments.sampler, "sweep.pruner": arguments.pruner})
                 measured[max_epochs] = measure(config, seeds)
     figures: dict[str, object] = {"sampler": arguments.sampler, "pruner": arguments.pruner, "trials": TRIALS}

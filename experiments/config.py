@@ -305,8 +305,9 @@ class SweepConfig:
     """No new trial starts after this long; running ones finish."""
     sampler: Literal["tpe", "gp", "cmaes", "random", "grid"] = "tpe"
     """How Optuna chooses the next point."""
-    pruner: Literal["hyperband", "median", "none"] = "hyperband"
-    """How Optuna stops trials that fall behind, at each epoch's end."""
+    pruner: Literal["hyperband", "median", "none"] | None = None
+    """How Optuna stops trials that fall behind, at each epoch's end. By default hyperband, and none with sampler gp or
+    cmaes, which learn more from trials that are trained to their end."""
     storage: str | None = used_by(None, *TRAINS, "report", "ui")
     """Optuna storage URL (postgresql://, mysql://, sqlite:///); by default a journal file under output_dir."""
     study_name: str = ""

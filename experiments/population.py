@@ -13,7 +13,16 @@ from experiments.console import say
 from experiments.inputs import open_data_once, open_features_once, training_device
 from experiments.run_folder import Outcome, RunFolder
 from experiments.scoring import Scores
-from experiments.train import BEST_CHECKPOINT, CHECKPOINT_FOLDER, AtomicCheckpointIO, data_facts, diverged, run_metrics
+from experiments.train import (
+    BEST_CHECKPOINT,
+    CHECKPOINT_FOLDER,
+    AtomicCheckpointIO,
+    NotANumberError,
+    bad_val_loss,
+    data_facts,
+    diverged,
+    run_metrics,
+)
 from lightning_modules import metrics
 from lightning_modules.population import HeadPopulation, Member
 
@@ -41,7 +50,7 @@ def together(config: RunConfig) -> RunConfig:
 
 def train_population(
     runs: Sequence[PopulationRun], *, check: Callable[[], None]
-) -> Iterator[tuple[PopulationRun, Outcome]]:
+) -> Iterator[tuple[PopulationRun, Outcome | NotANumberError]]:
     """Train runs together, from the start: a kill costs the seconds that they have trained.
 
     Args:
@@ -49,7 +58,7 @@ def train_population(
         check: called between two epochs; raises to stop.
 
     Yields:
-        Each run when it has ended, with its checkpoint and scores written.
+        Each run when it has ended, with its checkpoint and scores written; with the error of `train()` if it diverged.
     """
     config = runs[0].config
     metric, sign = config.sweep.metric, 1 if config.sweep.direction == "minimize" else -1
@@ -65,7 +74,7 @@ def train_population(
             run, epoch = runs[place], population.epoch
             run.folder.record(epoch, values)
             if not math.isfinite(values[metrics.VAL_LOSS]):
-                yield run, Outcome("PRUNED", reason=diverged(values[metrics.VAL_LOSS], epoch))
+                yield run, diverged(epoch, bad_val_loss(values[metrics.VAL_LOSS]))
                 continue
             if place not in best or sign * values[metric] < sign * best[place][1][metric]:
                 best[place] = epoch, values, population.head(place)

@@ -1,4 +1,4 @@
-"""The Optuna study: what continues it, its sampler and pruner, and which trial comes next."""
+"""The Optuna study: what continues it, its pruner, which trial comes next, and what is told of one that ended."""
 
 from __future__ import annotations
 
@@ -11,18 +11,9 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import optuna
 from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner
-from optuna.samplers import (
-    BaseSampler,
-    CmaEsSampler,
-    GPSampler,
-    GridSampler,
-    RandomSampler,
-    TPESampler,
-)
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from experiments.claims import Claim, Holder, is_abandoned, is_claimed_here, lock_trial, take
@@ -30,7 +21,8 @@ from experiments.config import BLOT, RunConfig, override, require, to_flat
 from experiments.console import say
 from experiments.errors import UserError
 from experiments.identity import Photos, StudyIdentity, read_identity, write_identity
-from experiments.run_folder import FINGERPRINT, RunFolder
+from experiments.run_folder import FINGERPRINT, Outcome, RunFolder
+from experiments.samplers import make_sampler
 from experiments.search_space import (
     ChoiceRange,
     FloatRange,
@@ -39,12 +31,15 @@ from experiments.search_space import (
     grid_points,
 )
 from experiments.study_storage import IDENTITY_FILE, journal_file, open_storage, study_folder, study_patience
+from lightning_modules.metrics import VAL_ACCURACY
 
 TARGET_ATTR = "target"
 """How many finished trials the last `--more` was to end with."""
 INPUTS_SECONDS = "inputs_seconds"
 """Attribute of a study: how long opening photos and computing features took, once for all trials."""
 
+FAILURE_REASON = "failure_reason"
+"""User attribute of a trial: why it failed, was pruned or diverged."""
 DURATION_MS = "duration_ms"
 """User attribute of a trial: how long it took. Optuna's own times follow a clock that may be set back."""
 
@@ -286,32 +281,12 @@ def copy_in_time(study: optuna.Study, seconds: float) -> optuna.Study:
     return answer.result(seconds)
 
 
-def make_sampler(config: RunConfig, space: SearchSpace, seed: int) -> BaseSampler:
-    """The sampler that `sweep.sampler` names."""
-    if config.sweep.sampler == "grid":
-        return _Grid(grid_points(space), seed=config.seed)
-    if config.sweep.sampler == "random":
-        return RandomSampler(seed=seed)
-    if config.sweep.sampler == "gp":
-        return GPSampler(seed=seed)
-    if config.sweep.sampler == "cmaes":
-        return CmaEsSampler(seed=seed, warn_independent_sampling=False)  # choices are drawn at random
-    # Points that are still in training count as bad ones, or those that are drawn at once would lie side by side.
-    return TPESampler(seed=seed, constant_liar=config.sweep.workers * config.sweep.population > 1)
-
-
-class _Grid(GridSampler):
-    """Leaves it to `n_trials` when the study ends: Optuna's own stops `optimize()`, which nobody calls here."""
-
-    def after_trial(self, *args: Any, **kwargs: Any) -> None:
-        """Do nothing."""
-
-
 def make_pruner(config: RunConfig) -> BasePruner:
-    """The pruner that `sweep.pruner` names; all of them act on epochs, counted from 1."""
-    if config.sweep.pruner == "hyperband":
+    """The pruner that `sweep.pruner` names, or that suits the sampler; all of them act on epochs, counted from 1."""
+    pruner = config.sweep.pruner or ("none" if config.sweep.sampler in ("gp", "cmaes") else "hyperband")
+    if pruner == "hyperband":
         return HyperbandPruner(min_resource=1, max_resource=config.trainer.max_epochs)
-    if config.sweep.pruner == "median":
+    if pruner == "median":
         return MedianPruner()
     return NopPruner()
 
@@ -368,9 +343,7 @@ def claim(
             if is_abandoned(trial, folder, study._storage, config):
                 taken = take(trial._trial_id, folder, study._storage, config)
                 if taken is not None:
-                    study.sampler = make_sampler(config, space, seed=_draw_seed(config, trial.number))
-                    resumed = Trial(study, trial._trial_id)
-                    return Claim(resumed, suggest(resumed, space), folder, *taken)
+                    return Claim(*draw_point(study, config, space, trial._trial_id), folder, *taken)
         counted = sum(trial.state in (TrialState.COMPLETE, TrialState.PRUNED) for trial in trials) + len(running)
         # A grid has no point left for one that failed.
         exhausted = config.sweep.sampler == "grid" and len(trials) >= grid_size(space)
@@ -378,17 +351,53 @@ def claim(
             return NothingToClaim(
                 not running, tuple(f"trial {one.number} on {Holder.of(one.user_attrs).host}" for one in running)
             )
-        study.sampler = make_sampler(config, space, seed=_draw_seed(config, len(trials)))
         asked = study.ask()
         folder = trial_folder(config, asked.number)
         taken = take(asked._trial_id, folder, study._storage, config)
         assert taken is not None, "a trial that was just asked for can't be somebody else's"
-        return Claim(asked, suggest(asked, space), folder, *taken)
+        return Claim(*draw_point(study, config, space, asked._trial_id), folder, *taken)
 
 
-def _draw_seed(config: RunConfig, number: int) -> int:
-    """Seeded by the trial's number, so that a study that was interrupted draws what it would have drawn."""
-    return (config.seed * 100_003 + number) % 2**32
+def draw_point(study: optuna.Study, config: RunConfig, space: SearchSpace, trial_id: int) -> tuple[Trial, Point]:
+    """A running trial and its point: drawn now, or completed where a kill came before it was drawn.
+
+    The sampler is seeded by the trial's number: a study that was interrupted draws what it would have drawn, and
+    machines that ask at the same time draw different points.
+    """
+    number = study._storage.get_trial(trial_id).number
+    study.sampler = make_sampler(study, config, space, seed=(config.seed * 100_003 + number) % 2**32)
+    trial = Trial(study, trial_id)
+    return trial, suggest(trial, space)
+
+
+def diverged_outcome(study: optuna.Study, metric: str, num_classes: int, reason: str) -> Outcome:
+    """How a trial ends whose loss is no number: pruned, with a value from which a sampler learns to keep away.
+
+    The value is finite, as a huge one would spoil a model of the objective: accuracy 0, or the worst loss that a trial
+    of the study has reported, and at least that of guessing.
+    """
+    if metric == VAL_ACCURACY:
+        return Outcome("PRUNED", 0.0, reason=reason)
+    reported = (value for trial in study.get_trials(deepcopy=False) for value in trial.intermediate_values.values())
+    return Outcome("PRUNED", max([math.log(num_classes), *filter(math.isfinite, reported)]), reason=reason)
+
+
+def has_diverged(trial: FrozenTrial) -> bool:
+    """Whether the loss of a trial that has ended was no number."""
+    return trial.state == TrialState.PRUNED and trial.user_attrs.get(FAILURE_REASON, "").startswith("diverged at epoch")
+
+
+def tell(study: optuna.Study, trial: Trial, outcome: Outcome) -> None:
+    """Tell Optuna how a trial ended. After a kill on the way it may be told again."""
+    for name, value in outcome.metrics.items():
+        trial.set_user_attr(name, value)
+    if outcome.reason:
+        trial.set_user_attr(FAILURE_REASON, outcome.reason)
+    seen = trial.storage.get_trial(trial._trial_id).intermediate_values
+    if outcome.state == "PRUNED" and seen.get(max(seen, default=0)) != outcome.value:
+        assert outcome.value is not None
+        trial.report(outcome.value, max(seen, default=0) + 1)  # Optuna takes the last one for the trial's value
+    study.tell(trial, outcome.value if outcome.state == "COMPLETE" else None, state=TrialState[outcome.state])
 
 
 def interrupted_trials(study: optuna.Study, config: RunConfig) -> set[int]:

@@ -44,7 +44,14 @@ from experiments.page import (
     whole_ticks,
 )
 from experiments.search_space import build_search_space
-from experiments.study import DURATION_MS, INPUTS_SECONDS, photo_facts, trial_seconds
+from experiments.study import (
+    DURATION_MS,
+    FAILURE_REASON,
+    INPUTS_SECONDS,
+    has_diverged,
+    photo_facts,
+    trial_seconds,
+)
 from experiments.yaml_files import parse_yaml
 
 STATE_WORDS: Mapping[TrialState, str] = MappingProxyType(
@@ -57,7 +64,6 @@ STATE_WORDS: Mapping[TrialState, str] = MappingProxyType(
     }
 )
 ALWAYS_COUNTED = ("finished", "pruned", "failed")
-FAILURE_REASON = "failure_reason"
 MAX_WHOLE_TICKS = 8
 """Whole numbers that fit below one panel."""
 # From worst to best, with 3:1 contrast against the light and the dark page alike.
@@ -117,7 +123,9 @@ def _commands(study: Study) -> Mapping[str, str]:
 
 def _word(trial: FrozenTrial, interrupted: Collection[int]) -> str:
     """How far a trial is; one that nobody trains is not running, whatever its state."""
-    return "interrupted" if trial.number in interrupted else STATE_WORDS[trial.state]
+    if trial.number in interrupted:
+        return "interrupted"
+    return "diverged" if has_diverged(trial) else STATE_WORDS[trial.state]
 
 
 def _good_region(study: Study, completed: Sequence[FrozenTrial]) -> Table:
@@ -148,7 +156,7 @@ def _facts(
         shown = text(value) + interval_text(metric_name(study), value, known)
         facts["Best value"] = f"{shown}, {selection_text(finished, 'trial', known)}"
         facts["Best trial"] = str(best.number)
-    for word in (*STATE_WORDS.values(), "interrupted"):
+    for word in (*STATE_WORDS.values(), "diverged", "interrupted"):
         if words[word] or word in ALWAYS_COUNTED:
             facts[f"{word.capitalize()} trials"] = str(words[word])
     opening = float(study.user_attrs.get(INPUTS_SECONDS, 0.0))

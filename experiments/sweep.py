@@ -55,6 +55,7 @@ from experiments.run_folder import LOCAL, Outcome, RunFolder, environment_tags
 from experiments.search_space import SEARCHED, SearchSpace, load_search_space
 from experiments.study import (
     DURATION_MS,
+    FAILURE_REASON,
     INPUTS_SECONDS,
     NothingToClaim,
     best_trial,
@@ -62,16 +63,18 @@ from experiments.study import (
     copy_in_time,
     count_failed,
     count_finished,
+    diverged_outcome,
     load_study,
     open_study,
     photo_facts,
+    tell,
     trial_folder,
 )
 from experiments.study_storage import study_folder
 from experiments.sweep_progress import SweepProgress
 from experiments.train import BEST_CHECKPOINT, CHECKPOINT_FOLDER, NotANumberError, data_facts, export, is_whole, train
 from lightning_modules.cores import usable_cores
-from lightning_modules.metrics import VAL_ACCURACY, summary
+from lightning_modules.metrics import summary
 
 POLL_SECONDS = 0.5
 """How often a worker looks whether somebody else's trial has ended."""
@@ -237,12 +240,12 @@ def _run_trials(job: _Job, claims: Sequence[Claim], held: HeldClaims) -> Iterato
             fresh.setdefault(together(config), []).append(run)
         else:
             if folder.outcome is None:
-                _finish(job, claimed, held, _attempt(job, claimed, held))
+                _finish(claimed, held, _attempt(job, claimed, held))
             yield _tell(job, claimed, held)
     for runs in fresh.values():
-        for run, outcome in train_population(runs, check=job.check):
+        for run, ended in train_population(runs, check=job.check):
             claimed = by_folder[run.folder.path]
-            _finish(job, claimed, held, outcome)
+            _finish(claimed, held, _diverged(job, ended) if isinstance(ended, NotANumberError) else ended)
             yield _tell(job, claimed, held)
 
 
@@ -264,7 +267,7 @@ def _check_failures(job: _Job) -> None:
         allowed, last = job.config.sweep.max_failures, failed[-1]
         raise SweepError(
             f"trials keep failing: {allowed + 1}, and sweep.max_failures is {allowed}; the last one, trial "
-            f"{last.number}: {last.user_attrs.get('failure_reason', 'no reason was noted')}. Finished trials are kept: "
+            f"{last.number}: {last.user_attrs.get(FAILURE_REASON, 'no reason was noted')}. Finished trials are kept: "
             "remove the cause, then the same command continues"
         )
 
@@ -281,17 +284,8 @@ def _tell(job: _Job, claimed: Claim, held: HeldClaims) -> Outcome:
     held.confirm(trial.number)
     noted = claimed.folder.read()
     trial.set_user_attr(DURATION_MS, noted["ended_ms"] - noted["started_ms"])
-    for name, value in outcome.metrics.items():
-        trial.set_user_attr(name, value)
-    if outcome.reason:
-        trial.set_user_attr("failure_reason", outcome.reason)
-    seen = trial.storage.get_trial(trial._trial_id).intermediate_values
-    if outcome.state == "PRUNED" and seen.get(max(seen, default=0)) != outcome.value:
-        assert outcome.value is not None
-        trial.report(outcome.value, max(seen, default=0) + 1)  # Optuna takes the last one for the trial's value
-    values = outcome.value if outcome.state == "COMPLETE" else None
     held.give_back(trial.number)
-    job.study.tell(trial, values, state=TrialState[outcome.state])
+    tell(job.study, trial, outcome)
     _tidy(job.config, job.study)
     return outcome
 
@@ -305,7 +299,7 @@ def _attempt(job: _Job, claimed: Claim, held: HeldClaims) -> Outcome:
         except (InterruptedRunError, CommandError):
             raise  # no fault of the trial: it goes on later
         except NotANumberError as error:
-            return Outcome("PRUNED", reason=str(error))
+            return _diverged(job, error)
         except Exception as error:
             reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
             if not (may_retry and _may_pass(error)):
@@ -345,21 +339,16 @@ def _train_trial(job: _Job, claimed: Claim, held: HeldClaims) -> Outcome:
     return Outcome("COMPLETE", result.metrics[job.config.sweep.metric], result.scored)
 
 
-def _finish(job: _Job, claimed: Claim, held: HeldClaims, outcome: Outcome) -> None:
-    """Note how a trial ended. One that diverged gets the worst value, from which a sampler learns to keep away."""
+def _finish(claimed: Claim, held: HeldClaims, outcome: Outcome) -> None:
+    """Note how a trial ended."""
     held.confirm(claimed.trial.number)
-    if outcome.state == "PRUNED" and outcome.value is None:
-        outcome = replace(outcome, value=_worst_value(job))
     claimed.folder.finish(outcome)
 
 
-def _worst_value(job: _Job) -> float:
-    """The worst finite objective of the study so far, or that of guessing; a huge value would spoil a model of it."""
-    if job.config.sweep.metric == VAL_ACCURACY:
-        return 0.0
-    assert job.identity.photos is not None
-    reported = (value for trial in job.study.get_trials(deepcopy=False) for value in trial.intermediate_values.values())
-    return max([math.log(len(job.identity.photos.class_names)), *filter(math.isfinite, reported)])
+def _diverged(job: _Job, error: NotANumberError) -> Outcome:
+    photos = job.identity.photos
+    assert photos is not None
+    return diverged_outcome(job.study, job.config.sweep.metric, len(photos.class_names), str(error))
 
 
 def _pruned(claimed: Claim) -> Outcome | None:

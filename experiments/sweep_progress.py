@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from experiments.console import duration, say
 from experiments.intervals import metric_text
-from experiments.study import best_trial, photo_facts
+from experiments.study import FAILURE_REASON, best_trial, has_diverged, photo_facts
 
 ENDED_WORDS = {"COMPLETE": "complete", "PRUNED": "pruned", "FAIL": "failed"}
 
@@ -91,10 +91,12 @@ class SweepProgress:
 def ended_text(trial: FrozenTrial, metric: str, facts: Mapping[str, str]) -> str:
     """How a trial ended, and with which parameters."""
     value = "" if trial.value is None else f", {metric_text(metric, trial.value, facts)}"
-    reason = trial.user_attrs.get("failure_reason", "")
+    reason = trial.user_attrs.get(FAILURE_REASON, "")
     params = ", ".join(
         f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in trial.params.items()
     )
+    if has_diverged(trial):
+        return f"trial {trial.number} {reason}: {params}"
     word = ENDED_WORDS[trial.state.name]
     return f"trial {trial.number} {word}{value}: {params}{f' ({reason})' if reason else ''}"
 

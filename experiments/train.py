@@ -197,7 +197,7 @@ def train(
         # Lightning listens to SIGTERM too, and ends the process after the epoch as if nothing were left to do.
         raise InterruptedRunError from error
     if failure := trainer.strategy.broadcast(history.failure):
-        raise NotANumberError(failure)
+        raise diverged(max(history.epochs), failure)
 
     # Only the first of several machines has written checkpoints.
     best: Any = None
@@ -307,9 +307,19 @@ def exported_data(config: RunConfig, folders: ClassFolders) -> dict[str, ConfigV
     return {name.removeprefix("data."): value for name, value in (facts | cut).items()}
 
 
-def diverged(val_loss: float, epoch: int) -> str:
-    """What to say of a loss that is no number."""
-    return f"val_loss is {val_loss} after epoch {epoch}: lower optimizer.learning_rate or set trainer.gradient_clip"
+def diverged(epoch: int, cause: str) -> NotANumberError:
+    """The error of a run that ends because its loss is no number.
+
+    Args:
+        epoch: the last one, from 1.
+        cause: what was found in it.
+    """
+    return NotANumberError(f"diverged at epoch {epoch}: {cause}")
+
+
+def bad_val_loss(val_loss: float) -> str:
+    """What to say of a val_loss that is no number."""
+    return f"val_loss is {val_loss}: lower optimizer.learning_rate or set trainer.gradient_clip"
 
 
 class History(Callback):
@@ -327,7 +337,7 @@ class History(Callback):
     def __init__(self, metric: str, direction: metrics.Direction, *, patience: int) -> None:
         self.epochs: dict[int, dict[str, float]] = {}
         self.failure = ""
-        """Why the run fails, once its training has ended."""
+        """Why the run has diverged, once its training has ended."""
         self._metric, self._direction, self._patience = metric, direction, patience
 
     @property
@@ -341,7 +351,7 @@ class History(Callback):
         values = {name: float(value) for name, value in trainer.callback_metrics.items()}
         self.epochs[epoch] = values
         if not math.isfinite(values[metrics.VAL_LOSS]):
-            self.failure = self.failure or diverged(values[metrics.VAL_LOSS], epoch)
+            self.failure = self.failure or bad_val_loss(values[metrics.VAL_LOSS])
         stalled = 0 < self._patience <= epoch - self.best_epoch
         if trainer.strategy.broadcast(bool(self.failure) or stalled):
             trainer.should_stop = True

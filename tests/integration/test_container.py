@@ -131,6 +131,10 @@ def test_a_killed_job_goes_on_from_its_checkpoint_with_the_same_metrics(photos: 
             {"optimizer__lr": "1"},
             "optimizer.lr must be the name of a field, got 'optimizer.lr'; did you mean optimizer.learning_rate?",
         ),
+        (
+            {"optimizer__learning_rate": "1e30", "optimizer__name": "sgd", TUNING_OBJECTIVE: "best_val_loss"},
+            "NotANumberError: diverged at epoch 1: val_loss is ",
+        ),
     ],
 )
 def test_a_job_that_fails_leaves_a_short_reason(

@@ -7,6 +7,7 @@ import math
 import multiprocessing
 import os
 import random
+import re
 import shlex
 import shutil
 import signal
@@ -169,7 +170,9 @@ def test_a_trial_that_diverges_is_pruned_with_the_worst_value(config: RunConfig,
     study = sweep.run_sweep(wide).study
     [diverged] = [trial for trial in study.trials if trial.params["optimizer.learning_rate"] > 1]
     assert diverged.state == TrialState.PRUNED
-    assert "lower optimizer.learning_rate" in diverged.user_attrs["failure_reason"]
+    reason = diverged.user_attrs["failure_reason"]
+    assert re.fullmatch(r"diverged at epoch \d: val_loss is \w+: lower optimizer.learning_rate or .*", reason)
+    assert trial_folder(wide, diverged.number).outcome == Outcome("PRUNED", diverged.value, reason=reason)
     assert diverged.value is not None
     assert diverged.value >= math.log(3)
     assert len(study.trials) == 2
@@ -386,7 +389,7 @@ def test_pruned_and_diverged_members_leave_the_population(config: RunConfig, mon
     states = [trial.state.name for trial in result.study.trials]
     assert states == ["COMPLETE", "PRUNED", "PRUNED", "COMPLETE"]
     assert [len(trial.intermediate_values) for trial in result.study.trials] == [3, 1, 2, 3]
-    assert "val_loss is nan after epoch 2" in result.study.trials[2].user_attrs["failure_reason"]
+    assert "diverged at epoch 2: val_loss is nan" in result.study.trials[2].user_attrs["failure_reason"]
 
 
 @pytest.mark.slow

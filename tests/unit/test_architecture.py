@@ -42,6 +42,7 @@ ABOUT_OPTUNA = {
     "report.py",
     "cli.py",
     "compared_runs.py",
+    "samplers.py",
     "study_section.py",
 }
 

@@ -12,6 +12,8 @@ import pytest
 from experiments import console, sweep_progress
 from experiments.console import progress as show_progress
 from experiments.progress import EpochProgress
+from experiments.run_folder import Outcome
+from experiments.study import tell
 from experiments.sweep_progress import SweepProgress
 
 
@@ -85,6 +87,16 @@ def test_each_trial_that_ends_leaves_a_line_with_its_parameters(said: Callable[[
     assert "(pruned after epoch 1)" in lines
     assert "trial 2 failed: optimizer.learning_rate 0.25, data.batch_size 64 (OSError: disk)" in lines
     assert "2/4" in lines, "a trial that failed does not count"
+
+
+def test_a_trial_that_diverged_says_so_in_place_of_the_value_that_the_sampler_got(said: Callable[[], str]) -> None:
+    study = new_study()
+    shown = SweepProgress(study, 4, float("inf"))
+    tell(study, ask(study, 0.5), Outcome("PRUNED", 2.5, reason="diverged at epoch 1: val_loss is nan"))
+    shown.update()
+    shown.close()
+    assert "trial 0 diverged at epoch 1: val_loss is nan: optimizer.learning_rate 0.5" in said()
+    assert "2.5" not in said()
 
 
 def test_trials_of_an_earlier_command_are_not_told_again(said: Callable[[], str]) -> None:

@@ -16,8 +16,9 @@ from optuna.trial import TrialState
 from experiments.figures import needs_log_axis
 from experiments.narrowing import MIN_TRIALS
 from experiments.report import write_report
+from experiments.run_folder import Outcome
 from experiments.search_space import ChoiceRange, FloatRange, dump_search_space
-from experiments.study import DURATION_MS, INPUTS_SECONDS
+from experiments.study import DURATION_MS, INPUTS_SECONDS, tell
 
 VOID = {"meta", "img"}
 DISTRIBUTIONS = {
@@ -200,6 +201,16 @@ def test_every_trial_has_a_row_with_its_attributes_and_reason(page: Page) -> Non
     assert rows[1] == ["1", "finished, best", "0.25", "3", "30.0", "0.01", "adamw", "0.8", "—"]
     assert rows[4][1:4] == ["pruned", "—", "2"]
     assert rows[5][-2:] == ["—", "out of memory: <b>halve</b> data.batch_size"]
+
+
+def test_a_trial_that_diverged_is_counted_apart(tmp_path: Path) -> None:
+    study = sweep()
+    tell(study, study.ask(), Outcome("PRUNED", 2.5, reason="diverged at epoch 1: val_loss is nan"))
+    write_report([study], tmp_path / "report.html")
+    page = Page(tmp_path / "report.html")
+    assert (page.facts()["Pruned trials"], page.facts()["Diverged trials"]) == ("1", "1")
+    _, *rows = page.table("A row for each trial")
+    assert (rows[6][1], rows[6][-1]) == ("diverged", "diverged at epoch 1: val_loss is nan")
 
 
 def test_maximize_takes_the_highest_value_of_the_named_metric(tmp_path: Path) -> None:

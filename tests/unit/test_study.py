@@ -41,6 +41,7 @@ from experiments.config import RunConfig, load_config, override, to_flat, to_pub
 from experiments.errors import SweepError, UserError
 from experiments.identity import Photos, StudyIdentity, read_identity, write_identity
 from experiments.run_folder import Outcome, RunFolder
+from experiments.samplers import make_sampler
 from experiments.search_space import ChoiceRange, FloatRange, IntRange, Point, SearchSpace
 from experiments.study import (
     DURATION_MS,
@@ -52,7 +53,6 @@ from experiments.study import (
     count_finished,
     load_study,
     make_pruner,
-    make_sampler,
     open_study,
     suggest,
     trial_folder,
@@ -838,7 +838,7 @@ def test_a_study_over_a_grid_ends_with_the_grid(tmp_path: Path, caplog: pytest.L
 def test_a_grid_of_ranges_is_refused(tmp_path: Path) -> None:
     config = make_config(tmp_path, sampler="grid")
     with pytest.raises(ValueError, match=r"optimizer\.learning_rate must be a choice for sampler grid"):
-        make_sampler(config, SPACE, seed=0)
+        make_sampler(optuna.create_study(), config, SPACE, seed=0)
 
 
 def test_another_seed_draws_other_points(tmp_path: Path) -> None:

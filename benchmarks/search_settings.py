@@ -1,0 +1,136 @@
+"""Which sampler and which pruner find a good head in the fewest epochs.
+
+python -m benchmarks.search_settings --data PATH/dogs6 PATH/clothing --weights PATH/resnet50.safetensors
+
+`benchmarks.search` trains each trial, which takes hours for many settings. Here a grid of heads is trained once, all
+heads of a batch size at once, and the curve of a trial is interpolated between its neighbours in the grid, by cubic
+splines over the logarithms of learning rate and weight decay. All else is what a sweep does.
+
+Each search may spend the epochs of a random search of 40 trials that are trained to their end, and is compared with it:
+how many of these epochs it needs to get as low, and how much lower it is after a third of them and after all.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import optuna
+from scipy.interpolate import RegularGridInterpolator
+
+from benchmarks.common import parser, report
+from benchmarks.search import OTHER_DRAWS, Search, quartiles, settings, sweep
+from experiments.config import RunConfig, override
+from experiments.population import new_population
+from experiments.search_space import ChoiceRange, FloatRange, SearchSpace, load_search_space
+
+SETTINGS = (
+    ("random", "hyperband"),
+    ("tpe", "hyperband"),
+    ("tpe", "median"),
+    ("tpe", "none"),
+    ("gp", "none"),
+    ("gp", "hyperband"),
+    ("cmaes", "none"),
+    ("cmaes", "hyperband"),
+)
+FIELDS = ("optimizer.learning_rate", "optimizer.weight_decay", "data.batch_size")
+RATES, DECAYS = 13, 5
+"""Points of the grid."""
+
+
+class Curves:
+    """The val_loss by epoch of any head of a search space of learning rate, weight decay and batch size."""
+
+    def __init__(self, config: RunConfig, space: SearchSpace) -> None:
+        rates, decays, sizes = (space[name] for name in FIELDS)
+        assert isinstance(rates, FloatRange) and isinstance(decays, FloatRange) and isinstance(sizes, ChoiceRange)
+        axes = [
+            np.linspace(math.log10(one.low), math.log10(one.high), count)
+            for one, count in ((rates, RATES), (decays, DECAYS))
+        ]
+        self._of_size = {}
+        for size in sizes.values:
+            points = [(10**rate, 10**decay, size) for rate, decay in itertools.product(*axes)]
+            population = new_population([override(config, dict(zip(FIELDS, one, strict=True))) for one in points])
+            epochs = [population.train_epoch() for _ in range(config.trainer.max_epochs)]
+            losses = np.array([[one[place][config.sweep.metric] for one in epochs] for place in range(len(points))])
+            assert np.isfinite(losses).all()
+            self._of_size[size] = RegularGridInterpolator(axes, losses.reshape(RATES, DECAYS, -1), method="cubic")
+
+    def losses(self, config: RunConfig) -> list[float]:
+        """The val_loss of each epoch of a trial."""
+        point = math.log10(config.optimizer.learning_rate), math.log10(config.optimizer.weight_decay)
+        found: list[float] = np.ravel(self._of_size[config.data.batch_size](point)).tolist()
+        return found
+
+
+def main() -> None:
+    """Measure and report."""
+    command = parser(__doc__ or "")
+    command.add_argument("--data", type=Path, nargs="+", required=True)
+    command.add_argument("--weights", type=Path, required=True)
+    command.add_argument("--cache", type=Path, help="folder that keeps the features (default: a temporary one)")
+    command.add_argument("--image-size", type=int, default=128, help="pixels per side (default: 128)")
+    command.add_argument("--epochs", type=int, nargs="+", default=[5, 20], help="lengths of a trial")
+    command.add_argument("--seeds", type=int, default=10)
+    arguments = command.parse_args()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    rows, figures = list[tuple[str, str]](), dict[str, object]()
+    with tempfile.TemporaryDirectory() as folder:
+        for data, max_epochs in itertools.product(arguments.data, arguments.epochs):
+            cache = arguments.cache or Path(folder)
+            config = settings(data, arguments.weights, cache, arguments.image_size, max_epochs)
+            assert config.search is not None
+            space = load_search_space(config.search)
+            measured = measure(config, space, Curves(config, space), range(arguments.seeds))
+            figures[f"{data.name}, {max_epochs} epochs"] = measured
+            for name, one in measured.items():
+                rows.append((f"{data.name}, {max_epochs} epochs: {name}", row(one)))
+                print(": ".join(rows[-1]), file=sys.stderr)
+    report(rows, figures, arguments.json)
+
+
+def measure(
+    config: RunConfig, space: SearchSpace, curves: Curves, seeds: Sequence[int]
+) -> dict[str, dict[str, dict[str, float]]]:
+    """How each setting does, paired by seed with a random search whose trials are trained to their end."""
+
+    def searches(sampler: str, pruner: str, draws: int = 0) -> list[Search]:
+        named = override(config, {"sweep.sampler": sampler, "sweep.pruner": pruner})
+        return [sweep(override(named, {"seed": seed + draws}), space, curves.losses) for seed in seeds]
+
+    targets = searches("random", "none")
+    measured = {"random, none, other draws": figures_of(searches("random", "none", OTHER_DRAWS), targets)}
+    for sampler, pruner in SETTINGS:
+        measured[f"{sampler}, {pruner}"] = figures_of(searches(sampler, pruner), targets)
+    return measured
+
+
+def figures_of(searches: Sequence[Search], targets: Sequence[Search]) -> dict[str, dict[str, float]]:
+    """Epochs until a search was as good as the random search of its seed, and how much better it ended."""
+    budget = targets[0].epochs[-1]
+    pairs = [(one, target.best[-1]) for one, target in zip(searches, targets, strict=True)]
+    return {
+        "ratio": quartiles([(one.reaches(target, budget) or budget) / budget for one, target in pairs]),
+        "at_a_third": quartiles([one.at(budget // 3) - target for one, target in pairs]),
+        "at_the_end": quartiles([one.at(budget) - target for one, target in pairs]),
+    }
+
+
+def row(figures: dict[str, dict[str, float]]) -> str:
+    """One line of the table."""
+    ratio, third, end = (figures[name] for name in ("ratio", "at_a_third", "at_the_end"))
+    return (
+        f"{ratio['median']:.2f} of the epochs ({ratio['q1']:.2f} to {ratio['q3']:.2f}); val_loss after a third "
+        f"{third['median']:+.4f}, at the end {end['median']:+.4f} ({end['min']:+.4f} to {end['max']:+.4f})"
+    )
+
+
+if __name__ == "__main__":
+    main()
