@@ -281,6 +281,7 @@ NULLABLE = {
     "data.root",
     "tracking.uri",
     "sweep.timeout_seconds",
+    "sweep.pruner",
     "sweep.storage",
     "search",
 }
