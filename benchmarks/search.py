@@ -13,6 +13,7 @@ also chases a second random search, of the same training seed, that draws other 
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 import sys
@@ -25,7 +26,7 @@ from typing import Any
 import numpy as np
 import optuna
 from matplotlib.figure import Figure
-from optuna.trial import Trial, TrialState
+from optuna.trial import TrialState
 
 from benchmarks.common import parser, report
 from benchmarks.samplers import run_trial
@@ -33,7 +34,7 @@ from experiments.config import RunConfig, load_config, override
 from experiments.figures import BLUE, VERMILLION
 from experiments.inputs import open_data_once
 from experiments.population import new_population
-from experiments.search_space import SearchSpace, load_search_space
+from experiments.search_space import Point, SearchSpace, load_search_space
 from experiments.study import draw_point, make_pruner
 
 TRIALS = 40
@@ -90,21 +91,13 @@ def settings(data: Path, weights: Path, cache: Path, image_size: int, max_epochs
     return load_config(Path("conf/dogs6.yaml"), values)
 
 
-def ask(study: optuna.Study, config: RunConfig, space: SearchSpace, draws: int = 0) -> tuple[Trial, RunConfig]:
-    """A trial and its config, drawn as `claim` does.
-
-    Args:
-        draws: moves the seed of the sampler, not that of the training.
-    """
-    trial, point = draw_point(study, replace(config, seed=config.seed + draws), space, study.ask()._trial_id)
-    return trial, override(config, point)
-
-
 def random_search(config: RunConfig, space: SearchSpace, *, draws: int) -> Search:
     """Trials that know nothing of each other, so that all of them train at once."""
     config = override(config, {"sweep.sampler": "random", "sweep.pruner": "none"})
     study, epochs = optuna.create_study(), config.trainer.max_epochs
-    configs = [ask(study, config, space, draws)[1] for _ in range(TRIALS)]
+    moved = replace(config, seed=config.seed + draws)  # of the sampler, not of the training
+    points = [draw_point(study, moved, space, study.ask()._trial_id)[1] for _ in range(TRIALS)]
+    configs = [override(config, point) for point in points]
     values = [math.inf] * TRIALS
     # Heads of one batch size share every batch, which is several times as fast.
     for size in {one.data.batch_size for one in configs}:
@@ -117,7 +110,7 @@ def random_search(config: RunConfig, space: SearchSpace, *, draws: int) -> Searc
     return Search([epochs * (number + 1) for number in range(TRIALS)], list(itertools.accumulate(values, min)))
 
 
-def sweep(config: RunConfig, space: SearchSpace, losses_of: Callable[[RunConfig], Iterable[float]]) -> Search:
+def sweep(config: RunConfig, space: SearchSpace, losses_of: Callable[[Point], Iterable[float]]) -> Search:
     """What `experiments sweep` does until it has spent the epochs of the random search.
 
     Args:
@@ -128,16 +121,17 @@ def sweep(config: RunConfig, space: SearchSpace, losses_of: Callable[[RunConfig]
     spent, values, max_epochs = list[int](), list[float](), config.trainer.max_epochs
     classes = len(open_data_once(config).class_names)
     while sum(spent) < TRIALS * max_epochs:
-        trial, trial_config = ask(study, config, space)
-        spent.append(run_trial(losses_of(trial_config), max_epochs, classes, study, trial))
+        trial, point = draw_point(study, config, space, study.ask()._trial_id)
+        spent.append(run_trial(losses_of(point), max_epochs, classes, study, trial))
         ended = study.trials[trial.number]
         assert ended.value is not None
         values.append(ended.value if ended.state == TrialState.COMPLETE else math.inf)
     return Search(list(itertools.accumulate(spent)), list(itertools.accumulate(values, min)))
 
 
-def train(config: RunConfig) -> Iterator[float]:
+def train(config: RunConfig, point: Point) -> Iterator[float]:
     """The val_loss of each epoch of a trial, which is trained as far as it is asked for."""
+    config = override(config, point)
     population = new_population([config])
     for _ in range(config.trainer.max_epochs):
         yield population.train_epoch()[0][config.sweep.metric]
@@ -150,7 +144,7 @@ def measure(config: RunConfig, seeds: int) -> list[Seed]:
     for number in range(seeds):
         seeded = override(config, {"seed": number})
         random, other = (random_search(seeded, space, draws=draws) for draws in (0, OTHER_DRAWS))
-        found.append(Seed(random, other, sweep(seeded, space, train)))
+        found.append(Seed(random, other, sweep(seeded, space, functools.partial(train, seeded))))
         lowest = f"random {random.best[-1]:.4f}, sweep {found[-1].sweep.best[-1]:.4f}"
         print(f"{config.trainer.max_epochs} epochs, seed {number}: {lowest}", file=sys.stderr)
     return found

@@ -27,12 +27,11 @@ from benchmarks.common import parser, report
 from benchmarks.search import OTHER_DRAWS, Search, quartiles, settings, sweep
 from experiments.config import RunConfig, override
 from experiments.population import new_population
-from experiments.search_space import ChoiceRange, FloatRange, SearchSpace, load_search_space
+from experiments.search_space import ChoiceRange, FloatRange, Point, SearchSpace, load_search_space
 
 SETTINGS = (
     ("random", "hyperband"),
     ("tpe", "hyperband"),
-    ("tpe", "median"),
     ("tpe", "none"),
     ("gp", "none"),
     ("gp", "hyperband"),
@@ -40,7 +39,7 @@ SETTINGS = (
     ("cmaes", "hyperband"),
 )
 FIELDS = ("optimizer.learning_rate", "optimizer.weight_decay", "data.batch_size")
-RATES, DECAYS = 13, 5
+RATES, DECAYS = 11, 5
 """Points of the grid."""
 
 
@@ -63,10 +62,11 @@ class Curves:
             assert np.isfinite(losses).all()
             self._of_size[size] = RegularGridInterpolator(axes, losses.reshape(RATES, DECAYS, -1), method="cubic")
 
-    def losses(self, config: RunConfig) -> list[float]:
+    def losses(self, point: Point) -> list[float]:
         """The val_loss of each epoch of a trial."""
-        point = math.log10(config.optimizer.learning_rate), math.log10(config.optimizer.weight_decay)
-        found: list[float] = np.ravel(self._of_size[config.data.batch_size](point)).tolist()
+        rate, decay, size = (point[name] for name in FIELDS)
+        place = math.log10(float(rate)), math.log10(float(decay))
+        found: list[float] = np.ravel(self._of_size[size](place)).tolist()
         return found
 
 
@@ -90,9 +90,7 @@ def main() -> None:
             space = load_search_space(config.search)
             measured = measure(config, space, Curves(config, space), range(arguments.seeds))
             figures[f"{data.name}, {max_epochs} epochs"] = measured
-            for name, one in measured.items():
-                rows.append((f"{data.name}, {max_epochs} epochs: {name}", row(one)))
-                print(": ".join(rows[-1]), file=sys.stderr)
+            rows += [(f"{data.name}, {max_epochs} epochs: {name}", row(one)) for name, one in measured.items()]
     report(rows, figures, arguments.json)
 
 
@@ -109,6 +107,7 @@ def measure(
     measured = {"random, none, other draws": figures_of(searches("random", "none", OTHER_DRAWS), targets)}
     for sampler, pruner in SETTINGS:
         measured[f"{sampler}, {pruner}"] = figures_of(searches(sampler, pruner), targets)
+        print(f"{sampler}, {pruner}: {row(measured[f'{sampler}, {pruner}'])}", file=sys.stderr)
     return measured
 
 
