@@ -15,7 +15,7 @@ from experiments.config import RunConfig, require, to_public
 from experiments.console import say
 from experiments.errors import UserError
 from experiments.run_folder import RunFolder
-from experiments.search_space import SearchSpace, dump_search_space
+from experiments.search_space import SearchSpace, dump_search_space, extremes
 from experiments.yaml_files import parse_yaml
 from lightning_modules.folders import ClassFolders
 
@@ -76,11 +76,17 @@ class StudyIdentity:
     """All fields, without passwords."""
     photos: Photos | None
     """None in a study of an older version, which did not note them."""
+    interpolation: str = "bilinear"
+    """How photos are resized, of each backbone; studies of an older version note nothing and are bilinear."""
 
     @classmethod
     def of(cls, config: RunConfig, space: SearchSpace, photos: Photos) -> StudyIdentity:
         """The identity of a study that is about to run."""
-        return cls(dump_search_space(space), to_public(config), photos)
+        from lightning_modules.network import recipe  # whoever only reads studies needs no torchvision
+
+        backbones = extremes(space["model.backbone"]) if "model.backbone" in space else (config.model.backbone,)
+        interpolation = ", ".join(sorted({recipe(str(one)).interpolation.value for one in backbones}))
+        return cls(dump_search_space(space), to_public(config), photos, interpolation)
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -98,7 +104,7 @@ class StudyIdentity:
         photos = noted.get("photos")
         if photos is not None:
             photos = Photos(**{**photos, "class_names": tuple(photos["class_names"])})
-        return cls(noted["search_space"], noted["config"], photos)
+        return cls(noted["search_space"], noted["config"], photos, noted.get("interpolation", cls.interpolation))
 
     def check_same(self, other: StudyIdentity) -> None:
         """Refuse another identity.
@@ -119,6 +125,11 @@ class StudyIdentity:
             if not key.startswith(MAY_CHANGE) and key not in searched:
                 before = self.config.get(key, value)
                 require(before == value, key, f"stay {before!r} for {study} ({advice})", value)
+        if self.interpolation != other.interpolation:
+            raise UserError(
+                f"sweep.study_name must be another one: trials of {study} resized photos by {self.interpolation} "
+                f"interpolation, and model.backbone wants {other.interpolation} now"
+            )
         assert other.photos is not None, "a command knows its photos"
         if self.photos is not None and self.photos.fingerprint != other.photos.fingerprint:
             raise UserError(

@@ -1,4 +1,7 @@
-"""The command line of the cloud half. Only boto3 is imported on the way to a launched job."""
+"""The command line of the cloud half.
+
+On the way to a launched job only boto3 is imported, and torchvision where the sizes of photos are left to its recipes.
+"""
 
 from __future__ import annotations
 

@@ -52,6 +52,19 @@ def test_a_dry_run_prints_the_whole_request_and_what_it_costs(
     assert "3 jobs x 1 ml.g4dn.xlarge x 1.00 h x $0.7364/h = $2.21" in printed.err
 
 
+@pytest.mark.parametrize("command", ["tune", "train"])
+def test_a_job_is_sent_the_sizes_of_the_recipe_where_none_are_typed(
+    command: str, fields: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    left_open = [flag for flag in fields if "image_size" not in flag and "crop_fraction" not in flag]
+    assert main([command, "--dry-run", CLOUD, *own_flags(f"cloud {command}", left_open)]) == 0
+    request = json.loads(capsys.readouterr().out)
+    sent = (
+        request["TrainingJobDefinition"]["StaticHyperParameters"] if command == "tune" else request["HyperParameters"]
+    )
+    assert (sent["data__image_size"], sent["data__crop_fraction"]) == ("224", "0.875")
+
+
 @pytest.mark.parametrize(
     ("more", "code", "message"),
     [

@@ -94,6 +94,21 @@ def test_a_sweep_leaves_a_study_runs_pictures_and_one_export(finished: Finished)
     assert not list(study_folder(config).rglob("*.ckpt"))
 
 
+@pytest.mark.usefixtures("unpublished")
+def test_trials_that_draw_their_backbone_take_its_recipe(photos: Path, tmp_path: Path, config: RunConfig) -> None:
+    names = ("shufflenet_v2_x0_5", "shufflenet_v2_x1_5")
+    (tmp_path / "search.yaml").write_text(f"model.backbone: {{type: choice, values: [{', '.join(names)}]}}")
+    values = {"search": tmp_path / "search.yaml", "sweep.sampler": "grid", "sweep.n_trials": 2, "trainer.max_epochs": 1}
+    values |= {"data.crop_fraction": None, "data.cache": "none"}
+    config = override(config, values)
+    best = sweep.run_sweep(config).best
+    noted = [trial_folder(config, number).read()["params"] for number in range(2)]
+    crops = {params["model.backbone"]: params["data.crop_fraction"] for params in noted}
+    assert crops == {names[0]: str(224 / 256), names[1]: str(224 / 232)}
+    exported = load_export(trial_folder(config, best.number).export)
+    assert exported.preprocessing.resize_size == {names[0]: 37, names[1]: 33}[best.params["model.backbone"]]
+
+
 def test_the_report_s_command_trains_the_best_trial_again_to_the_last_digit(finished: Finished, tmp_path: Path) -> None:
     config, result = finished
     assert result.best is not None

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -36,8 +37,9 @@ from lightning_modules import photos as photo_files
 from lightning_modules.data import ShardedSampler
 from lightning_modules.export import check_golden
 from lightning_modules.features import FeatureBatches
-from lightning_modules.inference import load_export
+from lightning_modules.inference import Interpolation, load_export
 from lightning_modules.metrics import DIRECTIONS
+from lightning_modules.network import recipe
 from tests.conftest import tiny
 
 
@@ -228,6 +230,18 @@ def test_a_head_that_is_not_linear_is_trained_on_decoded_photos(config: RunConfi
     run(config, tmp_path)
     with pytest.raises(ValueError, match=r"data\.cache features needs a linear head, which squeezenet1_1 lacks"):
         run(override(config, {"data.cache": "features"}), tmp_path / "cached")
+
+
+def test_features_of_another_interpolation_are_another_entry(
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bilinear = open_features_once(config)
+    cubic = replace(recipe(config.model.backbone), interpolation=Interpolation.BICUBIC)
+    monkeypatch.setattr("experiments.inputs.recipe", lambda backbone: cubic)
+    forget_opened()
+    assert not torch.equal(open_features_once(config).valid, bilinear.valid)
+    assert len(list((config.data.cache_dir / "arrays").glob("*/array.npy"))) == 4
+    forget_opened()
 
 
 def test_a_cache_that_can_not_hold_the_features_says_what_it_needs(config: RunConfig, tmp_path: Path) -> None:

@@ -120,3 +120,25 @@ def test_a_study_begun_with_the_sizes_of_before_is_refused_by_option() -> None:
     before.check_same(StudyIdentity.of(config_for("resnet50", data__crop_fraction=0.875), {}, photos))
     same = override(config, {"model.backbone": "alexnet"})  # whose recipe has the sizes of before
     StudyIdentity.of(same, {}, photos).check_same(StudyIdentity.of(config_for("alexnet"), {}, photos))
+
+
+@pytest.mark.parametrize(("backbone", "refused"), [("alexnet", False), ("efficientnet_b0", True)])
+def test_a_study_begun_with_another_interpolation_is_refused(backbone: str, refused: bool) -> None:
+    photos = Photos("0" * 64, ("Beagle", "Collie"), 20, 10, 0)
+    now = StudyIdentity.of(config_for(backbone), {}, photos)
+    noted = now.to_dict()
+    del noted["interpolation"]
+    before = StudyIdentity.from_dict(noted)
+    assert before is not None
+    if refused:
+        with pytest.raises(UserError, match=r"study_name must be another one: .* bilinear .* wants bicubic now"):
+            before.check_same(now)
+    else:
+        before.check_same(now)
+    assert StudyIdentity.from_dict(now.to_dict()) == now
+
+
+def test_a_study_that_draws_its_backbone_has_the_interpolations_of_all() -> None:
+    space = {"model.backbone": ChoiceRange(("resnet18", "swin_t"))}
+    photos = Photos("0" * 64, ("Beagle", "Collie"), 20, 10, 0)
+    assert StudyIdentity.of(with_recipe(RunConfig(), drawn=space), space, photos).interpolation == "bicubic, bilinear"
