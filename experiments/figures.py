@@ -203,7 +203,7 @@ def per_class_accuracy_figure(labels: IntArray, predictions: IntArray, class_nam
         [percent[index] - 100 * low, 100 * high - percent[index]]
         for index, (low, high) in zip(shown, known, strict=True)
     ]
-    bars = axes.barh(range(len(shown)), percent[shown], color=BLUE, xerr=np.clip(reach, 0, None).T, ecolor=GREY)
+    bars = axes.barh(range(len(shown)), percent[shown], color=BLUE, xerr=np.clip(reach, 0, None).T, ecolor="black")
     axes.bar_label(bars, fmt="%.0f", padding=3, bbox={"facecolor": "white", "edgecolor": "none", "pad": 1})
     axes.set_yticks(range(len(shown)), names)
     axes.set_ylim(len(shown) - 0.4, -0.6)
@@ -212,7 +212,7 @@ def per_class_accuracy_figure(labels: IntArray, predictions: IntArray, class_nam
     if len(shown) < len(worst_first):
         axes.axhline(MAX_BARS // 2 - 0.5, color="black", linestyle=":", linewidth=1)
     axes.set_xlim(0, 108)
-    axes.set_xlabel("accuracy (%)")
+    axes.set_xlabel("accuracy (%), with its 95 % interval")
     axes.set_ylabel("class (number of images)")
     axes.set_title(title)
     axes.spines[["top", "right"]].set_visible(False)
