@@ -5,7 +5,6 @@ They are read from run folders, which are written before MLflow is told, so that
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,7 +13,7 @@ from optuna import Study
 from optuna.trial import FrozenTrial, TrialState
 
 from experiments.claims import Holder
-from experiments.config import OWN_COPIES, RunConfig, noted_fields, override, to_flat
+from experiments.config import OWN_COPIES, RunConfig, noted_fields, option_text, override, to_flat
 from experiments.figures import metric_name
 from experiments.parity import DECISIVE_OF_SWEEP
 from experiments.run_folder import FINGERPRINT, RunFolder
@@ -24,6 +23,7 @@ from lightning_modules.metrics import VAL_LOSS
 NOT_OF_THE_RESULT = (
     *("output_dir", "search", "sweep.", "tracking."),
     *("data.cache_dir", "data.num_workers", "trainer.accelerator", "trainer.devices", "trainer.num_nodes"),
+    "trainer.min_steps",
 )
 """Fields that say where and how a run is made rather than what comes of it; `sweep.metric` chooses the best epoch."""
 
@@ -164,11 +164,7 @@ def fields_of(config: RunConfig) -> str:
     """A config as fields of a command line: those that decide the result and are not at their default."""
     default = to_flat(RunConfig())
     differing = {name: value for name, value in to_flat(config).items() if value != default[name]}
-    return " ".join(
-        f"--{name} {shlex.quote('null' if value is None else str(value))}"
-        for name, value in differing.items()
-        if decides_result(name)
-    )
+    return " ".join(option_text(name, value) for name, value in differing.items() if decides_result(name))
 
 
 def keeping_fields(config: Mapping[str, object]) -> str:
@@ -178,9 +174,7 @@ def keeping_fields(config: Mapping[str, object]) -> str:
         config: its fields, as `to_flat` or a study has them.
     """
     fields = {"tracking.experiment": config.get("tracking.experiment"), "output_dir": config.get("output_dir")}
-    return " ".join(
-        f"--{name} {shlex.quote(str(value))}" for name, value in fields.items() if value not in (None, "runs")
-    )
+    return " ".join(option_text(name, value) for name, value in fields.items() if value not in (None, "runs"))
 
 
 def decides_result(name: str) -> bool:

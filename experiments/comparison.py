@@ -15,6 +15,7 @@ from PIL import Image
 from experiments.compared_runs import ComparedRun, best_run, config_of, decides_result, fields_of, keeping_fields
 from experiments.config import OWN_COPIES, RunConfig, to_flat
 from experiments.datasets import photo_root
+from experiments.epochs import EPOCHS, train_longer
 from experiments.figures import BLUE, GREEN, MAX_BARS, MAX_CLASSES_WITH_COUNTS, SKY, VERMILLION, short
 from experiments.intervals import bracketed, interval_text, metric_interval, selection_text, wilson_interval
 from experiments.page import (
@@ -132,7 +133,7 @@ def compare(
         data=_data_table(best, root, class_names),
         best_of_each=_best_table(best_of_each, runs),
         plots=(*_trade_offs(runs, best), *_curves(best_of_each)),
-        findings=_findings(runs),
+        findings=_findings(runs, [(run, _train_longer(run, metric, maximize=maximize)) for run in best_of_each]),
         errors=_errors(best, runs, metric, at_home, maximize=maximize),
         commands={
             "at home": f"python -m experiments train {again} {kept}",
@@ -326,10 +327,24 @@ def _curves(best: Sequence[ComparedRun]) -> list[InteractivePlot]:
     return plots
 
 
-def _findings(runs: Sequence[ComparedRun]) -> Table:
-    """What rules and profilers said, a row each; a rule that found nothing says so."""
-    rows = tuple((run.name, name, found) for run in runs for name, found in run.findings.items())
-    return Table(("Run", "Who says it", "What was found"), rows)
+def _findings(runs: Sequence[ComparedRun], advice: Sequence[tuple[ComparedRun, str]]) -> Table:
+    """What rules and profilers said, a row each; a rule that found nothing says so.
+
+    Args:
+        advice: the best run of each origin, and what to do about it.
+    """
+    rows = [(run.name, EPOCHS, found) for run, found in advice if found]
+    rows += [(run.name, name, found) for run in runs for name, found in run.findings.items()]
+    return Table(("Run", "Who says it", "What was found"), tuple(rows))
+
+
+def _train_longer(run: ComparedRun, metric: str, *, maximize: bool) -> str:
+    """The advice to train longer; nothing where it does not apply, or nobody knows how long the run might train."""
+    course, max_epochs = run.curves.get(metric, {}), run.params.get(EPOCHS, "None")
+    if not course or max_epochs == "None":
+        return ""
+    choose = max if maximize else min
+    return train_longer(choose(course, key=course.__getitem__), int(max_epochs))
 
 
 def _errors(

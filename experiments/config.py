@@ -10,6 +10,7 @@ import functools
 import math
 import os
 import re
+import shlex
 from argparse import ArgumentError
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
@@ -201,7 +202,7 @@ class OptimizerConfig:
 
     name: Literal["sgd", "adamw"] = "adamw"
     """SGD (Nesterov momentum 0.9) or AdamW; neither decays norms and biases."""
-    learning_rate: float = 1e-3
+    learning_rate: float = 2e-3
     """Peak step size after warm-up."""
     weight_decay: float = 1e-2
     """Decay of the layers' weights; not of norms, biases, layer scales and position embeddings."""
@@ -229,8 +230,11 @@ class OptimizerConfig:
 class TrainerConfig:
     """How long and on what."""
 
-    max_epochs: int = 5
-    """Passes over the training images."""
+    max_epochs: int | None = None
+    """Passes over the training images; null takes as many as trainer.min_steps needs."""
+    min_steps: int = 1000
+    """Optimiser steps of a run, rounded up to whole epochs, where trainer.max_epochs is null. They are counted once, in
+    batches of data.batch_size. Early stopping may end a run sooner, unlike Lightning's min_steps."""
     accelerator: Literal["auto", "cpu", "gpu", "mps"] = used_by("auto", *TRAINS, "cloud parity")
     """Lightning's accelerator."""
     devices: int = used_by(1, "sweep", "train")
@@ -243,8 +247,9 @@ class TrainerConfig:
     """Compile the network with torch.compile; auto does so on CUDA after the first epoch, if the rest earns it back."""
     gradient_clip: float = 0.0
     """Largest gradient norm; 0 does not clip."""
-    early_stopping_patience: int = 0
-    """Epochs without a better sweep.metric before training stops; 0 never stops early."""
+    early_stopping_patience: int = 20
+    """Epochs without a better sweep.metric before training stops; 0 never stops early. The schedule's course stays that
+    of trainer.max_epochs: a run that stops early has not come to the small steps at the end of a cosine."""
     checkpoint_minutes: float = 0.0
     """Minutes after which a checkpoint is also written within an epoch; 0 writes at the end of each epoch only."""
     record: Literal["none", "light", "full"] = "none"
@@ -258,7 +263,8 @@ class TrainerConfig:
 
     def __post_init__(self) -> None:
         """Refuse what no run can use."""
-        require(self.max_epochs >= 1, "trainer.max_epochs", "be >= 1", self.max_epochs)
+        require(self.max_epochs is None or self.max_epochs >= 1, "trainer.max_epochs", "be >= 1", self.max_epochs)
+        require(self.min_steps >= 1, "trainer.min_steps", "be >= 1", self.min_steps)
         require(self.devices >= 1, "trainer.devices", "be >= 1", self.devices)
         require(self.num_nodes >= 1, "trainer.num_nodes", "be >= 1", self.num_nodes)
         require(self.gradient_clip >= 0, "trainer.gradient_clip", "be >= 0", self.gradient_clip)
@@ -269,6 +275,12 @@ class TrainerConfig:
             self.early_stopping_patience,
         )
         require(self.checkpoint_minutes >= 0, "trainer.checkpoint_minutes", "be >= 0", self.checkpoint_minutes)
+
+    @property
+    def epochs(self) -> int:
+        """`max_epochs` of a run that is about to train."""
+        assert self.max_epochs is not None, "with_max_epochs() sets it before a training or a study begins"
+        return self.max_epochs
 
 
 @dataclass(frozen=True)
@@ -317,8 +329,9 @@ class SweepConfig:
     """How long a trial in a shared storage may be without a sign of life before another machine takes it over."""
     workers: int = 1
     """Processes that work on the study, each on its share of the cores or on one GPU."""
-    population: int = 1
-    """Trials of a worker that train at once, as one batched product over cached features."""
+    population: int = 0
+    """Trials of a worker that train at once, as one batched product over cached features; 0 takes 10 where features are
+    cached, else 1."""
     metric: Literal["val_loss", "val_accuracy"] = used_by("val_loss", *TRAINS)
     """What decides: the best epoch, early stopping, pruning, the best trial and the champion."""
     direction: Literal["minimize", "maximize"] = used_by("minimize", *TRAINS)
@@ -336,7 +349,7 @@ class SweepConfig:
         )
         require(self.claim_timeout_seconds > 0, "sweep.claim_timeout_seconds", "be > 0", self.claim_timeout_seconds)
         require(self.workers >= 1, "sweep.workers", "be >= 1", self.workers)
-        require(self.population >= 1, "sweep.population", "be >= 1", self.population)
+        require(self.population >= 0, "sweep.population", "be >= 0", self.population)
         require(
             self.study_name not in (".", "..") and not set(self.study_name) & set("/\\\0"),
             "sweep.study_name",
@@ -365,7 +378,8 @@ class RunConfig:
     seed: int = used_by(0, *TRAINS)
     """Seed of the initial head, the order of images, augmentation, splits and the sampler."""
     search: Path | None = used_by(None, *SEARCHES)
-    """Search-space YAML that a sweep draws from."""
+    """Search-space YAML that a sweep draws from; null is a built-in one for model.trainable: of the head, or of all
+    layers."""
     output_dir: Path = used_by(Path("runs"), *EVERY_COMMAND)
     """Where studies, runs and the local MLflow store are kept."""
 
@@ -386,15 +400,14 @@ class RunConfig:
             self.data.cache,
         )
         cached = self.model.trainable == "head" and self.data.cache in ("auto", "features")
-        alone = not cached or self.trainer.early_stopping_patience > 0
         require(
-            self.sweep.population == 1 or not alone,
+            self.sweep.population <= 1 or cached,
             "sweep.population",
-            "be 1 without cached features (model.trainable head) or with early stopping",
+            "be 0 or 1 without cached features (model.trainable head)",
             self.sweep.population,
         )
         require(
-            self.sweep.population == 1 or self.trainer.record == "none",
+            self.sweep.population <= 1 or self.trainer.record == "none",
             "trainer.record",
             "be none with sweep.population, whose heads are trained at once",
             self.trainer.record,
@@ -438,6 +451,11 @@ def to_flat(config: RunConfig) -> dict[str, ConfigValue]:
 def to_public(config: RunConfig) -> dict[str, ConfigValue]:
     """`to_flat` without the passwords that URLs may hold: what may be stored beside a run and shown."""
     return {name: public_url(value) if name in URLS and value else value for name, value in to_flat(config).items()}
+
+
+def option_text(name: str, value: object) -> str:
+    """A field as a person types it on a command line."""
+    return f"--{name} {shlex.quote('null' if value is None else str(value))}"
 
 
 def public_url(url: object) -> str:

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from experiments.config import RunConfig, require, to_public
+from experiments.config import RunConfig, option_text, to_public
 from experiments.console import say
 from experiments.errors import UserError
 from experiments.run_folder import RunFolder
@@ -35,6 +35,7 @@ MAY_CHANGE = (
     "data.cache_dir",
     "trainer.accelerator",
     "trainer.compile",
+    "trainer.min_steps",
     "trainer.checkpoint_minutes",
     "search",
     "output_dir",
@@ -121,10 +122,16 @@ class StudyIdentity:
         assert isinstance(searched, dict), "it was written from a search space"
         if searched != parse_yaml(other.search_space):
             raise UserError(f"search must stay as it was for {study}: {advice}; it was\n{self.search_space}")
-        for key, value in other.config.items():
-            if not key.startswith(MAY_CHANGE) and key not in searched:
-                before = self.config.get(key, value)
-                require(before == value, key, f"stay {before!r} for {study} ({advice})", value)
+        changed = {
+            key: value
+            for key, value in other.config.items()
+            if not key.startswith(MAY_CHANGE) and key not in searched and self.config.get(key, value) != value
+        }
+        # Also what nobody typed, such as a default that another version changed.
+        back = " ".join(option_text(key, self.config[key]) for key in changed)
+        if changed:
+            key, value = next(iter(changed.items()))
+            raise UserError(f"{key} must stay {self.config[key]!r} for {study} ({advice} with {back}), got {value!r}")
         if self.interpolation != other.interpolation:
             raise UserError(
                 f"sweep.study_name must be another one: trials of {study} resized photos by {self.interpolation} "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -19,12 +20,17 @@ from experiments.train import (
     AtomicCheckpointIO,
     NotANumberError,
     bad_val_loss,
+    best_epoch,
     data_facts,
     diverged,
+    has_stalled,
     run_metrics,
 )
 from lightning_modules import metrics
 from lightning_modules.population import HeadPopulation, Member
+
+SAY_SECONDS = 2.0
+"""How often a line says how far they are: an epoch of small heads takes milliseconds."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +50,7 @@ def together(config: RunConfig) -> RunConfig:
         data=replace(config.data, batch_size=1),
         model=replace(config.model, dropout=0.0, label_smoothing=0.0),
         optimizer=replace(config.optimizer, learning_rate=1.0, weight_decay=0.0, warmup_epochs=0.0),
-        trainer=replace(config.trainer, max_epochs=1),
+        trainer=replace(config.trainer, max_epochs=1, early_stopping_patience=0),
     )
 
 
@@ -61,41 +67,47 @@ def train_population(
         Each run when it has ended, with its checkpoint and scores written; with the error of `train()` if it diverged.
     """
     config = runs[0].config
-    metric, sign = config.sweep.metric, 1 if config.sweep.direction == "minimize" else -1
+    metric, direction = config.sweep.metric, config.sweep.direction
     folders = open_data_once(config)
     population = new_population([run.config for run in runs])
     for run in runs:
         run.folder.add_params(data_facts(folders))
-    best: dict[int, tuple[int, dict[str, float], tuple[torch.Tensor, torch.Tensor]]] = {}
+    histories: list[dict[int, dict[str, float]]] = [{} for _ in runs]
+    best: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+    said = time.monotonic()
     while population.places:
         check()
         staying = []
         for place, values in population.train_epoch().items():
-            run, epoch = runs[place], population.epoch
+            run, epoch, history = runs[place], population.epoch, histories[place]
+            history[epoch] = values
             run.folder.record(epoch, values)
             if not math.isfinite(values[metrics.VAL_LOSS]):
                 yield run, diverged(epoch, bad_val_loss(values[metrics.VAL_LOSS]))
                 continue
-            if place not in best or sign * values[metric] < sign * best[place][1][metric]:
-                best[place] = epoch, values, population.head(place)
-            ends = epoch == run.config.trainer.max_epochs
+            best_yet = best_epoch(history, metric, direction)
+            if best_yet == epoch:
+                best[place] = population.head(place)
+            trainer = run.config.trainer
+            ends = epoch == trainer.epochs or has_stalled(epoch, best_yet, trainer.early_stopping_patience)
             pruned = run.report(epoch, values[metric], ends)
             if ends:
-                best_epoch, at_best, (weight, bias) = best[place]
-                _write_checkpoint(run.folder, best_epoch, weight, bias)
+                weight, bias = best[place]
+                _write_checkpoint(run.folder, best_yet, weight, bias)
                 inputs = population.features.valid[0].cpu().double()
                 logs = (inputs @ weight.double().T + bias.double()).log_softmax(dim=1).numpy()
                 scores = Scores.of_split(folders, folders.valid, logs)
                 scores.save(run.folder.scores)
-                epochs = {line.step: line.metrics for line in run.folder.metric_lines()}
-                scored = {**run_metrics(epochs, best_epoch), **scores.metrics("val")}
-                yield run, Outcome("COMPLETE", at_best[metric], scored)
+                scored = {**run_metrics(history, best_yet), **scores.metrics("val")}
+                yield run, Outcome("COMPLETE", history[best_yet][metric], scored)
             elif pruned:
                 yield run, Outcome("PRUNED", values[metric], reason=f"pruned after epoch {epoch}")
             else:
                 staying.append(place)
         population.keep(staying)
-        say(f"population: epoch {population.epoch}, {len(staying)} of {len(runs)} trials go on")
+        if (waited := time.monotonic() - said) > SAY_SECONDS or not staying:
+            say(f"population: epoch {population.epoch}, {len(staying)} of {len(runs)} trials go on")
+            said += waited
 
 
 def new_population(configs: Sequence[RunConfig]) -> HeadPopulation:
@@ -116,7 +128,7 @@ def _member(config: RunConfig) -> Member:
         learning_rate=config.optimizer.learning_rate,
         weight_decay=config.optimizer.weight_decay,
         batch_size=config.data.batch_size,
-        max_epochs=config.trainer.max_epochs,
+        max_epochs=config.trainer.epochs,
         warmup_epochs=config.optimizer.warmup_epochs,
         dropout=config.model.dropout,
         label_smoothing=config.model.label_smoothing,

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from experiments.config import CUT_FIELDS, RunConfig, field_names, override, require
+from experiments.console import say
 from experiments.errors import UserError
 from experiments.fields import unknown_field
 from experiments.yaml_files import dump_yaml, read_yaml
@@ -20,6 +21,8 @@ Choice = bool | int | float | str
 Point = dict[str, Choice]
 """One drawn point: dotted field name to value."""
 
+BUILT_IN = Path(__file__).parent / "search_spaces"
+"""Search spaces for sweeps that name none; `conf/search` has links to them."""
 SEARCHED = "search."
 """Prefix of the params by which the run of a search says what it draws from."""
 MAX_PARAMETERS = 30
@@ -38,6 +41,7 @@ NOT_TUNABLE = (
     "trainer.devices",
     "trainer.num_nodes",
     "trainer.profile",
+    "trainer.min_steps",
 )
 """Fields that say where a run is kept, which problem it solves, on what and watched how, not how well it does."""
 
@@ -72,6 +76,19 @@ SearchSpace = Mapping[str, Range]
 """Dotted field name to range, in the order of the file."""
 
 _KINDS: Mapping[str, type[Range]] = MappingProxyType({"float": FloatRange, "int": IntRange, "choice": ChoiceRange})
+
+
+def study_space(config: RunConfig) -> SearchSpace:
+    """What a search of this config draws from: the file that `search` names, else the built-in space.
+
+    Raises:
+        UserError: as `load_search_space`.
+    """
+    if config.search is not None:
+        return load_search_space(config.search)
+    path = BUILT_IN / ("head.yaml" if config.model.trainable == "head" else "full.yaml")
+    say(f"no search is set: the search space is {path}")
+    return load_search_space(path)
 
 
 def load_search_space(path: Path) -> SearchSpace:

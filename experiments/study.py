@@ -209,9 +209,7 @@ def load_study(config: RunConfig, name: str, check: Callable[[], None] = lambda:
         known = f"there are {', '.join(names)}" if names else "there is none yet"
         raise UserError(f"study must exist {where}, got {name!r}; {known}")
     try:
-        return optuna.load_study(
-            study_name=name, storage=storage or open_storage(config, check), pruner=make_pruner(config)
-        )
+        return optuna.load_study(study_name=name, storage=storage or open_storage(config, check))
     except KeyError:  # deleted, by a dashboard that may write; its journal is left
         raise UserError(
             f"study must exist {where}, got {name!r}, which was deleted: its trials are still in {study_folder(config)}"
@@ -285,7 +283,7 @@ def make_pruner(config: RunConfig) -> BasePruner:
     """The pruner that `sweep.pruner` names, or that suits the sampler; all of them act on epochs, counted from 1."""
     pruner = config.sweep.pruner or ("none" if config.sweep.sampler in ("gp", "cmaes") else "hyperband")
     if pruner == "hyperband":
-        return HyperbandPruner(min_resource=1, max_resource=config.trainer.max_epochs)
+        return HyperbandPruner(min_resource=1, max_resource=config.trainer.epochs)
     if pruner == "median":
         return MedianPruner()
     return NopPruner()

@@ -29,7 +29,8 @@ from experiments.claims import Claim, ClaimLostError, HeldClaims
 from experiments.config import RunConfig, override, to_public, with_recipe
 from experiments.console import outlive_output, say
 from experiments.drawing import draw_once
-from experiments.errors import CommandError, InterruptedRunError, SweepError, UserError
+from experiments.epochs import train_longer, with_max_epochs
+from experiments.errors import CommandError, InterruptedRunError, SweepError
 from experiments.figures import save_figure, study_figures
 from experiments.identity import Photos, StudyIdentity
 from experiments.inputs import (
@@ -52,7 +53,7 @@ from experiments.pruning import PruningCallback, stored_decision
 from experiments.publisher import LOCK_FILE, Publication, Publisher
 from experiments.report import report_studies
 from experiments.run_folder import LOCAL, Outcome, RunFolder, environment_tags
-from experiments.search_space import SEARCHED, SearchSpace, load_search_space
+from experiments.search_space import SEARCHED, SearchSpace, study_space
 from experiments.study import (
     DURATION_MS,
     FAILURE_REASON,
@@ -65,6 +66,7 @@ from experiments.study import (
     count_finished,
     diverged_outcome,
     load_study,
+    make_pruner,
     open_study,
     photo_facts,
     tell,
@@ -76,6 +78,8 @@ from experiments.train import BEST_CHECKPOINT, CHECKPOINT_FOLDER, NotANumberErro
 from lightning_modules.cores import usable_cores
 from lightning_modules.metrics import summary
 
+POPULATION = 10
+"""Heads that train together unless `sweep.population` says otherwise: a sampler learns from each ten."""
 POLL_SECONDS = 0.5
 """How often a worker looks whether somebody else's trial has ended."""
 COPY_SECONDS = 2.0
@@ -109,14 +113,13 @@ def run_sweep(config: RunConfig, *, more: int = 0) -> SweepResult:
         TrackingError: if MLflow stays away; nothing is lost.
         InterruptedRunError: after Ctrl-C.
     """
-    if config.search is None:
-        raise UserError("search must name a search-space YAML such as conf/search/head.yaml, got None")
-    space = load_search_space(config.search)
+    space = study_space(config)
     config = with_recipe(config, drawn=space)
     check_sweep(config, space)
     forget_opened()
     photos = Photos.of(open_data_once(config))
     say_data(config)
+    config = with_population(with_max_epochs(config, space), space)
     interrupts = Interrupts()
     study, target = open_study(config, space, photos, more=more, check=interrupts.raise_if_requested)
     identity = StudyIdentity.of(config, space, photos)
@@ -158,6 +161,15 @@ def run_sweep(config: RunConfig, *, more: int = 0) -> SweepResult:
         # Two sweeps on one study may end at the same time.
         with Patience(math.inf, interrupts.raise_if_requested).lock(study_folder(config) / "conclude.lock"):
             return _conclude(config, study, parent)
+
+
+def with_population(config: RunConfig, space: SearchSpace) -> RunConfig:
+    """The config with `sweep.population` set: heads on cached features train together, unless a trial may need more."""
+    if config.sweep.population:
+        return config
+    varies = {"data.cache", "model.trainable", "trainer.record"} & space.keys()
+    trains_together = not varies and config.trainer.record == "none" and uses_features(config)
+    return override(config, {"sweep.population": POPULATION if trains_together else 1})
 
 
 @dataclass(frozen=True)
@@ -209,6 +221,8 @@ def _work(job: _Job, interrupts: Interrupts, progress: SweepProgress | None = No
         with HeldClaims(claims, job.study._storage, job.config) as held:
             try:
                 for outcome in _run_trials(job, claims, held):
+                    if progress is not None:
+                        progress.update()
                     if outcome.state == "FAIL":
                         _check_failures(job)
             except ClaimLostError as error:
@@ -243,10 +257,19 @@ def _run_trials(job: _Job, claims: Sequence[Claim], held: HeldClaims) -> Iterato
                 _finish(claimed, held, _attempt(job, claimed, held))
             yield _tell(job, claimed, held)
     for runs in fresh.values():
-        for run, ended in train_population(runs, check=job.check):
-            claimed = by_folder[run.folder.path]
-            _finish(claimed, held, _diverged(job, ended) if isinstance(ended, NotANumberError) else ended)
-            yield _tell(job, claimed, held)
+        try:
+            for run, ended in train_population(runs, check=job.check):
+                claimed = by_folder[run.folder.path]
+                _finish(claimed, held, _diverged(job, ended) if isinstance(ended, NotANumberError) else ended)
+                yield _tell(job, claimed, held)
+        except (InterruptedRunError, CommandError):
+            raise
+        except Exception as error:  # alone, each trial has its own attempts and its own error
+            left = [by_folder[run.folder.path] for run in runs if run.folder.outcome is None]
+            say(f"{len(left)} trials that trained together are trained one by one after {_text(error)}")
+            for claimed in left:
+                _finish(claimed, held, _attempt(job, claimed, held))
+                yield _tell(job, claimed, held)
 
 
 def trial_config(config: RunConfig, point: Mapping[str, object]) -> RunConfig:
@@ -301,7 +324,7 @@ def _attempt(job: _Job, claimed: Claim, held: HeldClaims) -> Outcome:
         except NotANumberError as error:
             return _diverged(job, error)
         except Exception as error:
-            reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+            reason = _text(error)
             if not (may_retry and _may_pass(error)):
                 folder.artifacts.mkdir(exist_ok=True)
                 text = traceback.format_exc()
@@ -311,6 +334,10 @@ def _attempt(job: _Job, claimed: Claim, held: HeldClaims) -> Outcome:
         gc.collect()
         torch.cuda.empty_cache()
     raise AssertionError("the last attempt returns")
+
+
+def _text(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
 
 
 def _may_pass(error: Exception) -> bool:
@@ -377,6 +404,8 @@ def _conclude(config: RunConfig, study: optuna.Study, parent: RunFolder) -> Swee
         _leave(trial_folder(config, trial.number))
     best = best_trial(study)
     if best is not None:
+        if advice := _train_longer(config, best):
+            say(f"trial {best.number}, the best one: {advice}")
         _export(config, study, best)
         if (folder := trial_folder(config, best.number)).needs_drawing:  # the publisher may have been faster
             draw_once(folder.path)
@@ -395,6 +424,12 @@ def _conclude(config: RunConfig, study: optuna.Study, parent: RunFolder) -> Swee
             f"{count_failed(study)} failed. See {report}"
         )
     return SweepResult(study, best, study_folder(config), report)
+
+
+def _train_longer(config: RunConfig, best: FrozenTrial) -> str:
+    choose = min if config.sweep.direction == "minimize" else max
+    values = best.intermediate_values
+    return train_longer(choose(values, key=values.__getitem__), override(config, best.params).trainer.epochs)
 
 
 def _conclude_so_far(config: RunConfig, study: optuna.Study, target: int) -> str:
@@ -513,6 +548,7 @@ def _worker_main(
         _pin(index, config.sweep.workers)
     interrupts = Interrupts([signal.SIGTERM])
     study = load_study(config, config.sweep.study_name, interrupts.raise_if_requested)
+    study.pruner = make_pruner(config)
     deadline = time.monotonic() + seconds
     with interrupts:
         watches = [Watch(interrupts.raise_if_requested)]

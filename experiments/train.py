@@ -174,7 +174,7 @@ def train(
     if config.trainer.profile:
         own.append(step_profiler(config, output_dir, logger))
     trainer = pl.Trainer(
-        max_epochs=config.trainer.max_epochs,
+        max_epochs=config.trainer.epochs,
         accelerator=config.trainer.accelerator,
         devices=config.trainer.devices,
         num_nodes=config.trainer.num_nodes,
@@ -352,8 +352,7 @@ class History(Callback):
         self.epochs[epoch] = values
         if not math.isfinite(values[metrics.VAL_LOSS]):
             self.failure = self.failure or bad_val_loss(values[metrics.VAL_LOSS])
-        stalled = 0 < self._patience <= epoch - self.best_epoch
-        if trainer.strategy.broadcast(bool(self.failure) or stalled):
+        if trainer.strategy.broadcast(bool(self.failure) or has_stalled(epoch, self.best_epoch, self._patience)):
             trainer.should_stop = True
 
     def state_dict(self) -> dict[str, Any]:
@@ -386,6 +385,11 @@ def best_epoch(epochs: Mapping[int, Mapping[str, float]], metric: str, direction
         return math.inf if math.isnan(value) else sign * value
 
     return min(epochs, key=rank)
+
+
+def has_stalled(epoch: int, best: int, patience: int) -> bool:
+    """Whether early stopping ends a training with this epoch; never with a patience of 0."""
+    return 0 < patience <= epoch - best
 
 
 def run_metrics(epochs: Mapping[int, Mapping[str, float]], best: int) -> dict[str, float]:

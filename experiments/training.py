@@ -17,6 +17,7 @@ from filelock import AcquireReturnProxy, Timeout
 
 from experiments.config import RunConfig, override, to_flat, to_public, with_recipe
 from experiments.console import say
+from experiments.epochs import train_longer, with_max_epochs
 from experiments.errors import CommandError, InterruptedRunError, UserError
 from experiments.inputs import forget_opened, open_data_once, say_data
 from experiments.interrupts import Interrupts, Watch
@@ -115,6 +116,7 @@ def train_run(
     check_training(config)
     forget_opened()
     say_data(config)
+    config = with_max_epochs(config)
     folder, lock = _claim_folder(place, open_data_once(config).fingerprint, registers=registers)
     os.environ[RUN_FOLDER] = str(folder.path)
     first = contextlib.nullcontext() if num_processes == 1 else KernelLock(folder.path / FIRST_PROCESS)
@@ -148,6 +150,8 @@ def _train(config: RunConfig, folder: RunFolder, watches: Sequence[Watch], *, sc
         logger=RunFolderLogger(folder),
         callbacks=[EpochProgress("train", data_facts(open_data_once(config))), *watches],
     )
+    if advice := train_longer(result.best_epoch, config.trainer.epochs):
+        say(advice)
     say("scoring the test split and exporting the model" if score_test else "exporting the model")
     return score_and_export(result, folder.export, folder.scores, score_test=score_test)
 
@@ -162,7 +166,7 @@ def _export_so_far(config: RunConfig, folder: RunFolder) -> str:
     done, metric = max(folder.curves()[config.sweep.metric]), config.sweep.metric
     scored = metric_text(metric, metrics[metric], data_facts(open_data_once(config)))
     model = f"epoch {epoch} ({scored}) in {folder.export}"
-    return f" after epoch {done} of {config.trainer.max_epochs}; best model so far: {model}"
+    return f" after epoch {done} of {config.trainer.epochs}; best model so far: {model}"
 
 
 def _train_along(config: RunConfig, place: Path) -> NoReturn:
@@ -174,7 +178,7 @@ def _train_along(config: RunConfig, place: Path) -> NoReturn:
             open_data_once(config)  # takes as long as in the first process
             folder = _folder_of_first_process(place, interrupts.raise_if_requested)
         train(
-            config,
+            with_max_epochs(config),
             output_dir=folder.path,
             logger=RunFolderLogger(folder),
             callbacks=[Watch(interrupts.raise_if_requested)],

@@ -87,11 +87,9 @@ class Plan:
 
 
 def _tune(settings: CloudSettings, config: RunConfig, arguments: argparse.Namespace) -> None:
-    from experiments.search_space import check_against, load_search_space
+    from experiments.search_space import check_against, study_space
 
-    if config.search is None:
-        raise UserError("search must name a search space, such as --search conf/search/head.yaml")
-    space = load_search_space(config.search)
+    space = study_space(config)
     check_against(space, config)
     if arguments.from_study:
         space = _narrowed(config, space, arguments.from_study)
@@ -100,12 +98,13 @@ def _tune(settings: CloudSettings, config: RunConfig, arguments: argparse.Namesp
 
 def plan_tuning(settings: CloudSettings, config: RunConfig, space: SearchSpace) -> Plan:
     """A tuning job that searches a space."""
+    from experiments.epochs import EPOCHS, with_max_epochs
     from sagemaker_launch.launch import TUNING
-    from sagemaker_launch.requests import EPOCHS, max_epochs, number_of_jobs, tuning_job
+    from sagemaker_launch.requests import number_of_jobs, tuning_job
 
-    config = with_recipe(config, drawn=space)
+    config = with_max_epochs(with_recipe(config, drawn=space), space)
     if settings.strategy == "Hyperband" and EPOCHS in space:
-        say(f"Hyperband decides how long each job trains: {EPOCHS} is {max_epochs(config, space)} for all")
+        say(f"Hyperband decides how long each job trains: {EPOCHS} is {config.trainer.epochs} for all")
 
     def build(sent: RunConfig, inputs: Inputs, image_uri: str, *, name: str) -> Request:
         return tuning_job(settings, sent, space, inputs, image_uri, name=name)
@@ -133,11 +132,12 @@ def _train(settings: CloudSettings, config: RunConfig, arguments: argparse.Names
 
 def plan_training(settings: CloudSettings, config: RunConfig) -> Plan:
     """A single training job."""
+    from experiments.epochs import with_max_epochs
     from sagemaker_launch.aws import region
     from sagemaker_launch.launch import TRAINING
     from sagemaker_launch.requests import training_job
 
-    config = with_recipe(config)
+    config = with_max_epochs(with_recipe(config))
     # The image of Debugger's rules is another one in each region.
     settings = replace(settings, region=region(settings))
 

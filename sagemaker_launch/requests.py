@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from experiments.config import RunConfig, require
-from experiments.search_space import ChoiceRange, FloatRange, IntRange, SearchSpace, grid_points
+from experiments.epochs import EPOCHS
+from experiments.search_space import ChoiceRange, FloatRange, SearchSpace, grid_points
 from sagemaker_launch.container.hyperparameters import encode, wire_name, wire_value
 from sagemaker_launch.container.metric_lines import metric_definitions, objective
 from sagemaker_launch.debugger_requests import debugger_fields
 from sagemaker_launch.settings import PROJECT_TAG, CloudSettings
 
-EPOCHS = "trainer.max_epochs"
 CODE_ARCHIVE = "/opt/ml/input/data/code/sourcedir.tar.gz"
 CHECKPOINTS = "/opt/ml/checkpoints"
 GPU_FAMILIES = ("ml.p", "ml.g")
@@ -73,7 +73,6 @@ def tuning_job(
         "(--recorder keeps losses and statistics of weights and gradients in every job, without Debugger)",
         settings.debugger.enabled,
     )
-    epochs = max_epochs(config, space)
     tuned = {name: one for name, one in space.items() if not (settings.strategy == "Hyperband" and name == EPOCHS)}
     require(len(tuned) > 0, "search space", f"tune something besides {EPOCHS} with strategy Hyperband", sorted(space))
     metric = objective(config.sweep.metric)
@@ -91,8 +90,9 @@ def tuning_job(
     }
     if settings.strategy == "Hyperband":
         # Hyperband gives each job as many epochs as it deserves, so all of them may go as far as the longest.
-        static[wire_name(EPOCHS)] = json.dumps(epochs)
-        tuning["StrategyConfig"] = {"HyperbandStrategyConfig": {"MinResource": 1, "MaxResource": epochs}}
+        static[wire_name(EPOCHS)] = json.dumps(config.trainer.epochs)
+        resources = {"MinResource": 1, "MaxResource": config.trainer.epochs}
+        tuning["StrategyConfig"] = {"HyperbandStrategyConfig": resources}
     if config.sweep.timeout_seconds is not None:
         tuning["ResourceLimits"]["MaxRuntimeInSeconds"] = max(120, round(config.sweep.timeout_seconds))
     completion: dict[str, Any] = {}
@@ -133,14 +133,6 @@ def number_of_jobs(settings: CloudSettings, config: RunConfig, space: SearchSpac
     for values in grid_points(space).values():
         points *= len(values)
     return points
-
-
-def max_epochs(config: RunConfig, space: SearchSpace) -> int:
-    """The most epochs that a point of the space can have."""
-    tuned = space.get(EPOCHS)
-    if isinstance(tuned, IntRange):
-        return tuned.high
-    return max(int(value) for value in tuned.values) if isinstance(tuned, ChoiceRange) else config.trainer.max_epochs
 
 
 def parameter_ranges(space: SearchSpace) -> dict[str, list[dict[str, Any]]]:

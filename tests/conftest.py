@@ -217,11 +217,13 @@ def tiny(photos: Path, output_dir: Path) -> dict[str, object]:
         "model.weights": "none",
         "optimizer.learning_rate": 0.01,
         "trainer.max_epochs": 3,
+        "trainer.early_stopping_patience": 0,
         "trainer.accelerator": "cpu",
         "output_dir": output_dir,
         "search": REPOSITORY / "conf" / "search" / "quick.yaml",
         "sweep.study_name": "tiny",
         "sweep.n_trials": 3,
+        "sweep.population": 1,  # each trial goes through train(), with checkpoints
         "sweep.pruner": "none",
     }
 

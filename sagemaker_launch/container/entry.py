@@ -19,6 +19,7 @@ import torch
 
 from experiments.cli import quiet_libraries
 from experiments.config import RunConfig, load_config, to_public, with_recipe
+from experiments.epochs import with_max_epochs
 from experiments.errors import UserError
 from experiments.logger import RunFolderLogger
 from experiments.run_folder import RunFolder, environment_tags
@@ -97,7 +98,7 @@ def run(job: Job, *, scratch: Path) -> None:
     Raises:
         DebuggerError: once the model is there, if the tensors that the service wants are not.
     """
-    config = job_config(job, scratch)
+    config = with_max_epochs(job_config(job, scratch))  # set, but for a job that this project did not send
     # The jobs of a tuning job may share what stands in S3.
     folder = RunFolder(job.base / "checkpoints" / job.name)
     num_processes = config.trainer.devices * config.trainer.num_nodes

@@ -11,7 +11,9 @@ from torch import nn
 from experiments import inputs
 from experiments.config import RunConfig, load_config, override
 from experiments.inputs import open_data_once, open_features_once
-from experiments.train import train
+from experiments.population import PopulationRun, train_population
+from experiments.run_folder import RunFolder
+from experiments.train import BEST_CHECKPOINT, CHECKPOINT_FOLDER, train
 from lightning_modules.features import FeatureSet
 from lightning_modules.population import HeadPopulation, Member
 from tests.conftest import tiny
@@ -100,6 +102,35 @@ def test_schedule_and_clipping_are_those_of_a_solo_run(config: RunConfig, tmp_pa
     for place, member in enumerate(MEMBERS[:2]):
         for found, wanted in zip(epochs, alone(config, member, tmp_path / str(place)), strict=True):
             assert_equal(found[place], wanted)
+
+
+def test_a_member_stops_early_where_it_would_alone(config: RunConfig, tmp_path: Path) -> None:
+    config = override(config, {"trainer.max_epochs": 12, "trainer.early_stopping_patience": 2})
+    points: list[dict[str, object]] = [
+        {"optimizer.learning_rate": 0.5},
+        {"optimizer.learning_rate": 0.02, "data.batch_size": 5},
+        {"optimizer.learning_rate": 0.1, "trainer.early_stopping_patience": 1},
+        {"optimizer.learning_rate": 1e-4, "trainer.max_epochs": 4},
+    ]
+    runs = [
+        PopulationRun(override(config, point), RunFolder(tmp_path / str(place)), lambda epoch, value, ends: False)
+        for place, point in enumerate(points)
+    ]
+    for one in runs:
+        one.folder.start("member", {}, {})
+    outcomes = {run.folder.path: outcome for run, outcome in train_population(runs, check=lambda: None)}
+    lengths = []
+    for place, one in enumerate(runs):
+        solo = train(one.config, output_dir=tmp_path / f"solo-{place}", logger=MemoryLogger())
+        lines = one.folder.metric_lines()
+        assert [line.step for line in lines] == list(solo.history)
+        for line in lines:
+            assert line.metrics["val_loss"] == pytest.approx(solo.history[line.step]["val_loss"], rel=1e-4)
+        assert outcomes[one.folder.path].metrics["val_loss"] == pytest.approx(solo.metrics["val_loss"], rel=1e-4)
+        best = torch.load(one.folder.path / CHECKPOINT_FOLDER / BEST_CHECKPOINT, weights_only=True)
+        assert best["epoch"] + 1 == solo.best_epoch
+        lengths.append(len(lines))
+    assert len(set(lengths)) > 2 and max(lengths[:3]) < 12, lengths
 
 
 def test_members_that_leave_change_nothing_for_the_others(config: RunConfig) -> None:

@@ -30,6 +30,7 @@ from experiments.errors import InterruptedRunError, SweepError, TrackingError, U
 from experiments.interrupts import Watch
 from experiments.logger import RunFolderLogger
 from experiments.run_folder import Outcome, RunFolder
+from experiments.search_space import ChoiceRange
 from experiments.study import load_study, trial_folder
 from experiments.study_storage import study_folder
 from experiments.train import train
@@ -424,6 +425,72 @@ def test_an_interrupted_population_goes_on(config: RunConfig, monkeypatch: pytes
     assert [trial.state.name for trial in load_study(config, "tiny").trials] == ["RUNNING"] * 3
     sweep.run_sweep(config)
     check_whole(config, 3)
+
+
+@pytest.mark.usefixtures("unpublished")
+def test_what_can_not_train_together_is_trained_one_by_one(
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    epoch = HeadPopulation.train_epoch
+
+    def out_of_memory(self: HeadPopulation) -> dict[int, dict[str, float]]:
+        if self.epoch == 1:
+            raise MemoryError("no room for three heads")
+        return epoch(self)
+
+    monkeypatch.setattr(HeadPopulation, "train_epoch", out_of_memory)
+    result = sweep.run_sweep(override(config, {"sweep.population": 3}))
+    assert [trial.state.name for trial in result.study.trials] == ["COMPLETE"] * 3
+    assert [len(trial.intermediate_values) for trial in result.study.trials] == [3] * 3
+    assert "3 trials that trained together are trained one by one after MemoryError: no room" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("values", "trials"),
+    [
+        ({}, sweep.POPULATION),
+        ({"sweep.population": 2}, 2),
+        ({"data.cache": "none"}, 1),
+        ({"model.trainable": "all"}, 1),
+        ({"model.backbone": "squeezenet1_0"}, 1),  # its head is no linear layer
+        ({"trainer.record": "light"}, 1),
+    ],
+    ids=str,
+)
+def test_heads_on_cached_features_train_together_by_default(values: dict[str, object], trials: int) -> None:
+    config = load_config(None, values)
+    assert sweep.with_population(config, {}).sweep.population == trials
+    varying = {"model.trainable": ChoiceRange(("head", "all"))}
+    assert sweep.with_population(config, varying).sweep.population == max(1, config.sweep.population)
+
+
+# How long trials train
+
+
+@pytest.mark.usefixtures("unpublished")
+def test_a_study_trains_for_the_epochs_of_its_own_batch_size(config: RunConfig, tmp_path: Path) -> None:
+    (tmp_path / "search.yaml").write_text("data.batch_size: {type: choice, values: [4, 24]}")
+    values = {"trainer.max_epochs": None, "trainer.min_steps": 7, "search": tmp_path / "search.yaml"}
+    config = override(config, values | {"sweep.sampler": "grid", "sweep.n_trials": 2})
+    study = sweep.run_sweep(config).study
+    assert [len(trial.intermediate_values) for trial in study.trials] == [3, 3]
+    assert study.user_attrs["config"]["trainer.max_epochs"] == 3
+    assert {trial_folder(config, number).read()["params"]["trainer.max_epochs"] for number in (0, 1)} == {"3"}
+    rule = r"trainer\.max_epochs must stay 3 for study 'tiny' \(.* with --trainer\.max_epochs 3\), got 5$"
+    with pytest.raises(UserError, match=rule):
+        sweep.run_sweep(override(config, {"trainer.min_steps": 13}), more=1)
+    assert len(sweep.run_sweep(override(config, {"trainer.min_steps": 9})).study.trials) == 2
+
+
+def test_a_best_trial_that_ends_with_its_best_epoch_is_said_and_reported(
+    config: RunConfig, capfd: pytest.CaptureFixture[str]
+) -> None:
+    result = sweep.run_sweep(override(config, {"sweep.n_trials": 1, "optimizer.schedule": "constant"}))
+    values = result.best.intermediate_values
+    assert min(values, key=values.__getitem__) == 3, "still learning after three epochs"
+    advice = "the best epoch is the last one, 3: train longer, such as with --trainer.max_epochs 6"
+    assert f"trial 0, the best one: {advice}" in capfd.readouterr().err
+    assert ["tiny, trial 0", "trainer.max_epochs", advice] in Page(result.report).table("A row for each finding")
 
 
 # Kills

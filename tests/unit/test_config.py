@@ -28,7 +28,7 @@ from experiments.config import (
 )
 from experiments.errors import UserError
 from experiments.fields import fields_help
-from experiments.search_space import check_against, load_search_space
+from experiments.search_space import check_against, load_search_space, study_space
 from experiments.yaml_files import parse_yaml
 from tests.conftest import REPOSITORY
 
@@ -198,6 +198,7 @@ REFUSED = [
     ("optimizer.backbone_learning_rate_scale", 0.0, "must be > 0, got 0.0"),
     ("optimizer.warmup_epochs", -1.0, "must be >= 0, got -1.0"),
     ("trainer.max_epochs", 0, "must be >= 1, got 0"),
+    ("trainer.min_steps", 0, "must be >= 1, got 0"),
     ("trainer.devices", 0, "must be >= 1, got 0"),
     ("trainer.num_nodes", 0, "must be >= 1, got 0"),
     ("trainer.gradient_clip", -0.5, "must be >= 0, got -0.5"),
@@ -209,7 +210,7 @@ REFUSED = [
     ("sweep.timeout_seconds", 0.0, "must be > 0, got 0.0"),
     ("sweep.workers", 0, "must be >= 1, got 0"),
     ("sweep.claim_timeout_seconds", 0.0, "must be > 0, got 0.0"),
-    ("sweep.population", 0, "must be >= 1, got 0"),
+    ("sweep.population", -1, "must be >= 0, got -1"),
     ("sweep.study_name", "a/b", "must be usable as a folder name, got 'a/b'"),
     ("sweep.study_name", "..", "must be usable as a folder name, got '..'"),
     ("sweep.max_failures", -1, "must be >= 0, got -1"),
@@ -231,10 +232,10 @@ def test_features_of_a_backbone_that_trains_are_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    "other", [{"model.trainable": "all"}, {"data.cache": "none"}, {"trainer.early_stopping_patience": 2}], ids=str
+    "other", [{"model.trainable": "all"}, {"data.cache": "none"}, {"data.cache": "decoded"}], ids=str
 )
 def test_what_can_not_train_together_is_refused(other: dict[str, object]) -> None:
-    with pytest.raises(ValueError, match=r"^sweep\.population must be 1 without cached features .*, got 8$"):
+    with pytest.raises(ValueError, match=r"^sweep\.population must be 0 or 1 without cached features .*, got 8$"):
         load_config(None, {"sweep.population": 8, **other})
 
 
@@ -279,6 +280,7 @@ NULLABLE = {
     "data.image_size",
     "data.crop_fraction",
     "data.root",
+    "trainer.max_epochs",
     "tracking.uri",
     "sweep.timeout_seconds",
     "sweep.pruner",
@@ -369,8 +371,7 @@ def test_a_preset_that_is_no_mapping_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("preset", PRESETS, ids=lambda path: path.name)
 def test_every_preset_loads_with_its_search_space(preset: Path) -> None:
     config = load_config(preset)
-    assert config.search is not None
-    check_against(load_search_space(REPOSITORY / config.search), config)
+    check_against(load_search_space(REPOSITORY / config.search) if config.search else study_space(config), config)
 
 
 @pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.name)

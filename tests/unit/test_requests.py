@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from experiments.config import RunConfig, load_config, override
-from experiments.search_space import ChoiceRange, FloatRange, IntRange, SearchSpace, load_search_space
+from experiments.epochs import with_max_epochs
+from experiments.search_space import ChoiceRange, FloatRange, IntRange, SearchSpace, study_space
 from sagemaker_launch.container.hyperparameters import decode, encode
 from sagemaker_launch.fidelity import (
     NOT_ON_THE_WIRE,
@@ -58,7 +59,8 @@ GRID: SearchSpace = {"data.batch_size": ChoiceRange((32, 64)), "optimizer.name":
 
 
 def tune(settings: CloudSettings, config: RunConfig | None = None, space: SearchSpace = SPACE) -> dict[str, Any]:
-    return tuning_job(settings, config or RunConfig(seed=7), space, INPUTS, "image", name="job")
+    config = with_max_epochs(override(config or RunConfig(seed=7), {"trainer.max_epochs": 5}), space)
+    return tuning_job(settings, config, space, INPUTS, "image", name="job")
 
 
 def train(settings: CloudSettings, config: RunConfig | None = None) -> dict[str, Any]:
@@ -191,8 +193,7 @@ def test_a_gpu_machine_starts_one_process_a_gpu() -> None:
 def test_every_preset_and_its_search_can_be_sent(preset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(REPOSITORY)
     config, settings = load_config(preset), load_cloud(None, BASIC)
-    assert config.search is not None
-    request = tuning_job(settings, config, load_search_space(config.search), INPUTS, "image", name="job")
+    request = tune(settings, config, study_space(config))
     validate("CreateHyperParameterTuningJob", request)
 
 

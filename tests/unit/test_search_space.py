@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from experiments.config import RunConfig, field_names, override, to_flat
+from experiments.config import RunConfig, field_names, load_config, override, to_flat
 from experiments.errors import UserError
 from experiments.search_space import (
     NOT_TUNABLE,
@@ -22,8 +22,10 @@ from experiments.search_space import (
     dump_search_space,
     grid_points,
     load_search_space,
+    study_space,
 )
 from experiments.yaml_files import parse_yaml
+from tests.conftest import REPOSITORY
 
 floats = st.tuples(st.floats(1e-9, 1e3), st.floats(1e-9, 1e3), st.booleans()).filter(lambda one: one[0] < one[1])
 integers = st.tuples(st.integers(1, 500), st.integers(1, 500), st.booleans()).filter(lambda one: one[0] < one[1])
@@ -38,6 +40,22 @@ ranges = st.one_of(
 names = st.sampled_from(
     ["optimizer.learning_rate", "data.batch_size", "trainer.max_epochs", "model.dropout", "data.cache_views"]
 )
+
+
+@pytest.mark.parametrize(("trainable", "name"), [("head", "head"), ("last_block", "full"), ("all", "full")])
+def test_a_search_that_names_no_space_has_one_from_any_folder(
+    trainable: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = load_config(None, {"model.trainable": trainable})
+    assert study_space(config) == load_search_space(REPOSITORY / "conf" / "search" / f"{name}.yaml")
+    check_against(study_space(config), config)
+
+
+def test_a_search_space_that_is_named_wins(tmp_path: Path) -> None:
+    path = tmp_path / "own.yaml"
+    path.write_text("model.dropout: {type: float, low: 0.0, high: 0.5}")
+    assert list(study_space(load_config(None, {"search": path}))) == ["model.dropout"]
 
 
 @settings(max_examples=30, deadline=None)
