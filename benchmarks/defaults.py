@@ -29,7 +29,7 @@ from sklearn.linear_model import LogisticRegression
 
 from benchmarks.common import parser, report
 from experiments import inputs, sweep
-from experiments.config import RunConfig, load_config, override
+from experiments.config import RunConfig, load_config, override, with_recipe
 from experiments.epochs import with_max_epochs
 from experiments.inputs import open_features_once
 from experiments.logger import RunFolderLogger
@@ -73,18 +73,18 @@ class Scored:
     cpu_seconds: float
 
 
-def settings(data: Path, fraction: float, weights: Path, cache: Path, seed: int) -> RunConfig:
+def settings(data: Path, fraction: float, weights: Path, cache: Path, views: int | None) -> RunConfig:
     """What a user sets, and where the benchmark keeps its files."""
-    values: dict[str, object] = {
+    values: dict[str, object] = {"data.cache_views": views} if views else {}
+    values |= {
         "data.name": "folder",
         "data.root": data.resolve(),
         "data.image_size": SIZE,
         "data.fraction": fraction,
         "data.cache_dir": cache,
         "model.weights": str(weights.resolve()),
-        "seed": seed,
     }
-    return load_config(None, values)
+    return with_recipe(load_config(None, values))
 
 
 def timed(call: Callable[[], tuple[float, float, int]]) -> Scored:
@@ -127,14 +127,12 @@ def logistic_regression(features: FeatureSet) -> tuple[float, float, float]:
     return min(found)
 
 
-def measure(data: str, weights: Path, cache: Path, seeds: int, *, own_views: bool) -> dict[str, Any]:
+def measure(common: RunConfig, seeds: int, *, own_views: bool) -> dict[str, Any]:
     """All figures of one data set."""
-    root, _, share = data.partition(":")
-    fraction = float(share or 1)
     sweeps, trainings, regressions = [], [], []
     for seed in range(seeds):
-        config = settings(Path(root), fraction, weights, cache, seed)
-        of_seed_0 = fraction == 1 and not own_views
+        config = override(common, {"seed": seed})
+        of_seed_0 = common.data.fraction == 1 and not own_views
         features = open_features_once(override(config, {"seed": 0}) if of_seed_0 else config)
         inputs._open_features = lambda _, kept=features: kept  # type: ignore[assignment, misc]
         inputs._open_features.cache_clear = lambda: None
@@ -146,7 +144,7 @@ def measure(data: str, weights: Path, cache: Path, seeds: int, *, own_views: boo
             trainings.append(timed(lambda config=config: trained(config)))  # type: ignore[misc]
         inputs._open_features = OPEN_FEATURES
         last = f"sweep {sweeps[-1].loss:.4f}, train {trainings[-1].loss:.4f}, regression {regressions[-1][0]:.4f}"
-        print(f"{data}, seed {seed}: {last}", file=sys.stderr)
+        print(f"{common.data.root}, seed {seed}: {last}", file=sys.stderr)
     regression = fmean(one[0] for one in regressions)
     return {
         "regression": {
@@ -203,6 +201,7 @@ def main() -> None:
     command.add_argument("--weights", type=Path, required=True)
     command.add_argument("--cache", type=Path, help="folder that keeps the features (default: a temporary one)")
     command.add_argument("--seeds", type=int, default=5)
+    command.add_argument("--views", type=int, help="data.cache_views in place of its default")
     command.add_argument("--own-views", action="store_true", help="augmented views of its own for each seed")
     arguments = command.parse_args()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -211,8 +210,10 @@ def main() -> None:
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for data in arguments.data:
+            root, _, share = data.partition(":")
             cache = arguments.cache or Path(folder)
-            found = measure(data, arguments.weights, cache, arguments.seeds, own_views=arguments.own_views)
+            config = settings(Path(root), float(share or 1), arguments.weights, cache, arguments.views)
+            found = measure(config, arguments.seeds, own_views=arguments.own_views)
             figures[Path(data).name] = found
             rows += rows_of(Path(data).name, found)
     report(rows, figures, arguments.json)

@@ -178,7 +178,7 @@ ON_DIGITS = f"{SMALL} --data.fraction 0.1"
 ON_PHOTOS = f"{SMALL} --data.image_size 32 --model.backbone shufflenet_v2_x0_5 --model.weights none"
 RUN = {
     "first-sweep.md": {"conf/quick.yaml": ON_DIGITS, "conf/dogs6.yaml": ON_PHOTOS},
-    "your-own-data.md": {"conf/search/head.yaml": ON_PHOTOS},
+    "your-own-data.md": {"--data.root photos": ON_PHOTOS},
     "first-time-on-aws.md": {},
     "costs.md": {},
 }
