@@ -33,14 +33,7 @@ from experiments.epochs import train_longer, with_max_epochs
 from experiments.errors import CommandError, InterruptedRunError, SweepError
 from experiments.figures import save_figure, study_figures
 from experiments.identity import Photos, StudyIdentity
-from experiments.inputs import (
-    forget_opened,
-    open_data_once,
-    open_inputs_once,
-    say_data,
-    training_device,
-    uses_features,
-)
+from experiments.inputs import forget_opened, open_data_once, open_inputs_once, say_data, training_device, uses_features
 from experiments.interrupts import Interrupts, Watch
 from experiments.intervals import metric_text, selection_text
 from experiments.logger import RunFolderLogger
