@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -43,7 +44,7 @@ NARROW: SearchSpace = {**WIDE, LEARNING_RATE: FloatRange(1e-5, 1e-2, log=True)}
 BEST = 10**-3.3, 10**-2.0
 """The best learning rate and weight decay."""
 CLASSES, OPTIMUM, EPOCHS = 10, 0.69, 9
-SAMPLERS, PRUNERS = ("random", "tpe", "gp", "cmaes"), ("none", "hyperband")
+SAMPLERS, PRUNERS = ("tpe", "gp", "cmaes"), ("none", "hyperband")
 Diverges = Literal["never", "first epoch", "middle epoch", "last epoch", "huge loss"]
 """When a training with a learning rate above EDGE diverges; "huge loss" means that its loss is huge, but a number."""
 DIVERGES: tuple[Diverges, ...] = ("first epoch", "middle epoch", "last epoch", "huge loss")
@@ -121,16 +122,19 @@ def main() -> None:
     """Measure and report."""
     command = parser(__doc__ or "")
     command.add_argument("--seeds", type=int, default=10)
+    command.add_argument("--samplers", nargs="+", choices=SAMPLERS, default=SAMPLERS, help="besides random")
     arguments = command.parse_args()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     base, seeds = override(RunConfig(), {"trainer.max_epochs": EPOCHS}), range(arguments.seeds)
     shares, gaps = dict[str, list[float]](), dict[str, list[float]]()
-    for sampler, pruner in itertools.product(SAMPLERS, PRUNERS):
+    for sampler, pruner in itertools.product(("random", *arguments.samplers), PRUNERS):
         config = override(base, {"sweep.sampler": sampler, "sweep.pruner": pruner})
         seeded = [override(config, {"seed": seed}) for seed in seeds]
         for diverges in DIVERGES:
             studies = [search(one, WIDE, diverges=diverges, trials=40) for one in seeded]
-            shares[f"{sampler}, {pruner}, {diverges}"] = [diverging_share(one.trials[20:]) for one in studies]
+            name = f"{sampler}, {pruner}, {diverges}"
+            shares[name] = [diverging_share(one.trials[20:]) for one in studies]
+            print(f"{name}: {_text(shares[name], '.2f')}", file=sys.stderr)
         gaps[f"{sampler}, {pruner}"] = [gap(search(one, NARROW, trials=30)) for one in seeded]
     rows = [(f"{name}: share of trials 20 to 39 that diverge", _text(found, ".2f")) for name, found in shares.items()]
     for name, found in gaps.items():
