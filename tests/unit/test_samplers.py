@@ -123,7 +123,7 @@ def test_one_huge_loss_spoils_no_gaussian_process() -> None:
     [("gp", NopPruner), ("cmaes", NopPruner), ("tpe", HyperbandPruner), ("random", HyperbandPruner)],
 )
 def test_a_sampler_that_wants_whole_trials_has_no_pruner_unless_it_is_named(sampler: str, kind: type) -> None:
-    config = override(RunConfig(), {"sweep.sampler": sampler})
+    config = override(RunConfig(), {"sweep.sampler": sampler, "trainer.max_epochs": EPOCHS})
     assert type(make_pruner(config)) is kind
     assert type(make_pruner(override(config, {"sweep.pruner": "hyperband"}))) is HyperbandPruner
 
