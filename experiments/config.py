@@ -202,7 +202,7 @@ class OptimizerConfig:
 
     name: Literal["sgd", "adamw"] = "adamw"
     """SGD (Nesterov momentum 0.9) or AdamW; neither decays norms and biases."""
-    learning_rate: float = 2e-3
+    learning_rate: float = 3e-3
     """Peak step size after warm-up."""
     weight_decay: float = 1e-2
     """Decay of the layers' weights; not of norms, biases, layer scales and position embeddings."""
@@ -232,7 +232,7 @@ class TrainerConfig:
 
     max_epochs: int | None = None
     """Passes over the training images; null takes as many as trainer.min_steps needs."""
-    min_steps: int = 1000
+    min_steps: int = 2000
     """Optimiser steps of a run, rounded up to whole epochs, where trainer.max_epochs is null. They are counted once, in
     batches of data.batch_size. Early stopping may end a run sooner, unlike Lightning's min_steps."""
     accelerator: Literal["auto", "cpu", "gpu", "mps"] = used_by("auto", *TRAINS, "cloud parity")
