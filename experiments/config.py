@@ -247,7 +247,7 @@ class TrainerConfig:
     """Compile the network with torch.compile; auto does so on CUDA after the first epoch, if the rest earns it back."""
     gradient_clip: float = 0.0
     """Largest gradient norm; 0 does not clip."""
-    early_stopping_patience: int = 20
+    early_stopping_patience: int = 30
     """Epochs without a better sweep.metric before training stops; 0 never stops early. The schedule's course stays that
     of trainer.max_epochs: a run that stops early has not come to the small steps at the end of a cosine."""
     checkpoint_minutes: float = 0.0
