@@ -422,6 +422,8 @@ def _conclude(config: RunConfig, study: optuna.Study, parent: RunFolder) -> Swee
 def _train_longer(config: RunConfig, best: FrozenTrial) -> str:
     choose = min if config.sweep.direction == "minimize" else max
     values = best.intermediate_values
+    if not values:  # a study that was made anew is told how its trials ended, not their epochs
+        return ""
     return train_longer(choose(values, key=values.__getitem__), override(config, best.params).trainer.epochs)
 
 
