@@ -22,7 +22,7 @@ from torchvision.transforms import v2
 
 from benchmarks.common import parser, report, spread
 from experiments.config import load_config, with_recipe
-from experiments.inputs import open_data_once, open_decoded_once, photo_data
+from experiments.data.inputs import open_data_once, open_decoded_once, photo_data
 from lightning_modules.memory import keep_memory
 
 BATCH_SIZE = 64

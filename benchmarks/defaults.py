@@ -28,14 +28,15 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
 from benchmarks.common import parser, report
-from experiments import inputs, sweep
+from experiments import sweep
 from experiments.config import RunConfig, load_config, override, with_recipe
-from experiments.epochs import with_max_epochs
-from experiments.inputs import open_features_once
-from experiments.logger import RunFolderLogger
-from experiments.run_folder import RunFolder
+from experiments.data import inputs
+from experiments.data.inputs import open_features_once
+from experiments.runs.folder import RunFolder
+from experiments.runs.logger import RunFolderLogger
+from experiments.study.epochs import with_max_epochs
 from experiments.train import train
-from lightning_modules.features import FeatureSet
+from lightning_modules.caches.features import FeatureSet
 from lightning_modules.metrics import VAL_ACCURACY, VAL_LOSS
 
 SIZE = 128

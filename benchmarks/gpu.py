@@ -31,11 +31,11 @@ from torch import nn
 from benchmarks.common import parser, report, save, spread
 from experiments.config import RunConfig, load_config, override, with_recipe
 from experiments.console import say
-from experiments.inputs import new_network, open_data_once, open_features_once, training_device
+from experiments.data.inputs import new_network, open_data_once, open_features_once, training_device
 from experiments.train import train
+from lightning_modules.heads.population import HeadPopulation, Member
 from lightning_modules.metrics import IMAGES_PER_SECOND
 from lightning_modules.network import find_head, trainable_modules
-from lightning_modules.population import HeadPopulation, Member
 
 MODES = ("all", "last_block", "head")
 POPULATION = 64

@@ -29,7 +29,7 @@ from torch import nn
 from benchmarks.common import parser, report, spread, write_photos
 from experiments import sweep
 from experiments.config import RunConfig, load_config, with_recipe
-from experiments.inputs import new_network, open_data_once, open_decoded_once, photo_data
+from experiments.data.inputs import new_network, open_data_once, open_decoded_once, photo_data
 from experiments.train import train
 
 

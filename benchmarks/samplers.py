@@ -26,10 +26,10 @@ from optuna.trial import FrozenTrial
 
 from benchmarks.common import parser, report
 from experiments.config import RunConfig, override
-from experiments.pruning import PruningCallback
-from experiments.run_folder import Outcome
-from experiments.search_space import ChoiceRange, FloatRange, Point, SearchSpace
-from experiments.study import diverged_outcome, draw_point, make_pruner, tell
+from experiments.runs.folder import Outcome
+from experiments.study.pruning import PruningCallback
+from experiments.study.search_space import ChoiceRange, FloatRange, Point, SearchSpace
+from experiments.study.study import diverged_outcome, draw_point, make_pruner, tell
 from lightning_modules.metrics import VAL_LOSS
 
 LEARNING_RATE, WEIGHT_DECAY, BATCH_SIZE = "optimizer.learning_rate", "optimizer.weight_decay", "data.batch_size"

@@ -31,11 +31,11 @@ from optuna.trial import TrialState
 from benchmarks.common import parser, report
 from benchmarks.samplers import run_trial
 from experiments.config import RunConfig, load_config, override
-from experiments.figures import BLUE, VERMILLION
-from experiments.inputs import open_data_once
-from experiments.population import new_population
-from experiments.search_space import Point, SearchSpace, load_search_space
-from experiments.study import draw_point, make_pruner
+from experiments.data.inputs import open_data_once
+from experiments.figures.figures import BLUE, VERMILLION
+from experiments.study.population import new_population
+from experiments.study.search_space import Point, SearchSpace, load_search_space
+from experiments.study.study import draw_point, make_pruner
 
 TRIALS = 40
 OTHER_DRAWS = 1_000

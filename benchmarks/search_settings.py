@@ -26,8 +26,8 @@ from scipy.interpolate import RegularGridInterpolator
 from benchmarks.common import parser, report
 from benchmarks.search import OTHER_DRAWS, Search, quartiles, settings, sweep
 from experiments.config import RunConfig, override
-from experiments.population import new_population
-from experiments.search_space import ChoiceRange, FloatRange, Point, SearchSpace, load_search_space
+from experiments.study.population import new_population
+from experiments.study.search_space import ChoiceRange, FloatRange, Point, SearchSpace, load_search_space
 
 SETTINGS = (
     ("random", "none"),

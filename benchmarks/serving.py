@@ -38,10 +38,10 @@ from lightning_modules.inference import (
     load_export,
     read_safetensors,
 )
-from sagemaker_launch.archive import pack_model, unpack_model
-from sagemaker_launch.rehearsal.image import build_image
-from sagemaker_launch.rehearsal.namespaces import find_namespaces
-from sagemaker_launch.rehearsal.torchserve import LINKED, REQUIREMENTS, TorchServe
+from sagemaker_launch.rehearsal.endpoints.torchserve import LINKED, REQUIREMENTS, TorchServe
+from sagemaker_launch.rehearsal.machine.image import build_image
+from sagemaker_launch.rehearsal.machine.namespaces import find_namespaces
+from sagemaker_launch.shipping.archive import pack_model, unpack_model
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 CONCURRENCY = (1, 4, 16)

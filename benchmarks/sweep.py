@@ -24,7 +24,7 @@ from torchvision.transforms import v2
 
 from benchmarks.common import parser, report, spread
 from experiments.config import RunConfig, load_config, override, to_flat
-from experiments.study import load_study
+from experiments.study.study import load_study
 from lightning_modules.network import create_network
 
 TRIALS, EPOCHS, SIZE = 20, 5, 144

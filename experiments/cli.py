@@ -27,9 +27,9 @@ from experiments.config import (
     require_output_file,
     tracking_uri,
 )
-from experiments.environment import own_environment, set_variables
 from experiments.errors import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, CommandError, UserError
 from experiments.fields import fields_help, fields_of, unknown_field
+from experiments.runs.environment import own_environment, set_variables
 
 KINDS: Mapping[str, type] = {"": RunConfig}
 """What stands before a field's name on the command line, and the dataclass that has the field."""
@@ -190,8 +190,8 @@ def refuse_foreign_fields(typed: Mapping[str, str], commands: Sequence[str], kin
 def _sweep(config: RunConfig, arguments: argparse.Namespace) -> None:
     import optuna
 
-    from experiments.intervals import metric_text, selection_text
-    from experiments.study import count_finished, photo_facts
+    from experiments.runs.intervals import metric_text, selection_text
+    from experiments.study.study import count_finished, photo_facts
     from experiments.sweep import run_sweep
     from lightning_modules.metrics import VAL_ACCURACY
 
@@ -212,8 +212,8 @@ def _sweep(config: RunConfig, arguments: argparse.Namespace) -> None:
 
 
 def _train(config: RunConfig, arguments: argparse.Namespace) -> None:
-    from experiments.intervals import interval_text
-    from experiments.training import train_and_register
+    from experiments.runs.intervals import interval_text
+    from experiments.single_run import train_and_register
     from lightning_modules.metrics import HIGHEST_VAL_ACCURACY
 
     if arguments.from_best and arguments.config:
@@ -228,8 +228,8 @@ def _train(config: RunConfig, arguments: argparse.Namespace) -> None:
     print(f"model:    {result.export}")
     print(f"registry: {result.model_uri}{' (champion)' if result.champion else ''}")
     if arguments.from_best:
-        from experiments.report import report_studies
-        from experiments.study import load_study
+        from experiments.report.report import report_studies
+        from experiments.study.study import load_study
 
         # The study's own page shows the test score of its best trial from now on.
         print(f"report:   {report_studies([load_study(config, arguments.from_best)], config)}")
@@ -237,8 +237,8 @@ def _train(config: RunConfig, arguments: argparse.Namespace) -> None:
 
 
 def _evaluate(config: RunConfig, arguments: argparse.Namespace) -> None:
-    from experiments.intervals import interval_text, metric_interval
     from experiments.predict import evaluate_export, locate_export
+    from experiments.runs.intervals import interval_text, metric_interval
 
     done = evaluate_export(locate_export(arguments.model, config), config, arguments.split)
     if arguments.json:
@@ -267,8 +267,8 @@ def _predict(config: RunConfig, arguments: argparse.Namespace) -> None:
 def _report(config: RunConfig, arguments: argparse.Namespace) -> None:
     if arguments.output is not None:
         require_output_file("--output", arguments.output)
-    from experiments.report import report_studies
-    from experiments.study import load_study
+    from experiments.report.report import report_studies
+    from experiments.study.study import load_study
 
     print(report_studies([load_study(config, name) for name in arguments.studies], config, arguments.output))
 
@@ -281,13 +281,13 @@ def _ui(config: RunConfig, arguments: argparse.Namespace) -> None:
     if arguments.dashboard is not None:
         require_free_port("--dashboard-port", arguments.dashboard_port)
     from experiments.console import say
-    from experiments.mlflow_views import CHARTS, TABLE, view_link
-    from experiments.tracking import check_tracking, save_views
+    from experiments.tracking.store import check_tracking, save_views
+    from experiments.tracking.views import CHARTS, TABLE, view_link
 
     check_tracking(config)
     links: list[str] = []
     if arguments.dashboard is not None:
-        from experiments.dashboard import dashboard_server
+        from experiments.study.dashboard import dashboard_server
 
         dashboard = dashboard_server(config, arguments.dashboard or None, arguments.dashboard_port)
         threading.Thread(target=dashboard.serve_forever, name="dashboard", daemon=True).start()

@@ -11,11 +11,11 @@ import torch
 
 from experiments.config import CUT_FIELDS, RunConfig, override, require_folder
 from experiments.console import say
-from experiments.datasets import check_photos, locate
+from experiments.data.datasets import check_photos, locate
+from experiments.data.inputs import forget_opened, open_data_once, say_data
 from experiments.errors import UserError
-from experiments.inputs import forget_opened, open_data_once, say_data
-from experiments.pictures import draw_scores
-from experiments.scoring import score_split
+from experiments.figures.pictures import draw_scores
+from experiments.runs.scoring import score_split
 from experiments.train import data_facts
 from lightning_modules.data import ClassFolderData
 from lightning_modules.folders import ClassFolders, read_class_names, read_photo
@@ -53,8 +53,8 @@ def locate_export(model: str, config: RunConfig) -> Path:
         if not (Path(model) / MANIFEST_FILE).is_file():
             raise UserError(f"--model must be an export folder, which holds {MANIFEST_FILE}, got {model!r}")
         return Path(model)
-    from experiments.registry import download_export  # MLflow takes seconds to import
-    from experiments.tracking import RunStore, check_tracking
+    from experiments.tracking.registry import download_export  # MLflow takes seconds to import
+    from experiments.tracking.store import RunStore, check_tracking
 
     check_tracking(config)
     return download_export(model, RunStore.open_or_wait(config))

@@ -12,11 +12,11 @@ from pathlib import Path
 import torch
 
 from experiments.config import RunConfig, override, require, require_folder, with_recipe
-from experiments.datasets import check_photos
+from experiments.data.datasets import check_photos
+from experiments.data.inputs import preprocessing, uses_features
 from experiments.errors import UserError
-from experiments.inputs import preprocessing, uses_features
-from experiments.search_space import SearchSpace, check_against, extremes
-from experiments.study_storage import open_storage
+from experiments.study.search_space import SearchSpace, check_against, extremes
+from experiments.study.storage import open_storage
 from lightning_modules.locks import KernelLock
 from lightning_modules.network import check_network
 
@@ -68,7 +68,7 @@ def check_training(config: RunConfig) -> None:
 
 def check_places(config: RunConfig) -> None:
     """Refuse photos, an output folder or a tracking store that cannot be used."""
-    from experiments.tracking import check_tracking  # MLflow takes a second or more to import
+    from experiments.tracking.store import check_tracking  # MLflow takes a second or more to import
 
     check_photos(config.data)
     require_folder("output_dir", config.output_dir)

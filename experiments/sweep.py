@@ -25,29 +25,36 @@ import optuna
 import torch
 from optuna.trial import FrozenTrial, TrialState
 
-from experiments.claims import Claim, ClaimLostError, HeldClaims
+from experiments.callbacks.progress import EpochProgress
 from experiments.config import RunConfig, override, to_public, with_recipe
 from experiments.console import outlive_output, say
-from experiments.drawing import draw_once
-from experiments.epochs import train_longer, with_max_epochs
+from experiments.data.inputs import (
+    forget_opened,
+    open_data_once,
+    open_inputs_once,
+    say_data,
+    training_device,
+    uses_features,
+)
 from experiments.errors import CommandError, InterruptedRunError, SweepError
-from experiments.figures import save_figure, study_figures
-from experiments.identity import Photos, StudyIdentity
-from experiments.inputs import forget_opened, open_data_once, open_inputs_once, say_data, training_device, uses_features
+from experiments.figures.figures import save_figure, study_figures
 from experiments.interrupts import Interrupts, Watch
-from experiments.intervals import metric_text, selection_text
-from experiments.logger import RunFolderLogger
 from experiments.patience import Patience
-from experiments.population import PopulationRun, together, train_population
 from experiments.preflight import check_sweep
-from experiments.processes import die_with_parent, start_process
-from experiments.progress import EpochProgress
-from experiments.pruning import PruningCallback, stored_decision
-from experiments.publisher import LOCK_FILE, Publication, Publisher
-from experiments.report import report_studies
-from experiments.run_folder import LOCAL, Outcome, RunFolder, environment_tags
-from experiments.search_space import SEARCHED, SearchSpace, study_space
-from experiments.study import (
+from experiments.report.report import report_studies
+from experiments.runs.folder import LOCAL, Outcome, RunFolder, environment_tags
+from experiments.runs.intervals import metric_text, selection_text
+from experiments.runs.logger import RunFolderLogger
+from experiments.runs.processes import die_with_parent, start_process
+from experiments.study.claims import Claim, ClaimLostError, HeldClaims
+from experiments.study.epochs import train_longer, with_max_epochs
+from experiments.study.identity import Photos, StudyIdentity
+from experiments.study.population import PopulationRun, together, train_population
+from experiments.study.progress import SweepProgress
+from experiments.study.pruning import PruningCallback, stored_decision
+from experiments.study.search_space import SEARCHED, SearchSpace, study_space
+from experiments.study.storage import study_folder
+from experiments.study.study import (
     DURATION_MS,
     FAILURE_REASON,
     INPUTS_SECONDS,
@@ -65,8 +72,8 @@ from experiments.study import (
     tell,
     trial_folder,
 )
-from experiments.study_storage import study_folder
-from experiments.sweep_progress import SweepProgress
+from experiments.tracking.drawers import draw_once
+from experiments.tracking.publisher import LOCK_FILE, Publication, Publisher
 from experiments.train import BEST_CHECKPOINT, CHECKPOINT_FOLDER, NotANumberError, data_facts, export, is_whole, train
 from lightning_modules.cores import usable_cores
 from lightning_modules.metrics import summary

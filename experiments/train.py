@@ -23,11 +23,11 @@ from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 from torch import nn
 
-from experiments.compiling import CompileWhenItPays, compile_network
+from experiments.callbacks.compiling import CompileWhenItPays, compile_network
+from experiments.callbacks.profiling import step_profiler
 from experiments.config import CUT_FIELDS, ConfigValue, RunConfig, to_flat, to_public
 from experiments.console import say
-from experiments.errors import InterruptedRunError
-from experiments.inputs import (
+from experiments.data.inputs import (
     feature_data,
     new_head,
     new_network,
@@ -40,23 +40,23 @@ from experiments.inputs import (
     training_device,
     uses_features,
 )
-from experiments.profiling import step_profiler
-from experiments.run_folder import FINGERPRINT, RECORDING
-from experiments.scoring import Scores, predict_log_probabilities, score_split
+from experiments.errors import InterruptedRunError
+from experiments.runs.folder import FINGERPRINT, RECORDING
+from experiments.runs.scoring import Scores, predict_log_probabilities, score_split
 from lightning_modules import metrics
+from lightning_modules.caches.features import FeatureData
 from lightning_modules.classifier import ImageClassifier
 from lightning_modules.data import ClassFolderData
 from lightning_modules.export import write_export
-from lightning_modules.features import FeatureData
 from lightning_modules.files import replaced_whole
 from lightning_modules.folders import ClassFolders
-from lightning_modules.head import HeadClassifier
+from lightning_modules.heads.head import HeadClassifier
+from lightning_modules.insight.recorder import Recorder
+from lightning_modules.insight.recording import Finding
+from lightning_modules.insight.rules import NOT_FINITE
 from lightning_modules.launchers import cluster_environment
 from lightning_modules.memory import keep_memory
 from lightning_modules.network import Trainable, find_head, trains_batch_norm
-from lightning_modules.recorder import Recorder
-from lightning_modules.recording import Finding
-from lightning_modules.rules import NOT_FINITE
 from lightning_modules.threads import limit_threads
 
 CHECKPOINT_FOLDER = "checkpoints"

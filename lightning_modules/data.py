@@ -21,9 +21,9 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from lightning_modules.augmentation import Augment, augment, draw_numbers
+from lightning_modules.caches.photos import PhotoFiles, Photos
 from lightning_modules.folders import ClassFolders, Split
 from lightning_modules.inference import Preprocessing
-from lightning_modules.photos import PhotoFiles, Photos
 from lightning_modules.threads import default_threads, open_threads
 
 IGNORED_LABEL = -100

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 import PIL
 
-from lightning_modules.array_cache import NOT_WRITABLE
+from lightning_modules.caches.array_cache import NOT_WRITABLE
 from lightning_modules.errors import UserError
 from lightning_modules.files import replaced_whole
 from lightning_modules.inference import DECODER_VERSION, BadImageError, OutOfMemoryError, open_image

@@ -18,18 +18,18 @@ from experiments.config import RunConfig, load_config, override, public_url, req
 from experiments.console import invocation, say
 from experiments.errors import UserError
 from experiments.fields import fields_of
-from sagemaker_launch.debug_report import add_debug_commands
-from sagemaker_launch.endpoint_cli import add_endpoint_commands
-from sagemaker_launch.parity import add_parity_command
+from sagemaker_launch.debugger.report import add_debug_commands
+from sagemaker_launch.endpoints.commands import add_endpoint_commands
+from sagemaker_launch.endpoints.serve import add_serving_commands
+from sagemaker_launch.jobs.parity import add_parity_command
 from sagemaker_launch.rehearse import REHEARSED
-from sagemaker_launch.serving_cli import add_serving_commands
-from sagemaker_launch.settings import CloudSettings, load_cloud
+from sagemaker_launch.settings.cloud import CloudSettings, load_cloud
 
 if TYPE_CHECKING:
-    from experiments.search_space import SearchSpace
-    from sagemaker_launch.budget import WorstCase
-    from sagemaker_launch.launch import Kind, Launched, Request
-    from sagemaker_launch.requests import Inputs
+    from experiments.study.search_space import SearchSpace
+    from sagemaker_launch.jobs.budget import WorstCase
+    from sagemaker_launch.jobs.launch import Kind, Launched, Request
+    from sagemaker_launch.jobs.requests import Inputs
 
 PREFIX = "cloud."
 KINDS = {PREFIX: CloudSettings, "": RunConfig}
@@ -87,7 +87,7 @@ class Plan:
 
 
 def _tune(settings: CloudSettings, config: RunConfig, arguments: argparse.Namespace) -> None:
-    from experiments.search_space import check_against, study_space
+    from experiments.study.search_space import check_against, study_space
 
     space = study_space(config)
     check_against(space, config)
@@ -98,9 +98,9 @@ def _tune(settings: CloudSettings, config: RunConfig, arguments: argparse.Namesp
 
 def plan_tuning(settings: CloudSettings, config: RunConfig, space: SearchSpace) -> Plan:
     """A tuning job that searches a space."""
-    from experiments.epochs import EPOCHS, with_max_epochs
-    from sagemaker_launch.launch import TUNING
-    from sagemaker_launch.requests import number_of_jobs, tuning_job
+    from experiments.study.epochs import EPOCHS, with_max_epochs
+    from sagemaker_launch.jobs.launch import TUNING
+    from sagemaker_launch.jobs.requests import number_of_jobs, tuning_job
 
     config = with_max_epochs(with_recipe(config, drawn=space), space)
     if settings.strategy == "Hyperband" and EPOCHS in space:
@@ -114,15 +114,15 @@ def plan_tuning(settings: CloudSettings, config: RunConfig, space: SearchSpace) 
 
 def _train(settings: CloudSettings, config: RunConfig, arguments: argparse.Namespace) -> None:
     if arguments.from_study:
-        from experiments.study import best_config, load_study  # imports Optuna
+        from experiments.study.study import best_config, load_study  # imports Optuna
 
         best, trial = best_config(load_study(config, arguments.from_study), config)
         say(f"trial {trial.number} of study {arguments.from_study}: {config.sweep.metric} {trial.value:.4f}")
         config = override(best, arguments.overrides)
     elif arguments.best_of:
-        from sagemaker_launch.aws import client
+        from sagemaker_launch.aws.client import client
         from sagemaker_launch.container.hyperparameters import decode
-        from sagemaker_launch.jobs import best_training_job, config_at_home
+        from sagemaker_launch.jobs.found import best_training_job, config_at_home
 
         described = best_training_job(client("sagemaker", settings), arguments.best_of)
         say(f"settings of {described['TrainingJobName']}, the best of {arguments.best_of}")
@@ -132,10 +132,10 @@ def _train(settings: CloudSettings, config: RunConfig, arguments: argparse.Names
 
 def plan_training(settings: CloudSettings, config: RunConfig) -> Plan:
     """A single training job."""
-    from experiments.epochs import with_max_epochs
-    from sagemaker_launch.aws import region
-    from sagemaker_launch.launch import TRAINING
-    from sagemaker_launch.requests import training_job
+    from experiments.study.epochs import with_max_epochs
+    from sagemaker_launch.aws.client import region
+    from sagemaker_launch.jobs.launch import TRAINING
+    from sagemaker_launch.jobs.requests import training_job
 
     config = with_max_epochs(with_recipe(config))
     # The image of Debugger's rules is another one in each region.
@@ -148,10 +148,10 @@ def plan_training(settings: CloudSettings, config: RunConfig) -> Plan:
 
 
 def _plan(settings: CloudSettings, config: RunConfig, kind: Kind, jobs: int, build: Callable[..., Request]) -> Plan:
-    from sagemaker_launch.aws import region
-    from sagemaker_launch.budget import find_price, rule_processing, worst_case
-    from sagemaker_launch.fidelity import check_sent
-    from sagemaker_launch.shipping import find_image, make_shipment
+    from sagemaker_launch.aws.client import region
+    from sagemaker_launch.jobs.budget import find_price, rule_processing, worst_case
+    from sagemaker_launch.jobs.fidelity import check_sent
+    from sagemaker_launch.shipping.shipment import find_image, make_shipment
 
     settings.require_for_jobs()
     require(
@@ -175,10 +175,10 @@ def _plan(settings: CloudSettings, config: RunConfig, kind: Kind, jobs: int, bui
 
 def _start(settings: CloudSettings, plan: Plan, arguments: argparse.Namespace) -> None:
     """Show what it costs, start it, and watch it."""
-    from sagemaker_launch.budget import check_budget
-    from sagemaker_launch.fidelity import validate
-    from sagemaker_launch.follow import watch
-    from sagemaker_launch.launch import job_name
+    from sagemaker_launch.jobs.budget import check_budget
+    from sagemaker_launch.jobs.fidelity import validate
+    from sagemaker_launch.jobs.follow import watch
+    from sagemaker_launch.jobs.launch import job_name
 
     say(plan.worst.table())
     if arguments.dry_run:
@@ -208,17 +208,17 @@ def _start(settings: CloudSettings, plan: Plan, arguments: argparse.Namespace) -
 
 def start(settings: CloudSettings, plan: Plan, *, again: bool = False) -> Launched:
     """Upload what is missing and start the job, or find it."""
-    from sagemaker_launch.aws import client
-    from sagemaker_launch.launch import launch
+    from sagemaker_launch.aws.client import client
+    from sagemaker_launch.jobs.launch import launch
 
     plan.upload(client("s3", settings))
     return launch(client("sagemaker", settings), plan.kind, plan.label, plan.build, again=again)
 
 
 def _sync(settings: CloudSettings, config: RunConfig, arguments: argparse.Namespace) -> None:
-    from sagemaker_launch.aws import client
-    from sagemaker_launch.jobs import find_job, project_jobs
-    from sagemaker_launch.sync import Synchroniser
+    from sagemaker_launch.aws.client import client
+    from sagemaker_launch.jobs.found import find_job, project_jobs
+    from sagemaker_launch.jobs.sync import Synchroniser
 
     sagemaker = client("sagemaker", settings)
     found = [find_job(sagemaker, name) for name in arguments.jobs] or list(project_jobs(sagemaker, settings))
@@ -230,7 +230,7 @@ def _sync(settings: CloudSettings, config: RunConfig, arguments: argparse.Namesp
 
 def _status(settings: CloudSettings, config: RunConfig, arguments: argparse.Namespace) -> None:
     del config, arguments
-    from sagemaker_launch.endpoints import Services
+    from sagemaker_launch.endpoints.fleet import Services
     from sagemaker_launch.status import status_table
 
     print(status_table(Services.open(settings), settings))
@@ -238,7 +238,7 @@ def _status(settings: CloudSettings, config: RunConfig, arguments: argparse.Name
 
 def _cost(settings: CloudSettings, config: RunConfig, arguments: argparse.Namespace) -> None:
     del config, arguments
-    from sagemaker_launch.aws import client
+    from sagemaker_launch.aws.client import client
     from sagemaker_launch.status import cost_table
 
     print(cost_table(client("sagemaker", settings), settings))
@@ -246,8 +246,8 @@ def _cost(settings: CloudSettings, config: RunConfig, arguments: argparse.Namesp
 
 def _stop(settings: CloudSettings, config: RunConfig, arguments: argparse.Namespace) -> None:
     del config
-    from sagemaker_launch.aws import client
-    from sagemaker_launch.jobs import ENDED, find_job
+    from sagemaker_launch.aws.client import client
+    from sagemaker_launch.jobs.found import ENDED, find_job
 
     sagemaker = client("sagemaker", settings)
     for name in arguments.jobs:
@@ -259,8 +259,8 @@ def _stop(settings: CloudSettings, config: RunConfig, arguments: argparse.Namesp
 
 def _policy(settings: CloudSettings, config: RunConfig, arguments: argparse.Namespace) -> None:
     del config
-    from sagemaker_launch.aws import region
-    from sagemaker_launch.policy import policies
+    from sagemaker_launch.account.policy import policies
+    from sagemaker_launch.aws.client import region
 
     found = policies(settings, region(settings))
     print(json.dumps(found[arguments.of] if arguments.of else found, indent=2))
@@ -286,8 +286,8 @@ def _rehearse(settings: CloudSettings, config: RunConfig, arguments: argparse.Na
 
 
 def _narrowed(config: RunConfig, space: SearchSpace, name: str) -> SearchSpace:
-    from experiments.narrowing import describe, narrow_by_study
-    from experiments.study import load_study
+    from experiments.study.narrowing import describe, narrow_by_study
+    from experiments.study.study import load_study
 
     smaller = narrow_by_study(space, load_study(config, name))
     say(f"where the best quarter of the complete trials of study {name} lies:\n{describe(space, smaller)}")

@@ -13,7 +13,7 @@ from itertools import islice
 from pathlib import Path
 
 from experiments.console import duration, say
-from sagemaker_launch.settings import CloudSettings
+from sagemaker_launch.settings.cloud import CloudSettings
 
 VARIABLES = 5
 """Lines in which the service prints its environment when it is ready."""

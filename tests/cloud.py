@@ -17,10 +17,10 @@ from mlflow.entities import Run
 
 from experiments.config import RunConfig, load_config
 from lightning_modules.metrics import BEST, EPOCH_SECONDS, IMAGES_PER_SECOND
-from sagemaker_launch import aws
+from sagemaker_launch.aws import client as aws
 from sagemaker_launch.cli import main
 from sagemaker_launch.rehearse import Service, start_service
-from sagemaker_launch.settings import CloudSettings, load_cloud
+from sagemaker_launch.settings.cloud import CloudSettings, load_cloud
 from tests.conftest import REPOSITORY, own_flags, tiny
 from tests.shared_run import SharedRun
 

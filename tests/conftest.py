@@ -14,7 +14,7 @@ import pytest
 from tests.shared_run import Keeper, SharedRun
 
 if TYPE_CHECKING:
-    from sagemaker_launch.rehearsal.torchserve import TorchServe
+    from sagemaker_launch.rehearsal.endpoints.torchserve import TorchServe
 
 # Before torch is imported, here and in the processes that tests start. Tiny networks gain nothing from a second thread,
 # and wait long for one that another process, such as the publisher, keeps off its core.
@@ -96,7 +96,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session", autouse=True)
 def warm_processes() -> None:
     """What the code under test starts needs not import PyTorch and MLflow again, which takes four seconds each time."""
-    from experiments import processes
+    from experiments.runs import processes
     from tests.warm import WarmContext
 
     processes.CONTEXT = WarmContext()  # type: ignore[assignment]
@@ -121,7 +121,7 @@ def shared_run() -> SharedRun:
 @pytest.fixture(scope="session")
 def job_images(shared_run: SharedRun) -> Path:
     """Where that environment is, or a skip where AWS's container toolkit, which has a part in C, can't be built."""
-    from sagemaker_launch.rehearsal.image import LINKED, REQUIREMENTS, build_image
+    from sagemaker_launch.rehearsal.machine.image import LINKED, REQUIREMENTS, build_image
 
     if shutil.which("cc") is None and not any(JOB_IMAGES.glob("*/complete")):
         pytest.skip("needs a C compiler (Debian: gcc libc6-dev), with which AWS's container toolkit is built")
@@ -137,8 +137,8 @@ def job_images(shared_run: SharedRun) -> Path:
 @pytest.fixture(scope="session")
 def smdebug_environment(shared_run: SharedRun) -> None:
     """smdebug in JOB_IMAGES: its environment for reading tensors, and its wheel for jobs."""
-    from sagemaker_launch.bundle import fetch_debugger
-    from sagemaker_launch.debugger_environment import debugger_python
+    from sagemaker_launch.debugger.environment import debugger_python
+    from sagemaker_launch.shipping.bundle import fetch_debugger
 
     def build(_: Path) -> None:
         shared_run.note_build("environment of smdebug")
@@ -151,9 +151,9 @@ def smdebug_environment(shared_run: SharedRun) -> None:
 @pytest.fixture(scope="session")
 def start_torchserve(shared_run: SharedRun) -> Callable[[Path, Path], TorchServe]:
     """Starts AWS's inference container with a folder of its own on a model folder, or a skip where that can't be."""
-    from sagemaker_launch.rehearsal.image import build_image
-    from sagemaker_launch.rehearsal.namespaces import find_namespaces
-    from sagemaker_launch.rehearsal.torchserve import LINKED, REQUIREMENTS, TorchServe
+    from sagemaker_launch.rehearsal.endpoints.torchserve import LINKED, REQUIREMENTS, TorchServe
+    from sagemaker_launch.rehearsal.machine.image import build_image
+    from sagemaker_launch.rehearsal.machine.namespaces import find_namespaces
 
     if shutil.which("java") is None:
         pytest.skip("needs Java (Debian: default-jre-headless), in which TorchServe is written")
@@ -238,7 +238,7 @@ def own_flags(command: str, flags: Iterable[str]) -> list[str]:
     # Not at the top: tests of what imports what look at this process, too.
     from experiments.config import RunConfig
     from experiments.fields import fields_of
-    from sagemaker_launch.settings import CloudSettings
+    from sagemaker_launch.settings.cloud import CloudSettings
 
     known = {**fields_of(RunConfig), **fields_of(CloudSettings, "cloud.")}
     names = {flag: known.get(flag.removeprefix("--").partition("=")[0]) for flag in flags}

@@ -13,8 +13,8 @@ import torch
 from pytorch_lightning.callbacks import Callback
 
 from experiments.config import load_config
-from experiments.logger import RunFolderLogger
-from experiments.run_folder import RunFolder
+from experiments.runs.folder import RunFolder
+from experiments.runs.logger import RunFolderLogger
 from experiments.train import NotANumberError, train
 from lightning_modules.classifier import ImageClassifier
 from lightning_modules.network import find_head

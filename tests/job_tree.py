@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from io import BytesIO
 from pathlib import Path
 
-from sagemaker_launch.bundle import make_bundle
-from sagemaker_launch.rehearsal.serving_process import extract_all
+from sagemaker_launch.rehearsal.endpoints.serving_process import extract_all
+from sagemaker_launch.shipping.bundle import make_bundle
 from tests.warm import run_warm
 
 ENTRY = Path(__file__).with_name("job_entry.py")

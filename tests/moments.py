@@ -25,8 +25,8 @@ import optuna
 from optuna.storages import RDBStorage
 
 from experiments.config import RunConfig, load_config, override
-from experiments.inputs import open_inputs_once
-from experiments.study import load_study
+from experiments.data.inputs import open_inputs_once
+from experiments.study.study import load_study
 from tests.conftest import tiny
 from tests.kills import SEARCH, Boundaries, differences, in_a_child, left, prepare_process
 from tests.postgres import Server, find_binaries, running_server

@@ -34,7 +34,7 @@ CONTEXT.set_forkserver_preload(
 
 
 class WarmContext:
-    """What `experiments.processes.CONTEXT` is in tests: its processes are forked from the warm one."""
+    """What `experiments.runs.processes.CONTEXT` is in tests: its processes are forked from the warm one."""
 
     Pipe = staticmethod(CONTEXT.Pipe)
 
@@ -72,7 +72,7 @@ def _address() -> dict[str, Any]:
 def _inherit(address: Mapping[str, Any]) -> None:
     """Start processes from the warm one in this process too, which was itself forked from it."""
     vars(_SERVER).update(address, ensure_running=lambda: None)
-    from experiments import processes
+    from experiments.runs import processes
 
     processes.CONTEXT = WarmContext()  # type: ignore[assignment]
 

@@ -9,7 +9,7 @@ from mlflow import MlflowClient
 from optuna.trial import TrialState
 
 from experiments.config import RunConfig, tracking_uri
-from experiments.study import load_study
+from experiments.study.study import load_study
 
 
 def runs_of(config: RunConfig) -> list[Any]:

@@ -14,18 +14,18 @@ if __name__ == "__main__":
     import sys
     from unittest import mock
 
-    from experiments import processes
     from experiments.config import load_config
     from experiments.predict import evaluate_export
+    from experiments.runs import processes
+    from experiments.single_run import run_place, train_run
     from experiments.sweep import run_sweep
-    from experiments.training import run_place, train_run
     from sagemaker_launch.cli import main
     from tests.unpublished import NoPublisher
 
     processes.CONTEXT = multiprocessing.get_context("spawn")  # workers read sitecustomize.py
     config = load_config(None, dict(word.split("=", 1) for word in sys.argv[1:]))
     with (
-        mock.patch("experiments.training.Publisher", NoPublisher),
+        mock.patch("experiments.single_run.Publisher", NoPublisher),
         mock.patch("experiments.sweep.Publisher", NoPublisher),
     ):
         run = train_run(config, run_place(config), "run", {})

@@ -19,10 +19,10 @@ import torch
 
 from experiments.cli import quiet_libraries
 from experiments.config import RunConfig, load_config, to_public, with_recipe
-from experiments.epochs import with_max_epochs
 from experiments.errors import UserError
-from experiments.logger import RunFolderLogger
-from experiments.run_folder import RunFolder, environment_tags
+from experiments.runs.folder import RunFolder, environment_tags
+from experiments.runs.logger import RunFolderLogger
+from experiments.study.epochs import with_max_epochs
 from experiments.train import CHECKPOINT_FOLDER, best_epoch, run_metrics, score_and_export, train
 from lightning_modules import metrics
 from lightning_modules.launchers import is_first_process

@@ -13,7 +13,7 @@ from pathlib import Path
 import optuna
 
 from sagemaker_launch.rehearsal.faults import FaultSettings
-from sagemaker_launch.rehearsal.runner import Settings
+from sagemaker_launch.rehearsal.machine.runner import Settings
 from sagemaker_launch.rehearsal.server import Server
 
 log = logging.getLogger("sagemaker_launch.rehearsal")

@@ -11,8 +11,8 @@ import moto.sagemaker.urls
 from moto.core.responses import ActionResult, EmptyResult
 from moto.sagemaker.responses import SageMakerResponse
 
+from sagemaker_launch.rehearsal.machine.runner import Machine
 from sagemaker_launch.rehearsal.rules import check_shape, invalid
-from sagemaker_launch.rehearsal.runner import Machine
 from sagemaker_launch.rehearsal.service import Service
 
 

@@ -16,7 +16,7 @@ import regex
 from botocore.model import ServiceModel, Shape
 from moto.sagemaker.exceptions import SagemakerClientError
 
-from sagemaker_launch.rehearsal.strategies import ranges_of
+from sagemaker_launch.rehearsal.jobs.strategies import ranges_of
 
 MAX_TUNED = 30
 """Hyperparameters that one tuning job may search (AWS quota, 2025)."""

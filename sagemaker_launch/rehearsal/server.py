@@ -19,14 +19,14 @@ from werkzeug.serving import make_server
 
 from lightning_modules.locks import KernelLock
 from sagemaker_launch.rehearsal.api import Regions, install
-from sagemaker_launch.rehearsal.autoscaling import install_scaling
+from sagemaker_launch.rehearsal.endpoints.autoscaling import install_scaling
 from sagemaker_launch.rehearsal.faults import Application, Faults, FaultSettings, FaultyApplication, json_answer
-from sagemaker_launch.rehearsal.image import LINKED, REQUIREMENTS, build_image
-from sagemaker_launch.rehearsal.namespaces import find_namespaces
-from sagemaker_launch.rehearsal.objects import Objects
-from sagemaker_launch.rehearsal.runner import Machine, Settings
-from sagemaker_launch.rehearsal.runtime import Runtime
-from sagemaker_launch.rehearsal.schedules import Clock, install_schedules
+from sagemaker_launch.rehearsal.jobs.schedules import Clock, install_schedules
+from sagemaker_launch.rehearsal.machine.image import LINKED, REQUIREMENTS, build_image
+from sagemaker_launch.rehearsal.machine.namespaces import find_namespaces
+from sagemaker_launch.rehearsal.machine.objects import Objects
+from sagemaker_launch.rehearsal.machine.runner import Machine, Settings
+from sagemaker_launch.rehearsal.machine.runtime import Runtime
 
 REGION = "us-east-1"
 """Where commands go that name no region."""

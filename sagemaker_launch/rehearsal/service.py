@@ -9,10 +9,14 @@ from typing import Any
 
 from moto.sagemaker.exceptions import SagemakerClientError
 
-from sagemaker_launch.rehearsal.debugger import check_debugger
-from sagemaker_launch.rehearsal.hosting import Hosting
+from sagemaker_launch.rehearsal.endpoints.hosting import Hosting
+from sagemaker_launch.rehearsal.jobs.debugger import check_debugger
+from sagemaker_launch.rehearsal.jobs.strategies import make_strategy
+from sagemaker_launch.rehearsal.jobs.training import ENDED, TrainingJob
+from sagemaker_launch.rehearsal.jobs.tuning import TuningJob, TuningRunner
 from sagemaker_launch.rehearsal.listing import arn, page, select
-from sagemaker_launch.rehearsal.objects import DataError, Uri
+from sagemaker_launch.rehearsal.machine.objects import DataError, Uri
+from sagemaker_launch.rehearsal.machine.runner import JobRunner, Machine
 from sagemaker_launch.rehearsal.rules import (
     check_shape,
     check_training_job,
@@ -20,10 +24,6 @@ from sagemaker_launch.rehearsal.rules import (
     check_warm_start,
     invalid,
 )
-from sagemaker_launch.rehearsal.runner import JobRunner, Machine
-from sagemaker_launch.rehearsal.strategies import make_strategy
-from sagemaker_launch.rehearsal.training_jobs import ENDED, TrainingJob
-from sagemaker_launch.rehearsal.tuning_jobs import TuningJob, TuningRunner
 
 Request = Mapping[str, Any]
 Answer = dict[str, Any]

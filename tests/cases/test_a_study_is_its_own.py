@@ -12,11 +12,11 @@ from mlflow import MlflowClient
 from experiments.config import RunConfig, load_config, override, tracking_uri
 from experiments.errors import InterruptedRunError, UserError
 from experiments.interrupts import Watch
-from experiments.run_folder import RunFolder
-from experiments.study import load_study, trial_folder
-from experiments.study_storage import study_folder
+from experiments.runs.folder import RunFolder
+from experiments.single_run import train_and_register
+from experiments.study.storage import study_folder
+from experiments.study.study import load_study, trial_folder
 from experiments.sweep import run_sweep
-from experiments.training import train_and_register
 from lightning_modules.inference import load_export
 from tests.conftest import tiny
 from tests.pictures import make_class_folders

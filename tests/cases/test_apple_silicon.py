@@ -14,15 +14,15 @@ import requests
 import torch
 from torch import Tensor, nn
 
-from experiments import scoring
 from experiments.config import load_config
-from experiments.inputs import new_network, open_data_once, photo_data
-from experiments.logger import RunFolderLogger
-from experiments.run_folder import RunFolder
+from experiments.data.inputs import new_network, open_data_once, photo_data
+from experiments.runs import scoring
+from experiments.runs.folder import RunFolder
+from experiments.runs.logger import RunFolderLogger
 from experiments.train import train
+from lightning_modules.caches.features import Steps
 from lightning_modules.classifier import ImageClassifier
-from lightning_modules.features import Steps
-from lightning_modules.head import HeadClassifier
+from lightning_modules.heads.head import HeadClassifier
 from lightning_modules.inference import Preprocessing
 from tests.conftest import REPOSITORY, tiny
 from tests.warm import WarmProcess

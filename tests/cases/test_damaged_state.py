@@ -8,14 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from experiments import sweep, training
+from experiments import single_run as training
+from experiments import sweep
 from experiments.config import RunConfig, load_config, override
 from experiments.errors import InterruptedRunError, UserError
 from experiments.interrupts import Watch
-from experiments.report import report_studies
-from experiments.run_folder import Outcome, Published, RunFolder
-from experiments.study import load_study, trial_folder
-from experiments.study_storage import journal_file, study_folder
+from experiments.report.report import report_studies
+from experiments.runs.folder import Outcome, Published, RunFolder
+from experiments.study.storage import journal_file, study_folder
+from experiments.study.study import load_study, trial_folder
 from experiments.train import CHECKPOINT_FOLDER
 from tests.conftest import tiny
 from tests.kills import write_no_report

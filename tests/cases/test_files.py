@@ -19,15 +19,15 @@ import pytest
 from PIL import Image
 
 from experiments.config import load_config
-from experiments.datasets import check_photos, open_data
+from experiments.data.datasets import check_photos, open_data
 from experiments.errors import UserError
 from experiments.predict import Prediction, predict_photos, prediction_table
 from lightning_modules import folders, listing
 from lightning_modules.folders import ClassFolders
 from lightning_modules.inference import decode_image
 from lightning_modules.listing import MAX_FILE_BYTES
-from sagemaker_launch.query import PhotoAnswer, answer_table, read_photo
-from sagemaker_launch.storage import read_photo_set
+from sagemaker_launch.endpoints.query import PhotoAnswer, answer_table, read_photo
+from sagemaker_launch.shipping.storage import read_photo_set
 from tests.pictures import jpeg_bytes, make_class_folders
 
 
@@ -199,7 +199,7 @@ def test_a_large_photo_is_sent_to_an_endpoint_as_the_decoder_reads_it(
 ) -> None:
     levels = np.tile(np.linspace(0, 30_000, 64), (48, 1)).astype("uint16")  # which Pillow's own conversion shows white
     Image.fromarray(levels).save(root / "deep.png")
-    monkeypatch.setattr("sagemaker_launch.query.MAX_BODY", 100)
+    monkeypatch.setattr("sagemaker_launch.endpoints.query.MAX_BODY", 100)
     data, kind = read_photo(root / "deep.png")
     assert kind == "image/jpeg"
     sent, meant = (decode_image(one).float() for one in (data, (root / "deep.png").read_bytes()))

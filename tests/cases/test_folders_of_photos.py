@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from experiments.cli import main
-from sagemaker_launch.query import find_photos
+from sagemaker_launch.endpoints.query import find_photos
 from tests.unit.test_export import export, tiny_network
 
 

@@ -17,9 +17,9 @@ from mlflow import MlflowClient
 from sqlalchemy.engine import make_url
 
 from experiments.config import load_config, sqlite_url, to_yaml, tracking_uri
-from experiments.environment import own_environment
-from experiments.logger import RunFolderLogger
-from experiments.run_folder import RunFolder
+from experiments.runs.environment import own_environment
+from experiments.runs.folder import RunFolder
+from experiments.runs.logger import RunFolderLogger
 from experiments.sweep import visible_gpus
 from experiments.train import train
 from lightning_modules.launchers import OneProcess, cluster_environment, is_first_process

@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments.comparison import _class_plot, _confusion_plot
-from experiments.figures import MAX_CLASSES_IN_MATRIX, confusion_matrix_figure
-from experiments.pictures import CONFUSION, PER_CLASS, draw
+from experiments.figures.figures import MAX_CLASSES_IN_MATRIX, confusion_matrix_figure
+from experiments.figures.pictures import CONFUSION, PER_CLASS, draw
 from experiments.predict import _few
-from experiments.registry import MAX_TAG, _listed
-from experiments.run_folder import RunFolder
-from experiments.scoring import Scores
+from experiments.report.comparison import _class_plot, _confusion_plot
+from experiments.runs.folder import RunFolder
+from experiments.runs.scoring import Scores
+from experiments.tracking.registry import MAX_TAG, _listed
 from tests.pictures import smooth_picture
 
 CLASSES = 4000

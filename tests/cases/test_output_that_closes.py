@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments import training
+from experiments import single_run as training
 from experiments.config import load_config
 from experiments.console import outlive_output, say
 from experiments.interrupts import Interrupts

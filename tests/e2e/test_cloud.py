@@ -26,21 +26,21 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from experiments.config import RunConfig, override, to_flat
-from experiments.logger import RunFolderLogger
-from experiments.run_folder import RunFolder
-from experiments.search_space import NOT_TUNABLE
+from experiments.runs.folder import RunFolder
+from experiments.runs.logger import RunFolderLogger
+from experiments.study.search_space import NOT_TUNABLE
 from experiments.train import train
 from lightning_modules.export import check_golden
+from lightning_modules.insight.recording import Recording
 from lightning_modules.metrics import TEST_LOSS
-from lightning_modules.recording import Recording
-from sagemaker_launch import aws
+from sagemaker_launch.account.policy import policies
+from sagemaker_launch.aws import client as aws
+from sagemaker_launch.aws.logs import job_log
 from sagemaker_launch.container.hyperparameters import is_sent
-from sagemaker_launch.launch import TRAINING, Launched, launch
-from sagemaker_launch.logs import job_log
-from sagemaker_launch.policy import policies
+from sagemaker_launch.jobs.launch import TRAINING, Launched, launch
+from sagemaker_launch.jobs.requests import Inputs, training_job
 from sagemaker_launch.rehearse import service
-from sagemaker_launch.requests import Inputs, training_job
-from sagemaker_launch.settings import load_cloud
+from sagemaker_launch.settings.cloud import load_cloud
 from tests.cloud import CLOUD, PASSWORD, SECRET, Cloud, comparable
 from tests.shared_run import SharedRun
 

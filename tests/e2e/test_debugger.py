@@ -11,9 +11,9 @@ import boto3
 import pytest
 
 from sagemaker_launch.cli import main
-from sagemaker_launch.debugger_settings import RULES
 from sagemaker_launch.rehearse import service
-from sagemaker_launch.settings import load_cloud
+from sagemaker_launch.settings.cloud import load_cloud
+from sagemaker_launch.settings.debugger import RULES
 from tests.conftest import REPOSITORY, own_flags, tiny
 from tests.integration.test_cloud_commands import without_smdebug
 

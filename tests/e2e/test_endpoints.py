@@ -23,11 +23,11 @@ from mlflow import MlflowClient
 
 from experiments.config import load_config, to_yaml
 from lightning_modules.export import write_export
-from sagemaker_launch import aws
-from sagemaker_launch.archive import FILES
+from sagemaker_launch.account.policy import policies
+from sagemaker_launch.aws import client as aws
 from sagemaker_launch.cli import main
-from sagemaker_launch.policy import policies
-from sagemaker_launch.settings import load_cloud
+from sagemaker_launch.settings.cloud import load_cloud
+from sagemaker_launch.shipping.archive import FILES
 from tests.conftest import REPOSITORY, own_flags, real, tiny
 from tests.e2e.test_cloud import action_of
 from tests.pictures import make_class_folders
@@ -230,7 +230,7 @@ def second(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def scripted(monkeypatch: pytest.MonkeyPatch, first: Path, second: Path, tmp_path: Path) -> tuple[Path, Path]:
     """Both exports with a server of their own, for tests of an endpoint's life."""
     name = "code/serve.py"
-    monkeypatch.setattr("sagemaker_launch.archive.FILES", (*FILES, name))
+    monkeypatch.setattr("sagemaker_launch.shipping.archive.FILES", (*FILES, name))
     copies = tmp_path / "scripted-1", tmp_path / "scripted-2"
     for export, copy in zip((first, second), copies, strict=True):
         shutil.copytree(export, copy)
@@ -268,7 +268,7 @@ def test_an_endpoint_is_deployed_asked_updated_and_deleted_and_nothing_is_left(
 
     # The server itself refuses to start; what this machine would have found out before is left out.
     with monkeypatch.context() as patch:
-        patch.setattr("sagemaker_launch.endpoint_cli._check", lambda model: "unchecked")
+        patch.setattr("sagemaker_launch.endpoints.commands._check", lambda model: "unchecked")
         wrong = broken_golden(second, tmp_path / "wrong")
         code, _, err = cloud.run("deploy", "dogs", "--model", str(wrong), *scaling, twice)
     assert code == 1 and "as before; what the update brought is removed" in err
@@ -340,7 +340,7 @@ def test_a_model_that_scores_otherwise_gets_no_endpoint(
     wrong = broken_golden(second, tmp_path / "wrong")
     code, _, err = cloud.run("deploy", "safe", "--model", str(wrong))
     assert code == 2 and "the golden photo scores" in err  # found on this machine
-    monkeypatch.setattr("sagemaker_launch.endpoint_cli._check", lambda model: "unchecked")
+    monkeypatch.setattr("sagemaker_launch.endpoints.commands._check", lambda model: "unchecked")
     code, _, err = cloud.run("deploy", "safe", "--model", str(wrong))
     assert code == 1 and "all that was made is removed again: endpoint safe" in err
     assert "the golden photo scores" in err  # the server's own line, out of the endpoint's log

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import sync_playwright
 
-from experiments.report import write_report
+from experiments.report.report import write_report
 from tests.mlflow_ui import chromium
 from tests.unit.test_report import sweep
 

@@ -15,16 +15,17 @@ from optuna.distributions import FloatDistribution
 
 from experiments.config import RunConfig, load_config
 from experiments.console import invocation
-from experiments.identity import Photos
-from experiments.search_space import load_search_space
-from experiments.study import open_study
-from sagemaker_launch import budget, shipping
+from experiments.study.identity import Photos
+from experiments.study.search_space import load_search_space
+from experiments.study.study import open_study
 from sagemaker_launch.cli import main
-from sagemaker_launch.follow import JobFailedError, OwnLines, follow
-from sagemaker_launch.launch import TRAINING, Launched
-from sagemaker_launch.settings import CloudSettings, load_cloud
-from sagemaker_launch.shipping import find_image
-from sagemaker_launch.storage import Shipment
+from sagemaker_launch.jobs import budget
+from sagemaker_launch.jobs.follow import JobFailedError, OwnLines, follow
+from sagemaker_launch.jobs.launch import TRAINING, Launched
+from sagemaker_launch.settings.cloud import CloudSettings, load_cloud
+from sagemaker_launch.shipping import shipment as shipping
+from sagemaker_launch.shipping.shipment import find_image
+from sagemaker_launch.shipping.storage import Shipment
 from tests.conftest import REPOSITORY, own_flags, tiny
 from tests.unit.test_export import export, tiny_network
 
@@ -266,7 +267,7 @@ def test_ctrl_c_leaves_the_job_running_and_says_how_to_come_back(
         raise KeyboardInterrupt
 
     monkeypatch.setattr("sagemaker_launch.cli.start", lambda *_, **__: Launched(TRAINING, "job-1", "arn:x", False))
-    monkeypatch.setattr("sagemaker_launch.follow.follow", interrupted)
+    monkeypatch.setattr("sagemaker_launch.jobs.follow.follow", interrupted)
     assert main(["train", CLOUD, *own_flags("cloud train", fields)]) == 130
     said = capsys.readouterr().err
     assert f"job-1 goes on without you; its results: {invocation('sagemaker_launch', 'sync', 'job-1')} " in said

@@ -10,8 +10,8 @@ import torch
 from torchvision.models import shufflenet_v2_x0_5
 
 from experiments.config import RunConfig, load_config, override
-from experiments.logger import RunFolderLogger
-from experiments.run_folder import RunFolder
+from experiments.runs.folder import RunFolder
+from experiments.runs.logger import RunFolderLogger
 from experiments.train import train
 from lightning_modules.export import check_golden
 from lightning_modules.metrics import EPOCH_SECONDS, IMAGES_PER_SECOND, SUMMARY

@@ -12,10 +12,10 @@ import torch
 from pytorch_lightning.callbacks import Callback
 
 from experiments.config import RunConfig, load_config, override
-from experiments.inputs import forget_opened, open_data_once, open_decoded_once, open_features_once, photo_data
+from experiments.data.inputs import forget_opened, open_data_once, open_decoded_once, open_features_once, photo_data
 from experiments.train import export, train
 from lightning_modules.export import check_golden
-from lightning_modules.population import HeadPopulation, Member
+from lightning_modules.heads.population import HeadPopulation, Member
 from tests.conftest import tiny
 from tests.integration.test_train import MemoryLogger
 

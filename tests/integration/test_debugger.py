@@ -19,21 +19,21 @@ from botocore.exceptions import ClientError
 from mlflow import MlflowClient
 
 from experiments.config import RunConfig, load_config
-from experiments.run_folder import RECORDING
-from lightning_modules.recording import Recording
-from sagemaker_launch.bundle import fetch_debugger
+from experiments.runs.folder import RECORDING
+from lightning_modules.insight.recording import Recording
 from sagemaker_launch.cli import main
 from sagemaker_launch.container.debugger import CONFIG_FILE, END_OF_JOB
 from sagemaker_launch.container.debugger_rules import RULES, make_rule
 from sagemaker_launch.container.hyperparameters import encode
-from sagemaker_launch.debug_report import report_job
-from sagemaker_launch.debugger_environment import read_tensors, run_rules
-from sagemaker_launch.debugger_requests import hook
-from sagemaker_launch.debugger_settings import DebuggerSettings
-from sagemaker_launch.jobs import find_job
-from sagemaker_launch.settings import load_cloud
-from sagemaker_launch.shipping import make_shipment
-from sagemaker_launch.sync import Synchroniser
+from sagemaker_launch.debugger.environment import read_tensors, run_rules
+from sagemaker_launch.debugger.report import report_job
+from sagemaker_launch.jobs.debugger_fields import hook
+from sagemaker_launch.jobs.found import find_job
+from sagemaker_launch.jobs.sync import Synchroniser
+from sagemaker_launch.settings.cloud import load_cloud
+from sagemaker_launch.settings.debugger import DebuggerSettings
+from sagemaker_launch.shipping.bundle import fetch_debugger
+from sagemaker_launch.shipping.shipment import make_shipment
 from tests.conftest import JOB_IMAGES, REPOSITORY, tiny
 from tests.debug_trainings import COLLECTIONS, TRAININGS, write_config
 from tests.integration.test_sync import Account

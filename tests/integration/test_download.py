@@ -24,8 +24,8 @@ from typing import Any
 import pytest
 import urllib3
 
-from experiments import download
-from experiments.download import DownloadError, fetch_dog_images
+from experiments.data import dog_images as download
+from experiments.data.dog_images import DownloadError, fetch_dog_images
 
 Member = tuple[str | zipfile.ZipInfo, bytes]
 
@@ -213,7 +213,7 @@ def test_a_folder_that_lacks_a_split_is_left_alone_and_named(server: Server, roo
 
 def test_a_second_process_waits_and_finds_it_done(server: Server, root: Path) -> None:
     code = (
-        "import sys, pathlib, experiments.download as d; print('imported', flush=True)\n"
+        "import sys, pathlib, experiments.data.dog_images as d; print('imported', flush=True)\n"
         "print(d.fetch_dog_images(pathlib.Path(sys.argv[1]), url=sys.argv[2]))"
     )
     server.may_answer.clear()

@@ -11,7 +11,7 @@ from pytorch_lightning.callbacks import Callback
 
 from experiments.config import RunConfig, load_config
 from experiments.train import TrainResult, train, trained_network
-from lightning_modules.head import HeadClassifier
+from lightning_modules.heads.head import HeadClassifier
 from tests.conftest import tiny
 from tests.integration.test_train import MemoryLogger, timeless
 
@@ -46,7 +46,7 @@ def run(config: RunConfig, folder: Path, *, single_steps: bool = False) -> tuple
 @pytest.mark.parametrize("case", list(CASES))
 def test_it_ends_as_one_by_one(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str) -> None:
     # 24 images in batches of 5: two steps at once make pieces of 10, 10 and 4.
-    monkeypatch.setattr("lightning_modules.features.IMAGES_AT_ONCE", 12)
+    monkeypatch.setattr("lightning_modules.caches.features.IMAGES_AT_ONCE", 12)
     config = load_config(None, tiny(photos, tmp_path) | {"data.batch_size": 5} | CASES[case])
     single, by_one = run(config, tmp_path / "single", single_steps=True)
     many, at_once = run(config, tmp_path / "many")

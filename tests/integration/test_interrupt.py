@@ -16,15 +16,17 @@ from typing import Any
 import pytest
 import torch
 
-from experiments import inputs, sweep, training
+from experiments import single_run as training
+from experiments import sweep
 from experiments.config import RunConfig, load_config, override
+from experiments.data import inputs
+from experiments.data.inputs import forget_opened, open_features_once
 from experiments.errors import InterruptedRunError
-from experiments.inputs import forget_opened, open_features_once
 from experiments.interrupts import Watch
-from experiments.run_folder import RunFolder
-from experiments.study import load_study, trial_folder
+from experiments.runs.folder import RunFolder
+from experiments.study.study import load_study, trial_folder
+from lightning_modules.caches.features import FeatureData
 from lightning_modules.export import check_golden
-from lightning_modules.features import FeatureData
 from tests.conftest import tiny
 from tests.running import Running
 from tests.unpublished import NoPublisher
@@ -205,7 +207,7 @@ def test_an_interrupt_stops_the_work_before_the_training(
     def interrupted(*_: object) -> Iterator[Callable[[int], None]]:
         yield lambda _: signal.raise_signal(signal.SIGINT)
 
-    monkeypatch.setattr("experiments.inputs.progress", interrupted)
+    monkeypatch.setattr("experiments.data.inputs.progress", interrupted)
     forget_opened()
     with pytest.raises(InterruptedRunError, match="before the first epoch was finished"):
         train(override(config, values))

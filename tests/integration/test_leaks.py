@@ -15,11 +15,11 @@ import pytest
 from experiments.cli import main
 from experiments.config import RunConfig, load_config, override, to_public
 from experiments.errors import EXIT_USAGE
-from experiments.logger import RunFolderLogger
-from experiments.population import PopulationRun, train_population
 from experiments.predict import evaluate_export
-from experiments.run_folder import RunFolder
-from experiments.scoring import Scores
+from experiments.runs.folder import RunFolder
+from experiments.runs.logger import RunFolderLogger
+from experiments.runs.scoring import Scores
+from experiments.study.population import PopulationRun, train_population
 from experiments.train import score_and_export, train
 from lightning_modules.folders import ClassFolders, scan_class_folders
 from sagemaker_launch.container.entry import Job, run

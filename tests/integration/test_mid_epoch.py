@@ -10,9 +10,9 @@ import pytest
 import torch
 from pytorch_lightning.callbacks import Callback
 
+from experiments.callbacks.progress import EpochProgress
 from experiments.config import RunConfig, load_config, override
-from experiments.inputs import forget_opened, uses_features
-from experiments.progress import EpochProgress
+from experiments.data.inputs import forget_opened, uses_features
 from experiments.train import CHECKPOINT_FOLDER, TrainResult, train, trained_network
 from lightning_modules.metrics import EPOCH_SECONDS, IMAGES_PER_SECOND, TRAIN_ACCURACY, TRAIN_LOSS
 from tests.conftest import tiny
@@ -86,7 +86,7 @@ def assert_same(one: TrainResult, other: TrainResult) -> None:
 def one_at_once() -> Iterator[None]:
     """A head takes as many steps between two checkpoints as a network does: one."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("lightning_modules.features.IMAGES_AT_ONCE", 5)
+        patch.setattr("lightning_modules.caches.features.IMAGES_AT_ONCE", 5)
         yield
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from sagemaker_launch.rehearsal.namespaces import SYSTEM_PATH, find_namespaces, own_folder, own_tmp
+from sagemaker_launch.rehearsal.machine.namespaces import SYSTEM_PATH, find_namespaces, own_folder, own_tmp
 
 
 @pytest.fixture

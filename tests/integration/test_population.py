@@ -8,14 +8,14 @@ import pytest
 import torch
 from torch import nn
 
-from experiments import inputs
 from experiments.config import RunConfig, load_config, override
-from experiments.inputs import open_data_once, open_features_once
-from experiments.population import PopulationRun, train_population
-from experiments.run_folder import RunFolder
+from experiments.data import inputs
+from experiments.data.inputs import open_data_once, open_features_once
+from experiments.runs.folder import RunFolder
+from experiments.study.population import PopulationRun, train_population
 from experiments.train import BEST_CHECKPOINT, CHECKPOINT_FOLDER, train
-from lightning_modules.features import FeatureSet
-from lightning_modules.population import HeadPopulation, Member
+from lightning_modules.caches.features import FeatureSet
+from lightning_modules.heads.population import HeadPopulation, Member
 from tests.conftest import tiny
 from tests.integration.test_train import MemoryLogger
 

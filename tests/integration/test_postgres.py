@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 
-from experiments import study_storage, sweep
+from experiments import sweep
 from experiments.config import load_config, override
 from experiments.errors import SweepError
-from experiments.study_storage import open_storage
+from experiments.study import storage as study_storage
+from experiments.study.storage import open_storage
 from tests.conftest import tiny
 from tests.postgres import Server, find_binaries, running_server
 

@@ -14,11 +14,11 @@ from pytorch_lightning.callbacks import Callback
 from torch import Tensor
 
 from experiments.config import RunConfig, load_config, override
-from experiments.inputs import forget_opened
+from experiments.data.inputs import forget_opened
 from experiments.train import train
+from lightning_modules.caches.photos import PhotoFiles
 from lightning_modules.classifier import ImageClassifier
-from lightning_modules.photos import PhotoFiles
-from lightning_modules.profiler import StepClock
+from lightning_modules.insight.profiler import StepClock
 from tests.conftest import tiny
 from tests.integration.test_train import MemoryLogger, run, timeless
 

@@ -14,11 +14,11 @@ import numpy as np
 import psutil
 import pytest
 
-from experiments import processes
 from experiments.config import RunConfig, load_config
-from experiments.publisher import Publication, Publisher
-from experiments.run_folder import Outcome, RunFolder
-from experiments.scoring import Scores
+from experiments.runs import processes
+from experiments.runs.folder import Outcome, RunFolder
+from experiments.runs.scoring import Scores
+from experiments.tracking.publisher import Publication, Publisher
 from tests.conftest import REPOSITORY
 
 TENSOR_STACK = {"torch", "torchvision", "pytorch_lightning", "lightning_fabric", "torchmetrics"}
@@ -66,7 +66,7 @@ def test_publishing_and_drawing_load_neither_the_tensor_stack_nor_optuna(
         "from pathlib import Path\n"
         "import experiments.__main__\n"  # a spawned process imports its parent's main module again
         "from experiments.config import load_config\n"
-        "from experiments.publisher import Publication, Publisher\n"
+        "from experiments.tracking.publisher import Publication, Publisher\n"
         "output, folder = map(Path, sys.argv[1:])\n"
         "config = load_config(None, {'output_dir': output})\n"
         "with Publisher(Publication(config, folder, output / 'publisher.lock')):\n"

@@ -16,13 +16,14 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from experiments import drawing, pictures
 from experiments.config import RunConfig, load_config, override
 from experiments.errors import TrackingError
-from experiments.publisher import FINISH, LOCK_FILE, Publication, Publisher
-from experiments.run_folder import Outcome, RunFolder
-from experiments.tracking import KEY_TAG, STATUS, tracking_uri
-from experiments.training import train_and_register
+from experiments.figures import pictures
+from experiments.runs.folder import Outcome, RunFolder
+from experiments.single_run import train_and_register
+from experiments.tracking import drawers as drawing
+from experiments.tracking.publisher import FINISH, LOCK_FILE, Publication, Publisher
+from experiments.tracking.store import KEY_TAG, STATUS, tracking_uri
 from tests.conftest import tiny
 
 PICTURES = ("confusion_matrix.png", "per_class_accuracy.csv", "worst_errors.png")
@@ -59,7 +60,7 @@ def draw_fast(path: Path) -> None:
 
 def publish_with_fast_drawers(what: Publication, connection: Connection) -> None:
     """The publisher's process. Only what a picture shows is ours; when it is drawn and sent is decided as always."""
-    from experiments import publish
+    from experiments.tracking import publish
 
     drawing._start_drawer = lambda: None
     drawing._have_drawn = draw_fast

@@ -27,7 +27,7 @@ from experiments.cli import command_parser, parse_overrides, refuse_foreign_fiel
 from experiments.config import load_config
 from sagemaker_launch import cli as cloud_cli
 from sagemaker_launch.cli import parse
-from sagemaker_launch.settings import load_cloud
+from sagemaker_launch.settings.cloud import load_cloud
 from tests.conftest import REPOSITORY
 from tests.docs import Command, blocks, commands, pages
 from tests.warm import run_warm

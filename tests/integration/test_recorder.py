@@ -12,13 +12,13 @@ import torch
 from pytorch_lightning.callbacks import Callback
 
 from experiments.config import RunConfig, load_config, override
-from experiments.inputs import forget_opened
-from experiments.pictures import draw
-from experiments.run_folder import RECORDING, Outcome, RunFolder
+from experiments.data.inputs import forget_opened
+from experiments.figures.pictures import draw
+from experiments.runs.folder import RECORDING, Outcome, RunFolder
 from experiments.sweep import run_sweep
 from experiments.train import NotANumberError, train
-from lightning_modules import recorder
-from lightning_modules.recording import Recording, load_findings
+from lightning_modules.insight import recorder
+from lightning_modules.insight.recording import Recording, load_findings
 from tests.conftest import tiny
 from tests.integration.test_train import MemoryLogger, StopAfterEpoch, run, timeless
 from tests.pictures import make_class_folders

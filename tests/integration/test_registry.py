@@ -10,12 +10,12 @@ import mlflow
 import pytest
 from mlflow import MlflowClient
 
-from experiments import registry
 from experiments.config import RunConfig, load_config, override
-from experiments.logger import RunFolderLogger
-from experiments.registry import CHAMPION, download_export, register
-from experiments.run_folder import Outcome, RunFolder
-from experiments.tracking import RunStore, check_tracking
+from experiments.runs.folder import Outcome, RunFolder
+from experiments.runs.logger import RunFolderLogger
+from experiments.tracking import registry
+from experiments.tracking.registry import CHAMPION, download_export, register
+from experiments.tracking.store import RunStore, check_tracking
 from experiments.train import score_and_export, train
 from tests.conftest import tiny
 

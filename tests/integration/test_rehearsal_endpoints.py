@@ -21,8 +21,8 @@ from typing import Any
 import pytest
 from botocore.exceptions import ClientError, HTTPClientError
 
-from sagemaker_launch.archive import pack_model
-from sagemaker_launch.rehearsal.serving_process import extract_all
+from sagemaker_launch.rehearsal.endpoints.serving_process import extract_all
+from sagemaker_launch.shipping.archive import pack_model
 from tests.conftest import JOB_IMAGES
 from tests.integration.test_rehearsal import PLANTED, ROLE, Rehearsal, command, failure, processes_of, rehearsal
 from tests.unit.test_export import export, tiny_network

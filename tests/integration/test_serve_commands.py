@@ -12,8 +12,8 @@ import pytest
 import requests
 
 from experiments.config import RunConfig
-from sagemaker_launch.archive import pack_model
 from sagemaker_launch.cli import main
+from sagemaker_launch.shipping.archive import pack_model
 from tests.conftest import REPOSITORY
 from tests.unit.test_export import export, tiny_network
 from tests.warm import run_warm

@@ -16,7 +16,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from sagemaker_launch.ecr import DOCKERFILE, push_commands
+from sagemaker_launch.shipping.images import DOCKERFILE, push_commands
 from tests.conftest import REPOSITORY
 from tests.servers import serving
 from tests.unit.test_export import export, tiny_network

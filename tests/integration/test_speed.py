@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from experiments.config import RunConfig, load_config, override
-from experiments.inputs import forget_opened, open_data_once, open_decoded_once, open_features_once, photo_data
+from experiments.data.inputs import forget_opened, open_data_once, open_decoded_once, open_features_once, photo_data
 from experiments.train import train
 from lightning_modules.data import PhotoBatches
+from lightning_modules.heads.population import HeadPopulation, Member
 from lightning_modules.metrics import EPOCH_SECONDS
-from lightning_modules.population import HeadPopulation, Member
 from tests.conftest import tiny
 from tests.integration.test_train import MemoryLogger
 from tests.pictures import make_class_folders

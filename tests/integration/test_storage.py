@@ -15,9 +15,9 @@ from moto import mock_aws
 from experiments.config import load_config
 from experiments.errors import UserError
 from sagemaker_launch.container.entry import photo_folder
-from sagemaker_launch.settings import CloudSettings, load_cloud
-from sagemaker_launch.shipping import make_shipment, s3_root
-from sagemaker_launch.storage import Storage, read_photo_set
+from sagemaker_launch.settings.cloud import CloudSettings, load_cloud
+from sagemaker_launch.shipping.shipment import make_shipment, s3_root
+from sagemaker_launch.shipping.storage import Storage, read_photo_set
 from tests.unit.test_requests import BASIC
 
 SETTINGS = load_cloud(None, BASIC)

@@ -28,15 +28,15 @@ from experiments.cli import parse_overrides
 from experiments.config import RunConfig, load_config, override, tracking_uri
 from experiments.errors import InterruptedRunError, SweepError, TrackingError, UserError
 from experiments.interrupts import Watch
-from experiments.logger import RunFolderLogger
-from experiments.run_folder import Outcome, RunFolder
-from experiments.search_space import ChoiceRange
-from experiments.study import load_study, trial_folder
-from experiments.study_storage import study_folder
+from experiments.runs.folder import Outcome, RunFolder
+from experiments.runs.logger import RunFolderLogger
+from experiments.study.search_space import ChoiceRange
+from experiments.study.storage import study_folder
+from experiments.study.study import load_study, trial_folder
 from experiments.train import train
 from lightning_modules.export import check_golden
+from lightning_modules.heads.population import HeadPopulation
 from lightning_modules.inference import load_export
-from lightning_modules.population import HeadPopulation
 from tests.conftest import REPOSITORY, tiny
 from tests.unit.test_report import Page
 from tests.warm import WarmContext

@@ -15,15 +15,15 @@ from mlflow import MlflowClient
 from mlflow.entities import Param, Run
 
 from experiments.config import RunConfig, load_config, to_flat
-from experiments.run_folder import RunFolder
-from experiments.search_space import load_search_space
+from experiments.runs.folder import RunFolder
+from experiments.study.search_space import load_search_space
 from sagemaker_launch.container.hyperparameters import TUNING_OBJECTIVE, encode
 from sagemaker_launch.container.metric_lines import environment_line, facts_line, metric_line
-from sagemaker_launch.follow import Tails
-from sagemaker_launch.jobs import find_job
-from sagemaker_launch.requests import tuning_job
-from sagemaker_launch.settings import load_cloud
-from sagemaker_launch.sync import Synchroniser
+from sagemaker_launch.jobs.follow import Tails
+from sagemaker_launch.jobs.found import find_job
+from sagemaker_launch.jobs.requests import tuning_job
+from sagemaker_launch.jobs.sync import Synchroniser
+from sagemaker_launch.settings.cloud import load_cloud
 from tests.conftest import REPOSITORY
 from tests.unit.test_requests import BASIC, INPUTS
 
@@ -302,7 +302,7 @@ def test_a_log_that_lags_behind_is_waited_for(config: RunConfig, capsys: pytest.
 def test_a_job_that_has_ended_is_synchronised_until_all_of_it_is_here(
     config: RunConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("sagemaker_launch.sync.POLL_SECONDS", 0.01)
+    monkeypatch.setattr("sagemaker_launch.jobs.sync.POLL_SECONDS", 0.01)
     account = Account(config, ["Completed"])
     whole = account.logs["tuning-000"]
     account.logs["tuning-000"] = whole[:3]

@@ -20,7 +20,7 @@ import pytest
 from mlflow import MlflowClient
 
 from experiments.config import load_config
-from experiments.study import load_study
+from experiments.study.study import load_study
 from tests.conftest import tiny
 from tests.integration.test_tracking_server import Server
 from tests.running import Running

@@ -15,8 +15,8 @@ import pytest
 import requests
 
 from lightning_modules.inference import MAX_BODY
-from sagemaker_launch.archive import pack_model, unpack_model
-from sagemaker_launch.rehearsal.torchserve import TorchServe
+from sagemaker_launch.rehearsal.endpoints.torchserve import TorchServe
+from sagemaker_launch.shipping.archive import pack_model, unpack_model
 from tests.mutations import Attack, attacks
 from tests.servers import attack
 from tests.shared_run import SharedRun

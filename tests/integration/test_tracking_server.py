@@ -19,10 +19,10 @@ import pytest
 from experiments import sweep
 from experiments.config import RunConfig, load_config
 from experiments.errors import TrackingError
-from experiments.registry import download_export
-from experiments.study import trial_folder
-from experiments.tracking import RunStore
-from experiments.training import train_and_register
+from experiments.single_run import train_and_register
+from experiments.study.study import trial_folder
+from experiments.tracking.registry import download_export
+from experiments.tracking.store import RunStore
 from tests.conftest import tiny
 from tests.whole import check_whole
 

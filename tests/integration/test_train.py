@@ -17,10 +17,10 @@ from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.loggers import Logger
 
 from experiments.config import RunConfig, load_config, override
+from experiments.data.inputs import forget_opened, open_data_once, open_decoded_once, open_features_once, uses_features
 from experiments.errors import InterruptedRunError
-from experiments.inputs import forget_opened, open_data_once, open_decoded_once, open_features_once, uses_features
 from experiments.interrupts import Interrupts, Watch
-from experiments.scoring import score_split
+from experiments.runs.scoring import score_split
 from experiments.train import (
     CHECKPOINT_FOLDER,
     History,
@@ -33,10 +33,10 @@ from experiments.train import (
     train,
     trained_network,
 )
-from lightning_modules import photos as photo_files
+from lightning_modules.caches import photos as photo_files
+from lightning_modules.caches.features import FeatureBatches
 from lightning_modules.data import ShardedSampler
 from lightning_modules.export import check_golden
-from lightning_modules.features import FeatureBatches
 from lightning_modules.inference import Interpolation, load_export
 from lightning_modules.metrics import DIRECTIONS
 from lightning_modules.network import recipe
@@ -237,7 +237,7 @@ def test_features_of_another_interpolation_are_another_entry(
 ) -> None:
     bilinear = open_features_once(config)
     cubic = replace(recipe(config.model.backbone), interpolation=Interpolation.BICUBIC)
-    monkeypatch.setattr("experiments.inputs.recipe", lambda backbone: cubic)
+    monkeypatch.setattr("experiments.data.inputs.recipe", lambda backbone: cubic)
     forget_opened()
     assert not torch.equal(open_features_once(config).valid, bilinear.valid)
     assert len(list((config.data.cache_dir / "arrays").glob("*/array.npy"))) == 4

@@ -19,13 +19,13 @@ import psutil
 import pytest
 import requests
 
-from experiments import dashboard
 from experiments.cli import main
 from experiments.config import load_config, override
-from experiments.dashboard import REFRESH_SECONDS, ReadOnlyDashboard
 from experiments.errors import UserError
-from experiments.study import load_study
-from experiments.study_storage import open_storage
+from experiments.study import dashboard
+from experiments.study.dashboard import REFRESH_SECONDS, ReadOnlyDashboard
+from experiments.study.storage import open_storage
+from experiments.study.study import load_study
 from tests.conftest import REPOSITORY
 
 
@@ -149,7 +149,7 @@ def test_the_copy_follows_the_study(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_a_busy_port_is_refused_before_anything_is_started(
     option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, "experiments.tracking", None)  # nothing heavy is imported either
+    monkeypatch.setitem(sys.modules, "experiments.tracking.store", None)  # nothing heavy is imported either
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()

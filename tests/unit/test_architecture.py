@@ -112,10 +112,10 @@ def test_no_room_imports_upward() -> None:
         ("experiments/x.py", "import sagemaker_launch"),
         ("experiments/train.py", "import mlflow"),
         ("experiments/train.py", "from optuna import Trial"),
-        ("experiments/study.py", "import mlflow.entities as entities"),
-        ("experiments/tracking.py", "import optuna.trial"),
+        ("experiments/study/study.py", "import mlflow.entities as entities"),
+        ("experiments/tracking/store.py", "import optuna.trial"),
         ("sagemaker_launch/container/x.py", "import boto3"),
-        ("sagemaker_launch/container/x.py", "from sagemaker_launch.requests import y"),
+        ("sagemaker_launch/container/x.py", "from sagemaker_launch.jobs.requests import y"),
         ("sagemaker_launch/container/x.py", "from sagemaker_launch import requests"),
         ("sagemaker_launch/container/x.py", "class A:\n    async def f(self):\n        import moto.server"),
         ("sagemaker_launch/serving/x.py", "import experiments"),
@@ -138,7 +138,7 @@ def test_the_check_sees_a_forbidden_import(tmp_path: Path, file: str, line: str)
     ("file", "line"),
     [
         ("lightning_modules/x.py", "import json\nfrom torch import nn\nfrom lightning_modules import metrics"),
-        ("experiments/study.py", "import optuna\nfrom lightning_modules.data import Batch"),
+        ("experiments/study/study.py", "import optuna\nfrom lightning_modules.data import Batch"),
         (
             "sagemaker_launch/container/x.py",
             "from sagemaker_launch import container\nfrom experiments.train import train",
@@ -180,7 +180,7 @@ def test_the_command_line_imports_nothing_heavy_until_a_command_needs_it() -> No
     names = {name for node in first for name in imports_of(node)}
     assert {name for name in names if name.split(".")[0] not in sys.stdlib_module_names} == {
         "experiments.config",
-        "experiments.environment",
+        "experiments.runs.environment",
         "experiments.errors",
         "experiments.fields",
     }
@@ -193,8 +193,8 @@ def test_the_training_path_works_where_boto3_mlflow_and_optuna_are_missing() -> 
         "    sys.modules[name] = None\n"
         "import experiments.train\n"
         # What a job may need beside it: scores and pictures, progress, clean stops, photos.
-        "import experiments.scoring, experiments.interrupts, experiments.predict, experiments.progress\n"
-        "import experiments.run_folder, experiments.search_space, experiments.publisher\n"
+        "import experiments.runs.scoring, experiments.interrupts, experiments.predict, experiments.callbacks.progress\n"
+        "import experiments.runs.folder, experiments.study.search_space, experiments.tracking.publisher\n"
         "print('imported')\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

@@ -14,8 +14,8 @@ import torch
 
 from lightning_modules.export import check_golden
 from lightning_modules.inference import BadExportError
-from sagemaker_launch import archive
-from sagemaker_launch.archive import FILES, BadArchiveError, pack_model, unpack_model
+from sagemaker_launch.shipping import archive
+from sagemaker_launch.shipping.archive import FILES, BadArchiveError, pack_model, unpack_model
 from tests.unit.test_export import export, tiny_network
 
 

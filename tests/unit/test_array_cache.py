@@ -18,8 +18,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from lightning_modules import array_cache
-from lightning_modules.array_cache import ARRAY_FILE, MANIFEST_FILE, CacheError, CacheTooSmallError, open_array
+from lightning_modules.caches import array_cache
+from lightning_modules.caches.array_cache import ARRAY_FILE, MANIFEST_FILE, CacheError, CacheTooSmallError, open_array
 from tests.conftest import REPOSITORY
 
 
@@ -175,7 +175,7 @@ def test_a_full_tmpfs_ends_in_one_line_and_not_in_a_signal(tmp_path: Path) -> No
     code = """
 import shutil, types
 from pathlib import Path
-from lightning_modules.array_cache import CacheTooSmallError, open_array
+from lightning_modules.caches.array_cache import CacheTooSmallError, open_array
 
 shutil.disk_usage = lambda folder: types.SimpleNamespace(free=10**12)  # somebody else fills it meanwhile
 try:

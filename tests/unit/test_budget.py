@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from sagemaker_launch import budget
-from sagemaker_launch.budget import OverBudgetError, Price, check_budget, find_price, rule_processing, worst_case
-from sagemaker_launch.settings import load_cloud
+from sagemaker_launch.jobs import budget
+from sagemaker_launch.jobs.budget import OverBudgetError, Price, check_budget, find_price, rule_processing, worst_case
+from sagemaker_launch.settings.cloud import load_cloud
 from tests.conftest import REPOSITORY
 
 PRICE = Price(0.5, "a test")

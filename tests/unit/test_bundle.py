@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from sagemaker_launch.bundle import make_bundle, pack, requirements_file, shipped_files
+from sagemaker_launch.shipping.bundle import make_bundle, pack, requirements_file, shipped_files
 from tests.conftest import REPOSITORY
 
 # Put together here, so that no scanner takes this file for a leak.
@@ -26,7 +26,7 @@ PLANTED = {
 
 def test_the_same_files_give_the_same_bytes() -> None:
     assert make_bundle() == make_bundle()
-    code = "from sagemaker_launch.bundle import make_bundle; print(make_bundle().sha256)"
+    code = "from sagemaker_launch.shipping.bundle import make_bundle; print(make_bundle().sha256)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == make_bundle().sha256
 

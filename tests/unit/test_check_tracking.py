@@ -13,11 +13,11 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.environment_variables import MLFLOW_HTTP_REQUEST_MAX_RETRIES, MLFLOW_HTTP_REQUEST_TIMEOUT
 
-from experiments import tracking
 from experiments.config import RunConfig, load_config
 from experiments.errors import UserError
-from experiments.publish import MODEL_FILES, REGISTER_SECONDS, seconds_to_register
-from experiments.tracking import check_tracking
+from experiments.tracking import store as tracking
+from experiments.tracking.publish import MODEL_FILES, REGISTER_SECONDS, seconds_to_register
+from experiments.tracking.store import check_tracking
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from sagemaker_launch.cli import command_parser
-from sagemaker_launch.settings import load_cloud
+from sagemaker_launch.settings.cloud import load_cloud
 from tests.conftest import REPOSITORY
 
 PRESETS = [path for path in sorted((REPOSITORY / "conf" / "cloud").glob("*.yaml")) if path.stem != "prices"]

@@ -17,16 +17,16 @@ from filelock import FileLock
 from PIL import Image
 
 from experiments.cli import parse_overrides
-from experiments.compared_runs import config_of, fields_of, other_runs, runs_of_study
-from experiments.comparison import _class_plot, _confusion_plot
 from experiments.config import RunConfig, load_config, override, to_flat, to_public
-from experiments.identity import Photos
-from experiments.pictures import write_tables
-from experiments.report import report_studies
-from experiments.run_folder import Outcome, RunFolder
-from experiments.scoring import Scores
-from experiments.study import INPUTS_SECONDS, load_study, trial_folder
-from experiments.study_storage import open_storage
+from experiments.figures.pictures import write_tables
+from experiments.report.compared_runs import config_of, fields_of, other_runs, runs_of_study
+from experiments.report.comparison import _class_plot, _confusion_plot
+from experiments.report.report import report_studies
+from experiments.runs.folder import Outcome, RunFolder
+from experiments.runs.scoring import Scores
+from experiments.study.identity import Photos
+from experiments.study.storage import open_storage
+from experiments.study.study import INPUTS_SECONDS, load_study, trial_folder
 from tests.unit.test_report import Element, Page
 
 NAMES = ("cat & dog", "hound")

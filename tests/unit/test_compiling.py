@@ -14,7 +14,7 @@ from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.exc import BackendCompilerFailed
 from torch._functorch import config as functorch_config
 
-from experiments.compiling import COMPILE_GAIN, COMPILE_SECONDS, CompileWhenItPays, compile_network
+from experiments.callbacks.compiling import COMPILE_GAIN, COMPILE_SECONDS, CompileWhenItPays, compile_network
 
 pytestmark = pytest.mark.usefixtures("compiles")
 WORTH_IT = COMPILE_SECONDS / COMPILE_GAIN
@@ -24,7 +24,7 @@ WORTH_IT = COMPILE_SECONDS / COMPILE_GAIN
 @pytest.fixture
 def compiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """Replaces what takes a minute."""
-    monkeypatch.setattr("experiments.compiling.compile_network", lambda network: network.compile())
+    monkeypatch.setattr("experiments.callbacks.compiling.compile_network", lambda network: network.compile())
 
 
 def decide(callback: CompileWhenItPays, epoch_seconds: float, *, current_epoch: int = 0, max_epochs: int = 11) -> Mock:

@@ -28,7 +28,7 @@ from experiments.config import (
 )
 from experiments.errors import UserError
 from experiments.fields import fields_help
-from experiments.search_space import check_against, load_search_space, study_space
+from experiments.study.search_space import check_against, load_search_space, study_space
 from experiments.yaml_files import parse_yaml
 from tests.conftest import REPOSITORY
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from experiments.errors import UserError
 from lightning_modules import folders
+from lightning_modules.caches.photos import PhotoFiles
 from lightning_modules.data import (
     IGNORED_LABEL,
     ClassFolderData,
@@ -28,7 +29,6 @@ from lightning_modules.data import (
 )
 from lightning_modules.folders import ClassFolders, Split, TooManyBadImagesError, scan_class_folders
 from lightning_modules.inference import Preprocessing, decode_image
-from lightning_modules.photos import PhotoFiles
 from tests.pictures import encoded, jpeg_bytes, make_class_folders, smooth_picture
 
 PREPROCESSING = Preprocessing(image_size=16, resize_size=16)

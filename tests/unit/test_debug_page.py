@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-from sagemaker_launch.debug_page import layers_plot, losses_plot, validations, write_report
+from sagemaker_launch.debugger.page import layers_plot, losses_plot, validations, write_report
 
 EVIL = "<script>alert('layer')</script>"
 

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from experiments.config import RunConfig
-from sagemaker_launch.debugger_settings import DebuggerSettings
-from sagemaker_launch.fidelity import LostFieldError, _of_debugger, check_described, check_sent, validate
-from sagemaker_launch.requests import training_job, tuning_job
-from sagemaker_launch.settings import CloudSettings, load_cloud
+from sagemaker_launch.jobs.fidelity import LostFieldError, _of_debugger, check_described, check_sent, validate
+from sagemaker_launch.jobs.requests import training_job, tuning_job
+from sagemaker_launch.settings.cloud import CloudSettings, load_cloud
+from sagemaker_launch.settings.debugger import DebuggerSettings
 from tests.unit.test_requests import BASIC, INPUTS, SPACE, leaves
 
 CONFIG = RunConfig()

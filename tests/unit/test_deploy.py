@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 from botocore.exceptions import ClientError, ReadTimeoutError
 
-from sagemaker_launch.deploy import DeployError, Golden, _update, deploy, set_lease
-from sagemaker_launch.endpoint_requests import deployment
-from sagemaker_launch.endpoints import Services
-from sagemaker_launch.lease import Lease
-from sagemaker_launch.logs import Log
-from sagemaker_launch.query import Answer
-from sagemaker_launch.settings import load_cloud
+from sagemaker_launch.aws.logs import Log
+from sagemaker_launch.endpoints.deploy import DeployError, Golden, _update, deploy, set_lease
+from sagemaker_launch.endpoints.fleet import Services
+from sagemaker_launch.endpoints.lease import Lease
+from sagemaker_launch.endpoints.query import Answer
+from sagemaker_launch.endpoints.requests import deployment
+from sagemaker_launch.settings.cloud import load_cloud
 from tests.unit.test_requests import BASIC, ROLE
 
 LEASE = Lease("anna", datetime.now(UTC) + timedelta(hours=4))

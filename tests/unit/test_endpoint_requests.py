@@ -12,7 +12,8 @@ import botocore.session
 import pytest
 from botocore.validate import ParamValidator
 
-from sagemaker_launch.endpoint_requests import (
+from sagemaker_launch.endpoints.lease import Lease, new_lease
+from sagemaker_launch.endpoints.requests import (
     create_endpoint,
     deployment,
     scalable_target,
@@ -23,9 +24,8 @@ from sagemaker_launch.endpoint_requests import (
     wake_alarm,
     wake_policy,
 )
-from sagemaker_launch.endpoint_settings import EndpointSettings
-from sagemaker_launch.lease import Lease, new_lease
-from sagemaker_launch.settings import load_cloud
+from sagemaker_launch.settings.cloud import load_cloud
+from sagemaker_launch.settings.endpoint import EndpointSettings
 from tests.unit.test_requests import BASIC, EVERYTHING, ROLE
 
 LEASE = Lease("anna", datetime(2026, 12, 1, 12, 0, tzinfo=UTC))

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from experiments.config import RunConfig, load_config, override
-from experiments.epochs import train_longer, with_max_epochs
 from experiments.errors import UserError
-from experiments.search_space import ChoiceRange, FloatRange, IntRange, SearchSpace
+from experiments.study.epochs import train_longer, with_max_epochs
+from experiments.study.search_space import ChoiceRange, FloatRange, IntRange, SearchSpace
 from tests.conftest import tiny
 
 

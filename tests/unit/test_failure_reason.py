@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sagemaker_launch.logs import failure_reason
+from sagemaker_launch.aws.logs import failure_reason
 
 LINES = ["starting", "No module named 'sagemaker_training'"]
 

@@ -16,7 +16,7 @@ from experiments.errors import EXIT_USAGE, UserError
 from experiments.fields import EVERY_COMMAND, fields_of
 from sagemaker_launch import cli as cloud_cli
 from sagemaker_launch import rehearse
-from sagemaker_launch.settings import CloudSettings, load_cloud
+from sagemaker_launch.settings.cloud import CloudSettings, load_cloud
 
 Main = Callable[[Sequence[str]], int]
 HOME = ("sweep", "train", "evaluate", "predict", "report", "ui")

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.trial import TrialState
 
-from experiments.figures import (
+from experiments.figures.figures import (
     confusion_matrix_figure,
     learning_curves_figure,
     per_class_accuracy_figure,
@@ -339,7 +339,7 @@ def test_a_parameter_that_was_drawn_once_from_a_range_is_not_ranked() -> None:
 
 
 def test_a_job_without_optuna_can_import_the_figures() -> None:
-    script = "import sys; sys.modules['optuna'] = None; import experiments.figures"
+    script = "import sys; sys.modules['optuna'] = None; import experiments.figures.figures"
     subprocess.run([sys.executable, "-c", script], check=True, cwd=Path(__file__).parents[2])
 
 

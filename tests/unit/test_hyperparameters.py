@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from experiments.config import RunConfig, load_config, override, to_flat
-from experiments.search_space import ChoiceRange, FloatRange, IntRange, SearchSpace, load_search_space
+from experiments.study.search_space import ChoiceRange, FloatRange, IntRange, SearchSpace, load_search_space
 from sagemaker_launch.container.hyperparameters import decode, encode, field_name, is_sent, wire_name, wire_value
 from tests.conftest import REPOSITORY
 

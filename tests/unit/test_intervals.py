@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from experiments.intervals import interval_text, metric_interval, metric_text, selection_text, wilson_interval
+from experiments.runs.intervals import interval_text, metric_interval, metric_text, selection_text, wilson_interval
 
 FACTS = {"data.valid_images": "341", "data.test_images": 0}
 

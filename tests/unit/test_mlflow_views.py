@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from experiments.mlflow_views import CHARTS, TABLE, tuned_names, view_link, view_tags
+from experiments.tracking.views import CHARTS, TABLE, tuned_names, view_link, view_tags
 
 TUNED = ["data.batch_size", "optimizer.learning_rate"]
 

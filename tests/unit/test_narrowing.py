@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from optuna.distributions import FloatDistribution
 
-from experiments.narrowing import describe, narrow, narrow_by_study
-from experiments.search_space import ChoiceRange, FloatRange, IntRange, SearchSpace
+from experiments.study.narrowing import describe, narrow, narrow_by_study
+from experiments.study.search_space import ChoiceRange, FloatRange, IntRange, SearchSpace
 
 SPACE: SearchSpace = {
     "optimizer.learning_rate": FloatRange(1e-5, 1e-1, log=True),

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from experiments.config import RunConfig, load_config
-from experiments.report import report_studies
-from experiments.run_folder import RunFolder
-from experiments.study import best_config, load_study
+from experiments.report.report import report_studies
+from experiments.runs.folder import RunFolder
+from experiments.study.study import best_config, load_study
 from tests.conftest import REPOSITORY
 
 OLDER = REPOSITORY / "tests" / "studies"

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from experiments.config import RunConfig, to_public
-from experiments.parity import compare, parity_page, write_parity
-from experiments.run_folder import Outcome, RunFolder
+from experiments.report.parity import compare, parity_page, write_parity
+from experiments.runs.folder import Outcome, RunFolder
 
 EVIL = "<script>alert('package')</script>"
 HOME_TAGS = {"origin": "local", "package.torch": "2.14.1", "hardware.cores": "2", "python": "3.11.7", "host": "vm"}

@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lightning_modules import photos
-from lightning_modules.array_cache import CacheTooSmallError
+from lightning_modules.caches import photos
+from lightning_modules.caches.array_cache import CacheTooSmallError
+from lightning_modules.caches.photos import DecodedPhotos, PhotoFiles, open_decoded
 from lightning_modules.folders import Split
 from lightning_modules.inference import BadImageError, Interpolation, Preprocessing
-from lightning_modules.photos import DecodedPhotos, PhotoFiles, open_decoded
 from tests.pictures import encoded, smooth_picture
 
 SHAPES = [(100, 80), (80, 100), (64, 64), (30, 20), (400, 60), (90, 300)]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments.pictures import thumbnail
+from experiments.figures.pictures import thumbnail
 from lightning_modules.inference import Preprocessing, decode_image
 from tests.pictures import encoded, smooth_picture
 from tests.unit.test_images import ORIENTATION, STORED_AS, png_chunk, raw_exif, stored_turned

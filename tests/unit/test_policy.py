@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 
-from sagemaker_launch.policy import policies
-from sagemaker_launch.settings import load_cloud
+from sagemaker_launch.account.policy import policies
+from sagemaker_launch.settings.cloud import load_cloud
 from tests.unit.test_requests import BASIC, EVERYTHING, ROLE
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from experiments.scoring import predict_log_probabilities
+from experiments.runs.scoring import predict_log_probabilities
 from lightning_modules.precision import exact_float32
 
 

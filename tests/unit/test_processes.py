@@ -12,8 +12,8 @@ from types import ModuleType
 
 import pytest
 
-from experiments import processes
-from experiments.processes import start_process
+from experiments.runs import processes
+from experiments.runs.processes import start_process
 from tests.conftest import REPOSITORY
 
 NAMES = ("CUDA_VISIBLE_DEVICES", "MLFLOW_RUN_ID", "MPLBACKEND")
@@ -57,7 +57,7 @@ def test_a_script_without_a_guard_runs_once(tmp_path: Path) -> None:
     script = tmp_path / "mine.py"
     script.write_text(
         "import time\n"
-        "from experiments.processes import start_process\n"
+        "from experiments.runs.processes import start_process\n"
         "print('once', flush=True)\n"
         "process = start_process(time.sleep, (0,), name='one')\n"
         "process.join()\n"

@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 
 from experiments.config import load_config
-from experiments.search_space import check_against
-from lightning_modules import profiler
-from lightning_modules.profile_page import page
-from lightning_modules.profile_trace import Operator, Trace, read_trace
-from lightning_modules.profile_verdict import PHASES, Profile, Settings, verdict
-from lightning_modules.profiler import SKIPPED, TIMED, TRACED, StepClock, StepProfiler
+from experiments.study.search_space import check_against
+from lightning_modules.insight import profiler
+from lightning_modules.insight.profile_page import page
+from lightning_modules.insight.profile_trace import Operator, Trace, read_trace
+from lightning_modules.insight.profile_verdict import PHASES, Profile, Settings, verdict
+from lightning_modules.insight.profiler import SKIPPED, TIMED, TRACED, StepClock, StepProfiler
 from sagemaker_launch.container.hyperparameters import decode, encode
 
 TRACE = Trace(3, 0.1, (Operator("aten::convolution_backward", 0.02, 53.0),), None, 0.0, 0.0, "")

@@ -9,12 +9,13 @@ from types import SimpleNamespace
 import optuna
 import pytest
 
-from experiments import console, sweep_progress
+from experiments import console
+from experiments.callbacks.progress import EpochProgress
 from experiments.console import progress as show_progress
-from experiments.progress import EpochProgress
-from experiments.run_folder import Outcome
-from experiments.study import tell
-from experiments.sweep_progress import SweepProgress
+from experiments.runs.folder import Outcome
+from experiments.study import progress as sweep_progress
+from experiments.study.progress import SweepProgress
+from experiments.study.study import tell
 
 
 class Clock:

@@ -13,7 +13,7 @@ import torch
 from optuna.storages import InMemoryStorage
 from optuna.trial import Trial, TrialState
 
-from experiments.pruning import PruningCallback, stored_decision
+from experiments.study.pruning import PruningCallback, stored_decision
 
 
 def trainer_at(epoch: int, value: float, max_epochs: int = 3, *, should_stop: bool = False) -> Any:

@@ -15,9 +15,9 @@ import pytest
 from PIL import Image
 
 from experiments.errors import UserError
-from sagemaker_launch import query
-from sagemaker_launch.photo_grid import MAX_PHOTOS, photo_grid
-from sagemaker_launch.query import (
+from sagemaker_launch.endpoints import query
+from sagemaker_launch.endpoints.photo_grid import MAX_PHOTOS, photo_grid
+from sagemaker_launch.endpoints.query import (
     MAX_BODY,
     PhotoAnswer,
     QueryError,

@@ -11,10 +11,10 @@ from torchvision import models
 from torchvision.transforms.v2 import functional as F
 
 from experiments.config import RunConfig, override, to_flat, with_recipe
+from experiments.data.inputs import preprocessing
 from experiments.errors import UserError
-from experiments.identity import Photos, StudyIdentity
-from experiments.inputs import preprocessing
-from experiments.search_space import ChoiceRange
+from experiments.study.identity import Photos, StudyIdentity
+from experiments.study.search_space import ChoiceRange
 from lightning_modules import inference, network
 from lightning_modules.inference import Interpolation, Preprocessing, decode_image
 from lightning_modules.network import classifier_names, recipe

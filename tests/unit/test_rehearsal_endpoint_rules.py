@@ -15,7 +15,9 @@ import pytest
 from moto import mock_aws
 from moto.cloudwatch.models import cloudwatch_backends
 
-from sagemaker_launch.rehearsal.endpoint_rules import (
+from sagemaker_launch.rehearsal.endpoints.endpoints import Endpoint, Fleet, Resource, Variant
+from sagemaker_launch.rehearsal.endpoints.rollout import RollbackError, Rollout
+from sagemaker_launch.rehearsal.endpoints.rules import (
     check_config,
     check_deployment,
     check_model,
@@ -23,12 +25,10 @@ from sagemaker_launch.rehearsal.endpoint_rules import (
     check_serverless_model,
     shares,
 )
-from sagemaker_launch.rehearsal.endpoints import Endpoint, Fleet, Resource, Variant
-from sagemaker_launch.rehearsal.objects import DataError
-from sagemaker_launch.rehearsal.rollout import RollbackError, Rollout
-from sagemaker_launch.rehearsal.runner import Settings
-from sagemaker_launch.rehearsal.schedules import due
-from sagemaker_launch.rehearsal.serving_process import unpack
+from sagemaker_launch.rehearsal.endpoints.serving_process import unpack
+from sagemaker_launch.rehearsal.jobs.schedules import due
+from sagemaker_launch.rehearsal.machine.objects import DataError
+from sagemaker_launch.rehearsal.machine.runner import Settings
 from tests.unit.test_rehearsal_rules import Request, change, refusal
 
 MODEL: Request = {

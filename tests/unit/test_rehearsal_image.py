@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from sagemaker_launch.rehearsal.image import Image
+from sagemaker_launch.rehearsal.machine.image import Image
 
 LONG = "long " + "x" * 240
 BODY = "import sys\nprint(sys.prefix, *sys.argv[1:])\n"

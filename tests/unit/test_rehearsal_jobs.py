@@ -15,13 +15,13 @@ import pytest
 from moto import mock_aws
 
 from sagemaker_launch.rehearsal.faults import Faults, FaultSettings
-from sagemaker_launch.rehearsal.image import Image
-from sagemaker_launch.rehearsal.job_log import Metrics, float32
-from sagemaker_launch.rehearsal.objects import DataError, FolderSync, Objects, Uri, relative_path
-from sagemaker_launch.rehearsal.runner import JobRunner, Machine, Settings
-from sagemaker_launch.rehearsal.strategies import make_strategy
-from sagemaker_launch.rehearsal.training_jobs import TrainingJob
-from sagemaker_launch.rehearsal.tuning_jobs import TuningJob, TuningRunner, falls_behind
+from sagemaker_launch.rehearsal.jobs.log import Metrics, float32
+from sagemaker_launch.rehearsal.jobs.strategies import make_strategy
+from sagemaker_launch.rehearsal.jobs.training import TrainingJob
+from sagemaker_launch.rehearsal.jobs.tuning import TuningJob, TuningRunner, falls_behind
+from sagemaker_launch.rehearsal.machine.image import Image
+from sagemaker_launch.rehearsal.machine.objects import DataError, FolderSync, Objects, Uri, relative_path
+from sagemaker_launch.rehearsal.machine.runner import JobRunner, Machine, Settings
 from tests.unit.test_rehearsal_rules import CONFIG, TRAINING, TUNING, change
 
 

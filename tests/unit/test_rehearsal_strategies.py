@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sagemaker_launch.rehearsal.strategies import (
+from sagemaker_launch.rehearsal.jobs.strategies import (
     ChoiceRange,
     NumberRange,
     Result,

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from experiments.config import RunConfig, load_config, override
-from experiments.epochs import with_max_epochs
-from experiments.search_space import ChoiceRange, FloatRange, IntRange, SearchSpace, study_space
+from experiments.study.epochs import with_max_epochs
+from experiments.study.search_space import ChoiceRange, FloatRange, IntRange, SearchSpace, study_space
 from sagemaker_launch.container.hyperparameters import decode, encode
-from sagemaker_launch.fidelity import (
+from sagemaker_launch.jobs.fidelity import (
     NOT_ON_THE_WIRE,
     OF_TUNING,
     LostFieldError,
@@ -23,8 +23,8 @@ from sagemaker_launch.fidelity import (
     check_sent,
     validate,
 )
-from sagemaker_launch.requests import Inputs, training_job, tuning_job
-from sagemaker_launch.settings import CloudSettings, load_cloud
+from sagemaker_launch.jobs.requests import Inputs, training_job, tuning_job
+from sagemaker_launch.settings.cloud import CloudSettings, load_cloud
 from tests.conftest import REPOSITORY
 
 INPUTS = Inputs("s3://b/p/data/sets/x/manifest.json", "s3://b/p/code/x/", "s3://b/p/weights/x/")

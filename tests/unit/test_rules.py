@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_modules.recording import FILE, Finding, Recording, Sample, load_findings, save_findings
-from lightning_modules.rules import check
+from lightning_modules.insight.recording import FILE, Finding, Recording, Sample, load_findings, save_findings
+from lightning_modules.insight.rules import check
 
 PARAMETERS = ["conv.weight", "conv.bias", "fc.weight", "fc.bias"]
 STEPS = 200

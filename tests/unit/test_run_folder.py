@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from experiments.run_folder import Outcome, Published, RunFolder, environment_tags
+from experiments.runs.folder import Outcome, Published, RunFolder, environment_tags
 from tests.conftest import REPOSITORY
 
 
@@ -229,7 +229,7 @@ def test_a_kill_while_writing_leaves_the_earlier_run_json(folder: RunFolder, mon
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("experiments.run_folder.json.dump", killed)
+        patch.setattr("experiments.runs.folder.json.dump", killed)
         with pytest.raises(KeyboardInterrupt):
             folder.finish(Outcome("COMPLETE", 0.5))
     assert again(folder).read() == before

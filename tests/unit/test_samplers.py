@@ -15,8 +15,8 @@ from optuna.trial import TrialState
 
 from benchmarks.samplers import EPOCHS, NARROW, WIDE, Diverges, diverging_share, gap, search
 from experiments.config import RunConfig, override
-from experiments.run_folder import Outcome
-from experiments.study import claim, diverged_outcome, make_pruner, open_study, suggest, tell
+from experiments.runs.folder import Outcome
+from experiments.study.study import claim, diverged_outcome, make_pruner, open_study, suggest, tell
 from tests.unit.test_study import GRID, PHOTOS, SPACE, finish, make_config, objective, run_trials, sqlite
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from experiments.scoring import Scores, predict_log_probabilities
+from experiments.runs.scoring import Scores, predict_log_probabilities
 from lightning_modules.files import replaced_whole
 
 LOGITS = torch.tensor([[0.0, 3e4, -2.0], [1.0, 0.5, 0.0], [0.0, -200.0, 0.0], [5.0, 5.0, 5.0]])

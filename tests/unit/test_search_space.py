@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from experiments.config import RunConfig, field_names, load_config, override, to_flat
 from experiments.errors import UserError
-from experiments.search_space import (
+from experiments.study.search_space import (
     NOT_TUNABLE,
     ChoiceRange,
     FloatRange,

@@ -35,15 +35,17 @@ from optuna.trial import Trial, TrialState
 from sqlalchemy import event
 from sqlalchemy.exc import OperationalError
 
-from experiments import patience, study_storage
-from experiments.claims import Claim, ClaimLostError, HeldClaims
+from experiments import patience
 from experiments.config import RunConfig, load_config, override, to_flat, to_public
 from experiments.errors import SweepError, UserError
-from experiments.identity import Photos, StudyIdentity, read_identity, write_identity
-from experiments.run_folder import Outcome, RunFolder
-from experiments.samplers import make_sampler
-from experiments.search_space import ChoiceRange, FloatRange, IntRange, Point, SearchSpace
-from experiments.study import (
+from experiments.runs.folder import Outcome, RunFolder
+from experiments.study import storage as study_storage
+from experiments.study.claims import Claim, ClaimLostError, HeldClaims
+from experiments.study.identity import Photos, StudyIdentity, read_identity, write_identity
+from experiments.study.samplers import make_sampler
+from experiments.study.search_space import ChoiceRange, FloatRange, IntRange, Point, SearchSpace
+from experiments.study.storage import open_storage, study_folder
+from experiments.study.study import (
     DURATION_MS,
     NothingToClaim,
     best_config,
@@ -58,7 +60,6 @@ from experiments.study import (
     trial_folder,
     trial_seconds,
 )
-from experiments.study_storage import open_storage, study_folder
 
 SPACE: SearchSpace = {
     "optimizer.learning_rate": FloatRange(1e-4, 1e-1, log=True),
@@ -506,7 +507,7 @@ def test_a_free_trial_is_taken_over_even_where_no_new_one_may_start(config: RunC
 CLAIM_AND_WAIT = """
 import sys
 from pathlib import Path
-from experiments.study import claim, open_study
+from experiments.study.study import claim, open_study
 from tests.unit.test_study import PHOTOS, SPACE, make_config
 config = make_config(Path(sys.argv[1]), n_trials=1)
 study, target = open_study(config, SPACE, PHOTOS)

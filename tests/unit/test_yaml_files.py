@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from experiments.config import RunConfig, load_config, to_yaml
-from experiments.search_space import FloatRange, dump_search_space, load_search_space
+from experiments.study.search_space import FloatRange, dump_search_space, load_search_space
 from experiments.yaml_files import dump_yaml, parse_yaml
 
 

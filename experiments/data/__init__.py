@@ -1,0 +1,1 @@
+"""Data sets, and what the commands read of them."""

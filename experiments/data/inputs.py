@@ -1,0 +1,255 @@
+"""What a run opens before it trains: photos, network, features. Trials of one process share what they can."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import functools
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from experiments.config import DataConfig, ModelConfig, RunConfig, TrainerConfig, override
+from experiments.console import progress, say
+from experiments.data.datasets import open_data, photo_root
+from experiments.errors import UserError
+from experiments.interrupts import raise_if_interrupted
+from lightning_modules.caches.array_cache import CacheError
+from lightning_modules.caches.features import FeatureData, FeatureSet, compute_features
+from lightning_modules.caches.photos import DecodedPhotos, PhotoFiles, open_decoded
+from lightning_modules.data import ClassFolderData
+from lightning_modules.folders import ClassFolders
+from lightning_modules.inference import Preprocessing
+from lightning_modules.network import (
+    DropoutLinear,
+    check_backbone,
+    create_network,
+    find_head,
+    network_on_meta,
+    recipe,
+)
+
+
+def forget_opened() -> None:
+    """Look at the files again: a process that runs several sweeps must see what changed between them."""
+    _open_data.cache_clear()
+    _open_features.cache_clear()
+    _open_decoded.cache_clear()
+
+
+def open_data_once(config: RunConfig) -> ClassFolders:
+    """The data set, looked through once for all trials of this process.
+
+    Raises:
+        UserError, DownloadError: as `open_data`.
+    """
+    data = config.data
+    key = DataConfig(
+        name=data.name,
+        root=data.root,
+        fraction=data.fraction,
+        valid_fraction=data.valid_fraction,
+        max_bad_fraction=data.max_bad_fraction,
+        cache_dir=data.cache_dir,
+    )
+    return _open_data(key, config.seed)
+
+
+def say_data(config: RunConfig) -> None:
+    """Say what a command works on: the data set, its classes, and the photos of train, valid and test."""
+    folders = open_data_once(config)
+    splits = (folders.train, folders.valid, folders.test)
+    photos = "/".join(str(len(split)) if split else "0" for split in splits)
+    say(f"{photo_root(config.data)}: {len(folders.class_names)} classes, {photos} photos (train/valid/test)")
+
+
+def preprocessing(config: RunConfig) -> Preprocessing:
+    """How a photo becomes the network's input: by the recipe of the backbone's weights, in the sizes of the config."""
+    size, crop = config.data.image_size, config.data.crop_fraction
+    assert size is not None and crop is not None, "with_recipe() comes first"
+    return replace(recipe(config.model.backbone), image_size=size, resize_size=round(size / crop))
+
+
+def photo_data(
+    config: RunConfig,
+    folders: ClassFolders,
+    decoded: tuple[DecodedPhotos, DecodedPhotos] | None = None,
+    *,
+    no_single_image: bool = False,
+) -> ClassFolderData:
+    """Batches of photos as the config wants them.
+
+    Args:
+        decoded: training and validation photos that were decoded before; None decodes the files.
+        no_single_image: as for `ClassFolderData`.
+    """
+    return ClassFolderData(
+        folders,
+        preprocessing=preprocessing(config),
+        batch_size=config.data.batch_size,
+        num_threads=config.data.num_workers,
+        augment=config.data.augment,
+        seed=config.seed,
+        no_single_image=no_single_image,
+        decoded=decoded,
+    )
+
+
+def new_network(config: RunConfig, num_classes: int) -> nn.Module:
+    """The network before training; its random parts depend on the seed only."""
+    torch.manual_seed(config.seed)
+    return create_network(
+        config.model.backbone,
+        num_classes,
+        weights=config.model.weights,
+        image_size=preprocessing(config).image_size,
+        dropout=config.model.dropout,
+    )
+
+
+def uses_features(config: RunConfig) -> bool:
+    """Whether the head is trained on features that the frozen backbone made before.
+
+    Raises:
+        UserError: if they are wanted of a network whose head is not linear.
+    """
+    cache, backbone = config.data.cache, config.model.backbone
+    if cache == "features" and not _has_linear_head(backbone):
+        raise UserError(f"data.cache features needs a linear head, which {backbone} lacks: set data.cache none")
+    return cache == "features" or (cache == "auto" and config.model.trainable == "head" and _has_linear_head(backbone))
+
+
+def open_features_once(config: RunConfig) -> FeatureSet:
+    """The features of the config's photos, opened once for all trials of this process.
+
+    Raises:
+        ValueError: if the network's head is not linear, or the cache is too small.
+    """
+    # What a trial may tune without another backbone or other photos leaves the key as it is.
+    key = replace(
+        _photos_only(config),
+        model=replace(config.model, dropout=0.0, label_smoothing=0.0),
+        trainer=TrainerConfig(accelerator=config.trainer.accelerator, precision=config.trainer.precision),
+    )
+    return _open_features(key)
+
+
+def open_decoded_once(config: RunConfig) -> tuple[DecodedPhotos, DecodedPhotos] | None:
+    """The decoded training and validation photos, opened once for all trials of this process.
+
+    None if `data.cache` says so, or leaves it open and they do not fit.
+
+    Raises:
+        CacheError: if they were asked for, and do not fit or cannot be written.
+    """
+    return _open_decoded(_photos_only(config)) if config.data.cache != "none" else None
+
+
+def open_inputs_once(config: RunConfig) -> None:
+    """Open whatever trials of this config share."""
+    open_data_once(config)
+    if uses_features(config):
+        open_features_once(config)
+    else:
+        open_decoded_once(config)
+
+
+def _photos_only(config: RunConfig) -> RunConfig:
+    """The config without what makes no difference to the photos. The backbone's recipe says how they are resized."""
+    model = ModelConfig(backbone=config.model.backbone)
+    return RunConfig(data=replace(config.data, batch_size=1), model=model, seed=config.seed)
+
+
+def training_device(config: RunConfig) -> torch.device:
+    """Where one process trains."""
+    return torch.device("cuda" if _on_gpu(config) else "cpu")
+
+
+def new_head(features: FeatureSet, dropout: float) -> nn.Linear:
+    """A copy of the untrained head, to be trained."""
+    head = copy.deepcopy(features.head)
+    return DropoutLinear(head, dropout) if dropout else head
+
+
+def feature_data(config: RunConfig, features: FeatureSet, *, steps_at_once: bool) -> FeatureData:
+    """Batches of features as the config wants them.
+
+    Args:
+        steps_at_once: as `HeadClassifier` takes them.
+    """
+    return FeatureData(features, batch_size=config.data.batch_size, seed=config.seed, steps_at_once=steps_at_once)
+
+
+def precision(config: RunConfig) -> Any:
+    """Lightning's precision for this machine."""
+    if config.trainer.precision != "auto":
+        return config.trainer.precision
+    return "bf16-mixed" if _on_gpu(config) and torch.cuda.is_bf16_supported() else "32-true"
+
+
+def _on_gpu(config: RunConfig) -> bool:
+    return config.trainer.accelerator in ("auto", "gpu") and torch.cuda.is_available()
+
+
+@functools.lru_cache(maxsize=4)
+def _open_data(config: DataConfig, seed: int) -> ClassFolders:
+    return open_data(config, seed=seed)
+
+
+@functools.lru_cache(maxsize=4)
+def _open_features(config: RunConfig) -> FeatureSet:
+    folders = open_data_once(config)
+    on_gpu = _on_gpu(config)
+    return compute_features(
+        new_network(config, len(folders.class_names)),
+        photo_data(override(config, {"data.batch_size": 256 if on_gpu else 32}), folders),
+        backbone=config.model.backbone,
+        views=config.data.cache_views,
+        device=training_device(config),
+        autocast={"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(precision(config)),
+        cache_dir=config.data.cache_dir,
+        max_gb=config.data.cache_max_gb,
+        progress=_progress,
+    )
+
+
+@functools.lru_cache(maxsize=4)
+def _open_decoded(config: RunConfig) -> tuple[DecodedPhotos, DecodedPhotos] | None:
+    folders = open_data_once(config)
+    train = PhotoFiles(folders.train, preprocessing(config), augmented=config.data.augment != "none")
+    valid = PhotoFiles(folders.valid, preprocessing(config), augmented=False)
+    try:
+        train_photos, valid_photos = open_decoded(
+            [train, valid],
+            cache_dir=config.data.cache_dir,
+            max_gb=config.data.cache_max_gb,
+            progress=_progress,
+        )
+    except CacheError as error:
+        if config.data.cache != "auto":
+            raise
+        say(f"photos are decoded in every epoch: {error}")
+        return None
+    return train_photos, valid_photos
+
+
+@functools.cache
+def _has_linear_head(backbone: str) -> bool:
+    check_backbone(backbone)
+    network = network_on_meta(backbone)
+    return isinstance(network.get_submodule(find_head(network)), nn.Linear)
+
+
+@contextlib.contextmanager
+def _progress(what: str, total: int) -> Iterator[Callable[[int], object]]:
+    say(f"{what}: {total} photos, once for all trials")
+    with progress(what, total, "photo") as advance:
+
+        def update(photos: int) -> None:
+            advance(photos)
+            raise_if_interrupted()
+
+        yield update

@@ -1,0 +1,1 @@
+"""The report: what runs and studies have come to, as one HTML page."""

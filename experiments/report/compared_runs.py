@@ -1,0 +1,182 @@
+"""The finished runs that a report sets side by side, of every origin: trials, single trainings, jobs in the cloud.
+
+They are read from run folders, which are written before MLflow is told, so that a report needs no server.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from optuna import Study
+from optuna.trial import FrozenTrial, TrialState
+
+from experiments.config import OWN_COPIES, RunConfig, noted_fields, option_text, override, to_flat
+from experiments.figures.figures import metric_name
+from experiments.report.parity import DECISIVE_OF_SWEEP
+from experiments.runs.folder import FINGERPRINT, RunFolder
+from experiments.study.claims import Holder
+from experiments.study.study import INPUTS_SECONDS, photo_facts, trial_folder, trial_seconds
+from lightning_modules.metrics import VAL_LOSS
+
+NOT_OF_THE_RESULT = (
+    *("output_dir", "search", "sweep.", "tracking."),
+    *("data.cache_dir", "data.num_workers", "trainer.accelerator", "trainer.devices", "trainer.num_nodes"),
+    "trainer.min_steps",
+)
+"""Fields that say where and how a run is made rather than what comes of it; `sweep.metric` chooses the best epoch."""
+
+
+@dataclass(frozen=True)
+class ComparedRun:
+    """A finished run, and what it took."""
+
+    name: str
+    origin: str
+    """local, sagemaker or rehearsal."""
+    metrics: Mapping[str, float]
+    """Of the best epoch, and of the test split where it was scored."""
+    params: Mapping[str, str]
+    minutes: float | None
+    """From start to end, waiting included, and what was opened once for all trials: the pass that computes features."""
+    machine: str = ""
+    findings: Mapping[str, str] = field(default_factory=dict)
+    """What rules and the profiler found, by their name."""
+    curves: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
+    """Each metric by epoch."""
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """Commit, Python, packages and machine."""
+    study: str | None = None
+    """The study that it is a trial of."""
+    trial: tuple[str, str] | None = None
+    """Study and number of the trial that it is, or that it repeats."""
+    folder: RunFolder | None = None
+    """None for a trial that ran on another machine."""
+
+    @property
+    def usd(self) -> float | None:
+        """What the job cost at the list price; None at home."""
+        return self.metrics.get("usd")
+
+    @property
+    def fingerprint(self) -> str | None:
+        """Which photos it was scored on: only runs that share it can be compared."""
+        return self.params.get(FINGERPRINT)
+
+
+def runs_of_study(study: Study, config: RunConfig) -> list[ComparedRun]:
+    """The complete trials of a study, also those that ran elsewhere."""
+    name = study.study_name
+    config = override(config, {"sweep.study_name": name})
+    shared = study.user_attrs.get(INPUTS_SECONDS, 0.0) / 60
+    runs = []
+    for trial in study.get_trials(deepcopy=False, states=[TrialState.COMPLETE]):
+        folder, label = trial_folder(config, trial.number), f"{name}, trial {trial.number}"
+        ended_here = folder.outcome is not None and folder.outcome.state == "COMPLETE"
+        run = _from_folder(folder, label) if ended_here else _from_trial(study, trial, label)
+        minutes = None if run.minutes is None else run.minutes + shared
+        runs.append(replace(run, study=name, trial=(name, str(trial.number)), minutes=minutes))
+    return runs
+
+
+def other_runs(config: RunConfig, fingerprints: set[str]) -> list[ComparedRun]:
+    """The complete single trainings and jobs on the same photos, as far as they are on this machine."""
+    return [run for run in _folders(config.output_dir) if run.fingerprint in fingerprints]
+
+
+def _folders(output_dir: Path) -> Iterator[ComparedRun]:
+    for pattern in ("train/*", "cloud/*"):
+        for path in sorted(output_dir.glob(pattern)):
+            folder = RunFolder(path)
+            if folder.outcome is not None and folder.outcome.state == "COMPLETE":
+                named = folder.read()["name"]
+                yield _from_folder(folder, named if pattern == "cloud/*" else f"{named} ({path.name})")
+
+
+def _from_folder(folder: RunFolder, label: str) -> ComparedRun:
+    noted = folder.read()
+    outcome, tags, params = folder.outcome, noted["tags"], noted["params"]
+    assert outcome is not None, "a complete run has an outcome"
+    findings = {name: text for name, text in params.items() if name.startswith("rule.") or name == "profile.verdict"}
+    findings |= {name: status for name, status in tags.items() if name.startswith("debugger.")}
+    # Jobs of before said of their environment what they say of their data.
+    known = {**params, **tags}
+    return ComparedRun(
+        name=label,
+        origin=tags.get("origin", "local"),
+        metrics=outcome.metrics,
+        params=params,
+        minutes=max(0, noted["ended_ms"] - noted["started_ms"]) / 60_000,  # older runs follow a clock that may be set
+        machine=params.get("cloud.instance_type") or tags.get("host", ""),
+        findings=findings,
+        curves=folder.curves(),
+        environment={
+            name: known[name]
+            for name in (
+                *("mlflow.source.git.commit", "python"),
+                *sorted(one for one in known if one.startswith(("package.", "hardware."))),
+            )
+            if name in known
+        },
+        trial=(tags["study"], tags["trial"]) if {"study", "trial"} <= tags.keys() else None,
+        folder=folder,
+    )
+
+
+def _from_trial(study: Study, trial: FrozenTrial, label: str) -> ComparedRun:
+    numbers = {name: float(value) for name, value in trial.user_attrs.items() if isinstance(value, float)}
+    metric = metric_name(study)
+    assert trial.value is not None
+    return ComparedRun(
+        name=label,
+        origin="local",
+        metrics={metric: trial.value, **numbers},
+        params={
+            **{name: str(value) for name, value in {**study.user_attrs.get("config", {}), **trial.params}.items()},
+            **photo_facts(study),
+        },
+        minutes=None if (seconds := trial_seconds(trial)) is None else seconds / 60,
+        machine=Holder.of(trial.user_attrs).host,
+        curves={metric: dict(trial.intermediate_values)},
+    )
+
+
+def best_run(runs: Sequence[ComparedRun], metric: str = VAL_LOSS, *, maximize: bool = False) -> ComparedRun | None:
+    """The run with the best value of a metric; of equals the first."""
+    scored = [run for run in runs if metric in run.metrics]
+    choose = max if maximize else min
+    return choose(scored, key=lambda run: run.metrics[metric], default=None)
+
+
+def config_of(run: ComparedRun, at_home: RunConfig) -> RunConfig:
+    """The config that makes a run again on this machine.
+
+    Args:
+        at_home: where the photos and weights of a job lie here.
+    """
+    kept = OWN_COPIES if run.origin != "local" else ()
+    noted = noted_fields(run.params).items()
+    return override(at_home, {name: value for name, value in noted if name not in kept and decides_result(name)})
+
+
+def fields_of(config: RunConfig) -> str:
+    """A config as fields of a command line: those that decide the result and are not at their default."""
+    default = to_flat(RunConfig())
+    differing = {name: value for name, value in to_flat(config).items() if value != default[name]}
+    return " ".join(option_text(name, value) for name, value in differing.items() if decides_result(name))
+
+
+def keeping_fields(config: Mapping[str, object]) -> str:
+    """The fields of a command line that say where the runs of a config are kept: experiment and output folder.
+
+    Args:
+        config: its fields, as `to_flat` or a study has them.
+    """
+    fields = {"tracking.experiment": config.get("tracking.experiment"), "output_dir": config.get("output_dir")}
+    return " ".join(option_text(name, value) for name, value in fields.items() if value not in (None, "runs"))
+
+
+def decides_result(name: str) -> bool:
+    """Whether a field decides what comes of a run, rather than where and how it is made."""
+    return not name.startswith(NOT_OF_THE_RESULT) or name in DECISIVE_OF_SWEEP

@@ -1,0 +1,1 @@
+"""The Optuna study: its storage, who works on which trial, samplers, pruning and search spaces."""

@@ -1,0 +1,196 @@
+"""What a study is: its search space, the settings that decide its results, and its photos.
+
+The study's storage and the study's folder both keep an identity. Nothing is continued across two identities.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from experiments.config import RunConfig, option_text, to_public
+from experiments.console import say
+from experiments.errors import UserError
+from experiments.runs.folder import RunFolder
+from experiments.study.search_space import SearchSpace, dump_search_space, extremes
+from experiments.yaml_files import parse_yaml
+from lightning_modules.folders import ClassFolders
+
+MAY_CHANGE = (
+    "sweep.n_trials",
+    "sweep.max_failures",
+    "sweep.timeout_seconds",
+    "sweep.sampler",
+    "sweep.pruner",
+    "sweep.storage",
+    "sweep.claim_timeout_seconds",
+    "sweep.workers",
+    "sweep.population",
+    "tracking.",
+    "data.root",
+    "data.num_workers",
+    "data.cache_dir",
+    "trainer.accelerator",
+    "trainer.compile",
+    "trainer.min_steps",
+    "trainer.checkpoint_minutes",
+    "search",
+    "output_dir",
+)
+"""Fields that may differ when a study is continued: its trials stay comparable."""
+
+
+@dataclass(frozen=True)
+class Photos:
+    """The photos of a data set, as far as a study depends on them."""
+
+    fingerprint: str
+    class_names: tuple[str, ...]
+    train: int
+    valid: int
+    test: int
+
+    @classmethod
+    def of(cls, folders: ClassFolders) -> Photos:
+        """Those of a data set that was looked through."""
+        test = len(folders.test) if folders.test else 0
+        return cls(folders.fingerprint, folders.class_names, len(folders.train), len(folders.valid), test)
+
+    def __str__(self) -> str:
+        names = ", ".join(self.class_names[:12]) + (", …" if len(self.class_names) > 12 else "")
+        return (
+            f"fingerprint {self.fingerprint[:12]}, {self.train:,} train, {self.valid:,} valid and {self.test:,} test "
+            f"photos, {len(self.class_names)} classes: {names}"
+        )
+
+
+@dataclass(frozen=True)
+class StudyIdentity:
+    """What trials of one study have in common."""
+
+    search_space: str
+    """YAML."""
+    config: Mapping[str, Any]
+    """All fields, without passwords."""
+    photos: Photos | None
+    """None in a study of an older version, which did not note them."""
+    interpolation: str = "bilinear"
+    """How photos are resized, of each backbone; studies of an older version note nothing and are bilinear."""
+
+    @classmethod
+    def of(cls, config: RunConfig, space: SearchSpace, photos: Photos) -> StudyIdentity:
+        """The identity of a study that is about to run."""
+        from lightning_modules.network import recipe  # whoever only reads studies needs no torchvision
+
+        backbones = extremes(space["model.backbone"]) if "model.backbone" in space else (config.model.backbone,)
+        interpolation = ", ".join(sorted({recipe(str(one)).interpolation.value for one in backbones}))
+        return cls(dump_search_space(space), to_public(config), photos, interpolation)
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+    def for_trial(self) -> dict[str, Any]:
+        """What a trial keeps of it, for JSON: all but the config, which its params are."""
+        return {name: value for name, value in self.to_dict().items() if name != "config"}
+
+    @classmethod
+    def from_dict(cls, noted: Mapping[str, Any]) -> StudyIdentity | None:
+        """What `to_dict` made, also as the attributes of a study; None where there is no identity yet."""
+        if "config" not in noted:
+            return None
+        photos = noted.get("photos")
+        if photos is not None:
+            photos = Photos(**{**photos, "class_names": tuple(photos["class_names"])})
+        return cls(noted["search_space"], noted["config"], photos, noted.get("interpolation", cls.interpolation))
+
+    def check_same(self, other: StudyIdentity) -> None:
+        """Refuse another identity.
+
+        Args:
+            other: that of the command, which may differ in fields that leave trials comparable.
+
+        Raises:
+            UserError: naming what differs, and what to do.
+        """
+        study = f"study {other.config['sweep.study_name']!r}"
+        advice = "choose another sweep.study_name, or go back"
+        searched = parse_yaml(self.search_space)
+        assert isinstance(searched, dict), "it was written from a search space"
+        if searched != parse_yaml(other.search_space):
+            raise UserError(f"search must stay as it was for {study}: {advice}; it was\n{self.search_space}")
+        changed = {
+            key: value
+            for key, value in other.config.items()
+            if not key.startswith(MAY_CHANGE) and key not in searched and self.config.get(key, value) != value
+        }
+        # Also what nobody typed, such as a default that another version changed.
+        back = " ".join(option_text(key, self.config[key]) for key in changed)
+        if changed:
+            key, value = next(iter(changed.items()))
+            raise UserError(f"{key} must stay {self.config[key]!r} for {study} ({advice} with {back}), got {value!r}")
+        if self.interpolation != other.interpolation:
+            raise UserError(
+                f"sweep.study_name must be another one: trials of {study} resized photos by {self.interpolation} "
+                f"interpolation, and model.backbone wants {other.interpolation} now"
+            )
+        assert other.photos is not None, "a command knows its photos"
+        if self.photos is not None and self.photos.fingerprint != other.photos.fingerprint:
+            raise UserError(
+                f"data.root must hold the photos of {study}: choose another sweep.study_name, or go back to those "
+                f"photos.\n  photos of the study: {self.photos}\n  got: {other.photos}"
+            )
+
+    def is_same(self, other: StudyIdentity) -> bool:
+        """Whether `check_same` passes."""
+        try:
+            self.check_same(other)
+        except UserError:
+            return False
+        return True
+
+    def check_trial(self, folder: RunFolder, config: RunConfig) -> None:
+        """Refuse a trial folder of another study, or of other settings, than the trial that is about to run.
+
+        Args:
+            config: that of the trial.
+
+        Raises:
+            UserError: naming the folder and what differs.
+        """
+        noted = folder.read()
+        # The trial's params are its config; an older run folder has nothing else.
+        of_study = StudyIdentity.from_dict({**noted["study"], "config": self.config}) if noted.get("study") else None
+        differing = [
+            f"{key} is {noted['params'][key]} there and {value} here"
+            for key, value in to_public(config).items()
+            if not key.startswith(MAY_CHANGE) and noted["params"].get(key, str(value)) != str(value)
+        ]
+        if of_study is not None and not of_study.is_same(self):
+            differing.append("it belongs to another study")
+        if differing:
+            raise UserError(
+                f"output_dir must hold the trials of this study only: {folder.path} is of another one "
+                f"({'; '.join(differing)}). Choose another sweep.study_name or output_dir, or move that folder away"
+            )
+
+
+def read_identity(path: Path) -> StudyIdentity | None:
+    """The identity in a file that `write_identity` wrote; None if there is none, or if the file is damaged."""
+    if not path.is_file():
+        return None
+    try:
+        return StudyIdentity.from_dict(dict(json.loads(path.read_bytes())))
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        say(f"{path} is damaged ({type(error).__name__}): it is written again from the study's storage")
+        return None
+
+
+def write_identity(path: Path, identity: StudyIdentity) -> None:
+    """Write an identity, whole or not at all."""
+    part = path.with_name(f".{path.name}.part")
+    part.write_text(json.dumps(identity.to_dict(), indent=1))
+    part.replace(path)

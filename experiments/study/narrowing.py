@@ -1,0 +1,82 @@
+"""A smaller search space from what a local study has learned."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+from experiments.config import require
+from experiments.figures.figures import completed_trials, objective_value
+from experiments.study.search_space import ChoiceRange, FloatRange, IntRange, Range, SearchSpace
+
+if TYPE_CHECKING:  # whoever has a study has imported it
+    from optuna import Study
+
+MIN_TRIALS = 8
+"""Complete trials below which the best quarter says nothing."""
+MARGIN = 0.1
+"""How far beyond the best quarter a range goes on either side, as a share of the original range."""
+
+
+def narrow(space: SearchSpace, points: Sequence[Mapping[str, object]], values: Sequence[float]) -> SearchSpace:
+    """Shrink each range to where the best quarter of the points lies, with a margin, within the original.
+
+    Args:
+        points: drawn points.
+        values: what each came to; smaller is better.
+
+    Raises:
+        ValueError: if there are too few points, or they were drawn from another space.
+    """
+    require(len(points) >= MIN_TRIALS, "--from-study", f"have {MIN_TRIALS} complete trials or more", len(points))
+    best = sorted(range(len(points)), key=lambda index: values[index])[: math.ceil(len(points) / 4)]
+    narrowed: dict[str, Range] = {}
+    for name, one in space.items():
+        drawn = [points[index].get(name) for index in best]
+        require(None not in drawn, f"--from-study: {name}", "be a field that the study tuned", drawn)
+        narrowed[name] = _narrow(one, drawn)
+    return MappingProxyType(narrowed)
+
+
+def narrow_by_study(space: SearchSpace, study: Study) -> SearchSpace:
+    """`narrow` to the best complete trials of a study, by the study's own objective.
+
+    Raises:
+        ValueError: as `narrow`.
+    """
+    trials = completed_trials(study)
+    sign = -1 if study.direction.name == "MAXIMIZE" else 1
+    return narrow(space, [trial.params for trial in trials], [sign * objective_value(trial) for trial in trials])
+
+
+def describe(before: SearchSpace, after: SearchSpace) -> str:
+    """Both spaces, line by line."""
+    return "\n".join(f"  {name}: {range_text(before[name])} -> {range_text(after[name])}" for name in before)
+
+
+def _narrow(one: Range, drawn: Sequence[object]) -> Range:
+    if isinstance(one, ChoiceRange):
+        return ChoiceRange(tuple(value for value in one.values if value in drawn))
+    numbers = [float(value) for value in drawn]  # type: ignore[arg-type]
+    low, high = _scaled(one.low, one.log), _scaled(one.high, one.log)
+    margin = MARGIN * (high - low)
+    inside = max(low, min(_scaled(value, one.log) for value in numbers) - margin)
+    outside = min(high, max(_scaled(value, one.log) for value in numbers) + margin)
+    least, most = (math.exp(inside), math.exp(outside)) if one.log else (inside, outside)
+    if isinstance(one, FloatRange):
+        return FloatRange(max(one.low, least), min(one.high, most), one.log)
+    whole = IntRange(max(one.low, math.floor(least)), min(one.high, math.ceil(most)), one.log)
+    return whole if whole.low < whole.high else one
+
+
+def _scaled(value: float, log: bool) -> float:
+    return math.log(value) if log else value
+
+
+def range_text(one: Range) -> str:
+    """A range as a person reads it."""
+    if isinstance(one, ChoiceRange):
+        return ", ".join(map(str, one.values))
+    return f"{one.low:.4g}..{one.high:.4g}{' (log)' if one.log else ''}"

@@ -1,0 +1,142 @@
+"""Several trials of a sweep as one batched product: what `train()` makes of each of them, made of all at once."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from experiments.config import RunConfig
+from experiments.console import say
+from experiments.data.inputs import open_data_once, open_features_once, training_device
+from experiments.runs.folder import Outcome, RunFolder
+from experiments.runs.scoring import Scores
+from experiments.train import (
+    BEST_CHECKPOINT,
+    CHECKPOINT_FOLDER,
+    AtomicCheckpointIO,
+    NotANumberError,
+    bad_val_loss,
+    best_epoch,
+    data_facts,
+    diverged,
+    has_stalled,
+    run_metrics,
+)
+from lightning_modules import metrics
+from lightning_modules.heads.population import HeadPopulation, Member
+
+SAY_SECONDS = 2.0
+"""How often a line says how far they are: an epoch of small heads takes milliseconds."""
+
+
+@dataclass(frozen=True)
+class PopulationRun:
+    """One of the runs that are trained together."""
+
+    config: RunConfig
+    folder: RunFolder
+    report: Callable[[int, float, bool], bool]
+    """Takes an epoch, counted from 1, its objective and whether training ends there; says whether to prune the run."""
+
+
+def together(config: RunConfig) -> RunConfig:
+    """What runs must have in common to be trained together: the config without what may differ."""
+    return replace(
+        config,
+        data=replace(config.data, batch_size=1),
+        model=replace(config.model, dropout=0.0, label_smoothing=0.0),
+        optimizer=replace(config.optimizer, learning_rate=1.0, weight_decay=0.0, warmup_epochs=0.0),
+        trainer=replace(config.trainer, max_epochs=1, early_stopping_patience=0),
+    )
+
+
+def train_population(
+    runs: Sequence[PopulationRun], *, check: Callable[[], None]
+) -> Iterator[tuple[PopulationRun, Outcome | NotANumberError]]:
+    """Train runs together, from the start: a kill costs the seconds that they have trained.
+
+    Args:
+        runs: that `together` makes equal.
+        check: called between two epochs; raises to stop.
+
+    Yields:
+        Each run when it has ended, with its checkpoint and scores written; with the error of `train()` if it diverged.
+    """
+    config = runs[0].config
+    metric, direction = config.sweep.metric, config.sweep.direction
+    folders = open_data_once(config)
+    population = new_population([run.config for run in runs])
+    for run in runs:
+        run.folder.add_params(data_facts(folders))
+    histories: list[dict[int, dict[str, float]]] = [{} for _ in runs]
+    best: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+    said = time.monotonic()
+    while population.places:
+        check()
+        staying = []
+        for place, values in population.train_epoch().items():
+            run, epoch, history = runs[place], population.epoch, histories[place]
+            history[epoch] = values
+            run.folder.record(epoch, values)
+            if not math.isfinite(values[metrics.VAL_LOSS]):
+                yield run, diverged(epoch, bad_val_loss(values[metrics.VAL_LOSS]))
+                continue
+            best_yet = best_epoch(history, metric, direction)
+            if best_yet == epoch:
+                best[place] = population.head(place)
+            trainer = run.config.trainer
+            ends = epoch == trainer.epochs or has_stalled(epoch, best_yet, trainer.early_stopping_patience)
+            pruned = run.report(epoch, values[metric], ends)
+            if ends:
+                weight, bias = best[place]
+                _write_checkpoint(run.folder, best_yet, weight, bias)
+                inputs = population.features.valid[0].cpu().double()
+                logs = (inputs @ weight.double().T + bias.double()).log_softmax(dim=1).numpy()
+                scores = Scores.of_split(folders, folders.valid, logs)
+                scores.save(run.folder.scores)
+                scored = {**run_metrics(history, best_yet), **scores.metrics("val")}
+                yield run, Outcome("COMPLETE", history[best_yet][metric], scored)
+            elif pruned:
+                yield run, Outcome("PRUNED", values[metric], reason=f"pruned after epoch {epoch}")
+            else:
+                staying.append(place)
+        population.keep(staying)
+        if (waited := time.monotonic() - said) > SAY_SECONDS or not staying:
+            say(f"population: epoch {population.epoch}, {len(staying)} of {len(runs)} trials go on")
+            said += waited
+
+
+def new_population(configs: Sequence[RunConfig]) -> HeadPopulation:
+    """Untrained heads of runs that `together` makes equal, on their features."""
+    config = configs[0]
+    return HeadPopulation(
+        open_features_once(config).to(training_device(config)),
+        [_member(one) for one in configs],
+        optimizer=config.optimizer.name,
+        schedule=config.optimizer.schedule,
+        seed=config.seed,
+        gradient_clip=config.trainer.gradient_clip,
+    )
+
+
+def _member(config: RunConfig) -> Member:
+    return Member(
+        learning_rate=config.optimizer.learning_rate,
+        weight_decay=config.optimizer.weight_decay,
+        batch_size=config.data.batch_size,
+        max_epochs=config.trainer.epochs,
+        warmup_epochs=config.optimizer.warmup_epochs,
+        dropout=config.model.dropout,
+        label_smoothing=config.model.label_smoothing,
+    )
+
+
+def _write_checkpoint(folder: RunFolder, epoch: int, weight: torch.Tensor, bias: torch.Tensor) -> None:
+    """The best weights as a solo run leaves them; epochs count from 1 here and from 0 in a checkpoint."""
+    state = {"network.weight": weight, "network.bias": bias}
+    path = folder.path / CHECKPOINT_FOLDER / BEST_CHECKPOINT
+    AtomicCheckpointIO().save_checkpoint({"state_dict": state, "epoch": epoch - 1}, path)

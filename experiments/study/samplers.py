@@ -1,0 +1,140 @@
+"""How a trial's point is chosen, and what a sampler learns from the trials before it."""
+
+from __future__ import annotations
+
+import copy
+import math
+import warnings
+from collections.abc import Container, Sequence
+from typing import Any
+
+from optuna import Study
+from optuna.distributions import BaseDistribution
+from optuna.samplers import BaseSampler, CmaEsSampler, GPSampler, GridSampler, RandomSampler, TPESampler
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState
+
+from experiments.config import RunConfig
+from experiments.study.search_space import SearchSpace, grid_points
+
+START_UP = 10
+"""Trials that CMA-ES draws at random before it begins; TPE and the Gaussian process do so too, by Optuna's defaults."""
+GP_CEILING = 10.0
+"""Multiple of the best loss that counts as the worst: beside one of 1e6, a Gaussian process can't tell 0.7 from 0.8."""
+
+
+def make_sampler(study: Study, config: RunConfig, space: SearchSpace, seed: int) -> BaseSampler:
+    """The sampler that `sweep.sampler` names, for the next trial of a study."""
+    if config.sweep.sampler == "grid":
+        return _Grid(grid_points(space), seed=config.seed)
+    if config.sweep.sampler == "random":
+        return RandomSampler(seed=seed)
+    if config.sweep.sampler == "gp":
+        return LearnsFromPruned(GPSampler(seed=seed), ceiling=GP_CEILING)
+    if config.sweep.sampler == "cmaes":
+        return LearnsFromPruned(_cmaes(study, seed))
+    # Trials that are still running count as bad ones, or points that are drawn at once would lie side by side.
+    return LearnsFromPruned(TPESampler(seed=seed, constant_liar=True))
+
+
+def _cmaes(study: Study, seed: int) -> CmaEsSampler:
+    """CMA-ES that begins at the best start-up trial: in the middle, where Optuna's begins, all trials may diverge.
+
+    It draws numbers only; choices are drawn at random.
+    """
+    trials = map(_as_complete, study.get_trials(deepcopy=False))
+    told = [trial for trial in trials if trial.state == TrialState.COMPLETE][:START_UP]
+    choose = min if study.direction == StudyDirection.MINIMIZE else max
+    start = choose(told, key=_value).params if len(told) == START_UP else None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # Optuna 6 will not take x0
+        return CmaEsSampler(x0=start, n_startup_trials=START_UP, seed=seed, warn_independent_sampling=False)
+
+
+class _Grid(GridSampler):
+    """Leaves it to `n_trials` when the study ends: Optuna's own stops `optimize()`, which nobody calls here."""
+
+    def after_trial(self, *args: Any, **kwargs: Any) -> None:
+        """Do nothing."""
+
+
+class LearnsFromPruned(BaseSampler):
+    """Shows pruned trials to a sampler as complete ones, with the value that they were told with.
+
+    Optuna's Gaussian process and CMA-ES learn from complete trials only: they would not learn from trials that diverge,
+    and draw at random for as long as a pruner leaves few others. TPE ranks a pruned trial by its last epoch before its
+    value: the best of them would be one that diverged in its last epoch.
+
+    Args:
+        sampler: what learns.
+        ceiling: multiple of the best loss that counts as the worst.
+    """
+
+    def __init__(self, sampler: BaseSampler, *, ceiling: float = math.inf) -> None:
+        self._sampler, self._ceiling = sampler, ceiling
+
+    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        """What the sampler draws together."""
+        return self._sampler.infer_relative_search_space(self._seen(study), trial)
+
+    def sample_relative(
+        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        """Draw together."""
+        return self._sampler.sample_relative(self._seen(study), trial, search_space)
+
+    def sample_independent(
+        self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        """Draw one parameter."""
+        return self._sampler.sample_independent(self._seen(study), trial, param_name, param_distribution)
+
+    def before_trial(self, study: Study, trial: FrozenTrial) -> None:
+        """Let the sampler prepare."""
+        self._sampler.before_trial(study, trial)
+
+    def after_trial(self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> None:
+        """Let the sampler note what it needs."""
+        self._sampler.after_trial(study, trial, state, values)
+
+    def _seen(self, study: Study) -> Any:
+        return _SeenStudy(study, self._ceiling)
+
+
+class _SeenStudy:
+    """A study as a sampler sees it."""
+
+    def __init__(self, study: Study, ceiling: float) -> None:
+        self._study, self._ceiling = study, ceiling
+
+    def _get_trials(
+        self, deepcopy: bool = True, states: Container[TrialState] | None = None, use_cache: bool = False
+    ) -> list[FrozenTrial]:
+        trials = [_as_complete(trial) for trial in self._study._get_trials(deepcopy=deepcopy, use_cache=use_cache)]
+        if self._study.direction == StudyDirection.MINIMIZE:
+            losses = [_value(trial) for trial in trials if trial.state == TrialState.COMPLETE]
+            worst = self._ceiling * min(losses, default=math.inf)
+            trials = [_with_value(one, worst) if one.values and _value(one) > worst else one for one in trials]
+        return [trial for trial in trials if states is None or trial.state in states]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._study, name)
+
+
+def _as_complete(trial: FrozenTrial) -> FrozenTrial:
+    if trial.state != TrialState.PRUNED or trial.values is None:
+        return trial
+    complete = copy.copy(trial)
+    complete.state = TrialState.COMPLETE
+    return complete
+
+
+def _with_value(trial: FrozenTrial, value: float) -> FrozenTrial:
+    other = copy.copy(trial)
+    other.value = value
+    return other
+
+
+def _value(trial: FrozenTrial) -> float:
+    assert trial.value is not None
+    return trial.value

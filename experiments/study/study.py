@@ -1,0 +1,414 @@
+"""The Optuna study: what continues it, its pruner, which trial comes next, and what is told of one that ended."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import logging
+import math
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from pathlib import Path
+
+import optuna
+from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner
+from optuna.trial import FrozenTrial, Trial, TrialState
+
+from experiments.config import BLOT, RunConfig, override, require, to_flat
+from experiments.console import say
+from experiments.errors import UserError
+from experiments.runs.folder import FINGERPRINT, Outcome, RunFolder
+from experiments.study.claims import Claim, Holder, is_abandoned, is_claimed_here, lock_trial, take
+from experiments.study.identity import Photos, StudyIdentity, read_identity, write_identity
+from experiments.study.samplers import make_sampler
+from experiments.study.search_space import (
+    ChoiceRange,
+    FloatRange,
+    Point,
+    SearchSpace,
+    grid_points,
+)
+from experiments.study.storage import IDENTITY_FILE, journal_file, open_storage, study_folder, study_patience
+from lightning_modules.metrics import VAL_ACCURACY
+
+TARGET_ATTR = "target"
+"""How many finished trials the last `--more` was to end with."""
+INPUTS_SECONDS = "inputs_seconds"
+"""Attribute of a study: how long opening photos and computing features took, once for all trials."""
+
+FAILURE_REASON = "failure_reason"
+"""User attribute of a trial: why it failed, was pruned or diverged."""
+DURATION_MS = "duration_ms"
+"""User attribute of a trial: how long it took. Optuna's own times follow a clock that may be set back."""
+
+_log = logging.getLogger(__name__)
+
+
+def trial_folder(config: RunConfig, number: int) -> RunFolder:
+    """Where a trial is kept."""
+    return RunFolder(study_folder(config) / "trials" / f"{number:04d}")
+
+
+def open_study(
+    config: RunConfig, space: SearchSpace, photos: Photos, *, more: int = 0, check: Callable[[], None] = lambda: None
+) -> tuple[optuna.Study, int]:
+    """Create the study or continue it.
+
+    A study without a finished trial holds nobody to its settings: with other settings it is replaced by a new one.
+
+    Args:
+        photos: of the data set that its trials train on.
+        more: trials to add to those that have finished. An interrupted addition is completed first.
+        check: called while the study's storage is locked, here and in later calls; raises to stop.
+
+    Returns:
+        The study, and the number of finished trials that it ends with.
+
+    Raises:
+        UserError: if the study was made with another search space, other settings or other photos.
+    """
+    require(more >= 0, "--more", "be >= 0", more)
+    identity, home = StudyIdentity.of(config, space, photos), study_folder(config)
+    with study_patience(config, check).lock(_lock_path(config)):
+        noted = read_identity(home / IDENTITY_FILE)
+        is_replaced = noted is not None and not noted.is_same(identity)
+        if noted is not None and _has_finished_trials(home):
+            noted.check_same(identity)
+        if not is_replaced:
+            _copy_to_database(config)
+        study = _create_study(config, identity, check)
+        if is_replaced:
+            _set_aside(home)
+        write_identity(home / IDENTITY_FILE, identity)
+        finished = count_finished(study)
+        target = config.sweep.n_trials
+        if more:
+            promised = int(study.user_attrs.get(TARGET_ATTR, 0))
+            if promised > finished:
+                target = promised
+            elif finished:
+                target = finished + more
+            study.set_user_attr(TARGET_ATTR, target)
+        if config.sweep.sampler == "grid" and (points := grid_size(space)) < target:
+            _log.warning("sweep.n_trials %d: the grid has %d points, the study ends with them", target, points)
+    return study, target
+
+
+def _create_study(config: RunConfig, identity: StudyIdentity, check: Callable[[], None]) -> optuna.Study:
+    """The study in its storage, which keeps the identity."""
+    storage, name = open_storage(config, check), config.sweep.study_name
+
+    def create() -> optuna.Study:
+        return optuna.create_study(
+            study_name=name,
+            storage=storage,
+            direction=config.sweep.direction,
+            pruner=make_pruner(config),
+            load_if_exists=True,
+        )
+
+    study = create()
+    noted = StudyIdentity.from_dict(study.user_attrs)
+    if noted is not None and not noted.is_same(identity):
+        if count_finished(study):
+            noted.check_same(identity)
+        _refuse_running(study, config)
+        optuna.delete_study(study_name=name, storage=storage)
+        study = create()
+    if study.user_attrs.get("photos") is None:  # it is new, or of a version that did not note photos
+        study.set_user_attr("metric", config.sweep.metric)
+        for key, value in identity.to_dict().items():
+            study.set_user_attr(key, value)
+    return study
+
+
+def _refuse_running(study: optuna.Study, config: RunConfig) -> None:
+    """Refuse to replace a study while one of its trials is being trained."""
+    for trial in study.get_trials(deepcopy=False, states=[TrialState.RUNNING]):
+        folder = trial_folder(config, trial.number)
+        lock = lock_trial(folder) if is_abandoned(trial, folder, study._storage, config) else None
+        if lock is None:
+            raise UserError(
+                f"sweep.study_name must name a study that nobody works on, to start it again with other settings, got "
+                f"{study.study_name!r}: trial {trial.number} is being trained on {Holder.of(trial.user_attrs).host}"
+            )
+        lock.release()
+
+
+def _has_finished_trials(home: Path) -> bool:
+    outcomes = [RunFolder(path.parent).outcome for path in (home / "trials").glob("*/run.json")]
+    return any(outcome is not None and outcome.state in ("COMPLETE", "PRUNED") for outcome in outcomes)
+
+
+def _set_aside(home: Path) -> None:
+    """Make room in a study's folder for a new study, without deleting the trials that are there."""
+    number = next(number for number in itertools.count(1) if not (home / f"replaced-{number}").exists())
+    aside = home / f"replaced-{number}"
+    aside.mkdir()
+    for name in ("trials", "study"):
+        if (home / name).exists():
+            (home / name).rename(aside / name)
+    say(
+        f"study {home.name!r} had no finished trial: it starts again with these settings, its old trials are in {aside}"
+    )
+
+
+def _copy_to_database(config: RunConfig) -> None:
+    """Take a study along that moves from its journal to a database."""
+    if config.sweep.storage is None or not journal_file(config).is_file():
+        return
+    storage, name = open_storage(config), config.sweep.study_name
+    if name in optuna.get_all_study_names(storage):
+        return
+    journal = open_storage(override(config, {"sweep.storage": None}))
+    if name in optuna.get_all_study_names(journal):
+        optuna.copy_study(from_study_name=name, from_storage=journal, to_storage=storage)
+        say(f"study {name!r} is copied from {journal_file(config)} to sweep.storage, and continues there")
+
+
+def count_finished(study: optuna.Study) -> int:
+    """Trials that count: complete and pruned ones. One that failed is replaced by another."""
+    return len(study.get_trials(deepcopy=False, states=[TrialState.COMPLETE, TrialState.PRUNED]))
+
+
+def count_failed(study: optuna.Study) -> int:
+    """Trials that ended with an error."""
+    return len(study.get_trials(deepcopy=False, states=[TrialState.FAIL]))
+
+
+def grid_size(space: SearchSpace) -> int:
+    """The number of points of a grid."""
+    return math.prod(len(values) for values in grid_points(space).values())
+
+
+def journals(config: RunConfig) -> list[Path]:
+    """The journal files of the studies under `output_dir`, each in its study's folder."""
+    # One without a line is what a kill leaves before the study was created.
+    return [path for path in study_folder(config).parent.glob("*/journal.log") if path.stat().st_size]
+
+
+def load_study(config: RunConfig, name: str, check: Callable[[], None] = lambda: None) -> optuna.Study:
+    """A study that exists.
+
+    Args:
+        check: as for `open_storage`.
+
+    Raises:
+        UserError: if it does not, with the names of those that do.
+    """
+    config = override(config, {"sweep.study_name": name})
+    if config.sweep.storage is None:
+        where, storage = f"under {study_folder(config).parent}", None
+        names = sorted(path.parent.name for path in journals(config))
+    else:
+        where, storage = "in sweep.storage", open_storage(config, check)
+        names = sorted(optuna.get_all_study_names(storage))
+    if name not in names:
+        known = f"there are {', '.join(names)}" if names else "there is none yet"
+        raise UserError(f"study must exist {where}, got {name!r}; {known}")
+    try:
+        return optuna.load_study(study_name=name, storage=storage or open_storage(config, check))
+    except KeyError:  # deleted, by a dashboard that may write; its journal is left
+        raise UserError(
+            f"study must exist {where}, got {name!r}, which was deleted: its trials are still in {study_folder(config)}"
+        ) from None
+
+
+def best_config(study: optuna.Study, config: RunConfig) -> tuple[RunConfig, FrozenTrial]:
+    """The config of the study's best trial, kept and tracked where `config` says.
+
+    Raises:
+        UserError: if no trial is complete.
+    """
+    best = best_trial(study)
+    if best is None:
+        raise UserError(f"study {study.study_name!r} has no complete trial yet")
+    values = {**study.user_attrs["config"], **best.params}
+    values |= {name: to_flat(config)[name] for name in ("output_dir", "sweep.storage")}
+    if config.tracking.uri is not None or BLOT in str(values["tracking.uri"]):
+        values["tracking.uri"] = config.tracking.uri
+    return override(RunConfig(), values), best
+
+
+def best_trial(study: optuna.Study) -> FrozenTrial | None:
+    """The best complete trial; None while there is none."""
+    complete = study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
+    return study.best_trial if complete else None
+
+
+def photo_facts(study: optuna.Study) -> dict[str, str]:
+    """What a run notes about its photos, as far as its study knows it."""
+    photos = study.user_attrs.get("photos")
+    if photos is None:
+        return {}
+    counts = {f"data.{split}_images": str(photos[split]) for split in ("train", "valid", "test")}
+    return {FINGERPRINT: photos["fingerprint"], "data.classes": str(len(photos["class_names"])), **counts}
+
+
+def trial_seconds(trial: FrozenTrial) -> float | None:
+    """How long a trial took, from its start to its end; None before that."""
+    if DURATION_MS in trial.user_attrs:
+        return float(trial.user_attrs[DURATION_MS]) / 1000
+    return None if trial.duration is None else max(0.0, trial.duration.total_seconds())
+
+
+def copy_in_time(study: optuna.Study, seconds: float) -> optuna.Study:
+    """A copy of a study in memory.
+
+    Raises:
+        TimeoutError: if its storage does not answer in time, because another process locks it.
+        Exception: what the storage raises.
+    """
+    answer: Future[optuna.Study] = Future()
+
+    def read() -> None:
+        try:
+            trials, attributes = study.get_trials(deepcopy=False), study.user_attrs
+            copied = optuna.create_study(study_name=study.study_name, direction=study.direction)
+            for name, value in attributes.items():
+                copied.set_user_attr(name, value)
+            copied.add_trials(trials)
+            answer.set_result(copied)
+        except Exception as error:
+            answer.set_exception(error)
+
+    # A driver that waits for a lock can't be interrupted: it is left behind, and the process ends without it.
+    threading.Thread(target=read, name="copy of the study", daemon=True).start()
+    return answer.result(seconds)
+
+
+def make_pruner(config: RunConfig) -> BasePruner:
+    """The pruner that `sweep.pruner` names, or that suits the sampler; all of them act on epochs, counted from 1."""
+    pruner = config.sweep.pruner or ("none" if config.sweep.sampler in ("gp", "cmaes") else "hyperband")
+    if pruner == "hyperband":
+        return HyperbandPruner(min_resource=1, max_resource=config.trainer.epochs)
+    if pruner == "median":
+        return MedianPruner()
+    return NopPruner()
+
+
+def suggest(trial: Trial, space: SearchSpace) -> Point:
+    """The trial's point: drawn now, or read back where it was drawn before a kill."""
+    if trial.params.keys() < space.keys():
+        # A kill may have come between two values, and the sampler's random numbers come in order: draw all once more.
+        trial._cached_frozen_trial = copy.copy(trial._cached_frozen_trial)
+        trial._cached_frozen_trial.params, trial._cached_frozen_trial.distributions = {}, {}
+    point: Point = {}
+    for name, one in space.items():
+        if isinstance(one, ChoiceRange):
+            drawn = trial.suggest_categorical(name, one.values)
+            assert drawn is not None, "a search space holds no null"
+            point[name] = drawn
+        elif isinstance(one, FloatRange):
+            point[name] = trial.suggest_float(name, one.low, one.high, log=one.log)
+        else:
+            point[name] = trial.suggest_int(name, one.low, one.high, log=one.log)
+    return point
+
+
+@dataclass(frozen=True)
+class NothingToClaim:
+    """No trial to start now."""
+
+    done: bool
+    """All trials have finished; otherwise others still work on the last ones, and one of them may die."""
+    waiting_for: tuple[str, ...] = ()
+    """Those trials and the machines that run them."""
+
+
+def claim(
+    study: optuna.Study,
+    config: RunConfig,
+    space: SearchSpace,
+    target: int,
+    *,
+    new: bool = True,
+    check: Callable[[], None] = lambda: None,
+) -> Claim | NothingToClaim:
+    """Take over a trial whose process died, or else ask for a new one.
+
+    Args:
+        new: whether a new trial may start.
+        check: called while another process claims a trial; raises to stop.
+    """
+    with study_patience(config, check).lock(_lock_path(config)):
+        trials = study.get_trials(deepcopy=False)
+        running = [trial for trial in trials if trial.state == TrialState.RUNNING]
+        for trial in running:
+            folder = trial_folder(config, trial.number)
+            if is_abandoned(trial, folder, study._storage, config):
+                taken = take(trial._trial_id, folder, study._storage, config)
+                if taken is not None:
+                    return Claim(*draw_point(study, config, space, trial._trial_id), folder, *taken)
+        counted = sum(trial.state in (TrialState.COMPLETE, TrialState.PRUNED) for trial in trials) + len(running)
+        # A grid has no point left for one that failed.
+        exhausted = config.sweep.sampler == "grid" and len(trials) >= grid_size(space)
+        if not new or counted >= target or exhausted:
+            return NothingToClaim(
+                not running, tuple(f"trial {one.number} on {Holder.of(one.user_attrs).host}" for one in running)
+            )
+        asked = study.ask()
+        folder = trial_folder(config, asked.number)
+        taken = take(asked._trial_id, folder, study._storage, config)
+        assert taken is not None, "a trial that was just asked for can't be somebody else's"
+        return Claim(*draw_point(study, config, space, asked._trial_id), folder, *taken)
+
+
+def draw_point(study: optuna.Study, config: RunConfig, space: SearchSpace, trial_id: int) -> tuple[Trial, Point]:
+    """A running trial and its point: drawn now, or completed where a kill came before it was drawn.
+
+    The sampler is seeded by the trial's number: a study that was interrupted draws what it would have drawn, and
+    machines that ask at the same time draw different points.
+    """
+    number = study._storage.get_trial(trial_id).number
+    study.sampler = make_sampler(study, config, space, seed=(config.seed * 100_003 + number) % 2**32)
+    trial = Trial(study, trial_id)
+    return trial, suggest(trial, space)
+
+
+def diverged_outcome(study: optuna.Study, metric: str, num_classes: int, reason: str) -> Outcome:
+    """How a trial ends whose loss is no number: pruned, with a value from which a sampler learns to keep away.
+
+    The value is finite, as a huge one would spoil a model of the objective: accuracy 0, or the worst loss that a trial
+    of the study has reported, and at least that of guessing.
+    """
+    if metric == VAL_ACCURACY:
+        return Outcome("PRUNED", 0.0, reason=reason)
+    reported = (value for trial in study.get_trials(deepcopy=False) for value in trial.intermediate_values.values())
+    return Outcome("PRUNED", max([math.log(num_classes), *filter(math.isfinite, reported)]), reason=reason)
+
+
+def has_diverged(trial: FrozenTrial) -> bool:
+    """Whether the loss of a trial that has ended was no number."""
+    return trial.state == TrialState.PRUNED and trial.user_attrs.get(FAILURE_REASON, "").startswith("diverged at epoch")
+
+
+def tell(study: optuna.Study, trial: Trial, outcome: Outcome) -> None:
+    """Tell Optuna how a trial ended. After a kill on the way it may be told again."""
+    for name, value in outcome.metrics.items():
+        trial.set_user_attr(name, value)
+    if outcome.reason:
+        trial.set_user_attr(FAILURE_REASON, outcome.reason)
+    seen = trial.storage.get_trial(trial._trial_id).intermediate_values
+    if outcome.state == "PRUNED" and seen.get(max(seen, default=0)) != outcome.value:
+        assert outcome.value is not None
+        trial.report(outcome.value, max(seen, default=0) + 1)  # Optuna takes the last one for the trial's value
+    study.tell(trial, outcome.value if outcome.state == "COMPLETE" else None, state=TrialState[outcome.state])
+
+
+def interrupted_trials(study: optuna.Study, config: RunConfig) -> set[int]:
+    """The unfinished trials that no process of this machine trains: their locks are free."""
+    free = set()
+    for trial in study.get_trials(deepcopy=False, states=[TrialState.RUNNING]):
+        folder = trial_folder(config, trial.number)
+        if is_claimed_here(trial, folder, config) and (lock := lock_trial(folder)) is not None:
+            lock.release()
+            free.add(trial.number)
+    return free
+
+
+def _lock_path(config: RunConfig) -> Path:
+    study_folder(config).mkdir(parents=True, exist_ok=True)
+    return study_folder(config) / "study.lock"

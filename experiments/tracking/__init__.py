@@ -1,0 +1,1 @@
+"""MLflow: the store, what is sent to it, views and registered models. Nothing else imports mlflow."""

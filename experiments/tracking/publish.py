@@ -1,0 +1,244 @@
+"""What the publisher process does: draw finished runs and keep MLflow up to date with run folders, while others train.
+
+It only reads what the training processes write, so that nothing waits for it, and a new one continues where one that
+was killed stopped. A run is done when MLflow has everything that it will ever have: see `RunFolder.is_published`.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import TypeVar
+
+from filelock import Timeout
+
+from experiments.config import public_url, tracking_uri
+from experiments.console import say
+from experiments.errors import TrackingError
+from experiments.runs.folder import RunFolder
+from experiments.tracking.drawers import drawn, open_drawers
+from experiments.tracking.publisher import FINISH, INTERRUPTED, Publication, run_groups
+from experiments.tracking.store import AWAY, RunStore, SystemMonitor, is_refusal, reason, wait_for_store
+from lightning_modules.locks import KernelLock
+
+PUBLISH_SECONDS = 2.0
+"""How often running runs are brought up to date in MLflow."""
+SYSTEM_METRICS_SECONDS = 10.0
+"""How often the machine is sampled; MLflow's own default."""
+REGISTER_SECONDS = 60.0
+"""How long this machine may compute to register a model: MLflow copies the export and packs it."""
+MODEL_FILES = 10
+"""Files that MLflow adds to a model (3.17.2: seven), and requests beside them."""
+_Item = TypeVar("_Item")
+
+
+def publish(publication: Publication, connection: Connection) -> None:
+    """Publish run folders until a word comes over the connection, then all that have ended.
+
+    Args:
+        connection: gets numbers on the way: the seconds that the next call to MLflow may take, or infinity after it.
+            Gets a text at the end: empty, or what went wrong. Gives FINISH, or INTERRUPTED if the same command
+            continues the runs that have not ended.
+    """
+    os.nice(5)
+    holder, word = KernelLock(publication.lock), ""
+    while not holder.is_locked and word != INTERRUPTED:
+        try:
+            holder.acquire(timeout=PUBLISH_SECONDS)
+        except Timeout:  # another process publishes these folders
+            word = word or (connection.recv() if connection.poll() else "")
+    if not holder.is_locked:
+        connection.send("")
+        return
+    with holder, open_drawers() as drawers:
+        work = _Work(publication, connection, drawers)
+        while not word:
+            work.update()
+            word = connection.recv() if connection.poll(PUBLISH_SECONDS) else ""
+        try:
+            if word == FINISH:
+                work.finish()
+            else:
+                work.interrupt()
+            connection.send("")
+        except TrackingError as error:
+            connection.send(str(error))
+
+
+class _Work:
+    """The run folders that one publisher brings into MLflow."""
+
+    def __init__(self, publication: Publication, connection: Connection, drawers: ThreadPoolExecutor) -> None:
+        self._config, self._publication = publication.config, publication
+        self._connection, self._drawers = connection, drawers
+        self._parent = RunFolder(publication.parent) if publication.parent else None
+        self._limit = self._config.tracking.flush_timeout_seconds
+        self._store: RunStore | None = None
+        self._parent_run_id: str | None = None
+        self._monitor, self._sampled = SystemMonitor(), -math.inf
+        self._said: dict[str, str] = {}
+        self._done: set[Path] = set()
+        """Folders that MLflow has whole; they are looked at again at the end only."""
+
+    def update(self) -> None:
+        """Bring MLflow up to date, as far as it answers, until a word comes."""
+        sample: Mapping[str, float] | None = None
+        if time.monotonic() - self._sampled >= SYSTEM_METRICS_SECONDS:
+            self._sampled, sample = time.monotonic(), self._monitor.sample()
+        try:
+            store = self._ask(self._open)
+        except AWAY as error:
+            self._say_once("store", error)
+            return
+        for folder in drawn([one for one in self._folders() if one.path not in self._done], self._drawers):
+            if self._connection.poll():
+                return
+            self._record_system(folder, sample)
+            try:
+                self._ask(partial(store.push, folder, self._parent_run_id))
+                self._said.pop(folder.path.name, None)
+            except AWAY as error:
+                self._say_once(folder.path.name, error)
+                if not is_refusal(error):
+                    return
+            # A run may end, or be drawn, at any moment here. The next round sends what this one missed.
+            if folder.is_published:
+                self._done.add(folder.path)
+
+    def finish(self) -> None:
+        """Publish everything that has ended, and register the model of a single run.
+
+        Raises:
+            TrackingError: if MLflow stays away, or refuses a run.
+        """
+        store = self._ask(partial(wait_for_store, self._open, self._config))
+        refusals: list[TrackingError] = []
+        for folder in self._ended():
+            if folder is not self._parent and folder.path not in self._done:
+                self._record_system(folder, None)
+            try:
+                while folder.path not in self._done or not folder.is_published:
+                    self._ask(partial(store.push_or_wait, folder, self._parent_run_id))
+                    self._done.add(folder.path)
+            except TrackingError as error:
+                if error.__cause__ is None or not is_refusal(error.__cause__):
+                    raise
+                refusals.append(error)  # MLflow takes the others
+        if self._parent is not None and self._parent.outcome is None:
+            self._ask(partial(store.wait, partial(store.push_killed, self._parent), self._parent))
+        if refusals:
+            raise refusals[0]
+        if self._publication.registers:
+            self._register(store, RunFolder(self._publication.runs))
+        self._refill(store)
+
+    def interrupt(self) -> None:
+        """Send what is whole, and tell MLflow that the other runs do not run any more. Waits for nothing."""
+        try:
+            store = self._ask(self._open)
+            for folder in [*self._folders(), *([self._parent] if self._parent else [])]:
+                parent_run_id = None if folder is self._parent else self._parent_run_id
+                if folder.outcome is None:
+                    self._ask(partial(store.push_killed, folder, parent_run_id))
+                elif folder.path not in self._done and not folder.needs_drawing:
+                    self._ask(partial(store.push, folder, parent_run_id))
+        except AWAY as error:
+            say(f"{self._mlflow} did not hear that the command was interrupted: {reason(error, self._uri)}")
+
+    def _open(self) -> RunStore:
+        """The store, as soon as it answers and has the parent's run."""
+        if self._store is None:
+            store = RunStore(self._config, before_call=self._before_call)
+            if self._parent is not None:
+                self._parent_run_id = store.push(self._parent)
+            self._done = store.find_whole(self._folders())
+            self._store = store
+        return self._store
+
+    def _folders(self) -> list[RunFolder]:
+        runs = self._publication.runs
+        folders = [RunFolder(path) for path in sorted(runs.parent.glob(runs.name))]
+        return [folder for folder in folders if folder.exists]
+
+    def _ended(self) -> Iterator[RunFolder]:
+        """The folders of runs that have ended, drawn; the parent's last."""
+        yield from drawn([one for one in self._folders() if one.outcome is not None], self._drawers)
+        if self._parent is not None and self._parent.outcome is not None:
+            yield self._parent
+
+    def _record_system(self, folder: RunFolder, sample: Mapping[str, float] | None) -> None:
+        """Note the state of the machine with a run that runs, and once with one that was over before."""
+        if (sample and folder.outcome is None) or not folder.system_lines():
+            folder.record_system(sample or self._monitor.sample())
+
+    def _register(self, store: RunStore, folder: RunFolder) -> None:
+        if folder.outcome is None or folder.outcome.state != "COMPLETE" or folder.published.model_uri is not None:
+            return
+        from experiments.tracking.registry import register  # imports pandas and MLflow's models
+
+        self._limit = seconds_to_register(folder.export, self._limit)
+        name = self._config.tracking.experiment
+        self._ask(partial(store.wait, partial(register, store, folder, name=name), folder))
+
+    def _refill(self, store: RunStore) -> None:
+        """Publish what MLflow lacks of this experiment's other runs, such as after its database was deleted.
+
+        A run that somebody deleted in MLflow's UI stays deleted.
+        """
+        groups = [one for one in run_groups(self._config) if one.lock != self._publication.lock]
+        try:
+            known = self._ask(partial(store.find_known, [folder for one in groups for folder in one.runs]))
+            for group in groups:
+                lacking = [one for one in group.runs if one.path not in known and not one.needs_drawing]
+                lock = KernelLock(group.lock)
+                if not lacking or self._connection.poll() or not lock.try_acquire():
+                    continue
+                try:
+                    parent_run_id = self._ask(partial(store.push_killed, group.parent)) if group.parent else None
+                    for folder in lacking:
+                        self._ask(partial(store.push, folder, parent_run_id))
+                finally:
+                    lock.release()
+        except AWAY as error:  # the command has done its own work
+            say(
+                f"{self._mlflow} does not take an earlier run, the next command tries again: {reason(error, self._uri)}"
+            )
+
+    def _ask(self, call: Callable[[], _Item]) -> _Item:
+        """Make calls to MLflow, each of which announces how long it may take."""
+        try:
+            return call()
+        finally:
+            self._connection.send(math.inf)
+
+    def _before_call(self) -> None:
+        self._connection.send(self._limit)
+
+    def _say_once(self, topic: str, error: BaseException) -> None:
+        text = f"{self._mlflow} does not take a run, training goes on: {reason(error, self._uri)}"
+        if self._said.get(topic) != text:
+            say(text)
+        self._said[topic] = text
+
+    @property
+    def _uri(self) -> str:
+        return tracking_uri(self._config)
+
+    @property
+    def _mlflow(self) -> str:
+        return f"MLflow at {public_url(self._uri)}"
+
+
+def seconds_to_register(export: Path, seconds: float) -> float:
+    """How long registering a model may take: MLflow uploads its files one after the other, in one call.
+
+    Args:
+        seconds: how long one request may take.
+    """
+    return REGISTER_SECONDS + seconds * (MODEL_FILES + sum(path.is_file() for path in export.rglob("*")))

@@ -1,0 +1,207 @@
+"""The process that publishes runs to MLflow beside the one that trains, as that one sees it.
+
+MLflow is imported over there only: a trial waits neither for it nor for a picture. Nor can MLflow hold up the end of a
+command: this process gives the other one a time limit, and kills it after that.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from types import TracebackType
+
+from experiments.config import RunConfig, public_url, tracking_uri
+from experiments.console import outlive_output, say
+from experiments.errors import STOP_SIGNALS, InterruptedRunError, TrackingError
+from experiments.runs.folder import RunFolder
+from experiments.runs.processes import die_with_parent, pipe, start_process
+
+MAX_DEATHS = 3
+"""How often the process may be killed before the run gives up."""
+FINISH, INTERRUPTED = "finish", "interrupted"
+"""What the process is told: publish all runs that have ended, or stop soon."""
+INTERRUPTED_SECONDS = 5.0
+"""How long an interrupted command waits for MLflow at most."""
+EXTRA_SECONDS = 1.0
+"""By how much this process is more patient than the other one, whose message says more."""
+POLL_SECONDS = 0.1
+LOCK_FILE = "publisher.lock"
+"""Beside the runs of one publisher: of two that have the same runs, one works and the other waits."""
+
+
+@dataclass(frozen=True)
+class Publication:
+    """What is published."""
+
+    config: RunConfig
+    runs: Path
+    """A run folder, or a glob pattern such as trials/*."""
+    lock: Path
+    parent: Path | None = None
+    """Run folder of the study that the runs belong to."""
+    registers: bool = False
+    """Whether the model of the run, when it is complete, is registered too."""
+
+
+@dataclass(frozen=True)
+class RunGroup:
+    """Run folders that one publisher publishes."""
+
+    lock: Path
+    runs: tuple[RunFolder, ...]
+    parent: RunFolder | None = None
+
+
+def run_groups(config: RunConfig) -> Iterator[RunGroup]:
+    """The runs below `output_dir` that have ended and belong to the experiment of the config."""
+
+    def ended(pattern: str, home: Path) -> tuple[RunFolder, ...]:
+        folders = [RunFolder(path.parent) for path in sorted(home.glob(f"{pattern}/run.json"))]
+        return tuple(
+            folder
+            for folder in folders
+            if folder.exists
+            and (noted := folder.read())["outcome"]
+            and noted["params"].get("tracking.experiment") == config.tracking.experiment
+        )
+
+    for study in sorted(config.output_dir.glob("studies/*/study/run.json")):
+        home = study.parent.parent
+        yield RunGroup(home / LOCK_FILE, ended("trials/*", home), RunFolder(study.parent))
+    for run in (*ended("train/*", config.output_dir), *ended("parity/*/*", config.output_dir)):
+        yield RunGroup(run.path / LOCK_FILE, (run,))
+
+
+class Publisher:
+    """Publishes run folders as long as it is entered, and all of them to their end when it is left.
+
+    Args:
+        raise_if_interrupted: called while this waits for MLflow.
+
+    Raises:
+        TrackingError: from leaving it, if MLflow does not answer within `tracking.flush_timeout_seconds` or refuses a
+            run. Nothing is lost: the same command sends the rest.
+        InterruptedRunError: from leaving it, if `raise_if_interrupted` raises it.
+    """
+
+    def __init__(self, publication: Publication, raise_if_interrupted: Callable[[], None] = lambda: None) -> None:
+        self._publication, self._raise_if_interrupted = publication, raise_if_interrupted
+        self._deaths = 0
+
+    def __enter__(self) -> Publisher:
+        self._start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if isinstance(error, InterruptedRunError):
+                self._interrupt()
+            elif error is None:
+                self._finish()
+            else:  # what stopped the command says more than what MLflow may add
+                try:
+                    self._finish()
+                except TrackingError as second:
+                    say(str(second))
+        except InterruptedRunError:
+            self._interrupt()
+            raise
+        finally:
+            self._process.join(EXTRA_SECONDS)  # it has said its last word
+            self._process.kill()
+            self._process.join()
+            self._connection.close()
+
+    def check(self) -> None:
+        """Start another process if this one was killed. Costs microseconds.
+
+        Raises:
+            TrackingError: if it keeps being killed.
+        """
+        while self._connection.poll():
+            said = self._receive()
+            if said is None:
+                self._restart()
+
+    def _start(self) -> None:
+        self._connection, theirs = pipe()
+        self._process = start_process(_main, (self._publication, theirs), name="publisher")
+        theirs.close()
+        self._allowed = math.inf  # it imports MLflow first
+
+    def _restart(self) -> None:
+        self._deaths += 1
+        if self._deaths > MAX_DEATHS:
+            raise TrackingError(f"the process that writes to MLflow keeps dying (exit code {self._process.exitcode})")
+        self._connection.close()
+        self._start()
+
+    def _finish(self) -> None:
+        message = self._tell(FINISH, math.inf)
+        while message is None:
+            self._restart()
+            message = self._tell(FINISH, math.inf)
+        if message:
+            raise TrackingError(message)
+
+    def _interrupt(self) -> None:
+        self._raise_if_interrupted = lambda: None
+        seconds = min(INTERRUPTED_SECONDS, self._publication.config.tracking.flush_timeout_seconds)
+        if message := self._tell(INTERRUPTED, seconds):
+            say(message)
+
+    def _tell(self, word: str, seconds: float) -> str | None:
+        """Give the process a word and wait for its end.
+
+        Args:
+            seconds: how long to wait in all; each call to MLflow has the limit that the process announces.
+
+        Returns:
+            Empty if all went well, else what went wrong; None if the process was killed.
+        """
+        with contextlib.suppress(BrokenPipeError):  # it is gone: did it say why?
+            self._connection.send(word)
+        begun = asked = time.monotonic()
+        while True:
+            if self._connection.poll(POLL_SECONDS):
+                said = self._receive()
+                if not isinstance(said, float):
+                    return said
+                asked = time.monotonic()
+            for limit, begin, extra in ((self._allowed, asked, EXTRA_SECONDS), (seconds, begun, 0.0)):
+                if time.monotonic() - begin > limit + extra:
+                    self._process.kill()
+                    config = self._publication.config
+                    return (
+                        f"tracking.uri {public_url(tracking_uri(config))} gave no answer within {limit:g} seconds: "
+                        f"what has run is whole in {config.output_dir} and is sent when the same command runs again"
+                    )
+            self._raise_if_interrupted()
+
+    def _receive(self) -> str | float | None:
+        """What the process says next: its limit, or its last word; None if it was killed."""
+        try:
+            said: str | float = self._connection.recv()
+        except (EOFError, ConnectionResetError):
+            return None
+        if isinstance(said, float):
+            self._allowed = said
+        return said
+
+
+def _main(publication: Publication, connection: Connection) -> None:
+    die_with_parent()
+    outlive_output()
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)  # the training process says what they mean
+    from experiments.tracking.publish import publish  # MLflow takes seconds to import
+
+    publish(publication, connection)

@@ -1,0 +1,624 @@
+"""MLflow. Run folders are written first and MLflow is brought up to date from them, as often as it takes.
+
+So nothing waits for a tracking server, and nothing is lost when it is away or when a process is killed: pushing a
+folder a second time sends only what the server lacks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import re
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import mlflow
+import sqlalchemy
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from mlflow import MlflowClient
+from mlflow.entities import Dataset, DatasetInput, InputTag, LifecycleStage, Metric, Param, Run, RunTag, ViewType
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, RESOURCE_DOES_NOT_EXIST, ErrorCode
+from mlflow.store.db.db_types import DATABASE_ENGINES
+from mlflow.system_metrics.metrics.base_metrics_monitor import BaseMetricsMonitor
+from mlflow.system_metrics.metrics.cpu_monitor import CPUMonitor
+from mlflow.system_metrics.metrics.disk_monitor import DiskMonitor
+from mlflow.system_metrics.metrics.gpu_monitor import GPUMonitor
+from mlflow.system_metrics.metrics.network_monitor import NetworkMonitor
+from mlflow.utils.file_utils import local_file_uri_to_path
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+from sqlalchemy.pool import NullPool
+
+from experiments.config import RunConfig, public_url, require, require_folder, sqlite_url, tracking_uri
+from experiments.console import say
+from experiments.errors import TrackingError, UserError
+from experiments.runs.folder import FINGERPRINT, MetricLine, Published, RunFolder, now_ms
+from experiments.tracking.views import tuned_names, view_tags
+from lightning_modules.locks import KernelLock
+from lightning_modules.metrics import DIRECTIONS, VAL_LOSS
+
+KEY_TAG = "experiments.key"
+"""Tag by which a run folder finds its run again."""
+STATUS = {"COMPLETE": "FINISHED", "PRUNED": "FINISHED", "FAIL": "FAILED", "STOPPED": "KILLED"}
+
+DATABASE, ARTIFACTS = "mlflow.db", "mlartifacts"
+"""MLflow's store below `output_dir`, where `tracking.uri` names no other."""
+LOCATIONS = {
+    "experiments": ("artifact_location",),
+    "runs": ("artifact_uri",),
+    "logged_models": ("artifact_location",),
+    "model_versions": ("source", "storage_location"),
+}
+"""Columns in which MLflow keeps absolute paths of artifacts (3.17.2)."""
+
+AWAY = (MlflowException, OSError)
+"""What MLflow's client raises when its server or database does not answer (requests' errors are OSErrors)."""
+CHECK_SECONDS = 5.0
+"""How long `check_tracking` waits for an answer. A server in good health answers within a second."""
+MAX_NAME_LENGTH = 256
+"""Of experiments and registered models, in MLflow's tables (3.17.2)."""
+
+_log = logging.getLogger(__name__)
+_Item = TypeVar("_Item")
+_Point = tuple[str, int, int]
+"""A metric's name, step and time, by which MLflow's points are told apart."""
+
+
+class RunStore:
+    """The MLflow experiment that run folders are pushed to.
+
+    Args:
+        before_call: called before each call to MLflow, so that somebody can watch how long it takes.
+
+    Raises:
+        MlflowException, OSError: if MLflow does not answer, or refuses the experiment.
+    """
+
+    def __init__(self, config: RunConfig, *, before_call: Callable[[], None] = lambda: None) -> None:
+        self.uri = tracking_uri(config)
+        # Our own store moves with its folder: the note in a run folder must name it there too.
+        self.name = f"{public_url(config.tracking.uri or DATABASE)}#{config.tracking.experiment}"
+        self.flush_timeout_seconds = config.tracking.flush_timeout_seconds
+        self.before_call = before_call
+        local = None if config.tracking.uri else (config.output_dir / ARTIFACTS).resolve().as_uri()
+        before_call()
+        with _opening(config):
+            self.client = MlflowClient(self.uri, registry_uri=self.uri)  # or a variable of the shell decides
+            self.experiment_id = self._experiment(config.tracking.experiment, local)
+        # What this process knows MLflow to have, by run: metric points and params.
+        self._sent: dict[str, set[_Point]] = {}
+        self._params: dict[str, Mapping[str, str]] = {}
+
+    @classmethod
+    def open_or_wait(cls, config: RunConfig) -> RunStore:
+        """Open the store, and wait for a server that is away.
+
+        Raises:
+            TrackingError: if it stays away for `tracking.flush_timeout_seconds`.
+        """
+        return wait_for_store(lambda: cls(config), config)
+
+    def push(self, folder: RunFolder, parent_run_id: str | None = None) -> str:
+        """Bring MLflow up to date with a folder: what MLflow has is not sent again.
+
+        Raises:
+            MlflowException, OSError: if the server does not take it.
+        """
+        # First: what is written from here on differs from this list, and is sent by the next push.
+        files = folder.files()
+        noted = folder.read()
+        epochs = folder.metric_lines()
+        lines = [*epochs, *folder.system_lines()]
+        run_id = self._run_id(folder, noted, lines, parent_run_id)
+        sent = self._sent[run_id]
+        points = [
+            Metric(key, value, line.timestamp_ms, line.step) for line in lines for key, value in line.metrics.items()
+        ]
+        if noted["outcome"]:
+            last = max((line.step for line in epochs), default=0)
+            points += [Metric(key, value, noted["ended_ms"], last) for key, value in folder.final_metrics().items()]
+        for chunk in _chunks([one for one in points if _point(one) not in sent], 1000):  # MLflow's limit a request
+            self.before_call()
+            self.client.log_batch(run_id, metrics=chunk)
+            sent |= {_point(one) for one in chunk}
+        self._push_params(run_id, noted["params"])
+        if noted["outcome"]:
+            outcome = noted["outcome"]
+            # What was noted since the run began, too.
+            tags = noted["tags"] | {"trial_state": outcome["state"]}
+            tags |= {"failure_reason": outcome["reason"]} if outcome["reason"] else {}
+            self.before_call()
+            self.client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
+            self._push_artifacts(run_id, folder, files)
+            self.before_call()
+            self.client.set_terminated(run_id, STATUS[outcome["state"]], noted["ended_ms"])
+            folder.note_published(replace(folder.published, files=files))
+        return run_id
+
+    def _push_artifacts(self, run_id: str, folder: RunFolder, files: Mapping[str, Sequence[int]]) -> None:
+        """Send the files that MLflow lacks, or has as they were before."""
+        before = folder.published.files
+        for name, status in files.items():
+            path = folder.path / name
+            if folder.artifacts in path.parents and before.get(name) != status:
+                place = path.parent.relative_to(folder.artifacts).as_posix()
+                self.before_call()
+                self.client.log_artifact(run_id, str(path), None if place == "." else place)
+
+    def _run_id(
+        self, folder: RunFolder, noted: Mapping[str, Any], lines: Sequence[MetricLine], parent_run_id: str | None
+    ) -> str:
+        """The MLflow run of a folder: the one it was given, the one that carries its key, or a new one."""
+        known = folder.run_id
+        if known in self._sent:
+            return known
+        self.before_call()
+        found = self._find(folder.published, noted["key"])
+        if found is None:
+            tags = dict(noted["tags"]) | {KEY_TAG: noted["key"]}
+            if parent_run_id:
+                tags["mlflow.parentRunId"] = parent_run_id
+            run = self.client.create_run(self.experiment_id, noted["started_ms"], tags=tags, run_name=noted["name"])
+            found_id = str(run.info.run_id)
+            self._sent[found_id], self._params[found_id] = set(), {}
+        else:
+            found_id = str(found.info.run_id)
+            if found.info.lifecycle_stage == LifecycleStage.DELETED:
+                self.client.restore_run(found_id)
+            # After a crash the run may already hold some of what is in the folder.
+            keys = {key for line in lines for key in line.metrics} | folder.final_metrics().keys()
+            self._sent[found_id] = {
+                _point(point) for key in keys for point in self.client.get_metric_history(found_id, key)
+            }
+            if parent_run_id and found.data.tags.get("mlflow.parentRunId") != parent_run_id:
+                self.client.set_tag(found_id, "mlflow.parentRunId", parent_run_id)
+            if not noted["outcome"]:
+                self.client.update_run(found_id, "RUNNING")
+        if (folder.published.store, known) != (self.name, found_id):
+            folder.note_published(Published(self.name, found_id))
+        return found_id
+
+    def push_or_wait(self, folder: RunFolder, parent_run_id: str | None = None) -> str:
+        """Push, and wait for a server that is away.
+
+        Raises:
+            TrackingError: if it stays away for `tracking.flush_timeout_seconds`.
+        """
+        return self.wait(lambda: self.push(folder, parent_run_id), folder)
+
+    def wait(self, call: Callable[[], _Item], folder: RunFolder) -> _Item:
+        """Make a call about a run's folder, and wait for a server that is away.
+
+        Raises:
+            TrackingError: if it stays away for `tracking.flush_timeout_seconds`.
+        """
+        kept = f"the run is whole in {folder.path} and is sent when the same command runs again"
+        return call_or_wait(call, self.uri, self.flush_timeout_seconds, kept)
+
+    def push_killed(self, folder: RunFolder, parent_run_id: str | None = None) -> str:
+        """Push, and show a run that has not ended as KILLED: the same command continues it later.
+
+        Raises:
+            MlflowException, OSError: if the server does not take it.
+        """
+        run_id = self.push(folder, parent_run_id)
+        if folder.outcome is None:
+            self.before_call()
+            self.client.update_run(run_id, "KILLED")
+        return run_id
+
+    def find_whole(self, folders: Sequence[RunFolder]) -> set[Path]:
+        """Those of the folders that MLflow has whole. MLflow is asked too: somebody may have deleted its database."""
+        noted = {one.run_id: one for one in folders if one.published.store == self.name and one.is_published}
+        return {
+            noted[run.info.run_id].path
+            for run in self._runs_by_id([run_id for run_id in noted if run_id is not None])
+            if run.info.lifecycle_stage == LifecycleStage.ACTIVE
+            and run.info.end_time == noted[run.info.run_id].read()["ended_ms"]
+        }
+
+    def find_known(self, folders: Sequence[RunFolder]) -> set[Path]:
+        """Those of the folders that have a run in MLflow, whole or not, deleted or not."""
+        noted = {one.run_id: one.path for one in folders}
+        return {noted[run.info.run_id] for run in self._runs_by_id([one for one in noted if one is not None])}
+
+    def _runs_by_id(self, run_ids: list[str]) -> Iterator[Run]:
+        for chunk in _chunks(run_ids, 100):
+            listed = ", ".join(f"'{one}'" for one in chunk)
+            self.before_call()
+            yield from self.client.search_runs(
+                [self.experiment_id], f"attributes.run_id IN ({listed})", ViewType.ALL, max_results=len(chunk)
+            )
+
+    def _experiment(self, name: str, artifact_location: str | None) -> str:
+        found = self.client.get_experiment_by_name(name)
+        if found is None:
+            return str(self.client.create_experiment(name, artifact_location))
+        return str(found.experiment_id)
+
+    def find_run(self, run_id: str) -> Run | None:
+        """A run by its ID; None if there is none."""
+        try:
+            return self.client.get_run(run_id)
+        except MlflowException as error:
+            if error.error_code in (ErrorCode.Name(RESOURCE_DOES_NOT_EXIST), ErrorCode.Name(INVALID_PARAMETER_VALUE)):
+                return None
+            raise
+
+    def _find(self, published: Published, key: str) -> Run | None:
+        # In another store, or where the database was deleted, the folder's run has another ID or is not there.
+        known = self.find_run(published.run_id) if published.run_id else None
+        if known is not None and known.info.experiment_id == self.experiment_id:
+            return known
+        found = self.client.search_runs(
+            [self.experiment_id], f"tags.`{KEY_TAG}` = '{key}'", ViewType.ALL, max_results=1
+        )
+        return found[0] if found else None
+
+    def _push_params(self, run_id: str, params: Mapping[str, str]) -> None:
+        known = self._params.get(run_id)
+        if known == params:
+            return
+        self.before_call()
+        if known is None:
+            run = self.client.get_run(run_id)
+            known, has_dataset = run.data.params, bool(run.inputs and run.inputs.dataset_inputs)
+        else:
+            has_dataset = FINGERPRINT in known
+        new = [Param(key, value) for key, value in params.items() if key not in known]
+        for chunk in _chunks(new, 100):  # MLflow's limit a request
+            self.client.log_batch(run_id, params=chunk)
+        if FINGERPRINT in params and not has_dataset:
+            self.client.log_inputs(run_id, [_dataset(params)])
+        self._params[run_id] = params
+
+
+def call_or_wait(call: Callable[[], _Item], uri: str, seconds: float, kept: str) -> _Item:
+    """Make a call to MLflow, and wait for a server or database that is away.
+
+    Args:
+        kept: what is not lost, and how it is sent later.
+
+    Raises:
+        TrackingError: if it stays away for that many seconds, or refuses the call.
+    """
+    deadline = time.monotonic() + seconds
+    pause = 0.2
+    while True:
+        try:
+            return call()
+        except AWAY as error:
+            if is_refusal(error) or time.monotonic() + pause > deadline:
+                raise TrackingError(
+                    f"tracking.uri {public_url(uri)} does not take the run ({reason(error, uri)}): {kept}"
+                ) from error
+        time.sleep(pause)
+        pause = min(2 * pause, 10.0)
+
+
+def wait_for_store(open_store: Callable[[], RunStore], config: RunConfig) -> RunStore:
+    """Open a store by a call, and wait for a server that is away.
+
+    Raises:
+        TrackingError: if it stays away for `tracking.flush_timeout_seconds`.
+    """
+    kept = f"what has run is whole in {config.output_dir} and is sent when the same command runs again"
+    return call_or_wait(open_store, tracking_uri(config), config.tracking.flush_timeout_seconds, kept)
+
+
+def is_refusal(error: BaseException) -> bool:
+    """Whether MLflow would refuse the same call again."""
+    return isinstance(error, MlflowException) and error.error_code == ErrorCode.Name(INVALID_PARAMETER_VALUE)
+
+
+def reason(error: BaseException, uri: str) -> str:
+    """Why MLflow does not take a run, with the next step where a person must do something."""
+    text = str(error)
+    if deleted := re.search(r"experiment (\d+) must be in the 'active' state", text):
+        return f"its experiment was deleted; restore it: {_restore_command(uri, deleted[1])}"
+    if "out-of-date database schema" in text:
+        return (
+            f"another version of MLflow made this database; back it up, then run `mlflow db upgrade {public_url(uri)}`"
+        )
+    return first_line(error)
+
+
+def _restore_command(uri: str, experiment_id: str) -> str:
+    return f"MLFLOW_TRACKING_URI={public_url(uri)} mlflow experiments restore --experiment-id {experiment_id}"
+
+
+@dataclass(frozen=True)
+class _Experiment:
+    """What `check_tracking` must know about an experiment."""
+
+    experiment_id: str
+    is_deleted: bool
+    artifact_location: str
+
+
+def check_tracking(config: RunConfig) -> None:
+    """Refuse what MLflow would refuse at the end of a run. Takes about a second and creates nothing.
+
+    Raises:
+        UserError: if `tracking.uri` is malformed or does not answer, if its database has the schema of another version
+            of MLflow, if the experiment was deleted, if MLflow refuses its name for an experiment or a model, or if its
+            artifact folder is not writable.
+    """
+    name, uri = config.tracking.experiment, tracking_uri(config)
+    # The registered model has the name of the experiment, and MLflow allows fewer names for models.
+    allowed = name.strip() not in ("", ".", "..") and len(name) <= MAX_NAME_LENGTH and not re.search("[/:]", name)
+    require(allowed, "tracking.experiment", f"have 1..{MAX_NAME_LENGTH} characters, none of them / or :", name)
+    found = _look_up(uri, name)
+    if found is not None and found.is_deleted:
+        raise UserError(
+            f"tracking.experiment must not be deleted in MLflow, got {name!r}: choose another name, or restore it: "
+            f"{_restore_command(uri, found.experiment_id)}"
+        )
+    is_own = found is not None and config.tracking.uri is None and found.artifact_location.endswith(f"/{ARTIFACTS}")
+    if found is not None and not is_own and (folder := _local_folder(found.artifact_location)) is not None:
+        require_folder(f"the artifact folder of tracking.experiment {name!r}", folder)
+    elif config.tracking.uri is None:
+        require_folder("output_dir", config.output_dir)
+
+
+def _look_up(uri: str, name: str) -> _Experiment | None:
+    """The experiment of a name; None if the store has none, or is a database that is locked at the moment."""
+    if "://" not in uri and uri != "databricks":
+        hint = f"; did you mean http://{uri}?" if re.match(r"[\w.-]+:\d+", uri) else ""
+        raise UserError(f"tracking.uri must start with http://, https:// or a database's sqlite:///, got {uri!r}{hint}")
+    _limit_requests()
+    try:
+        url = _database(uri)
+        if url is None:
+            client = MlflowClient(uri, registry_uri=uri)
+            found = _within(CHECK_SECONDS, lambda: client.get_experiment_by_name(name))
+            if found is None:
+                return None
+            is_deleted = found.lifecycle_stage == LifecycleStage.DELETED
+            return _Experiment(str(found.experiment_id), is_deleted, found.artifact_location)
+        if url.get_backend_name() == "sqlite" and not Path(url.database or "").exists():
+            require_folder("the folder of tracking.uri", Path(url.database or "").parent)
+            return None  # a run creates it
+        return _within(CHECK_SECONDS, lambda: _look_up_in_database(url, name))
+    except (*AWAY, SQLAlchemyError, ImportError) as error:
+        if "database is locked" in str(error):
+            return None  # the publisher waits for it
+        reason = public_url(first_line(error))
+        raise UserError(
+            f"tracking.uri must be an MLflow server or database that answers, got {public_url(uri)}: {reason}"
+        ) from None
+
+
+def _database(uri: str) -> URL | None:
+    """The URL of a database; None for a server."""
+    try:
+        url = make_url(uri)
+        return url if url.get_backend_name() in DATABASE_ENGINES else None
+    except ArgumentError:  # MLflow's client says what is wrong with it
+        return None
+
+
+def _look_up_in_database(url: URL, name: str) -> _Experiment | None:
+    """Read the experiment with SQL: MLflow's own client creates or changes tables when it opens a database."""
+    timeout = {"sqlite": {"timeout": 0.5}, "postgresql": {"connect_timeout": int(CHECK_SECONDS)}}
+    options = timeout.get(url.get_backend_name(), {})
+    engine = sqlalchemy.create_engine(url, poolclass=NullPool, connect_args=options)
+    with engine.connect() as connection:
+        schema = MigrationContext.configure(connection).get_current_revision()
+        if schema is None:
+            return None  # an empty database: a run creates the tables
+        (expected,) = ScriptDirectory(str(Path(mlflow.__file__).parent / "store" / "db_migrations")).get_heads()
+        place = url.render_as_string(hide_password=True)
+        require(
+            schema == expected,
+            "tracking.uri",
+            f"be a database of MLflow {mlflow.__version__} (back it up, then run `mlflow db upgrade {place}`; if it is "
+            f"of a newer MLflow, install that one), schema {expected}",
+            schema,
+        )
+        row = connection.execute(
+            sqlalchemy.text(
+                "SELECT experiment_id, lifecycle_stage, artifact_location FROM experiments WHERE name = :name"
+            ),
+            {"name": name},
+        ).first()
+    if row is None:
+        return None
+    return _Experiment(str(row.experiment_id), row.lifecycle_stage == LifecycleStage.DELETED, row.artifact_location)
+
+
+def _within(seconds: float, call: Callable[[], _Item]) -> _Item:
+    """The result of a call that may hang, such as a server that accepts a connection and stays silent.
+
+    Raises:
+        TimeoutError: if it takes longer; the call keeps its thread, which ends with the process.
+    """
+    results: list[_Item] = []
+    errors: list[Exception] = []
+
+    def work() -> None:
+        try:
+            results.append(call())
+        except Exception as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=work, name="check_tracking", daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if errors:
+        raise errors[0]
+    if not results:
+        raise TimeoutError(f"no answer within {seconds:.0f} seconds")
+    return results[0]
+
+
+def _local_folder(location: str) -> Path | None:
+    """The folder of an artifact location; None if it is not on this machine, such as S3 or a server's own."""
+    if location.startswith("file:") or not re.match(r"[a-z][a-z0-9+-]+:", location):
+        return Path(local_file_uri_to_path(location)).absolute()
+    return None
+
+
+def find_folder(run: Run, output_dir: Path) -> RunFolder | None:
+    """The run folder below `output_dir` of which a run in MLflow is a copy; None if it lies elsewhere or nowhere."""
+    for noted in sorted(output_dir.rglob("run.json")):
+        folder = RunFolder(noted.parent)
+        if folder.exists and folder.read()["key"] == run.data.tags.get(KEY_TAG):
+            return folder
+    return None
+
+
+def save_views(config: RunConfig) -> dict[str, str]:
+    """Give each experiment of a store the views in which its runs are compared.
+
+    Returns:
+        The IDs of the experiments that have runs, by name.
+    """
+    uri = tracking_uri(config)
+    with _opening(config):
+        client = MlflowClient(uri, registry_uri=uri)
+        experiments = client.search_experiments()
+    found: dict[str, str] = {}
+    for experiment in experiments:
+        runs = _runs_without_parent(client, experiment.experiment_id)
+        if runs:
+            found[experiment.name] = experiment.experiment_id
+            tuned = tuned_names(run.data.params for run in runs)
+            objectives = (run.data.params.get("sweep.metric", VAL_LOSS) for run in runs)  # of the newest run first
+            metric = next((name for name in objectives if name in DIRECTIONS), VAL_LOSS)
+            for key, value in view_tags(tuned, metric, now_ms=now_ms()).items():
+                client.set_experiment_tag(experiment.experiment_id, key, value)
+    return found
+
+
+def _runs_without_parent(client: MlflowClient, experiment_id: str) -> list[Run]:
+    """Searches and single runs: thousands of trials say nothing more of what was tuned."""
+    only = "tags.`mlflow.parentRunId` IS NULL"
+    page = client.search_runs([experiment_id], only)
+    runs = list(page)
+    while page.token:
+        page = client.search_runs([experiment_id], only, page_token=page.token)
+        runs += page
+    return runs
+
+
+@contextlib.contextmanager
+def _opening(config: RunConfig) -> Iterator[None]:
+    """Prepare the place of MLflow's store, and keep other processes from it while it is made."""
+    _limit_requests()
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # standard output is for results
+    config.output_dir.mkdir(parents=True, exist_ok=True)
+    # Two processes that create the database at once break its migrations.
+    with KernelLock(config.output_dir / "mlflow.lock", timeout=config.tracking.flush_timeout_seconds):
+        if config.tracking.uri is None:
+            _create_database(config.output_dir / DATABASE)
+            _follow_folder(config.output_dir.resolve())
+        yield
+
+
+def _limit_requests() -> None:
+    """Let a call to MLflow fail without tries of its own: this file decides how long to wait, and says what failed.
+
+    How long one request may take stays MLflow's own decision: a large artifact in a slow store needs its 120 seconds.
+    """
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # it logs tracebacks of what it also raises
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+
+
+def _create_database(path: Path) -> None:
+    """Make MLflow's database beside its place: a kill within its migrations would leave one that nobody can open."""
+    if path.exists():
+        return
+    part = path.with_name(".mlflow.db.part")
+    part.unlink(missing_ok=True)
+    MlflowClient(sqlite_url(part)).search_experiments()
+    part.replace(path)
+
+
+def _follow_folder(output_dir: Path) -> None:
+    """Correct the absolute paths in MLflow's store below `output_dir`, if that was moved or is mounted elsewhere.
+
+    Raises:
+        MlflowException: if the database is locked.
+    """
+    artifacts = output_dir / ARTIFACTS
+    try:
+        with contextlib.closing(sqlite3.connect(output_dir / DATABASE, timeout=CHECK_SECONDS)) as database, database:
+            tables = {name for (name,) in database.execute("SELECT name FROM sqlite_master")}
+            if "experiments" not in tables:
+                return  # it is empty, and MLflow fills it
+            locations = database.execute("SELECT DISTINCT artifact_location FROM experiments").fetchall()
+            for before in (one for (one,) in locations if one.endswith(f"/{ARTIFACTS}") and one != artifacts.as_uri()):
+                folder = _local_folder(before)
+                if folder is None or (folder.is_dir() and not artifacts.is_dir()):
+                    continue  # somebody keeps artifacts elsewhere on purpose
+                for table, column in ((name, one) for name in LOCATIONS.keys() & tables for one in LOCATIONS[name]):
+                    database.execute(
+                        f"UPDATE {table} SET {column} = ? || substr({column}, ?) WHERE {column} = ? OR {column} GLOB ?",
+                        (artifacts.as_uri(), len(before) + 1, before, f"{_literal(before)}/*"),
+                    )
+                say(f"MLflow's store was moved: its artifacts are looked for in {artifacts}, no longer in {folder}")
+    except sqlite3.OperationalError as error:
+        raise MlflowException(f"{output_dir / DATABASE}: {error}") from error
+
+
+def _literal(text: str) -> str:
+    """Text as a pattern of SQLite's GLOB."""
+    return re.sub(r"([*?[])", r"[\1]", text)
+
+
+def _dataset(params: Mapping[str, str]) -> DatasetInput:
+    root = params.get("data.root", "None")
+    facts = {key: value for key, value in params.items() if key.startswith("data.")}
+    dataset = Dataset(
+        name=params["data.name"] if root == "None" else Path(root).name,
+        digest=params[FINGERPRINT][:36],
+        source_type="local",
+        source=json.dumps({"uri": root}),
+        profile=json.dumps(facts),
+    )
+    return DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])
+
+
+class SystemMonitor:
+    """Samples processor, memory, disk, network and GPU with MLflow's own monitors."""
+
+    def __init__(self) -> None:
+        self._monitors: list[BaseMetricsMonitor] = [CPUMonitor(), DiskMonitor(), NetworkMonitor()]
+        try:
+            self._monitors.append(GPUMonitor())
+        except (ImportError, RuntimeError) as error:  # no nvidia-ml-py, or no NVIDIA driver
+            _log.debug("no GPU metrics: %s", error)
+
+    def sample(self) -> dict[str, float]:
+        """The state of the machine now."""
+        values: dict[str, float] = {}
+        for monitor in self._monitors:
+            monitor.clear_metrics()
+            monitor.collect_metrics()
+            values |= {f"system/{key}": float(value) for key, value in monitor.aggregate_metrics().items()}
+        return values
+
+
+def _point(metric: Metric) -> _Point:
+    return metric.key, metric.step, metric.timestamp
+
+
+def _chunks(items: list[_Item], size: int) -> Iterator[list[_Item]]:
+    for start in range(0, len(items), size):
+        yield items[start : start + size]
+
+
+def first_line(error: BaseException) -> str:
+    """What went wrong, without the pages that MLflow and urllib3 add."""
+    system = re.search(r"\[Errno -?\d+\] ([\w ]+)", str(error))
+    return system[1] if system else str(error).strip().splitlines()[0][:300]

@@ -1,0 +1,1 @@
+"""What is computed once for all trials: decoded photos and features."""

@@ -1,0 +1,246 @@
+"""The feature cache: what a frozen backbone makes of every photo, computed once for all trials of all sweeps."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytorch_lightning as pl
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from lightning_modules import augmentation
+from lightning_modules.augmentation import Augment
+from lightning_modules.caches.array_cache import open_array
+from lightning_modules.caches.photos import Progress, cache_key
+from lightning_modules.data import IGNORED_LABEL, ClassFolderData, EpochBatches, ShardedSampler
+from lightning_modules.folders import Split
+from lightning_modules.memory import keep_memory
+from lightning_modules.network import find_head
+from lightning_modules.precision import exact_float32
+
+IMAGES_AT_ONCE = 4096
+"""Whose features are gathered together: 34 MB of a ResNet50's."""
+
+
+@dataclass(frozen=True, eq=False)
+class FeatureSet:
+    """What the frozen backbone of a network makes of a data set."""
+
+    train: Tensor
+    """(V, N, F) float32: V augmented views of each training image."""
+    train_labels: Tensor
+    """(N,) int64."""
+    valid: Tensor
+    """(1, M, F) float32."""
+    valid_labels: Tensor
+    """(M,) int64."""
+    head: nn.Linear
+    """The network's head before training."""
+
+    def to(self, device: torch.device) -> FeatureSet:
+        """The same set where it is used; the last one stays there."""
+        return _to_device(self, device)
+
+
+@functools.lru_cache(maxsize=1)
+def _to_device(features: FeatureSet, device: torch.device) -> FeatureSet:
+    return FeatureSet(
+        features.train.to(device),
+        features.train_labels.to(device),
+        features.valid.to(device),
+        features.valid_labels.to(device),
+        features.head,
+    )
+
+
+def compute_features(
+    network: nn.Module,
+    data: ClassFolderData,
+    *,
+    backbone: str,
+    views: int,
+    device: torch.device,
+    autocast: torch.dtype | None,
+    cache_dir: Path,
+    max_gb: float,
+    progress: Progress,
+) -> FeatureSet:
+    """The features of the training and validation photos: from disk, or computed and kept there.
+
+    Args:
+        network: a classifier with a linear head; everything but the head is frozen.
+        data: the photos; its augmentation decides what the training views look like.
+        backbone: the network's name.
+        views: augmented views to keep of each training image; without augmentation there is one.
+        device: where the pass runs.
+        autocast: data type in which the training views are computed where that is safe; None is float32 throughout.
+            Validation photos are always computed in float32: their scores are those of the exported network.
+
+    Raises:
+        CacheTooSmallError: if `max_gb` is less than one split's features.
+    """
+    keep_memory()
+    head_name = find_head(network)
+    head = network.get_submodule(head_name)
+    assert isinstance(head, nn.Linear), "the caller has checked it"
+    trunk_digest = _digest_of({k: v for k, v in network.state_dict().items() if not k.startswith(f"{head_name}.")})
+
+    def features(
+        split: Split, count: int, inputs: Iterable[Iterable[Tensor]], augment: Augment, autocast: torch.dtype | None
+    ) -> Tensor:
+        key = cache_key("features", split) | {
+            "backbone": [backbone, trunk_digest],
+            "preprocessing": data.preprocessing.to_dict(),
+            "views": [augment, augmentation.VERSION, count, data.seed] if augment != "none" else [],
+            "precision": str(autocast),
+            "device": device.type,
+        }
+
+        def fill(values: NDArray[Any]) -> None:
+            start = 0
+            with progress("features", count * len(split)) as advance, _before_each_layer(network, lambda: advance(0)):
+                for views_of_batch in inputs:
+                    for view, images in enumerate(views_of_batch):
+                        with torch.autocast(device.type, autocast, enabled=autocast is not None):
+                            found = network(images)
+                        values[view, start : start + len(found)] = found.float().cpu().numpy()
+                        advance(len(found))
+                    start += len(found)
+
+        shape = (count, len(split), head.in_features)
+        return torch.from_numpy(
+            open_array(cache_dir / "arrays", key, shape=shape, dtype="float32", fill=fill, max_gb=max_gb)
+        )
+
+    folders, count = data.folders, 1 if data.augment == "none" else views
+    with _without_head(network, head_name), torch.inference_mode():
+        network.eval().to(device).to(memory_format=torch.channels_last)
+        train = features(folders.train, count, data.training_views(device, count), data.augment, autocast)
+        views_of_valid = ([images] for images in data.validation_inputs(device))
+        with exact_float32():
+            valid = features(folders.valid, 1, views_of_valid, "none", None)
+    network.cpu()
+    return FeatureSet(train, torch.tensor(folders.train.labels), valid, torch.tensor(folders.valid.labels), head)
+
+
+class Steps(NamedTuple):
+    """Several batches of an epoch in one piece."""
+
+    inputs: Tensor
+    """(N, F) float32."""
+    labels: Tensor
+    """(N,) int64."""
+    size: int
+    """Images of a batch; the last one may have fewer."""
+    first: int
+    """Which batch of the epoch the first one is, from 0."""
+
+
+class FeatureBatches(EpochBatches):
+    """Features as batches, cut from tensors that already are where they are used: no collation."""
+
+    def __init__(self, features: Tensor, labels: Tensor, batch_size: int, sampler: ShardedSampler) -> None:
+        super().__init__(batch_size, sampler)
+        self.features, self.labels = features, labels
+
+    def __iter__(self) -> Iterator[Any]:
+        self._begin()
+        places, seeds, padding = self.sampler.draws()
+        # The same (seed, epoch, image) as for a photo that is augmented on its way.
+        views = (seeds % len(self.features)).to(self.features.device)
+        places, padding = places.to(self.features.device), padding.to(self.features.device)
+        labels = self.labels[places].masked_fill(padding, IGNORED_LABEL)
+        rows, flat = views * self.features.shape[1] + places, self.features.flatten(0, 1)
+        for start in range(self._given * self.batch_size, len(places), self.batch_size):
+            part = slice(start, start + self.batch_size)
+            self._given += 1
+            yield flat.index_select(0, rows[part]), labels[part]
+
+
+class FeatureSteps(FeatureBatches):
+    """As many batches at once as make about `IMAGES_AT_ONCE` images."""
+
+    def __init__(self, features: Tensor, labels: Tensor, batch_size: int, sampler: ShardedSampler) -> None:
+        super().__init__(features, labels, max(1, IMAGES_AT_ONCE // batch_size) * batch_size, sampler)
+        self.step_size = batch_size
+
+    def __iter__(self) -> Iterator[Steps]:
+        steps_a_piece = self.batch_size // self.step_size
+        for inputs, labels in super().__iter__():
+            yield Steps(inputs, labels, self.step_size, (self._given - 1) * steps_a_piece)
+
+
+class FeatureData(pl.LightningDataModule):
+    """Features in place of photos, in the order in which `ClassFolderData` would give the photos.
+
+    Args:
+        steps_at_once: give training batches as `HeadClassifier` takes them, not one by one.
+    """
+
+    def __init__(self, features: FeatureSet, *, batch_size: int, seed: int, steps_at_once: bool = False) -> None:
+        super().__init__()
+        self.features, self.batch_size, self.seed = features, batch_size, seed
+        self.steps_at_once = steps_at_once
+
+    def train_dataloader(self) -> FeatureBatches:
+        """Shuffled; each epoch draws one view of each image."""
+        here, kind = self._here(), FeatureSteps if self.steps_at_once else FeatureBatches
+        return kind(here.train, here.train_labels, self.batch_size, self._sampler(here.train, shuffle=True))
+
+    def val_dataloader(self) -> FeatureBatches:
+        """In the order of the photos."""
+        here, size = self._here(), IMAGES_AT_ONCE if self.steps_at_once else self.batch_size
+        return FeatureBatches(here.valid, here.valid_labels, size, self._sampler(here.valid, shuffle=False))
+
+    def validation_inputs(self, device: torch.device) -> Iterator[Tensor]:
+        """All of the validation split in order, undivided between devices."""
+        yield self.features.valid[0].to(device)
+
+    def _here(self) -> FeatureSet:
+        assert self.trainer is not None
+        return self.features.to(self.trainer.strategy.root_device)
+
+    def _sampler(self, features: Tensor, *, shuffle: bool) -> ShardedSampler:
+        assert self.trainer is not None
+        rank, world_size = self.trainer.global_rank, self.trainer.world_size
+        return ShardedSampler(features.shape[1], seed=self.seed, shuffle=shuffle, rank=rank, world_size=world_size)
+
+
+@contextlib.contextmanager
+def _before_each_layer(network: nn.Module, call: Callable[[], object]) -> Iterator[None]:
+    """Call something before each layer: a batch of large photos takes seconds, and progress may stop the work."""
+
+    def hook(*_: object) -> None:
+        call()
+
+    hooks = [layer.register_forward_pre_hook(hook) for layer in network.modules()]
+    try:
+        yield
+    finally:
+        for one in hooks:
+            one.remove()
+
+
+@contextlib.contextmanager
+def _without_head(network: nn.Module, name: str) -> Iterator[None]:
+    head = network.get_submodule(name)
+    network.set_submodule(name, nn.Identity())
+    try:
+        yield
+    finally:
+        network.set_submodule(name, head)
+
+
+def _digest_of(state: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name, value in sorted(state.items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()

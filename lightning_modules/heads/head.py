@@ -1,0 +1,92 @@
+"""Heads on cached features, many steps for each that Lightning counts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from pytorch_lightning.core.optimizer import LightningOptimizer
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from lightning_modules.caches.features import Steps
+from lightning_modules.classifier import ImageClassifier
+from lightning_modules.data import seed_draws, step_seed
+from lightning_modules.network import DropoutLinear
+
+
+class HeadClassifier(ImageClassifier):
+    """Trains as `ImageClassifier` does, to the same weights, but takes several steps at once.
+
+    What Lightning does around a step of a head takes twice as long as the step. So one batch of Lightning's loop holds
+    many of ours; callbacks see its end only, and `trainer.global_step` counts those. It is for one device.
+
+    Args:
+        network: the head.
+        steps_per_epoch: how many of our batches make an epoch.
+        gradient_clip: largest gradient norm; 0 does not clip. Lightning leaves it to whoever takes the steps.
+        options: as `ImageClassifier`.
+    """
+
+    def __init__(self, network: nn.Module, *, steps_per_epoch: int, gradient_clip: float = 0.0, **options: Any) -> None:
+        super().__init__(network, **options)
+        self.automatic_optimization = False
+        self.steps_per_epoch, self.gradient_clip = steps_per_epoch, gradient_clip
+
+    def training_step(self, batch: Steps, batch_idx: int) -> None:  # type: ignore[override]
+        """Take the steps; what they came to is fetched from the device at the epoch's end."""
+        del batch_idx
+        counted, optimizer, scheduler = self.optimizers(), self.optimizers(use_pl_optimizer=False), self.lr_schedulers()
+        assert isinstance(counted, LightningOptimizer)
+        assert isinstance(optimizer, Optimizer)
+        assert isinstance(scheduler, LambdaLR)
+        first = self.current_epoch * self.steps_per_epoch + batch.first
+        last = first + -(-len(batch.labels) // batch.size) - 1
+        draws, smoothing = isinstance(self.network, DropoutLinear), self.train_criterion.label_smoothing
+        [group], [peak], [factor] = optimizer.param_groups, scheduler.base_lrs, scheduler.lr_lambdas
+        parameters = list(self.network.parameters())
+        decayed = [one for one in parameters if one.ndim > 1 and self.weight_decay]
+        losses: list[Tensor] = []
+        all_scores: list[Tensor] = []
+        parts = zip(torch.split(batch.inputs, batch.size), torch.split(batch.labels, batch.size), strict=True)
+        for step, (inputs, labels) in enumerate(parts, start=first):
+            rate = group["lr"] = float(peak) * factor(step)
+            if draws:
+                seed_draws(step_seed(self.seed, step), self.device)
+            scores = self.network(inputs)
+            loss = functional.cross_entropy(scores, labels, label_smoothing=smoothing)
+            for one in parameters:
+                one.grad = None
+            loss.backward()  # type: ignore[no-untyped-call]
+            if self.gradient_clip:
+                nn.utils.clip_grad_norm_(parameters, self.gradient_clip)
+            for weight in decayed:
+                self._decay(weight, rate)
+            (counted if step == last else optimizer).step()
+            losses.append(loss)
+            all_scores.append(scores)
+        scheduler.last_epoch = last
+        scheduler.step()  # to the step that comes next; checkpoints keep it
+        images = len(batch.labels)
+        missing = (last + 1 - first) * batch.size - images  # of the last one
+        self.train_loss.update(torch.stack(losses).detach().sum() * batch.size - losses[-1].detach() * missing, images)
+        self.train_accuracy.update((torch.cat(all_scores).detach().argmax(dim=1) == batch.labels).sum(), images)
+        self._epoch_images += images
+
+    def _parameter_groups(self) -> list[dict[str, Any]]:
+        """One for all that is trained: with a second one for what is not decayed a step takes a tenth longer."""
+        parameters = list(self.network.parameters())
+        return [{"params": parameters, "lr": self.learning_rate, "weight_decay": 0.0, "name": "head"}]
+
+    def _decay(self, weight: nn.Parameter, rate: float) -> None:
+        """Decay a weight as the optimiser would."""
+        if self.optimizer_name == "adamw":
+            weight.detach().mul_(1 - rate * self.weight_decay)
+        else:
+            assert weight.grad is not None
+            weight.grad.add_(weight.detach(), alpha=self.weight_decay)
+
+    def _total_steps(self) -> int:
+        return self.steps_per_epoch * (self.trainer.max_epochs or 1)

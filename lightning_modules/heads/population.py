@@ -1,0 +1,265 @@
+"""Many linear heads trained at once on the same cached features, one batched product a step.
+
+Each member ends as it would have ended alone: it sees the batches that its batch size makes of the same shuffled
+epochs, under its own step size, decay, dropout and label smoothing.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from lightning_modules import metrics
+from lightning_modules.caches.features import FeatureSet
+from lightning_modules.classifier import Schedule, learning_rate_factor
+from lightning_modules.data import ShardedSampler, seed_draws, step_seed
+
+
+@dataclass(frozen=True)
+class Member:
+    """The settings of one head; fields as in `ImageClassifier`."""
+
+    learning_rate: float
+    weight_decay: float
+    batch_size: int
+    max_epochs: int
+    warmup_epochs: float = 0.0
+    dropout: float = 0.0
+    label_smoothing: float = 0.0
+
+
+class HeadPopulation:
+    """K linear heads and the state of their optimiser.
+
+    Rows stand in the order of their batch size, smallest first, so that the members that still have a batch left in an
+    epoch are always the first rows of every tensor.
+
+    Args:
+        features: what all of them train on; where it is, they train.
+        members: their settings.
+        optimizer: the same for all, as the schedule.
+        seed: of the order of images, the augmented views and dropout.
+        gradient_clip: largest gradient norm of a member; 0 does not clip.
+    """
+
+    def __init__(
+        self,
+        features: FeatureSet,
+        members: Sequence[Member],
+        *,
+        optimizer: Literal["sgd", "adamw"],
+        schedule: Schedule,
+        seed: int,
+        gradient_clip: float = 0.0,
+    ) -> None:
+        self.features, self.schedule, self.seed, self.gradient_clip = features, schedule, seed, gradient_clip
+        self.places = sorted(range(len(members)), key=lambda place: members[place].batch_size)
+        """Which member each row is, by its place in the list that was given."""
+        self.members = [members[place] for place in self.places]
+        self.epoch = 0
+        self._update = _sgd if optimizer == "sgd" else _adamw
+        head, device = features.head, features.train.device
+        bias = torch.zeros(head.out_features) if head.bias is None else head.bias
+        # (K, C, F) weights and (K, C, 1) biases, each with its first and second moment.
+        self._parameters = [
+            [start.clone(), torch.zeros_like(start), torch.zeros_like(start)]
+            for start in (
+                head.weight.detach().to(device).expand(len(members), -1, -1).contiguous(),
+                bias.detach().to(device)[:, None].expand(len(members), -1, -1).contiguous(),
+            )
+        ]
+
+    def head(self, place: int) -> tuple[Tensor, Tensor]:
+        """Copies of the (C, F) weight and (C,) bias of a member, on the CPU."""
+        row = self.places.index(place)
+        (weight, *_), (bias, *_) = self._parameters
+        return weight[row].cpu().clone(), bias[row, :, 0].cpu().clone()
+
+    def keep(self, places: Sequence[int]) -> None:
+        """Go on with these members only."""
+        rows = [row for row, place in enumerate(self.places) if place in places]
+        self.places, self.members = [self.places[row] for row in rows], [self.members[row] for row in rows]
+        self._parameters = [[tensor[rows] for tensor in one] for one in self._parameters]
+
+    def train_epoch(self) -> dict[int, dict[str, float]]:
+        """Train every member for one epoch and validate it.
+
+        Returns:
+            The epoch's metrics by the member's place.
+        """
+        started = time.perf_counter()
+        device = self.features.train.device
+        images = self.features.train.shape[1]
+        sampler = ShardedSampler(images, seed=self.seed, shuffle=True)
+        sampler.set_epoch(self.epoch)
+        places, seeds, _ = sampler.draws()
+        order = (seeds % len(self.features.train)).to(device), places.to(device)
+        # Ragged epochs: rounds[k] batches for row k, falling.
+        rounds = [-(-images // member.batch_size) for member in self.members]
+        # What the host knows is laid out once an epoch, so that no step waits for it.
+        self._columns = {
+            name: torch.tensor([getattr(member, name) for member in self.members]).to(device)[:, None, None]
+            for name in ("batch_size", "weight_decay", "label_smoothing")
+        }
+        rates = torch.tensor(
+            [
+                [self._rate(member, self.epoch * own + step, own) for step in range(rounds[0])]
+                for member, own in zip(self.members, rounds, strict=True)
+            ]
+        ).to(device)
+        done = torch.tensor([self.epoch * own for own in rounds]).to(device)
+        loss, right = torch.zeros(2, len(self.members), device=device)
+        for step in range(rounds[0]):
+            rows = sum(step < own for own in rounds)
+            losses, hits, gradients = self._gradients(order, rows, step, rounds)
+            for (values, first, second), gradient, decayed in zip(
+                self._parameters, gradients, (True, False), strict=True
+            ):
+                self._update(
+                    values[:rows],
+                    gradient,
+                    first[:rows],
+                    second[:rows],
+                    rate=rates[:rows, step, None, None],
+                    decay=self._columns["weight_decay"][:rows] if decayed else 0.0,
+                    step=(done[:rows] + step + 1)[:, None, None],
+                )
+            loss[:rows] += losses
+            right[:rows] += hits
+        train_loss, train_accuracy = (loss / images).tolist(), (right / images).tolist()  # waits for the device
+        seconds = time.perf_counter() - started
+        self.epoch += 1
+        rate = [self._rate(one, self.epoch * own, own) for one, own in zip(self.members, rounds, strict=True)]
+        columns = zip(self.places, rate, train_loss, train_accuracy, *self._validate(), strict=True)
+        return {
+            place: {
+                metrics.VAL_LOSS: val_loss,
+                metrics.VAL_ACCURACY: val_accuracy,
+                metrics.VAL_TOP5_ACCURACY: top5,
+                metrics.TRAIN_LOSS: mean_loss,
+                metrics.TRAIN_ACCURACY: accuracy,
+                metrics.LEARNING_RATE: next_rate,
+                metrics.EPOCH_SECONDS: seconds,
+                metrics.IMAGES_PER_SECOND: images / seconds,
+            }
+            for place, next_rate, mean_loss, accuracy, val_loss, val_accuracy, top5 in columns
+        }
+
+    def _gradients(
+        self, order: tuple[Tensor, Tensor], rows: int, step: int, rounds: Sequence[int]
+    ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
+        """Summed loss (rows,), hits (rows,), and the gradients of weights and biases, in closed form."""
+        (weight, *_), (bias, *_) = self._parameters
+        device, images, members = weight.device, len(order[1]), self.members[:rows]
+        dropout = any(member.dropout for member in members)
+        shared = members[0].batch_size == members[-1].batch_size and not dropout
+        sizes = self._columns["batch_size"][:rows, :, 0]
+        within = torch.arange(members[-1].batch_size, device=device)
+        places = (step * sizes + within)[: 1 if shared else rows]
+        counted = (within < sizes) & (step * sizes + within < images)  # (rows, B)
+        chosen = tuple(one[places.clamp(max=images - 1)] for one in order)
+        inputs = self.features.train[chosen]  # (rows or 1, B, F)
+        labels = self.features.train_labels[chosen[1]].expand(rows, -1)
+        if dropout:
+            inputs = inputs * self._dropout(inputs.shape, rows, step, rounds)
+        classes, width = weight.shape[1:]
+        if shared:
+            flat = inputs[0] @ weight[:rows].reshape(rows * classes, width).T
+            scores = flat.view(-1, rows, classes).transpose(0, 1)
+        else:
+            scores = inputs @ weight[:rows].transpose(1, 2)
+        scores = scores + bias[:rows, None, :, 0]
+        smoothing = self._columns["label_smoothing"][:rows]
+        targets = functional.one_hot(labels, classes) * (1 - smoothing) + smoothing / classes
+        logs = scores.log_softmax(dim=2)
+        losses = (-(targets * logs).sum(dim=2) * counted).sum(dim=1)
+        hits = ((scores.argmax(dim=2) == labels) & counted).sum(dim=1)
+        slopes = (logs.exp() - targets) * (counted / counted.sum(dim=1, keepdim=True))[:, :, None]
+        if shared:
+            towards = (slopes.permute(0, 2, 1).reshape(rows * classes, -1) @ inputs[0]).view(rows, classes, width)
+        else:
+            towards = slopes.transpose(1, 2) @ inputs
+        gradients = towards, slopes.sum(dim=1)[:, :, None]
+        if self.gradient_clip:
+            norms = sum((one**2).sum(dim=(1, 2), keepdim=True) for one in gradients) ** 0.5
+            scale = (self.gradient_clip / (norms + 1e-6)).clamp(max=1.0)
+            gradients = gradients[0] * scale, gradients[1] * scale
+        return losses, hits, gradients
+
+    def _dropout(self, shape: Sequence[int], rows: int, step: int, rounds: Sequence[int]) -> Tensor:
+        """What each input is multiplied with: the draws that `DropoutLinear` would make alone."""
+        device, images = self.features.train.device, self.features.train.shape[1]
+        factors = torch.ones(rows, *shape[1:], device=device)
+        drawn: dict[int, Tensor] = {}
+        for row, (member, own) in enumerate(zip(self.members[:rows], rounds, strict=False)):
+            count = min(member.batch_size, images - step * member.batch_size)
+            if member.batch_size not in drawn:
+                seed_draws(step_seed(self.seed, self.epoch * own + step), device)
+                drawn[member.batch_size] = torch.rand(count, shape[2], device=device)
+            factors[row, :count] = (drawn[member.batch_size] >= member.dropout) / (1 - member.dropout)
+        return factors
+
+    def _validate(self) -> tuple[list[float], list[float], list[float]]:
+        """val_loss, val_accuracy and val_top5_accuracy of each row."""
+        (weight, *_), (bias, *_) = self._parameters
+        rows, classes, width = weight.shape
+        totals = torch.zeros(3, rows, device=weight.device)
+        for start in range(0, len(self.features.valid_labels), 1024):
+            inputs = self.features.valid[0, start : start + 1024]
+            labels = self.features.valid_labels[start : start + 1024]
+            flat = inputs @ weight.reshape(rows * classes, width).T
+            scores = flat.view(-1, rows, classes) + bias[None, :, :, 0]  # (B, rows, C)
+            truth = labels[:, None, None].expand(-1, rows, 1)
+            best = scores.topk(min(5, classes), dim=2).indices
+            totals[0] -= scores.log_softmax(dim=2).gather(2, truth).sum(dim=(0, 2))
+            totals[1] += (best[:, :, :1] == truth).sum(dim=(0, 2))
+            totals[2] += (best == truth).sum(dim=(0, 2))
+        loss, top1, top5 = (totals / len(self.features.valid_labels)).tolist()
+        return loss, top1, top5
+
+    def _rate(self, member: Member, step: int, rounds: int) -> float:
+        total = member.max_epochs * rounds
+        warmup = round(member.warmup_epochs * total / member.max_epochs)
+        factor = learning_rate_factor(step, total, schedule=self.schedule, warmup_steps=warmup)
+        return member.learning_rate * factor
+
+
+def _adamw(
+    values: Tensor,
+    gradient: Tensor,
+    first: Tensor,
+    second: Tensor,
+    *,
+    rate: Tensor,
+    decay: Tensor | float,
+    step: Tensor,
+) -> None:
+    """One step of `torch.optim.AdamW` with its defaults, where each row has a step size of its own."""
+    values.mul_(1 - rate * decay)
+    first.lerp_(gradient, 0.1)
+    second.mul_(0.999).addcmul_(gradient, gradient, value=0.001)
+    spread = (second.sqrt() / (1 - 0.999**step) ** 0.5).add_(1e-8)
+    values.sub_(first / spread * (rate / (1 - 0.9**step)))
+
+
+def _sgd(
+    values: Tensor,
+    gradient: Tensor,
+    first: Tensor,
+    second: Tensor,
+    *,
+    rate: Tensor,
+    decay: Tensor | float,
+    step: Tensor,
+) -> None:
+    """One step of `torch.optim.SGD` with Nesterov momentum 0.9."""
+    del second, step
+    gradient = gradient + decay * values
+    first.mul_(0.9).add_(gradient)
+    values.sub_((gradient + 0.9 * first) * rate)

@@ -1,0 +1,62 @@
+"""Clients of AWS, and what its answers mean. Credentials come from boto3's own chain and are never looked at here."""
+
+from __future__ import annotations
+
+from typing import Any
+from urllib.parse import urlsplit
+
+import boto3
+from botocore.config import Config
+from botocore.exceptions import ClientError
+
+from experiments.errors import UserError
+from sagemaker_launch.settings.cloud import CloudSettings
+from sagemaker_launch.shipping.storage import THREADS
+
+NOT_THERE = ("ResourceNotFound", "ValidationException")
+"""Codes by which SageMaker says that a job does not exist: tuning jobs by the first, training jobs by the second."""
+
+
+def client(service: str, settings: CloudSettings, **options: Any) -> Any:
+    """A client that tries again when AWS is busy.
+
+    Args:
+        options: of botocore's Config.
+
+    Raises:
+        UserError: if no region is set anywhere.
+    """
+    defaults = {
+        "connect_timeout": 10,
+        "read_timeout": 60,
+        "retries": {"mode": "standard", "total_max_attempts": 6},
+        "max_pool_connections": THREADS,
+    }
+    return boto3.Session(region_name=region(settings)).client(service, config=Config(**defaults | options))
+
+
+def region(settings: CloudSettings) -> str:
+    """The region that is set, or the one that boto3 finds.
+
+    Raises:
+        UserError: if there is none.
+    """
+    found = settings.region or boto3.Session().region_name
+    if found is None:
+        raise UserError("cloud.region must be set (--cloud.region us-east-1, or AWS_REGION), got none")
+    return str(found)
+
+
+def is_rehearsal(client: Any) -> bool:
+    """Whether the service is a stand-in on this machine."""
+    return urlsplit(client.meta.endpoint_url).hostname in ("127.0.0.1", "localhost", "::1")
+
+
+def origin(client: Any) -> str:
+    """Where its jobs run, as runs in MLflow are tagged."""
+    return "rehearsal" if is_rehearsal(client) else "sagemaker"
+
+
+def error_code(error: ClientError) -> str:
+    """AWS's name for what went wrong."""
+    return str(error.response.get("Error", {}).get("Code", ""))

@@ -1,0 +1,1 @@
+"""What a debugged job saved, read and shown."""

@@ -1,0 +1,132 @@
+"""`debug-report`: what a debug job saved, read back, drawn, judged, and put into the job's run in MLflow."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from experiments.config import RunConfig
+from experiments.console import say
+from experiments.errors import UserError
+from sagemaker_launch.settings.cloud import CloudSettings
+
+if TYPE_CHECKING:
+    from experiments.report.page import Plot
+    from sagemaker_launch.jobs.found import FoundJob
+    from sagemaker_launch.jobs.sync import Synchroniser
+
+PAGE = "debug-report.html"
+
+
+def add_debug_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
+    """The command and its options."""
+    report = add(
+        "debug-report", _debug_report, "Draw and judge what SageMaker Debugger saved of a job, or of a folder."
+    )
+    report.add_argument("job", metavar="JOB_OR_FOLDER", help="a training job, or a folder of tensors")
+
+
+def _debug_report(settings: CloudSettings, config: RunConfig, arguments: argparse.Namespace) -> None:
+    if Path(arguments.job).is_dir():
+        print(report_folder(config, Path(arguments.job)))
+        return
+    from sagemaker_launch.aws.client import client
+    from sagemaker_launch.jobs.found import find_job
+    from sagemaker_launch.jobs.sync import Synchroniser
+
+    job = find_job(client("sagemaker", settings), arguments.job)
+    print(report_job(config, job, Synchroniser.open(settings, config), client("s3", settings)))
+
+
+def report_folder(config: RunConfig, folder: Path) -> Path:
+    """Write the report of a folder of tensors beside it.
+
+    Raises:
+        UserError: if it holds none.
+    """
+    page = folder.resolve().with_name(f"{folder.resolve().name}-{PAGE}")
+    tensors, statuses = _judge(config, folder, {})
+    _write(page, {"Folder": folder.name}, tensors, statuses)
+    return page
+
+
+def report_job(config: RunConfig, job: FoundJob, synchroniser: Synchroniser, s3: Any) -> Path:
+    """Fetch the tensors of a training job, write its report, and bring both job and report into MLflow.
+
+    Raises:
+        UserError: if it is not a training job that is debugged, or its tensors are not there.
+    """
+    from experiments.tracking.store import RunStore
+    from sagemaker_launch.shipping.download import fetch_folder
+
+    name, hook = job.name, job.described.get("DebugHookConfig")
+    if not hook:  # a tuning job has none
+        raise UserError(f"{name} must be a training job that is debugged: start one with train --debug")
+    (run,) = synchroniser.sync(job)
+    tensors = run.path / "tensors"
+    uri = f"{hook['S3OutputPath'].rstrip('/')}/{name}/debug-output"
+    if not fetch_folder(s3, uri, tensors):
+        raise UserError(f"{uri} must hold the job's tensors, found nothing: the service copies them as the job runs")
+    read, statuses = _judge(config, tensors, job.described)
+    page = run.artifacts / PAGE
+    for plot in _write(page, {"Job": name, "Status": job.status}, read, statuses):
+        (run.artifacts / f"debug_{plot.name}.png").write_bytes(plot.png)
+    (run.artifacts / "debug.json").write_text(json.dumps({"rules": statuses, **read}))
+    if run.outcome is None:
+        say(f"{name} is {job.status}: its report goes to MLflow when the same command runs after its end")
+    else:
+        RunStore.open_or_wait(config).push_or_wait(run)
+    return page
+
+
+def _judge(
+    config: RunConfig, folder: Path, described: Mapping[str, Any]
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The tensors of a folder, and what rules find in them: those that the job names, or all."""
+    from sagemaker_launch.container.debugger_rules import RULES
+    from sagemaker_launch.debugger.environment import read_tensors, run_rules
+
+    every = [{"RuleConfigurationName": name, "RuleParameters": {"rule_to_invoke": name}} for name in RULES]
+    configurations = described.get("DebugRuleConfigurations") or every
+    tensors = read_tensors(config.data.cache_dir, folder)
+    ours = run_rules(config.data.cache_dir, folder, configurations)
+    return tensors, [*_by_service(described.get("DebugRuleEvaluationStatuses", ())), *_by_us(ours)]
+
+
+def _write(
+    page: Path, facts: Mapping[str, str], tensors: Mapping[str, Any], statuses: Sequence[Mapping[str, Any]]
+) -> list[Plot]:
+    from sagemaker_launch.debugger.page import write_report
+
+    (subject,) = list(facts.values())[:1]
+    facts = {
+        **facts,
+        **{f"{mode} steps": str(number) for mode, number in tensors["modes"].items()},
+        "Tensors": str(len(tensors["tensors"]) + len(tensors["losses"])),
+        "Rules with issues": str(sum(one["RuleEvaluationStatus"] == "IssuesFound" for one in statuses)),
+    }
+    for one in statuses:
+        say(f"{one['RuleConfigurationName']}: {one['RuleEvaluationStatus']}, says {one['by']} ({one['StatusDetails']})")
+    return write_report(f"Debug report: {subject}", facts, tensors, statuses, page)
+
+
+def _by_service(evaluated: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """DebugRuleEvaluationStatuses, with when they last changed."""
+    found = []
+    for one in evaluated:
+        changed = one.get("LastModifiedTime")
+        when = f"{changed:%Y-%m-%d %H:%M:%S}" if isinstance(changed, datetime) else ""
+        keys = ("RuleConfigurationName", "RuleEvaluationStatus", "StatusDetails")
+        found.append({key: str(one.get(key, "")) for key in keys} | {"by": "the service", "when": when})
+    return found
+
+
+def _by_us(statuses: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """What our own rules found, with the step at which they did."""
+    return [
+        {**one, "by": "this command", "when": "" if one["step"] is None else f"step {one['step']}"} for one in statuses
+    ]

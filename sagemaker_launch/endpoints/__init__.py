@@ -1,0 +1,1 @@
+"""Endpoints: deploy, query, list and delete them."""

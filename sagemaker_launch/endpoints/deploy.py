@@ -1,0 +1,264 @@
+"""From a model to an endpoint that answers as the trainer did, step by step; each step may be repeated."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from botocore.exceptions import BotoCoreError, ClientError
+
+from experiments.console import say
+from experiments.errors import UserError
+from lightning_modules.inference import GOLDEN_TOLERANCE
+from sagemaker_launch.aws.client import error_code
+from sagemaker_launch.aws.logs import Log, failure_reason
+from sagemaker_launch.endpoints.fleet import (
+    FoundEndpoint,
+    Services,
+    delete_alarms,
+    delete_endpoint,
+    delete_schedule,
+    delete_versions,
+    find_endpoint,
+    kind_of,
+    stop_scaling,
+    wait_settled,
+)
+from sagemaker_launch.endpoints.lease import Lease
+from sagemaker_launch.endpoints.query import Target
+from sagemaker_launch.endpoints.requests import (
+    Deployment,
+    Request,
+    alarm_names,
+    create_endpoint,
+    endpoint_tags,
+    scalable_target,
+    scaling_policy,
+    schedule,
+    schedule_name,
+    update_alarms,
+    update_endpoint,
+    wake_alarm,
+    wake_policy,
+)
+from sagemaker_launch.jobs.fidelity import check_described, validate
+from sagemaker_launch.jobs.launch import CONFIG, ENDPOINT, MODEL, create, tags_of
+from sagemaker_launch.settings.cloud import CloudSettings
+
+
+class DeployError(RuntimeError):
+    """The endpoint does not answer as it should; the message says what became of it."""
+
+
+@dataclass(frozen=True)
+class Golden:
+    """The photo of an export and what the trainer made of it."""
+
+    photo: bytes
+    logits: tuple[float, ...]
+
+    @classmethod
+    def read(cls, export: Path) -> Golden:
+        """Of an export folder."""
+        scores = json.loads((export / "golden" / "scores.json").read_text())
+        return cls((export / "golden" / "image.jpg").read_bytes(), tuple(scores["logits"]))
+
+    def check(self, target: Target) -> tuple[float, float]:
+        """Ask for the photo.
+
+        Returns:
+            The largest difference of a logit, and the latency in milliseconds.
+
+        Raises:
+            DeployError: if the best class is another one, or a logit off by more than GOLDEN_TOLERANCE.
+        """
+        answer = target.ask(self.photo, "image/jpeg")
+        (logits,) = answer.content
+        same = len(logits) == len(self.logits)
+        differences = [abs(one - other) for one, other in zip(logits, self.logits, strict=same)]
+        difference = max(differences) if same else math.inf
+        # One by one: NaN is not within any tolerance, and max() may pass over it.
+        close = same and all(one <= GOLDEN_TOLERANCE for one in differences)
+        if not close or logits.index(max(logits)) != self.logits.index(max(self.logits)):
+            raise DeployError(
+                f"the golden photo's logits are off by {difference:.2g}, allowed are {GOLDEN_TOLERANCE:g}"
+            )
+        return difference, answer.latency_ms
+
+
+@dataclass(frozen=True)
+class Deployed:
+    """A living endpoint."""
+
+    arn: str
+    golden_difference: float
+    first_latency_ms: float
+    guards: str
+    """What ends it."""
+
+
+def deploy(
+    services: Services,
+    settings: CloudSettings,
+    name: str,
+    version: Deployment,
+    lease: Lease,
+    golden: Golden,
+    target: Target,
+    log: Log,
+) -> Deployed:
+    """Bring an endpoint to a version, or find it there.
+
+    A new endpoint that does not come up is removed with all that was made for it. One that was there keeps the version
+    that it had, and what the new one brought is removed. After a kill the same call goes on.
+
+    Raises:
+        DeployError: if AWS refuses the version, or it does not come up or answers otherwise than the trainer.
+        UserError: if an endpoint of that name is not one of this project, or of another kind.
+    """
+    wait_settled(services, name)  # a call that was killed may have left it on its way
+    before = find_endpoint(services, settings, name)
+    if before is not None and before.status == "Failed":
+        say(f"endpoint {name} failed before: it is removed first")
+        delete_endpoint(services, settings, name)
+        before = None
+    if before is not None and before.status != "InService":
+        # It may still answer, so it is not ours to remove unasked.
+        raise DeployError(
+            f"endpoint {name} is {before.status} and takes no update "
+            f"({failure_reason(before.described)}): delete it, then deploy again"
+        )
+    if before is not None:
+        _check_kind(services, settings, before)
+    try:
+        guards = set_lease(services, settings, name, lease, before)
+        _bring_up(services, settings, name, version, lease, before, log)
+        difference, latency_ms = golden.check(target)
+    except Exception as error:
+        outcome = _take_back(services, settings, name, version, before)
+        raise DeployError(f"endpoint {name}: {error}\n{outcome}") from error
+    if settings.endpoint.scales:
+        _start_scaling(services, settings, name)
+    else:
+        stop_scaling(services, name)
+    delete_versions(services, settings, name, keep=(version.config_name, version.model_name))
+    described = ENDPOINT.describe(services.sagemaker, name)
+    return Deployed(described[ENDPOINT.arn], difference, latency_ms, guards)
+
+
+def _check_kind(services: Services, settings: CloudSettings, before: FoundEndpoint) -> None:
+    config = CONFIG.describe(services.sagemaker, before.config_name)
+    kind = kind_of(config)
+    if kind != settings.endpoint.kind:
+        raise UserError(
+            f"cloud.endpoint.kind must stay {kind} for endpoint {before.name}, got {settings.endpoint.kind}: AWS can't "
+            "change it; delete the endpoint first, or choose another name"
+        )
+
+
+def _bring_up(
+    services: Services,
+    settings: CloudSettings,
+    name: str,
+    version: Deployment,
+    lease: Lease,
+    before: FoundEndpoint | None,
+    log: Log,
+) -> None:
+    """Make what is missing of a version and wait until it answers."""
+    for kind, request in ((MODEL, version.model), (CONFIG, version.config)):
+        described = kind.find(services.sagemaker, request[kind.name])
+        if described is None:
+            described = create(services.sagemaker, kind, request)
+        check_described(request, described, tags_of(services.sagemaker, described[kind.arn]))
+    wanted = update_alarms(settings, name)
+    for alarm in wanted:
+        services.cloudwatch.put_metric_alarm(**alarm)
+    delete_alarms(services, sorted({*alarm_names(name)} - {alarm["AlarmName"] for alarm in wanted}))
+    if before is None:
+        create(services.sagemaker, ENDPOINT, create_endpoint(settings, name, version.config_name, lease))
+    elif before.config_name != version.config_name:
+        stop_scaling(services, name)  # AWS refuses to change the machines of what it scales
+        _update(services, update_endpoint(settings, name, version.config_name))
+    state = wait_settled(services, name) or {}
+    if state.get(ENDPOINT.status) == "InService" and state[CONFIG.name] == version.config_name:
+        return
+    lines = [line.text for line in log.read()[-5:]]
+    raise DeployError("\n".join([f"{version.config_name} did not come up: {failure_reason(state)}", *lines]))
+
+
+def _update(services: Services, request: Request) -> None:
+    """Send an update whose answer may get lost."""
+    validate("UpdateEndpoint", request)
+    try:
+        services.sagemaker.update_endpoint(**request)
+    except (ClientError, BotoCoreError):
+        described = ENDPOINT.describe(services.sagemaker, request[ENDPOINT.name])
+        if described[ENDPOINT.status] != "Updating" and described[CONFIG.name] != request[CONFIG.name]:
+            raise
+
+
+def _take_back(
+    services: Services, settings: CloudSettings, name: str, version: Deployment, before: FoundEndpoint | None
+) -> str:
+    """After a failure: leave what was there before, and nothing else."""
+    if before is None:
+        gone = delete_endpoint(services, settings, name)
+        return f"all that was made is removed again: {', '.join(gone) or 'nothing'}"
+    old = before.config_name
+    if old == version.config_name:
+        return f"{name} had this version before; it is left as it is"
+    described = wait_settled(services, name) or {}
+    if described.get(CONFIG.name) != old:
+        _update(services, {"EndpointName": name, "EndpointConfigName": old})
+        wait_settled(services, name)
+    CONFIG.delete(services.sagemaker, version.config_name)
+    model = CONFIG.describe(services.sagemaker, old)["ProductionVariants"][0]["ModelName"]
+    if model != version.model_name:
+        MODEL.delete(services.sagemaker, version.model_name)
+    if settings.endpoint.scales:
+        _start_scaling(services, settings, name)
+    return f"{name} answers with {old} as before; what the update brought is removed"
+
+
+def set_lease(
+    services: Services, settings: CloudSettings, name: str, lease: Lease, before: FoundEndpoint | None
+) -> str:
+    """Note whose the endpoint is and until when, and have AWS delete it then.
+
+    Returns:
+        What ends it, as a sentence.
+    """
+    if before is not None:
+        tags = endpoint_tags(settings, name, lease)
+        services.sagemaker.add_tags(ResourceArn=before.described[ENDPOINT.arn], Tags=tags)
+    if lease.expires is None:
+        delete_schedule(services, name)
+        return "nothing ends it (--ttl none): delete it when it is no longer needed"
+    cron = "`python -m sagemaker_launch delete --expired` (run it by cron)"
+    at = f"{lease.expires:%Y-%m-%d %H:%M} UTC"
+    if settings.endpoint.schedule_role_arn is None:
+        delete_schedule(services, name)
+        return f"its time is over at {at}; only {cron} deletes it then: cloud.endpoint.schedule_role_arn is not set"
+    request = schedule(settings, name, lease.expires)
+    try:
+        try:
+            services.scheduler.create_schedule(**request)
+        except ClientError as error:
+            if error_code(error) != "ConflictException":
+                raise
+            services.scheduler.update_schedule(**request)
+    except ClientError as error:
+        # The lease holds without it; a role that may not do this is no reason to have no endpoint.
+        return f"its time is over at {at}; only {cron} deletes it then: AWS takes no schedule ({error})"
+    return f"AWS deletes it at {at} (schedule {schedule_name(name)}), and {cron} removes what is left"
+
+
+def _start_scaling(services: Services, settings: CloudSettings, name: str) -> None:
+    services.autoscaling.register_scalable_target(**scalable_target(settings.endpoint, name))
+    services.autoscaling.put_scaling_policy(**scaling_policy(settings.endpoint, name))
+    if settings.endpoint.min_instances == 0:
+        policy = services.autoscaling.put_scaling_policy(**wake_policy(name))
+        services.cloudwatch.put_metric_alarm(**wake_alarm(name, policy["PolicyARN"]))

@@ -1,0 +1,220 @@
+"""What belongs to an endpoint in AWS, how it is found again by name and tags alone, and how all of it goes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from botocore.exceptions import ClientError
+
+from experiments.console import say
+from experiments.errors import UserError
+from sagemaker_launch.aws import client as aws
+from sagemaker_launch.endpoints.lease import ENDPOINT_TAG, Lease
+from sagemaker_launch.endpoints.requests import alarm_names, schedule_name, variant_of
+from sagemaker_launch.jobs.launch import CONFIG, ENDPOINT, MODEL, Kind, tags_of
+from sagemaker_launch.settings.cloud import PROJECT_TAG, CloudSettings
+
+POLL_SECONDS = 10.0
+MOVING = ("Creating", "Updating", "SystemUpdating", "RollingBack", "Deleting")
+"""States of an endpoint in which AWS takes no change."""
+ORPHAN_AGE = timedelta(hours=1)
+"""A model without an endpoint may belong to a deployment that is just beginning; an older one does not."""
+
+
+@dataclass(frozen=True)
+class Services:
+    """The services of AWS that an endpoint is made of."""
+
+    sagemaker: Any
+    autoscaling: Any
+    cloudwatch: Any
+    scheduler: Any
+
+    @classmethod
+    def open(cls, settings: CloudSettings) -> Services:
+        """Clients of all of them."""
+        names = ("sagemaker", "application-autoscaling", "cloudwatch", "scheduler")
+        return cls(*(aws.client(name, settings) for name in names))
+
+    @property
+    def poll_seconds(self) -> float:
+        """How often to ask for a state."""
+        return 0.5 if aws.is_rehearsal(self.sagemaker) else POLL_SECONDS
+
+
+@dataclass(frozen=True)
+class FoundEndpoint:
+    """An endpoint of this project."""
+
+    name: str
+    described: Mapping[str, Any]
+    lease: Lease
+
+    @property
+    def status(self) -> str:
+        """InService, Creating, Updating, ..."""
+        return str(self.described[ENDPOINT.status])
+
+    @property
+    def config_name(self) -> str:
+        """Endpoint config that it runs."""
+        return str(self.described[CONFIG.name])
+
+
+def find_endpoint(services: Services, settings: CloudSettings, name: str) -> FoundEndpoint | None:
+    """The endpoint of a name; None if there is none.
+
+    Raises:
+        UserError: if it is not one of this project.
+    """
+    described = ENDPOINT.find(services.sagemaker, name)
+    if described is None:
+        return None
+    tags = _tags_of_endpoint(services, name, described[ENDPOINT.arn])
+    if tags is None:
+        return None
+    if tags.get(PROJECT_TAG) != settings.project:
+        raise UserError(
+            f"endpoint {name} must carry the tag {PROJECT_TAG}={settings.project} to be changed from here, got "
+            f"{tags.get(PROJECT_TAG)!r}: choose another name, or set cloud.project"
+        )
+    return FoundEndpoint(name, described, Lease.read(tags))
+
+
+def project_endpoints(services: Services, settings: CloudSettings) -> Iterator[FoundEndpoint]:
+    """All endpoints of this project, newest first."""
+    pages = services.sagemaker.get_paginator("list_endpoints").paginate(SortBy="CreationTime", SortOrder="Descending")
+    for summary in (summary for page in pages for summary in page["Endpoints"]):
+        tags = _tags_of_endpoint(services, summary[ENDPOINT.name], summary[ENDPOINT.arn])
+        if tags is None or tags.get(PROJECT_TAG) != settings.project:
+            continue
+        described = ENDPOINT.find(services.sagemaker, summary[ENDPOINT.name])
+        if described is not None:  # deleted in this moment
+            yield FoundEndpoint(summary[ENDPOINT.name], described, Lease.read(tags))
+
+
+def _tags_of_endpoint(services: Services, name: str, arn: str) -> Mapping[str, str] | None:
+    """The tags of an endpoint; None if it went away in this moment, as one does that is being deleted."""
+    try:
+        return tags_of(services.sagemaker, arn)
+    except ClientError:
+        if ENDPOINT.find(services.sagemaker, name) is not None:
+            raise
+        return None
+
+
+def kind_of(config: Mapping[str, Any]) -> str:
+    """The kind of endpoint that a described config makes."""
+    (variant,) = config["ProductionVariants"]
+    if "ServerlessConfig" in variant:
+        return "serverless"
+    return "async" if "AsyncInferenceConfig" in config else "realtime"
+
+
+def wait_settled(services: Services, name: str) -> Mapping[str, Any] | None:
+    """Wait until AWS takes changes again; what the endpoint is then, None if it is gone."""
+    said = ""
+    while True:
+        described = ENDPOINT.find(services.sagemaker, name)
+        if described is None or described[ENDPOINT.status] not in MOVING:
+            return described
+        if described[ENDPOINT.status] != said:
+            said = described[ENDPOINT.status]
+            say(f"endpoint {name}: {said}")
+        time.sleep(services.poll_seconds)
+
+
+def delete_endpoint(services: Services, settings: CloudSettings, name: str) -> list[str]:
+    """Delete an endpoint and all that belongs to it; killed half-way, the next call goes on.
+
+    Returns:
+        What was there and is gone.
+
+    Raises:
+        UserError: if it is not one of this project.
+    """
+    gone: list[str] = []
+    # What costs money first. What finds the rest again, the tags of models and configs, last.
+    if find_endpoint(services, settings, name) is not None:
+        if wait_settled(services, name) is not None:
+            ENDPOINT.delete(services.sagemaker, name)
+            wait_settled(services, name)
+        gone.append(f"endpoint {name}")
+    if stop_scaling(services, name):
+        gone.append(f"autoscaling of {name}")
+    gone += [f"alarm {alarm}" for alarm in delete_alarms(services, alarm_names(name))]
+    if delete_schedule(services, name):
+        gone.append(f"schedule {schedule_name(name)}")
+    return gone + delete_versions(services, settings, name)
+
+
+def delete_versions(services: Services, settings: CloudSettings, name: str, *, keep: tuple[str, ...] = ()) -> list[str]:
+    """Delete the endpoint configs and models of an endpoint but for those to keep; what is gone."""
+    gone: list[str] = []
+    for kind, version in versions(services, settings, name):
+        if version not in keep:
+            kind.delete(services.sagemaker, version)
+            gone.append(f"{kind.word} {version}")
+    return gone
+
+
+def versions(services: Services, settings: CloudSettings, name: str) -> list[tuple[Kind, str]]:
+    """Endpoint configs and models of an endpoint, in the order in which they may go."""
+    return [
+        (kind, found)
+        for kind, summary in _listed(services, settings, NameContains=f"{name}-")
+        if (found := summary[kind.name]) and summary["tags"][ENDPOINT_TAG] == name
+    ]
+
+
+def orphans(services: Services, settings: CloudSettings) -> set[str]:
+    """Names of endpoints that are gone, of which a model or a config is left."""
+    before = datetime.now(UTC) - ORPHAN_AGE
+    old = _listed(services, settings, CreationTimeBefore=before)
+    names = {summary["tags"][ENDPOINT_TAG] for _, summary in old}
+    return {name for name in names if ENDPOINT.find(services.sagemaker, name) is None}
+
+
+def _listed(services: Services, settings: CloudSettings, **only: Any) -> Iterator[tuple[Kind, dict[str, Any]]]:
+    """Summaries of the project's endpoint configs and models, with their tags."""
+    for kind, key in ((CONFIG, "EndpointConfigs"), (MODEL, "Models")):
+        pages = services.sagemaker.get_paginator(f"list_{kind.operation}s").paginate(**only)
+        for summary in [summary for page in pages for summary in page[key]]:
+            tags = tags_of(services.sagemaker, summary[kind.arn])
+            if tags.get(PROJECT_TAG) == settings.project and ENDPOINT_TAG in tags:
+                yield kind, {**summary, "tags": tags}
+
+
+def stop_scaling(services: Services, name: str) -> bool:
+    """Take the endpoint out of Application Auto Scaling, its policies with it; whether it was there."""
+    variant = variant_of(name)
+    found = services.autoscaling.describe_scalable_targets(
+        ServiceNamespace=variant["ServiceNamespace"], ResourceIds=[variant["ResourceId"]]
+    )["ScalableTargets"]
+    if found:
+        services.autoscaling.deregister_scalable_target(**variant)
+    return bool(found)
+
+
+def delete_alarms(services: Services, names: list[str]) -> list[str]:
+    """Delete those alarms that there are."""
+    found = services.cloudwatch.describe_alarms(AlarmNames=names)["MetricAlarms"]
+    there = [alarm["AlarmName"] for alarm in found]
+    if there:
+        services.cloudwatch.delete_alarms(AlarmNames=there)
+    return there
+
+
+def delete_schedule(services: Services, name: str) -> bool:
+    """Delete the schedule that ends the endpoint; whether there was one."""
+    try:
+        services.scheduler.delete_schedule(Name=schedule_name(name))
+    except ClientError as error:
+        if aws.error_code(error) == "ResourceNotFoundException":
+            return False
+        raise
+    return True

@@ -1,0 +1,73 @@
+"""An endpoint costs money until somebody deletes it: whose it is and until when stands in its tags."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+from experiments.errors import UserError
+from experiments.runs.environment import user_name
+from sagemaker_launch.settings.cloud import CloudSettings
+
+OWNER_TAG, EXPIRES_TAG, ENDPOINT_TAG = "owner", "expires", "endpoint"
+NEVER = "never"
+DEFAULT_TTL = "4h"
+_UNITS = {"m": timedelta(minutes=1), "h": timedelta(hours=1), "d": timedelta(days=1)}
+
+
+@dataclass(frozen=True)
+class Lease:
+    """Whose an endpoint is and when it is over."""
+
+    owner: str
+    expires: datetime | None
+    """In UTC; None for an endpoint that stays."""
+
+    @property
+    def tags(self) -> dict[str, str]:
+        """As the endpoint carries it."""
+        return {OWNER_TAG: self.owner, EXPIRES_TAG: f"{self.expires:%Y-%m-%dT%H:%M:%SZ}" if self.expires else NEVER}
+
+    @classmethod
+    def read(cls, tags: Mapping[str, str]) -> Lease:
+        """From the tags of an endpoint.
+
+        Raises:
+            UserError: if somebody has changed them to what is no time.
+        """
+        text = tags.get(EXPIRES_TAG, NEVER)
+        expires = None if text == NEVER else datetime.strptime(text, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC)
+        return cls(tags.get(OWNER_TAG, "unknown"), expires)
+
+    def is_over(self, now: datetime | None = None) -> bool:
+        """Whether its time has come."""
+        return self.expires is not None and self.expires <= (now or datetime.now(UTC))
+
+    def text(self) -> str:
+        """As a person reads it."""
+        if self.expires is None:
+            return "stays until it is deleted"
+        left = (self.expires - datetime.now(UTC)).total_seconds()
+        minutes = round(abs(left) / 60)
+        span = f"{minutes // 60} h {minutes % 60:02} min"
+        return f"over since {span}" if left <= 0 else f"{span} left"
+
+
+def new_lease(settings: CloudSettings, ttl: str) -> Lease:
+    """The lease of an endpoint that is deployed now.
+
+    Args:
+        ttl: a whole number and m, h or d, or `none`.
+
+    Raises:
+        UserError: for anything else.
+    """
+    owner = re.sub(r"[^\w.:/=+@-]", "-", settings.endpoint.owner or user_name())
+    if ttl == "none":
+        return Lease(owner, None)
+    found = re.fullmatch(r"([1-9][0-9]{0,4})([mhd])", ttl)
+    if found is None:
+        raise UserError(f"--ttl must be a whole number and m, h or d, such as 30m, 4h or 2d, or none, got {ttl!r}")
+    return Lease(owner, (datetime.now(UTC) + int(found[1]) * _UNITS[found[2]]).replace(microsecond=0))

@@ -1,0 +1,75 @@
+"""Which model is to be deployed: the best of a tuning job, a run in MLflow, or a registered version."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from experiments.config import RunConfig, require
+from experiments.predict import locate_export
+from experiments.tracking.store import RunStore, find_folder
+from sagemaker_launch.aws import client as aws
+from sagemaker_launch.jobs.found import best_training_job
+from sagemaker_launch.jobs.launch import TRAINING
+from sagemaker_launch.settings.cloud import CloudSettings
+from sagemaker_launch.shipping.archive import fetch_model
+
+
+@dataclass(frozen=True)
+class LocatedModel:
+    """An export folder on this machine, and where it comes from."""
+
+    export: Path
+    source: str
+    registered: str | None = None
+    """Its registry URI, for a registered version."""
+
+
+def of_tuning_job(settings: CloudSettings, config: RunConfig, tuning_job: str) -> LocatedModel:
+    """The model of a tuning job's best training job.
+
+    Raises:
+        ValueError: if there is none yet.
+    """
+    job = best_training_job(aws.client("sagemaker", settings), tuning_job)
+    return LocatedModel(_of_job(settings, config, job), f"best of {tuning_job}: {job['TrainingJobName']}")
+
+
+def of_run(settings: CloudSettings, config: RunConfig, run_id: str) -> LocatedModel:
+    """The model of a run in MLflow, wherever it was trained.
+
+    Raises:
+        ValueError: if there is no such run, or it left no model.
+    """
+    store = RunStore.open_or_wait(config)
+    found = store.find_run(run_id)
+    require(found is not None, "--run", f"be a run of {store.uri}", run_id)
+    assert found is not None
+    source = f"run {run_id} ({found.info.run_name})"
+    folder = find_folder(found, config.output_dir)
+    if folder is not None and folder.export.is_dir():
+        return LocatedModel(folder.export, source)
+    if "job" in found.data.tags:
+        described = TRAINING.describe(aws.client("sagemaker", settings), found.data.tags["job"])
+        return LocatedModel(_of_job(settings, config, described), source)
+    return LocatedModel(locate_export(f"runs:/{run_id}/model", config), source)
+
+
+def registered(config: RunConfig, model: str) -> LocatedModel:
+    """A registered version, or an export folder.
+
+    Raises:
+        ValueError: if there is no such model.
+    """
+    return LocatedModel(locate_export(model, config), model, model if model.startswith("models:/") else None)
+
+
+def _of_job(settings: CloudSettings, config: RunConfig, described: object) -> Path:
+    assert isinstance(described, dict)
+    name = described["TrainingJobName"]
+    artifacts = described.get("ModelArtifacts", {}).get("S3ModelArtifacts")
+    require(artifacts is not None, name, "have left a model", described["TrainingJobStatus"])
+    # Under the job's ARN: a job of the same name in another account or rehearsal has another model.
+    created = int(described["CreationTime"].timestamp() * 1000)
+    folder = config.output_dir / "models" / f"{name}-{created}"
+    return folder if folder.is_dir() else fetch_model(aws.client("s3", settings), artifacts, folder)

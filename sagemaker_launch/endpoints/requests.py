@@ -1,0 +1,300 @@
+"""Pure builders: settings and a model in, the complete bodies of the AWS requests that an endpoint takes out."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from experiments.config import require
+from sagemaker_launch.endpoints.lease import ENDPOINT_TAG, Lease
+from sagemaker_launch.settings.cloud import PROJECT_TAG, CloudSettings
+from sagemaker_launch.settings.endpoint import VARIANT, EndpointSettings
+
+Request = dict[str, Any]
+DIMENSION = "sagemaker:variant:DesiredInstanceCount"
+MAX_NAME = 52
+"""Characters of an endpoint's name: AWS takes 63, and models and configs have a hash at the end."""
+SCALE_TARGETS = {"invocations": 300.0, "concurrency": 4.0, "async": 5.0}
+SCALING_METRICS = {
+    "invocations": "SageMakerVariantInvocationsPerInstance",
+    "concurrency": "SageMakerVariantConcurrentRequestsPerModelHighResolution",
+}
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """Everything that makes one version of an endpoint."""
+
+    model: Request
+    config: Request
+
+    @property
+    def model_name(self) -> str:
+        """Name of its model."""
+        return str(self.model["ModelName"])
+
+    @property
+    def config_name(self) -> str:
+        """Name of its endpoint config."""
+        return str(self.config["EndpointConfigName"])
+
+
+def deployment(settings: CloudSettings, name: str, image_uri: str, model_uri: str) -> Deployment:
+    """The model and the endpoint config of an endpoint, named by what is in them.
+
+    Args:
+        name: of the endpoint.
+        model_uri: of `model.tar.gz` in S3.
+    """
+    # CreateEndpoint, EndpointName: 63 characters of this pattern (API reference, read 2026-11).
+    plain = all(part.isalnum() and part.isascii() for part in name.split("-"))
+    require(plain and len(name) <= MAX_NAME, "NAME", f"be at most {MAX_NAME} letters, digits and single hyphens", name)
+    settings.require_for_jobs()
+    model = _model(settings, image_uri, model_uri)
+    model_name = f"{name}-{_digest(model)}"
+    config = _config(settings, name, model_name)
+    tags = _tags(settings, {ENDPOINT_TAG: name})
+    return Deployment(
+        {"ModelName": model_name, **model, "Tags": tags},
+        {"EndpointConfigName": f"{name}-{_digest(config)}", **config, "Tags": tags},
+    )
+
+
+def create_endpoint(settings: CloudSettings, name: str, config_name: str, lease: Lease) -> Request:
+    """The body of CreateEndpoint."""
+    return {"EndpointName": name, "EndpointConfigName": config_name, "Tags": endpoint_tags(settings, name, lease)}
+
+
+def endpoint_tags(settings: CloudSettings, name: str, lease: Lease) -> list[dict[str, str]]:
+    """The tags of an endpoint; a new lease changes two of them."""
+    return _tags(settings, {ENDPOINT_TAG: name, **lease.tags})
+
+
+def update_endpoint(settings: CloudSettings, name: str, config_name: str) -> Request:
+    """The body of UpdateEndpoint: a new fleet beside the old one, which answers until the new one has proved itself."""
+    endpoint = settings.endpoint
+    request: Request = {"EndpointName": name, "EndpointConfigName": config_name}
+    if endpoint.kind == "serverless":
+        return request  # AWS moves its traffic at once, and takes no DeploymentConfig for it
+    routing: Request = {"Type": endpoint.rollout.upper(), "WaitIntervalInSeconds": endpoint.rollout_wait_seconds}
+    if endpoint.rollout != "all_at_once":
+        size = "CanarySize" if endpoint.rollout == "canary" else "LinearStepSize"
+        routing[size] = {"Type": "CAPACITY_PERCENT", "Value": endpoint.rollout_percent}
+    alarms = [alarm["AlarmName"] for alarm in update_alarms(settings, name)] + endpoint.alarms
+    request["DeploymentConfig"] = {
+        "BlueGreenUpdatePolicy": {
+            "TrafficRoutingConfiguration": routing,
+            "TerminationWaitInSeconds": 0,
+            "MaximumExecutionTimeoutInSeconds": min(28_800, 3600 + 10 * endpoint.rollout_wait_seconds),
+        },
+        "AutoRollbackConfiguration": {"Alarms": [{"AlarmName": alarm} for alarm in alarms]},
+    }
+    if endpoint.scales:
+        # Or the new fleet would begin with as few machines as the config says, under the load of many.
+        request["RetainAllVariantProperties"] = True
+        request["ExcludeRetainedVariantProperties"] = [{"VariantPropertyType": "DataCaptureConfig"}]
+    return request
+
+
+def update_alarms(settings: CloudSettings, name: str) -> list[Request]:
+    """Bodies of PutMetricAlarm: what rolls an update back."""
+    alarms = [
+        {
+            **_alarm(name, "5xx", "Invocation5XXErrors"),
+            "AlarmDescription": f"{name} answers with server errors; an update is rolled back",
+            "Statistic": "Sum",
+            "Threshold": 1.0,
+        }
+    ]
+    limit = settings.endpoint.max_latency_ms
+    if limit is not None:
+        alarms.append(
+            {
+                **_alarm(name, "latency", "ModelLatency"),
+                "AlarmDescription": f"{name} takes longer than {limit:g} ms; an update is rolled back",
+                "ExtendedStatistic": "p99",
+                "Threshold": limit * 1000,  # AWS measures microseconds
+            }
+        )
+    return alarms
+
+
+def scalable_target(endpoint: EndpointSettings, name: str) -> Request:
+    """The body of RegisterScalableTarget."""
+    limits = {"MinCapacity": endpoint.min_instances, "MaxCapacity": endpoint.max_instances}
+    return {**variant_of(name), **limits}
+
+
+def scaling_policy(endpoint: EndpointSettings, name: str) -> Request:
+    """The body of PutScalingPolicy: keep a metric where it should be."""
+    by = "async" if endpoint.kind == "async" else endpoint.scale_by
+    tracking: Request = {"TargetValue": endpoint.scale_target or SCALE_TARGETS[by]}
+    if by == "async":
+        tracking["CustomizedMetricSpecification"] = {
+            "MetricName": "ApproximateBacklogSizePerInstance",
+            "Namespace": "AWS/SageMaker",
+            "Dimensions": [{"Name": "EndpointName", "Value": name}],
+            "Statistic": "Average",
+        }
+    else:
+        tracking["PredefinedMetricSpecification"] = {"PredefinedMetricType": SCALING_METRICS[by]}
+    return {
+        **variant_of(name),
+        "PolicyName": f"{name}-track",
+        "PolicyType": "TargetTrackingScaling",
+        "TargetTrackingScalingPolicyConfiguration": {**tracking, "ScaleInCooldown": 300, "ScaleOutCooldown": 60},
+    }
+
+
+def wake_policy(name: str) -> Request:
+    """The body of PutScalingPolicy that gives an async endpoint its first machine when something waits.
+
+    The other policy can't: without a machine it has no metric to keep.
+    """
+    return {
+        **variant_of(name),
+        "PolicyName": f"{name}-wake",
+        "PolicyType": "StepScaling",
+        "StepScalingPolicyConfiguration": {
+            "AdjustmentType": "ChangeInCapacity",
+            "MetricAggregationType": "Average",
+            "Cooldown": 300,
+            "StepAdjustments": [{"MetricIntervalLowerBound": 0, "ScalingAdjustment": 1}],
+        },
+    }
+
+
+def wake_alarm(name: str, policy_arn: str) -> Request:
+    """The body of PutMetricAlarm that takes the step of `wake_policy`."""
+    return {
+        **_alarm(name, "wake", "HasBacklogWithoutCapacity"),
+        "Dimensions": [{"Name": "EndpointName", "Value": name}],
+        "AlarmDescription": f"something waits for {name}, which has no machine",
+        "Statistic": "Average",
+        "Threshold": 1.0,
+        "AlarmActions": [policy_arn],
+    }
+
+
+def alarm_names(name: str) -> list[str]:
+    """All alarms that an endpoint may have from us."""
+    return [f"{name}-{what}" for what in ("5xx", "latency", "wake")]
+
+
+def schedule(settings: CloudSettings, name: str, expires: datetime) -> Request:
+    """The body of CreateSchedule: AWS deletes the endpoint when its time is over, whatever becomes of this machine."""
+    return {
+        "Name": schedule_name(name),
+        "Description": f"end of the lease of endpoint {name}",
+        "ScheduleExpression": f"at({expires:%Y-%m-%dT%H:%M:%S})",
+        "ScheduleExpressionTimezone": "UTC",
+        "FlexibleTimeWindow": {"Mode": "OFF"},
+        "ActionAfterCompletion": "DELETE",
+        "Target": {
+            "Arn": "arn:aws:scheduler:::aws-sdk:sagemaker:deleteEndpoint",
+            "RoleArn": settings.endpoint.schedule_role_arn,
+            "Input": json.dumps({"EndpointName": name}),
+        },
+    }
+
+
+def schedule_name(name: str) -> str:
+    """Name of the schedule that ends an endpoint."""
+    return f"delete-{name}"
+
+
+def variant_of(name: str) -> Request:
+    """How Application Auto Scaling calls an endpoint's variant."""
+    return {
+        "ServiceNamespace": "sagemaker",
+        "ResourceId": f"endpoint/{name}/variant/{VARIANT}",
+        "ScalableDimension": DIMENSION,
+    }
+
+
+def _model(settings: CloudSettings, image_uri: str, model_uri: str) -> Request:
+    model: Request = {
+        "PrimaryContainer": {
+            "Image": image_uri,
+            "ModelDataUrl": model_uri,
+            # AWS's toolkit reads the first two, our image none of them.
+            "Environment": {
+                "SAGEMAKER_PROGRAM": "inference.py",
+                "SAGEMAKER_SUBMIT_DIRECTORY": "/opt/ml/model/code",
+                **settings.endpoint.environment,
+            },
+        },
+        "ExecutionRoleArn": settings.role_arn,
+        "EnableNetworkIsolation": settings.network_isolation,
+    }
+    if settings.subnets:
+        model["VpcConfig"] = {"Subnets": settings.subnets, "SecurityGroupIds": settings.security_group_ids}
+    return model
+
+
+def _config(settings: CloudSettings, name: str, model_name: str) -> Request:
+    endpoint = settings.endpoint
+    variant: Request = {"VariantName": VARIANT, "ModelName": model_name}
+    if endpoint.kind == "serverless":
+        variant["ServerlessConfig"] = {
+            "MemorySizeInMB": endpoint.memory_mb,
+            "MaxConcurrency": endpoint.max_concurrency,
+        }
+    else:
+        variant |= {
+            "InstanceType": endpoint.instance_type,
+            "InitialInstanceCount": endpoint.first_instances,
+            "InitialVariantWeight": 1.0,
+            "ContainerStartupHealthCheckTimeoutInSeconds": endpoint.startup_timeout_seconds,
+        }
+    config: Request = {"ProductionVariants": [variant]}
+    if settings.volume_kms_key and endpoint.kind != "serverless":
+        config["KmsKeyId"] = settings.volume_kms_key
+    key = {"KmsKeyId": settings.output_kms_key} if settings.output_kms_key else {}
+    if endpoint.kind == "async":
+        paths = {"S3OutputPath": "out", "S3FailurePath": "failed"}
+        output = {field: async_uri(settings, name, what) for field, what in paths.items()}
+        config["AsyncInferenceConfig"] = {
+            "OutputConfig": {**output, **key},
+            "ClientConfig": {"MaxConcurrentInvocationsPerInstance": 4},
+        }
+    if endpoint.data_capture_percent:
+        config["DataCaptureConfig"] = {
+            "EnableCapture": True,
+            "InitialSamplingPercentage": endpoint.data_capture_percent,
+            "DestinationS3Uri": f"{settings.uri}/capture",
+            "CaptureOptions": [{"CaptureMode": "Input"}, {"CaptureMode": "Output"}],
+            **key,
+        }
+    return config
+
+
+def async_uri(settings: CloudSettings, name: str, what: str) -> str:
+    """Where photos (`in`), answers (`out`) and refusals (`failed`) of an async endpoint stand."""
+    return f"{settings.uri}/async/{name}/{what}"
+
+
+def _alarm(name: str, what: str, metric: str) -> Request:
+    return {
+        "AlarmName": f"{name}-{what}",
+        "Namespace": "AWS/SageMaker",
+        "MetricName": metric,
+        "Dimensions": [{"Name": "EndpointName", "Value": name}, {"Name": "VariantName", "Value": VARIANT}],
+        "Period": 60,
+        "EvaluationPeriods": 1,
+        "ComparisonOperator": "GreaterThanOrEqualToThreshold",
+        "TreatMissingData": "notBreaching",
+    }
+
+
+def _tags(settings: CloudSettings, own: Mapping[str, str]) -> list[dict[str, str]]:
+    tags = {**settings.tags, PROJECT_TAG: settings.project, **own}
+    return [{"Key": key, "Value": value} for key, value in tags.items()]
+
+
+def _digest(request: Request) -> str:
+    return hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()[:10]

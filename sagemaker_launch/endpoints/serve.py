@@ -1,0 +1,89 @@
+"""The commands about our own serving process: run it at home, and bring its image to ECR."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from experiments.config import RunConfig, require
+from experiments.console import say
+from experiments.errors import UserError
+from sagemaker_launch.settings.cloud import CloudSettings
+
+Add = Callable[[str, object, str], argparse.ArgumentParser]
+
+
+def add_serving_commands(add: Add) -> None:
+    """The commands and their own options."""
+    serve = add("serve", _serve, "Serve an export on 127.0.0.1 as an endpoint does (needs the extra `serving`).")
+    serve.add_argument(
+        "export", metavar="EXPORT", help="export folder, model.tar.gz, or registry URI such as models:/NAME@champion"
+    )
+    serve.add_argument("--port", type=int, default=0, help="by default a free one")
+    image = add("image", _image, "Print the commands that build our serving image and push it to ECR.")
+    image.add_argument("--device", choices=("cpu", "cuda"), help="by default what cloud.endpoint.instance_type has")
+    image.add_argument("--push", action="store_true", help="run them (needs a Docker engine and the AWS CLI)")
+
+
+def _serve(settings: CloudSettings, config: RunConfig, arguments: argparse.Namespace) -> None:
+    del settings
+    import torch
+
+    from experiments.predict import REGISTRY, locate_export
+    from sagemaker_launch.shipping.archive import unpack_model
+
+    try:
+        from sagemaker_launch.serving.server import run
+    except ModuleNotFoundError as error:
+        raise UserError(f"`serve` needs the extra `serving` (pip install '.[serving]'): {error}") from None
+    from sagemaker_launch.serving.settings import read_settings
+
+    environment = {"SERVING_HOST": "127.0.0.1", **os.environ, "SAGEMAKER_BIND_TO_PORT": str(arguments.port)}
+    served = read_settings(environment, cuda=torch.cuda.is_available())
+    with TemporaryDirectory() as folder:
+        if arguments.export.startswith(REGISTRY):
+            export = locate_export(arguments.export, config)
+        elif Path(arguments.export).is_dir():
+            export = Path(arguments.export)
+        else:
+            export = unpack_model(Path(arguments.export), Path(folder) / "model")
+        run(replace(served, model=export), _announce, log_file=sys.stderr)  # results go to standard output
+
+
+def _announce(address: str) -> None:
+    print(address, flush=True)
+    say(
+        f"try: curl --data-binary @PHOTO.jpg --header 'Content-Type: image/jpeg' "
+        f"--header 'X-Amzn-SageMaker-Custom-Attributes: top_k=3' {address}/invocations\n(Ctrl-C ends it)"
+    )
+
+
+def _image(settings: CloudSettings, config: RunConfig, arguments: argparse.Namespace) -> None:
+    del config
+    from sagemaker_launch.aws.client import region
+    from sagemaker_launch.shipping.images import push_commands
+    from sagemaker_launch.shipping.shipment import own_serving_image, serving_device
+
+    example = "be set (--cloud.role_arn arn:aws:iam::123456789012:role/training): it names the account"
+    require(settings.role_arn is not None, "cloud.role_arn", example, None)
+    where = region(settings)
+    device = arguments.device or serving_device(settings)
+    commands = push_commands(own_serving_image(settings, where, device), where, device, settings.project)
+    if device == "cpu" and "TORCH_INDEX" not in os.environ:
+        say("set TORCH_INDEX to the index of PyTorch's builds without CUDA (pytorch.org, Get started) before the build")
+    print("\n".join(commands), flush=True)
+    if arguments.push:
+        for program in ("docker", "aws"):
+            if shutil.which(program) is None:
+                raise UserError(f"--push needs the program {program}, which is not here: run the commands elsewhere")
+        for command in commands:
+            # The very line that was printed.
+            if subprocess.run(["bash", "-o", "pipefail", "-c", command], check=False).returncode:
+                raise UserError(f"this command failed: {command}")

@@ -1,0 +1,1 @@
+"""Training and tuning jobs: start, follow and synchronise them."""

@@ -1,0 +1,147 @@
+"""Watching a job until it ends. Nothing of the job depends on it: Ctrl-C leaves the job running."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from experiments.console import say
+from experiments.runs.intervals import metric_text, selection_text
+from lightning_modules import metrics
+from sagemaker_launch.aws import client as aws
+from sagemaker_launch.aws.logs import Log, failure_reason, job_log
+from sagemaker_launch.container.metric_lines import parse_lines
+from sagemaker_launch.jobs.found import ENDED, children, seconds
+from sagemaker_launch.jobs.launch import TRAINING, Launched
+from sagemaker_launch.settings.cloud import CloudSettings
+
+SHOWN = {
+    "metrics": (metrics.VAL_LOSS, metrics.VAL_ACCURACY),
+    "outcome": (*metrics.SUMMARY, metrics.TEST_LOSS, metrics.TEST_ACCURACY),
+}
+POLL_SECONDS = 10.0
+"""How often AWS is asked; a rehearsal asks more often."""
+
+
+class JobFailedError(RuntimeError):
+    """The job failed; the message is AWS's reason."""
+
+
+def watch(settings: CloudSettings, job: Launched, usd_per_hour: float) -> str:
+    """`follow` a job of this account, or of a rehearsal."""
+    sagemaker = aws.client("sagemaker", settings)
+    poll = 1.0 if aws.is_rehearsal(sagemaker) else POLL_SECONDS
+    return follow(sagemaker, aws.client("logs", settings), job, usd_per_hour, poll_seconds=poll)
+
+
+def follow(sagemaker: Any, logs: Any, job: Launched, usd_per_hour: float, *, poll_seconds: float) -> str:
+    """Say what a job does until it has ended.
+
+    Args:
+        usd_per_hour: of all machines of one training job together.
+
+    Returns:
+        Its last status: Completed or Stopped.
+
+    Raises:
+        JobFailedError: if it failed.
+    """
+    log, own, tails, said = job_log(logs, job.name), OwnLines(), Tails(logs), ""
+    while True:
+        described = job.kind.describe(sagemaker, job.name)
+        status = str(described[job.kind.status])
+        if job.kind is TRAINING:
+            state = f"{status} ({described.get('SecondaryStatus', '')})"
+            spent = seconds(described)
+            for text in own.lines(line.text for line in log.read()):
+                say(f"  {text}")
+        else:
+            summaries = children(sagemaker, job.name)
+            spent = sum(seconds(summary) for summary in summaries)
+            for text in tails.lines(summaries):
+                say(f"  {text}")
+            state = f"{status}, {_tuning_state(described)}"
+        if state != said:
+            said = state
+            say(f"{job.name}: {state}, ${spent / 3600 * usd_per_hour:.2f} so far")
+        if status == "Failed":
+            raise JobFailedError(f"{job.name} failed: {failure_reason(described, log.last_lines)}")
+        if status in ENDED:
+            return status
+        time.sleep(poll_seconds)
+
+
+class OwnLines:
+    """Leaves out the hundred lines that AWS's toolkit prints around a script, unless they tell of an error.
+
+    What the script reports for `sync` is said as a person says it.
+    """
+
+    def __init__(self) -> None:
+        self._running = False
+        self._facts: dict[str, str] = {}
+
+    def lines(self, texts: Iterable[str]) -> Iterator[str]:
+        """What is left of the next lines of a log."""
+        for text in texts:
+            # The command has every hyperparameter once more.
+            toolkit = "sagemaker-training-toolkit" in text or text.startswith("SM_") or " entry.py --" in text
+            if "error" in text.lower() or (self._running and text.strip() and not toolkit):
+                yield from _readable(text, self._facts)
+            self._running = (self._running or "Invoking script" in text) and "Reporting training" not in text
+
+
+class Tails:
+    """What the training jobs of a tuning job report."""
+
+    def __init__(self, logs: Any) -> None:
+        self._logs = logs
+        self._open: dict[str, Log] = {}
+        self._facts: dict[str, dict[str, str]] = {}
+        self._ended: set[str] = set()
+
+    def lines(self, summaries: Iterable[Mapping[str, Any]]) -> Iterator[str]:
+        """The epochs that are new since the last call, and why a job failed; a job that has ended is read once more."""
+        for summary in summaries:
+            name = summary["TrainingJobName"]
+            if name in self._ended:
+                continue
+            if summary["TrainingJobStatus"] in ENDED:
+                self._ended.add(name)
+            log = self._open.setdefault(name, job_log(self._logs, name))
+            for line in log.read():
+                if line.text.startswith(("[metrics]", "[facts]")):
+                    facts = self._facts.setdefault(name, {})
+                    yield from (f"{name}: {text}" for text in _readable(line.text, facts))
+            if summary["TrainingJobStatus"] == "Failed":
+                yield f"{name} failed: {failure_reason(summary, log.last_lines)}"
+
+
+def _readable(line: str, facts: dict[str, str]) -> Iterator[str]:
+    """A line of a log for a person; a report by its losses and accuracies, without what only MLflow wants.
+
+    Args:
+        facts: what the job has said of its data so far; gets what this line says.
+    """
+    report = next(iter(parse_lines([line])), None)
+    if report is None:
+        yield line
+    elif report.kind in {"metrics", "outcome"}:
+        shown = [(name, value) for name, value in report.metrics.items() if name in SHOWN[report.kind]]
+        values = (metric_text(name, value, facts) for name, value in shown)
+        yield f"{f'epoch {report.epoch}' if report.kind == 'metrics' else 'ended'}: {' '.join(values)}"
+    elif report.kind == "facts":
+        facts |= report.facts
+
+
+def _tuning_state(described: dict[str, Any]) -> str:
+    counters = described["TrainingJobStatusCounters"]
+    of = described["HyperParameterTuningJobConfig"]["ResourceLimits"]["MaxNumberOfTrainingJobs"]
+    failed = counters.get("RetryableError", 0) + counters.get("NonRetryableError", 0)
+    text = f"{counters.get('Completed', 0)}/{of} done, {counters.get('InProgress', 0)} running, {failed} failed"
+    metric = described.get("BestTrainingJob", {}).get("FinalHyperParameterTuningJobObjectiveMetric")
+    if not metric:
+        return text
+    chosen = selection_text(counters.get("Completed", 0), "job", {})
+    return f"{text}, {metric['MetricName']} {metric['Value']:.4f}, {chosen}"

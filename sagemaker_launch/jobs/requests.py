@@ -1,0 +1,229 @@
+"""Pure builders: a config, a search space and settings in, the complete body of an AWS request out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from experiments.config import RunConfig, require
+from experiments.study.epochs import EPOCHS
+from experiments.study.search_space import ChoiceRange, FloatRange, SearchSpace, grid_points
+from sagemaker_launch.container.hyperparameters import encode, wire_name, wire_value
+from sagemaker_launch.container.metric_lines import metric_definitions, objective
+from sagemaker_launch.jobs.debugger_fields import debugger_fields
+from sagemaker_launch.settings.cloud import PROJECT_TAG, CloudSettings
+
+CODE_ARCHIVE = "/opt/ml/input/data/code/sourcedir.tar.gz"
+CHECKPOINTS = "/opt/ml/checkpoints"
+GPU_FAMILIES = ("ml.p", "ml.g")
+"""Beginnings of the names of instance types with GPUs, of which a machine may have several."""
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Where a job's channels stand in S3."""
+
+    photos: str
+    """A manifest, or a prefix with class folders below it."""
+    code: str
+    """A prefix."""
+    weights: str | None = None
+    """A prefix that holds one checkpoint; None where the config names none."""
+
+
+def training_job(
+    settings: CloudSettings, config: RunConfig, inputs: Inputs, image_uri: str, *, name: str
+) -> dict[str, Any]:
+    """The body of CreateTrainingJob.
+
+    Raises:
+        ValueError: if AWS publishes no image of Debugger's rules for the region, and Debugger is wanted.
+    """
+    request = _definition(settings, inputs, image_uri, name)
+    request["TrainingJobName"] = name
+    request["HyperParameters"] = encode(config) | _toolkit(settings)
+    request["Tags"] = _tags(settings)
+    if settings.keep_alive_seconds:
+        request["ResourceConfig"]["KeepAlivePeriodInSeconds"] = settings.keep_alive_seconds
+    if settings.debugger.enabled:
+        request |= debugger_fields(settings)
+    return request
+
+
+def tuning_job(
+    settings: CloudSettings, config: RunConfig, space: SearchSpace, inputs: Inputs, image_uri: str, *, name: str
+) -> dict[str, Any]:
+    """The body of CreateHyperParameterTuningJob.
+
+    Raises:
+        ValueError: if the strategy cannot search the space, or for a setting that a tuning job can't have.
+    """
+    require(
+        settings.keep_alive_seconds == 0,
+        "cloud.keep_alive_seconds",
+        "be 0 in a tuning job",
+        settings.keep_alive_seconds,
+    )
+    require(
+        not settings.debugger.enabled,
+        "cloud.debugger.enabled",
+        "be false in a tuning job: SageMaker's TrainingJobDefinition has no field for Debugger's hooks "
+        "(--recorder keeps losses and statistics of weights and gradients in every job, without Debugger)",
+        settings.debugger.enabled,
+    )
+    tuned = {name: one for name, one in space.items() if not (settings.strategy == "Hyperband" and name == EPOCHS)}
+    require(len(tuned) > 0, "search space", f"tune something besides {EPOCHS} with strategy Hyperband", sorted(space))
+    metric = objective(config.sweep.metric)
+    static = {key: value for key, value in encode(config).items() if key not in map(wire_name, tuned)}
+    tuning: dict[str, Any] = {
+        "Strategy": settings.strategy,
+        "HyperParameterTuningJobObjective": {"Type": config.sweep.direction.title(), "MetricName": metric},
+        "ResourceLimits": {
+            "MaxNumberOfTrainingJobs": number_of_jobs(settings, config, space),
+            "MaxParallelTrainingJobs": settings.max_parallel_jobs,
+        },
+        "ParameterRanges": parameter_ranges(tuned),
+        "TrainingJobEarlyStoppingType": "Auto" if settings.early_stopping else "Off",
+        "RandomSeed": config.seed,
+    }
+    if settings.strategy == "Hyperband":
+        # Hyperband gives each job as many epochs as it deserves, so all of them may go as far as the longest.
+        static[wire_name(EPOCHS)] = json.dumps(config.trainer.epochs)
+        resources = {"MinResource": 1, "MaxResource": config.trainer.epochs}
+        tuning["StrategyConfig"] = {"HyperbandStrategyConfig": resources}
+    if config.sweep.timeout_seconds is not None:
+        tuning["ResourceLimits"]["MaxRuntimeInSeconds"] = max(120, round(config.sweep.timeout_seconds))
+    completion: dict[str, Any] = {}
+    if settings.target_value is not None:
+        completion["TargetObjectiveMetricValue"] = settings.target_value
+    if settings.max_jobs_without_improvement is not None:
+        stop = {"MaxNumberOfTrainingJobsNotImproving": settings.max_jobs_without_improvement}
+        completion["BestObjectiveNotImproving"] = stop
+    if completion:
+        tuning["TuningJobCompletionCriteria"] = completion
+    definition = _definition(settings, inputs, image_uri, name)
+    definition["StaticHyperParameters"] = static | _toolkit(settings)
+    request = {
+        "HyperParameterTuningJobName": name,
+        "HyperParameterTuningJobConfig": tuning,
+        "TrainingJobDefinition": definition,
+        "Tags": _tags(settings),
+    }
+    if settings.warm_start_from:
+        parents = [{"HyperParameterTuningJobName": parent} for parent in settings.warm_start_from]
+        # The other type wants the same image and the same code, which change with every release.
+        request["WarmStartConfig"] = {
+            "ParentHyperParameterTuningJobs": parents,
+            "WarmStartType": "TransferLearning",
+        }
+    return request
+
+
+def number_of_jobs(settings: CloudSettings, config: RunConfig, space: SearchSpace) -> int:
+    """Training jobs of a tuning job: a grid has as many as it has points.
+
+    Raises:
+        ValueError: if a range of a grid is not a list of choices.
+    """
+    if settings.strategy != "Grid":
+        return config.sweep.n_trials
+    points = 1
+    for values in grid_points(space).values():
+        points *= len(values)
+    return points
+
+
+def parameter_ranges(space: SearchSpace) -> dict[str, list[dict[str, Any]]]:
+    """The search space in SageMaker's words."""
+    ranges: dict[str, list[dict[str, Any]]] = {
+        "ContinuousParameterRanges": [],
+        "IntegerParameterRanges": [],
+        "CategoricalParameterRanges": [],
+    }
+    for field, one in space.items():
+        name = {"Name": wire_name(field)}
+        if isinstance(one, ChoiceRange):
+            ranges["CategoricalParameterRanges"].append(name | {"Values": [wire_value(value) for value in one.values]})
+            continue
+        kind = "ContinuousParameterRanges" if isinstance(one, FloatRange) else "IntegerParameterRanges"
+        limits = {"MinValue": wire_value(one.low), "MaxValue": wire_value(one.high)}
+        ranges[kind].append(name | limits | {"ScalingType": "Logarithmic" if one.log else "Linear"})
+    return {kind: listed for kind, listed in ranges.items() if listed}
+
+
+def _definition(settings: CloudSettings, inputs: Inputs, image_uri: str, name: str) -> dict[str, Any]:
+    """What training jobs and the jobs of a tuning job have in common."""
+    stopping = {"MaxRuntimeInSeconds": settings.max_runtime_seconds}
+    if settings.longest_wait_seconds is not None:
+        stopping["MaxWaitTimeInSeconds"] = settings.longest_wait_seconds
+    definition: dict[str, Any] = {
+        "AlgorithmSpecification": {
+            "TrainingImage": image_uri,
+            "TrainingInputMode": "File",
+            "MetricDefinitions": metric_definitions(),
+        },
+        "RoleArn": settings.role_arn,
+        "InputDataConfig": _channels(settings, inputs),
+        "OutputDataConfig": {"S3OutputPath": f"{settings.uri}/jobs"},
+        "ResourceConfig": {
+            "InstanceType": settings.instance_type,
+            "InstanceCount": settings.instance_count,
+            "VolumeSizeInGB": settings.volume_size_gb,
+        },
+        "StoppingCondition": stopping,
+        "EnableManagedSpotTraining": settings.spot,
+        "EnableNetworkIsolation": settings.network_isolation,
+        "EnableInterContainerTrafficEncryption": settings.encrypt_inter_container_traffic,
+    }
+    if settings.volume_kms_key:
+        definition["ResourceConfig"]["VolumeKmsKeyId"] = settings.volume_kms_key
+    if settings.output_kms_key:
+        definition["OutputDataConfig"]["KmsKeyId"] = settings.output_kms_key
+    if settings.subnets:
+        definition["VpcConfig"] = {"Subnets": settings.subnets, "SecurityGroupIds": settings.security_group_ids}
+    if settings.checkpoints:
+        # Without its last slash, the prefix of dogs-1 is one of dogs-10 too (github.com/syne-tune/syne-tune/pull/363).
+        definition["CheckpointConfig"] = {"S3Uri": f"{settings.uri}/checkpoints/{name}/", "LocalPath": CHECKPOINTS}
+    if settings.environment:
+        definition["Environment"] = dict(settings.environment)
+    if settings.retry_attempts:
+        definition["RetryStrategy"] = {"MaximumRetryAttempts": settings.retry_attempts}
+    return definition
+
+
+def _channels(settings: CloudSettings, inputs: Inputs) -> list[dict[str, Any]]:
+    channels = [("photos", inputs.photos, settings.input_mode), ("code", inputs.code, "File")]
+    if inputs.weights:
+        channels.append(("weights", inputs.weights, "File"))
+    return [
+        {
+            "ChannelName": name,
+            "DataSource": {
+                "S3DataSource": {
+                    "S3DataType": "ManifestFile" if uri.endswith("/manifest.json") else "S3Prefix",
+                    "S3Uri": uri,
+                    "S3DataDistributionType": "FullyReplicated",
+                }
+            },
+            "InputMode": mode,
+        }
+        for name, uri, mode in channels
+    ]
+
+
+def _toolkit(settings: CloudSettings) -> dict[str, str]:
+    """What AWS's start-up reads; the code is a channel, so that it is there without a network too."""
+    hyperparameters = {
+        "sagemaker_program": json.dumps("entry.py"),
+        "sagemaker_submit_directory": json.dumps(CODE_ARCHIVE),
+    }
+    if settings.instance_count > 1 or settings.instance_type.startswith(GPU_FAMILIES):
+        hyperparameters["sagemaker_torch_distributed_enabled"] = "true"  # one process a GPU, by torchrun
+    return hyperparameters
+
+
+def _tags(settings: CloudSettings) -> list[dict[str, str]]:
+    tags: Mapping[str, str] = {PROJECT_TAG: settings.project, **settings.tags}
+    return [{"Key": key, "Value": value} for key, value in tags.items()]

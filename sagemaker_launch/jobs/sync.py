@@ -1,0 +1,342 @@
+"""Brings cloud jobs into MLflow: each becomes a run folder, as at home, and run folders are what MLflow is told of.
+
+A tuning job is the parent of its training jobs. Runs are found by their ARN, so doing it again changes nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from experiments.config import RunConfig
+from experiments.console import say
+from experiments.data.datasets import photo_root
+from experiments.runs.folder import Outcome, RunFolder
+from experiments.study.search_space import SEARCHED
+from experiments.tracking.drawers import draw_once
+from experiments.tracking.store import RunStore
+from lightning_modules import metrics
+from sagemaker_launch.aws import client as aws
+from sagemaker_launch.aws.logs import LogLine, failure_reason, job_log
+from sagemaker_launch.container.hyperparameters import decode
+from sagemaker_launch.container.metric_lines import ReportedLine, parse_lines
+from sagemaker_launch.jobs.budget import price_finder
+from sagemaker_launch.jobs.found import ENDED, FoundJob, children, find_job, milliseconds, seconds
+from sagemaker_launch.jobs.launch import TRAINING, TUNING
+from sagemaker_launch.settings.cloud import CloudSettings
+from sagemaker_launch.shipping.archive import fetch_model
+from sagemaker_launch.shipping.download import fetch_folder, fetch_scores
+
+OUTCOMES: Mapping[str, Any] = {"Completed": "COMPLETE", "Failed": "FAIL", "Stopped": "STOPPED"}
+Report = tuple[int, ReportedLine]
+"""What a job has said, and when: milliseconds since 1970."""
+LOG_DELAY_SECONDS = 600.0
+"""How long the last lines of a job that has ended may take to reach CloudWatch."""
+RULE_DELAY_SECONDS = 1800.0
+"""How long Debugger's rules may go on after the job that they judge."""
+POLL_SECONDS = 30.0
+"""How often to look for what comes after a job's end; a rehearsal is asked more often."""
+
+
+class Synchroniser:
+    """Copies jobs of one account into one MLflow experiment.
+
+    Args:
+        usd_per_hour: price of a machine by its instance type.
+    """
+
+    def __init__(
+        self, config: RunConfig, sagemaker: Any, logs: Any, s3: Any, usd_per_hour: Callable[[str], float]
+    ) -> None:
+        self._sagemaker, self._logs, self._s3 = sagemaker, logs, s3
+        self._usd_per_hour = usd_per_hour
+        self._home = config.output_dir / "cloud"
+        self._photo_root = photo_root(config.data)
+        self._store = RunStore.open_or_wait(config)
+        self._said: set[str] = set()
+        self._whole: set[Path] = set()
+        """Folders of jobs that MLflow had whole when this sync began."""
+
+    @classmethod
+    def open(cls, settings: CloudSettings, config: RunConfig) -> Synchroniser:
+        """With clients and prices of the settings' account and region."""
+        sagemaker, logs, s3 = (aws.client(name, settings) for name in ("sagemaker", "logs", "s3"))
+        return cls(config, sagemaker, logs, s3, price_finder(settings, aws.region(settings)))
+
+    def sync_ended(self, name: str, *, models: bool = False) -> list[RunFolder]:
+        """`sync` a job that has ended until all of it is here: its log and what rules found come later than its end."""
+        while True:
+            folders = self.sync(find_job(self._sagemaker, name), models=models)
+            if all(folder.outcome is not None for folder in folders):
+                return folders
+            time.sleep(1.0 if aws.is_rehearsal(self._sagemaker) else POLL_SECONDS)
+
+    def sync(self, job: FoundJob, *, models: bool = False) -> list[RunFolder]:
+        """Bring MLflow up to date with a job and, for a tuning job, with its training jobs.
+
+        Args:
+            models: fetch the model of a training job, or of the best one of a tuning job.
+
+        Returns:
+            The run folders, the parent's first.
+        """
+        if job.kind is TRAINING:
+            self._whole = self._find_whole([job.name])
+            folder = self._training_job(job.name, job.described, {}, models=models)
+            self._push(folder)
+            return [folder]
+        parent = self._tuning_job(job)
+        parent_run_id = self._store.push_or_wait(parent)
+        folders = [parent]
+        best = job.described.get("BestTrainingJob", {}).get("TrainingJobName")
+        listed = children(self._sagemaker, job.name)
+        self._whole = self._find_whole([summary["TrainingJobName"] for summary in listed])
+        for summary in tqdm(listed, desc="sync", unit="job", disable=not sys.stderr.isatty()):
+            name = summary["TrainingJobName"]
+            tags = {"tuning_job": job.name}
+            folder = self._training_job(name, summary, tags, models=models and name == best)
+            self._push(folder, parent_run_id)
+            folders.append(folder)
+        if job.status in ENDED and parent.outcome is None and all(folder.outcome for folder in folders[1:]):
+            self._finish_search(parent, job.described, {folder.path.name: folder for folder in folders[1:]})
+            self._push(parent)
+        return folders
+
+    def _find_whole(self, names: Sequence[str]) -> set[Path]:
+        folders = [RunFolder(self._home / name) for name in names]
+        existing = [folder for folder in folders if folder.exists]
+        return self._store.wait(lambda: self._store.find_whole(existing), RunFolder(self._home))
+
+    def _push(self, folder: RunFolder, parent_run_id: str | None = None) -> None:
+        if folder.path not in self._whole or not folder.is_published:
+            self._store.push_or_wait(folder, parent_run_id)
+
+    def _tuning_job(self, job: FoundJob) -> RunFolder:
+        """Note what a tuning job is."""
+        described = job.described
+        folder = self._folder(f"{job.name}/tuning", described[TUNING.arn], described["CreationTime"])
+        if not folder.exists:
+            tuning = described["HyperParameterTuningJobConfig"]
+            params = {
+                "cloud.strategy": tuning["Strategy"],
+                "cloud.max_parallel_jobs": tuning["ResourceLimits"]["MaxParallelTrainingJobs"],
+                "sweep.n_trials": tuning["ResourceLimits"]["MaxNumberOfTrainingJobs"],
+                **_machine(described["TrainingJobDefinition"]),
+                **_as_at_home(decode(described["TrainingJobDefinition"]["StaticHyperParameters"])),
+            }
+            params |= {f"{SEARCHED}{name}": text for name, text in _ranges(tuning["ParameterRanges"]).items()}
+            self._start(folder, job.name, params, described[TUNING.arn], described["CreationTime"], {})
+        return folder
+
+    def _finish_search(self, parent: RunFolder, described: Mapping[str, Any], jobs: Mapping[str, RunFolder]) -> None:
+        """Note how a tuning job ended: what its best job came to, as a search at home has it, and what all cost."""
+        outcomes = {name: folder.outcome for name, folder in jobs.items() if folder.outcome is not None}
+        best = outcomes.get(described.get("BestTrainingJob", {}).get("TrainingJobName", ""))
+        found = {"usd": sum(outcome.metrics["usd"] for outcome in outcomes.values())}
+        if best is not None:
+            found |= metrics.summary(best.metrics)
+        ended = described.get("HyperParameterTuningEndTime") or described["LastModifiedTime"]
+        status = described[TUNING.status]
+        state, reason = OUTCOMES[status], failure_reason(described) if status == "Failed" else ""
+        parent.finish(Outcome(state, best.value if best else None, found, reason), ended_ms=milliseconds(ended))
+
+    def _training_job(
+        self, name: str, summary: Mapping[str, Any], tags: Mapping[str, str], *, models: bool
+    ) -> RunFolder:
+        """Note what a training job is, what it has said, and how it ended."""
+        folder = self._folder(name, summary[TRAINING.arn], summary["CreationTime"])
+        if folder.exists and folder.outcome is not None and (folder.export.is_dir() or not models):
+            return folder  # it can't change any more
+        described = TRAINING.describe(self._sagemaker, name)
+        params = {**_as_at_home(decode(described["HyperParameters"])), **_machine(described)}
+        if not folder.exists:
+            self._start(folder, name, params, described[TRAINING.arn], described["CreationTime"], tags)
+        log = job_log(self._logs, name)
+        lines = log.read()
+        reported = [(line.timestamp_ms, one) for line in lines for one in parse_lines([line.text])]
+        _note(folder, reported)
+        if folder.outcome is None and described[TRAINING.status] in ENDED and not self._lags(described, reported):
+            _write_log(folder, lines)
+            _note_rules(folder, described)
+            self._fetch_artifacts(folder, described)
+            reason = ""
+            if described[TRAINING.status] == "Failed":
+                reason = failure_reason(described, log.last_lines)
+                say(f"{name} failed: {reason}")
+            folder.finish(self._outcome(described, reported, reason), ended_ms=milliseconds(_ended(described)))
+        if models and described[TRAINING.status] == "Completed" and not folder.export.is_dir():
+            fetch_model(self._s3, described["ModelArtifacts"]["S3ModelArtifacts"], folder.export)
+            self._draw_scores(folder, described)
+        return folder
+
+    def _draw_scores(self, folder: RunFolder, described: Mapping[str, Any]) -> None:
+        """Draw what a job made of its photos as a run at home is drawn, over the photos of this machine."""
+        output = described["OutputDataConfig"]["S3OutputPath"].rstrip("/")
+        try:
+            fetch_scores(
+                self._s3, f"{output}/{described[TRAINING.name]}/output/output.tar.gz", folder.scores, self._photo_root
+            )
+        except ValueError as error:
+            say(f"{described[TRAINING.name]} has no pictures: {error}")
+            return
+        draw_once(folder.path)
+
+    def _lags(self, described: Mapping[str, Any], reported: list[Report]) -> bool:
+        """Whether something that belongs to an ended job is not there yet, and may still come; said once."""
+        late = _late(described, reported)
+        if late and late not in self._said:
+            self._said.add(late)
+            say(f"{late}: run sync again in a minute")
+        return bool(late)
+
+    def _fetch_artifacts(self, folder: RunFolder, described: Mapping[str, Any]) -> None:
+        """Bring home what a job has recorded, and draw it as a run at home is drawn."""
+        sent = decode(described["HyperParameters"])
+        # Jobs of before know neither of the two.
+        if sent.get("trainer.record", "none") == "none" and sent.get("trainer.profile", "false").lower() == "false":
+            return
+        place = described["CheckpointConfig"]["S3Uri"].rstrip("/")
+        fetch_folder(self._s3, f"{place}/{described[TRAINING.name]}/{folder.artifacts.name}", folder.artifacts)
+        if folder.needs_drawing:
+            draw_once(folder.path)
+
+    def _start(
+        self,
+        folder: RunFolder,
+        name: str,
+        params: Mapping[str, object],
+        arn: str,
+        created: datetime,
+        tags: Mapping[str, str],
+    ) -> None:
+        tags = {"origin": aws.origin(self._sagemaker), "arn": arn, "job": name, **tags}
+        folder.start(name, params, tags, key=_key(arn, created), started_ms=milliseconds(created))
+
+    def _folder(self, name: str, arn: str, created: datetime) -> RunFolder:
+        """The run folder of a job; what another rehearsal left under the name stands in MLflow and makes room."""
+        folder = RunFolder(self._home / name)
+        if folder.exists and folder.read()["key"] != _key(arn, created):
+            shutil.rmtree(folder.path)
+        return folder
+
+    def _outcome(self, described: Mapping[str, Any], reported: list[Report], reason: str) -> Outcome:
+        """How a job ended, with the metrics that count and what it cost."""
+        status = described[TRAINING.status]
+        values = {
+            "training_seconds": float(described.get("TrainingTimeInSeconds", 0)),
+            "billable_seconds": seconds(described),
+        }
+        if values["training_seconds"]:
+            values["spot_saving"] = 1 - values["billable_seconds"] / values["training_seconds"]
+        resources = described["ResourceConfig"]
+        price = self._usd_per_hour(resources["InstanceType"])
+        values["usd"] = values["billable_seconds"] / 3600 * resources["InstanceCount"] * price
+        best: dict[str, float] = {}
+        scored: dict[str, float] = {}
+        for _, line in reported:
+            best |= {name: line.metrics[shown] for shown, name in metrics.SUMMARY.items() if shown in line.metrics}
+            if line.kind == "outcome":  # of the exported network; jobs of before say nothing of its validation there
+                scored |= {name: value for name, value in line.metrics.items() if name not in metrics.SUMMARY}
+        value = best.get(decode(described["HyperParameters"])["sweep.metric"])
+        return Outcome(OUTCOMES[status], value, best | scored | values, reason)
+
+
+def _note(folder: RunFolder, reported: list[Report]) -> None:
+    """Keep the epochs, facts and environment that a job has reported so far."""
+    facts: dict[str, str] = {}
+    environment: dict[str, str] = {}
+    for timestamp_ms, line in reported:
+        if line.kind == "environment":
+            environment |= line.facts
+        else:
+            facts |= line.facts
+        if line.kind == "metrics":
+            values = {key: value for key, value in line.metrics.items() if key not in metrics.SUMMARY}
+            folder.record(line.epoch, values, timestamp_ms=timestamp_ms)
+    noted = folder.read()
+    if not facts.items() <= noted["params"].items():
+        folder.add_params(facts)
+    if not environment.items() <= noted["tags"].items():
+        folder.update(tags=noted["tags"] | environment)
+
+
+def _as_at_home(sent: Mapping[str, str]) -> dict[str, str]:
+    """Values as runs at home note them, so that MLflow shows true and True as equal."""
+    noted = {}
+    for name, text in sent.items():
+        try:
+            noted[name] = str(json.loads(text))
+        except ValueError:  # text
+            noted[name] = text
+    return noted
+
+
+def _key(arn: str, created: datetime) -> str:
+    """What a run is found by. AWS gives an ARN once, each rehearsal gives it anew."""
+    return f"{arn}@{milliseconds(created)}"
+
+
+def _machine(definition: Mapping[str, Any]) -> dict[str, object]:
+    resources = definition["ResourceConfig"]
+    return {
+        "cloud.instance_type": resources["InstanceType"],
+        "cloud.instance_count": resources["InstanceCount"],
+        "cloud.spot": definition.get("EnableManagedSpotTraining", False),
+        "cloud.max_runtime_seconds": definition["StoppingCondition"]["MaxRuntimeInSeconds"],
+    }
+
+
+def _ranges(ranges: Mapping[str, Any]) -> dict[str, str]:
+    texts: dict[str, str] = {}
+    for listed in ranges.values():
+        for one in listed:
+            (name,) = decode({one["Name"]: ""})
+            texts[name] = str({key: value for key, value in one.items() if key != "Name"})
+    return texts
+
+
+def rule_statuses(described: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """What Debugger's rules have found in a training job so far, those of its profiler last."""
+    fields = ("DebugRuleEvaluationStatuses", "ProfilerRuleEvaluationStatuses")
+    return [status for name in fields for status in described.get(name) or ()]
+
+
+def _note_rules(folder: RunFolder, described: Mapping[str, Any]) -> None:
+    """Tag a run with what Debugger's rules have found, before it counts as finished."""
+    tags = {}
+    for rule in rule_statuses(described):
+        name, status = rule["RuleConfigurationName"], rule["RuleEvaluationStatus"]
+        tags[f"debugger.{name}"] = status
+        if status != "NoIssuesFound":
+            say(f"{described['TrainingJobName']}: {name}: {status} {rule.get('StatusDetails', '')}".rstrip())
+    folder.update(tags=folder.read()["tags"] | tags)
+
+
+def _late(described: Mapping[str, Any], reported: list[Report]) -> str:
+    """What belongs to an ended job, is not there yet, and may still come; empty if there is nothing of that kind."""
+    seconds_since = (datetime.now(UTC) - _ended(described)).total_seconds()
+    whole = described[TRAINING.status] != "Completed" or any(line.kind == "outcome" for _, line in reported)
+    judged = all(rule["RuleEvaluationStatus"] not in ("InProgress", "Stopping") for rule in rule_statuses(described))
+    log_lags = not whole and seconds_since < LOG_DELAY_SECONDS
+    rules_lag = not judged and seconds_since < RULE_DELAY_SECONDS
+    if not (log_lags or rules_lag):
+        return ""
+    late = "its log is not yet" if log_lags else "Debugger's rules are still evaluated"
+    return f"{described['TrainingJobName']} is {described[TRAINING.status]}, {late}"
+
+
+def _write_log(folder: RunFolder, lines: list[LogLine]) -> None:
+    folder.artifacts.mkdir(parents=True, exist_ok=True)
+    (folder.artifacts / "log.txt").write_text("".join(f"{line.text}\n" for line in lines), encoding="utf-8")
+
+
+def _ended(described: Mapping[str, Any]) -> Any:
+    return described.get("TrainingEndTime") or described["LastModifiedTime"]

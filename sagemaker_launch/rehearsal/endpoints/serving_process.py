@@ -1,0 +1,304 @@
+"""One container of an endpoint: a serving process on the unpacked archive, asked over HTTP as the service asks it.
+
+Where Linux namespaces are allowed the model is read-only at /opt/ml/model; elsewhere it lies in a relocated folder.
+"""
+
+from __future__ import annotations
+
+import http.client
+import io
+import shlex
+import shutil
+import sys
+import tarfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import sagemaker_launch
+from sagemaker_launch.rehearsal.endpoints import torchserve
+from sagemaker_launch.rehearsal.endpoints.torchserve import free_ports
+from sagemaker_launch.rehearsal.jobs.log import LogStream, Metrics, OutputReader
+from sagemaker_launch.rehearsal.machine.container import (
+    DUMMY_CREDENTIALS,
+    OPT_ML,
+    OWN_SCRIPT_IMAGE,
+    environment_folders,
+)
+from sagemaker_launch.rehearsal.machine.image import build_image
+from sagemaker_launch.rehearsal.machine.namespaces import SYSTEM_PATH, Process, own_folder, own_tmp, socket_in_network
+from sagemaker_launch.rehearsal.machine.objects import DataError, Uri
+from sagemaker_launch.rehearsal.machine.runner import Machine
+
+LOG_GROUP = "/aws/sagemaker/Endpoints/"
+PACKAGES = Path(sagemaker_launch.__file__).resolve().parent.parent
+STOP_SECONDS = 30.0
+"""Time between SIGTERM and SIGKILL (AWS documentation of custom inference code, 2025)."""
+POLL_SECONDS = 0.1
+
+
+class UnhealthyError(Exception):
+    """The container never answered /ping; the message is the failure reason."""
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What a container answered."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+
+@dataclass(frozen=True)
+class ServingSpec:
+    """What the service tells a container of an endpoint."""
+
+    endpoint: str
+    variant: str
+    region: str
+    container: Mapping[str, Any]
+    """ContainerDefinition of the model."""
+    isolated: bool
+    """Whether it has no network but loopback, where that can be."""
+
+
+class ServingProcess:
+    """A container: unpack the archive, start, ask, stop."""
+
+    def __init__(self, tree: Path, spec: ServingSpec, machine: Machine) -> None:
+        self._tree, self._spec, self._machine = tree, spec, machine
+        self._process: Process | None = None
+        self._reader: OutputReader | None = None
+        self._port = 0
+
+    def prepare(self) -> None:
+        """Download and unpack the model.
+
+        Raises:
+            DataError: with AWS's failure reason.
+        """
+        for folder in ("tmp", "home", "ml/model"):
+            (self._tree / folder).mkdir(parents=True)
+        url = self._spec.container.get("ModelDataUrl")
+        if url is not None:
+            unpack(self._machine.objects.get(Uri.parse(url)), self._tree / "ml" / "model", url)
+
+    def start(self) -> None:
+        """Start the process, the first or the next one."""
+        namespaces = self._machine.namespaces
+        lines, command, environment = self._torchserve() if self._is_torchserve else self._own()
+        if namespaces is not None:
+            script = self._tree / "init.sh"
+            loopback = ["ip link set lo up"] if self._isolated else []
+            script.write_text("\n".join(["set -e", *loopback, *lines, ""]))
+            command = [*namespaces.command, "sh", str(script)]
+            command[1:1] = ["--net"] if self._isolated else []
+        spec, settings = self._spec, self._machine.settings
+        stream = LogStream(
+            settings.account,
+            spec.region,
+            LOG_GROUP + spec.endpoint,
+            f"{spec.variant}/i-{time.time_ns():017x}",
+        )
+        self._process = Process(command, self._tree / "home", environment, in_namespaces=namespaces is not None)
+        self._reader = OutputReader(self._process.output, Metrics(()), stream, settings.log_seconds)
+
+    @property
+    def running(self) -> bool:
+        """Whether its process lives."""
+        return self._process is not None and self._process.exit_code() is None
+
+    def wait_until_healthy(self, timeout_seconds: float, give_up: Callable[[], bool]) -> None:
+        """Ask /ping until it answers 200.
+
+        Raises:
+            UnhealthyError: in AWS's words, if the process ends, the time is over or `give_up` says so.
+        """
+        until = time.monotonic() + timeout_seconds
+        while self.running and time.monotonic() < until and not give_up():
+            if self._ping():
+                return
+            time.sleep(POLL_SECONDS)
+        raise UnhealthyError(
+            f"The primary container for production variant {self._spec.variant} did not pass the ping health check. "
+            "Please check CloudWatch logs for this endpoint."
+        )
+
+    def ask(self, body: bytes, headers: Mapping[str, str], timeout_seconds: float) -> Reply:
+        """Send a request to /invocations.
+
+        Raises:
+            OSError: if there is no answer, as TimeoutError if it took too long.
+            http.client.HTTPException: if the process ends in the middle of it.
+        """
+        with self._connection(timeout_seconds) as connection:
+            connection.request("POST", "/invocations", body, dict(headers))
+            answer = connection.getresponse()
+            return Reply(answer.status, dict(answer.headers.items()), answer.read())
+
+    def stop(self, grace_seconds: float) -> None:
+        """SIGTERM, after the grace SIGKILL; delete the tree."""
+        if self._process is not None:
+            self._process.terminate()
+            self._process.wait(grace_seconds)
+        self.end()
+        if not self._machine.settings.keep_trees:
+            shutil.rmtree(self._tree, ignore_errors=True)
+
+    def end(self) -> None:
+        """End the process at once, if there is one, and read its output to the end."""
+        if self._process is not None:
+            self._process.kill()
+        if self._reader is not None:
+            self._reader.join()
+        self._process = self._reader = None
+
+    def _ping(self) -> bool:
+        try:
+            # AWS gives /ping two seconds.
+            with self._connection(2) as connection:
+                connection.request("GET", "/ping")
+                return connection.getresponse().status == 200
+        except (OSError, http.client.HTTPException):
+            return False
+
+    @contextmanager
+    def _connection(self, timeout_seconds: float) -> Iterator[http.client.HTTPConnection]:
+        process = self._process
+        if process is None:
+            raise ConnectionRefusedError("no process")
+        connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=timeout_seconds)
+        if self._isolated:
+            connection = _Connection(process, self._port, timeout_seconds)
+        try:
+            yield connection
+        finally:
+            connection.close()
+
+    @property
+    def _isolated(self) -> bool:
+        namespaces = self._machine.namespaces
+        return self._spec.isolated and namespaces is not None and namespaces.root
+
+    @property
+    def _is_torchserve(self) -> bool:
+        return "pytorch-inference" in self._spec.container["Image"]
+
+    def _arguments(self) -> list[str]:
+        if self._spec.container["Image"].startswith(OWN_SCRIPT_IMAGE):
+            ml = OPT_ML if self._machine.namespaces is not None else self._tree / "ml"
+            return [str(ml / "model" / "code" / "serve.py")]
+        return ["-m", "sagemaker_launch.serving"]
+
+    def _own(self) -> tuple[list[str], list[str], dict[str, str]]:
+        """Mounts, command and environment of this project's server, or of a script in the archive."""
+        self._port = free_ports()[0]
+        # Only its folder is resolved: by the link itself, the interpreter of a virtual environment finds its packages.
+        python = Path(sys.executable).parent.resolve() / Path(sys.executable).name
+        command = [str(python), *self._arguments()]
+        environment = {
+            "PATH": f"{python.parent}:{SYSTEM_PATH}",
+            "PYTHONPATH": str(PACKAGES),
+            "HOME": str(self._tree / "home"),
+            "LANG": "C.UTF-8",
+            "LC_ALL": "C.UTF-8",
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "PYTHONUNBUFFERED": "1",
+            "SERVING_HOST": "127.0.0.1",
+            **self._service_environment(),
+        }
+        if self._machine.namespaces is None:
+            environment |= {"SAGEMAKER_BASE_DIR": str(self._tree / "ml"), "TMPDIR": str(self._tree / "tmp")}
+        model = shlex.quote(str(self._tree / "ml" / "model"))
+        keep = [self._machine.settings.root, PACKAGES, *environment_folders(self._machine.image)]
+        lines = [
+            *own_folder(Path("/opt"), self._tree),
+            "rm -f /opt/ml && mkdir -p /opt/ml/model",
+            f"mount -n --bind {model} /opt/ml/model",
+            "mount -n -o remount,bind,ro /opt/ml/model",
+            *own_tmp(self._tree, keep),
+            "cd /",
+            f"exec {shlex.join(command)}",
+        ]
+        return lines, command, environment
+
+    def _torchserve(self) -> tuple[list[str], list[str], dict[str, str]]:
+        """The same of AWS's image; raises DataError where it can't be had."""
+        folder, image = self._machine.settings.torchserve_environment, self._spec.container["Image"]
+        if folder is None or self._machine.namespaces is None:
+            raise DataError(
+                f"image {image} is AWS's TorchServe, which is rehearsed with --torchserve-environment DIR and Linux "
+                "namespaces only: start the rehearsal with it, or take rehearsal.local/serving"
+            )
+        ports = free_ports()
+        self._port = ports[0]
+        try:
+            environment = torchserve.container_environment(self._tree, ports) | self._service_environment()
+            built = build_image(folder, torchserve.REQUIREMENTS, torchserve.LINKED)
+        except RuntimeError as error:
+            raise DataError(f"image {image} can't be rehearsed: {error}") from error
+        model = self._tree / "ml" / "model"
+        return torchserve.init_script(self._tree, model, built, [self._machine.settings.root]), [], environment
+
+    def _service_environment(self) -> dict[str, str]:
+        """What the service tells a container, and the model's own variables."""
+        environment = {
+            "AWS_REGION": self._spec.region,
+            "AWS_DEFAULT_REGION": self._spec.region,
+            **DUMMY_CREDENTIALS,
+            **self._spec.container.get("Environment", {}),
+            # Containers here share the loopback interface: none may take the port 8080 that they have on AWS.
+            "SAGEMAKER_BIND_TO_PORT": str(self._port),
+        }
+        return environment if self._spec.isolated else {**environment, "AWS_ENDPOINT_URL": self._machine.url}
+
+
+class _Connection(http.client.HTTPConnection):
+    """A connection to a container in a network of its own."""
+
+    def __init__(self, process: Process, port: int, timeout_seconds: float) -> None:
+        super().__init__("127.0.0.1", port, timeout=timeout_seconds)
+        self._guest = process
+
+    def connect(self) -> None:
+        """Connect from within that network."""
+        self.sock = socket_in_network(self._guest.first_process())
+        self.sock.settimeout(self.timeout)
+        self.sock.connect((self.host, self.port))
+
+
+def extract_all(archive: tarfile.TarFile, folder: Path) -> None:
+    """Extract an archive that may be hostile: nothing in it is written outside of a folder.
+
+    Raises:
+        tarfile.TarError: if it tries.
+    """
+    if hasattr(tarfile, "data_filter"):
+        archive.extractall(folder, filter="data")
+        return
+    # Python before 3.11.4, as Debian 12 has it. Without links, a path says where a file is written.
+    for member in archive.getmembers():
+        target = (folder / member.name).resolve()
+        if not (member.isreg() or member.isdir()) or not target.is_relative_to(folder.resolve()):
+            raise tarfile.ExtractError(f"{member.name!r} is no file or folder below the archive's own")
+    archive.extractall(folder)
+
+
+def unpack(content: bytes, folder: Path, url: str) -> None:
+    """Unpack an archive as the service does, whatever is in it.
+
+    Raises:
+        DataError: with AWS's words, if it is no archive.
+    """
+    try:
+        with tarfile.open(fileobj=io.BytesIO(content), mode="r:gz") as archive:
+            extract_all(archive, folder)
+    except (tarfile.TarError, EOFError, OSError) as error:
+        raise DataError(
+            f'Failed to extract model data archive for container "container_1" from URL "{url}". Please ensure that '
+            f"the object located at the URL is a valid tar.gz archive. ({error})"
+        ) from error

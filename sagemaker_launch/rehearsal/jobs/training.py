@@ -1,0 +1,227 @@
+"""What the service knows of a training job, and how it tells it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+from sagemaker_launch.rehearsal.jobs.log import Metrics
+
+Status = Literal["InProgress", "Completed", "Failed", "Stopping", "Stopped"]
+ENDED = ("Completed", "Failed", "Stopped")
+SPOT_SHARE = 0.3
+"""Share of the training time that a spot job is billed here; on AWS the saving follows the market, up to 90 %."""
+MESSAGES = {
+    "Starting": "Preparing the instances for training",
+    "Downloading": "Downloading input data",
+    "Training": "Training image download completed. Training in progress.",
+    "Interrupted": "Training job interrupted: the spot instance was taken back",
+    "Uploading": "Uploading generated training model",
+    "Stopping": "Stopping the training job",
+    "Completed": "Training job completed",
+    "Failed": "Training job failed",
+    "Stopped": "Training job stopped",
+    "MaxRuntimeExceeded": "Training job runtime exceeded MaxRuntimeInSeconds provided",
+    "MaxWaitTimeExceeded": "Training job wait time exceeded MaxWaitTimeInSeconds provided",
+    "Restarting": "Restarting the training job after an internal error",
+}
+
+
+def now() -> datetime:
+    """The time as AWS gives it, to the millisecond."""
+    exact = datetime.now(UTC)
+    return exact.replace(microsecond=exact.microsecond // 1000 * 1000)
+
+
+@dataclass
+class Transition:
+    """A stretch of time in one secondary status."""
+
+    status: str
+    start: datetime
+    message: str
+    end: datetime | None = None
+
+
+@dataclass
+class RuleStatus:
+    """What has become of one of Debugger's rules."""
+
+    name: str
+    arn: str
+    modified: datetime
+    status: str = "InProgress"
+    details: str = ""
+
+    def conclude(self, status: str, details: str) -> None:
+        """End its evaluation."""
+        self.details, self.modified = details[:1024], now()
+        self.status = status
+
+    def describe(self) -> dict[str, Any]:
+        """An entry of DescribeTrainingJob."""
+        shown = {
+            "RuleConfigurationName": self.name,
+            "RuleEvaluationJobArn": self.arn,
+            "RuleEvaluationStatus": self.status,
+            "LastModifiedTime": self.modified,
+        }
+        return shown | ({"StatusDetails": self.details} if self.details else {})
+
+
+class RuleStatuses:
+    """What has become of all rules of a job."""
+
+    def __init__(self, arn: str, request: Mapping[str, Any]) -> None:
+        """Begin to evaluate.
+
+        Args:
+            arn: of the training job.
+        """
+        start = f"{arn.rpartition(':')[0]}:processing-job/{request['TrainingJobName'][:26]}"
+        self._of = {
+            f"{kind}RuleEvaluationStatuses": [
+                RuleStatus(name, f"{start}-{name[:26]}", now())
+                for rule in request.get(f"{kind}RuleConfigurations", ())
+                for name in [rule["RuleConfigurationName"]]
+            ]
+            for kind in ("Debug", "Profiler")
+        }
+
+    def __iter__(self) -> Iterator[RuleStatus]:
+        return (status for statuses in self._of.values() for status in statuses)
+
+    def describe(self) -> dict[str, Any]:
+        """The fields of DescribeTrainingJob."""
+        return {name: [one.describe() for one in statuses] for name, statuses in self._of.items() if statuses}
+
+
+class TrainingJob:
+    """One training job: the request, and what has become of it."""
+
+    def __init__(self, arn: str, request: Mapping[str, Any], tuning_job_arn: str | None = None) -> None:
+        self.arn, self.tuning_job_arn = arn, tuning_job_arn
+        self.request = {key: value for key, value in request.items() if key != "Tags"}
+        self.tags: list[dict[str, str]] = list(request.get("Tags", ()))
+        self.name: str = request["TrainingJobName"]
+        self.rules = RuleStatuses(arn, request)
+        self.metrics = Metrics(request["AlgorithmSpecification"].get("MetricDefinitions", ()))
+        self.status: Status = "InProgress"
+        self.created = self.modified = now()
+        self.started: datetime | None = None
+        self.ended: datetime | None = None
+        self.training_seconds = 0.0
+        """Time with a container, over all restarts of a spot job."""
+        self.failure_reason: str | None = None
+        self.artifacts: str | None = None
+        self.stop_requested = threading.Event()
+        self.finished = threading.Event()
+        self.interruption: Literal["SIGTERM", "SIGKILL"] | None = None
+        """A spot interruption that someone asked for, and what the container gets."""
+        self._transitions: list[Transition] = []
+        self._lock = threading.RLock()
+        self._append("Starting")
+
+    @property
+    def spot(self) -> bool:
+        """Whether the job runs on spot capacity."""
+        return bool(self.request.get("EnableManagedSpotTraining"))
+
+    @property
+    def instances(self) -> int:
+        """How many instances it occupies."""
+        return int(self.request["ResourceConfig"]["InstanceCount"])
+
+    @property
+    def secondary_status(self) -> str:
+        """The finer status."""
+        return self._transitions[-1].status
+
+    def enter(self, secondary: str) -> None:
+        """Go on to the next secondary status, unless the job is on its way out."""
+        with self._lock:
+            if self.status == "InProgress":
+                self._append(secondary)
+
+    def request_stop(self) -> None:
+        """Note that the job is to stop, if it still runs."""
+        with self._lock:
+            if self.status != "InProgress":
+                return
+            self.status = "Stopping"
+            self._append("Stopping")
+            self.stop_requested.set()
+
+    def finish(self, status: Status, secondary: str, failure_reason: str | None = None) -> None:
+        """End the job."""
+        with self._lock:
+            self._append(secondary)
+            self._transitions[-1].end = self.modified
+            self.ended = self.modified
+            self.failure_reason = failure_reason
+            self.status = status
+        self.finished.set()
+
+    def describe(self) -> dict[str, Any]:
+        """The answer to DescribeTrainingJob: all fields of the request as they came, and the state."""
+        with self._lock:
+            return {
+                "EnableNetworkIsolation": False,
+                "EnableInterContainerTrafficEncryption": False,
+                "EnableManagedSpotTraining": False,
+                **self.request,
+                **self.rules.describe(),
+                **dict(self._state()),
+            }
+
+    def summary(self) -> dict[str, Any]:
+        """An entry of ListTrainingJobs."""
+        with self._lock:
+            wanted = (
+                *("TrainingJobName", "TrainingJobArn", "CreationTime", "TrainingEndTime", "LastModifiedTime"),
+                *("TrainingJobStatus", "SecondaryStatus"),
+            )
+            described = self.describe()
+            return {key: described[key] for key in wanted if key in described}
+
+    def _append(self, secondary: str) -> None:
+        self.modified = now()
+        if self._transitions:
+            self._transitions[-1].end = self.modified
+        self._transitions.append(Transition(secondary, self.modified, MESSAGES[secondary]))
+
+    def _state(self) -> Iterator[tuple[str, Any]]:
+        yield "TrainingJobArn", self.arn
+        yield "TrainingJobStatus", self.status
+        yield "SecondaryStatus", self.secondary_status
+        yield "SecondaryStatusTransitions", [_transition(each) for each in self._transitions]
+        yield "CreationTime", self.created
+        yield "LastModifiedTime", self.modified
+        yield (
+            "FinalMetricDataList",
+            [
+                {"MetricName": name, "Value": point.value, "Timestamp": point.time}
+                for name, point in self.metrics.last().items()
+            ],
+        )
+        if self.tuning_job_arn is not None:
+            yield "TuningJobArn", self.tuning_job_arn
+        if self.failure_reason is not None:
+            yield "FailureReason", self.failure_reason
+        if self.artifacts is not None:
+            yield "ModelArtifacts", {"S3ModelArtifacts": self.artifacts}
+        if self.started is not None:
+            yield "TrainingStartTime", self.started
+        if self.ended is not None:
+            yield "TrainingEndTime", self.ended
+            seconds = round(self.training_seconds)
+            yield "TrainingTimeInSeconds", seconds
+            yield "BillableTimeInSeconds", round(seconds * SPOT_SHARE) if self.spot else seconds
+
+
+def _transition(each: Transition) -> dict[str, Any]:
+    shown = {"Status": each.status, "StartTime": each.start, "StatusMessage": each.message}
+    return shown if each.end is None else {**shown, "EndTime": each.end}

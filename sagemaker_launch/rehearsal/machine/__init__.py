@@ -1,0 +1,1 @@
+"""The machine that a rehearsed job or endpoint sees."""

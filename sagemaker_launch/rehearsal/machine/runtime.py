@@ -1,0 +1,187 @@
+"""InvokeEndpoint and InvokeEndpointAsync over HTTP, in front of moto: bytes pass as they come."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import time
+import uuid
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from http import HTTPStatus
+from typing import Any
+
+from werkzeug.datastructures import Headers as HttpHeaders
+from werkzeug.wrappers import Request as HttpRequest
+
+from sagemaker_launch.rehearsal.endpoints.endpoints import Endpoint
+from sagemaker_launch.rehearsal.endpoints.invocations import (
+    ATTRIBUTES,
+    MAX_BODY_BYTES,
+    MAX_SERVERLESS_BODY_BYTES,
+    TIMEOUT_SECONDS,
+    Invocation,
+    InvocationError,
+    Invoker,
+)
+from sagemaker_launch.rehearsal.faults import Application
+from sagemaker_launch.rehearsal.machine.objects import DataError, Objects, Uri
+from sagemaker_launch.rehearsal.service import Service
+
+PATH = re.compile(r"/endpoints/([^/]+)/(async-invocations|invocations)$")
+PREFIX = "X-Amzn-SageMaker-"
+MAX_INLINE_BYTES = 128_000
+"""Body of InvokeEndpointAsync (botocore's model, 2026)."""
+ASYNC_TIMEOUT_SECONDS = 900
+ASYNC_TTL_SECONDS = 21_600
+NOT_REHEARSED = (
+    *("Target-Model", "Target-Container-Hostname", "Inference-Component", "Session-Id", "Enable-Explanations"),
+    *("Prefix-Aware-Id", "S3OutputPathExtension", "Filename"),
+)
+
+Headers = list[tuple[str, str]]
+log = logging.getLogger(__name__)
+
+
+class Runtime:
+    """The addresses below /endpoints/, in front of moto."""
+
+    def __init__(
+        self, application: Application, services: Callable[[str], Service], account: str, objects: Objects
+    ) -> None:
+        """Prepare.
+
+        Args:
+            services: gives the service of a region.
+        """
+        self._application, self._services, self._account, self._objects = application, services, account, objects
+
+    def __call__(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        """Answer a request."""
+        if not is_invocation(environ):
+            return self._application(environ, start_response)
+        request = HttpRequest(environ)
+        # Credential=KEY/20250101/us-east-1/sagemaker/aws4_request
+        region = request.headers["Authorization"].split("Credential=")[1].split("/")[2]
+        body = request.get_data()
+        try:
+            status, headers, answer = self._answer(region, request, body)
+        except InvocationError as error:
+            status, answer = error.status, json.dumps(error.body).encode()
+            headers = [("Content-Type", "application/json")]
+            headers += [] if error.code is None else [("x-amzn-ErrorType", error.code)]
+        headers += [("Content-Length", str(len(answer))), ("x-amzn-RequestId", str(uuid.uuid4()))]
+        phrase = HTTPStatus(status).phrase
+        start_response(f"{status} {phrase}", headers)
+        return [answer]
+
+    def _answer(self, region: str, request: HttpRequest, body: bytes) -> tuple[int, Headers, bytes]:
+        found = PATH.fullmatch(request.path)
+        assert found is not None
+        name, kind = found.groups()
+        for header in NOT_REHEARSED:
+            if PREFIX + header in request.headers:
+                raise InvocationError(400, "ValidationError", f"{header} works on AWS, but is not rehearsed")
+        endpoint = self._services(region).hosting.endpoints.get(name)
+        if endpoint is None or endpoint.blue is None or endpoint.status == "Deleting":
+            raise InvocationError(400, "ValidationError", f"Endpoint {name} of account {self._account} not found.")
+        asynchronous = "AsyncInferenceConfig" in endpoint.config.request
+        invoker = Invoker(self._account, region, self._objects)
+        if kind == "invocations":
+            if asynchronous:
+                raise InvocationError(
+                    400, "ValidationError", f"Endpoint {name} is asynchronous: use InvokeEndpointAsync."
+                )
+            return self._invoke(endpoint, invoker, request.headers, body)
+        if not asynchronous:
+            raise InvocationError(400, "ValidationError", f"Endpoint {name} is not asynchronous: use InvokeEndpoint.")
+        return self._enqueue(endpoint, invoker, request.headers, body)
+
+    def _invoke(
+        self, endpoint: Endpoint, invoker: Invoker, headers: HttpHeaders, body: bytes
+    ) -> tuple[int, Headers, bytes]:
+        if endpoint.serverless and len(body) > MAX_SERVERLESS_BODY_BYTES:
+            raise InvocationError(400, "ValidationError", f"Request {uuid.uuid4()} has oversize body.")
+        if len(body) > MAX_BODY_BYTES:
+            raise InvocationError(413, None, f"HTTP content length exceeded {MAX_BODY_BYTES} bytes.")
+        passed = {key: headers[key] for key in ("Content-Type", "Accept", ATTRIBUTES) if key in headers}
+        invocation = Invocation(
+            body, passed, headers.get(f"{PREFIX}Target-Variant"), headers.get(f"{PREFIX}Inference-Id")
+        )
+        variant, reply = invoker.invoke(endpoint, invocation, TIMEOUT_SECONDS)
+        lower = {key.lower(): value for key, value in reply.headers.items()}
+        told = [("x-Amzn-Invoked-Production-Variant", variant.name)]
+        told += [(key, lower[key.lower()]) for key in ("Content-Type", ATTRIBUTES) if key.lower() in lower]
+        return 200, told, reply.body
+
+    def _enqueue(
+        self, endpoint: Endpoint, invoker: Invoker, headers: HttpHeaders, body: bytes
+    ) -> tuple[int, Headers, bytes]:
+        location = headers.get(f"{PREFIX}InputLocation")
+        if (location is None) == (not body):
+            raise InvocationError(400, "ValidationError", "Exactly one of InputLocation and Body must be provided.")
+        if len(body) > MAX_INLINE_BYTES:
+            raise InvocationError(413, None, f"HTTP content length exceeded {MAX_INLINE_BYTES} bytes.")
+        passed = {"Content-Type": headers.get(f"{PREFIX}Content-Type"), "Accept": headers.get(f"{PREFIX}Accept")}
+        passed[ATTRIBUTES] = headers.get(ATTRIBUTES)
+        given = {key: value for key, value in passed.items() if value is not None}
+        inference_id = headers.get(f"{PREFIX}Inference-Id", str(uuid.uuid4()))
+        output = endpoint.config.request["AsyncInferenceConfig"]["OutputConfig"]
+        key = str(uuid.uuid4())
+        success = Uri.parse(output["S3OutputPath"]) / f"{key}.out"
+        failure = Uri.parse(output.get("S3FailurePath", output["S3OutputPath"])) / f"{key}-error.out"
+        work = AsyncInvocation(
+            endpoint, invoker, self._objects, Invocation(body, given, inference_id=inference_id), location
+        )
+        timeout = int(headers.get(f"{PREFIX}InvocationTimeoutSeconds", ASYNC_TIMEOUT_SECONDS))
+        until = time.monotonic() + int(headers.get(f"{PREFIX}RequestTTLSeconds", ASYNC_TTL_SECONDS))
+        endpoint.enqueue(partial(work.run, success, failure, timeout, until))
+        told = [
+            ("Content-Type", "application/json"),
+            (f"{PREFIX}OutputLocation", str(success)),
+            (f"{PREFIX}FailureLocation", str(failure)),
+        ]
+        return 202, told, json.dumps({"InferenceId": inference_id}).encode()
+
+
+class AsyncInvocation:
+    """One request in the queue of an asynchronous endpoint."""
+
+    def __init__(
+        self, endpoint: Endpoint, invoker: Invoker, objects: Objects, invocation: Invocation, location: str | None
+    ) -> None:
+        self._endpoint, self._invoker, self._objects = endpoint, invoker, objects
+        self._invocation, self._location = invocation, location
+
+    def run(self, success: Uri, failure: Uri, timeout_seconds: float, until: float) -> None:
+        """Read the input, ask the container, write what it says.
+
+        Args:
+            until: monotonic time at which the request is too old.
+        """
+        try:
+            if time.monotonic() > until:
+                raise DataError("The request expired in the queue.")
+            self._objects.put(success, self._ask(timeout_seconds))
+        except (DataError, InvocationError) as error:
+            try:
+                self._objects.put(failure, str(error).encode())
+            except DataError:
+                log.exception("endpoint %s: %s could not be told", self._endpoint.name, error)
+        except Exception:
+            log.exception("endpoint %s: internal error in an asynchronous invocation", self._endpoint.name)
+
+    def _ask(self, timeout_seconds: float) -> bytes:
+        invocation = self._invocation
+        if self._location is not None:
+            content = self._objects.get(Uri.parse(self._location))
+            invocation = Invocation(content, invocation.headers, inference_id=invocation.inference_id)
+        _, reply = self._invoker.invoke(self._endpoint, invocation, timeout_seconds)
+        return reply.body
+
+
+def is_invocation(environ: Mapping[str, Any]) -> bool:
+    """Whether a request is one of SageMaker's runtime."""
+    signed = "/sagemaker/aws4_request" in environ.get("HTTP_AUTHORIZATION", "")
+    return signed and PATH.fullmatch(environ.get("PATH_INFO", "")) is not None

@@ -1,0 +1,194 @@
+"""Where and how jobs run in the cloud: what a person sets in `conf/cloud/*.yaml` or as `--cloud.field value`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from experiments.config import load_settings, require
+from experiments.fields import used_by, used_by_each
+from sagemaker_launch.settings.debugger import DebuggerSettings
+from sagemaker_launch.settings.endpoint import EndpointSettings
+
+PROJECT_TAG = "project"
+"""Tag by which this project finds what it has made, and by which the IAM policy lets it touch nothing else."""
+TRAINS = ("cloud tune", "cloud train")
+RUNS_MACHINES = (*TRAINS, "cloud deploy")
+LISTS_JOBS = ("cloud sync", "cloud status", "cloud cost")
+PRICES_JOBS = (*LISTS_JOBS, "cloud parity", "cloud debug-report")
+OWNS = (*RUNS_MACHINES, *LISTS_JOBS, "cloud delete", "cloud image", "cloud policy")
+ASKS_AWS = (*OWNS, "cloud parity", "cloud debug-report", "cloud stop", "cloud query")
+"""Commands by which settings they use."""
+MAX_TUNING_JOB_NAME = 32
+"""Characters of a tuning job's name (CreateHyperParameterTuningJob, read 2026-11); training jobs may have 63."""
+
+
+@dataclass(frozen=True)
+class CloudSettings:
+    """Jobs on SageMaker. Credentials come from boto3's own chain and stand nowhere here."""
+
+    region: str | None = used_by(None, *ASKS_AWS, "cloud rehearse")
+    """AWS region; by default the one that boto3 finds."""
+    role_arn: str | None = used_by(None, *RUNS_MACHINES, "cloud image", "cloud policy", "cloud rehearse")
+    """IAM role that jobs run as."""
+    bucket: str | None = used_by(None, *RUNS_MACHINES, "cloud query", "cloud policy", "cloud rehearse")
+    """S3 bucket for photos, code, checkpoints and models."""
+    prefix: str = used_by("experiments", *RUNS_MACHINES, "cloud query", "cloud policy")
+    """Everything in the bucket is kept under it."""
+    project: str = used_by("local-first-experiments", *OWNS)
+    """Value of the tag `project` on all that is made here; `status` lists by it."""
+    image_uri: str | None = used_by(None, *TRAINS)
+    """Training image; by default AWS's newest PyTorch image, looked up once (needs the extra `cloud`)."""
+    instance_type: str = used_by("ml.g5.xlarge", *TRAINS)
+    """Machine that a job runs on."""
+    instance_count: int = used_by(1, *TRAINS)
+    """Machines a job; more than one trains with DDP."""
+    volume_size_gb: int = used_by(50, *TRAINS)
+    """Disk of each machine."""
+    max_runtime_seconds: int = used_by(3600, *TRAINS)
+    """A job that takes longer is stopped; the worst case of the bill is reckoned from it."""
+    spot: bool = used_by(False, *TRAINS)
+    """Train on spot instances; an interrupted job goes on from its checkpoint."""
+    max_wait_seconds: int | None = used_by(None, *TRAINS)
+    """With spot: how long a job may take including the time it waits for a machine; default 2 x max_runtime_seconds."""
+    checkpoints: bool = used_by(True, *TRAINS)
+    """Keep checkpoints in S3 while a job runs."""
+    retry_attempts: int = used_by(1, *TRAINS)
+    """How often SageMaker starts a job anew after an error of its own; 0 never does."""
+    keep_alive_seconds: int = used_by(0, "cloud train")
+    """Keep the machine warm after a training job, paid for, for the next one; not possible in tuning jobs."""
+    input_mode: Literal["File", "FastFile"] = used_by("File", *TRAINS)
+    """How photos reach the machine: copied before the job starts, or streamed while it reads."""
+    subnets: list[str] = used_by_each(list, *RUNS_MACHINES, "cloud policy")
+    """VPC subnets of the jobs, together with security_group_ids."""
+    security_group_ids: list[str] = used_by_each(list, *RUNS_MACHINES, "cloud policy")
+    """VPC security groups of the jobs, together with subnets."""
+    volume_kms_key: str | None = used_by(None, *RUNS_MACHINES, "cloud policy")
+    """KMS key of the machines' disks."""
+    output_kms_key: str | None = used_by(None, *RUNS_MACHINES, "cloud policy")
+    """KMS key of what jobs write to S3."""
+    network_isolation: bool = used_by(False, *RUNS_MACHINES)
+    """Jobs have no network at all: packages and weights travel with them."""
+    encrypt_inter_container_traffic: bool = used_by(False, *TRAINS)
+    """Encrypt what machines of one job send each other."""
+    environment: dict[str, str] = used_by_each(dict, *TRAINS)
+    """Environment variables of the jobs; they can be read by whoever may describe a job, so no secrets."""
+    tags: dict[str, str] = used_by_each(dict, *RUNS_MACHINES)
+    """Further tags of all that is made."""
+    strategy: Literal["Bayesian", "Random", "Hyperband", "Grid"] = used_by("Bayesian", "cloud tune")
+    """How a tuning job chooses the next point."""
+    max_parallel_jobs: int = used_by(2, "cloud tune")
+    """Training jobs of a tuning job that run at once."""
+    early_stopping: bool = used_by(False, "cloud tune")
+    """Let SageMaker stop training jobs of a tuning job that fall behind (not with Hyperband, which does so itself)."""
+    warm_start_from: list[str] = used_by_each(list, "cloud tune")
+    """Finished tuning jobs, at most 5, whose results a new one begins with."""
+    target_value: float | None = used_by(None, "cloud tune")
+    """A tuning job ends when its objective gets this good."""
+    max_jobs_without_improvement: int | None = used_by(None, "cloud tune")
+    """A tuning job ends when so many training jobs in a row were no better (3 or more)."""
+    budget_usd: float | None = used_by(None, *TRAINS)
+    """Most that one command may cost at worst; required before anything is started."""
+    price_per_hour: float | None = used_by(None, *RUNS_MACHINES, *PRICES_JOBS)
+    """Dollars an hour of one machine, where AWS's price list and conf/cloud/prices.yaml lack it."""
+    endpoint: EndpointSettings = used_by_each(EndpointSettings, "cloud deploy")
+    """How models are served."""
+    debugger: DebuggerSettings = used_by_each(DebuggerSettings, "cloud train")
+    """What SageMaker Debugger watches in a training job."""
+
+    def __post_init__(self) -> None:
+        """Refuse what no job can use."""
+
+        def check(condition: bool, name: str, rule: str) -> None:
+            require(condition, f"cloud.{name}", rule, getattr(self, name))
+
+        arn = self.role_arn is None or re.fullmatch(r"arn:aws[a-z-]*:iam::\d{12}:role/\S+", self.role_arn) is not None
+        check(arn, "role_arn", "look like arn:aws:iam::123456789012:role/NAME")
+        check(
+            self.bucket is None or re.fullmatch(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]", self.bucket) is not None,
+            "bucket",
+            "be the name of a bucket, without s3://",
+        )
+        check(
+            re.fullmatch(r"[\w.-]+(/[\w.-]+)*", self.prefix) is not None, "prefix", "be a key prefix such as team/dogs"
+        )
+        check(re.fullmatch(r"[\w.:/=+@-]{1,256}", self.project) is not None, "project", "be usable as a tag's value")
+        check(self.instance_type.startswith("ml."), "instance_type", "begin with ml.")
+        check(1 <= self.instance_count <= 100, "instance_count", "be 1..100")
+        check(self.volume_size_gb >= 1, "volume_size_gb", "be >= 1")
+        check(1 <= self.max_runtime_seconds <= 28 * 86_400, "max_runtime_seconds", "be 1..2419200 (28 days)")
+        check(
+            not self.spot or self.checkpoints, "checkpoints", "be true with cloud.spot: an interruption would lose all"
+        )
+        check(self.max_wait_seconds is None or self.spot, "max_wait_seconds", "be left out without cloud.spot")
+        check(
+            self.max_wait_seconds is None or self.max_wait_seconds >= self.max_runtime_seconds,
+            "max_wait_seconds",
+            "be >= cloud.max_runtime_seconds",
+        )
+        check(0 <= self.retry_attempts <= 30, "retry_attempts", "be 0..30")
+        check(0 <= self.keep_alive_seconds <= 3600, "keep_alive_seconds", "be 0..3600")
+        check(self.keep_alive_seconds == 0 or not self.spot, "keep_alive_seconds", "be 0 with cloud.spot")
+        check(bool(self.subnets) == bool(self.security_group_ids), "subnets", "come together with security_group_ids")
+        check(len(self.subnets) <= 16, "subnets", "be at most 16")
+        check(len(self.security_group_ids) <= 5, "security_group_ids", "be at most 5")
+        check(len(self.environment) <= 48, "environment", "have at most 48 entries")
+        check(len(self.tags) <= 48, "tags", "have at most 48 entries")
+        check(PROJECT_TAG not in self.tags, "tags", f"leave {PROJECT_TAG!r} to cloud.project")
+        check(1 <= self.max_parallel_jobs <= 100, "max_parallel_jobs", "be 1..100")
+        check(
+            not self.early_stopping or self.strategy != "Hyperband",
+            "early_stopping",
+            "be false with strategy Hyperband, which stops jobs itself",
+        )
+        check(len(self.warm_start_from) <= 5, "warm_start_from", "name at most 5 tuning jobs")
+        check(
+            not self.warm_start_from or self.strategy in ("Bayesian", "Random"),
+            "warm_start_from",
+            "be left out with strategy Hyperband or Grid",
+        )
+        check(
+            self.max_jobs_without_improvement is None or self.max_jobs_without_improvement >= 3,
+            "max_jobs_without_improvement",
+            "be >= 3",
+        )
+        check(self.budget_usd is None or self.budget_usd > 0, "budget_usd", "be > 0")
+        check(self.price_per_hour is None or self.price_per_hour > 0, "price_per_hour", "be > 0")
+        bare = self.endpoint.kind != "serverless" or not (self.subnets or self.network_isolation)
+        check(bare, "endpoint", "not be serverless with subnets or network_isolation, which SageMaker can't give it")
+        check(
+            not (self.debugger.enabled and self.checkpoints and self.instance_count > 1),
+            "checkpoints",
+            "be false with cloud.debugger.enabled on several machines, which smdebug does not support together",
+        )
+
+    @property
+    def uri(self) -> str:
+        """Where everything is kept in S3, without a slash at its end."""
+        return f"s3://{self.bucket}/{self.prefix}"
+
+    @property
+    def longest_wait_seconds(self) -> int | None:
+        """How long a spot job may take with all its waiting; None on demand, where nothing is waited for."""
+        return (self.max_wait_seconds or 2 * self.max_runtime_seconds) if self.spot else None
+
+    def require_for_jobs(self) -> None:
+        """Refuse settings that no job can be started with.
+
+        Raises:
+            ValueError: naming what is missing.
+        """
+        for name, example in (("role_arn", "arn:aws:iam::123456789012:role/training"), ("bucket", "my-bucket")):
+            require(getattr(self, name) is not None, f"cloud.{name}", f"be set (--cloud.{name} {example})", None)
+
+
+def load_cloud(preset: Path | None = None, overrides: Mapping[str, object] | None = None) -> CloudSettings:
+    """Read cloud settings from a preset and apply overrides, as `load_config` does at home.
+
+    Raises:
+        UserError: if there is no such preset; for an unknown field or a value that its field refuses, naming both.
+    """
+    return load_settings(CloudSettings, preset, overrides or {}, option="--cloud", prefix="cloud.")

@@ -1,0 +1,73 @@
+"""What jobs have left in S3: scores, recordings and profiles among their checkpoints, the tensors of smdebug."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from experiments.console import say
+from experiments.errors import UserError
+from experiments.runs.scoring import Scores
+from sagemaker_launch.shipping.storage import THREADS
+
+
+def fetch_scores(s3: Any, uri: str, target: Path, root: Path) -> None:
+    """Download what a job made of its photos, out of its `output.tar.gz`.
+
+    Args:
+        root: where the photos lie on this machine.
+
+    Raises:
+        UserError: if the archive holds no scores that can be read.
+    """
+    place = urlsplit(uri)
+    archive = target.with_name(f".{target.name}.tar.gz")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        s3.download_file(place.netloc, place.path.lstrip("/"), str(archive))
+        with tarfile.open(archive) as opened:
+            entry = next((one for one in opened if one.isreg() and one.name.removeprefix("./") == target.name), None)
+            content = None if entry is None else opened.extractfile(entry)
+            if content is None:
+                raise UserError(f"{uri} must hold {target.name}, as the jobs of this version leave it")
+            scores = Scores.load(io.BytesIO(content.read()))
+        replace(scores, root=root).save(target)
+    finally:
+        archive.unlink(missing_ok=True)
+
+
+def fetch_folder(s3: Any, uri: str, folder: Path) -> int:
+    """Download all that lies below a URI and is not here yet.
+
+    Returns:
+        How many objects there are.
+
+    Raises:
+        UserError: if a name would leave the folder.
+    """
+    place = urlsplit(uri)
+    prefix = f"{place.path.strip('/')}/"
+    pages = s3.get_paginator("list_objects_v2").paginate(Bucket=place.netloc, Prefix=prefix)
+    entries = [entry for page in pages for entry in page.get("Contents", ())]
+    missing: list[tuple[str, Path]] = []
+    for entry in entries:
+        path = folder / entry["Key"].removeprefix(prefix)
+        if not path.resolve().is_relative_to(folder.resolve()):
+            raise UserError(f"{uri} must hold names below it, got {entry['Key']!r}")
+        if not path.is_file() or path.stat().st_size != entry["Size"]:
+            missing.append((entry["Key"], path))
+    if missing:
+        say(f"fetching {len(missing)} of {len(entries)} files from {uri}")
+
+    def fetch(key: str, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        s3.download_file(place.netloc, key, str(path))
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        list(pool.map(lambda one: fetch(*one), missing))
+    return len(entries)

@@ -1,0 +1,45 @@
+"""How our serving image gets into ECR: the lines of a shell."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+from experiments.errors import UserError
+from sagemaker_launch.settings.cloud import PROJECT_TAG
+
+ROOT = Path(__file__).resolve().parent.parent
+"""What the image is built from."""
+DOCKERFILE = "sagemaker_launch/serving/Dockerfile"
+REPOSITORY_NAME = r"[a-z0-9]+([._-][a-z0-9]+)*(/[a-z0-9]+([._-][a-z0-9]+)*)*"
+"""ECR's own pattern (CreateRepository, read 2026-11)."""
+
+
+def push_commands(image_uri: str, region: str, device: str, project: str) -> list[str]:
+    """Build the image, and push it into a repository that is made if it is not there.
+
+    Args:
+        image_uri: REGISTRY/REPOSITORY:TAG.
+        device: cpu or cuda.
+
+    Raises:
+        UserError: if ECR takes no such name.
+    """
+    registry, _, rest = image_uri.partition("/")
+    repository = rest.rpartition(":")[0]
+    if re.fullmatch(REPOSITORY_NAME, repository) is None:
+        raise UserError(f"cloud.project must be lower case as part of an ECR repository, got {project!r}")
+    aws = f"aws --region {region} ecr"
+    name = f"--repository-name {repository}"
+    # SageMaker's machines are x86-64, and it takes no index of several manifests, which BuildKit makes of provenance.
+    build = f"docker buildx build --load --platform linux/amd64 --provenance=false --build-arg DEVICE={device}"
+    if device == "cpu":
+        build += " --build-arg TORCH_INDEX"  # taken from the environment
+    return [
+        f"{build} --tag {image_uri} --file {shlex.quote(str(ROOT / DOCKERFILE))} {shlex.quote(str(ROOT))}",
+        f"{aws} get-login-password | docker login --username AWS --password-stdin {registry}",
+        f"{aws} describe-repositories --repository-names {repository} > /dev/null || "
+        f"{aws} create-repository {name} --tags {shlex.quote(f'Key={PROJECT_TAG},Value={project}')}",
+        f"docker push {image_uri}",
+    ]

@@ -1,0 +1,122 @@
+"""From a config to what a job gets: photos, code, weights, image."""
+
+from __future__ import annotations
+
+import json
+from importlib import metadata
+from pathlib import Path
+
+from experiments.config import RunConfig, override, require
+from experiments.console import say
+from experiments.errors import UserError
+from sagemaker_launch.jobs.requests import GPU_FAMILIES
+from sagemaker_launch.settings.cloud import CloudSettings
+from sagemaker_launch.shipping.bundle import fetch_debugger, fetch_wheels, make_bundle
+from sagemaker_launch.shipping.storage import Shipment, file_sha256, read_photo_set
+
+
+def make_shipment(settings: CloudSettings, config: RunConfig, *, debugger: bool = False) -> tuple[Shipment, RunConfig]:
+    """Gather what a job of this config gets.
+
+    Args:
+        debugger: whether smdebug ships with the code.
+
+    Returns:
+        The shipment, and the config as it is sent, without paths of this machine.
+
+    Raises:
+        UserError: if photos or weights are missing, settings do not fit, or the code holds what looks like a secret.
+    """
+    weights, sha256 = None, ""
+    if config.model.weights not in ("imagenet", "none"):
+        weights = Path(config.model.weights)
+        if not weights.is_file():
+            raise UserError(f"model.weights must be imagenet, none or a file, got {str(weights)!r}")
+        sha256 = file_sha256(weights)
+        config = override(config, {"model.weights": weights.name})
+    require(
+        not settings.network_isolation or config.model.weights != "imagenet",
+        "model.weights",
+        "be a file or none with cloud.network_isolation, because a job without network can't download them",
+        config.model.weights,
+    )
+    wheels = fetch_wheels(config.data.cache_dir) if settings.network_isolation else None
+    wheel = fetch_debugger(config.data.cache_dir) if debugger else None
+    root = s3_root(config)
+    photos = root or read_photo_set(_photo_root(config))
+    return Shipment(photos, make_bundle(wheels, wheel), weights, sha256), config
+
+
+def s3_root(config: RunConfig) -> str | None:
+    """The s3:// URI that `data.root` is; None for a folder of this machine."""
+    root = "" if config.data.root is None else str(config.data.root)
+    # A Path has one slash where a URI has two.
+    return f"s3://{root[3:].strip('/')}/" if root.startswith("s3:/") else None
+
+
+def _photo_root(config: RunConfig) -> Path:
+    if config.data.name == "folder":
+        return config.data.own_root
+    from experiments.data.datasets import locate  # imports torch
+
+    return locate(config.data)
+
+
+def find_image(settings: CloudSettings, region: str, cache_dir: Path) -> str:
+    """The training image: the one that is set, or AWS's newest for PyTorch, which is looked up once.
+
+    Raises:
+        UserError: if it is not set and AWS's SDK, which knows it, is not installed.
+    """
+    if settings.image_uri is not None:
+        return settings.image_uri
+    query = {"framework": "pytorch-amzn2023", "version": "2.14", "image_scope": "training"}
+    return _look_up("cloud.image_uri", query, region, settings.instance_type, cache_dir)
+
+
+def find_serving_image(settings: CloudSettings, region: str, cache_dir: Path) -> str:
+    """The serving image: the one that is set, our own in this account's ECR, or AWS's last one.
+
+    Raises:
+        UserError: if AWS's is wanted and AWS's SDK, which knows it, is not installed.
+    """
+    endpoint = settings.endpoint
+    if endpoint.image == "aws":
+        say("AWS's PyTorch inference image is the last one: PyTorch 2.6.0, without patches since 2026-06-30")
+    if endpoint.image_uri is not None:
+        return endpoint.image_uri
+    if endpoint.image == "own":
+        return own_serving_image(settings, region, serving_device(settings))
+    query = {"framework": "pytorch", "version": "2.6.0", "py_version": "py312", "image_scope": "inference"}
+    return _look_up("cloud.endpoint.image_uri", query, region, endpoint.instance_type, cache_dir)
+
+
+def serving_device(settings: CloudSettings) -> str:
+    """What an endpoint's machine computes with: cpu or cuda."""
+    return "cuda" if settings.endpoint.instance_type.startswith(GPU_FAMILIES) else "cpu"
+
+
+def own_serving_image(settings: CloudSettings, region: str, device: str) -> str:
+    """Where `python -m sagemaker_launch image --push` puts our serving image."""
+    assert settings.role_arn is not None, "checked by require_for_jobs"
+    account = settings.role_arn.split(":")[4]
+    version = metadata.version("local-first-experiments")
+    return f"{account}.dkr.ecr.{region}.amazonaws.com/{settings.project}-serving:{version}-{device}"
+
+
+def _look_up(field: str, query: dict[str, str], region: str, instance_type: str, cache_dir: Path) -> str:
+    """What AWS calls an image, asked once."""
+    known = cache_dir / f"image-{'-'.join([*query.values(), region, instance_type])}.json"
+    if known.is_file():
+        return str(json.loads(known.read_text()))
+    try:
+        from sagemaker.core import image_uris  # seconds
+    except ImportError:
+        raise UserError(
+            f"{field} must be set, or the extra `cloud` installed (pip install '.[cloud]'), which looks it up"
+        ) from None
+    found = str(image_uris.retrieve(region=region, instance_type=instance_type, **query))
+    say(f"image: {found} (set {field} to keep to it)")
+    cache_dir.mkdir(parents=True, exist_ok=True)
+    known.write_text(json.dumps(found))
+    return found

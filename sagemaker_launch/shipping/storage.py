@@ -1,0 +1,187 @@
+"""What a job reads from S3: photos by content, code and weights by hash. What stands there is not sent again.
+
+data/objects/SHA256.jpg         one photo, whatever data set it belongs to
+data/sets/HASH/index.json       its photos: path below the root to object
+data/sets/HASH/manifest.json    what SageMaker copies to the machine; written last, so it names nothing that is missing
+code/SHA256/sourcedir.tar.gz    the bundle
+weights/SHA256/NAME             a local checkpoint
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import sys
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from experiments.errors import UserError
+from lightning_modules.listing import list_photos, split_folders, why_no_photo
+from sagemaker_launch.jobs.requests import Inputs
+from sagemaker_launch.settings.cloud import CloudSettings
+from sagemaker_launch.shipping.bundle import Bundle
+
+THREADS = 16
+"""Uploads at once; boto3's own pool holds as many connections (see `aws.py`)."""
+
+
+@dataclass(frozen=True)
+class PhotoSet:
+    """A data set's photos by content."""
+
+    objects: dict[str, Path]
+    """Name of the object to a file that holds its bytes."""
+    index: dict[str, str]
+    """Path below the root to name of the object."""
+
+    @property
+    def sha256(self) -> str:
+        """Over the names and contents of all photos."""
+        return hashlib.sha256(json.dumps(sorted(self.index.items())).encode()).hexdigest()
+
+
+def read_photo_set(root: Path) -> PhotoSet:
+    """Hash all photos of the class folders under `root`.
+
+    Raises:
+        UserError: if there is no root or no train folder.
+    """
+    listed = [path for folder in split_folders(root).values() for path in list_photos(folder)]
+    # What is left out at home, too: folders below a class, pipes, archives of gigabytes.
+    paths = [path for path in listed if path.is_file() and not why_no_photo(path)]
+    with ThreadPoolExecutor() as pool:  # hashing releases the GIL
+        hashes = list(_progress("hashing photos", pool.map(file_sha256, paths), len(paths)))
+    names = [f"{digest}{path.suffix.lower()}" for digest, path in zip(hashes, paths, strict=True)]
+    return PhotoSet(
+        objects=dict(zip(names, paths, strict=True)),
+        index={path.relative_to(root).as_posix(): name for path, name in zip(paths, names, strict=True)},
+    )
+
+
+@dataclass(frozen=True)
+class Shipment:
+    """All that a job gets from this machine."""
+
+    photos: PhotoSet | str
+    """Photos to upload, or the s3:// URI of class folders that are there already."""
+    bundle: Bundle
+    weights: Path | None
+    """A local checkpoint."""
+    weights_sha256: str = ""
+
+    def inputs(self, settings: CloudSettings) -> Inputs:
+        """Where the channels of a job will stand."""
+        photos = self.photos if isinstance(self.photos, str) else f"{settings.uri}/{_manifest_key(self.photos)}"
+        weights = f"{settings.uri}/{self._weights_folder}/" if self.weights else None
+        return Inputs(photos, f"{settings.uri}/{self._code_folder}/", weights)
+
+    def upload(self, client: Any, settings: CloudSettings) -> None:
+        """Send what S3 lacks; a run that was cut off goes on where it was.
+
+        Raises:
+            UserError: if a photo changed while it was read.
+        """
+        storage = Storage(client, settings)
+        if isinstance(self.photos, PhotoSet):
+            storage.upload_photos(self.photos)
+        archive = f"{self._code_folder}/sourcedir.tar.gz"
+        if not storage.exists(archive):
+            storage.put(archive, self.bundle.archive)
+        if self.weights is not None:
+            storage.upload_file(f"{self._weights_folder}/{self.weights.name}", self.weights)
+
+    @property
+    def _code_folder(self) -> str:
+        return f"code/{self.bundle.sha256[:32]}"
+
+    @property
+    def _weights_folder(self) -> str:
+        return f"weights/{self.weights_sha256[:32]}"
+
+
+class Storage:
+    """The part of a bucket that belongs to this project."""
+
+    def __init__(self, client: Any, settings: CloudSettings) -> None:
+        assert settings.bucket is not None, "checked by require_for_jobs"
+        self._client, self._bucket, self._prefix = client, settings.bucket, settings.prefix
+        self._uri = settings.uri
+
+    def upload_photos(self, photos: PhotoSet) -> None:
+        """Upload what S3 lacks of a data set.
+
+        Raises:
+            UserError: if a photo changed while it was read.
+        """
+        manifest = _manifest_key(photos)
+        if self.exists(manifest):
+            return
+        there = self._names("data/objects/", of="data/objects/")
+        missing = [name for name in photos.objects if name not in there]
+        with ThreadPoolExecutor(THREADS) as pool:
+            sent = pool.map(lambda name: self._upload_photo(name, photos.objects[name]), missing)
+            for _ in _progress("uploading photos", sent, len(missing)):
+                pass
+        index = f"{manifest.rpartition('/')[0]}/index.json"
+        self.put(index, json.dumps(photos.index, sort_keys=True).encode())
+        # Objects lie beside each other on the machine; the index gives them their names back.
+        listed = [*(f"objects/{name}" for name in sorted(photos.objects)), index.removeprefix("data/")]
+        self.put(manifest, json.dumps([{"prefix": f"{self._uri}/data/"}, *listed]).encode())
+
+    def upload_file(self, key: str, path: Path) -> None:
+        """Upload a file of any size, once."""
+        if self.exists(key):
+            return
+        with _bar(f"uploading {path.name}", path.stat().st_size, "B") as bar:
+            self._client.upload_file(str(path), self._bucket, f"{self._prefix}/{key}", Callback=bar.update)
+
+    def _upload_photo(self, name: str, path: Path) -> None:
+        content = path.read_bytes()
+        if not name.startswith(hashlib.sha256(content).hexdigest()):
+            raise UserError(f"{path} changed while it was uploaded: run the command again")
+        self.put(f"data/objects/{name}", content)
+
+    def put(self, key: str, content: bytes) -> None:
+        """Write an object whole; S3 refuses it if it arrives changed."""
+        checksum = base64.b64encode(hashlib.sha256(content).digest()).decode()
+        self._client.put_object(Bucket=self._bucket, Key=f"{self._prefix}/{key}", Body=content, ChecksumSHA256=checksum)
+
+    def exists(self, key: str) -> bool:
+        """Whether an object is there."""
+        # Not by HeadObject: with the right to list only this prefix, S3 answers 403 for what is not there.
+        return key.rpartition("/")[2] in self._names(key, of=f"{key.rpartition('/')[0]}/")
+
+    def _names(self, start: str, *, of: str) -> set[str]:
+        """Names, below the folder `of`, of the objects whose keys begin with `start`."""
+        pages = self._client.get_paginator("list_objects_v2").paginate(
+            Bucket=self._bucket, Prefix=f"{self._prefix}/{start}"
+        )
+        keys = (entry["Key"] for page in pages for entry in page.get("Contents", ()))
+        return {key.removeprefix(f"{self._prefix}/{of}") for key in keys}
+
+
+def _manifest_key(photos: PhotoSet) -> str:
+    return f"data/sets/{photos.sha256[:32]}/manifest.json"
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _progress(what: str, items: Iterable[Any], total: int) -> Iterable[Any]:
+    with _bar(what, total, "photo") as bar:
+        for item in items:
+            bar.update()
+            yield item
+
+
+def _bar(what: str, total: int, unit: str) -> tqdm[Any]:
+    return tqdm(total=total, desc=what, unit=unit, unit_scale=unit == "B", disable=not sys.stderr.isatty() or not total)
