@@ -78,7 +78,7 @@ class Photo:
 
 def render_page(package: str, template: str, **values: object) -> str:
     """Fill a template of a package, which may extend `page.html.j2` and use `parts.html.j2`."""
-    loader = ChoiceLoader([PackageLoader(package, ""), PackageLoader("experiments", "")])
+    loader = ChoiceLoader([PackageLoader(package, ""), PackageLoader("experiments.report", "")])
     environment = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )

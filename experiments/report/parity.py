@@ -246,7 +246,7 @@ def parity_page(parity: Parity) -> str:
     apart = {pair.metric for pair in parity.common if pair.distance}
     photos = next((setting for setting in parity.settings if setting.name == FINGERPRINT), None)
     return render_page(
-        "experiments",
+        "experiments.report",
         "parity.html.j2",
         title=f"Parity: {parity.names[1]}",
         parity=parity,

@@ -112,7 +112,7 @@ def report_page(
     sections = [study_section(study, interrupted.get(study.study_name, ())) for study in studies]
     overview_facts = tuple(dict.fromkeys(fact for section in sections for fact in section.facts))
     return render_page(
-        "experiments",
+        "experiments.report",
         "report.html.j2",
         title=f"Sweep report: {names[0]}" if len(names) == 1 else f"Sweep report: {len(names)} studies",
         comparisons=comparisons,

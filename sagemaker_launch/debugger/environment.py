@@ -21,7 +21,7 @@ from experiments.console import say
 from experiments.errors import UserError
 from lightning_modules.locks import KernelLock
 
-REQUIREMENTS = Path(__file__).with_name("debugger.txt")
+REQUIREMENTS = Path(__file__).with_name("requirements.txt")
 PROJECT = Path(sagemaker_launch.__file__).parent.parent
 _MAIN = (
     "import sys; sys.path.append({!r}); from sagemaker_launch.container.debugger import main; "

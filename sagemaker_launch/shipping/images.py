@@ -9,7 +9,7 @@ from pathlib import Path
 from experiments.errors import UserError
 from sagemaker_launch.settings.cloud import PROJECT_TAG
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 """What the image is built from."""
 DOCKERFILE = "sagemaker_launch/serving/Dockerfile"
 REPOSITORY_NAME = r"[a-z0-9]+([._-][a-z0-9]+)*(/[a-z0-9]+([._-][a-z0-9]+)*)*"
