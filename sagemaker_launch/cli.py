@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from experiments.study.search_space import SearchSpace
     from sagemaker_launch.jobs.budget import WorstCase
     from sagemaker_launch.jobs.launch import Kind, Launched, Request
-    from sagemaker_launch.jobs.requests import Inputs
+    from sagemaker_launch.shipping.storage import Inputs
 
 PREFIX = "cloud."
 KINDS = {PREFIX: CloudSettings, "": RunConfig}

@@ -11,8 +11,9 @@ from botocore.exceptions import ClientError
 
 from experiments.errors import UserError
 from sagemaker_launch.settings.cloud import CloudSettings
-from sagemaker_launch.shipping.storage import THREADS
 
+THREADS = 16
+"""Objects of S3 that are sent or fetched at once, and connections that a client keeps."""
 NOT_THERE = ("ResourceNotFound", "ValidationException")
 """Codes by which SageMaker says that a job does not exist: tuning jobs by the first, training jobs by the second."""
 

@@ -64,7 +64,9 @@ def write_report(
         ),
     )
     page.parent.mkdir(parents=True, exist_ok=True)
-    text = render_page("sagemaker_launch.debugger", "report.html.j2", title=title, facts=facts, rules=rules, plots=plots)
+    text = render_page(
+        "sagemaker_launch.debugger", "report.html.j2", title=title, facts=facts, rules=rules, plots=plots
+    )
     page.write_text(text, encoding="utf-8")
     return plots
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from experiments.config import RunConfig, require
@@ -13,24 +12,11 @@ from experiments.study.search_space import ChoiceRange, FloatRange, SearchSpace,
 from sagemaker_launch.container.hyperparameters import encode, wire_name, wire_value
 from sagemaker_launch.container.metric_lines import metric_definitions, objective
 from sagemaker_launch.jobs.debugger_fields import debugger_fields
-from sagemaker_launch.settings.cloud import PROJECT_TAG, CloudSettings
+from sagemaker_launch.settings.cloud import GPU_FAMILIES, PROJECT_TAG, CloudSettings
+from sagemaker_launch.shipping.storage import Inputs
 
 CODE_ARCHIVE = "/opt/ml/input/data/code/sourcedir.tar.gz"
 CHECKPOINTS = "/opt/ml/checkpoints"
-GPU_FAMILIES = ("ml.p", "ml.g")
-"""Beginnings of the names of instance types with GPUs, of which a machine may have several."""
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """Where a job's channels stand in S3."""
-
-    photos: str
-    """A manifest, or a prefix with class folders below it."""
-    code: str
-    """A prefix."""
-    weights: str | None = None
-    """A prefix that holds one checkpoint; None where the config names none."""
 
 
 def training_job(

@@ -22,6 +22,8 @@ PRICES_JOBS = (*LISTS_JOBS, "cloud parity", "cloud debug-report")
 OWNS = (*RUNS_MACHINES, *LISTS_JOBS, "cloud delete", "cloud image", "cloud policy")
 ASKS_AWS = (*OWNS, "cloud parity", "cloud debug-report", "cloud stop", "cloud query")
 """Commands by which settings they use."""
+GPU_FAMILIES = ("ml.p", "ml.g")
+"""Beginnings of the names of instance types with GPUs, of which a machine may have several."""
 MAX_TUNING_JOB_NAME = 32
 """Characters of a tuning job's name (CreateHyperParameterTuningJob, read 2026-11); training jobs may have 63."""
 

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 from experiments.console import say
 from experiments.errors import UserError
 from experiments.runs.scoring import Scores
-from sagemaker_launch.shipping.storage import THREADS
+from sagemaker_launch.aws.client import THREADS
 
 
 def fetch_scores(s3: Any, uri: str, target: Path, root: Path) -> None:

@@ -9,8 +9,7 @@ from pathlib import Path
 from experiments.config import RunConfig, override, require
 from experiments.console import say
 from experiments.errors import UserError
-from sagemaker_launch.jobs.requests import GPU_FAMILIES
-from sagemaker_launch.settings.cloud import CloudSettings
+from sagemaker_launch.settings.cloud import GPU_FAMILIES, CloudSettings
 from sagemaker_launch.shipping.bundle import fetch_debugger, fetch_wheels, make_bundle
 from sagemaker_launch.shipping.storage import Shipment, file_sha256, read_photo_set
 

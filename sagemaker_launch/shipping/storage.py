@@ -23,12 +23,21 @@ from tqdm import tqdm
 
 from experiments.errors import UserError
 from lightning_modules.listing import list_photos, split_folders, why_no_photo
-from sagemaker_launch.jobs.requests import Inputs
+from sagemaker_launch.aws.client import THREADS
 from sagemaker_launch.settings.cloud import CloudSettings
 from sagemaker_launch.shipping.bundle import Bundle
 
-THREADS = 16
-"""Uploads at once; boto3's own pool holds as many connections (see `aws.py`)."""
+
+@dataclass(frozen=True)
+class Inputs:
+    """Where a job's channels stand in S3."""
+
+    photos: str
+    """A manifest, or a prefix with class folders below it."""
+    code: str
+    """A prefix."""
+    weights: str | None = None
+    """A prefix that holds one checkpoint; None where the config names none."""
 
 
 @dataclass(frozen=True)

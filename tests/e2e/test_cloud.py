@@ -38,9 +38,10 @@ from sagemaker_launch.aws import client as aws
 from sagemaker_launch.aws.logs import job_log
 from sagemaker_launch.container.hyperparameters import is_sent
 from sagemaker_launch.jobs.launch import TRAINING, Launched, launch
-from sagemaker_launch.jobs.requests import Inputs, training_job
+from sagemaker_launch.jobs.requests import training_job
 from sagemaker_launch.rehearse import service
 from sagemaker_launch.settings.cloud import load_cloud
+from sagemaker_launch.shipping.storage import Inputs
 from tests.cloud import CLOUD, PASSWORD, SECRET, Cloud, comparable
 from tests.shared_run import SharedRun
 

@@ -23,8 +23,9 @@ from sagemaker_launch.jobs.fidelity import (
     check_sent,
     validate,
 )
-from sagemaker_launch.jobs.requests import Inputs, training_job, tuning_job
+from sagemaker_launch.jobs.requests import training_job, tuning_job
 from sagemaker_launch.settings.cloud import CloudSettings, load_cloud
+from sagemaker_launch.shipping.storage import Inputs
 from tests.conftest import REPOSITORY
 
 INPUTS = Inputs("s3://b/p/data/sets/x/manifest.json", "s3://b/p/code/x/", "s3://b/p/weights/x/")
