@@ -37,7 +37,7 @@ def more_photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def config(more_photos: Path, tmp_path: Path) -> RunConfig:
     """A whole tiny network, which learns what the pictures are."""
     forget_opened()
-    values = {"data.batch_size": 4, "model.trainable": "all", "optimizer.learning_rate": 0.003}
+    values = {"data.batch_size": 4, "model.trainable": "all", "optimizer.learning_rate": 0.001}
     return load_config(None, {**tiny(more_photos, tmp_path), **values, "trainer.record": "full"})
 
 

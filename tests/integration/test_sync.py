@@ -217,7 +217,7 @@ def test_jobs_become_a_parent_and_its_children_with_the_names_of_local_runs(conf
     assert complete.data.metrics["usd"] == pytest.approx(100 / 3600 * 3.6)
     assert complete.data.metrics["spot_saving"] == 0.5
     assert complete.data.params["data.fingerprint"] == "abc"
-    assert complete.data.params["optimizer.learning_rate"] == "0.001"
+    assert complete.data.params["optimizer.learning_rate"] == str(config.optimizer.learning_rate)
     assert complete.data.params["trainer.profile"] == "False", "in the words of runs at home"
     assert (complete.data.tags["package.torch"], complete.data.tags["host"]) == ("2.14", "algo-0")
     assert not {"package.torch", "host"} & complete.data.params.keys()
