@@ -241,3 +241,16 @@ def test_the_extra_for_rehearsals_brings_what_rehearsed_endpoints_serve_with() -
     assert "local-first-experiments[serving]" in extras["rehearsal"]
     declared = {line.split(">")[0].replace("-", "_") for line in extras["serving"]}
     assert SERVING - STANDALONE - declared == {"starlette", "h11"}, "which fastapi and uvicorn bring"
+
+
+def test_a_wheel_has_every_file_that_the_packages_read() -> None:
+    declared = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
+    packed = {
+        path
+        for package, patterns in declared.items()
+        for pattern in patterns
+        for path in (REPOSITORY / Path(*package.split("."))).glob(pattern)
+    }
+    files = {path for room in OURS for path in (REPOSITORY / room).rglob("*") if path.is_file()}
+    beside_code = {path for path in files if "__pycache__" not in path.parts and path.suffix not in (".py", ".ipynb")}
+    assert beside_code == packed
