@@ -88,7 +88,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
     def order(item: pytest.Item) -> tuple[bool, int]:
         name = f"{item.path.parent.name}/{item.path.name}"
-        return item.path.parent.name != "unit", LONGEST.index(name) if name in LONGEST else len(LONGEST)
+        is_unit = item.path.is_relative_to(REPOSITORY / "tests" / "unit")
+        return not is_unit, LONGEST.index(name) if name in LONGEST else len(LONGEST)
 
     items.sort(key=order)
 

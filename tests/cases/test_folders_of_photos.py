@@ -10,7 +10,7 @@ import pytest
 
 from experiments.cli import main
 from sagemaker_launch.endpoints.query import find_photos
-from tests.unit.test_export import export, tiny_network
+from tests.unit.lightning_modules.test_export import export, tiny_network
 
 
 @pytest.fixture

@@ -31,7 +31,7 @@ from sagemaker_launch.shipping.archive import FILES
 from tests.conftest import REPOSITORY, own_flags, real, tiny
 from tests.e2e.test_cloud import action_of
 from tests.pictures import make_class_folders
-from tests.unit.test_export import BACKBONE, CLASS_NAMES, PREPROCESSING, tiny_network
+from tests.unit.lightning_modules.test_export import BACKBONE, CLASS_NAMES, PREPROCESSING, tiny_network
 
 CLOUD = REPOSITORY / "conf" / "cloud" / "rehearsal.yaml"
 PROJECT, BUCKET = "endpoints", "endpoints-rehearsal"

@@ -11,7 +11,7 @@ from playwright.sync_api import sync_playwright
 
 from experiments.report.report import write_report
 from tests.mlflow_ui import chromium
-from tests.unit.test_report import sweep
+from tests.unit.experiments.report.test_report import sweep
 
 # Texts of a plot that its own box cuts off, and boxes that go on outside of the window without saying so.
 CLIPPED = """() => [...document.querySelectorAll('.plot')].flatMap(plot => {

@@ -27,7 +27,7 @@ from sagemaker_launch.shipping import shipment as shipping
 from sagemaker_launch.shipping.shipment import find_image
 from sagemaker_launch.shipping.storage import Shipment
 from tests.conftest import REPOSITORY, own_flags, tiny
-from tests.unit.test_export import export, tiny_network
+from tests.unit.lightning_modules.test_export import export, tiny_network
 
 CLOUD = f"--cloud={REPOSITORY / 'conf' / 'cloud' / 'example.yaml'}"
 

@@ -40,7 +40,7 @@ from tests.integration.test_sync import Account
 from tests.job_tree import lay_out, start_job
 from tests.pictures import make_class_folders
 from tests.shared_run import SharedRun
-from tests.unit.test_requests import BASIC
+from tests.unit.sagemaker_launch.jobs.test_requests import BASIC
 
 LOSS = "CrossEntropyLoss_output_0"
 

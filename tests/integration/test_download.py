@@ -26,6 +26,7 @@ import urllib3
 
 from experiments.data import dog_images as download
 from experiments.data.dog_images import DownloadError, fetch_dog_images
+from tests.conftest import REPOSITORY
 
 Member = tuple[str | zipfile.ZipInfo, bytes]
 
@@ -221,7 +222,7 @@ def test_a_second_process_waits_and_finds_it_done(server: Server, root: Path) ->
         first = pool.submit(fetch_dog_images, root, url=server.url)
         with subprocess.Popen(
             [sys.executable, "-c", code, str(root), server.url],
-            cwd=Path(__file__).parents[2],
+            cwd=REPOSITORY,
             stdout=subprocess.PIPE,
             text=True,
         ) as second:

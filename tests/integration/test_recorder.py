@@ -22,7 +22,7 @@ from lightning_modules.insight.recording import Recording, load_findings
 from tests.conftest import tiny
 from tests.integration.test_train import MemoryLogger, StopAfterEpoch, run, timeless
 from tests.pictures import make_class_folders
-from tests.unit.test_rules import replay
+from tests.unit.lightning_modules.insight.test_rules import replay
 
 
 @pytest.fixture(scope="session")

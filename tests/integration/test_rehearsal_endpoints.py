@@ -25,7 +25,7 @@ from sagemaker_launch.rehearsal.endpoints.serving_process import extract_all
 from sagemaker_launch.shipping.archive import pack_model
 from tests.conftest import JOB_IMAGES
 from tests.integration.test_rehearsal import PLANTED, ROLE, Rehearsal, command, failure, processes_of, rehearsal
-from tests.unit.test_export import export, tiny_network
+from tests.unit.lightning_modules.test_export import export, tiny_network
 
 pytestmark = pytest.mark.usefixtures("job_images")
 ARN = "arn:aws:sagemaker:us-east-1:123456789012"

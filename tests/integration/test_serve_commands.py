@@ -15,7 +15,7 @@ from experiments.config import RunConfig
 from sagemaker_launch.cli import main
 from sagemaker_launch.shipping.archive import pack_model
 from tests.conftest import REPOSITORY
-from tests.unit.test_export import export, tiny_network
+from tests.unit.lightning_modules.test_export import export, tiny_network
 from tests.warm import run_warm
 
 ROLE = "arn:aws:iam::123456789012:role/serving"

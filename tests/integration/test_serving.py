@@ -24,7 +24,7 @@ from lightning_modules.inference import MAX_BODY, Model, decode_image, load_expo
 from tests.mutations import large_files
 from tests.pictures import encoded, jpeg_bytes, smooth_picture
 from tests.servers import PROGRAM, SERVER, Server, environ, serving
-from tests.unit.test_export import export, tiny_network
+from tests.unit.lightning_modules.test_export import export, tiny_network
 from tests.warm import run_warm
 
 LARGE = large_files()[0][0]

@@ -17,7 +17,7 @@ from lightning_modules.inference import decode_image, load_export
 from tests.mutations import Attack, attacks
 from tests.pictures import jpeg_bytes
 from tests.servers import SERVER, Server, attack, serving
-from tests.unit.test_export import export, tiny_network
+from tests.unit.lightning_modules.test_export import export, tiny_network
 
 THREADS = 2
 DECODING_BYTES = 1_000_000_000

@@ -19,7 +19,7 @@ from packaging.utils import canonicalize_name
 from sagemaker_launch.shipping.images import DOCKERFILE, push_commands
 from tests.conftest import REPOSITORY
 from tests.servers import serving
-from tests.unit.test_export import export, tiny_network
+from tests.unit.lightning_modules.test_export import export, tiny_network
 
 ROOM = REPOSITORY / "sagemaker_launch" / "serving"
 ELSEWHERE = ("boto3", "mlflow", "optuna", "pytorch_lightning", "experiments", "safetensors", "matplotlib", "requests")

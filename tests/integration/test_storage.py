@@ -18,7 +18,7 @@ from sagemaker_launch.container.entry import photo_folder
 from sagemaker_launch.settings.cloud import CloudSettings, load_cloud
 from sagemaker_launch.shipping.shipment import make_shipment, s3_root
 from sagemaker_launch.shipping.storage import Storage, read_photo_set
-from tests.unit.test_requests import BASIC
+from tests.unit.sagemaker_launch.jobs.test_requests import BASIC
 
 SETTINGS = load_cloud(None, BASIC)
 

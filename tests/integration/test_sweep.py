@@ -38,7 +38,7 @@ from lightning_modules.export import check_golden
 from lightning_modules.heads.population import HeadPopulation
 from lightning_modules.inference import load_export
 from tests.conftest import REPOSITORY, tiny
-from tests.unit.test_report import Page
+from tests.unit.experiments.report.test_report import Page
 from tests.warm import WarmContext
 from tests.whole import check_whole, runs_of
 

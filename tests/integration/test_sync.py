@@ -25,7 +25,7 @@ from sagemaker_launch.jobs.requests import tuning_job
 from sagemaker_launch.jobs.sync import Synchroniser
 from sagemaker_launch.settings.cloud import load_cloud
 from tests.conftest import REPOSITORY
-from tests.unit.test_requests import BASIC, INPUTS
+from tests.unit.sagemaker_launch.jobs.test_requests import BASIC, INPUTS
 
 NOW = datetime.now(UTC).replace(microsecond=0) - timedelta(hours=1)
 PRICES = {"ml.g5.xlarge": 3.6}

@@ -20,7 +20,7 @@ from sagemaker_launch.shipping.archive import pack_model, unpack_model
 from tests.mutations import Attack, attacks
 from tests.servers import attack
 from tests.shared_run import SharedRun
-from tests.unit.test_export import CLASS_NAMES, export, tiny_network
+from tests.unit.lightning_modules.test_export import CLASS_NAMES, export, tiny_network
 
 ATTRIBUTES = "X-Amzn-SageMaker-Custom-Attributes"
 

@@ -98,12 +98,19 @@ def test_a_shared_process_ends_with_the_run_and_one_that_does_not_is_named(
 
 
 def test_unit_tests_come_first_and_then_the_longest_files() -> None:
-    names = ["e2e/test_a.py", LONGEST[-1], "integration/test_b.py", LONGEST[0], "unit/test_z.py", "unit/test_a.py"]
-    items: list[Any] = [SimpleNamespace(path=Path("tests") / name) for name in names]
+    names = [
+        "e2e/test_a.py",
+        LONGEST[-1],
+        "integration/test_b.py",
+        LONGEST[0],
+        "unit/caches/test_z.py",
+        "unit/test_a.py",
+    ]
+    items: list[Any] = [SimpleNamespace(path=REPOSITORY / "tests" / name) for name in names]
     pytest_collection_modifyitems(cast(list[pytest.Item], items))
-    order = [f"{item.path.parent.name}/{item.path.name}" for item in items]
+    order = [item.path.relative_to(REPOSITORY / "tests").as_posix() for item in items]
     assert order == [
-        "unit/test_z.py",
+        "unit/caches/test_z.py",
         "unit/test_a.py",
         LONGEST[0],
         LONGEST[-1],

@@ -1,0 +1,160 @@
+"""What a deployment says and does where AWS refuses, loses an answer or is in a state of its own."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from botocore.exceptions import ClientError, ReadTimeoutError
+
+from sagemaker_launch.aws.logs import Log
+from sagemaker_launch.endpoints.deploy import DeployError, Golden, _update, deploy, set_lease
+from sagemaker_launch.endpoints.fleet import Services
+from sagemaker_launch.endpoints.lease import Lease
+from sagemaker_launch.endpoints.query import Answer
+from sagemaker_launch.endpoints.requests import deployment
+from sagemaker_launch.settings.cloud import load_cloud
+from tests.unit.sagemaker_launch.jobs.test_requests import BASIC, ROLE
+
+LEASE = Lease("anna", datetime.now(UTC) + timedelta(hours=4))
+SCHEDULED = load_cloud(None, BASIC | {"endpoint.schedule_role_arn": ROLE})
+
+
+def refusal(code: str, operation: str) -> ClientError:
+    return ClientError({"Error": {"Code": code, "Message": "no"}}, operation)
+
+
+class Client:
+    """A client of AWS whose calls are functions; one that there is none for fails the test."""
+
+    def __init__(self, **calls: Callable[..., Any]) -> None:
+        self.calls: list[str] = []
+        self._calls = calls
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        def call(**given: Any) -> Any:
+            self.calls.append(name)
+            return self._calls[name](**given)
+
+        return call
+
+
+def raising(error: Exception) -> Callable[..., Any]:
+    def call(**_: Any) -> Any:
+        raise error
+
+    return call
+
+
+def services(**clients: Client) -> Services:
+    return Services(**{name: clients.get(name) for name in ("sagemaker", "autoscaling", "cloudwatch", "scheduler")})  # type: ignore[arg-type]
+
+
+def test_where_the_role_may_not_the_output_says_that_only_the_command_ends_the_endpoint() -> None:
+    scheduler = Client(create_schedule=raising(refusal("AccessDeniedException", "CreateSchedule")))
+    guard = set_lease(services(scheduler=scheduler), SCHEDULED, "dogs", LEASE, None)
+    assert "only `python -m sagemaker_launch delete --expired`" in guard
+    assert "AccessDeniedException" in guard
+
+
+def test_a_schedule_that_is_there_gets_the_new_time() -> None:
+    times: list[str] = []
+    scheduler = Client(
+        create_schedule=raising(refusal("ConflictException", "CreateSchedule")),
+        update_schedule=lambda **given: times.append(given["ScheduleExpression"]),
+    )
+    assert "AWS deletes it at" in set_lease(services(scheduler=scheduler), SCHEDULED, "dogs", LEASE, None)
+    assert LEASE.expires is not None
+    assert times == [f"at({LEASE.expires:%Y-%m-%dT%H:%M:%S})"]
+
+
+def test_an_endpoint_without_an_end_has_no_schedule_and_the_output_says_so() -> None:
+    scheduler = Client(delete_schedule=lambda **_: None)
+    assert "nothing ends it" in set_lease(services(scheduler=scheduler), SCHEDULED, "dogs", Lease("anna", None), None)
+    assert scheduler.calls == ["delete_schedule"]
+
+
+@pytest.mark.parametrize("state", ["Updating", "InService"])
+def test_an_update_whose_answer_got_lost_is_found(state: str) -> None:
+    described = {"EndpointStatus": state, "EndpointConfigName": "new" if state == "InService" else "old"}
+    sagemaker = Client(
+        update_endpoint=raising(ReadTimeoutError(endpoint_url="x")), describe_endpoint=lambda **_: described
+    )
+    _update(services(sagemaker=sagemaker), {"EndpointName": "dogs", "EndpointConfigName": "new"})
+
+
+def test_an_update_that_is_refused_is_not_taken_for_one_that_got_lost() -> None:
+    described = {"EndpointStatus": "InService", "EndpointConfigName": "old"}
+    sagemaker = Client(
+        update_endpoint=raising(refusal("ValidationException", "UpdateEndpoint")),
+        describe_endpoint=lambda **_: described,
+    )
+    with pytest.raises(ClientError):
+        _update(services(sagemaker=sagemaker), {"EndpointName": "dogs", "EndpointConfigName": "new"})
+
+
+class Tags:
+    """The pages of ListTags."""
+
+    def paginate(self, **_: Any) -> list[dict[str, Any]]:
+        return [{"Tags": [{"Key": "project", "Value": "local-first-experiments"}]}]
+
+
+def test_an_endpoint_that_may_still_answer_is_not_removed_unasked() -> None:
+    described = {
+        "EndpointStatus": "UpdateRollbackFailed",
+        "EndpointConfigName": "old",
+        "EndpointArn": "arn",
+        "FailureReason": "no capacity",
+    }
+    sagemaker = Client(describe_endpoint=lambda **_: described)
+    sagemaker.get_paginator = lambda _: Tags()  # type: ignore[method-assign, assignment]
+    version = deployment(load_cloud(None, BASIC), "dogs", "image", "s3://b/m")
+    golden = Golden(b"", (0.0,))
+    with pytest.raises(DeployError, match=r"UpdateRollbackFailed .*no capacity.*delete it, then deploy again"):
+        deploy(
+            services(sagemaker=sagemaker),
+            load_cloud(None, BASIC),
+            "dogs",
+            version,
+            LEASE,
+            golden,
+            Says([0.0]),
+            Log(None, ""),
+        )
+    assert set(sagemaker.calls) == {"describe_endpoint"}
+
+
+class Says:
+    """A target that gives one list of logits."""
+
+    def __init__(self, logits: list[float]) -> None:
+        self._logits = logits
+
+    def ask(self, body: bytes, content_type: str, *, top_k: int | None = None) -> Answer:
+        return Answer(json.loads(json.dumps([self._logits])), 5.0)
+
+
+@pytest.fixture
+def golden(tmp_path: Path) -> Golden:
+    (tmp_path / "golden").mkdir()
+    (tmp_path / "golden" / "scores.json").write_text(json.dumps({"class_name": "b", "logits": [0.5, 2.0]}))
+    (tmp_path / "golden" / "image.jpg").write_bytes(b"photo")
+    return Golden.read(tmp_path)
+
+
+def test_the_golden_photo_may_be_off_by_a_ten_thousandth(golden: Golden) -> None:
+    difference, latency_ms = golden.check(Says([0.5, 2.00005]))
+    assert difference == pytest.approx(5e-5) and latency_ms == 5.0
+
+
+@pytest.mark.parametrize(
+    "logits", [[0.5, 2.001], [2.0, 0.5], [0.5], [0.5, 2.0, 3.0], [float("nan"), 2.0], [0.5, float("nan")]]
+)
+def test_other_logits_are_refused(golden: Golden, logits: list[float]) -> None:
+    with pytest.raises(DeployError, match="the golden photo's logits are off by"):
+        golden.check(Says(logits))

@@ -1,0 +1,196 @@
+"""Starting a job once, whatever happens to the answers."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from botocore.exceptions import ClientError, ReadTimeoutError
+
+from experiments.config import RunConfig
+from sagemaker_launch.jobs import launch as launching
+from sagemaker_launch.jobs.fidelity import LostFieldError
+from sagemaker_launch.jobs.launch import TRAINING, TUNING, LaunchError, job_name, launch
+from sagemaker_launch.jobs.requests import training_job
+from sagemaker_launch.settings.cloud import load_cloud
+from tests.unit.sagemaker_launch.jobs.test_requests import BASIC, INPUTS, tune
+
+
+class Service:
+    """Training jobs of an account, whose answers may get lost."""
+
+    def __init__(self, fault: Callable[[], Exception | None] = lambda: None, lose: float = 0.0) -> None:
+        self.jobs: dict[str, dict[str, Any]] = {}
+        self.stopped: list[str] = []
+        self.change: dict[str, Any] = {}
+        self.lose_tags = False
+        self._fault, self._lose = fault, lose
+
+    def create_training_job(self, **request: Any) -> dict[str, Any]:
+        fault = self._fault()
+        if fault is not None and random.random() > self._lose:
+            raise fault
+        if request["TrainingJobName"] in self.jobs:
+            raise error("ResourceInUse", 400)
+        arn = f"arn:{request['TrainingJobName']}"
+        self.jobs[request["TrainingJobName"]] = {**request, "TrainingJobStatus": "InProgress", "TrainingJobArn": arn}
+        if fault is not None:
+            raise fault
+        return {"TrainingJobArn": arn}
+
+    def describe_training_job(self, TrainingJobName: str) -> dict[str, Any]:
+        if TrainingJobName not in self.jobs:
+            raise error("ValidationException", 400)
+        return self.jobs[TrainingJobName] | self.change
+
+    def get_paginator(self, operation: str) -> Service:
+        assert operation == "list_tags"
+        return self
+
+    def paginate(self, ResourceArn: str) -> list[dict[str, Any]]:
+        return [{"Tags": [] if self.lose_tags else self.jobs[ResourceArn.removeprefix("arn:")]["Tags"]}]
+
+    def stop_training_job(self, TrainingJobName: str) -> None:
+        self.stopped.append(TrainingJobName)
+
+
+def error(code: str, status: int) -> ClientError:
+    answer = {"Error": {"Code": code, "Message": code}, "ResponseMetadata": {"HTTPStatusCode": status}}
+    return ClientError(answer, "CreateTrainingJob")  # type: ignore[arg-type]
+
+
+def build(seed: int = 0) -> Callable[[str], dict[str, Any]]:
+    settings = load_cloud(None, BASIC)
+    return lambda name: training_job(settings, RunConfig(seed=seed), INPUTS, "image", name=name)
+
+
+@pytest.fixture(autouse=True)
+def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launching.time, "sleep", lambda _: None)
+
+
+def test_the_same_work_has_the_same_name_and_other_work_another() -> None:
+    assert job_name("dogs", build(1), 1) == job_name("dogs", build(1), 1)
+    assert len({job_name("dogs", build(1), 1), job_name("dogs", build(2), 1), job_name("dogs", build(1), 2)}) == 3
+
+
+@pytest.mark.parametrize("label", ["dogs6", "my experiment/№ 7", "-" * 40, "", "a" * 80])
+def test_a_name_is_one_that_a_tuning_job_may_have(label: str) -> None:
+    from sagemaker_launch.jobs.fidelity import validate
+
+    request = tune(load_cloud(None, BASIC))
+    request["HyperParameterTuningJobName"] = job_name(label, build(), 12)
+    validate("CreateHyperParameterTuningJob", request)
+    assert len(request["HyperParameterTuningJobName"]) <= 32
+
+
+def test_asking_twice_finds_the_job() -> None:
+    service = Service()
+    first = launch(service, TRAINING, "dogs", build())
+    second = launch(service, TRAINING, "dogs", build())
+    assert (first.found, second.found) == (False, True)
+    assert first.arn == second.arn
+    assert len(service.jobs) == 1
+
+
+@pytest.mark.parametrize("status", ["Failed", "Stopped"])
+def test_what_failed_or_was_stopped_is_tried_again_under_the_next_name(status: str) -> None:
+    service = Service()
+    first = launch(service, TRAINING, "dogs", build())
+    service.jobs[first.name]["TrainingJobStatus"] = status
+    second = launch(service, TRAINING, "dogs", build())
+    assert first.name.endswith("-1")
+    assert second.name.endswith("-2")
+
+
+def test_again_starts_another_one_beside_a_complete_one() -> None:
+    service = Service()
+    first = launch(service, TRAINING, "dogs", build())
+    service.jobs[first.name]["TrainingJobStatus"] = "Completed"
+    assert launch(service, TRAINING, "dogs", build()).name == first.name
+    assert launch(service, TRAINING, "dogs", build(), again=True).name != first.name
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [ReadTimeoutError(endpoint_url="http://x"), error("ThrottlingException", 400), error("InternalFailure", 500)],
+    ids=["time-out", "throttled", "500"],
+)
+def test_a_lost_answer_starts_no_second_job(fault: Exception) -> None:
+    random.seed(0)
+    for lose in (0.0, 1.0):  # the request got lost, or only its answer
+        faults = iter([fault, None])
+        service = Service(lambda: next(faults, None), lose)  # noqa: B023
+        assert not launch(service, TRAINING, "dogs", build()).found
+        assert len(service.jobs) == 1
+
+
+def test_fifty_launches_on_a_bad_day_leave_fifty_jobs() -> None:
+    chance = random.Random(1)
+    random.seed(2)
+    service = Service(lambda: error("InternalFailure", 500) if chance.random() < 0.2 else None, lose=0.5)
+    names = {launch(service, TRAINING, "dogs", build(seed)).name for seed in range(50)}
+    assert names == set(service.jobs)
+    assert len(names) == 50
+
+
+def test_a_refusal_is_passed_on_and_not_tried_again() -> None:
+    calls: list[int] = []
+
+    def refuse() -> Exception:
+        calls.append(1)
+        return error("ResourceLimitExceeded", 400)
+
+    with pytest.raises(LaunchError, match="ResourceLimitExceeded"):
+        launch(Service(refuse), TRAINING, "dogs", build())
+    assert len(calls) == 1
+
+
+@pytest.mark.parametrize(
+    ("debug", "code", "offered"),
+    [
+        (True, "ValidationException", True),
+        (False, "ValidationException", False),
+        (True, "ResourceLimitExceeded", False),
+    ],
+)
+def test_a_job_with_debugger_that_is_refused_is_offered_the_recorder(debug: bool, code: str, offered: bool) -> None:
+    settings = load_cloud(None, BASIC | {"debugger.enabled": debug})
+    service = Service(lambda: error(code, 400))
+    with pytest.raises(LaunchError, match="AWS refuses training job") as refused:
+        launch(service, TRAINING, "dogs", lambda name: training_job(settings, RunConfig(), INPUTS, "i", name=name))
+    assert ("closed to new customers since 2026-07-30" in str(refused.value)) is offered
+    assert ("--recorder" in str(refused.value)) is offered
+
+
+def test_no_answer_at_all_says_how_to_go_on() -> None:
+    service = Service(lambda: error("InternalFailure", 500))
+    with pytest.raises(LaunchError, match="run the same command again"):
+        launch(service, TRAINING, "dogs", build())
+
+
+def test_a_job_that_aws_has_with_other_values_is_stopped() -> None:
+    service = Service()
+    service.change = {"EnableNetworkIsolation": True}
+    with pytest.raises(LostFieldError, match="EnableNetworkIsolation"):
+        launch(service, TRAINING, "dogs", build())
+    assert service.stopped == list(service.jobs)
+
+
+def test_a_job_that_lost_its_tags_is_stopped() -> None:
+    service = Service()
+    service.lose_tags = True
+    with pytest.raises(LostFieldError, match=r"Tags\.project"):
+        launch(service, TRAINING, "dogs", build())
+    assert service.stopped == list(service.jobs)
+
+
+def test_both_kinds_name_operations_that_the_api_has() -> None:
+    import botocore.session
+
+    model = botocore.session.get_session().get_service_model("sagemaker")
+    for kind in (TRAINING, TUNING):
+        shape = model.operation_model(kind.create_operation).input_shape
+        assert kind.name in shape.members
