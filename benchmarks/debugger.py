@@ -18,7 +18,7 @@ from torch import nn
 from torchvision.models import get_model
 
 from benchmarks.common import machine
-from sagemaker_launch.container.debugger import TensorRecorder
+from sagemaker_launch.container.smdebug.recorder import TensorRecorder
 
 STEPS, LAYERS_INTERVAL = 10_000, 500
 """Of the run that is reckoned: how long it is, and how often layers are saved."""

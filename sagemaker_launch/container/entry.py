@@ -27,10 +27,10 @@ from experiments.train import CHECKPOINT_FOLDER, best_epoch, run_metrics, score_
 from lightning_modules import metrics
 from lightning_modules.launchers import is_first_process
 from lightning_modules.locks import KernelLock
-from sagemaker_launch.container.debugger import CONFIG_FILE
-from sagemaker_launch.container.debugger_callback import DebuggerHook
 from sagemaker_launch.container.hyperparameters import TUNING_OBJECTIVE, decode
 from sagemaker_launch.container.metric_lines import environment_line, facts_line, metric_line, write_line
+from sagemaker_launch.container.smdebug.callback import DebuggerHook
+from sagemaker_launch.container.smdebug.recorder import CONFIG_FILE
 
 PHOTOS, WEIGHTS = "photos", "weights"
 """Channels of a job."""

@@ -87,7 +87,7 @@ def _judge(
     config: RunConfig, folder: Path, described: Mapping[str, Any]
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """The tensors of a folder, and what rules find in them: those that the job names, or all."""
-    from sagemaker_launch.container.debugger_rules import RULES
+    from sagemaker_launch.container.smdebug.rules import RULES
     from sagemaker_launch.debugger.environment import read_tensors, run_rules
 
     every = [{"RuleConfigurationName": name, "RuleParameters": {"rule_to_invoke": name}} for name in RULES]

@@ -22,9 +22,9 @@ from experiments.config import RunConfig, load_config
 from experiments.runs.folder import RECORDING
 from lightning_modules.insight.recording import Recording
 from sagemaker_launch.cli import main
-from sagemaker_launch.container.debugger import CONFIG_FILE, END_OF_JOB
-from sagemaker_launch.container.debugger_rules import RULES, make_rule
 from sagemaker_launch.container.hyperparameters import encode
+from sagemaker_launch.container.smdebug.recorder import CONFIG_FILE, END_OF_JOB
+from sagemaker_launch.container.smdebug.rules import RULES, make_rule
 from sagemaker_launch.debugger.environment import read_tensors, run_rules
 from sagemaker_launch.debugger.report import report_job
 from sagemaker_launch.jobs.debugger_fields import hook

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from sagemaker_launch.container.debugger_rules import RULES, make_rule, matches
+from sagemaker_launch.container.smdebug.rules import RULES, make_rule, matches
 
 
 @dataclass

@@ -3,8 +3,8 @@
 smdebug 1.0.34, the last release, wants protobuf 3 and numpy below 2.3. A job has newer ones; `load_smdebug` makes it
 work beside them. A job records with it; a process in an environment of its own reads:
 
-    python -m sagemaker_launch.container.debugger read FOLDER
-    python -m sagemaker_launch.container.debugger rules FOLDER RULES.json
+    python -m sagemaker_launch.container.smdebug.recorder read FOLDER
+    python -m sagemaker_launch.container.smdebug.recorder rules FOLDER RULES.json
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from sagemaker_launch.container.debugger_rules import BuiltIn, make_rule, matches
+from sagemaker_launch.container.smdebug.rules import BuiltIn, make_rule, matches
 
 if TYPE_CHECKING:
     from torch import nn
@@ -505,7 +505,7 @@ def _error(error: object) -> dict[str, Any]:
 
 def main(argv: Sequence[str]) -> int:
     """Read a folder of tensors, or run rules on it; one line of JSON on standard output."""
-    parser = argparse.ArgumentParser("python -m sagemaker_launch.container.debugger", description=__doc__)
+    parser = argparse.ArgumentParser("python -m sagemaker_launch.container.smdebug.recorder", description=__doc__)
     commands = parser.add_subparsers(required=True, dest="command")
     for name in ("read", "rules"):
         commands.add_parser(name).add_argument("folder", type=Path)

@@ -10,7 +10,7 @@ from pytorch_lightning.callbacks import Callback
 
 from experiments.console import say
 from lightning_modules.classifier import ImageClassifier
-from sagemaker_launch.container.debugger import TensorRecorder
+from sagemaker_launch.container.smdebug.recorder import TensorRecorder
 
 
 class DebuggerHook(Callback):
