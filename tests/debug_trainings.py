@@ -19,7 +19,8 @@ from experiments.train import NotANumberError, train
 from lightning_modules.classifier import ImageClassifier
 from lightning_modules.network import find_head
 from sagemaker_launch.container.smdebug.callback import DebuggerHook
-from sagemaker_launch.container.smdebug.recorder import END_OF_JOB, DebuggerError
+from sagemaker_launch.container.smdebug.compat import DebuggerError
+from sagemaker_launch.container.smdebug.recorder import END_OF_JOB
 from tests.conftest import tiny
 
 REDUCTIONS = "mean,std,min,max,abs_mean,l2_norm"

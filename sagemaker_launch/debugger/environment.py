@@ -1,6 +1,6 @@
 """The environment in which smdebug reads: made on demand, once, and never mixed with this one.
 
-smdebug wants packages that are years old: whoever asks it something starts `container/smdebug/recorder.py` as a process there.
+smdebug needs packages that are years old, so `container/smdebug/reader.py` runs as a process in that environment.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from lightning_modules.locks import KernelLock
 REQUIREMENTS = Path(__file__).with_name("requirements.txt")
 PROJECT = Path(sagemaker_launch.__file__).parent.parent
 _MAIN = (
-    "import sys; sys.path.append({!r}); from sagemaker_launch.container.smdebug.recorder import main; "
+    "import sys; sys.path.append({!r}); from sagemaker_launch.container.smdebug.reader import main; "
     "sys.exit(main(sys.argv[1:]))"
 )
 """Our code comes last on its path: where it is installed, newer packages lie beside it."""
@@ -46,7 +46,7 @@ def debugger_python(cache_dir: Path) -> Path:
 
 
 def read_tensors(cache_dir: Path, folder: Path) -> dict[str, Any]:
-    """What smdebug's `create_trial` reads in a folder; see `container.smdebug.recorder.read`.
+    """What smdebug's `create_trial` reads in a folder; see `container.smdebug.reader.read`.
 
     Raises:
         UserError: if there is nothing to read, or no environment to read it in.
@@ -56,7 +56,7 @@ def read_tensors(cache_dir: Path, folder: Path) -> dict[str, Any]:
 
 
 def run_rules(cache_dir: Path, folder: Path, configurations: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """What rules find in a folder; see `container.smdebug.recorder.evaluate`.
+    """What rules find in a folder; see `container.smdebug.reader.evaluate`.
 
     Args:
         configurations: DebugRuleConfigurations of a request.

@@ -6,11 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from experiments.errors import UserError
+from sagemaker_launch.container.smdebug.recorder import TENSORS
 from sagemaker_launch.settings.cloud import CloudSettings
 from sagemaker_launch.settings.debugger import DebuggerSettings
 
-TENSORS = "/opt/ml/output/tensors"
-"""Where smdebug writes in a job."""
 RULE_ACCOUNTS: Mapping[str, str] = {
     "af-south-1": "314341159256",
     "ap-east-1": "199566480951",
