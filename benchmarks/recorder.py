@@ -22,8 +22,8 @@ from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.loggers.logger import DummyLogger
 
 from benchmarks.common import parser, report, spread, write_photos
-from experiments.cli import quiet_libraries
 from experiments.config import RunConfig, load_config, override, with_recipe
+from experiments.console import quiet_libraries
 from experiments.train import train
 
 PHOTOS = 800

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import errno
 import json
-import logging
 import shlex
 import signal
 import subprocess
@@ -13,7 +12,6 @@ import sys
 import threading
 import time
 import traceback
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,6 +25,7 @@ from experiments.config import (
     require_output_file,
     tracking_uri,
 )
+from experiments.console import invocation, quiet_libraries, say
 from experiments.errors import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, CommandError, UserError
 from experiments.fields import fields_help, fields_of, unknown_field
 from experiments.runs.environment import own_environment, set_variables
@@ -280,7 +279,6 @@ def _ui(config: RunConfig, arguments: argparse.Namespace) -> None:
     require_free_port("--port", arguments.port)
     if arguments.dashboard is not None:
         require_free_port("--dashboard-port", arguments.dashboard_port)
-    from experiments.console import say
     from experiments.tracking.store import check_tracking, save_views
     from experiments.tracking.views import CHARTS, TABLE, view_link
 
@@ -415,26 +413,8 @@ def _number(low: int, high: int = sys.maxsize) -> Callable[[str], int]:
 
 def _where_to_look(config: RunConfig) -> str:
     """The address of a tracking server, which has a UI of its own, or the command that opens one on a database."""
-    from experiments.console import invocation
-
     if tracking_uri(config).startswith(("http://", "https://")):
         return f"{public_url(tracking_uri(config))} in a browser"
     fields = [] if config.output_dir == RunConfig.output_dir else ["--output_dir", str(config.output_dir)]
     fields += [] if config.tracking.uri is None else ["--tracking.uri", public_url(config.tracking.uri)]
     return invocation("experiments", "ui", *fields)
-
-
-def quiet_libraries() -> None:
-    """Leave out what the libraries say about themselves."""
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-    # Lightning and Optuna set the level of their own loggers when they are imported: filter what they pass on.
-    logging.getLogger().handlers[0].addFilter(lambda record: record.levelno >= logging.WARNING)
-    warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec.*")
-    # Frozen parts are in eval mode on purpose.
-    warnings.filterwarnings("ignore", "Found .* in eval mode at the start of training.*")
-    # tqdm in a notebook without ipywidgets: progress is said in lines there.
-    warnings.filterwarnings("ignore", "IProgress not found.*")
-    # On a login node of Slurm nobody needs it.
-    warnings.filterwarnings("ignore", "The `srun` command is available on your system but is not used.*")
-    # A resumed run writes its checkpoints where the first part did.
-    warnings.filterwarnings("ignore", ".*Checkpoint directory .* exists and is not empty.*")

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import os
 import shlex
 import shutil
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -108,3 +110,19 @@ def duration(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def quiet_libraries() -> None:
+    """Leave out what the libraries say about themselves."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    # Lightning and Optuna set the level of their own loggers when they are imported: filter what they pass on.
+    logging.getLogger().handlers[0].addFilter(lambda record: record.levelno >= logging.WARNING)
+    warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec.*")
+    # Frozen parts are in eval mode on purpose.
+    warnings.filterwarnings("ignore", "Found .* in eval mode at the start of training.*")
+    # tqdm in a notebook without ipywidgets: progress is said in lines there.
+    warnings.filterwarnings("ignore", "IProgress not found.*")
+    # On a login node of Slurm nobody needs it.
+    warnings.filterwarnings("ignore", "The `srun` command is available on your system but is not used.*")
+    # A resumed run writes its checkpoints where the first part did.
+    warnings.filterwarnings("ignore", ".*Checkpoint directory .* exists and is not empty.*")

@@ -17,8 +17,8 @@ from pathlib import Path
 
 import torch
 
-from experiments.cli import quiet_libraries
 from experiments.config import RunConfig, load_config, to_public, with_recipe
+from experiments.console import quiet_libraries
 from experiments.errors import UserError
 from experiments.runs.folder import RunFolder, environment_tags
 from experiments.runs.logger import RunFolderLogger

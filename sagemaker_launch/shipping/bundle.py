@@ -14,16 +14,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import experiments
-import lightning_modules
 import sagemaker_launch
 from experiments.console import say
 from experiments.errors import UserError
 from lightning_modules.locks import KernelLock
+from sagemaker_launch.shipping.import_graph import import_graph
 
 ENTRY = "entry.py"
 REQUIREMENTS = "requirements.txt"
-_ENTRY_CODE = b"from sagemaker_launch.container.entry import main\n\nmain()\n"
+ENTRY_MODULE = "sagemaker_launch.container.entry"
 SMDEBUG = "smdebug==1.0.34"
 PYTHONS = ("3.11", "3.12", "3.13")
 """Interpreters for which packages travel with a job that has no network: the image decides which one it is."""
@@ -46,7 +45,7 @@ class Bundle:
 
 
 def make_bundle(wheels: Path | None = None, debugger: Path | None = None) -> Bundle:
-    """Pack the packages that ship.
+    """Pack what ships.
 
     Args:
         wheels: a folder of packages to install without a network.
@@ -60,19 +59,15 @@ def make_bundle(wheels: Path | None = None, debugger: Path | None = None) -> Bun
 
 
 def shipped_files() -> dict[str, bytes]:
-    """What a job gets: path in the archive to content."""
-    rooms = {
-        "experiments": Path(experiments.__file__).parent,
-        "lightning_modules": Path(lightning_modules.__file__).parent,
-        "sagemaker_launch/container": Path(sagemaker_launch.__file__).parent / "container",
-    }
-    files = {
-        f"{name}/{path.relative_to(folder).as_posix()}": path.read_bytes()
-        for name, folder in rooms.items()
-        for path in folder.rglob("*.py")
-    }
-    files["sagemaker_launch/__init__.py"] = Path(sagemaker_launch.__file__).read_bytes()
-    files[ENTRY] = _ENTRY_CODE
+    """What a job gets: path in the archive to content.
+
+    These are the modules that the entry imports, and an empty `__init__.py` for each package: an edit of any other
+    file changes no job's name, so it starts no new job.
+    """
+    files = {f"{name.replace('.', '/')}.py": path.read_bytes() for name, path in import_graph(ENTRY_MODULE).items()}
+    packages = {folder.as_posix() for name in files for folder in Path(name).parents[:-1]}
+    files |= {f"{package}/__init__.py": b"" for package in packages}
+    files[ENTRY] = f"from {ENTRY_MODULE} import main\n\nmain()\n".encode()
     files[REQUIREMENTS] = requirements_file().read_bytes()
     return files
 

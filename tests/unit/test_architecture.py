@@ -219,6 +219,7 @@ def test_the_command_line_imports_nothing_heavy_until_a_command_needs_it() -> No
     names = {name for node in first for name in imports_of(node)}
     assert {name for name in names if name.split(".")[0] not in sys.stdlib_module_names} == {
         "experiments.config",
+        "experiments.console",
         "experiments.runs.environment",
         "experiments.errors",
         "experiments.fields",

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 import tarfile
 import zipfile
 from io import BytesIO
+from modulefinder import ModuleFinder
 from pathlib import Path
 
 import pytest
@@ -24,11 +26,53 @@ PLANTED = {
 }
 
 
-def test_the_same_files_give_the_same_bytes() -> None:
-    assert make_bundle() == make_bundle()
+OURS = ("experiments", "lightning_modules", "sagemaker_launch")
+
+
+def bundle_of(checkout: Path) -> str:
+    """The hash that names the bundle of a checkout."""
     code = "from sagemaker_launch.shipping.bundle import make_bundle; print(make_bundle().sha256)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == make_bundle().sha256
+    command = [sys.executable, "-P", "-c", f"import sys; sys.path.insert(0, {str(checkout)!r}); {code}"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def test_the_same_files_give_the_same_bytes() -> None:
+    assert make_bundle().sha256 == make_bundle().sha256 == bundle_of(REPOSITORY)
+
+
+def test_only_an_edit_of_what_a_job_imports_changes_its_bundle(tmp_path: Path) -> None:
+    for name in OURS:
+        shutil.copytree(REPOSITORY / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+
+    def edit(*files: str) -> None:
+        for file in files:
+            with (tmp_path / file).open("a") as source:
+                source.write("# a comment\n")
+
+    before = bundle_of(tmp_path)
+    edit("experiments/report/report.py", "experiments/cli.py", "experiments/__init__.py", "sagemaker_launch/cli.py")
+    edit("sagemaker_launch/jobs/requests.py", "sagemaker_launch/__init__.py", "sagemaker_launch/container/__init__.py")
+    assert bundle_of(tmp_path) == before
+    edit("lightning_modules/classifier.py")
+    assert bundle_of(tmp_path) != before
+
+
+def test_the_bundle_has_exactly_what_its_entry_imports(tmp_path: Path) -> None:
+    files = shipped_files()
+    for name, content in files.items():
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content.replace(b"if TYPE_CHECKING:", b"if 0:"))  # which Python does not compile
+    finder = ModuleFinder([str(tmp_path)])  # another way to the same graph: from byte code
+    finder.run_script(str(tmp_path / "entry.py"))
+    # Names that a module defines are the second list, of what may be missing.
+    missing, _ = finder.any_missing_maybe()
+    assert [name for name in missing if name.startswith(OURS)] == []
+    found = [Path(module.__file__) for module in finder.modules.values() if module.__file__]  # built-in ones have none
+    imported = {path.relative_to(tmp_path).as_posix() for path in found}
+    # Every shipped module outside that graph would be listed here with a reason.
+    assert set(files) - imported == {"requirements.txt"}
+    assert all(content == b"" for name, content in files.items() if name.endswith("__init__.py"))
 
 
 def test_another_content_gives_another_name() -> None:
