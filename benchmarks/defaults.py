@@ -6,7 +6,7 @@ python -m benchmarks.defaults --weights PATH/resnet50.safetensors --data PATH/do
 the training is `train`, as the commands run them. The logistic regression is scikit-learn's on the same features,
 trained on all views, with the C of a grid that has the lowest val_loss. Seeds differ in the search, the order of
 images, the first weights of the head and, with a share, in the photos. The augmented views of whole data sets are those
-of seed 0 unless --own-views is given: computing them for each seed takes five times as long.
+of the first seed unless --own-views is given: computing them for each seed takes five times as long.
 """
 
 from __future__ import annotations
@@ -128,16 +128,16 @@ def logistic_regression(features: FeatureSet) -> tuple[float, float, float]:
     return min(found)
 
 
-def measure(common: RunConfig, seeds: int, *, own_views: bool) -> dict[str, Any]:
+def measure(common: RunConfig, seeds: Sequence[int], *, own_views: bool) -> dict[str, Any]:
     """All figures of one data set."""
     sweeps, trainings, regressions = [], [], []
-    for seed in range(seeds):
+    for seed in seeds:
         config = override(common, {"seed": seed})
-        of_seed_0 = common.data.fraction == 1 and not own_views
-        features = open_features_once(override(config, {"seed": 0}) if of_seed_0 else config)
+        of_first = common.data.fraction == 1 and not own_views
+        features = open_features_once(override(config, {"seed": seeds[0]}) if of_first else config)
         inputs._open_features = lambda _, kept=features: kept  # type: ignore[assignment, misc]
         inputs._open_features.cache_clear = lambda: None
-        if not (of_seed_0 and regressions):
+        if not (of_first and regressions):
             regressions.append(logistic_regression(features))
         with tempfile.TemporaryDirectory() as folder:
             config = override(config, {"output_dir": folder})
@@ -202,6 +202,7 @@ def main() -> None:
     command.add_argument("--weights", type=Path, required=True)
     command.add_argument("--cache", type=Path, help="folder that keeps the features (default: a temporary one)")
     command.add_argument("--seeds", type=int, default=5)
+    command.add_argument("--first-seed", type=int, default=0)
     command.add_argument("--views", type=int, help="data.cache_views in place of its default")
     command.add_argument("--own-views", action="store_true", help="augmented views of its own for each seed")
     arguments = command.parse_args()
@@ -214,7 +215,8 @@ def main() -> None:
             root, _, share = data.partition(":")
             cache = arguments.cache or Path(folder)
             config = settings(Path(root), float(share or 1), arguments.weights, cache, arguments.views)
-            found = measure(config, arguments.seeds, own_views=arguments.own_views)
+            seeds = range(arguments.first_seed, arguments.first_seed + arguments.seeds)
+            found = measure(config, seeds, own_views=arguments.own_views)
             figures[Path(data).name] = found
             rows += rows_of(Path(data).name, found)
     report(rows, figures, arguments.json)

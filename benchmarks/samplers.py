@@ -16,7 +16,7 @@ from __future__ import annotations
 import itertools
 import math
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -85,27 +85,30 @@ def search(config: RunConfig, space: SearchSpace, *, diverges: Diverges = "never
     for _ in range(trials):
         trial, point = draw_point(study, config, space, study.ask()._trial_id)
         epochs = config.trainer.max_epochs
-        run_trial(Training(point, diverges).losses(epochs), epochs, CLASSES, study, trial)
+        for _ in run_trial(Training(point, diverges).losses(epochs), epochs, CLASSES, study, trial):
+            pass
     return study
 
 
-def run_trial(losses: Iterable[float], epochs: int, classes: int, study: optuna.Study, trial: optuna.Trial) -> int:
-    """Report the val_loss of each epoch until the trial ends, and tell the study how.
-
-    Returns:
-        The epochs that it took.
-    """
+def run_trial(
+    losses: Iterable[float], epochs: int, classes: int, study: optuna.Study, trial: optuna.Trial
+) -> Iterator[None]:
+    """Report the val_loss of each epoch until the trial ends, and tell the study how; yields after each epoch."""
     pruning, best = PruningCallback(trial, VAL_LOSS), math.inf
     for epoch, loss in enumerate(losses, start=1):
         best = min(best, loss)
         if not math.isfinite(loss):
-            tell(study, trial, diverged_outcome(study, VAL_LOSS, classes, f"diverged at epoch {epoch}"))
-            return epoch
-        if pruning.report(epoch, loss, ends=epoch == epochs):
-            tell(study, trial, Outcome("PRUNED", loss))
-            return epoch
-    tell(study, trial, Outcome("COMPLETE", best))
-    return epochs
+            ended = diverged_outcome(study, VAL_LOSS, classes, f"diverged at epoch {epoch}")
+        elif pruning.report(epoch, loss, ends=epoch == epochs):
+            ended = Outcome("PRUNED", loss)
+        elif epoch == epochs:
+            ended = Outcome("COMPLETE", best)
+        else:
+            yield
+            continue
+        tell(study, trial, ended)
+        yield
+        return
 
 
 def diverging_share(trials: Sequence[FrozenTrial]) -> float:

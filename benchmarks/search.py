@@ -110,23 +110,35 @@ def random_search(config: RunConfig, space: SearchSpace, *, draws: int) -> Searc
     return Search([epochs * (number + 1) for number in range(TRIALS)], list(itertools.accumulate(values, min)))
 
 
-def sweep(config: RunConfig, space: SearchSpace, losses_of: Callable[[Point], Iterable[float]]) -> Search:
+def sweep(
+    config: RunConfig, space: SearchSpace, losses_of: Callable[[Point], Iterable[float]], *, together: int = 1
+) -> Search:
     """What `experiments sweep` does until it has spent the epochs of the random search.
 
     Args:
         losses_of: the val_loss of each epoch of a trial.
+        together: trials that are asked for at once and then train epoch by epoch, as in a population.
     """
     # Hyperband deals trials to its brackets by the study's name, which a user chooses.
     study = optuna.create_study(study_name=f"search-{config.seed}", pruner=make_pruner(config))
-    spent, values, max_epochs = list[int](), list[float](), config.trainer.max_epochs
+    spent, ended, values, max_epochs = 0, list[int](), list[float](), config.trainer.max_epochs
     classes = len(open_data_once(config).class_names)
-    while sum(spent) < TRIALS * max_epochs:
-        trial, point = draw_point(study, config, space, study.ask()._trial_id)
-        spent.append(run_trial(losses_of(point), max_epochs, classes, study, trial))
-        ended = study.trials[trial.number]
-        assert ended.value is not None
-        values.append(ended.value if ended.state == TrialState.COMPLETE else math.inf)
-    return Search(list(itertools.accumulate(spent)), list(itertools.accumulate(values, min)))
+    while spent < TRIALS * max_epochs:
+        drawn = [draw_point(study, config, space, study.ask()._trial_id) for _ in range(together)]
+        running = {
+            trial.number: run_trial(losses_of(point), max_epochs, classes, study, trial) for trial, point in drawn
+        }
+        while running:
+            for number, epochs in list(running.items()):
+                next(epochs)
+                spent += 1
+                trial = study.trials[number]
+                if trial.state.is_finished():
+                    assert trial.value is not None
+                    ended.append(spent)
+                    values.append(trial.value if trial.state == TrialState.COMPLETE else math.inf)
+                    del running[number]
+    return Search(ended, list(itertools.accumulate(values, min)))
 
 
 def train(config: RunConfig, point: Point) -> Iterator[float]:

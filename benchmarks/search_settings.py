@@ -81,6 +81,7 @@ def main() -> None:
     command.add_argument("--image-size", type=int, default=128, help="pixels per side (default: 128)")
     command.add_argument("--epochs", type=int, nargs="+", default=[5, 20], help="lengths of a trial")
     command.add_argument("--seeds", type=int, default=10)
+    command.add_argument("--together", type=int, default=1, help="trials asked for at once, as in a population")
     arguments = command.parse_args()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     rows, figures = list[tuple[str, str]](), dict[str, object]()
@@ -90,20 +91,22 @@ def main() -> None:
             config = settings(data, arguments.weights, cache, arguments.image_size, max_epochs)
             assert config.search is not None
             space = load_search_space(config.search)
-            measured = measure(config, space, Curves(config, space), range(arguments.seeds))
+            measured = measure(config, space, Curves(config, space), range(arguments.seeds), arguments.together)
             figures[f"{data.name}, {max_epochs} epochs"] = measured
             rows += [(f"{data.name}, {max_epochs} epochs: {name}", row(one)) for name, one in measured.items()]
     report(rows, figures, arguments.json)
 
 
 def measure(
-    config: RunConfig, space: SearchSpace, curves: Curves, seeds: Sequence[int]
+    config: RunConfig, space: SearchSpace, curves: Curves, seeds: Sequence[int], together: int
 ) -> dict[str, dict[str, dict[str, float]]]:
     """How each setting does, paired by seed with a random search whose trials are trained to their end."""
 
     def searches(sampler: str, pruner: str, draws: int = 0) -> list[Search]:
         named = override(config, {"sweep.sampler": sampler, "sweep.pruner": pruner})
-        return [sweep(override(named, {"seed": seed + draws}), space, curves.losses) for seed in seeds]
+        return [
+            sweep(override(named, {"seed": seed + draws}), space, curves.losses, together=together) for seed in seeds
+        ]
 
     # Samplers draw their first points at random, by the seed: the search that they are compared with draws others.
     targets, measured = searches("random", "none", OTHER_DRAWS), {}

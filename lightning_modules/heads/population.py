@@ -1,4 +1,4 @@
-"""Many linear heads trained at once on the same cached features, one batched product a step.
+"""Many linear heads trained at once on the same cached features: per step one product for each batch size.
 
 Each member ends as it would have ended alone: it sees the batches that its batch size makes of the same shuffled
 epochs, under its own step size, decay, dropout and label smoothing.
@@ -6,6 +6,7 @@ epochs, under its own step size, decay, dropout and label smoothing.
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -105,7 +106,7 @@ class HeadPopulation:
         # What the host knows is laid out once an epoch, so that no step waits for it.
         self._columns = {
             name: torch.tensor([getattr(member, name) for member in self.members]).to(device)[:, None, None]
-            for name in ("batch_size", "weight_decay", "label_smoothing")
+            for name in ("weight_decay", "label_smoothing")
         }
         rates = torch.tensor(
             [
@@ -155,55 +156,55 @@ class HeadPopulation:
         self, order: tuple[Tensor, Tensor], rows: int, step: int, rounds: Sequence[int]
     ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
         """Summed loss (rows,), hits (rows,), and the gradients of weights and biases, in closed form."""
+        first, parts = 0, []
+        # Members of one batch size see the same images.
+        for batch_size, group in itertools.groupby(self.members[:rows], key=lambda member: member.batch_size):
+            members = slice(first, first + len(list(group)))
+            batch = slice(step * batch_size, (step + 1) * batch_size)
+            views, places = order[0][batch], order[1][batch]
+            inputs, labels = self.features.train[views, places], self.features.train_labels[places]
+            parts.append(self._gradients_of(members, inputs, labels, step, rounds[first]))
+            first = members.stop
+        losses, hits, weights, biases = (torch.cat(one) for one in zip(*parts, strict=True))
+        if self.gradient_clip:
+            norms = sum((one**2).sum(dim=(1, 2), keepdim=True) for one in (weights, biases)) ** 0.5
+            scale = (self.gradient_clip / (norms + 1e-6)).clamp(max=1.0)
+            weights, biases = weights * scale, biases * scale
+        return losses, hits, (weights, biases)
+
+    def _gradients_of(
+        self, rows: slice, inputs: Tensor, labels: Tensor, step: int, rounds: int
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """What `_gradients` says, of members that share a batch: (B, F) inputs and (B,) labels."""
         (weight, *_), (bias, *_) = self._parameters
-        device, images, members = weight.device, len(order[1]), self.members[:rows]
-        dropout = any(member.dropout for member in members)
-        shared = members[0].batch_size == members[-1].batch_size and not dropout
-        sizes = self._columns["batch_size"][:rows, :, 0]
-        within = torch.arange(members[-1].batch_size, device=device)
-        places = (step * sizes + within)[: 1 if shared else rows]
-        counted = (within < sizes) & (step * sizes + within < images)  # (rows, B)
-        chosen = tuple(one[places.clamp(max=images - 1)] for one in order)
-        inputs = self.features.train[chosen]  # (rows or 1, B, F)
-        labels = self.features.train_labels[chosen[1]].expand(rows, -1)
-        if dropout:
-            inputs = inputs * self._dropout(inputs.shape, rows, step, rounds)
-        classes, width = weight.shape[1:]
-        if shared:
-            flat = inputs[0] @ weight[:rows].reshape(rows * classes, width).T
-            scores = flat.view(-1, rows, classes).transpose(0, 1)
+        weight, bias = weight[rows], bias[rows]
+        count, classes, width = weight.shape
+        dropped = None
+        if any(member.dropout for member in self.members[rows]):
+            dropped = inputs * self._dropout(inputs.shape, rows, step, rounds)  # (count, B, F)
+            scores = dropped @ weight.transpose(1, 2)
         else:
-            scores = inputs @ weight[:rows].transpose(1, 2)
-        scores = scores + bias[:rows, None, :, 0]
-        smoothing = self._columns["label_smoothing"][:rows]
+            scores = (inputs @ weight.reshape(count * classes, width).T).view(-1, count, classes).transpose(0, 1)
+        scores = scores + bias[:, None, :, 0]
+        smoothing = self._columns["label_smoothing"][rows]
         targets = functional.one_hot(labels, classes) * (1 - smoothing) + smoothing / classes
         logs = scores.log_softmax(dim=2)
-        losses = (-(targets * logs).sum(dim=2) * counted).sum(dim=1)
-        hits = ((scores.argmax(dim=2) == labels) & counted).sum(dim=1)
-        slopes = (logs.exp() - targets) * (counted / counted.sum(dim=1, keepdim=True))[:, :, None]
-        if shared:
-            towards = (slopes.permute(0, 2, 1).reshape(rows * classes, -1) @ inputs[0]).view(rows, classes, width)
+        losses = -(targets * logs).sum(dim=(1, 2))
+        hits = (scores.argmax(dim=2) == labels).sum(dim=1)
+        slopes = (logs.exp() - targets) / len(labels)
+        if dropped is None:
+            weights = (slopes.transpose(1, 2).reshape(count * classes, -1) @ inputs).view(count, classes, width)
         else:
-            towards = slopes.transpose(1, 2) @ inputs
-        gradients = towards, slopes.sum(dim=1)[:, :, None]
-        if self.gradient_clip:
-            norms = sum((one**2).sum(dim=(1, 2), keepdim=True) for one in gradients) ** 0.5
-            scale = (self.gradient_clip / (norms + 1e-6)).clamp(max=1.0)
-            gradients = gradients[0] * scale, gradients[1] * scale
-        return losses, hits, gradients
+            weights = slopes.transpose(1, 2) @ dropped
+        return losses, hits, weights, slopes.sum(dim=1)[:, :, None]
 
-    def _dropout(self, shape: Sequence[int], rows: int, step: int, rounds: Sequence[int]) -> Tensor:
+    def _dropout(self, shape: torch.Size, rows: slice, step: int, rounds: int) -> Tensor:
         """What each input is multiplied with: the draws that `DropoutLinear` would make alone."""
-        device, images = self.features.train.device, self.features.train.shape[1]
-        factors = torch.ones(rows, *shape[1:], device=device)
-        drawn: dict[int, Tensor] = {}
-        for row, (member, own) in enumerate(zip(self.members[:rows], rounds, strict=False)):
-            count = min(member.batch_size, images - step * member.batch_size)
-            if member.batch_size not in drawn:
-                seed_draws(step_seed(self.seed, self.epoch * own + step), device)
-                drawn[member.batch_size] = torch.rand(count, shape[2], device=device)
-            factors[row, :count] = (drawn[member.batch_size] >= member.dropout) / (1 - member.dropout)
-        return factors
+        device = self.features.train.device
+        seed_draws(step_seed(self.seed, self.epoch * rounds + step), device)
+        drawn = torch.rand(*shape, device=device)
+        rates = torch.tensor([member.dropout for member in self.members[rows]], device=device)[:, None, None]
+        return (drawn >= rates) / (1 - rates)
 
     def _validate(self) -> tuple[list[float], list[float], list[float]]:
         """val_loss, val_accuracy and val_top5_accuracy of each row."""
@@ -244,8 +245,8 @@ def _adamw(
     values.mul_(1 - rate * decay)
     first.lerp_(gradient, 0.1)
     second.mul_(0.999).addcmul_(gradient, gradient, value=0.001)
-    spread = (second.sqrt() / (1 - 0.999**step) ** 0.5).add_(1e-8)
-    values.sub_(first / spread * (rate / (1 - 0.9**step)))
+    spread = second.sqrt().div_((1 - 0.999**step) ** 0.5).add_(1e-8)
+    values.addcdiv_(first, spread.div_(rate / (1 - 0.9**step)), value=-1)
 
 
 def _sgd(
