@@ -1,6 +1,6 @@
 # make demo   a finished sweep and an MLflow store to look at
 # make test   everything that CI runs
-# make test-all   the minutes-long checks too
+# make test-all   the minutes-long checks too, and which lines no test has run
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -15,7 +15,7 @@ test: .venv/installed-dev lint
 	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder --durations=30
 
 test-all: .venv/installed-dev lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --cov --cov-report=term
 
 # Git reads no repository of another user unless it is told to, as when root runs the tests of somebody's clone.
 lint: export GIT_CONFIG_COUNT := 1

@@ -1,10 +1,16 @@
-"""`python -m experiments`."""
+"""`python -m experiments`, and the command `experiments` of an installation."""
 
 import sys
 
 from experiments.cli import main
 from experiments.console import outlive_output
 
-if __name__ == "__main__":
+
+def run() -> int:
+    """Run the command that this process was started with, and return its exit code."""
     outlive_output()
-    sys.exit(main(sys.argv[1:]))
+    return main(sys.argv[1:])
+
+
+if __name__ == "__main__":
+    sys.exit(run())

@@ -1,10 +1,16 @@
-"""`python -m sagemaker_launch`."""
+"""`python -m sagemaker_launch`, and the command `sagemaker-launch` of an installation."""
 
 import sys
 
 from experiments.console import outlive_output
 from sagemaker_launch.cli import main
 
-if __name__ == "__main__":
+
+def run() -> int:
+    """Run the command that this process was started with, and return its exit code."""
     outlive_output()
-    sys.exit(main(sys.argv[1:]))
+    return main(sys.argv[1:])
+
+
+if __name__ == "__main__":
+    sys.exit(run())
