@@ -63,7 +63,7 @@ MEMBERS: tuple[Mapping[str, object], ...] = (
 """What tells the heads of a population apart."""
 
 
-class Killed(Exception):  # noqa: N818 - it stands for a signal
+class Killed(Exception):
     """Ends a training as a kill does."""
 
 
