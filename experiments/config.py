@@ -20,19 +20,15 @@ from typing import Literal, TypeVar, get_args, get_origin
 from jsonargparse import ArgumentParser
 
 from experiments.errors import UserError
-from experiments.fields import EVERY_COMMAND, fields_of, unknown_field, used_by
+from experiments.fields import EVERY_COMMAND, Field, field, fields_of, unknown_field, used_by
 from experiments.yaml_files import dump_yaml, read_yaml
 from lightning_modules.metrics import DIRECTIONS
 
-URLS = ("tracking.uri", "sweep.storage")
-"""Fields that may hold a password."""
 BLOT = "***"
 SEARCHES = ("sweep", "cloud tune")
 TRAINS = (*SEARCHES, "train", "cloud train")
 FINDS_PHOTOS = (*TRAINS, "evaluate", "cloud sync", "cloud parity", "cloud debug-report")
 """Commands by which fields they use."""
-OWN_COPIES = ("data.name", "data.root", "model.weights")
-"""Fields in which a job names its own copy of photos and weights: at home they are those of the config at home."""
 CUT_FIELDS = ("seed", "data.fraction", "data.valid_fraction")
 """Fields that say which photos of a data set a run trains on and which it is scored on."""
 Settings = TypeVar("Settings")
@@ -106,36 +102,36 @@ def require_free_port(option: str, port: int) -> None:
 class DataConfig:
     """The photos."""
 
-    name: Literal["digits", "folder", "dog_images"] = used_by("digits", *FINDS_PHOTOS)
+    name: Literal["digits", "folder", "dog_images"] = field("digits", "photos", sent=True, used_by=FINDS_PHOTOS)
     """Data set: `digits` (embedded, no download), `folder` (your own class folders), `dog_images` (133 breeds)."""
-    root: Path | None = used_by(None, *FINDS_PHOTOS)
+    root: Path | None = field(None, "photos", used_by=FINDS_PHOTOS)
     """Folder with train, valid and test; digits and dog_images are kept there."""
-    image_size: int | None = None
+    image_size: int | None = field(None, "result")
     """Side of the square that the network sees, in pixels; by default that of torchvision's weights of the backbone."""
-    crop_fraction: float | None = None
+    crop_fraction: float | None = field(None, "result")
     """Share of the resized short side that the evaluation crop keeps; 1.0 keeps all of it. By default that of
     torchvision's weights of the backbone."""
-    batch_size: int = used_by(64, *TRAINS, "evaluate")
+    batch_size: int = field(64, "result", used_by=(*TRAINS, "evaluate"))
     """Images a step (on each device)."""
-    num_workers: int = 0
+    num_workers: int = field(0, "speed")
     """Threads that put batches together ahead of training; 0 takes one a core, up to four."""
-    fraction: float = 1.0
+    fraction: float = field(1.0, "result", tunable=False)
     """Share of the training images used, stratified by class and drawn with the seed."""
-    valid_fraction: float = 0.2
+    valid_fraction: float = field(0.2, "result", tunable=False)
     """Share of train cut off as validation split where there is no valid folder."""
-    augment: Literal["none", "light", "strong"] = "light"
+    augment: Literal["none", "light", "strong"] = field("light", "result")
     """Training augmentation: light is a random crop, flip and some colour; strong adds two random operations an image
     and random erasing, and mixes half of the batches (MixUp or CutMix) unless the backbone's features are cached."""
-    max_bad_fraction: float = used_by(0.01, *TRAINS, "evaluate")
+    max_bad_fraction: float = field(0.01, "result", tunable=False, used_by=(*TRAINS, "evaluate"))
     """Largest share of unreadable files that a run accepts before it stops; a single one always, unless this is 0."""
-    cache: Literal["auto", "none", "decoded", "features"] = "auto"
+    cache: Literal["auto", "none", "decoded", "features"] = field("auto", "result")
     """What is computed once for all trials: `features` of a frozen backbone (what `auto` does for trainable head), or
     the `decoded` photos (what `auto` does otherwise, if they fit into cache_max_gb)."""
-    cache_views: int = 8
+    cache_views: int = field(8, "result")
     """Augmented views of each training image that a feature cache keeps; each epoch draws one."""
-    cache_max_gb: float = 20.0
+    cache_max_gb: float = field(20.0, "speed")
     """How large the caches in cache_dir may become, in 10^9 bytes; those not used for longest go first."""
-    cache_dir: Path = used_by(Path("runs/cache"), *FINDS_PHOTOS, "cloud deploy")
+    cache_dir: Path = field(Path("runs/cache"), "place", used_by=(*FINDS_PHOTOS, "cloud deploy"))
     """Where caches are kept, and the hashes of the files."""
 
     def __post_init__(self) -> None:
@@ -173,16 +169,16 @@ class DataConfig:
 class ModelConfig:
     """The classifier."""
 
-    backbone: str = "resnet50"
+    backbone: str = field("resnet50", "result")
     """Any torchvision classifier by its torchvision name."""
-    weights: str = used_by("imagenet", *TRAINS, "cloud parity")
+    weights: str = field("imagenet", "result", own_in_job=True, used_by=(*TRAINS, "cloud parity"))
     """`imagenet` (torchvision's best), `none` (random), or the path of a .safetensors or .pth state dict."""
-    trainable: Literal["head", "last_block", "all"] = "head"
+    trainable: Literal["head", "last_block", "all"] = field("head", "result")
     """What training changes; the rest stays frozen, its BatchNorm statistics included."""
-    dropout: float = 0.0
+    dropout: float = field(0.0, "result")
     """Share of the features dropped in front of the head while training, in place of the backbone's own dropout there;
     0 leaves the backbone as it is."""
-    label_smoothing: float = 0.0
+    label_smoothing: float = field(0.0, "result")
     """Label smoothing of the training loss; validation and test losses are plain cross entropy."""
 
     def __post_init__(self) -> None:
@@ -200,17 +196,17 @@ class ModelConfig:
 class OptimizerConfig:
     """The optimiser and its schedule."""
 
-    name: Literal["sgd", "adamw"] = "adamw"
+    name: Literal["sgd", "adamw"] = field("adamw", "result")
     """SGD (Nesterov momentum 0.9) or AdamW; neither decays norms and biases."""
-    learning_rate: float = 3e-3
+    learning_rate: float = field(3e-3, "result")
     """Peak step size after warm-up."""
-    weight_decay: float = 1e-2
+    weight_decay: float = field(1e-2, "result")
     """Decay of the layers' weights; not of norms, biases, layer scales and position embeddings."""
-    backbone_learning_rate_scale: float = 1.0
+    backbone_learning_rate_scale: float = field(1.0, "result")
     """Step size of the backbone as a share of learning_rate."""
-    schedule: Literal["constant", "cosine", "one_cycle"] = "cosine"
+    schedule: Literal["constant", "cosine", "one_cycle"] = field("cosine", "result")
     """Course of the step size over the whole run."""
-    warmup_epochs: float = 0.0
+    warmup_epochs: float = field(0.0, "result")
     """Epochs of linear warm-up (of the rising part, for one_cycle: 0 means 30 % of the run)."""
 
     def __post_init__(self) -> None:
@@ -230,34 +226,34 @@ class OptimizerConfig:
 class TrainerConfig:
     """How long and on what."""
 
-    max_epochs: int | None = None
+    max_epochs: int | None = field(None, "result")
     """Passes over the training images; null takes as many as trainer.min_steps needs."""
-    min_steps: int = 2000
+    min_steps: int = field(2000, "study", sent=True)
     """Optimiser steps of a run, rounded up to whole epochs, where trainer.max_epochs is null. They are counted once, in
     batches of data.batch_size. Early stopping may end a run sooner, unlike Lightning's min_steps."""
-    accelerator: Literal["auto", "cpu", "gpu", "mps"] = used_by("auto", *TRAINS, "cloud parity")
+    accelerator: Literal["auto", "cpu", "gpu", "mps"] = field("auto", "speed", used_by=(*TRAINS, "cloud parity"))
     """Lightning's accelerator."""
-    devices: int = used_by(1, "sweep", "train")
+    devices: int = field(1, "result", tunable=False, sent=False, own_in_job=True, used_by=("sweep", "train"))
     """Devices a node; more than one trains with DDP."""
-    num_nodes: int = used_by(1, "sweep", "train")
+    num_nodes: int = field(1, "result", tunable=False, sent=False, own_in_job=True, used_by=("sweep", "train"))
     """Machines that train together."""
-    precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = "auto"
+    precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = field("auto", "result")
     """Lightning's precision; auto is bf16-mixed on a CUDA device that has it, else 32-true."""
-    compile: bool | Literal["auto"] = "auto"
+    compile: bool | Literal["auto"] = field("auto", "speed")
     """Compile the network with torch.compile; auto does so on CUDA after the first epoch, if the rest earns it back."""
-    gradient_clip: float = 0.0
+    gradient_clip: float = field(0.0, "result")
     """Largest gradient norm; 0 does not clip."""
-    early_stopping_patience: int = 30
+    early_stopping_patience: int = field(30, "result")
     """Epochs without a better sweep.metric before training stops; 0 never stops early. The schedule's course stays that
     of trainer.max_epochs: a run that stops early has not come to the small steps at the end of a cosine."""
-    checkpoint_minutes: float = 0.0
+    checkpoint_minutes: float = field(0.0, "speed")
     """Minutes after which a checkpoint is also written within an epoch; 0 writes at the end of each epoch only."""
-    record: Literal["none", "light", "full"] = "none"
+    record: Literal["none", "light", "full"] = field("none", "result")
     """Record losses by step and, every 50th (light) or 10th (full) step, gradients, weights, updates and activations of
     the layers, and let rules look for what goes wrong."""
-    on_rule: Literal["warn", "stop"] = "warn"
+    on_rule: Literal["warn", "stop"] = field("warn", "result")
     """What a broken rule of the recorder does: say so, or end the training too, with the best epoch so far."""
-    profile: bool = False
+    profile: bool = field(False, "watch")
     """Measure some steady steps, which costs seconds, and say what holds them up: profile/profile.html in MLflow, with
     PyTorch's trace."""
 
@@ -287,12 +283,12 @@ class TrainerConfig:
 class TrackingConfig:
     """Where MLflow keeps the runs."""
 
-    uri: str | None = None
+    uri: str | None = field(None, "place", secret=True)
     """MLflow tracking server or database; by default SQLite under output_dir."""
-    experiment: str = ""
+    experiment: str = field("", "place")
     """Name of the MLflow experiment and of the registered model; by default that of the data folder for data.name
     folder, else `experiments`."""
-    flush_timeout_seconds: float = 120.0
+    flush_timeout_seconds: float = field(120.0, "study")
     """How long a command waits for an answer of MLflow at its end; then it fails, and the same command goes on."""
 
     def __post_init__(self) -> None:
@@ -309,32 +305,32 @@ class TrackingConfig:
 class SweepConfig:
     """The Optuna study."""
 
-    n_trials: int = used_by(20, *SEARCHES)
+    n_trials: int = field(20, "study", used_by=SEARCHES)
     """Finished trials (complete or pruned) that the study ends with."""
-    max_failures: int = 3
+    max_failures: int = field(3, "study")
     """Failed trials that one command replaces with new points; one more ends the sweep with an error."""
-    timeout_seconds: float | None = used_by(None, *SEARCHES)
+    timeout_seconds: float | None = field(None, "study", used_by=SEARCHES)
     """No new trial starts after this long; running ones finish."""
-    sampler: Literal["tpe", "gp", "cmaes", "random", "grid"] = "tpe"
+    sampler: Literal["tpe", "gp", "cmaes", "random", "grid"] = field("tpe", "study")
     """How Optuna chooses the next point."""
-    pruner: Literal["hyperband", "median", "none"] | None = None
+    pruner: Literal["hyperband", "median", "none"] | None = field(None, "study")
     """How Optuna stops trials that fall behind, at each epoch's end. By default hyperband, and none with sampler gp or
     cmaes, which learn more from trials that are trained to their end."""
-    storage: str | None = used_by(None, *TRAINS, "report", "ui")
+    storage: str | None = field(None, "place", secret=True, used_by=(*TRAINS, "report", "ui"))
     """Optuna storage URL (postgresql://, mysql://, sqlite:///); by default a journal file under output_dir."""
-    study_name: str = ""
+    study_name: str = field("", "study")
     """Name of the study; the same name continues it. By default that of the data folder for data.name folder, else
     `sweep`."""
-    claim_timeout_seconds: float = 300.0
+    claim_timeout_seconds: float = field(300.0, "study")
     """How long a trial in a shared storage may be without a sign of life before another machine takes it over."""
-    workers: int = 1
+    workers: int = field(1, "study")
     """Processes that work on the study, each on its share of the cores or on one GPU."""
-    population: int = 0
+    population: int = field(0, "study")
     """Trials of a worker that train at once, as one batched product over cached features; 0 takes 10 where features are
     cached, else 1."""
-    metric: Literal["val_loss", "val_accuracy"] = used_by("val_loss", *TRAINS)
+    metric: Literal["val_loss", "val_accuracy"] = field("val_loss", "result", tunable=False, used_by=TRAINS)
     """What decides: the best epoch, early stopping, pruning, the best trial and the champion."""
-    direction: Literal["minimize", "maximize"] = used_by("minimize", *TRAINS)
+    direction: Literal["minimize", "maximize"] = field("minimize", "result", tunable=False, used_by=TRAINS)
     """Whether a smaller or a larger metric is better."""
 
     def __post_init__(self) -> None:
@@ -375,12 +371,12 @@ class RunConfig:
     trainer: TrainerConfig = used_by(TrainerConfig(), *TRAINS)
     tracking: TrackingConfig = used_by(TrackingConfig(), *EVERY_COMMAND)
     sweep: SweepConfig = used_by(SweepConfig(), "sweep")
-    seed: int = used_by(0, *TRAINS)
+    seed: int = field(0, "result", tunable=False, used_by=TRAINS)
     """Seed of the initial head, the order of images, augmentation, splits and the sampler."""
-    search: Path | None = used_by(None, *SEARCHES)
+    search: Path | None = field(None, "study", used_by=SEARCHES)
     """Search-space YAML that a sweep draws from; null is a built-in one for model.trainable: of the head, or of all
     layers."""
-    output_dir: Path = used_by(Path("runs"), *EVERY_COMMAND)
+    output_dir: Path = field(Path("runs"), "place", used_by=EVERY_COMMAND)
     """Where studies, runs and the local MLflow store are kept."""
 
     def __post_init__(self) -> None:
@@ -434,6 +430,38 @@ def field_names(kind: type = RunConfig) -> list[str]:
     return list(fields_of(kind))
 
 
+def decides_result(name: str) -> bool:
+    """Whether a field decides the metrics of a run: it stays as it is within a study, and makes two runs differ."""
+    return _field(name).role == "result"
+
+
+def is_needed_to_repeat(name: str) -> bool:
+    """Whether a command that repeats a run sets a field."""
+    return decides_result(name) or _field(name).role == "photos"
+
+
+def is_tunable(name: str) -> bool:
+    """Whether a search may draw a field."""
+    return decides_result(name) and _field(name).tunable
+
+
+def is_sent(name: str) -> bool:
+    """Whether the hyperparameters of a job contain a field."""
+    return _field(name).sent
+
+
+def is_own_in_job(name: str) -> bool:
+    """Whether a job has its own value of a field, such as its copy of the photos, which is of no use at home."""
+    return _field(name).own_in_job
+
+
+def _field(name: str) -> Field:
+    fields = fields_of(RunConfig)
+    if name not in fields:
+        raise unknown_field(name, RunConfig)
+    return fields[name]
+
+
 def noted_fields(params: Mapping[str, str]) -> dict[str, str | None]:
     """The fields among the params of a run, which keeps their values as text."""
     return {name: None if params[name] == "None" else params[name] for name in field_names() if name in params}
@@ -450,7 +478,8 @@ def to_flat(config: RunConfig) -> dict[str, ConfigValue]:
 
 def to_public(config: RunConfig) -> dict[str, ConfigValue]:
     """`to_flat` without the passwords that URLs may hold: what may be stored beside a run and shown."""
-    return {name: public_url(value) if name in URLS and value else value for name, value in to_flat(config).items()}
+    flat = to_flat(config).items()
+    return {name: public_url(value) if _field(name).secret and value else value for name, value in flat}
 
 
 def option_text(name: str, value: object) -> str:

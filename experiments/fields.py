@@ -1,6 +1,6 @@
-"""The fields of a settings dataclass: their names, types, defaults, the commands that use them, and their help.
+"""The fields of a settings dataclass: their names, types, defaults, roles, the commands that use them, and their help.
 
-A field declares its commands in its metadata. A field that declares none has those of its section.
+A field declares role and commands in its metadata. A field that declares no commands has those of its section.
 """
 
 from __future__ import annotations
@@ -21,22 +21,75 @@ from experiments.errors import UserError
 
 COMMANDS = "commands"
 """The entry of a field's metadata that names its commands; those of `sagemaker_launch` begin with `cloud `."""
+ROLE = "role"
+"""The entry of a field's metadata that says what the field is for."""
+Role = Literal["result", "photos", "place", "speed", "watch", "study"]
+"""What a field of a run is for.
+
+| role | the field decides | may change within a study | in a report's command | sent to a job |
+|---|---|---|---|---|
+| result | the metrics of a run | no | yes | yes |
+| photos | where the photos are; their fingerprint says whether they are the same | yes | yes | no |
+| place | where something is kept | yes | no | no |
+| speed | how fast a run is, and what an interruption costs; metrics change by rounding only | yes | no | yes |
+| watch | what else is measured | yes | no | yes |
+| study | how a study or a command proceeds | yes | no | no |
+
+The predicates in `config.py` read it.
+"""
+SENT_ROLES = ("result", "speed", "watch")
 EVERY_COMMAND = ("*",)
 HELP_WIDTH = 100
 """Columns of the help on a wide terminal: longer lines are hard to read."""
 Value = TypeVar("Value")
 
 
-def used_by(default: Value, *commands: str) -> Value:
-    """The default of a field or section that these commands use, as a dataclass takes it."""
-    field: Any = dataclasses.field(default=default, metadata={COMMANDS: commands})
-    return field  # type: ignore[no-any-return]
+def field(
+    default: Value,
+    role: Role,
+    *,
+    used_by: tuple[str, ...] = (),
+    tunable: bool = True,
+    sent: bool | None = None,
+    own_in_job: bool = False,
+    secret: bool = False,
+) -> Value:
+    """Declare a field of a run in a dataclass.
+
+    Args:
+        role: what it is for; see `Role`.
+        used_by: the commands that use it; by default those of its section.
+        tunable: whether a search may draw it, where it decides the result.
+        sent: whether the hyperparameters of a job contain it; None for what its role says.
+        own_in_job: whether a job has its own value of it, as always for photos.
+        secret: whether it may hold a password.
+    """
+    metadata: dict[str, Any] = {COMMANDS: used_by} if used_by else {}
+    metadata |= {
+        ROLE: role,
+        "tunable": tunable,
+        "sent": role in SENT_ROLES if sent is None else sent,
+        "own_in_job": own_in_job or role == "photos",
+        "secret": secret,
+    }
+    declared: Any = dataclasses.field(default=default, metadata=metadata)
+    return declared  # type: ignore[no-any-return]
+
+
+def used_by(default: Value, *commands: str, sent: bool = True) -> Value:
+    """Declare a section, or a field that is no field of a run, with the commands that use it.
+
+    Args:
+        sent: whether a request to AWS contains it.
+    """
+    declared: Any = dataclasses.field(default=default, metadata={COMMANDS: commands, "sent": sent})
+    return declared  # type: ignore[no-any-return]
 
 
 def used_by_each(make: Callable[[], Value], *commands: str) -> Value:
     """`used_by` for a default that is made for each instance, such as a list."""
-    field: Any = dataclasses.field(default_factory=make, metadata={COMMANDS: commands})
-    return field  # type: ignore[no-any-return]
+    declared: Any = dataclasses.field(default_factory=make, metadata={COMMANDS: commands})
+    return declared  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True)
@@ -48,6 +101,12 @@ class Field:
     default: object
     commands: tuple[str, ...]
     """The commands that use it."""
+    role: Role | None = None
+    """None for a setting that is no field of a run."""
+    tunable: bool = False
+    sent: bool = True
+    own_in_job: bool = False
+    secret: bool = False
 
     def is_used_by(self, commands: Sequence[str]) -> bool:
         """Whether one of these commands uses it."""
@@ -76,7 +135,8 @@ def fields_of(kind: type, prefix: str = "", commands: tuple[str, ...] = ()) -> M
             found |= fields_of(hint, f"{prefix}{one.name}.", own)
         else:
             default = one.default if one.default is not dataclasses.MISSING else None
-            found[prefix + one.name] = Field(hint, default, own)
+            declared = {name: value for name, value in one.metadata.items() if name != COMMANDS}
+            found[prefix + one.name] = Field(hint, default, own, **declared)
     return found
 
 

@@ -27,7 +27,6 @@ CHECKED_BY_VALUE = (
     "model.weights",
     "model.trainable",
     "model.dropout",
-    "trainer.accelerator",
     "trainer.precision",
 )
 """Fields whose values are checked together, also the values that a search can draw."""

@@ -34,8 +34,6 @@ if TYPE_CHECKING:
 PREFIX = "cloud."
 KINDS = {PREFIX: CloudSettings, "": RunConfig}
 """What stands before a field's name on the command line, and the dataclass that has the field."""
-SHORT = ("price_per_hour", "endpoint.image", "debugger.enabled")
-"""Settings that have an option of their own."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -53,7 +51,10 @@ def main(argv: Sequence[str]) -> int:
         if getattr(arguments, "recorder", False):
             typed = {"trainer.record": "light"} | typed
         cloud = {name.removeprefix(PREFIX): value for name, value in typed.items() if name.startswith(PREFIX)}
-        cloud |= {field: value for field in SHORT if (value := getattr(arguments, field, None)) is not None}
+        # Options such as --price-per-hour have the name of a field as their destination.
+        cloud |= {
+            name: value for name in fields_of(CloudSettings) if (value := getattr(arguments, name, None)) is not None
+        }
         arguments.cloud_overrides = cloud
         arguments.overrides = {name: value for name, value in typed.items() if not name.startswith(PREFIX)}
         settings = load_cloud(arguments.cloud, arguments.cloud_overrides)

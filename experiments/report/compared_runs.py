@@ -12,20 +12,20 @@ from pathlib import Path
 from optuna import Study
 from optuna.trial import FrozenTrial, TrialState
 
-from experiments.config import OWN_COPIES, RunConfig, noted_fields, option_text, override, to_flat
+from experiments.config import (
+    RunConfig,
+    is_needed_to_repeat,
+    is_own_in_job,
+    noted_fields,
+    option_text,
+    override,
+    to_flat,
+)
 from experiments.figures.figures import metric_name
-from experiments.report.parity import DECISIVE_OF_SWEEP
 from experiments.runs.folder import FINGERPRINT, RunFolder
 from experiments.study.claims import Holder
 from experiments.study.study import INPUTS_SECONDS, photo_facts, trial_folder, trial_seconds
 from lightning_modules.metrics import VAL_LOSS
-
-NOT_OF_THE_RESULT = (
-    *("output_dir", "search", "sweep.", "tracking."),
-    *("data.cache_dir", "data.num_workers", "trainer.accelerator", "trainer.devices", "trainer.num_nodes"),
-    "trainer.min_steps",
-)
-"""Fields that say where and how a run is made rather than what comes of it; `sweep.metric` chooses the best epoch."""
 
 
 @dataclass(frozen=True)
@@ -153,18 +153,19 @@ def config_of(run: ComparedRun, at_home: RunConfig) -> RunConfig:
     """The config that makes a run again on this machine.
 
     Args:
-        at_home: where the photos and weights of a job lie here.
+        at_home: has the photos, weights and devices of this machine, in place of those of a job.
     """
-    kept = OWN_COPIES if run.origin != "local" else ()
-    noted = noted_fields(run.params).items()
-    return override(at_home, {name: value for name, value in noted if name not in kept and decides_result(name)})
+    repeated = {name: value for name, value in noted_fields(run.params).items() if is_needed_to_repeat(name)}
+    if run.origin != "local":
+        repeated = {name: value for name, value in repeated.items() if not is_own_in_job(name)}
+    return override(at_home, repeated)
 
 
 def fields_of(config: RunConfig) -> str:
-    """A config as fields of a command line: those that decide the result and are not at their default."""
+    """A config as fields of a command line: those that it takes to repeat the run and that are not at their default."""
     default = to_flat(RunConfig())
     differing = {name: value for name, value in to_flat(config).items() if value != default[name]}
-    return " ".join(option_text(name, value) for name, value in differing.items() if decides_result(name))
+    return " ".join(option_text(name, value) for name, value in differing.items() if is_needed_to_repeat(name))
 
 
 def keeping_fields(config: Mapping[str, object]) -> str:
@@ -175,8 +176,3 @@ def keeping_fields(config: Mapping[str, object]) -> str:
     """
     fields = {"tracking.experiment": config.get("tracking.experiment"), "output_dir": config.get("output_dir")}
     return " ".join(option_text(name, value) for name, value in fields.items() if value not in (None, "runs"))
-
-
-def decides_result(name: str) -> bool:
-    """Whether a field decides what comes of a run, rather than where and how it is made."""
-    return not name.startswith(NOT_OF_THE_RESULT) or name in DECISIVE_OF_SWEEP

@@ -12,11 +12,11 @@ import numpy as np
 import plotly.graph_objects as go
 from PIL import Image
 
-from experiments.config import OWN_COPIES, RunConfig, to_flat
+from experiments.config import RunConfig, decides_result, is_own_in_job, to_flat
 from experiments.data.datasets import photo_root
 from experiments.figures.figures import BLUE, GREEN, MAX_BARS, MAX_CLASSES_WITH_COUNTS, SKY, VERMILLION, short
 from experiments.figures.pictures import CONFUSION, ERRORS, PER_CLASS, thumbnail
-from experiments.report.compared_runs import ComparedRun, best_run, config_of, decides_result, fields_of, keeping_fields
+from experiments.report.compared_runs import ComparedRun, best_run, config_of, fields_of, keeping_fields
 from experiments.report.page import (
     NOTHING,
     InteractivePlot,
@@ -196,7 +196,7 @@ def _best_table(best: Sequence[ComparedRun], runs: Sequence[ComparedRun]) -> Tab
     fields = [
         name
         for name in to_flat(RunConfig())
-        if decides_result(name) and name not in OWN_COPIES and len({run.params.get(name) for run in best}) > 1
+        if decides_result(name) and not is_own_in_job(name) and len({run.params.get(name) for run in best}) > 1
     ]
     numbers = (VAL_LOSS, VAL_ACCURACY)
     rows = tuple(

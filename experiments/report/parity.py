@@ -15,7 +15,7 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from experiments.config import field_names
+from experiments.config import decides_result, field_names
 from experiments.figures.figures import BLUE, VERMILLION
 from experiments.report.page import NOTHING, Plot, Table, render_page, to_png
 from experiments.runs.folder import FINGERPRINT, RunFolder
@@ -26,10 +26,6 @@ BY_CLOCK = ("system/", EPOCH_SECONDS, IMAGES_PER_SECOND, "training_seconds", "bi
 """Metrics, or what their names begin with, that are never twice the same."""
 ENVIRONMENT = ("package.", "hardware.", "cloud.", "python", "host", "origin", "mlflow.source.git.commit")
 """Tags and params, or what their names begin with, that say where a run was made."""
-PLACES = ("data.name", "data.root", "data.cache_dir", "output_dir", "search", "tracking.", "sweep.")
-"""Fields that say where things are kept, or belong to a study: the fingerprint says whether photos are the same."""
-DECISIVE_OF_SWEEP = ("sweep.metric", "sweep.direction")
-"""What of the sweep decides a single run: which epoch is its best."""
 ORIGINS = {"local": "at home", "rehearsal": "rehearsed job", "sagemaker": "job"}
 
 
@@ -203,7 +199,7 @@ def _epochs(course: _Numbers) -> int:
 def _is_decisive(name: str, first: str | None, second: str | None) -> bool:
     if name == "model.weights":  # a job has the file, without the folder where it lies at home
         return Path(str(first)).name != Path(str(second)).name
-    return name in DECISIVE_OF_SWEEP or not name.startswith(PLACES)
+    return name not in field_names() or decides_result(name)  # what else is noted are facts about the photos
 
 
 def _labels(first: Mapping[str, Any], second: Mapping[str, Any]) -> tuple[str, str]:

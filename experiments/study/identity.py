@@ -11,36 +11,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from experiments.config import RunConfig, option_text, to_public
+from experiments.config import RunConfig, decides_result, option_text, to_public
 from experiments.console import say
 from experiments.errors import UserError
 from experiments.runs.folder import RunFolder
 from experiments.study.search_space import SearchSpace, dump_search_space, extremes
 from experiments.yaml_files import parse_yaml
 from lightning_modules.folders import ClassFolders
-
-MAY_CHANGE = (
-    "sweep.n_trials",
-    "sweep.max_failures",
-    "sweep.timeout_seconds",
-    "sweep.sampler",
-    "sweep.pruner",
-    "sweep.storage",
-    "sweep.claim_timeout_seconds",
-    "sweep.workers",
-    "sweep.population",
-    "tracking.",
-    "data.root",
-    "data.num_workers",
-    "data.cache_dir",
-    "trainer.accelerator",
-    "trainer.compile",
-    "trainer.min_steps",
-    "trainer.checkpoint_minutes",
-    "search",
-    "output_dir",
-)
-"""Fields that may differ when a study is continued: its trials stay comparable."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +102,7 @@ class StudyIdentity:
         changed = {
             key: value
             for key, value in other.config.items()
-            if not key.startswith(MAY_CHANGE) and key not in searched and self.config.get(key, value) != value
+            if must_stay(key) and key not in searched and self.config.get(key, value) != value
         }
         # Also what nobody typed, such as a default that another version changed.
         back = " ".join(option_text(key, self.config[key]) for key in changed)
@@ -167,7 +144,7 @@ class StudyIdentity:
         differing = [
             f"{key} is {noted['params'][key]} there and {value} here"
             for key, value in to_public(config).items()
-            if not key.startswith(MAY_CHANGE) and noted["params"].get(key, str(value)) != str(value)
+            if must_stay(key) and noted["params"].get(key, str(value)) != str(value)
         ]
         if of_study is not None and not of_study.is_same(self):
             differing.append("it belongs to another study")
@@ -176,6 +153,11 @@ class StudyIdentity:
                 f"output_dir must hold the trials of this study only: {folder.path} is of another one "
                 f"({'; '.join(differing)}). Choose another sweep.study_name or output_dir, or move that folder away"
             )
+
+
+def must_stay(name: str) -> bool:
+    """Whether a field stays as it is when a study is continued, so that its trials stay comparable."""
+    return decides_result(name) or name == "sweep.study_name"
 
 
 def read_identity(path: Path) -> StudyIdentity | None:

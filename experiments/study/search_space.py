@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from types import MappingProxyType
 
-from experiments.config import CUT_FIELDS, RunConfig, field_names, override, require
+from experiments.config import CUT_FIELDS, RunConfig, field_names, is_tunable, override, require
 from experiments.console import say
 from experiments.errors import UserError
 from experiments.fields import unknown_field
@@ -29,21 +29,6 @@ MAX_PARAMETERS = 30
 """SageMaker tunes at most 30 hyperparameters a job (AWS service quotas, read 2026-11)."""
 MAX_CHOICES = 30
 """Values that one categorical range may list in SageMaker (CategoricalParameterRange, read 2026-11)."""
-NOT_TUNABLE = (
-    "tracking.",
-    "sweep.",
-    "output_dir",
-    "search",
-    "data.root",
-    "data.name",
-    "data.max_bad_fraction",
-    "data.cache_dir",
-    "trainer.devices",
-    "trainer.num_nodes",
-    "trainer.profile",
-    "trainer.min_steps",
-)
-"""Fields that say where a run is kept, which problem it solves, on what and watched how, not how well it does."""
 
 
 @dataclass(frozen=True)
@@ -100,11 +85,11 @@ def load_search_space(path: Path) -> SearchSpace:
     space = build_search_space(read_yaml(path, "--search"), str(path))
     for name in space:
         where = f"search space: {name}"
-        require(not name.startswith(NOT_TUNABLE), where, "be a field that changes the result", name)
         rule = (
             "be a field that keeps the photos of all trials the same; repeat the best trial with other values instead"
         )
         require(name not in CUT_FIELDS, where, rule, name)
+        require(is_tunable(name), where, "be a field that changes the result", name)
     return space
 
 

@@ -10,21 +10,12 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 
-from experiments.config import ConfigValue, RunConfig, to_flat
+from experiments.config import ConfigValue, RunConfig, is_sent, to_flat
 
-NOT_SENT = ("tracking.", "search", "output_dir", "data.root", "data.cache_dir", "trainer.devices", "trainer.num_nodes")
-"""Fields that say where things are kept at home (and may hold passwords), or that the instance decides."""
-SENT_OF_SWEEP = ("sweep.metric", "sweep.direction")
-"""What of the sweep a single training needs: which epoch is its best."""
 TUNING_OBJECTIVE = "_tuning_objective_metric"
 """The service gives it to each training job of a tuning job."""
 RESERVED = ("sagemaker_", TUNING_OBJECTIVE)
 """Hyperparameters of the service and its toolkit."""
-
-
-def is_sent(name: str) -> bool:
-    """Whether a field travels in a job's hyperparameters."""
-    return name in SENT_OF_SWEEP or not name.startswith(("sweep.", *NOT_SENT))
 
 
 def wire_name(name: str) -> str:

@@ -14,20 +14,6 @@ from sagemaker_launch.jobs.debugger_fields import PROFILER_REPORT, RELU
 from sagemaker_launch.settings.cloud import PROJECT_TAG, CloudSettings
 from sagemaker_launch.settings.debugger import DebuggerSettings
 
-NOT_ON_THE_WIRE = frozenset({"region", "bucket", "prefix", "image_uri", "budget_usd", "price_per_hour", "endpoint"})
-"""Settings that end up in no field of their own: where the request goes, and what it may cost."""
-OF_TUNING = frozenset(
-    {
-        "strategy",
-        "max_parallel_jobs",
-        "early_stopping",
-        "warm_start_from",
-        "target_value",
-        "max_jobs_without_improvement",
-    }
-)
-"""Settings that a training job does not have."""
-
 
 class LostFieldError(RuntimeError):
     """A configured field is not on the wire, or AWS answered with another value."""

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from experiments.config import OWN_COPIES, RunConfig, override, require
+from experiments.config import RunConfig, is_own_in_job, is_sent, override, require
 from experiments.errors import UserError
-from sagemaker_launch.container.hyperparameters import is_sent
 from sagemaker_launch.jobs.launch import TRAINING, TUNING, Kind, tags_of
 from sagemaker_launch.settings.cloud import PROJECT_TAG, CloudSettings
 
@@ -75,7 +74,7 @@ def config_at_home(config: RunConfig, sent: Mapping[str, object], overrides: Map
     Raises:
         UserError: for a field that the job was sent and this version does not know.
     """
-    kept = {name: value for name, value in sent.items() if is_sent(name) and name not in OWN_COPIES}
+    kept = {name: value for name, value in sent.items() if is_sent(name) and not is_own_in_job(name)}
     return override(config, kept | dict(overrides))
 
 

@@ -32,17 +32,17 @@ MAX_TUNING_JOB_NAME = 32
 class CloudSettings:
     """Jobs on SageMaker. Credentials come from boto3's own chain and stand nowhere here."""
 
-    region: str | None = used_by(None, *ASKS_AWS, "cloud rehearse")
+    region: str | None = used_by(None, *ASKS_AWS, "cloud rehearse", sent=False)
     """AWS region; by default the one that boto3 finds."""
     role_arn: str | None = used_by(None, *RUNS_MACHINES, "cloud image", "cloud policy", "cloud rehearse")
     """IAM role that jobs run as."""
-    bucket: str | None = used_by(None, *RUNS_MACHINES, "cloud query", "cloud policy", "cloud rehearse")
+    bucket: str | None = used_by(None, *RUNS_MACHINES, "cloud query", "cloud policy", "cloud rehearse", sent=False)
     """S3 bucket for photos, code, checkpoints and models."""
-    prefix: str = used_by("experiments", *RUNS_MACHINES, "cloud query", "cloud policy")
+    prefix: str = used_by("experiments", *RUNS_MACHINES, "cloud query", "cloud policy", sent=False)
     """Everything in the bucket is kept under it."""
     project: str = used_by("local-first-experiments", *OWNS)
     """Value of the tag `project` on all that is made here; `status` lists by it."""
-    image_uri: str | None = used_by(None, *TRAINS)
+    image_uri: str | None = used_by(None, *TRAINS, sent=False)
     """Training image; by default AWS's newest PyTorch image, looked up once (needs the extra `cloud`)."""
     instance_type: str = used_by("ml.g5.xlarge", *TRAINS)
     """Machine that a job runs on."""
@@ -92,9 +92,9 @@ class CloudSettings:
     """A tuning job ends when its objective gets this good."""
     max_jobs_without_improvement: int | None = used_by(None, "cloud tune")
     """A tuning job ends when so many training jobs in a row were no better (3 or more)."""
-    budget_usd: float | None = used_by(None, *TRAINS)
+    budget_usd: float | None = used_by(None, *TRAINS, sent=False)
     """Most that one command may cost at worst; required before anything is started."""
-    price_per_hour: float | None = used_by(None, *RUNS_MACHINES, *PRICES_JOBS)
+    price_per_hour: float | None = used_by(None, *RUNS_MACHINES, *PRICES_JOBS, sent=False)
     """Dollars an hour of one machine, where AWS's price list and conf/cloud/prices.yaml lack it."""
     endpoint: EndpointSettings = used_by_each(EndpointSettings, "cloud deploy")
     """How models are served."""

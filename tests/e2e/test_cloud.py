@@ -25,10 +25,9 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from experiments.config import RunConfig, override, to_flat
+from experiments.config import RunConfig, is_own_in_job, is_sent, override, to_flat
 from experiments.runs.folder import RunFolder
 from experiments.runs.logger import RunFolderLogger
-from experiments.study.search_space import NOT_TUNABLE
 from experiments.train import train
 from lightning_modules.export import check_golden
 from lightning_modules.insight.recording import Recording
@@ -36,7 +35,6 @@ from lightning_modules.metrics import TEST_LOSS
 from sagemaker_launch.account.policy import policies
 from sagemaker_launch.aws import client as aws
 from sagemaker_launch.aws.logs import job_log
-from sagemaker_launch.container.hyperparameters import is_sent
 from sagemaker_launch.jobs.launch import TRAINING, Launched, launch
 from sagemaker_launch.jobs.requests import training_job
 from sagemaker_launch.rehearse import service
@@ -332,9 +330,7 @@ def at_home(cloud: Cloud, run: Run) -> RunConfig:
     drawn = {
         name: value
         for name, value in run.data.params.items()
-        if name.split(".")[0] in ("data", "model", "optimizer", "trainer", "seed")
-        and not name.startswith(NOT_TUNABLE)
-        and name in config_names(cloud.config)
+        if name in config_names(cloud.config) and is_sent(name) and not is_own_in_job(name)
     }
     return override(cloud.config, drawn)
 

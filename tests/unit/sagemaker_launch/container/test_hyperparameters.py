@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from experiments.config import RunConfig, load_config, override, to_flat
+from experiments.config import RunConfig, is_sent, load_config, override, to_flat
 from experiments.study.search_space import ChoiceRange, FloatRange, IntRange, SearchSpace, load_search_space
-from sagemaker_launch.container.hyperparameters import decode, encode, field_name, is_sent, wire_name, wire_value
+from sagemaker_launch.container.hyperparameters import decode, encode, field_name, wire_name, wire_value
 from tests.conftest import REPOSITORY
 
 SPACES = sorted((REPOSITORY / "conf" / "search").glob("*.yaml"))

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import copy
 import json
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from experiments.config import RunConfig, load_config, override
+from experiments.fields import fields_of
 from experiments.study.epochs import with_max_epochs
 from experiments.study.search_space import ChoiceRange, FloatRange, IntRange, SearchSpace, study_space
 from sagemaker_launch.container.hyperparameters import decode, encode
 from sagemaker_launch.jobs.fidelity import (
-    NOT_ON_THE_WIRE,
-    OF_TUNING,
     LostFieldError,
     _expected,
     check_described,
@@ -82,13 +80,17 @@ def test_requests_are_valid_and_carry_every_setting(values: dict[str, object]) -
 
 def test_every_setting_is_looked_for_on_the_wire() -> None:
     settings = load_cloud(None, EVERYTHING)
-    names = {field.name for field in fields(CloudSettings)} - NOT_ON_THE_WIRE
+    sent = {name: field for name, field in fields_of(CloudSettings).items() if field.sent}
+
+    def settings_of(command: str) -> set[str]:
+        return {name.partition(".")[0] for name, field in sent.items() if field.is_used_by([command])}
 
     def looked_for(request: dict[str, Any]) -> set[str]:
         return {name.partition(".")[0] for name in _expected(settings, RunConfig(), request)}
 
-    assert names == looked_for(tune(settings)) - {"seed", "metric definitions"}
-    assert names - OF_TUNING == looked_for(train(settings)) - {"metric definitions"}
+    of_both = settings_of("cloud train")
+    assert of_both | settings_of("cloud tune") == looked_for(tune(settings)) - {"seed", "metric definitions"}
+    assert of_both == looked_for(train(settings)) - {"metric definitions"}
 
 
 def leaves(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
