@@ -59,7 +59,7 @@ def main() -> None:
         sources = [batch.pixels for batch in cached]
 
         def epoch(loader: object) -> None:
-            for _ in loader:  # type: ignore[attr-defined]
+            for _ in loader:
                 pass
 
         def clone() -> None:

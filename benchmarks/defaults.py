@@ -130,12 +130,13 @@ def logistic_regression(features: FeatureSet) -> tuple[float, float, float]:
 
 def measure(common: RunConfig, seeds: Sequence[int], *, own_views: bool) -> dict[str, Any]:
     """All figures of one data set."""
-    sweeps, trainings, regressions = [], [], []
+    sweeps, trainings = [], []
+    regressions: list[tuple[float, float, float]] = []
     for seed in seeds:
         config = override(common, {"seed": seed})
         of_first = common.data.fraction == 1 and not own_views
         features = open_features_once(override(config, {"seed": seeds[0]}) if of_first else config)
-        inputs._open_features = lambda _, kept=features: kept  # type: ignore[assignment, misc]
+        inputs._open_features = lambda _, kept=features: kept  # type: ignore[assignment]
         inputs._open_features.cache_clear = lambda: None
         if not (of_first and regressions):
             regressions.append(logistic_regression(features))
@@ -207,7 +208,7 @@ def main() -> None:
     command.add_argument("--own-views", action="store_true", help="augmented views of its own for each seed")
     arguments = command.parse_args()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    sweep.Publisher = NoPublisher  # type: ignore[assignment, misc]
+    sweep.Publisher = NoPublisher  # type: ignore[assignment]
     figures: dict[str, object] = {}
     rows = []
     with tempfile.TemporaryDirectory() as folder:

@@ -70,6 +70,7 @@ def ours(config: RunConfig, repeat: int) -> list[float]:
 def bare(config: RunConfig, steps: int) -> float:
     """Images a second of a loop without files, metrics, schedule or framework."""
     device, batch_size, size = training_device(config), config.data.batch_size, config.data.image_size
+    assert size is not None, "with_recipe() has set it"
     classes = len(open_data_once(config).class_names)
     network: nn.Module = new_network(config, classes)
     head = network.get_submodule(find_head(network))
@@ -97,7 +98,7 @@ def bare(config: RunConfig, steps: int) -> float:
             with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
                 loss = nn.functional.cross_entropy(network(inputs).float(), labels)
             optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             optimizer.step()
         loss.item()  # waits for the device
         return time.perf_counter() - started

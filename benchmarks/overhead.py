@@ -76,13 +76,13 @@ def bare_loop(config: RunConfig) -> tuple[list[float], list[float]]:
     network = new_network(config, len(folders.class_names)).to(memory_format=torch.channels_last).train()
     optimizer = torch.optim.AdamW(network.parameters(), lr=config.optimizer.learning_rate)
     epochs, steps = [], []
-    for _ in range(config.trainer.max_epochs):
+    for _ in range(config.trainer.epochs):
         started, ends = time.perf_counter(), []
         for batch in data.train_dataloader():
             images, labels = data.transfer_batch_to_device(batch, torch.device("cpu"), 0)
             loss = nn.functional.cross_entropy(network(images), labels)
             optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             optimizer.step()
             ends.append(time.perf_counter())
         epochs.append(time.perf_counter() - started)
@@ -113,7 +113,7 @@ def trial_costs(config: RunConfig) -> list[float]:
         ended.append(time.perf_counter())
         return outcome
 
-    sweep.train, sweep._tell = timed_train, timed_tell
+    sweep.train, sweep._tell = timed_train, timed_tell  # type: ignore[assignment]
     sweep.run_sweep(config)
     return [end - before - timer.whole for before, end, timer in zip(ended[:-1], ended[1:], timers[1:], strict=True)]
 

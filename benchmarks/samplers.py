@@ -84,7 +84,7 @@ def search(config: RunConfig, space: SearchSpace, *, diverges: Diverges = "never
     study = optuna.create_study(study_name=f"samplers-{config.seed}", pruner=make_pruner(config))
     for _ in range(trials):
         trial, point = draw_point(study, config, space, study.ask()._trial_id)
-        epochs = config.trainer.max_epochs
+        epochs = config.trainer.epochs
         for _ in run_trial(Training(point, diverges).losses(epochs), epochs, CLASSES, study, trial):
             pass
     return study

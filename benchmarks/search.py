@@ -94,7 +94,7 @@ def settings(data: Path, weights: Path, cache: Path, image_size: int, max_epochs
 def random_search(config: RunConfig, space: SearchSpace, *, draws: int) -> Search:
     """Trials that know nothing of each other, so that all of them train at once."""
     config = override(config, {"sweep.sampler": "random", "sweep.pruner": "none"})
-    study, epochs = optuna.create_study(), config.trainer.max_epochs
+    study, epochs = optuna.create_study(), config.trainer.epochs
     moved = replace(config, seed=config.seed + draws)  # of the sampler, not of the training
     points = [draw_point(study, moved, space, study.ask()._trial_id)[1] for _ in range(TRIALS)]
     configs = [override(config, point) for point in points]
@@ -121,7 +121,7 @@ def sweep(
     """
     # Hyperband deals trials to its brackets by the study's name, which a user chooses.
     study = optuna.create_study(study_name=f"search-{config.seed}", pruner=make_pruner(config))
-    spent, ended, values, max_epochs = 0, list[int](), list[float](), config.trainer.max_epochs
+    spent, ended, values, max_epochs = 0, list[int](), list[float](), config.trainer.epochs
     classes = len(open_data_once(config).class_names)
     while spent < TRIALS * max_epochs:
         drawn = [draw_point(study, config, space, study.ask()._trial_id) for _ in range(together)]
@@ -145,7 +145,7 @@ def train(config: RunConfig, point: Point) -> Iterator[float]:
     """The val_loss of each epoch of a trial, which is trained as far as it is asked for."""
     config = override(config, point)
     population = new_population([config])
-    for _ in range(config.trainer.max_epochs):
+    for _ in range(config.trainer.epochs):
         yield population.train_epoch()[0][config.sweep.metric]
 
 

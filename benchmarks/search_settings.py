@@ -59,7 +59,7 @@ class Curves:
         for size in sizes.values:
             points = [(10**rate, 10**decay, size) for rate, decay in itertools.product(*axes)]
             population = new_population([override(config, dict(zip(FIELDS, one, strict=True))) for one in points])
-            epochs = [population.train_epoch() for _ in range(config.trainer.max_epochs)]
+            epochs = [population.train_epoch() for _ in range(config.trainer.epochs)]
             losses = np.array([[one[place][config.sweep.metric] for one in epochs] for place in range(len(points))])
             assert np.isfinite(losses).all()
             self._of_size[size] = RegularGridInterpolator(axes, losses.reshape(RATES, DECAYS, -1), method="cubic")

@@ -109,11 +109,13 @@ def _export(folder: Path, weights: Path | None) -> Path:
         with torch.no_grad():
             network(torch.randn(8, 3, 224, 224))  # so that random weights score pictures differently
     write_photos(folder / "golden", per_class=1, size=300)
+    head = network.get_submodule("fc")
+    assert isinstance(head, nn.Linear)
     return write_export(
         network.eval(),
         folder / "export",
         backbone="resnet50",
-        class_names=tuple(f"class {index}" for index in range(network.fc.out_features)),
+        class_names=tuple(f"class {index}" for index in range(head.out_features)),
         preprocessing=Preprocessing(image_size=224, resize_size=256),
         metrics={},
         data={},
@@ -154,7 +156,9 @@ def _measure(
 ) -> dict[str, dict[int, dict[str, list[float]]]]:
     """Rounds of all servers in turn: for each and each concurrency, lists of p50, p99, requests a second and peak."""
     kinds = ("p50_ms", "p99_ms", "requests_per_second", "peak_rss_mb", "pss_mb")
-    figures = {name: {level: {kind: [] for kind in kinds} for level in CONCURRENCY} for name in servers}
+    figures: dict[str, dict[int, dict[str, list[float]]]] = {
+        name: {level: {kind: [] for kind in kinds} for level in CONCURRENCY} for name in servers
+    }
     for turn in range(rounds + 1):
         for level in CONCURRENCY:
             # Who goes first changes, so that a machine that slows down or speeds up favours none.

@@ -85,7 +85,7 @@ def plain(config: RunConfig, trials: int) -> tuple[list[float], list[float]]:
             for images, labels in DataLoader(train, config.data.batch_size, shuffle=True):
                 loss = nn.functional.cross_entropy(network(images), labels)
                 optimizer.zero_grad()
-                loss.backward()  # type: ignore[no-untyped-call]
+                loss.backward()
                 optimizer.step()
             with torch.no_grad():
                 total = sum(

@@ -64,7 +64,7 @@ def pytest_sessionstart(session: pytest.Session) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     if not hasattr(session.config, "workerinput"):
         # As xdist does, which puts the folders of its processes there.
-        folder: Path = session.config._tmp_path_factory.getbasetemp()  # type: ignore[attr-defined]
+        folder: Path = session.config._tmp_path_factory.getbasetemp()
         session.config.stash[KEEPER] = Keeper(folder / "shared")
 
 

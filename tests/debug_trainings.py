@@ -72,7 +72,7 @@ class Witness(Callback):
         tables: list[object] = [one._backward_hooks or () for one in pl_module.parameters()]
         for module in pl_module.modules():
             tables += [module._forward_hooks, module._forward_pre_hooks]
-        self.hooks_left = sum(map(len, tables)) - 2  # type: ignore[arg-type]
+        self.hooks_left = sum(map(len, tables)) - 2
 
 
 class Sabotage(Callback):

@@ -129,12 +129,12 @@ class Boundaries:
                 for hook in ("on_validation_end", "on_train_epoch_end", "on_fit_end"):
                     setattr(one, hook, self.after(getattr(one, hook), f"{type(one).__name__}.{hook}"))
 
-        pl.Trainer.__init__ = building  # type: ignore[method-assign]
+        pl.Trainer.__init__ = building  # type: ignore[assignment]
         replace: Any = Path.replace
-        Path.replace = self.around(replace, lambda _, target: f"writing {kind(target)}")  # type: ignore[method-assign]
+        Path.replace = self.around(replace, lambda _, target: f"writing {kind(target)}")
         shutil.rmtree = self.around(shutil.rmtree, lambda path, **_: f"removing {kind(path)}")  # type: ignore[assignment]
-        RunFolder._append = self.around(RunFolder._append, lambda _, name, __: f"appending to {name}")  # type: ignore[method-assign]
-        JournalFileBackend.append_logs = self.around(  # type: ignore[method-assign]
+        RunFolder._append = self.around(RunFolder._append, lambda _, name, __: f"appending to {name}")
+        JournalFileBackend.append_logs = self.around(
             JournalFileBackend.append_logs, lambda _, logs: f"journal entry {logs[0]['op_code']}"
         )
 
@@ -150,7 +150,7 @@ def prepare_process() -> None:
     torch.set_num_threads(1)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     features.IMAGES_AT_ONCE = 5  # many batches of Lightning's per epoch
-    training.Publisher = sweep.Publisher = NoPublisher  # type: ignore[assignment,misc]
+    training.Publisher = sweep.Publisher = NoPublisher  # type: ignore[assignment]
     sweep.study_figures = lambda study: {}
     sweep.draw = lambda folder: None
     sweep.report_studies = write_no_report  # type: ignore[assignment]
@@ -174,7 +174,7 @@ def run_case(case: str, config: RunConfig) -> None:
         def claim_in_time(study: optuna.Study, *args: Any, new: bool, **named: Any) -> Any:
             return claim(study, *args, new=new and len(study.get_trials(deepcopy=False)) < TIMEOUT_TRIALS, **named)
 
-        sweep.claim = claim_in_time
+        sweep.claim = claim_in_time  # type: ignore[assignment]
     sweep.run_sweep(config)
 
 

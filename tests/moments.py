@@ -49,7 +49,7 @@ def watch_database() -> None:
             method = getattr(RDBStorage, name)
             setattr(RDBStorage, name, boundaries.around(method, lambda *_, name=name, **__: f"database {name}"))
 
-    Boundaries.install = installing  # type: ignore[method-assign]
+    Boundaries.install = installing  # type: ignore[assignment]
 
 
 def change_the_machine(kind: str, config: RunConfig, moment: int) -> RunConfig:

@@ -69,7 +69,7 @@ def interrupted(config: RunConfig, epoch: int, monkeypatch: pytest.MonkeyPatch) 
     """The folder of a training that was interrupted in an epoch, counted from 1."""
 
     def stop(self: Watch, trainer: object, *args: object, **named: object) -> None:
-        if trainer.current_epoch + 1 == epoch:  # type: ignore[attr-defined]
+        if trainer.current_epoch + 1 == epoch:
             raise InterruptedRunError
 
     with monkeypatch.context() as patched:

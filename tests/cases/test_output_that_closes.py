@@ -52,7 +52,7 @@ def start(tmp_path: Path, redirection: str, **options: object) -> subprocess.Pop
     (tmp_path / "writes.py").write_text(WRITES)
     words = shlex.join([sys.executable, str(tmp_path / "writes.py"), str(tmp_path / "done")])
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
-    return subprocess.Popen(  # type: ignore[call-overload, no-any-return]
+    return subprocess.Popen(  # type: ignore[call-overload]
         ["sh", "-c", f"exec {words} {redirection}"], stdin=subprocess.PIPE, text=True, env=environment, **options
     )
 

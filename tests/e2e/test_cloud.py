@@ -64,7 +64,7 @@ def test_cloud_runs_stand_in_the_same_tree_as_local_ones(flow: Cloud) -> None:
         assert run.data.tags["origin"] == "rehearsal"
     for child in children:
         assert child.data.tags["mlflow.parentRunId"] == runs[tuning].info.run_id
-        assert set(flow.history(child)) == set(range(1, flow.config.trainer.max_epochs + 1))
+        assert set(flow.history(child)) == set(range(1, flow.config.trainer.epochs + 1))
         assert TEST_LOSS not in child.data.metrics
     best = min(child.data.metrics["best_val_loss"] for child in children)
     assert runs[tuning].data.metrics["best_val_loss"] == best
@@ -357,7 +357,7 @@ def members(archive: bytes) -> dict[str, bytes]:
     """The files in a .tar.gz."""
     with tarfile.open(fileobj=io.BytesIO(archive)) as opened:
         files = [member for member in opened.getmembers() if member.isfile()]
-        return {member.name: opened.extractfile(member).read() for member in files}  # type: ignore[union-attr]
+        return {member.name: opened.extractfile(member).read() for member in files}
 
 
 def log_of(logs: Any, job: str) -> str:

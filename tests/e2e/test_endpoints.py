@@ -195,7 +195,7 @@ def tiny_export(folder: Path, seed: int) -> Path:
     """An export whose network is its own."""
     network = tiny_network()
     torch.manual_seed(seed)
-    torch.nn.init.normal_(network.fc.weight, std=0.05)  # type: ignore[arg-type, union-attr]
+    torch.nn.init.normal_(network.fc.weight, std=0.05)
     photo = next(make_photos(folder.parent / "golden").glob("test/*/*"))
     return write_export(
         network,

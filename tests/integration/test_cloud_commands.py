@@ -161,7 +161,7 @@ def study_of(config: RunConfig, name: str) -> optuna.Study:
     """A study of 12 trials, of which the best have learning rates of about 0.05."""
     space = load_search_space(config.search or Path())
     study, _ = open_study(config, space, Photos("f" * 64, ("Beagle", "Poodle"), train=24, valid=8, test=8))
-    ranges = {one: FloatDistribution(part.low, part.high, log=True) for one, part in space.items()}  # type: ignore[union-attr]
+    ranges = {one: FloatDistribution(part.low, part.high, log=True) for one, part in space.items()}
     for number in range(12):
         rate = 0.01 * 1.3**number
         params = {"optimizer.learning_rate": rate, "optimizer.weight_decay": 1e-4}
@@ -221,7 +221,7 @@ def test_the_newest_image_is_looked_up_once(tmp_path: Path, monkeypatch: pytest.
         return "account/pytorch:2.14"
 
     core = types.ModuleType("sagemaker.core")
-    core.image_uris = types.SimpleNamespace(retrieve=retrieve)  # type: ignore[attr-defined]
+    core.image_uris = types.SimpleNamespace(retrieve=retrieve)
     monkeypatch.setitem(sys.modules, "sagemaker", types.ModuleType("sagemaker"))
     monkeypatch.setitem(sys.modules, "sagemaker.core", core)
     for _ in range(2):

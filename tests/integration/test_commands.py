@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import pandas as pd
@@ -104,7 +105,7 @@ def test_sweep_train_register_evaluate_predict_report(flags: list[str], photos: 
     assert loaded.metadata.signature.inputs.input_names() == ["image"]
 
 
-def plain_pyfunc(client: MlflowClient, uri: str) -> mlflow.pyfunc.PyFuncModel:
+def plain_pyfunc(client: MlflowClient, uri: str) -> Any:
     mlflow.set_tracking_uri(client.tracking_uri)
     return mlflow.pyfunc.load_model(uri)
 

@@ -59,7 +59,7 @@ def test_it_ends_as_one_by_one(photos: Path, tmp_path: Path, monkeypatch: pytest
     for epoch, metrics in timeless(single).items():
         assert timeless(many)[epoch] == pytest.approx(metrics, abs=1e-6), epoch
     heads = [trained_network(one.config, 3, one.output_dir).state_dict()["fc.weight"] for one in (single, many)]
-    assert torch.allclose(*heads, atol=1e-6)
+    assert torch.allclose(heads[0], heads[1], atol=1e-6)
 
 
 @pytest.mark.parametrize("values", [{"trainer.record": "light"}, {"trainer.profile": True}])
@@ -97,6 +97,6 @@ def test_no_step_looks_for_a_gpu_where_there_is_none(
         pytest.skip("there is a GPU")
     monkeypatch.setenv("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # as Lightning leaves it
     searches: list[int] = []
-    monkeypatch.setattr(torch.cuda, "_device_count_nvml", lambda: searches.append(1) or 0)  # type: ignore[func-returns-value]
+    monkeypatch.setattr(torch.cuda, "_device_count_nvml", lambda: searches.append(1) or 0)
     run(load_config(None, tiny(photos, tmp_path) | {"trainer.max_epochs": 10}), tmp_path)
     assert len(searches) < 10, "the run has 30 steps"

@@ -173,8 +173,8 @@ def test_a_validation_split_that_can_not_be_cut_as_in_training_is_refused(
     command = ["evaluate", "--model", str(folder), "--data.name=folder", f"--data.root={root}"]
     command += [f"--data.cache_dir={config.data.cache_dir}", f"--output_dir={config.output_dir}"]
     assert main([*command, "--split=valid"]) == EXIT_USAGE
-    said = capsys.readouterr().err
-    assert f"{root} has no folder valid, and its train folder {why}: take --split test" in said
+    refused = capsys.readouterr().err
+    assert f"{root} has no folder valid, and its train folder {why}: take --split test" in refused
     assert main([*command, "--split=test"]) == 0
     said = capsys.readouterr()
     assert ("another data set" in said.err) == (way == "photo added")

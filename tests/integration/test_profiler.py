@@ -79,7 +79,7 @@ def test_a_step_that_computes_is_measured_and_left_as_it_is(
 def test_a_slow_loader_is_found(config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read = PhotoFiles.__getitem__
 
-    def slowly(self: PhotoFiles, place: int) -> Tensor:
+    def slowly(self: PhotoFiles, place: int) -> Any:
         time.sleep(0.05 if len(self) == 24 else 0)  # those to train with
         return read(self, place)
 

@@ -285,7 +285,7 @@ def kill_publisher() -> None:
 def test_a_publisher_that_is_killed_is_replaced(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     start = sweep.EpochProgress.on_train_start
 
-    def kill_then_start(self: sweep.EpochProgress, *args: Any) -> None:
+    def kill_then_start(self: Any, *args: Any) -> None:
         if self.name in ("trial 0", "trial 2"):
             kill_publisher()
         start(self, *args)
@@ -314,7 +314,7 @@ def test_a_publisher_that_keeps_dying_ends_the_sweep_and_loses_nothing(
 ) -> None:
     start = sweep.EpochProgress.on_train_start
 
-    def kill_then_start(self: sweep.EpochProgress, *args: Any) -> None:
+    def kill_then_start(self: Any, *args: Any) -> None:
         kill_publisher()
         start(self, *args)
 

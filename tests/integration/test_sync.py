@@ -290,7 +290,7 @@ def test_a_log_that_lags_behind_is_waited_for(config: RunConfig, capsys: pytest.
     account.logs["tuning-000"] = whole[:4]
     described = account.describe_training_job
     just_now = {"TrainingEndTime": datetime.now(UTC)}
-    account.describe_training_job = lambda TrainingJobName: described(TrainingJobName) | just_now  # type: ignore[method-assign]
+    account.describe_training_job = lambda TrainingJobName: described(TrainingJobName) | just_now
     parent, child = sync(config, account)
     assert (parent.info.status, child.info.status) == ("RUNNING", "RUNNING")
     assert "its log is not yet" in capsys.readouterr().err
@@ -313,7 +313,7 @@ def test_a_job_that_has_ended_is_synchronised_until_all_of_it_is_here(
             account.logs["tuning-000"] = whole
         return described(TrainingJobName) | {"TrainingEndTime": datetime.now(UTC)}
 
-    account.describe_training_job = describe  # type: ignore[method-assign]
+    account.describe_training_job = describe
     folders = Synchroniser(config, account, account, None, PRICES.__getitem__).sync_ended("tuning")
     assert [one.outcome.state for one in folders if one.outcome] == ["COMPLETE", "COMPLETE"]
     assert account.calls == 3
@@ -333,7 +333,7 @@ def judged(account: Account, status: str) -> None:
             {"RuleConfigurationName": "ProfilerReport", "RuleEvaluationStatus": "Stopped"}
         ],
     }
-    account.describe_training_job = lambda TrainingJobName: described(TrainingJobName) | rules  # type: ignore[method-assign]
+    account.describe_training_job = lambda TrainingJobName: described(TrainingJobName) | rules
 
 
 @pytest.mark.parametrize("seen_before", [False, True])

@@ -126,7 +126,7 @@ def go_away_in_trial_1(
     """Kill the server when the second trial has trained its first epoch and the first trial stands in MLflow."""
     report = sweep.PruningCallback.on_validation_end
 
-    def on_validation_end(self: sweep.PruningCallback, trainer: Any, module: Any) -> None:
+    def on_validation_end(self: Any, trainer: Any, module: Any) -> None:
         report(self, trainer, module)
         if self.trial.number == 1 and trainer.current_epoch == 0:
             deadline = time.monotonic() + 120

@@ -284,7 +284,7 @@ def test_early_stopping_watches_the_objective(metric: str, last: int) -> None:
     trainer = SimpleNamespace(strategy=SimpleNamespace(broadcast=lambda value: value), should_stop=False)
     for epoch, (loss, accuracy) in enumerate([(0.9, 0.5), (0.8, 0.6), (0.7, 0.6), (0.6, 0.5), (0.7, 0.6), (0.7, 0.6)]):
         trainer.current_epoch, trainer.callback_metrics = epoch, {"val_loss": loss, "val_accuracy": accuracy}
-        history.on_validation_end(trainer, None)  # type: ignore[arg-type]
+        history.on_validation_end(trainer, None)
         assert trainer.should_stop == (epoch + 1 >= last)
 
 

@@ -158,7 +158,7 @@ def test_a_number_that_no_command_can_use_is_wrong_use(arguments: list[str], mon
     for name in COMMANDS:
         monkeypatch.setattr(cli, f"_{name}", lambda *_: None)
     try:
-        code = main(arguments)
+        code: object = main(arguments)
     except SystemExit as exited:
         code = exited.code
     assert code == EXIT_USAGE
@@ -224,7 +224,7 @@ def test_an_error_of_ours_is_one_line(
 @pytest.mark.parametrize(
     "fail",
     [
-        lambda *_: {}["missing"],
+        lambda *_: dict[str, str]()["missing"],
         lambda *_: [a for a, b in [[1]]],
         lambda *_: (_ for _ in ()).throw(FileNotFoundError(2, "No such file or directory", "photo.jpg")),
     ],

@@ -214,7 +214,7 @@ def test_a_whole_rehearsal_gives_each_command_what_it_accepts(monkeypatch: pytes
         done.append((label, True, 0.0))
         return f"arn/{label}"
 
-    service = contextlib.nullcontext(rehearse.Service({}, None))  # type: ignore[arg-type]
+    service = contextlib.nullcontext(rehearse.Service({}, None))
     monkeypatch.setattr(rehearse, "service", lambda *_: service)
     monkeypatch.setattr(rehearse, "_stage", stage)
     arguments_of = functools.partial(cloud_cli._passed_on, given)

@@ -72,7 +72,7 @@ def eval_loss(model: ImageClassifier, images: Tensor, labels: Tensor) -> float:
 def classifier(trainable: Trainable, **options: float) -> ImageClassifier:
     torch.manual_seed(0)
     network = create_network("resnet18", 3, weights="none")
-    return ImageClassifier(network, num_classes=3, trainable=trainable, learning_rate=0.1, optimizer="sgd", **options)  # type: ignore[arg-type]
+    return ImageClassifier(network, num_classes=3, trainable=trainable, learning_rate=0.1, optimizer="sgd", **options)
 
 
 # What trains
@@ -207,7 +207,7 @@ def test_label_smoothing_touches_the_training_loss_only() -> None:
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 def test_optimizer_holds_every_trained_parameter_once_and_no_other(optimizer: str) -> None:
-    model = ImageClassifier(small_network(), num_classes=3, trainable="last_block", optimizer=optimizer)  # type: ignore[arg-type]
+    model = ImageClassifier(small_network(), num_classes=3, trainable="last_block", optimizer=optimizer)
     trainer = fit(model, loader([0, 1, 2, 0]), loader([0, 1, 2]))
     held = [id(one) for group in trainer.optimizers[0].param_groups for one in group["params"]]
     assert sorted(held) == sorted(id(one) for one in model.network.parameters() if one.requires_grad)

@@ -52,7 +52,7 @@ def scan(root: Path, **options: object) -> ClassFolders:
         "seed": 0,
         "cache_dir": root.parent / "cache",
     }
-    return scan_class_folders(root, **{**given, **options})  # type: ignore[arg-type]
+    return scan_class_folders(root, **{**given, **options})
 
 
 def labels_by_folder(split: Split) -> set[tuple[str, int]]:
@@ -673,7 +673,7 @@ class Step:
 
 def mixed(root: Path, step: int, augment: str = "strong") -> tuple[Tensor, Tensor, Tensor]:
     """Images and labels of a training batch at a step, and its labels before."""
-    data = ClassFolderData(scan(root), preprocessing=PREPROCESSING, batch_size=12, augment=augment)  # type: ignore[arg-type]
+    data = ClassFolderData(scan(root), preprocessing=PREPROCESSING, batch_size=12, augment=augment)
     batch = batches(data.train_dataloader())[0]
     data.trainer = Step(step)  # type: ignore[assignment]
     images, labels = data.transfer_batch_to_device(batch, torch.device("cpu"), 0)

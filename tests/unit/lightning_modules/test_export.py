@@ -72,7 +72,7 @@ def export(network: nn.Module, folder: Path, **options: object) -> Path:
         "config": {"seed": 3},
         "golden_photos": [photo],
     }
-    return write_export(network, folder, **{**given, **options})  # type: ignore[arg-type]
+    return write_export(network, folder, **{**given, **options})
 
 
 @pytest.fixture(scope="module")
@@ -433,7 +433,7 @@ def test_image_request_is_decoded(content_type: str) -> None:
 
 
 def test_image_request_may_come_as_a_bytearray() -> None:
-    (image,) = decoded(bytearray(jpeg_bytes()), "image/jpeg")  # type: ignore[arg-type]  # as some servers pass it
+    (image,) = decoded(bytearray(jpeg_bytes()), "image/jpeg")  # as some servers pass it
     assert torch.equal(image, decode_image(jpeg_bytes()))
 
 
@@ -461,7 +461,7 @@ def test_other_content_types_are_refused_with_the_known_ones(content_type: str) 
 def test_a_form_or_a_request_without_a_content_type_is_refused_as_any_other() -> None:
     # AWS's toolkit passes None for the body of the one and for the type of the other.
     for body, content_type in ((None, "multipart/form-data; boundary=x"), (b"", None)):
-        (error,) = input_fn(body, content_type)  # type: ignore[arg-type]
+        (error,) = input_fn(body, content_type)
         assert isinstance(error, BadImageError) and error.status == 415
 
 

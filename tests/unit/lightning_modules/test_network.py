@@ -161,7 +161,7 @@ def test_batches_of_one_image_are_refused_where_batch_norm_would_see_one_value()
     for trainable in ("all", "last_block"):
         rule = rf"data\.batch_size must be 2 or more for resnet18 with model\.trainable {trainable} .*32.*, got 1"
         with pytest.raises(UserError, match=rule):
-            check("resnet18", trainable, 32)  # type: ignore[arg-type]
+            check("resnet18", trainable, 32)
     check("resnet18", "head", 32)
     check("resnet18", "all", 64)
     check("vgg11", "all", 32)

@@ -30,11 +30,11 @@ def compiles(monkeypatch: pytest.MonkeyPatch) -> None:
 def decide(callback: CompileWhenItPays, epoch_seconds: float, *, current_epoch: int = 0, max_epochs: int = 11) -> Mock:
     """Ask after an epoch; the mock that stands for `network.compile`."""
     network = nn.Linear(1, 1)
-    network.compile = Mock()  # type: ignore[method-assign]
+    network.compile = Mock()
     trainer = SimpleNamespace(
         current_epoch=current_epoch, max_epochs=max_epochs, callback_metrics={"epoch_seconds": epoch_seconds}
     )
-    callback.on_validation_end(trainer, SimpleNamespace(network=network))  # type: ignore[arg-type]
+    callback.on_validation_end(trainer, SimpleNamespace(network=network))
     return network.compile
 
 

@@ -157,8 +157,8 @@ def test_a_run_that_ends_by_an_exception_leaves_no_bar(
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     shown = EpochProgress("trial 3", {})
     trainer = SimpleNamespace(num_training_batches=4, global_step=0, max_epochs=2)
-    shown.on_train_start(trainer, None)  # type: ignore[arg-type]
+    shown.on_train_start(trainer, None)
     shown.on_train_batch_end()
-    shown.on_exception(trainer, None, optuna.TrialPruned())  # type: ignore[arg-type]
+    shown.on_exception(trainer, None, optuna.TrialPruned())
     assert capsys.readouterr().err.endswith("\r"), "an empty line, not a bar"
     assert shown._bar is None

@@ -3,7 +3,7 @@ from __future__ import annotations
 import io
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -114,7 +114,9 @@ def test_confusion_matrix_of_133_breeds_has_no_text_and_few_tick_labels() -> Non
         ([], [], "at least 1"),
     ],
 )
-def test_impossible_indices_are_refused_by_name(draw, labels, predictions, message) -> None:
+def test_impossible_indices_are_refused_by_name(
+    draw: Callable[..., object], labels: list[int], predictions: list[int], message: str
+) -> None:
     with pytest.raises(ValueError, match=message):
         draw(np.array(labels, dtype=int), np.array(predictions, dtype=int), ["cat", "dog"])
 
@@ -306,7 +308,9 @@ def test_study_figures_can_be_drawn_by_threads() -> None:
         ([0.5, None, 0.6], [1e-3, 1e-2, 1e-3], {"timeline", "optimization_history"}),
     ],
 )
-def test_study_figures_leave_out_what_cannot_be_drawn_yet(values, learning_rates, expected) -> None:
+def test_study_figures_leave_out_what_cannot_be_drawn_yet(
+    values: list[float | None], learning_rates: list[float], expected: set[str]
+) -> None:
     figures = study_figures(study_of(values, learning_rates=learning_rates))
     assert figures.keys() == expected
     assert all(png(figure) for figure in figures.values())

@@ -82,7 +82,12 @@ def config(tmp_path_factory: pytest.TempPathFactory, photos: Path) -> RunConfig:
 def finished(
     folder: RunFolder, params: dict[str, object], tags: dict[str, str], metrics: dict[str, float], *, minutes: int
 ) -> None:
-    photos = {"data.classes": 2, "data.train_images": 24, "data.valid_images": 12, "data.test_images": 0}
+    photos: dict[str, object] = {
+        "data.classes": 2,
+        "data.train_images": 24,
+        "data.valid_images": 12,
+        "data.test_images": 0,
+    }
     photos |= {"data.fingerprint": "same", "data.bad_files": 1, "data.leaked_images": 3}
     folder.start(folder.path.name, {**photos, **params}, tags, started_ms=MINUTE)
     for epoch in (1, 2):

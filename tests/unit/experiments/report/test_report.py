@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import optuna
 import pytest
@@ -104,7 +105,7 @@ class Page(HTMLParser):
         terms, values = self.all("dt"), self.all("dd")
         return {t.full_text(): v.full_text() for t, v in zip(terms, values, strict=True)}
 
-    def plots(self) -> dict[str, dict]:
+    def plots(self) -> dict[str, dict[str, Any]]:
         """Read the figures by title; JSON without NaN is what a browser can parse."""
         figures = [
             json.loads(script.text, parse_constant=pytest.fail)

@@ -737,7 +737,7 @@ class _RestartingDriver:
 
     def __init__(self, storage: BaseStorage, times: int) -> None:
         self.left = times
-        event.listen(storage._backend.engine, "before_cursor_execute", self.fail)  # type: ignore[attr-defined]
+        event.listen(storage._backend.engine, "before_cursor_execute", self.fail)
 
     def fail(self, *args: object) -> None:
         if self.left:

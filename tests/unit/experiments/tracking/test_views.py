@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 
@@ -61,7 +62,7 @@ def test_a_link_names_the_view_that_the_tag_holds() -> None:
     }
 
 
-def state_of(view: str, metric: str = "val_loss") -> dict[str, object]:
+def state_of(view: str, metric: str = "val_loss") -> dict[str, Any]:
     saved = json.loads(view_tags(TUNED, metric, now_ms=7)[f"mlflow.sharedViewState.{view}"])
     assert saved["name"] == f"Comparison: {view}"
     assert saved["createdAt"] == 7

@@ -221,7 +221,7 @@ def started(
     trainer = SimpleNamespace(
         estimated_stepping_batches=total, global_step=done, num_training_batches=batches, is_global_zero=zero
     )
-    callback.on_train_start(trainer, SimpleNamespace())  # type: ignore[arg-type]
+    callback.on_train_start(trainer, SimpleNamespace())
     return callback
 
 
@@ -236,7 +236,7 @@ def started(
     ],
 )
 def test_a_short_run_is_divided_too(tmp_path: Path, run: dict[str, int], expected: tuple[int, int, int]) -> None:
-    callback = started(tmp_path, **run)  # type: ignore[arg-type]
+    callback = started(tmp_path, **run)
     assert (callback._to_skip, callback._to_time, callback._to_trace) == expected
 
 

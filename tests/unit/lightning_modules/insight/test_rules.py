@@ -68,7 +68,7 @@ def rules_of(recording: Recording) -> set[str]:
 
 
 def with_samples(recording: Recording, **changes: object) -> Recording:
-    samples = [replace(one, **changes) if one.step >= 50 else one for one in recording.samples]  # type: ignore[arg-type]
+    samples = [replace(one, **changes) if one.step >= 50 else one for one in recording.samples]
     return replace(recording, samples=samples)
 
 

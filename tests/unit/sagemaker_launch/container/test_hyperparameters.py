@@ -44,7 +44,7 @@ def test_any_config_comes_back_as_it_was(weights: str, learning_rate: float, see
         base,
         model=replace(base.model, weights=weights),
         optimizer=replace(base.optimizer, learning_rate=learning_rate),
-        trainer=replace(base.trainer, compile=compiled),  # type: ignore[arg-type]
+        trainer=replace(base.trainer, compile=compiled),
         seed=seed,
     )
     assert sent_part(override(base, decode(encode(config)))) == sent_part(config)
@@ -97,7 +97,7 @@ def test_every_point_that_sagemaker_can_draw_is_the_config_that_optuna_would_hav
     space = load_search_space(path)
     point = data.draw(points(space))
     quoted = data.draw(st.booleans())
-    drawn = {wire_name(name): wire_value(value) for name, value in point.items()}  # type: ignore[arg-type]
+    drawn = {wire_name(name): wire_value(value) for name, value in point.items()}
     if quoted:
         drawn = {name: json.dumps(value) for name, value in drawn.items()}
     at_home = override(RunConfig(), point)

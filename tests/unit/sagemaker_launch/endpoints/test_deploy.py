@@ -51,7 +51,7 @@ def raising(error: Exception) -> Callable[..., Any]:
 
 
 def services(**clients: Client) -> Services:
-    return Services(**{name: clients.get(name) for name in ("sagemaker", "autoscaling", "cloudwatch", "scheduler")})  # type: ignore[arg-type]
+    return Services(**{name: clients.get(name) for name in ("sagemaker", "autoscaling", "cloudwatch", "scheduler")})
 
 
 def test_where_the_role_may_not_the_output_says_that_only_the_command_ends_the_endpoint() -> None:
@@ -112,7 +112,7 @@ def test_an_endpoint_that_may_still_answer_is_not_removed_unasked() -> None:
         "FailureReason": "no capacity",
     }
     sagemaker = Client(describe_endpoint=lambda **_: described)
-    sagemaker.get_paginator = lambda _: Tags()  # type: ignore[method-assign, assignment]
+    sagemaker.get_paginator = lambda _: Tags()
     version = deployment(load_cloud(None, BASIC), "dogs", "image", "s3://b/m")
     golden = Golden(b"", (0.0,))
     with pytest.raises(DeployError, match=r"UpdateRollbackFailed .*no capacity.*delete it, then deploy again"):

@@ -40,8 +40,8 @@ def server() -> Iterator[Any]:
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["Content-Length"]))
-            http.asked.append((self.path, dict(self.headers), body))  # type: ignore[attr-defined]
-            status, content = http.answers.pop(0) if len(http.answers) > 1 else http.answers[0]  # type: ignore[attr-defined]
+            http.asked.append((self.path, dict(self.headers), body))
+            status, content = http.answers.pop(0) if len(http.answers) > 1 else http.answers[0]
             text = json.dumps(content).encode()
             self.send_response(status)
             self.send_header("Content-Length", str(len(text)))
@@ -52,8 +52,8 @@ def server() -> Iterator[Any]:
             pass
 
     http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    http.answers = [(200, named(("Briard", 0.9), ("Collie", 0.1)))]  # type: ignore[attr-defined]
-    http.asked = []  # type: ignore[attr-defined]
+    http.answers = [(200, named(("Briard", 0.9), ("Collie", 0.1)))]
+    http.asked = []
     thread = threading.Thread(target=http.serve_forever)
     thread.start()
     yield http

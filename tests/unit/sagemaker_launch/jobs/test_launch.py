@@ -58,7 +58,7 @@ class Service:
 
 def error(code: str, status: int) -> ClientError:
     answer = {"Error": {"Code": code, "Message": code}, "ResponseMetadata": {"HTTPStatusCode": status}}
-    return ClientError(answer, "CreateTrainingJob")  # type: ignore[arg-type]
+    return ClientError(answer, "CreateTrainingJob")
 
 
 def build(seed: int = 0) -> Callable[[str], dict[str, Any]]:

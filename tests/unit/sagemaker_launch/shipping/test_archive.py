@@ -33,7 +33,7 @@ def folder(exported: Path, tmp_path: Path) -> Path:
 def add(packed: Path, *entries: tarfile.TarInfo, content: bytes = b"") -> Path:
     """The archive with further entries at its end."""
     with tarfile.open(packed) as old:
-        kept = [(entry, old.extractfile(entry).read()) for entry in old]  # type: ignore[union-attr]
+        kept = [(entry, old.extractfile(entry).read()) for entry in old]
     with tarfile.open(packed, "w:gz") as new:
         for entry, data in kept:
             new.addfile(entry, io.BytesIO(data))

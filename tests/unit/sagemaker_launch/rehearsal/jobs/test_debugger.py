@@ -81,7 +81,7 @@ def statuses(job: TrainingJob) -> dict[str, tuple[str, str]]:
 def test_rules_that_can_be_evaluated_are_and_the_others_say_why_not(tmp_path: Path) -> None:
     job = TrainingJob("arn:aws:sagemaker:us-east-1:123456789012:training-job/job", DEBUG)
     assert set(statuses(job).values()) == {("InProgress", "")}
-    asked = []
+    asked: list[Any] = []
 
     def run_rules(folder: Path, rules: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         asked.extend(rule["RuleConfigurationName"] for rule in rules)
@@ -118,7 +118,7 @@ def test_where_opt_ml_is_elsewhere_smdebug_is_told_so(tmp_path: Path) -> None:
         **{"host": "algo-1", "network_isolation": False, "checkpoints": None, "endpoint_url": ""},
         debug_hook=DEBUG["DebugHookConfig"],
     )
-    container = Container(tmp_path / "tree", spec, None, None, [])  # type: ignore[arg-type]
+    container = Container(tmp_path / "tree", spec, None, None, [])
     container._write_config()
     told = json.loads(Path(container._environment()["SMDEBUG_CONFIG_FILE_PATH"]).read_text())
     assert told == DEBUG["DebugHookConfig"] | {"LocalPath": str(container.tensors)}

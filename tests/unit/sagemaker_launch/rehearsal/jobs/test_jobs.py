@@ -222,7 +222,7 @@ def test_an_internal_error_is_tried_again_as_often_as_asked(
     monkeypatch.setattr(JobRunner, "_run", run)
     settings = Settings(root=tmp_path)
     # Nothing of the machine is used before the job's first step.
-    machine = Machine(settings, image=None, namespaces=None, objects=None)  # type: ignore[arg-type]
+    machine = Machine(settings, image=None, namespaces=None, objects=None)
     JobRunner(job, "us-east-1", machine).run()
     assert (job.status, len(runs)) == (status, attempts + 1)
     assert caplog.text.count("RuntimeError: a bug") == 2
