@@ -116,8 +116,8 @@ def test_a_job_repeated_at_home_has_the_devices_and_weights_of_home() -> None:
     params = {name: str(value) for name, value in to_flat(RunConfig()).items()}
     params |= {"trainer.devices": "8", "model.weights": "/opt/ml/net.pth", "seed": "3", "trainer.profile": "True"}
     run = {"name": "run", "metrics": {}, "params": params, "minutes": None}
-    assert fields_to_repeat(config_of(ComparedRun(origin="sagemaker", **run), RunConfig())) == "--seed 3"  # type: ignore[arg-type]
-    at_home = fields_to_repeat(config_of(ComparedRun(origin="local", **run), RunConfig()))  # type: ignore[arg-type]
+    assert fields_to_repeat(config_of(ComparedRun(origin="sagemaker", **run), RunConfig())) == "--seed 3"
+    at_home = fields_to_repeat(config_of(ComparedRun(origin="local", **run), RunConfig()))
     assert at_home == "--model.weights /opt/ml/net.pth --trainer.devices 8 --seed 3"
 
 
