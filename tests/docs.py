@@ -63,7 +63,7 @@ def blocks(path: Path) -> list[Block]:
 
 def pages() -> list[Path]:
     """README.md and docs/."""
-    return [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
+    return [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").rglob("*.md"))]
 
 
 def commands(*paths: Path) -> list[Command]:
