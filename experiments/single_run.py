@@ -15,6 +15,7 @@ from typing import NoReturn
 
 from filelock import AcquireReturnProxy, Timeout
 
+from experiments.callbacks.checkpoints import best_so_far
 from experiments.callbacks.progress import EpochProgress
 from experiments.config import RunConfig, override, to_flat, to_public, with_recipe
 from experiments.console import say
@@ -28,7 +29,7 @@ from experiments.runs.logger import RunFolderLogger
 from experiments.study.epochs import train_longer, with_max_epochs
 from experiments.study.study import best_config, load_study
 from experiments.tracking.publisher import LOCK_FILE, Publication, Publisher
-from experiments.train import best_so_far, data_facts, export, score_and_export, train
+from experiments.train import data_facts, export, score_and_export, train
 from lightning_modules.launchers import is_first_process
 from lightning_modules.locks import KernelLock
 

@@ -25,6 +25,8 @@ import optuna
 import torch
 from optuna.trial import FrozenTrial, TrialState
 
+from experiments.callbacks.checkpoints import BEST_CHECKPOINT, CHECKPOINT_FOLDER, is_whole
+from experiments.callbacks.history import NotANumberError
 from experiments.callbacks.progress import EpochProgress
 from experiments.config import RunConfig, override, to_public, with_recipe
 from experiments.console import outlive_output, say
@@ -74,7 +76,7 @@ from experiments.study.study import (
 )
 from experiments.tracking.drawers import draw_once
 from experiments.tracking.publisher import LOCK_FILE, Publication, Publisher
-from experiments.train import BEST_CHECKPOINT, CHECKPOINT_FOLDER, NotANumberError, data_facts, export, is_whole, train
+from experiments.train import data_facts, export, train
 from lightning_modules.cores import usable_cores
 from lightning_modules.metrics import summary
 

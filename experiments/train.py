@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import math
 import os
-import time
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,13 +15,14 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
-from pytorch_lightning.callbacks import Callback, Checkpoint
+from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 from torch import nn
 
+from experiments.callbacks.checkpoints import BEST_CHECKPOINT, CHECKPOINT_FOLDER, AtomicCheckpointIO, Checkpoints
 from experiments.callbacks.compiling import CompileWhenItPays, compile_network
+from experiments.callbacks.history import History, diverged, run_metrics
 from experiments.callbacks.profiling import step_profiler
 from experiments.config import CUT_FIELDS, ConfigValue, RunConfig, to_flat, to_public
 from experiments.console import say
@@ -43,12 +42,10 @@ from experiments.data.inputs import (
 from experiments.errors import InterruptedRunError
 from experiments.runs.folder import FINGERPRINT, RECORDING
 from experiments.runs.scoring import Scores, predict_log_probabilities, score_split
-from lightning_modules import metrics
 from lightning_modules.caches.features import FeatureData
 from lightning_modules.classifier import ImageClassifier
 from lightning_modules.data import ClassFolderData
 from lightning_modules.export import write_export
-from lightning_modules.files import replaced_whole
 from lightning_modules.folders import ClassFolders
 from lightning_modules.heads.head import HeadClassifier
 from lightning_modules.insight.recorder import Recorder
@@ -58,17 +55,6 @@ from lightning_modules.launchers import cluster_environment
 from lightning_modules.memory import keep_memory
 from lightning_modules.network import Trainable, find_head, trains_batch_norm
 from lightning_modules.threads import limit_threads
-
-CHECKPOINT_FOLDER = "checkpoints"
-BEST_CHECKPOINT, LAST_CHECKPOINT = "best.ckpt", "last.ckpt"
-
-
-STOPPED = "stopped"
-"""Entry of a checkpoint: whether training has ended with it."""
-
-
-class NotANumberError(ValueError):
-    """The loss became NaN or infinite."""
 
 
 @dataclass(frozen=True)
@@ -305,179 +291,3 @@ def exported_data(config: RunConfig, folders: ClassFolders) -> dict[str, ConfigV
     facts: dict[str, ConfigValue] = {**data_facts(folders)}
     cut = {name: to_flat(config)[name] for name in CUT_FIELDS}
     return {name.removeprefix("data."): value for name, value in (facts | cut).items()}
-
-
-def diverged(epoch: int, cause: str) -> NotANumberError:
-    """The error of a run that ends because its loss is no number.
-
-    Args:
-        epoch: the last one, from 1.
-        cause: what was found in it.
-    """
-    return NotANumberError(f"diverged at epoch {epoch}: {cause}")
-
-
-def bad_val_loss(val_loss: float) -> str:
-    """What to say of a val_loss that is no number."""
-    return f"val_loss is {val_loss}: lower optimizer.learning_rate or set trainer.gradient_clip"
-
-
-class History(Callback):
-    """Keeps the metrics of each epoch and whether training has ended, also across a resume.
-
-    Everything that ends a training sets `trainer.should_stop` before the checkpoint of that epoch is written, and the
-    checkpoint keeps it: a run that resumes from it takes no further step. So no decision is made twice.
-
-    Args:
-        metric: the objective, which says what the best epoch is.
-        direction: of the objective.
-        patience: epochs without a better objective after which training ends; 0 for no limit.
-    """
-
-    def __init__(self, metric: str, direction: metrics.Direction, *, patience: int) -> None:
-        self.epochs: dict[int, dict[str, float]] = {}
-        self.failure = ""
-        """Why the run has diverged, once its training has ended."""
-        self._metric, self._direction, self._patience = metric, direction, patience
-
-    @property
-    def best_epoch(self) -> int:
-        """The first epoch with the best objective."""
-        return best_epoch(self.epochs, self._metric, self._direction)
-
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Note the metrics of the epoch, and end training at a loss that is no number, or once the objective stalls."""
-        epoch = trainer.current_epoch + 1
-        values = {name: float(value) for name, value in trainer.callback_metrics.items()}
-        self.epochs[epoch] = values
-        if not math.isfinite(values[metrics.VAL_LOSS]):
-            self.failure = self.failure or bad_val_loss(values[metrics.VAL_LOSS])
-        if trainer.strategy.broadcast(bool(self.failure) or has_stalled(epoch, self.best_epoch, self._patience)):
-            trainer.should_stop = True
-
-    def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps."""
-        return {"epochs": self.epochs, "failure": self.failure}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Resume from a checkpoint."""
-        self.epochs, self.failure = state_dict["epochs"], state_dict["failure"]
-
-    def on_save_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
-        """Keep the decision to stop, which Lightning 2.6 does not."""
-        checkpoint[STOPPED] = trainer.should_stop
-
-    def on_load_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
-        """Stop where the decision was made before."""
-        trainer.should_stop = checkpoint[STOPPED]
-
-
-def best_epoch(epochs: Mapping[int, Mapping[str, float]], metric: str, direction: metrics.Direction) -> int:
-    """The first epoch with the best value of a metric; a value that is no number is the worst."""
-    sign = 1 if direction == "minimize" else -1
-
-    def rank(epoch: int) -> float:
-        value = epochs[epoch][metric]
-        return math.inf if math.isnan(value) else sign * value
-
-    return min(epochs, key=rank)
-
-
-def has_stalled(epoch: int, best: int, patience: int) -> bool:
-    """Whether early stopping ends a training with this epoch; never with a patience of 0."""
-    return 0 < patience <= epoch - best
-
-
-def run_metrics(epochs: Mapping[int, Mapping[str, float]], best: int) -> dict[str, float]:
-    """What a run came to: the metrics of its best epoch, and the highest accuracy of all epochs."""
-    highest = max(values[metrics.VAL_ACCURACY] for values in epochs.values())
-    return {**epochs[best], metrics.HIGHEST_VAL_ACCURACY: highest}
-
-
-def best_so_far(output_dir: Path) -> tuple[int, dict[str, float]] | None:
-    """The best epoch of the run in `output_dir`, which may still be under way, and its metrics; None before any."""
-    path = output_dir / CHECKPOINT_FOLDER / BEST_CHECKPOINT
-    if not path.is_file():
-        return None
-    checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    epoch = int(checkpoint["epoch"]) + 1
-    return epoch, run_metrics(checkpoint["callbacks"]["History"]["epochs"], epoch)
-
-
-class Checkpoints(Checkpoint):
-    """Writes the checkpoints, after all other callbacks of an epoch.
-
-    Args:
-        folder: gets `best`, the weights of the best epoch so far, and `last`, from which a killed run resumes.
-        history: says which epoch is the best.
-        minutes: how often `last` is written within an epoch too, so that a kill costs no whole epoch; 0 for never.
-            Lightning's own callback knows no interval where a module takes its steps itself (2.6).
-    """
-
-    def __init__(self, folder: Path, history: History, *, minutes: float) -> None:
-        self.best, self.last = folder / BEST_CHECKPOINT, folder / LAST_CHECKPOINT
-        self._history, self._seconds, self._written = history, 60 * minutes, 0.0
-
-    def find_whole(self) -> Path | None:
-        """The checkpoint to resume from; None to begin. Damage is said, and costs as little as it can."""
-        if self.best.is_file() and not is_whole(self.best):
-            say(f"{self.best} is damaged: the run is trained again from its beginning")
-            return None
-        if self.last.is_file() and not is_whole(self.last):
-            found = self.best if self.best.is_file() else None
-            place = "from its best epoch" if found else "again from its beginning"
-            say(f"{self.last} is damaged: the run is trained {place}")
-            return found
-        return self.last if self.last.is_file() else None
-
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Start the clock."""
-        self._written = time.monotonic()
-
-    def on_train_batch_end(self, trainer: pl.Trainer, *args: Any, **kwargs: Any) -> None:
-        """Save if it is time and the epoch goes on."""
-        # An epoch that ends here is validated first. Lightning takes one that was saved after its last batch for a
-        # finished one and never validates it, and one that was saved with a decision to stop is never validated either.
-        if not self._seconds or trainer.is_last_batch or trainer.should_stop:
-            return
-        # All devices write together, by the first one's clock.
-        if trainer.strategy.broadcast(time.monotonic() - self._written >= self._seconds):
-            trainer.save_checkpoint(self.last)
-            self._written = time.monotonic()
-
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Save; the best weights first, as a run that resumes from `last` does not train this epoch again."""
-        if trainer.strategy.broadcast(self._history.best_epoch == trainer.current_epoch + 1):
-            trainer.save_checkpoint(self.best)
-        trainer.save_checkpoint(self.last)
-        self._written = time.monotonic()
-
-
-def is_whole(checkpoint: Path) -> bool:
-    """Whether a file is a checkpoint that nothing was cut off from, and no byte of it changed."""
-    try:
-        with zipfile.ZipFile(checkpoint) as file:
-            return file.testzip() is None
-    except zipfile.BadZipFile:
-        return False
-
-
-class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes a checkpoint beside its place and renames it, so that a kill never leaves half a file under its name.
-
-    Lightning's own writer goes through a temporary folder, which may be on another file system.
-    """
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
-        """Write `checkpoint` to `path` whole or not at all."""
-        del storage_options
-        target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with replaced_whole(target, target.with_name(f".{target.name}.part")) as part, part.open("wb") as file:
-            torch.save(checkpoint, file)
-            file.flush()
-            os.fsync(file.fileno())

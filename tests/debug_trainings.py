@@ -12,10 +12,11 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback
 
+from experiments.callbacks.history import NotANumberError
 from experiments.config import load_config
 from experiments.runs.folder import RunFolder
 from experiments.runs.logger import RunFolderLogger
-from experiments.train import NotANumberError, train
+from experiments.train import train
 from lightning_modules.classifier import ImageClassifier
 from lightning_modules.network import find_head
 from sagemaker_launch.container.smdebug.callback import DebuggerHook

@@ -32,12 +32,12 @@ from optuna.storages.journal import JournalFileBackend
 import experiments.tracking.store  # noqa: F401 - with MLflow, once for all attempts
 from experiments import single_run as training
 from experiments import sweep
+from experiments.callbacks.history import NotANumberError
 from experiments.config import RunConfig, load_config, override
 from experiments.data.inputs import open_inputs_once
 from experiments.errors import UserError
 from experiments.runs.folder import RunFolder, environment_tags
 from experiments.study.study import claim, load_study
-from experiments.train import NotANumberError
 from lightning_modules.caches import features
 from tests.conftest import tiny
 from tests.unpublished import NoPublisher

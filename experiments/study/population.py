@@ -9,23 +9,14 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from experiments.callbacks.checkpoints import BEST_CHECKPOINT, CHECKPOINT_FOLDER, AtomicCheckpointIO
+from experiments.callbacks.history import NotANumberError, bad_val_loss, best_epoch, diverged, has_stalled, run_metrics
 from experiments.config import RunConfig
 from experiments.console import say
 from experiments.data.inputs import open_data_once, open_features_once, training_device
 from experiments.runs.folder import Outcome, RunFolder
 from experiments.runs.scoring import Scores
-from experiments.train import (
-    BEST_CHECKPOINT,
-    CHECKPOINT_FOLDER,
-    AtomicCheckpointIO,
-    NotANumberError,
-    bad_val_loss,
-    best_epoch,
-    data_facts,
-    diverged,
-    has_stalled,
-    run_metrics,
-)
+from experiments.train import data_facts
 from lightning_modules import metrics
 from lightning_modules.heads.population import HeadPopulation, Member
 

@@ -17,13 +17,15 @@ from pathlib import Path
 
 import torch
 
+from experiments.callbacks.checkpoints import CHECKPOINT_FOLDER
+from experiments.callbacks.history import best_epoch, run_metrics
 from experiments.config import RunConfig, load_config, to_public, with_recipe
 from experiments.console import quiet_libraries
 from experiments.errors import UserError
 from experiments.runs.folder import RunFolder, environment_tags
 from experiments.runs.logger import RunFolderLogger
 from experiments.study.epochs import with_max_epochs
-from experiments.train import CHECKPOINT_FOLDER, best_epoch, run_metrics, score_and_export, train
+from experiments.train import score_and_export, train
 from lightning_modules import metrics
 from lightning_modules.launchers import is_first_process
 from lightning_modules.locks import KernelLock

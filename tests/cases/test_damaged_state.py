@@ -10,6 +10,7 @@ import pytest
 
 from experiments import single_run as training
 from experiments import sweep
+from experiments.callbacks.checkpoints import CHECKPOINT_FOLDER
 from experiments.config import RunConfig, load_config, override
 from experiments.errors import InterruptedRunError, UserError
 from experiments.interrupts import Watch
@@ -17,7 +18,6 @@ from experiments.report.report import report_studies
 from experiments.runs.folder import Outcome, Published, RunFolder
 from experiments.study.storage import journal_file, study_folder
 from experiments.study.study import load_study, trial_folder
-from experiments.train import CHECKPOINT_FOLDER
 from tests.conftest import tiny
 from tests.kills import write_no_report
 from tests.unpublished import NoPublisher

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from experiments import sweep
+from experiments.callbacks.checkpoints import CHECKPOINT_FOLDER
 from experiments.config import RunConfig, load_config, override
 from experiments.study.claims import Claim, HeldClaims
 from experiments.study.search_space import load_search_space
 from experiments.study.study import claim, load_study, trial_folder
-from experiments.train import CHECKPOINT_FOLDER
 from lightning_modules.metrics import OBJECTIVES
 from tests.conftest import tiny
 

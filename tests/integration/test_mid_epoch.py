@@ -10,10 +10,11 @@ import pytest
 import torch
 from pytorch_lightning.callbacks import Callback
 
+from experiments.callbacks.checkpoints import CHECKPOINT_FOLDER
 from experiments.callbacks.progress import EpochProgress
 from experiments.config import RunConfig, load_config, override
 from experiments.data.inputs import forget_opened, uses_features
-from experiments.train import CHECKPOINT_FOLDER, TrainResult, train, trained_network
+from experiments.train import TrainResult, train, trained_network
 from lightning_modules.metrics import EPOCH_SECONDS, IMAGES_PER_SECOND, TRAIN_ACCURACY, TRAIN_LOSS
 from tests.conftest import tiny
 from tests.integration.test_train import MemoryLogger, timeless

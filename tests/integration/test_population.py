@@ -8,12 +8,13 @@ import pytest
 import torch
 from torch import nn
 
+from experiments.callbacks.checkpoints import BEST_CHECKPOINT, CHECKPOINT_FOLDER
 from experiments.config import RunConfig, load_config, override
 from experiments.data import inputs
 from experiments.data.inputs import open_data_once, open_features_once
 from experiments.runs.folder import RunFolder
 from experiments.study.population import PopulationRun, train_population
-from experiments.train import BEST_CHECKPOINT, CHECKPOINT_FOLDER, train
+from experiments.train import train
 from lightning_modules.caches.features import FeatureSet
 from lightning_modules.heads.population import HeadPopulation, Member
 from tests.conftest import tiny

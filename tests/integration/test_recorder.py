@@ -11,12 +11,13 @@ import pytest
 import torch
 from pytorch_lightning.callbacks import Callback
 
+from experiments.callbacks.history import NotANumberError
 from experiments.config import RunConfig, load_config, override
 from experiments.data.inputs import forget_opened
 from experiments.figures.pictures import draw
 from experiments.runs.folder import RECORDING, Outcome, RunFolder
 from experiments.sweep import run_sweep
-from experiments.train import NotANumberError, train
+from experiments.train import train
 from lightning_modules.insight import recorder
 from lightning_modules.insight.recording import Recording, load_findings
 from tests.conftest import tiny

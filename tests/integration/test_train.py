@@ -16,23 +16,14 @@ import torch
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.loggers import Logger
 
+from experiments.callbacks.checkpoints import CHECKPOINT_FOLDER
+from experiments.callbacks.history import History, NotANumberError, best_epoch, run_metrics
 from experiments.config import RunConfig, load_config, override
 from experiments.data.inputs import forget_opened, open_data_once, open_decoded_once, open_features_once, uses_features
 from experiments.errors import InterruptedRunError
 from experiments.interrupts import Interrupts, Watch
 from experiments.runs.scoring import score_split
-from experiments.train import (
-    CHECKPOINT_FOLDER,
-    History,
-    NotANumberError,
-    TrainResult,
-    best_epoch,
-    export,
-    run_metrics,
-    score_and_export,
-    train,
-    trained_network,
-)
+from experiments.train import TrainResult, export, score_and_export, train, trained_network
 from lightning_modules.caches import photos as photo_files
 from lightning_modules.caches.features import FeatureBatches
 from lightning_modules.data import ShardedSampler

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
-from experiments.train import AtomicCheckpointIO
+from experiments.callbacks.checkpoints import AtomicCheckpointIO
 from lightning_modules.files import replaced_whole
 
 
