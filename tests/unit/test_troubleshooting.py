@@ -1,7 +1,8 @@
 """Every message that the project raises has a row in docs/troubleshooting.md, and every row has its message.
 
-A message is what stands in the code, with `…` for what it fills in. So is the first cell of a row, in which `…` may
-also stand for words without which a reader finds it.
+The words in backquotes that begin a row are its marker: the part of a message by which a reader finds the row. `…`
+stands for any words between. A message belongs to a row whose marker it contains, so the other words of a message may
+change without an edit of the page. What the code fills in is `…` in a message, too.
 """
 
 from __future__ import annotations
@@ -147,19 +148,19 @@ def messages() -> dict[str, str]:
 
 @functools.cache
 def rows() -> list[str]:
-    """What stands in the first cells of the page's tables."""
+    """The markers: what the first cells of the page's tables quote."""
     cells = [line.split("|")[1] for line in PAGE.read_text().splitlines() if line.startswith("| `")]
     return [found.strip() for cell in cells for _, found in re.findall(r"(`+)(.+?)\1(?!`)", cell)]
 
 
-def matches(row: str, message: str) -> bool:
-    """Whether a row is about a message."""
-    return pattern(row).fullmatch(message) is not None
+def matches(marker: str, message: str) -> bool:
+    """Whether a message contains the marker of a row."""
+    return pattern(marker).search(message) is not None
 
 
 @functools.cache
-def pattern(row: str) -> re.Pattern[str]:
-    return re.compile(".*".join(map(re.escape, row.split(HOLE))))
+def pattern(marker: str) -> re.Pattern[str]:
+    return re.compile(".*".join(map(re.escape, marker.split(HOLE))))
 
 
 def test_every_message_has_a_row_that_says_what_to_do() -> None:
@@ -188,6 +189,11 @@ def test_no_row_is_so_general_that_it_hides_a_new_message() -> None:
     assert BOUND_ROW in rows()
     assert [row for row in rows() if letters(row) < LEAST_LETTERS] == []
     assert len(rows()) == len(set(rows()))
+
+
+def test_words_around_a_marker_may_change() -> None:
+    assert matches("must hold …, got", "data.root must hold folders of photos, got …: look at the path")
+    assert not matches("must hold …, got", "data.root must name a folder, got …")
 
 
 def test_every_row_says_what_to_do() -> None:
