@@ -1,7 +1,7 @@
 """Training augmentation, batched on the device: crop, flip and colour; for `strong` random operations and erasing.
 
-The numbers that decide it are drawn for each image from a seed of its own, on the CPU; the rest is a pure function of
-tensors. So an image looks alike in an epoch whatever the batch size, the number of threads and the number of devices.
+The random numbers of each image come from its own seed, on the CPU; the rest is a pure function of tensors. So an image
+looks the same in an epoch for every batch size, number of threads and number of devices.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ Augment = Literal["none", "light", "strong"]
 VERSION = 2
 """Part of a feature cache's key: raise it when the same draws make another picture."""
 DRAWS = 16
-"""Random numbers an image needs."""
+"""Random numbers per image."""
 CROP_AREA = (0.35, 1.0)
 CROP_RATIO = (3 / 4, 4 / 3)
 COLOUR = 0.2
-"""How far brightness, contrast and saturation of `light` stray from 1."""
+"""Largest distance of brightness, contrast and saturation from 1 with `light`."""
 _OPERATIONS = ("rotate", "shear_x", "shear_y", "brightness", "contrast", "saturation", "posterize", "solarize")
 _ERASED_SHARE = 0.25
 _LUMA = (0.299, 0.587, 0.114)
@@ -56,7 +56,7 @@ def augment(
     image_size: int,
     interpolation: Interpolation = Interpolation.BILINEAR,
 ) -> Tensor:
-    """Crop, flip and colour every image of a batch in its own way.
+    """Crop, flip and colour every image of a batch by its own random numbers.
 
     Args:
         pixels: (B, H, W, 3) uint8; each image in the upper left corner.
@@ -93,7 +93,7 @@ def augment(
 
 
 def _strengths(draws: Tensor) -> Tensor:
-    """Two operations an image, drawn with their strengths in [-1, 1]: (B, len(_OPERATIONS)), 0 for the others."""
+    """Two operations per image, drawn with their strengths in [-1, 1]: (B, len(_OPERATIONS)), 0 for the others."""
     chosen = (draws[:, :2] * len(_OPERATIONS)).long()
     return draws.new_zeros(len(draws), len(_OPERATIONS)).scatter_add(1, chosen, 2 * draws[:, 2:] - 1).clamp(-1, 1)
 
@@ -103,7 +103,7 @@ def _sample(
 ) -> Tensor:
     """Cut a random box out of each image, turned, sheared and flipped, and scale it: one sampling for all.
 
-    The result is (B, 3, image_size, image_size) float32, in [0, 255] but for what bicubic sampling overshoots.
+    The result is (B, 3, image_size, image_size) float32, in [0, 255] except where bicubic sampling overshoots.
     `upright` boxes are neither turned nor sheared.
 
     There is no low-pass filter: boxes are at most a little larger than the result, as photos come scaled down.
@@ -137,7 +137,7 @@ def _sample(
         if upright:  # a column shares its x, and a row its y: less to add up and to clamp
             start, step = (start[:, :1], step) if axis == 0 else (start, step[:, :1])
         place = start[:, :, None] + step[:, None, :]
-        # What lies outside shows the nearest pixel, and nothing of what fills up the batch.
+        # Outside of the photo its nearest pixel is shown, never the padding of the batch.
         last = ((side - 0.5) * (2 / canvas) - 1)[:, None, None]
         places[..., axis] = place.clamp_(torch.full_like(last, 1 / canvas - 1), last)
     padding = "zeros"  # never seen
@@ -148,7 +148,7 @@ def _sample(
 
 
 def _edges_repeated(pixels: Tensor, sizes: Tensor) -> Tensor:
-    """The last row and column of each image in place of what fills up the batch: bicubic sampling looks beyond them."""
+    """The last row and column of each image in place of the padding: bicubic sampling reads beyond them."""
     height, width = sizes[:, :, None].unbind(dim=1)
     down = torch.arange(pixels.shape[1], device=pixels.device).minimum(height - 1)
     across = torch.arange(pixels.shape[2], device=pixels.device).minimum(width - 1)

@@ -20,20 +20,20 @@ from lightning_modules.network import Trainable, find_head, trainable_modules
 Schedule = Literal["constant", "cosine", "one_cycle"]
 
 NOT_DECAYED = ("layer_scale", "class_token", "pos_embedding", "relative_position_bias_table", "logit_scale")
-"""Scales and positions: of two or more dimensions, and yet no weights of a layer. The names are torchvision's.
+"""Scales and positions: of two or more dimensions, but not weights of a layer. The names are torchvision's.
 
 Source: the training code of ConvNeXt (arXiv:2201.03545), ViT (arXiv:2010.11929) and Swin (arXiv:2103.14030 and
 2111.09883) does not decay them; torchvision's own references exempt class tokens, positions and bias tables (2026-11).
 """
 EPOCH_SO_FAR = "epoch_so_far"
-"""Where a checkpoint keeps the running sums of an epoch that is under way."""
+"""Key of a checkpoint: the running sums of an unfinished epoch."""
 
 
 class ImageClassifier(pl.LightningModule):
     """Cross-entropy fine-tuning of the head, the last block or all of a network.
 
-    Frozen parts stay in eval mode, so neither their weights nor their BatchNorm statistics move, and they are left out
-    of checkpoints: those hold what training changes, and go into a network built the same way.
+    Frozen layers stay in eval mode, so neither their weights nor their BatchNorm statistics change. Checkpoints leave
+    them out: they hold what training changes, and are loaded into a network that was built the same way.
     """
 
     strict_loading = False
@@ -88,7 +88,7 @@ class ImageClassifier(pl.LightningModule):
         return scores.float()
 
     def train(self, mode: bool = True) -> ImageClassifier:
-        """Switch to training mode, but for the frozen parts."""
+        """Switch to training mode, except for frozen layers."""
         super().train(mode)
         self.network.eval()
         for part in self._trained:
@@ -100,11 +100,11 @@ class ImageClassifier(pl.LightningModule):
         self.train()
 
     def on_train_start(self) -> None:
-        """Go on within an epoch where the checkpoint was, for which Lightning calls no `on_train_epoch_start`."""
+        """Resume within an epoch; Lightning does not call `on_train_epoch_start` for it."""
         # Lightning 2.6 restores the place in the training data as it opens them, and `estimated_stepping_batches` below
         # has had them opened before the checkpoint was read. Nothing happens if the checkpoint ends an epoch.
         self.trainer.fit_loop._load_combined_loader_states()
-        # Its seconds are those up to the checkpoint and those from here on: not what a kill lost, nor the pause.
+        # Its seconds are those before the checkpoint plus those from now on, without lost steps and the pause.
         self._epoch_started = time.perf_counter() - self._epoch_seconds
 
     def on_train_epoch_start(self) -> None:
@@ -133,22 +133,22 @@ class ImageClassifier(pl.LightningModule):
             self._epoch_seconds = time.perf_counter() - self._epoch_started
 
     def validation_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Add one batch to the validation metrics; its loss is for whoever records it."""
+        """Add one batch to the validation metrics; callbacks get its loss."""
         del batch_idx
         images, labels = batch
         scores = self(images)
         counted = (labels != IGNORED_LABEL).sum()
-        # A batch of nothing but padding has no mean; counted as 0 images it must be a number all the same.
+        # A batch of padding only has no mean. It counts as 0 images, but must be a number.
         loss = torch.where(counted > 0, self.criterion(scores, labels), 0.0)
         self.val_loss.update(loss * counted, counted)
         best = scores.topk(min(5, self.num_classes), dim=1).indices
-        # Padding's label is no class, so it never hits.
+        # The label of padding is not a class, so it is never counted as correct.
         self.val_accuracy.update((scores.argmax(dim=1) == labels).sum(), counted)
         self.val_top5_accuracy.update((best == labels[:, None]).sum(), counted)
         return loss
 
     def on_validation_epoch_end(self) -> None:
-        """Log the averages over the whole validation split, and what the training epoch came to if there was one."""
+        """Log the averages over the whole validation split, and the training metrics of the epoch, if there was one."""
         values = {
             metrics.VAL_LOSS: float(self.val_loss.compute()),
             metrics.VAL_ACCURACY: float(self.val_accuracy.compute()),
@@ -170,9 +170,9 @@ class ImageClassifier(pl.LightningModule):
         self._epoch_images = 0
 
     def configure_optimizers(self) -> Any:
-        """The optimiser with its parameter groups, and the step size's course over the run."""
+        """The optimiser with its parameter groups, and the learning-rate schedule."""
         options: dict[str, Any] = {"lr": self.learning_rate}
-        # Fused steps and clipped gradients exclude each other in Lightning where it computes in mixed precision.
+        # Lightning refuses a fused optimiser with gradient clipping in mixed precision.
         if self.device.type in ("cuda", "cpu") and not self.trainer.gradient_clip_val:
             options["fused"] = True
         optimizer: Optimizer
@@ -195,21 +195,21 @@ class ImageClassifier(pl.LightningModule):
         return int(self.trainer.estimated_stepping_batches)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Leave out what training does not change, and add what the epoch came to so far."""
+        """Remove what training does not change, and add the sums of the epoch so far."""
         trained = {id(tensor) for part in self._trained for tensor in part.state_dict(keep_vars=True).values()}
         own = self.state_dict(keep_vars=True)
         checkpoint["state_dict"] = {
             name: value for name, value in checkpoint["state_dict"].items() if id(own[name]) in trained
         }
         checkpoint[EPOCH_SO_FAR] = {
-            # Those of all devices, as one writes for all; at an epoch's end they have just been reset.
+            # The sums of all devices, as one process writes for all; at the end of an epoch they have just been reset.
             "metrics": self.all_gather([one.metric_state for one in self._epoch_metrics()]),
             "images": self._epoch_images,
             "seconds": time.perf_counter() - self._epoch_started,
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Go on with the sums of the epoch."""
+        """Restore the sums of the epoch."""
         so_far = checkpoint[EPOCH_SO_FAR]
         for metric, saved in zip(self._epoch_metrics(), so_far["metrics"], strict=True):
             for name, of_devices in saved.items():
@@ -249,7 +249,7 @@ class Average(Metric):
     """Mean over images, of a loss or of hits; NaN stays NaN, and no update waits for the device.
 
     torchmetrics' MeanMetric drops NaN, so that a diverged run looks well, and with `nan_strategy="disable"` it drops
-    the weights instead; its accuracies with `ignore_index` select by a mask, for which the device is waited (1.9.0).
+    the weights instead; its accuracies with `ignore_index` select by a mask, which waits for the device (1.9.0).
     """
 
     total: Tensor
@@ -271,7 +271,7 @@ class Average(Metric):
 
 
 def learning_rate_factor(step: int, total_steps: int, *, schedule: Schedule, warmup_steps: int) -> float:
-    """Share of the peak step size that `step` (0-based) takes.
+    """Learning rate of `step` (0-based), as a share of its peak.
 
     A pure function of the step, so that it can be computed for many trials at once and after any resume.
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def usable_cores(root: Path = Path("/")) -> int:
-    """Cores that this process may use: those that it is bound to, but no more than a container's CPU quota pays for.
+    """Cores that this process may use: its CPU affinity, limited by a container's CPU quota.
 
     Args:
         root: where `proc` and `sys` are.
@@ -25,7 +25,7 @@ def cpu_quotas(root: Path) -> Iterator[float]:
     """
     mounts = root / "sys" / "fs" / "cgroup"
     groups = root / "proc" / "self" / "cgroup"
-    # In a container the group's own path may be outside of what is mounted: then the mount itself is the group.
+    # In a container the path of the group may not be mounted: then the mount itself is the group.
     for line in groups.read_text().splitlines() if groups.is_file() else ["0::/"]:
         _, controllers, path = line.split(":", 2)
         names = controllers.split(",")

@@ -1,7 +1,7 @@
 """The data module over class folders: batches of photos whose order and augmentation depend on seed and epoch only.
 
-So a run that was killed and goes on from its last checkpoint sees the same batches as one that was never stopped,
-with any number of threads and whether the photos were decoded before or not.
+A resumed run therefore sees the same batches as an uninterrupted one, with any number of threads, and with cached or
+uncached photos.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from lightning_modules.inference import Preprocessing
 from lightning_modules.threads import default_threads, open_threads
 
 IGNORED_LABEL = -100
-"""Label of the images that fill up the last shard of a distributed evaluation; losses and metrics skip it."""
+"""Label of padding in the last shard of a distributed evaluation; losses and metrics skip it."""
 
 PHOTOS_A_TASK = 8
-"""Of a batch, at least, that one thread puts in its place before it takes others."""
+"""Fewest photos of a batch that one thread decodes in one task."""
 
 Batch = tuple[Tensor, Tensor]
 """(B, 3, S, S) float32 images, or features, and their labels: (B,) int64, or (B, C) shares where images are mixed."""
@@ -39,7 +39,7 @@ Batch = tuple[Tensor, Tensor]
 class ShardedSampler:
     """Draws this process's share of a split, shuffled by seed and epoch when training.
 
-    Every process draws equally many images, as DDP's collectives need; what fills up the last share is marked.
+    Every process draws equally many images, as DDP's collectives need; padding of the last share is marked.
     """
 
     def __init__(self, length: int, *, seed: int, shuffle: bool, rank: int = 0, world_size: int = 1) -> None:
@@ -48,7 +48,7 @@ class ShardedSampler:
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Called by Lightning before each epoch, also when it goes on from a checkpoint."""
+        """Called by Lightning before each epoch, also when it resumes from a checkpoint."""
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -71,14 +71,14 @@ class ShardedSampler:
 
 
 def step_seed(seed: int, step: int, rank: int = 0) -> int:
-    """Seed of what a training step draws at random."""
+    """Seed of the random draws of a training step."""
     return (seed * 1_000_003 + step) * 1024 + rank
 
 
 def seed_draws(seed: int, device: torch.device) -> None:
-    """Seed what is drawn on the CPU and on `device` from here on.
+    """Seed the random generators of the CPU and of `device`.
 
-    `torch.manual_seed` also seeds every kind of device that is not there, which takes longer than a step of a head.
+    `torch.manual_seed` also seeds absent kinds of devices, which takes longer than a step of a head.
     """
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":
@@ -88,14 +88,14 @@ def seed_draws(seed: int, device: torch.device) -> None:
 
 
 class PhotoBatch(NamedTuple):
-    """A batch as it travels to the device: bytes, a quarter of the floats."""
+    """A batch as it is sent to the device: bytes, a quarter of the size of floats."""
 
     pixels: Tensor
     """(B, H, W, 3) uint8; each photo in the upper left corner."""
     sizes: Tensor
     """(B, 2) int64: height and width of each photo."""
     draws: Tensor
-    """(B, DRAWS) float32 that decide the augmentation; (B, 0) for photos that are shown as they are."""
+    """(B, DRAWS) float32 for the augmentation; (B, 0) for photos without augmentation."""
     labels: Tensor
     """(B,) int64."""
 
@@ -113,9 +113,9 @@ def batch_sizes(images: int, batch_size: int, *, no_single: bool = False) -> lis
 
 
 class EpochBatches:
-    """The batches of one epoch, which can begin in its middle: what Lightning asks of a loader, without processes."""
+    """The batches of one epoch, which can start in its middle: a loader for Lightning, without worker processes."""
 
-    batch_sampler = None  # Lightning asks whoever has a sampler for it
+    batch_sampler = None  # Lightning reads it from a loader with a sampler
 
     def __init__(self, batch_size: int, sampler: ShardedSampler, *, no_single: bool = False) -> None:
         self.batch_size = batch_size
@@ -128,20 +128,20 @@ class EpochBatches:
         return len(self.sizes)
 
     def state_dict(self) -> dict[str, int]:
-        """How many batches of the epoch were given; Lightning keeps it in checkpoints."""
+        """Number of batches of this epoch so far; Lightning stores it in checkpoints."""
         return {"batches": self._given}
 
     def load_state_dict(self, state_dict: Mapping[str, int]) -> None:
-        """Begin the next epoch after so many batches; Lightning asks for it where a checkpoint was within an epoch."""
+        """Start the next epoch after this many batches; Lightning calls it for a checkpoint within an epoch."""
         self._skipped = state_dict["batches"]
 
     def _begin(self) -> None:
-        """To be called at the first batch: Lightning asks for the iterator before it tells the epoch and the place."""
+        """To be called at the first batch: Lightning creates the iterator before it sets epoch and position."""
         self._given, self._skipped = self._skipped, 0
 
 
 class PhotoBatches(EpochBatches):
-    """Photos as batches, put together by threads while the batches before them train.
+    """Batches of photos, loaded by threads while earlier batches train.
 
     Threads suffice: reading, decoding and copying release the GIL, and a photo takes a few lines of Python.
     """
@@ -182,12 +182,12 @@ class PhotoBatches(EpochBatches):
     def _assemble(
         self, pool: ThreadPoolExecutor, places: Tensor, seeds: Tensor, padding: Tensor
     ) -> tuple[PhotoBatch, list[Future[None]]]:
-        """A batch, and the tasks that fill it: all threads share the first one, so an epoch begins at once."""
+        """A batch, and the tasks that fill it. All threads share the first batch, so an epoch starts at once."""
         wanted = places.tolist()
         sizes = np.array([self.photos.size(place) for place in wanted])
         height, width = sizes.max(axis=0).tolist()
         pixels = torch.empty(len(wanted), height, width, 3, dtype=torch.uint8, pin_memory=torch.cuda.is_available())
-        # numpy: each torch operation hands the interpreter to another thread and waits to get it back.
+        # numpy: each torch operation releases the GIL and waits to get it back.
         canvas, shapes = pixels.numpy(), sizes.tolist()
         share = max(PHOTOS_A_TASK, -(-len(wanted) // self.threads))
 
@@ -209,10 +209,10 @@ class ClassFolderData(pl.LightningDataModule):
     Args:
         folders: the data set.
         preprocessing: the size that the network sees.
-        batch_size: images a step on each device.
-        num_threads: that put batches together; 0 takes as many as are of use.
-        augment: what training images go through; see `augmentation.py`. `strong` also mixes half of the batches.
-        seed: of order and augmentation.
+        batch_size: images per step and device.
+        num_threads: threads that load batches; 0 takes `default_threads`.
+        augment: augmentation of training images; see `augmentation.py`. `strong` also mixes half of the batches.
+        seed: seed of order and augmentation.
         no_single_image: let a last training batch of one image join the one before it; see `trains_batch_norm`.
         decoded: training and validation photos that were decoded before.
     """
@@ -273,17 +273,17 @@ class ClassFolderData(pl.LightningDataModule):
         return ready
 
     def validation_inputs(self, device: torch.device) -> Iterator[Tensor]:
-        """All of the validation split in order, undivided between devices, as the network takes it."""
+        """The whole validation split in order, not divided between devices, as input of the network."""
         for batch in self._batches(self._valid, self.folders.valid, divided=False):
             yield self._inputs(_sent(batch, device))
 
     def split_inputs(self, split: Split, device: torch.device) -> Iterator[Tensor]:
-        """All of any split in order, as the network takes it: (B, 3, S, S) float32 on `device`."""
+        """A whole split in order, as input of the network: (B, 3, S, S) float32 on `device`."""
         for batch in self._batches(self.files(split), split, divided=False):
             yield self._inputs(_sent(batch, device))
 
     def training_views(self, device: torch.device, views: int) -> Iterator[Iterator[Tensor]]:
-        """All of the training split in order; of each batch so many augmented views, for which it is decoded once."""
+        """The whole training split in order, with this many augmented views per batch, which is decoded once."""
         augmented = self.augment != "none"
         sampler = ShardedSampler(len(self.folders.train), seed=self.seed, shuffle=False)
         seeds = []
@@ -298,7 +298,7 @@ class ClassFolderData(pl.LightningDataModule):
                 yield (self._inputs(here) for _ in own)
 
     def _inputs(self, batch: PhotoBatch) -> Tensor:
-        """What the network takes: (B, 3, S, S) float32, normalised."""
+        """The input of the network: (B, 3, S, S) float32, normalised."""
         if batch.draws.shape[1]:
             assert self.augment != "none"
             images = augment(
@@ -318,7 +318,7 @@ class ClassFolderData(pl.LightningDataModule):
         return torch.cuda.Stream()  # type: ignore[no-untyped-call]
 
     def _mixed(self, images: Tensor, labels: Tensor) -> Batch:
-        """MixUp or CutMix in every other batch; which one and how much depends on the step only."""
+        """MixUp or CutMix in every second batch; its random numbers depend on the step only."""
         assert self.trainer is not None
         with torch.random.fork_rng(devices=[]):
             step = step_seed(self.seed, self.trainer.global_step, self.trainer.global_rank)

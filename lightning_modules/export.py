@@ -1,4 +1,4 @@
-"""Write what a finished run leaves: the export folder, the same at home and inside `model.tar.gz`."""
+"""Write the export folder of a finished run, the same at home and inside `model.tar.gz`."""
 
 from __future__ import annotations
 
@@ -35,15 +35,15 @@ def write_export(
     config: Mapping[str, object],
     golden_photos: Iterable[Path],
 ) -> Path:
-    """Write an export folder beside its place and move it there whole.
+    """Write an export folder under a temporary name and rename it.
 
     Args:
         network: in eval mode on any device; its weights are written as float32.
         metrics: the metrics of these weights.
         data: the photos that they were trained and scored on: fingerprint, counts, and how they were divided.
-        config: the run's config, for whoever wants to repeat it.
-        golden_photos: photos that the network never trained on. The first that can be read goes with the model: every
-            place that serves it must score this photo alike.
+        config: the config of the run, with which it can be repeated.
+        golden_photos: photos that the network never trained on. The first readable one becomes part of the export:
+            every server must compute the same scores for it.
 
     Returns:
         `folder`.
@@ -88,7 +88,7 @@ def write_export(
 
 
 def _golden_photo(photos: Iterable[Path]) -> Image.Image:
-    """The first photo that can still be read: hours of training may lie between the look through them and this one."""
+    """The first photo that is still readable: training may have taken hours since the scan."""
     path = None
     for path in photos:
         with contextlib.suppress(OSError, inference.BadImageError):
@@ -100,6 +100,6 @@ def check_golden(folder: Path) -> None:
     """Load an export and score its golden photo again.
 
     Raises:
-        BadExportError: if it is not whole, the scores are off, or the best class changed.
+        BadExportError: if it is incomplete, the scores differ, or the best class changed.
     """
     inference.check_golden(folder, inference.load_export(folder))

@@ -12,7 +12,7 @@ from pathlib import Path
 
 @contextlib.contextmanager
 def replaced_whole(path: Path, part: Path) -> Iterator[Path]:
-    """Write to `part`, which is then renamed to `path`; where that fails, as on a full disk, `part` is removed.
+    """Write to `part`, which is then renamed to `path`; if that fails, as on a full disk, `part` is removed.
 
     Raises:
         OSError: what the system says; it names `path` where the system's error names no file.

@@ -35,7 +35,7 @@ from lightning_modules.threads import open_threads
 
 _log = logging.getLogger(__name__)
 Progress = Callable[[Iterable[Path], int], Iterable[Path]]
-"""Wraps an iterable of known length to show how far it is, as tqdm does."""
+"""Wraps an iterable of known length to show its progress, as tqdm does."""
 
 
 class TooManyBadImagesError(UserError):
@@ -59,7 +59,7 @@ class Split:
 
 @dataclass(frozen=True)
 class ClassFolders:
-    """A data set that was looked through before training."""
+    """A data set that was scanned before training."""
 
     root: Path
     class_names: tuple[str, ...]
@@ -72,11 +72,11 @@ class ClassFolders:
     bad_files: dict[str, str]
     """Files that were left out: path relative to root, and why."""
     leaked: int
-    """Files whose exact bytes stand in more than one split."""
+    """Number of files whose bytes are in more than one split."""
     copies: tuple[tuple[str, ...], ...]
     """Photos of the same bytes in more than one split, or of more than one class: their paths relative to root."""
     remarks: tuple[str, ...]
-    """What else a person should know of the folders; each is one sentence."""
+    """Further warnings about the folders, one sentence each."""
     fingerprint: str
     """SHA-256 over the names and contents of all photos used."""
 
@@ -91,14 +91,14 @@ def scan_class_folders(
     cache_dir: Path,
     progress: Progress = lambda paths, _: paths,
 ) -> ClassFolders:
-    """Look through `root/{train,valid,test}/CLASS/PHOTO`; every file is decoded once, and remembered by size and date.
+    """Scan `root/{train,valid,test}/CLASS/PHOTO`. Every file is decoded once; the result is cached by size and date.
 
     Without a valid folder a stratified part of train, drawn with `seed`, takes its place.
 
     Raises:
         UserError: if there is no root or no train folder; if a split has classes that train lacks, or too few photos.
-        TooManyBadImagesError: if more than `max_bad_fraction` of the files can't be read. A single one is left out
-            however few there are, unless it is 0.
+        TooManyBadImagesError: if more than `max_bad_fraction` of the files can't be read. A single one is left out,
+            unless `max_bad_fraction` is 0.
     """
     listed = _list(root)
     folder_names, class_names = _names(root, listed)
@@ -150,7 +150,7 @@ def scan_class_folders(
 
 
 def read_class_names(root: Path) -> tuple[str, ...]:
-    """The class names of a data set, in order, without a look into its files.
+    """The class names of a data set, in order; no file is opened.
 
     Raises:
         UserError: if there is no root or no train folder, or the class folders can't be used.
@@ -159,7 +159,7 @@ def read_class_names(root: Path) -> tuple[str, ...]:
 
 
 def check_class_sizes(root: Path, *, fraction: float) -> None:
-    """Refuse a class with a single file where a part of each class is cut off, without a look into the files.
+    """Refuse a class with a single file if each class is to be split; no file is opened.
 
     Raises:
         UserError: naming the class.
@@ -197,7 +197,7 @@ def _names(root: Path, listed: Mapping[str, Sequence[Path]]) -> tuple[list[str],
 
 
 class _Fact(NamedTuple):
-    """What one look at a file found."""
+    """Result of scanning one file."""
 
     sha256: str
     problem: str
@@ -206,7 +206,7 @@ class _Fact(NamedTuple):
 
 
 def _look_at(paths: Sequence[Path], root: Path, cache_dir: Path, progress: Progress) -> dict[Path, _Fact]:
-    """Hash and decode every file once; a file of the same size and date is not looked at again."""
+    """Hash and decode every file once; a file of the same size and date is not opened again."""
     cache = cache_dir / f"files-{hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:16]}.json"
     known = _read_cache(cache)
     keys = {path: _file_key(path, root) for path in paths}
@@ -216,14 +216,14 @@ def _look_at(paths: Sequence[Path], root: Path, cache_dir: Path, progress: Progr
         for path, fact in zip(progress(new, len(new)), looks, strict=True):
             known[keys[path]] = fact
     if new:
-        # What has no hash was learned about the machine and not about the bytes: the drive may be back, or its
+        # A result without a hash is about the machine, not about the bytes: the drive may be back, or its
         # permissions changed.
         _write_cache(cache, {key: known[key] for key in keys.values() if known[key].sha256})
     return {path: known[keys[path]] for path in paths}
 
 
 _DECODER = [DECODER_VERSION, PIL.__version__]
-"""What may call the same bytes damaged in one version and not in the next."""
+"""Versions that decide whether the same bytes are readable."""
 
 
 def _write_cache(cache: Path, facts: Mapping[str, _Fact]) -> None:
@@ -242,7 +242,7 @@ def _write_cache(cache: Path, facts: Mapping[str, _Fact]) -> None:
 
 
 def _read_cache(cache: Path) -> dict[str, _Fact]:
-    """What earlier scans found; a file that is torn, of another form or by another decoder is made anew."""
+    """Results of earlier scans; a file that is damaged, or from another version or decoder, is ignored."""
     try:
         known = json.loads(cache.read_text())
         if known["decoder"] != _DECODER:
@@ -262,7 +262,7 @@ def _file_key(path: Path, root: Path) -> str:
 
 
 class NoPhotoError(BadImageError):
-    """A file that is not even read."""
+    """Result for a file that is not read."""
 
 
 def read_photo(path: Path) -> bytes:
@@ -278,7 +278,7 @@ def read_photo(path: Path) -> bytes:
 
 
 def _look(path: Path) -> _Fact:
-    """Read and decode a file. What is found without a hash says nothing about its bytes, and is not remembered."""
+    """Read and decode a file. A result without a hash is not about its bytes, and is not cached."""
     try:
         data = read_photo(path)
         photo = open_image(data)
@@ -294,7 +294,7 @@ def _look(path: Path) -> _Fact:
 
 
 def _cut(split: Split, fraction: float, seed: int) -> tuple[Split, Split]:
-    """Cut a stratified part off a split: (the part, the rest), at least one photo a class in either."""
+    """Split stratified by class: (the part, the rest), at least one photo per class in both."""
     by_class: dict[int, list[int]] = defaultdict(list)
     for index, label in enumerate(split.labels):
         by_class[label].append(index)
@@ -326,7 +326,7 @@ def _select(split: Split, indices: Sequence[int]) -> Split:
 
 
 def _leaked(splits: dict[str, Split]) -> int:
-    """Photos that stand, byte for byte, in two splits: counted once for each split beyond the first."""
+    """Number of photos with the same bytes in two splits, counted once per split beyond the first."""
     splits_of = Counter(digest for split in splits.values() for digest in set(split.hashes))
     return sum(count - 1 for count in splits_of.values())
 
@@ -345,7 +345,7 @@ def _copies(root: Path, splits: dict[str, Split]) -> tuple[tuple[str, ...], ...]
 
 
 def _remarks(root: Path, splits: Mapping[str, Split]) -> tuple[str, ...]:
-    """What is no error, and yet, as a rule, not meant."""
+    """Warnings about folders that are valid but rarely intended."""
     said, empty = [], []
     if "test" not in (found := split_folders(root)):
         said.append(f"data.root {root} has no test folder: this run has no test score")

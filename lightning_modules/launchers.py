@@ -1,4 +1,4 @@
-"""Which process of a training this one is. Launchers such as torchrun, srun and Kubernetes say it in variables."""
+"""The rank of this process in a training. Launchers such as torchrun, srun and Kubernetes set it in variables."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class OneProcess(LightningEnvironment):
 
     @property
     def creates_processes_externally(self) -> bool:
-        """No launcher: this process is all there is."""
+        """No launcher: there is this process only."""
         return False
 
     @property

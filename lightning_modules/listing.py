@@ -1,4 +1,4 @@
-"""Which files stand in the class folders of a data set, without looking into them."""
+"""The files in the class folders of a data set; no file is opened."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from lightning_modules.errors import UserError
 
 SPLIT_FOLDERS = {"train": ("train",), "valid": ("valid", "validation", "val"), "test": ("test",)}
 SYSTEM_NAMES = frozenset({"__macosx", "@eadir", "$recycle.bin", "thumbs.db", "desktop.ini", "icon\r"})
-"""What macOS, Windows, cloud drives and network drives put beside photos, in lower case; it does not count."""
+"""Files that macOS, Windows, cloud drives and network drives add to folders, in lower case; ignored."""
 MAX_FILE_BYTES = 512 * 1024 * 1024
-"""Of a photo: more than the 40 million pixels of the largest one take in any format."""
+"""Largest size of a photo: above that of 40 million pixels in any format."""
 
 MOST_LINES = 50
-"""Of a list that a person reads on a terminal."""
+"""Longest list that is printed on a terminal."""
 
 _KINDS = {
     stat.S_IFIFO: "a named pipe",
@@ -78,7 +78,7 @@ def photos_below(folder: Path, suffixes: Sequence[str]) -> list[Path]:
 
 
 def list_photos(folder: Path) -> list[Path]:
-    """All that stands in the class folders of a split, be it a photo or not; hidden files do not count.
+    """All files in the class folders of a split, photos or not, except hidden files.
 
     Raises:
         UserError: as `class_folders`, and for a class folder that holds folders only.
@@ -96,7 +96,7 @@ def list_photos(folder: Path) -> list[Path]:
 
 
 def loose_files(folder: Path) -> list[Path]:
-    """What stands in a split beside its class folders, where nothing looks for photos."""
+    """Files in a split outside of its class folders, which are never used as photos."""
     return [one for one in _entries(folder) if not one.is_dir()]
 
 
@@ -111,10 +111,10 @@ def class_name(folder: str) -> str:
 
 
 def why_no_photo(path: Path) -> str:
-    """Why a file can't be a photo, by what the file system says of it; reading a pipe would wait forever.
+    """Why a file can't be a photo, by its type and size; reading a pipe would wait forever.
 
     Returns:
-        An empty string for what may be one.
+        An empty string if it may be one.
 
     Raises:
         OSError: if the file system does not answer, or the file is gone.
@@ -155,6 +155,6 @@ def named(names: Sequence[str], most: int = 10) -> str:
 
 
 def as_lines(lines: Sequence[str], where: str = "") -> str:
-    """Indented lines; of more than `MOST_LINES` the first, how many more there are, and where those are."""
+    """Indented lines; beyond `MOST_LINES` their number and where they are."""
     more = [f"and {len(lines) - MOST_LINES} more{where}"] if len(lines) > MOST_LINES else []
     return "\n".join(f"  {line}" for line in [*lines[:MOST_LINES], *more])

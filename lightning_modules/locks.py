@@ -10,7 +10,7 @@ from filelock import FileLock, Timeout
 from lightning_modules.errors import UserError
 
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP)
-"""What a file system without locks answers, such as NFS without lockd."""
+"""Errors of a file system without locks, such as NFS without lockd."""
 
 
 class KernelLock(FileLock):
@@ -25,7 +25,7 @@ class KernelLock(FileLock):
     """
 
     def __init__(self, path: Path, timeout: float = -1) -> None:
-        # No soft lock: it is a file that stays when its holder is killed, and then everybody waits for nobody.
+        # Not a soft lock: its file stays when the holder is killed, and other processes wait forever.
         super().__init__(path, timeout, is_singleton=False, fallback_to_soft=False)
 
     def try_acquire(self) -> bool:

@@ -1,4 +1,4 @@
-"""Memory that a process keeps for what comes next."""
+"""Keep freed memory in the process."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 
 
 def keep_memory() -> None:
-    """Let what was freed go to whoever asks next, not back to the system, until the process ends.
+    """Keep freed memory for later allocations until the process ends, instead of returning it to the system.
 
-    glibc gives large blocks back at once, and the system clears new ones page by page. The activations of a network are
-    such blocks: on a CPU a third of a ResNet50's forward pass went there. The process stays as large as it once was.
-    Where the C library is another one, nothing happens.
+    glibc returns large blocks at once, and the system clears new ones page by page. The activations of a network are
+    such blocks: on a CPU they cost a third of a ResNet50's forward pass. The process keeps its largest size. With
+    another C library, nothing happens.
 
     Source: mallopt(3).
     """

@@ -1,4 +1,4 @@
-"""The metrics, defined once: their names in MLflow, Optuna and a job's metric lines, and which of them may decide."""
+"""The metrics, defined once: their names in MLflow, Optuna and a job's metric lines, and which may be the objective."""
 
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -18,10 +18,10 @@ EPOCH_SECONDS: Final = "epoch_seconds"
 """Wall-clock seconds of the training part of an epoch."""
 IMAGES_PER_SECOND: Final = "images_per_second"
 BEST: Final = "best_"
-"""Prefix under which the objectives of a run's best epoch stand beside their course."""
+"""Prefix of the objectives of a run's best epoch, which are logged beside the metrics of each epoch."""
 Direction = Literal["minimize", "maximize"]
 DIRECTIONS: Final[Mapping[str, Direction]] = MappingProxyType({VAL_LOSS: "minimize", VAL_ACCURACY: "maximize"})
-"""What may decide which epoch, trial and model is the best, and which way."""
+"""Metrics that may decide which epoch, trial and model is the best, and their direction."""
 OBJECTIVES: Final = tuple(DIRECTIONS)
 HIGHEST_VAL_ACCURACY: Final = "highest_val_accuracy"
 """The highest val_accuracy of all epochs. `best_val_accuracy` is that of the best epoch, whose weights are kept."""
@@ -30,7 +30,7 @@ HIGHEST_VAL_ACCURACY: Final = "highest_val_accuracy"
 SUMMARY: Final[Mapping[str, str]] = MappingProxyType(
     {f"{BEST}{name}": name for name in OBJECTIVES} | {HIGHEST_VAL_ACCURACY: HIGHEST_VAL_ACCURACY}
 )
-"""What stands beside the course of a run's metrics, and of a search's best run: its name there, and in the outcome."""
+"""Summary metrics of a run, and of the best run of a search: name of the metric, and its name in the outcome."""
 
 
 def summary(outcome: Mapping[str, float]) -> dict[str, float]:

@@ -28,19 +28,19 @@ from lightning_modules.listing import named
 Trainable = Literal["head", "last_block", "all"]
 
 PREFIXES = ("module.", "model.", "network.", "net.", "_orig_mod.", "backbone.")
-"""What DataParallel, Lightning, torch.compile and people's own modules put before a tensor's name."""
+"""Prefixes of tensor names by DataParallel, Lightning, torch.compile and own modules."""
 WRAPPERS = ("state_dict", "model_state_dict", "model", "network", "net", "module", "ema", "model_ema", "state_dict_ema")
-"""Where training programs keep the state dict in what they save; of two, the first counts."""
+"""Keys under which training programs save the state dict; of two, the first counts."""
 
 OLD_NAMES = (
     (r"(denselayer\d+\.(?:norm|conv))\.([12]\.)", r"\1\2"),
     (r"\.mlp\.linear_1\.", ".mlp.0."),
     (r"\.mlp\.linear_2\.", ".mlp.3."),
 )
-"""Names in files that torchvision publishes and their names in its networks of today: of DenseNets, and of ViTs."""
+"""Old names in files that torchvision publishes, and the names in its present networks: DenseNets and ViTs."""
 
 _POSITIONS = "encoder.pos_embedding"
-"""Of a ViT: an embedding for the class and for each patch of an image."""
+"""Name of a ViT's embedding of the class and of each patch."""
 
 _log = logging.getLogger(__name__)
 
@@ -145,10 +145,10 @@ def check_backbone(backbone: str) -> None:
 def check_network(
     backbone: str, *, weights: str, dropout: float, image_size: int, trainable: Trainable = "head", batch_size: int = 2
 ) -> None:
-    """Refuse in about a second what would otherwise be refused once the photos are decoded.
+    """Refuse within a second what would otherwise fail after the photos are decoded.
 
     Args:
-        weights: as for `create_network`; those that have to be downloaded are downloaded now.
+        weights: as for `create_network`; missing ones are downloaded now.
 
     Raises:
         UserError: as `create_network`, and for images that the network cannot take, or cannot train on one by one.
@@ -247,7 +247,7 @@ def trainable_modules(network: nn.Module, trainable: Trainable) -> list[nn.Modul
 
 
 def trains_batch_norm(network: nn.Module, trainable: Trainable) -> bool:
-    """Whether training computes BatchNorm statistics of its batches, for which a single image may be too few."""
+    """Whether training computes BatchNorm statistics of batches, which a batch of one image may not have."""
     trained = trainable_modules(network, trainable)
     return any(isinstance(part, _BatchNorm) for one in trained for part in one.modules())
 
@@ -256,7 +256,7 @@ def _last_block(trunk: nn.Module, head: nn.Module) -> list[nn.Module]:
     parts = [part for part in trunk.children() if part is not head and _weights(part, head)]
     last = max(index for index, part in enumerate(parts) if _weights(part, head, norms=False))
     block = parts[last]
-    # A trunk kept in one container (features of a VGG, encoder of a ViT) is no block: look inside.
+    # A trunk in one container (features of a VGG, encoder of a ViT) is not a block: search inside.
     if len(list(block.children())) > 1 and _weights(block, head) > 0.8 * _weights(trunk, head):
         return [*_last_block(block, head), *parts[last + 1 :]]
     if any(part is head for part in block.modules()):
@@ -283,7 +283,7 @@ def _imagenet_weights(backbone: str) -> dict[str, Tensor]:
             f"model.weights imagenet: {best.url} can't be downloaded ({error}); place that file at {cache}, "
             "or name another file in model.weights"
         ) from error
-    except Exception as error:  # a torn file: each reader has its own kinds
+    except Exception as error:  # a damaged file: each reader has its own error classes
         raise UserError(f"model.weights imagenet: {cache} can't be read, remove it: {error}") from error
 
 
@@ -297,7 +297,7 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
         if path.suffix.lower() == ".safetensors":
             return load_file(path)
         loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # each reader has its own kinds; all of them mean that the file is of no use
+    except Exception as error:  # each reader has its own error classes; all mean that the file is unusable
         objects = "it holds more than tensors, and Python objects are never unpickled"
         why = objects if isinstance(error, pickle.UnpicklingError) else str(error).partition("\n")[0]
         raise UserError(f"model.weights: {path} can't be read as a state dict: {why}") from error
@@ -309,7 +309,7 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def _why_no_weights(path: Path) -> str:
-    """What a file is that readers would only call damaged."""
+    """Name the format of a file that readers would only call damaged."""
     with path.open("rb") as file:
         if file.read(40).startswith(b"version https://git-lfs"):
             return "it is a pointer of Git LFS; `git lfs pull` fetches the file"
@@ -321,7 +321,7 @@ def _why_no_weights(path: Path) -> str:
 
 
 def _state_dict(loaded: object) -> dict[str, Tensor] | None:
-    """The state dict in what a training program saved: itself, or under one of the names that they use."""
+    """The state dict in a file of a training program: the file itself, or one of its usual keys."""
     if not isinstance(loaded, Mapping):
         return None
     if loaded and all(isinstance(key, str) and isinstance(value, Tensor) for key, value in loaded.items()):
@@ -339,10 +339,10 @@ def _load(network: nn.Module, state: dict[str, Tensor], head_name: str, source: 
 
 
 def _fitting(network: nn.Module, state: Mapping[str, Tensor], head_name: str, source: str) -> dict[str, Tensor]:
-    """What a state dict has for a network: all of it, or all but a head of another size.
+    """The tensors of a state dict that fit a network: all, or all except a head of another size.
 
     Raises:
-        UserError: if it is of another network or image size, or has values that are no numbers.
+        UserError: if it is of another network or image size, or has values that are not finite.
     """
     own = network.state_dict()
     state, beside = _own_names(state, own, head_name)
@@ -400,7 +400,7 @@ def _own_names(
 
 
 def _prefixes(key: str) -> list[str]:
-    """How much of a name may be of modules around the network: `module.model.fc.bias` has three such beginnings."""
+    """Possible prefixes of a name by modules around the network: `module.model.fc.bias` has three."""
     found = [""]
     while part := next((one for one in PREFIXES if key.startswith(found[-1] + one)), None):
         found.append(found[-1] + part)
@@ -410,7 +410,7 @@ def _prefixes(key: str) -> list[str]:
 def _say_of_head(
     there: Collection[str], own: Mapping[str, Tensor], state: Mapping[str, Tensor], head_name: str, source: str
 ) -> None:
-    """Say why a head is left out. That is how fine-tuning begins; only half a head is a reason to worry."""
+    """Log why a head is left out. A missing head is normal for fine-tuning; a part of a head is a warning."""
     before, level = state.get(f"{head_name}.weight"), logging.INFO
     if before is not None and before.shape != own[f"{head_name}.weight"].shape:
         why = f"its head has {len(before)} classes, not {len(own[f'{head_name}.weight'])}: left out"

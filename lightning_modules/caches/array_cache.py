@@ -1,7 +1,7 @@
 """Arrays that are computed once and then read from disk: memory-mapped, checked by their hash, bounded in size.
 
-An entry is a folder with the array and a manifest, made beside its place under a lock and moved there whole: two
-processes never compute the same thing, and a kill leaves nothing half-done in use.
+An entry is a folder with the array and a manifest. It is written under a temporary name and a lock, then renamed: two
+processes never compute the same array, and a kill leaves no incomplete entry.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ MANIFEST_FILE = "manifest.json"
 GB = 10**9
 
 NOT_WRITABLE = (errno.EROFS, errno.EACCES, errno.EPERM)
-"""Errors of a folder that may only be read, such as a cache that somebody else has filled."""
+"""Errors of a folder that may only be read, such as a cache of another user."""
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 _log = logging.getLogger(__name__)
@@ -40,7 +40,7 @@ class CacheError(UserError):
 
 
 class CacheTooSmallError(CacheError):
-    """What is to be kept is larger than `data.cache_max_gb`, or than the disk."""
+    """The array is larger than `data.cache_max_gb`, or than the free disk space."""
 
 
 def open_array(
@@ -52,10 +52,10 @@ def open_array(
     fill: Callable[[NDArray[Any]], None],
     max_gb: float,
 ) -> NDArray[Any]:
-    """The array of `key`, computed by `fill` where no whole one is there.
+    """The array of `key`, computed by `fill` unless the cache has it.
 
     Args:
-        folder: of all entries; the ones that were not used for longest go first when it is full.
+        folder: folder of all entries; when it is full, the least recently used entries are removed.
         key: everything that the values depend on, as JSON can hold it.
         fill: writes the values into an array of `shape` and `dtype`.
         max_gb: how large all entries together may become, in 10^9 bytes.
@@ -103,7 +103,7 @@ def open_array(
                     manifest = {"sha256": _digest(part / ARRAY_FILE), "key": dict(key)}
                     (part / MANIFEST_FILE).write_text(json.dumps(manifest, indent=1))
             except OSError as error:
-                # What `fill` raises about a photo is no matter of this disk.
+                # An error of `fill` about a photo is not an error of this disk.
                 if error.errno not in NO_ROOM:
                     raise
                 raise CacheTooSmallError(
@@ -120,7 +120,7 @@ def _open(entry: Path) -> NDArray[Any]:
 
 
 def _reserve(path: Path, start: int) -> None:
-    """Have the disk hold all of a new file: a write through a memory map kills the process where the disk is full.
+    """Reserve the disk space of a new file: on a full disk a write through a memory map kills the process.
 
     Args:
         start: where the file's zeros begin.
@@ -142,7 +142,7 @@ def _reserve(path: Path, start: int) -> None:
             file.seek(place)
             file.write(zeros[: size - place])
         file.flush()
-        os.fsync(file.fileno())  # a network drive says only now that it is full
+        os.fsync(file.fileno())  # a full network drive reports its error only now
 
 
 def _is_whole(entry: Path) -> bool:
@@ -153,11 +153,11 @@ def _is_whole(entry: Path) -> bool:
         whole = wanted == _digest(entry / ARRAY_FILE)
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         whole = False
-    except OSError as error:  # of this moment or this user: another one may read it, and it may have taken hours
+    except OSError as error:  # perhaps temporary, or of this user only: keep the entry, which may have taken hours
         error.filename = error.filename or str(entry)
         raise
     if not whole:
-        _log.warning("%s is damaged and is made anew", entry)
+        _log.warning("%s is damaged and is computed again", entry)
     return whole
 
 

@@ -1,4 +1,4 @@
-"""The feature cache: what a frozen backbone makes of every photo, computed once for all trials of all sweeps."""
+"""The feature cache: the output of a frozen backbone per photo, computed once for all trials of all sweeps."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ IMAGES_AT_ONCE = 4096
 
 @dataclass(frozen=True, eq=False)
 class FeatureSet:
-    """What the frozen backbone of a network makes of a data set."""
+    """Features of a data set by the frozen backbone of a network."""
 
     train: Tensor
     """(V, N, F) float32: V augmented views of each training image."""
@@ -76,7 +76,7 @@ def compute_features(
 
     Args:
         network: a classifier with a linear head; everything but the head is frozen.
-        data: the photos; its augmentation decides what the training views look like.
+        data: the photos; its augmentation is that of the training views.
         backbone: the network's name.
         views: augmented views to keep of each training image; without augmentation there is one.
         device: where the pass runs.
@@ -140,11 +140,11 @@ class Steps(NamedTuple):
     size: int
     """Images of a batch; the last one may have fewer."""
     first: int
-    """Which batch of the epoch the first one is, from 0."""
+    """Index of the first batch in its epoch, from 0."""
 
 
 class FeatureBatches(EpochBatches):
-    """Features as batches, cut from tensors that already are where they are used: no collation."""
+    """Batches of features, sliced from tensors on the training device, without collation."""
 
     def __init__(self, features: Tensor, labels: Tensor, batch_size: int, sampler: ShardedSampler) -> None:
         super().__init__(batch_size, sampler)
@@ -153,7 +153,7 @@ class FeatureBatches(EpochBatches):
     def __iter__(self) -> Iterator[Any]:
         self._begin()
         places, seeds, padding = self.sampler.draws()
-        # The same (seed, epoch, image) as for a photo that is augmented on its way.
+        # The same (seed, epoch, image) as for an uncached photo.
         views = (seeds % len(self.features)).to(self.features.device)
         places, padding = places.to(self.features.device), padding.to(self.features.device)
         labels = self.labels[places].masked_fill(padding, IGNORED_LABEL)
@@ -165,7 +165,7 @@ class FeatureBatches(EpochBatches):
 
 
 class FeatureSteps(FeatureBatches):
-    """As many batches at once as make about `IMAGES_AT_ONCE` images."""
+    """Number of batches with about `IMAGES_AT_ONCE` images."""
 
     def __init__(self, features: Tensor, labels: Tensor, batch_size: int, sampler: ShardedSampler) -> None:
         super().__init__(features, labels, max(1, IMAGES_AT_ONCE // batch_size) * batch_size, sampler)
@@ -200,7 +200,7 @@ class FeatureData(pl.LightningDataModule):
         return FeatureBatches(here.valid, here.valid_labels, size, self._sampler(here.valid, shuffle=False))
 
     def validation_inputs(self, device: torch.device) -> Iterator[Tensor]:
-        """All of the validation split in order, undivided between devices."""
+        """The whole validation split in order, not divided between devices."""
         yield self.features.valid[0].to(device)
 
     def _here(self) -> FeatureSet:

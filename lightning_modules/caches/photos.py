@@ -1,4 +1,4 @@
-"""Where the pixels of a split come from: the photo files, or a cache of what was decoded once."""
+"""The pixels of a split: from photo files, or from a cache of decoded photos."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from lightning_modules.inference import DECODER_VERSION, BadImageError, Preproce
 from lightning_modules.threads import open_threads
 
 SHORT_SIDE = 1.15
-"""Short side of a photo that is to be augmented, as a share of image_size: what a random crop is cut from."""
+"""Short side of a photo before a random crop, as a multiple of image_size."""
 LONGEST = 1.5
 """Long side of such a photo, as a share of the short one: of a longer strip the middle stays, which is all that a crop
 without augmentation ever shows. It bounds the canvas that photos of a batch share."""
 Progress = Callable[[str, int], AbstractContextManager[Callable[[int], object]]]
-"""Shows how far a pass over so many photos is: gives a function that takes how many more are done."""
+"""Shows the progress over this many photos: returns a function that takes the number of newly finished ones."""
 
 
 class Photos(Protocol):
@@ -38,12 +38,12 @@ class Photos(Protocol):
         ...
 
     def size(self, place: int) -> tuple[int, int]:
-        """Its height and width, without a look at its pixels."""
+        """Its height and width; its pixels are not read."""
         ...
 
 
 class PhotoFiles:
-    """Decodes a photo whenever it is asked for.
+    """Decodes a photo on each access.
 
     Args:
         split: the photos.
@@ -62,15 +62,15 @@ class PhotoFiles:
         """One photo, (h, w, 3).
 
         Raises:
-            BadImageError, OSError: if the file changed since it was looked at; the message names it.
+            BadImageError, OSError: if the file changed since the scan; the message names it.
         """
         path = self.split.paths[place]
         try:
             photo = open_image(read_photo(path), short_side=self._short_side if self.augmented else 0)
         except BadImageError as error:
             raise type(error)(f"{path}: {error}") from error
-        # Not pil_to_tensor: with each of its torch operations a thread gives the interpreter away, and where sixteen
-        # decode they wait longer for it than they decode.
+        # Not pil_to_tensor: each of its torch operations releases the GIL, and sixteen threads would wait longer for
+        # it than they decode.
         image = torch.from_numpy(np.array(photo)).permute(2, 0, 1)
         if not self.augmented:
             return _pixels(self.preprocessing.crop(image))
@@ -113,7 +113,7 @@ class DecodedPhotos:
 
 
 def cache_key(kind: str, split: Split) -> dict[str, object]:
-    """What every array made of a split's photos depends on."""
+    """The part of a cache key that every array of a split's photos has."""
     return {
         "kind": kind,
         "decoder": DECODER_VERSION,
@@ -125,11 +125,11 @@ def cache_key(kind: str, split: Split) -> dict[str, object]:
 def open_decoded(
     splits: Sequence[PhotoFiles], *, cache_dir: Path, max_gb: float, progress: Progress
 ) -> list[DecodedPhotos]:
-    """The decoded photos of some splits from disk; decoded by all cores and kept there if they are not there yet.
+    """The decoded photos of some splits from disk; decoded by all cores and saved there if they are missing.
 
     Raises:
         CacheTooSmallError: if all of them together do not fit.
-        BadImageError, OSError: if a file changed since it was looked at.
+        BadImageError, OSError: if a file changed since the scan.
     """
     sizes = [np.array([files.size(place) for place in range(len(files))], dtype=np.int64) for files in splits]
     needed = 3 * sum(int(one.prod(axis=1).sum()) for one in sizes) / GB

@@ -1,4 +1,4 @@
-"""Heads on cached features, many steps for each that Lightning counts."""
+"""Heads on cached features, with many optimiser steps per Lightning step."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from lightning_modules.network import DropoutLinear
 class HeadClassifier(ImageClassifier):
     """Trains as `ImageClassifier` does, to the same weights, but takes several steps at once.
 
-    What Lightning does around a step of a head takes twice as long as the step. So one batch of Lightning's loop holds
-    many of ours; callbacks see its end only, and `trainer.global_step` counts those. It is for one device.
+    Lightning's own work per step takes twice as long as the step of a head. So one batch of Lightning's loop holds many
+    of our batches. Callbacks run after each of Lightning's batches, which `trainer.global_step` counts. For one device.
 
     Args:
         network: the head.
-        steps_per_epoch: how many of our batches make an epoch.
-        gradient_clip: largest gradient norm; 0 does not clip. Lightning leaves it to whoever takes the steps.
+        steps_per_epoch: number of our batches per epoch.
+        gradient_clip: largest gradient norm; 0 does not clip. Lightning does not clip with manual optimisation.
         options: as `ImageClassifier`.
     """
 
@@ -36,7 +36,7 @@ class HeadClassifier(ImageClassifier):
         self.steps_per_epoch, self.gradient_clip = steps_per_epoch, gradient_clip
 
     def training_step(self, batch: Steps, batch_idx: int) -> None:  # type: ignore[override]
-        """Take the steps; what they came to is fetched from the device at the epoch's end."""
+        """Take the steps. Their metrics are fetched from the device at the end of the epoch."""
         del batch_idx
         counted, optimizer, scheduler = self.optimizers(), self.optimizers(use_pl_optimizer=False), self.lr_schedulers()
         assert isinstance(counted, LightningOptimizer)
@@ -76,7 +76,7 @@ class HeadClassifier(ImageClassifier):
         self._epoch_images += images
 
     def _parameter_groups(self) -> list[dict[str, Any]]:
-        """One for all that is trained: with a second one for what is not decayed a step takes a tenth longer."""
+        """One parameter group: a second one without decay makes a step a tenth longer."""
         parameters = list(self.network.parameters())
         return [{"params": parameters, "lr": self.learning_rate, "weight_decay": 0.0, "name": "head"}]
 

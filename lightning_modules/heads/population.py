@@ -1,7 +1,7 @@
-"""Many linear heads trained at once on the same cached features: per step one product for each batch size.
+"""Many linear heads trained at once on the same cached features, with one product per step and batch size.
 
-Each member ends as it would have ended alone: it sees the batches that its batch size makes of the same shuffled
-epochs, under its own step size, decay, dropout and label smoothing.
+Each member ends with the weights that it would have alone: it has its own batch size, learning rate, decay, dropout and
+label smoothing, and the epochs are shuffled alike.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ class Member:
 class HeadPopulation:
     """K linear heads and the state of their optimiser.
 
-    Rows stand in the order of their batch size, smallest first, so that the members that still have a batch left in an
+    Rows are sorted by batch size, smallest first, so that the members that still have a batch left in an
     epoch are always the first rows of every tensor.
 
     Args:
-        features: what all of them train on; where it is, they train.
+        features: training and validation features; the heads train on their device.
         members: their settings.
         optimizer: the same for all, as the schedule.
         seed: of the order of images, the augmented views and dropout.
@@ -83,7 +83,7 @@ class HeadPopulation:
         return weight[row].cpu().clone(), bias[row, :, 0].cpu().clone()
 
     def keep(self, places: Sequence[int]) -> None:
-        """Go on with these members only."""
+        """Keep these members only."""
         rows = [row for row, place in enumerate(self.places) if place in places]
         self.places, self.members = [self.places[row] for row in rows], [self.members[row] for row in rows]
         self._parameters = [[tensor[rows] for tensor in one] for one in self._parameters]
@@ -103,7 +103,7 @@ class HeadPopulation:
         order = (seeds % len(self.features.train)).to(device), places.to(device)
         # Ragged epochs: rounds[k] batches for row k, falling.
         rounds = [-(-images // member.batch_size) for member in self.members]
-        # What the host knows is laid out once an epoch, so that no step waits for it.
+        # The batches are laid out once per epoch, so that no step waits for the host.
         self._columns = {
             name: torch.tensor([getattr(member, name) for member in self.members]).to(device)[:, None, None]
             for name in ("weight_decay", "label_smoothing")
@@ -241,7 +241,7 @@ def _adamw(
     decay: Tensor | float,
     step: Tensor,
 ) -> None:
-    """One step of `torch.optim.AdamW` with its defaults, where each row has a step size of its own."""
+    """One step of `torch.optim.AdamW` with its defaults, with one learning rate per row."""
     values.mul_(1 - rate * decay)
     first.lerp_(gradient, 0.1)
     second.mul_(0.999).addcmul_(gradient, gradient, value=0.001)

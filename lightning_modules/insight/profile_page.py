@@ -80,7 +80,7 @@ def page(profile: Profile, verdict: str) -> str:
         traced=trace.steps,
         traced_ms=1000 * trace.seconds,
         operators=_table(
-            ("Operator", "ms a step", "Calls"),
+            ("Operator", "ms per step", "Calls"),
             ((f"<code>{escape(one.name)}</code>", _ms(one.seconds), f"{one.calls:.0f}") for one in trace.operators),
         ),
         machine=_table(("", ""), ((escape(name), escape(value)) for name, value in machine)),
@@ -88,7 +88,7 @@ def page(profile: Profile, verdict: str) -> str:
 
 
 def _bars(profile: Profile) -> str:
-    """A bar a step, divided among the phases; the table above it says the same in numbers."""
+    """One bar per step, divided into phases; the table above it has the numbers."""
     scale = _WIDTH / max(sum(step.values()) for step in profile.steps)
     parts = []
     for row, step in enumerate(profile.steps):

@@ -18,9 +18,9 @@ ON_GPU = ("kernel", "gpu_memcpy", "gpu_memset")
 WAITS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize", "cudaMemcpy")
 """CUDA calls in which the host waits for the device."""
 READ = "aten::item"
-"""What `.item()`, `float()`, `int()` and `bool()` of a tensor come to: on a GPU each of them would wait."""
+"""The operator behind `.item()`, `float()`, `int()` and `bool()` of a tensor: on a GPU each waits for the device."""
 BURST_MICROSECONDS = 50.0
-"""Reads that follow each other so closely are a loop over values: what lies between them belongs to it."""
+"""Longest gap between reads of one loop over values, which includes the time between them."""
 TOP_OPERATORS = 12
 _LIBRARY = re.compile(r"(^|/)(torch|torchmetrics|pytorch_lightning|lightning_fabric)/|^(?!.*\.py\(\d+\): )")
 # The optimiser's own step counters, and the gradient scaler, which must know whether there was an overflow.
@@ -32,7 +32,7 @@ Event = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Operator:
-    """What one operator takes of a step, without the operators that it calls."""
+    """The time of one operator in a step, without the operators that it calls."""
 
     name: str
     seconds: float
@@ -48,7 +48,7 @@ class Trace:
     operators: tuple[Operator, ...]
     """By falling time; on a GPU the time is the kernels'."""
     gpu_idle: float | None
-    """Share of the time in which the GPU does nothing; None without one."""
+    """Share of the time in which the GPU is idle; None without a GPU."""
     waits: float
     """How often the host reads a value off the device, and so waits for it."""
     wait_share: float
@@ -131,7 +131,7 @@ def _spent(waits: list[Event]) -> float:
 
 
 def _covered(sorted_events: list[Event], end: float) -> float:
-    """Microseconds up to `end` in which at least one of the events is going on."""
+    """Microseconds up to `end` in which at least one event is active."""
     covered, reached = 0.0, 0.0
     for one in sorted_events:
         covered += max(0.0, min(_end(one), end) - max(one["ts"], reached))

@@ -1,4 +1,4 @@
-"""What a profile comes to, in one sentence: what holds the step up, and which setting to change."""
+"""The verdict of a profile in one sentence: what slows the step down, and which setting to change."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ PHASES: Mapping[str, str] = {
     "optimiser": "optimiser",
     "other": "callbacks and loop",
 }
-"""What a step is made of, in its order, and how a person calls it."""
+"""The phases of a step, in order, and their names on the page."""
 COMPUTING = ("copy", "forward", "backward", "optimiser")
 
-# From these shares of the step on something holds it up. Nothing runs while data is waited for, so less of that counts.
+# Share of the step from which a phase is a bottleneck. Nothing runs while data is loaded, so its share is lower.
 DATA_SHARE = 0.2
 OTHER_SHARE = 0.3
 IDLE_SHARE = 0.3
@@ -31,7 +31,7 @@ BUSY_CORES = 0.8
 
 @dataclass(frozen=True)
 class Settings:
-    """What the advice depends on."""
+    """Settings of the run that the advice depends on."""
 
     batch_size: int
     trainable: Trainable
@@ -52,9 +52,9 @@ class Profile:
     slowest_other: str
     """The callback or hook that takes most of `other`."""
     slowest_other_seconds: float
-    """Mean a step."""
+    """Mean per step."""
     cpu_share: float
-    """Time on the cores by this process, as a share of all that there are."""
+    """CPU time of this process, as a share of all cores."""
     peak_rss_bytes: int
     """Most memory that this process had at once, since it began."""
     gpu: str
@@ -80,7 +80,7 @@ class Profile:
 
 
 def verdict(profile: Profile) -> str:
-    """Say what holds the step up and what to change: waste first, then the computation itself."""
+    """Say what slows the step down and what to change: first avoidable work, then the computation itself."""
     shares, trace = profile.shares, profile.trace
     idle = trace.gpu_idle
     if shares["data"] >= DATA_SHARE:

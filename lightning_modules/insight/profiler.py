@@ -1,4 +1,4 @@
-"""Measures a few steady steps of a run: where their time goes, and what PyTorch's own profiler says of them.
+"""Measures a few steady steps of a run: the time of each phase, and the trace of PyTorch's profiler.
 
     skip      until caches, autotuning and the threads that load data have settled
     time      Lightning tells where a step is (its profiler's actions); on a GPU each phase waits for the device
@@ -47,7 +47,7 @@ PHASE_OF_HOOK: Mapping[str, str] = {
     "optimizer_step": "optimiser",
     "optimizer_zero_grad": "optimiser",
 }
-"""Lightning's names (2.6) of what a step does; what they call belongs to them, but for callbacks."""
+"""Lightning's names (2.6) of the phases of a step. A phase includes what it calls, except callbacks."""
 
 
 @dataclass
@@ -102,7 +102,7 @@ class StepClock(Profiler):
             self._mark(phase)
 
     def stop(self, action_name: str) -> None:
-        """End the action that began last; one that began before this clock is of no account."""
+        """End the action that began last; an action from before this clock is ignored."""
         if self._actions and self._actions[-1][0] == action_name:
             own = action_name.rpartition(".")[2] in PHASE_OF_HOOK
             self._charge(wait=own)
@@ -131,16 +131,16 @@ class StepClock(Profiler):
 
 
 class StepProfiler(Callback):
-    """Profiles a run once, into a folder that is there whole or not at all.
+    """Profiles a run once, into a folder that is complete or absent.
 
-    The first step of an epoch is left out: it starts the threads that load data. A run that goes on from a checkpoint
-    keeps the profile that it has.
+    The first step of an epoch is left out: it starts the threads that load data. A resumed run keeps the
+    profile that it has.
 
     Args:
         folder: gets profile.html, profile.json and trace.json.gz, as soon as the steps are measured.
-        settings: that the advice depends on.
-        threads: that load data.
-        tell: gets the verdict, or why there is none.
+        settings: settings that the advice depends on.
+        threads: number of threads that load data.
+        tell: called with the verdict, or with the reason why there is none.
     """
 
     def __init__(self, folder: Path, *, settings: Settings, threads: int, tell: Callable[[str], None]) -> None:
@@ -205,7 +205,7 @@ class StepProfiler(Callback):
             )
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Leave nothing behind that measures, in a process that goes on."""
+        """Remove all measuring, as the process continues."""
         self._over = True
         self._detach(trainer)
         if self._tracer is not None:

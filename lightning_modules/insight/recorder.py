@@ -1,4 +1,4 @@
-"""A Lightning callback that records how the layers of a network train, and lets the rules look at it meanwhile."""
+"""A Lightning callback that records how the layers of a network train, and applies the rules to it."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ from lightning_modules.network import find_head
 SAMPLED_EVERY: Mapping[str, int] = {"light": 50, "full": 10}
 """Steps from one sample of the layers to the next, by `trainer.record`."""
 EARLY_STEPS = (1, 5, 20)
-"""Steps that are sampled besides: what goes wrong at once is seen at once."""
+"""Further steps that are sampled, to find early errors early."""
 SAVE_SECONDS = 10.0
-"""How much of a recording a kill may cost."""
+"""Seconds between saves: what a kill may cost."""
 NONLINEAR = (nn.ReLU, nn.ReLU6, nn.Hardswish, nn.SiLU, nn.GELU)
-"""Layers whose outputs `light` looks at, beside the head's. Only units of the first two can die."""
+"""Layers whose outputs `light` records, beside the head. Only units of the first two can die."""
 
 
 class Recorder(Callback):
@@ -43,10 +43,10 @@ class Recorder(Callback):
     Everything is computed on the device and fetched at sampled steps: no other step waits for it.
 
     Args:
-        folder: gets the recording and the findings; one that is there is gone on with after a restart.
+        folder: folder of recording and findings; after a restart an existing recording is continued.
         detail: light samples every 50th step, and of the activations those behind ReLUs and those of the head; full
             every 10th step, all layers.
-        on_finding: told once of each rule that is broken, on the first of all processes.
+        on_finding: called once per broken rule, on rank 0.
         stop: end training, after a validation, when a rule is broken.
     """
 
@@ -69,7 +69,7 @@ class Recorder(Callback):
         self._batch: Any = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Go on with what stands in the folder up to the checkpoint, or begin anew."""
+        """Continue the recording in the folder from the checkpoint, or start a new one."""
         if trainer.global_step and (self._folder / FINDINGS).is_file():
             self._recording = Recording.load(self._folder).until(trainer.global_step)
             self._findings = [one for one in load_findings(self._folder) if one.step < trainer.global_step]
@@ -80,16 +80,16 @@ class Recorder(Callback):
         self._on_cpu = pl_module.device.type == "cpu"
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, _: int) -> None:
-        """Look at the layers in this step, if it is one of those that are sampled."""
+        """Place hooks on the layers if this step is sampled."""
         self._step, self._batch = trainer.global_step, batch
         if self._step % self._every == 0 or self._step in EARLY_STEPS:
             self._probe = _Probe(_network(pl_module), self._trained, all_layers=self._all_layers)
 
     def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:
-        """On a CPU, where looking costs nothing, find the layer while the weights are still what they were."""
+        """On a CPU, where reading the loss is free, find the layer before the weights change."""
         if self._on_cpu and not math.isfinite(loss.item()) and not self._recording.not_finite_in:
             if self._probe is not None:
-                self._probe.remove_hooks()  # it has seen this step
+                self._probe.remove_hooks()  # for this step only
             self._recording.not_finite_in = find_not_finite(_network(pl_module), self._batch[0])
 
     def on_before_optimizer_step(
@@ -125,27 +125,27 @@ class Recorder(Callback):
         self._validation.append(outputs.detach())
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Fetch, and let the rules look at the whole epoch."""
+        """Fetch, and apply the rules to the whole epoch."""
         self._fetch(trainer, validated=True)
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Save what the checkpoint has seen too: the rules of a run that resumes from it must find the same."""
+        """Save with each checkpoint: the rules of a resumed run must find the same."""
         if self._has_unsaved:
             self._flush()
             self._save(trainer)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Save what a run that fails has come to: it is the one that is looked at."""
+        """Save the recording of a failed run too."""
         if self._probe is not None:
             self._probe.remove_hooks()
-        if self._trained:  # one that never got so far leaves what was recorded before alone
+        if self._trained:  # a run that failed before its first step keeps the earlier recording
             self._flush()
             self._save(trainer)
 
     def _fetch(self, trainer: pl.Trainer, *, validated: bool) -> None:
-        """Bring over what waits on the device, and let the rules look at it."""
+        """Fetch the values from the device, and apply the rules."""
         self._flush()
         told = {one.rule for one in self._findings}
         new = [one for one in check(self._recording, validated=validated) if one.rule not in told]
@@ -219,7 +219,7 @@ class _Probe:
         return list(self._statistics), sample
 
     def remove_hooks(self) -> None:
-        """Leave the network as it was."""
+        """Remove the hooks."""
         for hook in self._hooks:
             hook.remove()
         self._network._compiled_call_impl = self._compiled
@@ -254,7 +254,7 @@ def find_not_finite(network: nn.Module, images: Tensor) -> str:
     """
     if not bool(torch.isfinite(images).all()):
         return "the images"
-    # A gradient that is no number spoils the weights of its own layer and of all before it: the last one is it.
+    # A gradient of NaN spoils the weights of its layer and of all layers before it: the last such layer is the cause.
     spoilt = [name for name, one in network.named_parameters() if not bool(torch.isfinite(one).all())]
     if spoilt:
         return f"the weights of {spoilt[-1].rpartition('.')[0] or 'the head'} (its gradient was not finite)"

@@ -1,6 +1,6 @@
-"""What a recorder has seen of a training: losses by step, and statistics of the layers at some of the steps.
+"""The recording of a training: losses by step, and statistics of the layers at some steps.
 
-One safetensors file and the findings of the rules beside it. Whoever reads them needs no torch.
+One safetensors file, and the findings of the rules beside it. Reading them needs no torch.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ FloatArray = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Finding:
-    """What a rule has found, and when."""
+    """The finding of a rule, and its step."""
 
     rule: str
     step: int
     """Counted from 0."""
     message: str
-    """What was seen and what to try."""
+    """What was found, and what to try."""
     layer: str = ""
 
 
@@ -56,7 +56,7 @@ class Sample:
     weight_norm: FloatArray
     """(P,) L2 norm of each parameter before the step."""
     update_ratio: FloatArray
-    """(P,) L2 norm of what the step changed, as a share of the weight norm."""
+    """(P,) L2 norm of the update, as a share of the weight norm."""
     activation_mean: FloatArray
     """(A,) over images, channels and places."""
     activation_std: FloatArray
@@ -80,9 +80,9 @@ class Recording:
     parameters: Sequence[str] = ()
     """Names of the P parameters that are trained, in the order of the network."""
     dimensions: Sequence[int] = ()
-    """Of each of them: biases and norms have 1."""
+    """Number of dimensions of each parameter: biases and norms have 1."""
     activations: Sequence[str] = ()
-    """Names of the A layers whose outputs are looked at, in the order in which they ran."""
+    """Names of the A recorded layers, in the order of their execution."""
     train_steps: list[int] = field(default_factory=list)
     train_losses: list[float] = field(default_factory=list)
     validation_steps: list[int] = field(default_factory=list)
@@ -90,7 +90,7 @@ class Recording:
     validation_losses: list[float] = field(default_factory=list)
     samples: list[Sample] = field(default_factory=list)
     not_finite_in: str = ""
-    """Where a number stopped being finite first, if one did and it could be seen."""
+    """The first place with a value that is not finite, if it was found."""
 
     @property
     def weights(self) -> list[int]:
@@ -136,7 +136,7 @@ class Recording:
 
     @classmethod
     def load(cls, folder: Path) -> Recording:
-        """Read what `save` has written.
+        """Read a recording that `save` has written.
 
         Raises:
             FileNotFoundError: if there is none.
@@ -168,12 +168,12 @@ def _row(columns: Sequence[npt.NDArray[Any]], row: int) -> list[Any]:
 
 
 def save_findings(folder: Path, findings: Sequence[Finding]) -> None:
-    """Write what the rules have found so far."""
+    """Write the findings of the rules so far."""
     _write(folder / FINDINGS, json.dumps([asdict(one) for one in findings], indent=1).encode())
 
 
 def load_findings(folder: Path) -> list[Finding]:
-    """Read what the rules have found; nothing if they never said so."""
+    """Read the findings of the rules; none if there is no file."""
     path = folder / FINDINGS
     return [Finding(**one) for one in json.loads(path.read_bytes())] if path.is_file() else []
 

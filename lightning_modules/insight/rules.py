@@ -1,7 +1,7 @@
-"""What can be seen to go wrong in a training, by rules on what a recorder has seen.
+"""Rules that find problems of a training in its recording.
 
-`check` looks at the newest of a recording, so that it costs the same at step 100 and at step 100,000. Every threshold
-has a source; those without one say so.
+`check` reads the newest part of a recording, so it costs the same at step 100 and at step 100,000. Every threshold
+names its source; "Ours" has none.
 """
 
 from __future__ import annotations
@@ -19,24 +19,24 @@ VANISHING_GRADIENT = 1e-7
 """Smallest mean absolute gradient of a layer. Source: default of Amazon SageMaker Debugger's rule VanishingGradient
 (developer guide, 'List of Debugger built-in rules', read 2026-11)."""
 LEARNED = 0.01
-"""Loss of a batch below which small gradients are no trouble: there is nothing left to learn. Ours."""
+"""Loss of a batch below which small gradients are normal: there is nothing left to learn. Ours."""
 EXPLODING_GRADIENT = 100.0
 """Largest gradient norm of the network as a multiple of the median so far. Pascanu et al. 2013, arXiv:1211.5063,
 section 3.2, clip between half and ten times the average; ten times more than that is no noise."""
 DECREASE = 0.01
-"""Share by which the mean loss of the newest quarter of the steps must lie below that of the first. SageMaker
-Debugger's LossNotDecreasing wants 0.1 % between single steps, which the noise of batches gives and takes by chance."""
+"""Share by which the mean loss of the newest quarter of the steps must be below that of the first. SageMaker
+Debugger's LossNotDecreasing wants 0.1 % between single steps, which is within the noise of batches."""
 CLIMB = 3.0
 """Multiple of its first value that the loss may not reach: that one is about ln(number of classes), a guess. Ours."""
 STEPS_TO_DECREASE = 100
 """Steps before the loss is judged. Ours."""
 GENERALISATION_LOSS = 0.05
-"""Share by which the validation loss may lie above its best, twice in a row, while the training loss falls. Source:
+"""Share by which the validation loss may be above its best, twice in a row, while the training loss falls. Source:
 Prechelt 1998, 'Early Stopping - But When?', criteria GL_5 and UP_2."""
 SETTLED = 20
-"""Step from which on a training is judged by what it has become, whatever it started from. Ours."""
+"""First step at which a training is judged by its present values, independent of its start. Ours."""
 DEAD_SPREAD = 1e-4
-"""Smallest standard deviation of scores from image to image: a softmax of such scores tells no two apart. Ours."""
+"""Smallest standard deviation of scores from image to image: a softmax of such scores separates no classes. Ours."""
 UPDATE_RATIO_HIGH, UPDATE_RATIO_LOW = 1.0, 1e-5
 """Share of its weights that the median layer may change in a step. Stanford's CS231n, 'Ratio of weights:updates'
 (cs231n.github.io/neural-networks-3, read 2026-11), wants about 1e-3; Adam's first steps on a fresh head take 0.4."""
@@ -44,11 +44,11 @@ UPDATE_RATIO_HIGH, UPDATE_RATIO_LOW = 1.0, 1e-5
 NEWEST = 500
 """Steps that a rule looks at, at most, so that it costs the same late in a run."""
 NOT_FINITE = "not_finite"
-"""The one rule after which a run can't be mended any more."""
+"""The only rule after which a run cannot recover."""
 
 
 def check(recording: Recording, *, validated: bool) -> list[Finding]:
-    """What the rules say of a recording as it ends now.
+    """Findings of the rules at the present end of a recording.
 
     Args:
         validated: whether it ends with a validation.

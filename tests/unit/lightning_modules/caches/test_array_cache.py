@@ -81,7 +81,7 @@ def test_a_damaged_entry_is_said_and_made_anew(
     if damage != "gone":
         path.write_bytes({"flip": bytes(content), "cut": bytes(content[:-9]), "empty": b""}[damage])
     assert float(open_one(tmp_path, fill).min()) == 3.0
-    assert "is damaged and is made anew" in caplog.text or (file, damage) == (MANIFEST_FILE, "flip")
+    assert "is damaged and is computed again" in caplog.text or (file, damage) == (MANIFEST_FILE, "flip")
     assert float(open_one(tmp_path, fill).min()) == 3.0
     assert fill.calls <= 2
 
