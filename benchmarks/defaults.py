@@ -6,7 +6,7 @@ python -m benchmarks.defaults --weights PATH/resnet50.safetensors --data PATH/do
 the training is `train`, as the commands run them. The logistic regression is scikit-learn's on the same features,
 trained on all views, with the C of a grid that has the lowest val_loss. Seeds differ in the search, the order of
 images, the first weights of the head and, with a share, in the photos. The augmented views of whole data sets are those
-of the first seed unless --own-views is given: computing them for each seed takes five times as long.
+of seed 0 unless --own-views is given: computing them for each seed takes five times as long.
 """
 
 from __future__ import annotations
@@ -134,11 +134,11 @@ def measure(common: RunConfig, seeds: Sequence[int], *, own_views: bool) -> dict
     regressions: list[tuple[float, float, float]] = []
     for seed in seeds:
         config = override(common, {"seed": seed})
-        of_first = common.data.fraction == 1 and not own_views
-        features = open_features_once(override(config, {"seed": seeds[0]}) if of_first else config)
+        of_seed_0 = common.data.fraction == 1 and not own_views
+        features = open_features_once(override(config, {"seed": 0}) if of_seed_0 else config)
         inputs._open_features = lambda _, kept=features: kept  # type: ignore[assignment]
         inputs._open_features.cache_clear = lambda: None
-        if not (of_first and regressions):
+        if not (of_seed_0 and regressions):
             regressions.append(logistic_regression(features))
         with tempfile.TemporaryDirectory() as folder:
             config = override(config, {"output_dir": folder})
@@ -205,6 +205,7 @@ def main() -> None:
     command.add_argument("--seeds", type=int, default=5)
     command.add_argument("--first-seed", type=int, default=0)
     command.add_argument("--views", type=int, help="data.cache_views in place of its default")
+    command.add_argument("--sampler", help="sweep.sampler in place of its default")
     command.add_argument("--own-views", action="store_true", help="augmented views of its own for each seed")
     arguments = command.parse_args()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -216,6 +217,8 @@ def main() -> None:
             root, _, share = data.partition(":")
             cache = arguments.cache or Path(folder)
             config = settings(Path(root), float(share or 1), arguments.weights, cache, arguments.views)
+            if arguments.sampler:
+                config = override(config, {"sweep.sampler": arguments.sampler})
             seeds = range(arguments.first_seed, arguments.first_seed + arguments.seeds)
             found = measure(config, seeds, own_views=arguments.own_views)
             figures[Path(data).name] = found

@@ -48,6 +48,7 @@ from experiments.study.study import (
     DURATION_MS,
     FAILURE_REASON,
     INPUTS_SECONDS,
+    covered_seconds,
     has_diverged,
     photo_facts,
     trial_seconds,
@@ -160,7 +161,7 @@ def _facts(
         if words[word] or word in ALWAYS_COUNTED:
             facts[f"{word.capitalize()} trials"] = str(words[word])
     opening = float(study.user_attrs.get(INPUTS_SECONDS, 0.0))
-    facts["Time in all"] = duration(sum(seconds) + opening)
+    facts["Time in all"] = duration(covered_seconds(trials) + opening)
     if opening >= 1:
         facts["Of it features and photos"] = duration(opening)
     facts["Mean time of a trial"] = duration(sum(seconds) / len(seconds)) if seconds else NOTHING

@@ -7,7 +7,7 @@ import itertools
 import logging
 import math
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
@@ -252,6 +252,20 @@ def trial_seconds(trial: FrozenTrial) -> float | None:
     if DURATION_MS in trial.user_attrs:
         return float(trial.user_attrs[DURATION_MS]) / 1000
     return None if trial.duration is None else max(0.0, trial.duration.total_seconds())
+
+
+def covered_seconds(trials: Iterable[FrozenTrial]) -> float:
+    """How long at least one of the trials ran: those of a population or of several workers overlap."""
+    total = covered_until = 0.0
+    spans = [
+        (trial.datetime_complete.timestamp() - seconds, trial.datetime_complete.timestamp())
+        for trial in trials
+        if (seconds := trial_seconds(trial)) is not None and trial.datetime_complete is not None
+    ]
+    for start, end in sorted(spans):
+        total += max(0.0, end - max(start, covered_until))
+        covered_until = max(covered_until, end)
+    return total
 
 
 def copy_in_time(study: optuna.Study, seconds: float) -> optuna.Study:

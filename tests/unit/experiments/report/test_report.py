@@ -181,6 +181,17 @@ def test_times_include_what_was_opened_once_for_all_trials(tmp_path: Path) -> No
     assert (facts["Time in all"], facts["Of it features and photos"]) == ("5 min 5 s", "2 min 5 s")
 
 
+def test_trials_that_train_together_count_once(tmp_path: Path) -> None:
+    study, start = optuna.create_study(study_name="population"), datetime(2026, 11, 23, 9)
+    for first, last in ((0, 60), (0, 20), (30, 90), (200, 210)):
+        trial = optuna.trial.create_trial(value=0.5)
+        trial.datetime_start, trial.datetime_complete = (start + timedelta(seconds=at) for at in (first, last))
+        study.add_trial(trial)
+    write_report([study], tmp_path / "report.html")
+    facts = Page(tmp_path / "report.html").facts()
+    assert (facts["Time in all"], facts["Mean time of a trial"]) == ("1 min 40 s", "37.5 s")
+
+
 def test_the_commands_name_the_experiment_and_the_output_folder(tmp_path: Path) -> None:
     study = sweep()
     study.set_user_attr("config", {"tracking.experiment": "my dogs", "output_dir": "elsewhere"})
