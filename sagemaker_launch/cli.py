@@ -8,28 +8,22 @@ from __future__ import annotations
 import argparse
 import functools
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from experiments.cli import command_line, parse_overrides, refuse_foreign_fields, run_command, split_fields
-from experiments.config import RunConfig, load_config, override, public_url, require, to_flat, with_recipe
-from experiments.console import invocation, say
+from experiments.config import RunConfig, load_config, to_flat
+from experiments.console import say
 from experiments.errors import UserError
 from experiments.fields import fields_of
 from sagemaker_launch.debugger.report import add_debug_commands
 from sagemaker_launch.endpoints.commands import add_endpoint_commands
 from sagemaker_launch.endpoints.serve import add_serving_commands
+from sagemaker_launch.jobs.commands import add_job_commands
 from sagemaker_launch.jobs.parity import add_parity_command
 from sagemaker_launch.rehearse import REHEARSED
 from sagemaker_launch.settings.cloud import CloudSettings, load_cloud
-
-if TYPE_CHECKING:
-    from experiments.study.search_space import SearchSpace
-    from sagemaker_launch.jobs.budget import WorstCase
-    from sagemaker_launch.jobs.launch import Kind, Launched, Request
-    from sagemaker_launch.shipping.storage import Inputs
 
 PREFIX = "cloud."
 KINDS = {PREFIX: CloudSettings, "": RunConfig}
@@ -76,159 +70,6 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     return arguments, [*fields, *rest]
 
 
-@dataclass(frozen=True)
-class Plan:
-    """What is to be started, ready to be shown, reckoned and sent."""
-
-    kind: Kind
-    label: str
-    build: Callable[[str], Request]
-    worst: WorstCase
-    upload: Callable[[Any], None]
-
-
-def _tune(settings: CloudSettings, config: RunConfig, arguments: argparse.Namespace) -> None:
-    from experiments.study.search_space import check_against, study_space
-
-    space = study_space(config)
-    check_against(space, config)
-    if arguments.from_study:
-        space = _narrowed(config, space, arguments.from_study)
-    _start(settings, plan_tuning(settings, config, space), arguments)
-
-
-def plan_tuning(settings: CloudSettings, config: RunConfig, space: SearchSpace) -> Plan:
-    """A tuning job that searches a space."""
-    from experiments.study.epochs import EPOCHS, with_max_epochs
-    from sagemaker_launch.jobs.launch import TUNING
-    from sagemaker_launch.jobs.requests import number_of_jobs, tuning_job
-
-    config = with_max_epochs(with_recipe(config, drawn=space), space)
-    if settings.strategy == "Hyperband" and EPOCHS in space:
-        say(f"Hyperband decides how long each job trains: {EPOCHS} is {config.trainer.epochs} for all")
-
-    def build(sent: RunConfig, inputs: Inputs, image_uri: str, *, name: str) -> Request:
-        return tuning_job(settings, sent, space, inputs, image_uri, name=name)
-
-    return _plan(settings, config, TUNING, number_of_jobs(settings, config, space), build)
-
-
-def _train(settings: CloudSettings, config: RunConfig, arguments: argparse.Namespace) -> None:
-    if arguments.from_study:
-        from experiments.study.study import best_config, load_study  # imports Optuna
-
-        best, trial = best_config(load_study(config, arguments.from_study), config)
-        say(f"trial {trial.number} of study {arguments.from_study}: {config.sweep.metric} {trial.value:.4f}")
-        config = override(best, arguments.overrides)
-    elif arguments.best_of:
-        from sagemaker_launch.aws.client import client
-        from sagemaker_launch.container.hyperparameters import decode
-        from sagemaker_launch.jobs.found import best_training_job, config_at_home
-
-        described = best_training_job(client("sagemaker", settings), arguments.best_of)
-        say(f"settings of {described['TrainingJobName']}, the best of {arguments.best_of}")
-        config = config_at_home(config, decode(described["HyperParameters"]), arguments.overrides)
-    _start(settings, plan_training(settings, config), arguments)
-
-
-def plan_training(settings: CloudSettings, config: RunConfig) -> Plan:
-    """A single training job."""
-    from experiments.study.epochs import with_max_epochs
-    from sagemaker_launch.aws.client import region
-    from sagemaker_launch.jobs.launch import TRAINING
-    from sagemaker_launch.jobs.requests import training_job
-
-    config = with_max_epochs(with_recipe(config))
-    # The image of Debugger's rules is another one in each region.
-    settings = replace(settings, region=region(settings))
-
-    def build(sent: RunConfig, inputs: Inputs, image_uri: str, *, name: str) -> Request:
-        return training_job(settings, sent, inputs, image_uri, name=name)
-
-    return _plan(settings, config, TRAINING, 1, build)
-
-
-def _plan(settings: CloudSettings, config: RunConfig, kind: Kind, jobs: int, build: Callable[..., Request]) -> Plan:
-    from sagemaker_launch.aws.client import region
-    from sagemaker_launch.jobs.budget import find_price, rule_processing, worst_case
-    from sagemaker_launch.jobs.fidelity import check_sent
-    from sagemaker_launch.shipping.shipment import find_image, make_shipment
-
-    settings.require_for_jobs()
-    require(
-        settings.checkpoints or (config.trainer.record == "none" and not config.trainer.profile),
-        "cloud.checkpoints",
-        "be true with trainer.record or trainer.profile: what they leave comes home with the checkpoints",
-        settings.checkpoints,
-    )
-    where = region(settings)
-    worst = worst_case(settings, find_price(settings, where), jobs=jobs, rules=rule_processing(settings, where))
-    shipment, sent = make_shipment(settings, config, debugger=settings.debugger.enabled)
-    image = find_image(settings, where, config.data.cache_dir)
-    inputs = shipment.inputs(settings)
-
-    def request(name: str) -> Request:
-        return build(sent, inputs, image, name=name)
-
-    check_sent(settings, sent, request("name"))
-    return Plan(kind, config.tracking.experiment, request, worst, lambda s3: shipment.upload(s3, settings))
-
-
-def _start(settings: CloudSettings, plan: Plan, arguments: argparse.Namespace) -> None:
-    """Show what it costs, start it, and watch it."""
-    from sagemaker_launch.jobs.budget import check_budget
-    from sagemaker_launch.jobs.fidelity import validate
-    from sagemaker_launch.jobs.follow import watch
-    from sagemaker_launch.jobs.launch import job_name
-
-    say(plan.worst.table())
-    if arguments.dry_run:
-        request = plan.build(job_name(plan.label, plan.build, 1))
-        validate(plan.kind.create_operation, request)
-        print(json.dumps(request, indent=2))
-        return
-    check_budget(settings, plan.worst)
-    job = start(settings, plan, again=arguments.again)
-    say(f"{job.kind.word} {job.name} {'was there before' if job.found else 'is started'}")
-    print(job.arn)
-    come_back, stop = (
-        public_url(invocation("sagemaker_launch", command, job.name, *arguments.passed_on(command, plan.label)))
-        for command in ("sync", "stop")
-    )
-    if arguments.no_wait:
-        say(f"its results: {come_back}")
-        return
-    try:
-        watch(settings, job, plan.worst.usd_per_hour)
-    except KeyboardInterrupt:
-        say(f"\n{job.name} goes on without you; its results: {come_back}")
-        say(f"to end it: {stop}")
-        raise
-    say(f"bring it into MLflow: {come_back}")
-
-
-def start(settings: CloudSettings, plan: Plan, *, again: bool = False) -> Launched:
-    """Upload what is missing and start the job, or find it."""
-    from sagemaker_launch.aws.client import client
-    from sagemaker_launch.jobs.launch import launch
-
-    plan.upload(client("s3", settings))
-    return launch(client("sagemaker", settings), plan.kind, plan.label, plan.build, again=again)
-
-
-def _sync(settings: CloudSettings, config: RunConfig, arguments: argparse.Namespace) -> None:
-    from sagemaker_launch.aws.client import client
-    from sagemaker_launch.jobs.found import find_job, project_jobs
-    from sagemaker_launch.jobs.sync import Synchroniser
-
-    sagemaker = client("sagemaker", settings)
-    found = [find_job(sagemaker, name) for name in arguments.jobs] or list(project_jobs(sagemaker, settings))
-    synchroniser = Synchroniser.open(settings, config)
-    for job in found:
-        folders = synchroniser.sync(job, models=arguments.models)
-        print(f"{job.name}: {job.status}, {len(folders)} runs in MLflow experiment '{config.tracking.experiment}'")
-
-
 def _status(settings: CloudSettings, config: RunConfig, arguments: argparse.Namespace) -> None:
     del config, arguments
     from sagemaker_launch.endpoints.fleet import Services
@@ -245,19 +86,6 @@ def _cost(settings: CloudSettings, config: RunConfig, arguments: argparse.Namesp
     print(cost_table(client("sagemaker", settings), settings))
 
 
-def _stop(settings: CloudSettings, config: RunConfig, arguments: argparse.Namespace) -> None:
-    del config
-    from sagemaker_launch.aws.client import client
-    from sagemaker_launch.jobs.found import ENDED, find_job
-
-    sagemaker = client("sagemaker", settings)
-    for name in arguments.jobs:
-        job = find_job(sagemaker, name)
-        if job.status not in ENDED:
-            job.kind.stop(sagemaker, name)
-        print(f"{name}: {job.status if job.status in ENDED else 'Stopping'}")
-
-
 def _policy(settings: CloudSettings, config: RunConfig, arguments: argparse.Namespace) -> None:
     del config
     from sagemaker_launch.account.policy import policies
@@ -268,7 +96,7 @@ def _policy(settings: CloudSettings, config: RunConfig, arguments: argparse.Name
 
 
 def _rehearse(settings: CloudSettings, config: RunConfig, arguments: argparse.Namespace) -> None:
-    from sagemaker_launch.rehearse import RehearsalError, rehearse_all, service
+    from sagemaker_launch.rehearse import RehearsalError, rehearse_all, run_rehearsal
 
     settings.require_for_jobs()
     root = config.output_dir / "rehearsal"
@@ -278,21 +106,12 @@ def _rehearse(settings: CloudSettings, config: RunConfig, arguments: argparse.Na
         if not rehearse_all(settings, root, arguments.passed_on, options):
             raise RehearsalError(f"the rehearsal failed: see above, and {root / 'server.log'}")
         return
-    with service(settings, root, options) as running:
+    with run_rehearsal(settings, root, options) as running:
         for name, value in running.environment.items():
             print(f"export {name}={value}", flush=True)
         say("every other command works against it in a shell with these variables (Ctrl-C ends it)")
         if running.process.wait():
             raise RehearsalError(f"the rehearsal's service ended by itself: see {root / 'server.log'}")
-
-
-def _narrowed(config: RunConfig, space: SearchSpace, name: str) -> SearchSpace:
-    from experiments.study.narrowing import describe, narrow_by_study
-    from experiments.study.study import load_study
-
-    smaller = narrow_by_study(space, load_study(config, name))
-    say(f"where the best quarter of the complete trials of study {name} lies:\n{describe(space, smaller)}")
-    return smaller
 
 
 def _passed_on(arguments: argparse.Namespace, command: str, experiment: str | None = None) -> list[str]:
@@ -346,30 +165,8 @@ def _add_commands(commands: Any) -> None:
             command.add_argument("--price-per-hour", metavar="USD", help="of one machine, where no list knows it")
         return command
 
-    tune = add("tune", _tune, "Search as a tuning job; the same command finds the job that it started before.")
-    tune.add_argument(
-        "--from-study", metavar="STUDY", help="only where the best quarter of a local study's trials lies"
-    )
-    train = add("train", _train, "Train one model as a training job.")
-    source = train.add_mutually_exclusive_group()
-    source.add_argument("--best-of", metavar="TUNING_JOB", help="with the settings of its best training job")
-    source.add_argument("--from-study", metavar="STUDY", help="with the settings of a local study's best trial")
-    for command in (tune, train):
-        command.add_argument("--dry-run", action="store_true", help="print the request as JSON and start nothing")
-        command.add_argument("--no-wait", action="store_true", help="do not watch the job")
-        command.add_argument("--again", action="store_true", help="start another job although one is complete")
-        text = "let SageMaker Debugger watch the job (accounts that had it before 2026-07-30; not in tuning jobs)"
-        command.add_argument("--debug", dest="debugger.enabled", action="store_const", const="true", help=text)
-        text = "keep losses, weights and gradients by the project's own recorder (--trainer.record light)"
-        command.add_argument("--recorder", action="store_true", help=text)
-    sync = add("sync", _sync, "Bring jobs and their metrics into MLflow; again and again, nothing is doubled.")
-    sync.add_argument("jobs", nargs="*", metavar="JOB", help="by default all that this project has made")
-    sync.set_defaults(more="jobs")
-    sync.add_argument("--models", action="store_true", help="fetch the best model of each")
+    add_job_commands(add)
     add("status", _status, "List jobs and endpoints that run, whose they are and what they cost an hour.")
-    stop = add("stop", _stop, "Stop jobs.")
-    stop.add_argument("jobs", nargs="+", metavar="JOB")
-    stop.set_defaults(more="jobs")
     add("cost", _cost, "List what each job has cost.")
     add_debug_commands(add)
     add_parity_command(add)

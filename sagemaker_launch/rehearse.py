@@ -48,7 +48,7 @@ class Service:
 
 
 @contextmanager
-def service(settings: CloudSettings, root: Path, options: Sequence[str] = ()) -> Iterator[Service]:
+def run_rehearsal(settings: CloudSettings, root: Path, options: Sequence[str] = ()) -> Iterator[Service]:
     """Run the stand-in for AWS and end it.
 
     Args:
@@ -110,7 +110,7 @@ def rehearse_all(
         Whether every stage went well.
     """
     done: list[tuple[str, bool, float]] = []
-    with service(settings, root, options) as running:
+    with run_rehearsal(settings, root, options) as running:
 
         def stage(label: str, command: str, *own: str) -> str:
             return _stage(done, label, [command, *own, *arguments_of(command)], running.environment)

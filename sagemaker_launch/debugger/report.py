@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,13 +16,14 @@ from sagemaker_launch.settings.cloud import CloudSettings
 
 if TYPE_CHECKING:
     from experiments.report.page import Plot
+    from sagemaker_launch.jobs.commands import Add
     from sagemaker_launch.jobs.found import FoundJob
     from sagemaker_launch.jobs.sync import Synchroniser
 
 PAGE = "debug-report.html"
 
 
-def add_debug_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
+def add_debug_commands(add: Add) -> None:
     """The command and its options."""
     report = add(
         "debug-report", _debug_report, "Draw and judge what SageMaker Debugger saved of a job, or of a folder."

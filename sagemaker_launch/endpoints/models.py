@@ -25,7 +25,7 @@ class LocatedModel:
     """Its registry URI, for a registered version."""
 
 
-def of_tuning_job(settings: CloudSettings, config: RunConfig, tuning_job: str) -> LocatedModel:
+def model_of_tuning_job(settings: CloudSettings, config: RunConfig, tuning_job: str) -> LocatedModel:
     """The model of a tuning job's best training job.
 
     Raises:
@@ -35,7 +35,7 @@ def of_tuning_job(settings: CloudSettings, config: RunConfig, tuning_job: str) -
     return LocatedModel(_of_job(settings, config, job), f"best of {tuning_job}: {job['TrainingJobName']}")
 
 
-def of_run(settings: CloudSettings, config: RunConfig, run_id: str) -> LocatedModel:
+def model_of_run(settings: CloudSettings, config: RunConfig, run_id: str) -> LocatedModel:
     """The model of a run in MLflow, wherever it was trained.
 
     Raises:
@@ -55,7 +55,7 @@ def of_run(settings: CloudSettings, config: RunConfig, run_id: str) -> LocatedMo
     return LocatedModel(locate_export(f"runs:/{run_id}/model", config), source)
 
 
-def registered(config: RunConfig, model: str) -> LocatedModel:
+def registered_model(config: RunConfig, model: str) -> LocatedModel:
     """A registered version, or an export folder.
 
     Raises:

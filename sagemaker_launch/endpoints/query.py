@@ -21,7 +21,12 @@ from tqdm import tqdm
 
 from experiments.errors import UserError
 from lightning_modules.listing import class_name, in_one_spelling, photos_below, printable, why_no_photo
+from sagemaker_launch.aws import client as aws
 from sagemaker_launch.aws.client import error_code
+from sagemaker_launch.endpoints.fleet import kind_of
+from sagemaker_launch.endpoints.requests import async_uri
+from sagemaker_launch.jobs.launch import CONFIG, ENDPOINT
+from sagemaker_launch.settings.cloud import CloudSettings
 
 MAX_BODY = 6 * 1024 * 1024
 """Bytes that an endpoint takes."""
@@ -156,6 +161,29 @@ class UrlTarget:
             return answer.json()
 
         return _timed(once)
+
+
+def open_target(settings: CloudSettings, name: str, kind: str) -> Target:
+    """An endpoint whose kind is known."""
+    # AWS cuts a request after 60 seconds; the first one of a serverless endpoint starts a machine.
+    runtime = aws.client("sagemaker-runtime", settings, read_timeout=70)
+    if kind != "async":
+        return EndpointTarget(runtime, name)
+    return AsyncTarget(runtime, aws.client("s3", settings), name, async_uri(settings, name, "in"))
+
+
+def endpoint_target(settings: CloudSettings, name: str) -> Target:
+    """The endpoint of a name.
+
+    Raises:
+        UserError: if there is none.
+    """
+    sagemaker = aws.client("sagemaker", settings)
+    described = ENDPOINT.find(sagemaker, name)
+    if described is None:
+        raise UserError(f"NAME must be an endpoint of this account and region, found none called {name}")
+    config = CONFIG.describe(sagemaker, described[CONFIG.name])
+    return open_target(settings, name, kind_of(config))
 
 
 @dataclass(frozen=True)

@@ -7,17 +7,18 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
 
 from experiments.config import RunConfig, require
 from experiments.console import say
 from experiments.errors import UserError
 from sagemaker_launch.settings.cloud import CloudSettings
 
-Add = Callable[[str, object, str], argparse.ArgumentParser]
+if TYPE_CHECKING:
+    from sagemaker_launch.jobs.commands import Add
 
 
 def add_serving_commands(add: Add) -> None:

@@ -1,37 +1,16 @@
-"""The dollar guard: what a command may cost at worst, reckoned and shown before anything is created."""
+"""The dollar guard of jobs: the worst-case cost, shown before anything is created."""
 
 from __future__ import annotations
 
-import json
-import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cache
-from pathlib import Path
-from typing import Any
-
-from botocore.exceptions import BotoCoreError, ClientError
 
 from experiments.errors import UserError
-from experiments.yaml_files import read_yaml
-from sagemaker_launch.aws.client import client, is_rehearsal
+from sagemaker_launch.aws.prices import Price, find_price
 from sagemaker_launch.settings.cloud import CloudSettings
-
-PRICES = Path("conf/cloud/prices.yaml")
-SERVERLESS = "serverless_gb_second"
-"""Name in that file of what a serverless endpoint costs for a second and a gigabyte of memory."""
 
 
 class OverBudgetError(UserError):
-    """The worst case is dearer than `cloud.budget_usd`; nothing was created."""
-
-
-@dataclass(frozen=True)
-class Price:
-    """Dollars an hour of one machine, and who says so."""
-
-    usd_per_hour: float
-    source: str
+    """The worst-case cost exceeds the budget; nothing was created."""
 
 
 FREE_RULES = Price(0.0, "free of charge on AWS's own machines (developer guide on built-in rules, read 2026-11)")
@@ -98,6 +77,23 @@ class WorstCase:
         lines.append(f"          price: {self.price.source}; disks, S3 and transfer (cents, as a rule) are not in it")
         return "\n".join(lines)
 
+    def check_budget(self, settings: CloudSettings) -> None:
+        """Refuse what may become too dear.
+
+        Raises:
+            OverBudgetError: if no budget is set, or the worst case is above it.
+        """
+        if settings.budget_usd is None:
+            raise OverBudgetError(
+                "cloud.budget_usd must be set before anything is started "
+                f"(--cloud.budget_usd {self.usd:.2f} allows this)"
+            )
+        if self.usd > settings.budget_usd:
+            raise OverBudgetError(
+                f"cloud.budget_usd must be at least {self.usd:.2f}, the worst case, got {settings.budget_usd:g}: "
+                "raise it, or lower sweep.n_trials, cloud.max_runtime_seconds or cloud.instance_type"
+            )
+
 
 def worst_case(settings: CloudSettings, price: Price, *, jobs: int, rules: RuleProcessing | None = None) -> WorstCase:
     """What `jobs` training jobs cost at worst; on spot too, which is never dearer."""
@@ -120,165 +116,3 @@ def rule_processing(settings: CloudSettings, region: str) -> RuleProcessing | No
         return RuleProcessing(count, None, FREE_RULES)
     machine = replace(settings, instance_type=debugger.rule_instance_type)
     return RuleProcessing(count, debugger.rule_instance_type, find_price(machine, region, component="Processing"))
-
-
-def check_budget(settings: CloudSettings, worst: WorstCase) -> None:
-    """Refuse what may become too dear.
-
-    Raises:
-        OverBudgetError: if no budget is set, or the worst case is above it.
-    """
-    if settings.budget_usd is None:
-        raise OverBudgetError(
-            f"cloud.budget_usd must be set before anything is started (--cloud.budget_usd {worst.usd:.2f} allows this)"
-        )
-    if worst.usd > settings.budget_usd:
-        raise OverBudgetError(
-            f"cloud.budget_usd must be at least {worst.usd:.2f}, the worst case, got {settings.budget_usd:g}: "
-            "raise it, or lower sweep.n_trials, cloud.max_runtime_seconds or cloud.instance_type"
-        )
-
-
-@dataclass(frozen=True)
-class HourlyWorst:
-    """What an endpoint costs an hour if it runs on all the machines that it may have."""
-
-    what: str
-    """A machine, or what a serverless endpoint is billed by."""
-    count: int
-    price: Price
-    fleets: int = 1
-    """2 while an update has the new machines beside the old ones."""
-
-    @property
-    def steady_usd(self) -> float:
-        """Dollars an hour."""
-        return self.count * self.price.usd_per_hour
-
-    @property
-    def usd(self) -> float:
-        """Dollars in an hour in which it is updated, if there is one."""
-        return self.fleets * self.steady_usd
-
-    def table(self) -> str:
-        """The sum as a person checks it."""
-        double = ""
-        if self.fleets > 1:
-            double = f"\n          ${self.usd:.2f} an hour while the new machines run beside the old ones"
-        return (
-            f"at worst  {self.count} x {self.what} x ${self.price.usd_per_hour:.4g}/h = ${self.steady_usd:.2f} an hour,"
-            f" ${24 * self.steady_usd:.2f} a day{double}\n"
-            f"          price: {self.price.source}; disks, S3 and transfer (cents, as a rule) are not in it"
-        )
-
-
-def hourly_worst(settings: CloudSettings, region: str) -> HourlyWorst:
-    """What an endpoint costs an hour at worst.
-
-    Raises:
-        UserError: if nobody knows a price.
-    """
-    endpoint = settings.endpoint
-    if endpoint.kind != "serverless":
-        price = find_price(replace(settings, instance_type=endpoint.instance_type), region, component="Hosting")
-        return HourlyWorst(endpoint.instance_type, endpoint.max_instances, price)
-    what = f"request of {endpoint.memory_mb} MB all the time"
-    if settings.price_per_hour is not None:
-        price = Price(settings.price_per_hour, "cloud.price_per_hour")
-    else:
-        table = _table(PRICES)
-        second = table.get(region, {}).get(SERVERLESS)
-        if second is None:
-            raise UserError(
-                f"serverless endpoints in {region} must have a price ({PRICES} has none): look up what "
-                f"{endpoint.memory_mb} MB cost for an hour and set --price-per-hour"
-            )
-        usd = float(second) * endpoint.memory_mb / 1024 * 3600
-        price = Price(usd, f"{PRICES} of {table['as_of']}, {region}")
-    return HourlyWorst(what, endpoint.max_concurrency, price)
-
-
-def check_hourly_budget(settings: CloudSettings, worst: HourlyWorst) -> None:
-    """Refuse an endpoint that may become too dear.
-
-    Raises:
-        OverBudgetError: if no budget is set, or the worst case is above it.
-    """
-    budget, name = settings.endpoint.budget_usd_per_hour, "cloud.endpoint.budget_usd_per_hour"
-    if budget is None:
-        raise OverBudgetError(f"{name} must be set before anything is deployed (--{name} {_up(worst.usd)} allows this)")
-    if worst.usd > budget:
-        raise OverBudgetError(
-            f"{name} must be at least {_up(worst.usd)}, the worst case, got {budget:g}: raise it, or lower "
-            "cloud.endpoint.max_instances, max_concurrency or instance_type"
-        )
-
-
-def _up(usd: float) -> str:
-    """In cents, never less than it is."""
-    return f"{math.ceil(round(usd * 100, 6)) / 100:.2f}"
-
-
-def price_finder(settings: CloudSettings, region: str, component: str = "Training") -> Callable[[str], float]:
-    """Dollars an hour by instance type, each looked up once.
-
-    Raises:
-        UserError: from the finder, if nobody knows a price.
-    """
-    return cache(
-        lambda kind: find_price(replace(settings, instance_type=kind), region, component=component).usd_per_hour
-    )
-
-
-def find_price(settings: CloudSettings, region: str, *, component: str = "Training", prices: Path = PRICES) -> Price:
-    """Dollars an hour of the settings' instance type.
-
-    Args:
-        component: of SageMaker, as the price list calls it: Training, Hosting or Processing.
-
-    Raises:
-        UserError: if nobody knows it.
-    """
-    if settings.price_per_hour is not None:
-        return Price(settings.price_per_hour, "cloud.price_per_hour")
-    # It lives in us-east-1 and is not worth waiting for.
-    options = {"connect_timeout": 1, "read_timeout": 2, "retries": {"total_max_attempts": 1}}
-    pricing = client("pricing", replace(settings, region="us-east-1"), **options)
-    try:
-        listed = None if is_rehearsal(pricing) else _listed_price(pricing, settings.instance_type, region, component)
-        why = "a rehearsal has no price list" if is_rehearsal(pricing) else "AWS's price list does not have it"
-    except (BotoCoreError, ClientError) as error:
-        listed, why = None, f"AWS's price list did not answer: {type(error).__name__}"
-    if listed is not None:
-        return Price(listed, f"AWS's price list, {region}")
-    table = _table(prices)
-    known = table.get(region, {}).get(settings.instance_type)
-    if known is None:
-        raise UserError(
-            f"{settings.instance_type} in {region} must have a price ({why}, {prices} has none): "
-            "look it up and set --price-per-hour"
-        )
-    return Price(float(known), f"{prices} of {table['as_of']}, {region} ({why})")
-
-
-def _table(prices: Path) -> dict[str, Any]:
-    table = read_yaml(prices, "the price list") if prices.is_file() else {}
-    assert isinstance(table, dict)
-    return table
-
-
-def _listed_price(pricing: Any, instance_type: str, region: str, component: str) -> float | None:
-    """What the AWS Price List API says."""
-    wanted = {"instanceName": instance_type, "regionCode": region, "component": component}
-    filters = [{"Type": "TERM_MATCH", "Field": field, "Value": value} for field, value in wanted.items()]
-    found = pricing.get_products(ServiceCode="AmazonSageMaker", Filters=filters, MaxResults=10)
-    prices = [price for product in found["PriceList"] if (price := _on_demand(json.loads(product)))]
-    return max(prices, default=None)
-
-
-def _on_demand(product: dict[str, Any]) -> float | None:
-    terms = product.get("terms", {}).get("OnDemand", {}).values()
-    prices = [
-        float(dimension["pricePerUnit"]["USD"]) for term in terms for dimension in term["priceDimensions"].values()
-    ]
-    return max(prices, default=None)

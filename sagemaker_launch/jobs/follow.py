@@ -28,7 +28,7 @@ class JobFailedError(RuntimeError):
     """The job failed; the message is AWS's reason."""
 
 
-def watch(settings: CloudSettings, job: Launched, usd_per_hour: float) -> str:
+def watch_job(settings: CloudSettings, job: Launched, usd_per_hour: float) -> str:
     """`follow` a job of this account, or of a rehearsal."""
     sagemaker = aws.client("sagemaker", settings)
     poll = 1.0 if aws.is_rehearsal(sagemaker) else POLL_SECONDS

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,12 +13,13 @@ from sagemaker_launch.settings.cloud import CloudSettings
 
 if TYPE_CHECKING:
     from experiments.runs.folder import RunFolder
+    from sagemaker_launch.jobs.commands import Add
 
 PARITY_TAG = "parity_of"
 """Tag of a run at home: the job whose config it trains."""
 
 
-def add_parity_command(add: Callable[..., argparse.ArgumentParser]) -> None:
+def add_parity_command(add: Add) -> None:
     """The command and its options."""
     parity = add("parity", _parity, "Train the config and seed of a job at home, and compare the two runs.")
     parity.add_argument("job", metavar="JOB", help="a training job, or one of a tuning job")

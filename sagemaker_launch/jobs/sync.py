@@ -26,9 +26,9 @@ from experiments.tracking.store import RunStore
 from lightning_modules import metrics
 from sagemaker_launch.aws import client as aws
 from sagemaker_launch.aws.logs import LogLine, failure_reason, job_log
+from sagemaker_launch.aws.prices import price_finder
 from sagemaker_launch.container.hyperparameters import decode
 from sagemaker_launch.container.metric_lines import ReportedLine, parse_lines
-from sagemaker_launch.jobs.budget import price_finder
 from sagemaker_launch.jobs.found import ENDED, FoundJob, children, find_job, milliseconds, seconds
 from sagemaker_launch.jobs.launch import TRAINING, TUNING
 from sagemaker_launch.settings.cloud import CloudSettings

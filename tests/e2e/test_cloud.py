@@ -37,7 +37,7 @@ from sagemaker_launch.aws import client as aws
 from sagemaker_launch.aws.logs import job_log
 from sagemaker_launch.jobs.launch import TRAINING, Launched, launch
 from sagemaker_launch.jobs.requests import training_job
-from sagemaker_launch.rehearse import service
+from sagemaker_launch.rehearse import run_rehearsal
 from sagemaker_launch.settings.cloud import load_cloud
 from sagemaker_launch.shipping.storage import Inputs
 from tests.cloud import CLOUD, PASSWORD, SECRET, Cloud, comparable
@@ -284,7 +284,7 @@ def test_fifty_launches_on_a_bad_day_leave_fifty_jobs(
     settings = load_cloud(CLOUD)
     nothing = Inputs("s3://nowhere/photos/", "s3://nowhere/code/")  # so the jobs themselves end at once
     options = ["--images", str(job_images), "--faults", "rate=0.2,seed=3", "--max-parallel-jobs", "100"]
-    with service(settings, tmp_path / "rehearsal", options) as running:
+    with run_rehearsal(settings, tmp_path / "rehearsal", options) as running:
         for name, value in running.environment.items():
             monkeypatch.setenv(name, value)
         sagemaker = aws.client("sagemaker", settings)

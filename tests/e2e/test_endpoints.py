@@ -268,7 +268,7 @@ def test_an_endpoint_is_deployed_asked_updated_and_deleted_and_nothing_is_left(
 
     # The server itself refuses to start; what this machine would have found out before is left out.
     with monkeypatch.context() as patch:
-        patch.setattr("sagemaker_launch.endpoints.commands._check", lambda model: "unchecked")
+        patch.setattr("sagemaker_launch.endpoints.plan._check", lambda model: "unchecked")
         wrong = broken_golden(second, tmp_path / "wrong")
         code, _, err = cloud.run("deploy", "dogs", "--model", str(wrong), *scaling, twice)
     assert code == 1 and "as before; what the update brought is removed" in err
@@ -340,7 +340,7 @@ def test_a_model_that_scores_otherwise_gets_no_endpoint(
     wrong = broken_golden(second, tmp_path / "wrong")
     code, _, err = cloud.run("deploy", "safe", "--model", str(wrong))
     assert code == 2 and "the golden photo scores" in err  # found on this machine
-    monkeypatch.setattr("sagemaker_launch.endpoints.commands._check", lambda model: "unchecked")
+    monkeypatch.setattr("sagemaker_launch.endpoints.plan._check", lambda model: "unchecked")
     code, _, err = cloud.run("deploy", "safe", "--model", str(wrong))
     assert code == 1 and "all that was made is removed again: endpoint safe" in err
     assert "the golden photo scores" in err  # the server's own line, out of the endpoint's log

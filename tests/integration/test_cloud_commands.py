@@ -18,13 +18,12 @@ from experiments.console import invocation
 from experiments.study.identity import Photos
 from experiments.study.search_space import load_search_space
 from experiments.study.study import open_study
+from sagemaker_launch.aws import prices
 from sagemaker_launch.cli import main
-from sagemaker_launch.jobs import budget
 from sagemaker_launch.jobs.follow import JobFailedError, OwnLines, follow
 from sagemaker_launch.jobs.launch import TRAINING, Launched
 from sagemaker_launch.settings.cloud import CloudSettings, load_cloud
-from sagemaker_launch.shipping import shipment as shipping
-from sagemaker_launch.shipping.shipment import find_image
+from sagemaker_launch.shipping.shipment import find_image, make_shipment
 from sagemaker_launch.shipping.storage import Shipment
 from tests.conftest import REPOSITORY, own_flags, tiny
 from tests.unit.lightning_modules.test_export import export, tiny_network
@@ -34,7 +33,7 @@ CLOUD = f"--cloud={REPOSITORY / 'conf' / 'cloud' / 'example.yaml'}"
 
 @pytest.fixture(autouse=True)
 def _no_price_list(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(budget, "_listed_price", lambda *_: None)
+    monkeypatch.setattr(prices, "_listed_price", lambda *_: None)
     monkeypatch.chdir(REPOSITORY)
 
 
@@ -92,7 +91,7 @@ def test_what_can_not_be_started_is_refused_before_anything_is_created(
     code: int,
     message: str,
 ) -> None:
-    monkeypatch.setattr("sagemaker_launch.cli.start", lambda *_, **__: pytest.fail("started"))
+    monkeypatch.setattr("sagemaker_launch.jobs.plan.start_job", lambda *_, **__: pytest.fail("started"))
     assert main(["tune", CLOUD, *own_flags("cloud tune", fields), *more]) == code
     assert message in capsys.readouterr().err
 
@@ -105,8 +104,8 @@ def without_smdebug(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
         asked.append(debugger)
         return real(settings, config)
 
-    real = shipping.make_shipment
-    monkeypatch.setattr(shipping, "make_shipment", ship)
+    real = make_shipment
+    monkeypatch.setattr("sagemaker_launch.jobs.plan.make_shipment", ship)
     return asked
 
 
@@ -266,7 +265,9 @@ def test_ctrl_c_leaves_the_job_running_and_says_how_to_come_back(
     def interrupted(*_: Any, **__: Any) -> str:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("sagemaker_launch.cli.start", lambda *_, **__: Launched(TRAINING, "job-1", "arn:x", False))
+    monkeypatch.setattr(
+        "sagemaker_launch.jobs.plan.start_job", lambda *_, **__: Launched(TRAINING, "job-1", "arn:x", False)
+    )
     monkeypatch.setattr("sagemaker_launch.jobs.follow.follow", interrupted)
     assert main(["train", CLOUD, *own_flags("cloud train", fields)]) == 130
     said = capsys.readouterr().err

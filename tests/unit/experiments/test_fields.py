@@ -215,7 +215,7 @@ def test_a_whole_rehearsal_gives_each_command_what_it_accepts(monkeypatch: pytes
         return f"arn/{label}"
 
     service = contextlib.nullcontext(rehearse.Service({}, None))
-    monkeypatch.setattr(rehearse, "service", lambda *_: service)
+    monkeypatch.setattr(rehearse, "run_rehearsal", lambda *_: service)
     monkeypatch.setattr(rehearse, "_stage", stage)
     arguments_of = functools.partial(cloud_cli._passed_on, given)
     assert rehearse.rehearse_all(CloudSettings(), tmp_path, arguments_of, [])

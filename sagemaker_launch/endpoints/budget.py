@@ -1,0 +1,95 @@
+"""The dollar guard of endpoints: the worst-case cost per hour, shown before anything is created."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+from experiments.errors import UserError
+from sagemaker_launch.aws.prices import PRICES, Price, find_price, price_table
+from sagemaker_launch.jobs.budget import OverBudgetError
+from sagemaker_launch.settings.cloud import CloudSettings
+
+SERVERLESS = "serverless_gb_second"
+"""Name in the table of prices of what a serverless endpoint costs per second and gigabyte of memory."""
+
+
+@dataclass(frozen=True)
+class HourlyWorst:
+    """What an endpoint costs an hour if it runs on all the machines that it may have."""
+
+    what: str
+    """A machine, or what a serverless endpoint is billed by."""
+    count: int
+    price: Price
+    fleets: int = 1
+    """2 while an update has the new machines beside the old ones."""
+
+    @property
+    def steady_usd(self) -> float:
+        """Dollars an hour."""
+        return self.count * self.price.usd_per_hour
+
+    @property
+    def usd(self) -> float:
+        """Dollars in an hour in which it is updated, if there is one."""
+        return self.fleets * self.steady_usd
+
+    def table(self) -> str:
+        """The sum as a person checks it."""
+        double = ""
+        if self.fleets > 1:
+            double = f"\n          ${self.usd:.2f} an hour while the new machines run beside the old ones"
+        return (
+            f"at worst  {self.count} x {self.what} x ${self.price.usd_per_hour:.4g}/h = ${self.steady_usd:.2f} an hour,"
+            f" ${24 * self.steady_usd:.2f} a day{double}\n"
+            f"          price: {self.price.source}; disks, S3 and transfer (cents, as a rule) are not in it"
+        )
+
+    def check_budget(self, settings: CloudSettings) -> None:
+        """Refuse an endpoint that may become too dear.
+
+        Raises:
+            OverBudgetError: if no budget is set, or the worst case is above it.
+        """
+        budget, name = settings.endpoint.budget_usd_per_hour, "cloud.endpoint.budget_usd_per_hour"
+        if budget is None:
+            raise OverBudgetError(
+                f"{name} must be set before anything is deployed (--{name} {_up(self.usd)} allows this)"
+            )
+        if self.usd > budget:
+            raise OverBudgetError(
+                f"{name} must be at least {_up(self.usd)}, the worst case, got {budget:g}: raise it, or lower "
+                "cloud.endpoint.max_instances, max_concurrency or instance_type"
+            )
+
+
+def hourly_worst(settings: CloudSettings, region: str) -> HourlyWorst:
+    """What an endpoint costs an hour at worst.
+
+    Raises:
+        UserError: if nobody knows a price.
+    """
+    endpoint = settings.endpoint
+    if endpoint.kind != "serverless":
+        price = find_price(replace(settings, instance_type=endpoint.instance_type), region, component="Hosting")
+        return HourlyWorst(endpoint.instance_type, endpoint.max_instances, price)
+    what = f"request of {endpoint.memory_mb} MB all the time"
+    if settings.price_per_hour is not None:
+        price = Price(settings.price_per_hour, "cloud.price_per_hour")
+    else:
+        table = price_table(PRICES)
+        second = table.get(region, {}).get(SERVERLESS)
+        if second is None:
+            raise UserError(
+                f"serverless endpoints in {region} must have a price ({PRICES} has none): look up what "
+                f"{endpoint.memory_mb} MB cost for an hour and set --price-per-hour"
+            )
+        usd = float(second) * endpoint.memory_mb / 1024 * 3600
+        price = Price(usd, f"{PRICES} of {table['as_of']}, {region}")
+    return HourlyWorst(what, endpoint.max_concurrency, price)
+
+
+def _up(usd: float) -> str:
+    """In cents, never less than it is."""
+    return f"{math.ceil(round(usd * 100, 6)) / 100:.2f}"

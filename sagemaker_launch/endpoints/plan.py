@@ -1,0 +1,158 @@
+"""An endpoint before it is deployed: what serves the model, until when, at what cost; then the deployment as a run."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from experiments.config import RunConfig
+from experiments.console import say
+from experiments.errors import UserError
+from experiments.runs.folder import Outcome, RunFolder, now_ms
+from sagemaker_launch.aws import client as aws
+from sagemaker_launch.aws.logs import endpoint_log
+from sagemaker_launch.endpoints.budget import HourlyWorst, hourly_worst
+from sagemaker_launch.endpoints.fleet import Services, find_endpoint
+from sagemaker_launch.endpoints.lease import DEFAULT_TTL, Lease, new_lease
+from sagemaker_launch.endpoints.query import open_target
+from sagemaker_launch.endpoints.requests import Deployment, Request, create_endpoint, deployment, update_endpoint
+from sagemaker_launch.settings.cloud import CloudSettings
+from sagemaker_launch.shipping.archive import pack_model
+from sagemaker_launch.shipping.shipment import find_serving_image
+from sagemaker_launch.shipping.storage import Storage, file_sha256
+
+if TYPE_CHECKING:
+    from sagemaker_launch.endpoints.deploy import Deployed
+    from sagemaker_launch.endpoints.models import LocatedModel
+
+
+@dataclass(frozen=True)
+class EndpointPlan:
+    """An endpoint without its model."""
+
+    name: str
+    image: str
+    lease: Lease
+    worst: HourlyWorst
+
+
+def plan_endpoint(settings: CloudSettings, config: RunConfig, name: str, *, ttl: str = DEFAULT_TTL) -> EndpointPlan:
+    """Plan what serves a model, until when, and at what cost per hour. Nothing is created.
+
+    Args:
+        ttl: how long it may live: a whole number and m, h or d, or `none`.
+
+    Raises:
+        UserError: for a name, a time or settings that an endpoint can't have, or if no price is known.
+    """
+    settings.require_for_jobs()
+    lease, region = new_lease(settings, ttl), aws.region(settings)
+    image = find_serving_image(settings, region, config.data.cache_dir)
+    # A name that AWS would refuse is refused before a model is fetched.
+    deployment(settings, name, image, "")
+    return EndpointPlan(name, image, lease, hourly_worst(settings, region))
+
+
+def deployment_requests(
+    settings: CloudSettings, config: RunConfig, plan: EndpointPlan, model: LocatedModel
+) -> dict[str, Request]:
+    """Operation to request of all that `deploy_model` would send to create the endpoint or to update it."""
+    archive, _, version = _packed(settings, config, plan, model)
+    archive.unlink()
+    return {
+        "CreateModel": version.model,
+        "CreateEndpointConfig": version.config,
+        "CreateEndpoint": create_endpoint(settings, plan.name, version.config_name, plan.lease),
+        "UpdateEndpoint": update_endpoint(settings, plan.name, version.config_name),
+    }
+
+
+def deploy_model(settings: CloudSettings, config: RunConfig, plan: EndpointPlan, model: LocatedModel) -> Deployed:
+    """Serve a model as an endpoint, or bring the endpoint to it, and note it as a run in MLflow.
+
+    Raises:
+        OverBudgetError: if an endpoint that is there would be updated, and both fleets together are too dear.
+        DeployError: if it does not come up, or answers otherwise than the trainer did; what was there before is left.
+    """
+    services = Services.open(settings)
+    there = find_endpoint(services, settings, plan.name)
+    archive, key, version = _packed(settings, config, plan, model)
+    # A serverless endpoint is billed by the request, and one request goes to one fleet.
+    if there is not None and there.config_name != version.config_name and settings.endpoint.kind != "serverless":
+        updating = replace(plan.worst, fleets=2)
+        say(updating.table())
+        updating.check_budget(settings)
+    Storage(aws.client("s3", settings), settings).upload_file(key, archive)
+    archive.unlink()
+    return _deploy_as_run(services, settings, config, plan, model, version)
+
+
+def _packed(
+    settings: CloudSettings, config: RunConfig, plan: EndpointPlan, model: LocatedModel
+) -> tuple[Path, str, Deployment]:
+    """A model's archive on this machine, its key in the bucket, and what is made of it."""
+    say(f"model: {model.source}, {_check(model)}")
+    archive = pack_model(model.export, config.output_dir / "models" / f"{plan.name}.tar.gz")
+    key = f"models/{file_sha256(archive)[:32]}/model.tar.gz"
+    return archive, key, deployment(settings, plan.name, plan.image, f"{settings.uri}/{key}")
+
+
+def _check(model: LocatedModel) -> str:
+    """Score the golden photo on this machine before anything is sent.
+
+    Raises:
+        UserError: if the export is not whole, or scores the photo otherwise than its trainer.
+    """
+    from lightning_modules.export import check_golden  # imports torch
+    from lightning_modules.inference import BadExportError
+
+    try:
+        check_golden(model.export)
+    except BadExportError as error:
+        raise UserError(f"--model must be a whole and unchanged export, got {model.source}: {error}") from error
+    return "which scores its golden photo as the trainer did"
+
+
+def _deploy_as_run(
+    services: Services,
+    settings: CloudSettings,
+    config: RunConfig,
+    plan: EndpointPlan,
+    model: LocatedModel,
+    version: Deployment,
+) -> Deployed:
+    """Deploy, and note in MLflow what was deployed, where and how it answered."""
+    from experiments.tracking.store import RunStore
+    from sagemaker_launch.endpoints.deploy import Golden, deploy
+
+    name, lease, store = plan.name, plan.lease, RunStore.open_or_wait(config)
+    folder = RunFolder(config.output_dir / "endpoints" / f"{version.config_name}-{now_ms()}")
+    container = version.model["PrimaryContainer"]
+    params = {f"cloud.endpoint.{field}": value for field, value in asdict(settings.endpoint).items()}
+    params |= {"model.source": model.source, "model.archive": container["ModelDataUrl"], "image": container["Image"]}
+    tags = {"origin": aws.origin(services.sagemaker), "endpoint": name, "config": version.config_name, **lease.tags}
+    folder.start(f"deploy {name}", params, tags)
+    log = endpoint_log(aws.client("logs", settings), name)
+    try:
+        target = open_target(settings, name, settings.endpoint.kind)
+        done = deploy(services, settings, name, version, lease, Golden.read(model.export), target, log)
+    except KeyboardInterrupt:
+        folder.finish(Outcome("STOPPED"))
+        store.push_or_wait(folder)
+        say(f"\n{name} goes on without you: the same command watches it again, `delete {name}` ends it")
+        raise
+    except Exception as error:
+        folder.finish(Outcome("FAIL", reason=str(error)))
+        store.push_or_wait(folder)
+        raise
+    measured = {"golden_difference": done.golden_difference, "first_latency_ms": done.first_latency_ms}
+    folder.finish(Outcome("COMPLETE", None, {"usd_per_hour": plan.worst.steady_usd, **measured}))
+    store.push_or_wait(folder)
+    if model.registered is not None:
+        from experiments.tracking.registry import tag_version
+
+        tag_version(model.registered, store, {"endpoint": name})
+    say(f"the golden photo's logits are off by {done.golden_difference:.1g}; {done.first_latency_ms:.0f} ms")
+    say(done.guards)
+    return done

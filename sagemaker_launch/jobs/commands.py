@@ -1,0 +1,145 @@
+"""The commands about jobs: tune, train, sync, stop."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from experiments.config import RunConfig, override, public_url
+from experiments.console import invocation, say
+from sagemaker_launch.settings.cloud import CloudSettings
+
+if TYPE_CHECKING:
+    from experiments.study.search_space import SearchSpace
+    from sagemaker_launch.jobs.plan import JobPlan
+
+Add = Callable[[str, object, str], argparse.ArgumentParser]
+"""Adds a command: its name, the function that runs it, and its help."""
+
+
+def add_job_commands(add: Add) -> None:
+    """The commands and their own options."""
+    tune = add("tune", _tune, "Search as a tuning job; the same command finds the job that it started before.")
+    tune.add_argument(
+        "--from-study", metavar="STUDY", help="only where the best quarter of a local study's trials lies"
+    )
+    train = add("train", _train, "Train one model as a training job.")
+    source = train.add_mutually_exclusive_group()
+    source.add_argument("--best-of", metavar="TUNING_JOB", help="with the settings of its best training job")
+    source.add_argument("--from-study", metavar="STUDY", help="with the settings of a local study's best trial")
+    for command in (tune, train):
+        command.add_argument("--dry-run", action="store_true", help="print the request as JSON and start nothing")
+        command.add_argument("--no-wait", action="store_true", help="do not watch the job")
+        command.add_argument("--again", action="store_true", help="start another job although one is complete")
+        text = "let SageMaker Debugger watch the job (accounts that had it before 2026-07-30; not in tuning jobs)"
+        command.add_argument("--debug", dest="debugger.enabled", action="store_const", const="true", help=text)
+        text = "keep losses, weights and gradients by the project's own recorder (--trainer.record light)"
+        command.add_argument("--recorder", action="store_true", help=text)
+    sync = add("sync", _sync, "Bring jobs and their metrics into MLflow; again and again, nothing is doubled.")
+    sync.add_argument("jobs", nargs="*", metavar="JOB", help="by default all that this project has made")
+    sync.set_defaults(more="jobs")
+    sync.add_argument("--models", action="store_true", help="fetch the best model of each")
+    stop = add("stop", _stop, "Stop jobs.")
+    stop.add_argument("jobs", nargs="+", metavar="JOB")
+    stop.set_defaults(more="jobs")
+
+
+def _tune(settings: CloudSettings, config: RunConfig, arguments: argparse.Namespace) -> None:
+    from experiments.study.search_space import check_against, study_space
+    from sagemaker_launch.jobs.plan import plan_tuning
+
+    space = study_space(config)
+    check_against(space, config)
+    if arguments.from_study:
+        space = _narrowed(config, space, arguments.from_study)
+    _start(settings, plan_tuning(settings, config, space), arguments)
+
+
+def _train(settings: CloudSettings, config: RunConfig, arguments: argparse.Namespace) -> None:
+    from sagemaker_launch.jobs.plan import plan_training
+
+    if arguments.from_study:
+        from experiments.study.study import best_config, load_study  # imports Optuna
+
+        best, trial = best_config(load_study(config, arguments.from_study), config)
+        say(f"trial {trial.number} of study {arguments.from_study}: {config.sweep.metric} {trial.value:.4f}")
+        config = override(best, arguments.overrides)
+    elif arguments.best_of:
+        from sagemaker_launch.aws.client import client
+        from sagemaker_launch.container.hyperparameters import decode
+        from sagemaker_launch.jobs.found import best_training_job, config_at_home
+
+        described = best_training_job(client("sagemaker", settings), arguments.best_of)
+        say(f"settings of {described['TrainingJobName']}, the best of {arguments.best_of}")
+        config = config_at_home(config, decode(described["HyperParameters"]), arguments.overrides)
+    _start(settings, plan_training(settings, config), arguments)
+
+
+def _start(settings: CloudSettings, plan: JobPlan, arguments: argparse.Namespace) -> None:
+    """Show what it costs, start it, and watch it."""
+    from sagemaker_launch.jobs.fidelity import validate
+    from sagemaker_launch.jobs.follow import watch_job
+    from sagemaker_launch.jobs.launch import job_name
+    from sagemaker_launch.jobs.plan import start_job
+
+    say(plan.worst.table())
+    if arguments.dry_run:
+        request = plan.build(job_name(plan.label, plan.build, 1))
+        validate(plan.kind.create_operation, request)
+        print(json.dumps(request, indent=2))
+        return
+    plan.worst.check_budget(settings)
+    job = start_job(settings, plan, again=arguments.again)
+    say(f"{job.kind.word} {job.name} {'was there before' if job.found else 'is started'}")
+    print(job.arn)
+    come_back, stop = (
+        public_url(invocation("sagemaker_launch", command, job.name, *arguments.passed_on(command, plan.label)))
+        for command in ("sync", "stop")
+    )
+    if arguments.no_wait:
+        say(f"its results: {come_back}")
+        return
+    try:
+        watch_job(settings, job, plan.worst.usd_per_hour)
+    except KeyboardInterrupt:
+        say(f"\n{job.name} goes on without you; its results: {come_back}")
+        say(f"to end it: {stop}")
+        raise
+    say(f"bring it into MLflow: {come_back}")
+
+
+def _sync(settings: CloudSettings, config: RunConfig, arguments: argparse.Namespace) -> None:
+    from sagemaker_launch.aws.client import client
+    from sagemaker_launch.jobs.found import find_job, project_jobs
+    from sagemaker_launch.jobs.sync import Synchroniser
+
+    sagemaker = client("sagemaker", settings)
+    found = [find_job(sagemaker, name) for name in arguments.jobs] or list(project_jobs(sagemaker, settings))
+    synchroniser = Synchroniser.open(settings, config)
+    for job in found:
+        folders = synchroniser.sync(job, models=arguments.models)
+        print(f"{job.name}: {job.status}, {len(folders)} runs in MLflow experiment '{config.tracking.experiment}'")
+
+
+def _stop(settings: CloudSettings, config: RunConfig, arguments: argparse.Namespace) -> None:
+    del config
+    from sagemaker_launch.aws.client import client
+    from sagemaker_launch.jobs.found import ENDED, find_job
+
+    sagemaker = client("sagemaker", settings)
+    for name in arguments.jobs:
+        job = find_job(sagemaker, name)
+        if job.status not in ENDED:
+            job.kind.stop(sagemaker, name)
+        print(f"{name}: {job.status if job.status in ENDED else 'Stopping'}")
+
+
+def _narrowed(config: RunConfig, space: SearchSpace, name: str) -> SearchSpace:
+    from experiments.study.narrowing import describe, narrow_by_study
+    from experiments.study.study import load_study
+
+    smaller = narrow_by_study(space, load_study(config, name))
+    say(f"where the best quarter of the complete trials of study {name} lies:\n{describe(space, smaller)}")
+    return smaller

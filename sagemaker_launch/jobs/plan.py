@@ -1,0 +1,107 @@
+"""A job before it is started: its request, its worst-case cost, and what is uploaded for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from experiments.config import RunConfig, require, with_recipe
+from experiments.console import say
+from experiments.study.epochs import EPOCHS, with_max_epochs
+from experiments.study.search_space import SearchSpace
+from sagemaker_launch.aws import client as aws
+from sagemaker_launch.aws.prices import find_price
+from sagemaker_launch.jobs.budget import WorstCase, rule_processing, worst_case
+from sagemaker_launch.jobs.fidelity import check_sent
+from sagemaker_launch.jobs.launch import TRAINING, TUNING, Kind, Launched, Request, launch
+from sagemaker_launch.jobs.requests import number_of_jobs, training_job, tuning_job
+from sagemaker_launch.settings.cloud import CloudSettings
+from sagemaker_launch.shipping.shipment import find_image, make_shipment
+from sagemaker_launch.shipping.storage import Inputs
+
+
+@dataclass(frozen=True)
+class JobPlan:
+    """A job that can be shown, priced and started."""
+
+    kind: Kind
+    label: str
+    """What a person recognises the job by; its name begins with it."""
+    build: Callable[[str], Request]
+    """The request, given the job's name."""
+    worst: WorstCase
+    upload: Callable[[Any], None]
+    """Uploads what the bucket lacks, given a client of S3."""
+
+
+def plan_tuning(settings: CloudSettings, config: RunConfig, space: SearchSpace) -> JobPlan:
+    """Plan a tuning job that searches a space. Nothing is created or uploaded.
+
+    Raises:
+        UserError: for settings that a job can't have, photos or weights that are missing, or if no price is known.
+    """
+    config = with_max_epochs(with_recipe(config, drawn=space), space)
+    if settings.strategy == "Hyperband" and EPOCHS in space:
+        say(f"Hyperband decides how long each job trains: {EPOCHS} is {config.trainer.epochs} for all")
+
+    def build(sent: RunConfig, inputs: Inputs, image_uri: str, name: str) -> Request:
+        return tuning_job(settings, sent, space, inputs, image_uri, name=name)
+
+    return _plan(settings, config, TUNING, number_of_jobs(settings, config, space), build)
+
+
+def plan_training(settings: CloudSettings, config: RunConfig) -> JobPlan:
+    """Plan a single training job. Nothing is created or uploaded.
+
+    Raises:
+        UserError: for settings that a job can't have, photos or weights that are missing, or if no price is known.
+    """
+    # The image of Debugger's rules depends on the region.
+    settings = replace(settings, region=aws.region(settings))
+
+    def build(sent: RunConfig, inputs: Inputs, image_uri: str, name: str) -> Request:
+        return training_job(settings, sent, inputs, image_uri, name=name)
+
+    return _plan(settings, with_max_epochs(with_recipe(config)), TRAINING, 1, build)
+
+
+def _plan(
+    settings: CloudSettings,
+    config: RunConfig,
+    kind: Kind,
+    jobs: int,
+    build: Callable[[RunConfig, Inputs, str, str], Request],
+) -> JobPlan:
+    settings.require_for_jobs()
+    require(
+        settings.checkpoints or (config.trainer.record == "none" and not config.trainer.profile),
+        "cloud.checkpoints",
+        "be true with trainer.record or trainer.profile: what they leave comes home with the checkpoints",
+        settings.checkpoints,
+    )
+    where = aws.region(settings)
+    worst = worst_case(settings, find_price(settings, where), jobs=jobs, rules=rule_processing(settings, where))
+    shipment, sent = make_shipment(settings, config, debugger=settings.debugger.enabled)
+    image = find_image(settings, where, config.data.cache_dir)
+    inputs = shipment.inputs(settings)
+
+    def request(name: str) -> Request:
+        return build(sent, inputs, image, name)
+
+    check_sent(settings, sent, request("name"))
+    return JobPlan(kind, config.tracking.experiment, request, worst, lambda s3: shipment.upload(s3, settings))
+
+
+def start_job(settings: CloudSettings, plan: JobPlan, *, again: bool = False) -> Launched:
+    """Upload what is missing, and start the job or find it.
+
+    Args:
+        again: start another job although one is complete.
+
+    Raises:
+        LaunchError: if AWS does not take the request.
+        LostFieldError: if AWS has other values than were sent; the job was stopped.
+    """
+    plan.upload(aws.client("s3", settings))
+    return launch(aws.client("sagemaker", settings), plan.kind, plan.label, plan.build, again=again)
