@@ -1,4 +1,4 @@
-"""From a model to an endpoint that answers as the trainer did, step by step; each step may be repeated."""
+"""Deploy a model as an endpoint whose scores are the trainer's, step by step; each step may be repeated."""
 
 from __future__ import annotations
 
@@ -49,12 +49,12 @@ from sagemaker_launch.settings.cloud import CloudSettings
 
 
 class DeployError(RuntimeError):
-    """The endpoint does not answer as it should; the message says what became of it."""
+    """The endpoint does not answer correctly; the message says what state it is in."""
 
 
 @dataclass(frozen=True)
 class Golden:
-    """The photo of an export and what the trainer made of it."""
+    """The golden photo of an export, and the trainer's scores."""
 
     photo: bytes
     logits: tuple[float, ...]
@@ -90,13 +90,13 @@ class Golden:
 
 @dataclass(frozen=True)
 class Deployed:
-    """A living endpoint."""
+    """A running endpoint."""
 
     arn: str
     golden_difference: float
     first_latency_ms: float
     guards: str
-    """What ends it."""
+    """How it will be deleted, as a sentence."""
 
 
 def deploy(
@@ -109,23 +109,23 @@ def deploy(
     target: Target,
     log: Log,
 ) -> Deployed:
-    """Bring an endpoint to a version, or find it there.
+    """Create an endpoint or update it to a version; nothing is done if it has that version.
 
-    A new endpoint that does not come up is removed with all that was made for it. One that was there keeps the version
-    that it had, and what the new one brought is removed. After a kill the same call goes on.
+    A new endpoint that fails is deleted with everything created for it. An existing endpoint keeps its version,
+    and what was created for the new version is deleted. After a kill the same call continues.
 
     Raises:
-        DeployError: if AWS refuses the version, or it does not come up or answers otherwise than the trainer.
+        DeployError: if AWS refuses the version, or it fails, or its scores differ from the trainer's.
         UserError: if an endpoint of that name is not one of this project, or of another kind.
     """
-    wait_settled(services, name)  # a call that was killed may have left it on its way
+    wait_settled(services, name)  # a call that was killed may have left it in a change
     before = find_endpoint(services, settings, name)
     if before is not None and before.status == "Failed":
         say(f"endpoint {name} failed before: it is removed first")
         delete_endpoint(services, settings, name)
         before = None
     if before is not None and before.status != "InService":
-        # It may still answer, so it is not ours to remove unasked.
+        # It may still answer, so it is not deleted without a command.
         raise DeployError(
             f"endpoint {name} is {before.status} and takes no update "
             f"({failure_reason(before.described)}): delete it, then deploy again"
@@ -167,7 +167,7 @@ def _bring_up(
     before: FoundEndpoint | None,
     log: Log,
 ) -> None:
-    """Make what is missing of a version and wait until it answers."""
+    """Create what is missing of a version, and wait until it answers."""
     for kind, request in ((MODEL, version.model), (CONFIG, version.config)):
         described = kind.find(services.sagemaker, request[kind.name])
         if described is None:
@@ -180,7 +180,7 @@ def _bring_up(
     if before is None:
         create(services.sagemaker, ENDPOINT, create_endpoint(settings, name, version.config_name, lease))
     elif before.config_name != version.config_name:
-        stop_scaling(services, name)  # AWS refuses to change the machines of what it scales
+        stop_scaling(services, name)  # AWS refuses to change the instance type of a scaled variant
         _update(services, update_endpoint(settings, name, version.config_name))
     state = wait_settled(services, name) or {}
     if state.get(ENDPOINT.status) == "InService" and state[CONFIG.name] == version.config_name:
@@ -190,7 +190,7 @@ def _bring_up(
 
 
 def _update(services: Services, request: Request) -> None:
-    """Send an update whose answer may get lost."""
+    """Send an update; its answer may get lost."""
     validate("UpdateEndpoint", request)
     try:
         services.sagemaker.update_endpoint(**request)
@@ -203,7 +203,7 @@ def _update(services: Services, request: Request) -> None:
 def _take_back(
     services: Services, settings: CloudSettings, name: str, version: Deployment, before: FoundEndpoint | None
 ) -> str:
-    """After a failure: leave what was there before, and nothing else."""
+    """After a failure: delete everything that is new."""
     if before is None:
         gone = delete_endpoint(services, settings, name)
         return f"all that was made is removed again: {', '.join(gone) or 'nothing'}"
@@ -226,10 +226,10 @@ def _take_back(
 def set_lease(
     services: Services, settings: CloudSettings, name: str, lease: Lease, before: FoundEndpoint | None
 ) -> str:
-    """Note whose the endpoint is and until when, and have AWS delete it then.
+    """Write owner and end of the endpoint into its tags, and let AWS delete it at its end.
 
     Returns:
-        What ends it, as a sentence.
+        How it will be deleted, as a sentence.
     """
     if before is not None:
         tags = endpoint_tags(settings, name, lease)
@@ -251,7 +251,7 @@ def set_lease(
                 raise
             services.scheduler.update_schedule(**request)
     except ClientError as error:
-        # The lease holds without it; a role that may not do this is no reason to have no endpoint.
+        # The lease also works without a schedule, so a role without this right does not stop a deployment.
         return f"its time is over at {at}; only {cron} deletes it then: AWS takes no schedule ({error})"
     return f"AWS deletes it at {at} (schedule {schedule_name(name)}), and {cron} removes what is left"
 

@@ -1,4 +1,4 @@
-"""What belongs to an endpoint in AWS, how it is found again by name and tags alone, and how all of it goes."""
+"""Everything that belongs to an endpoint in AWS: found by name and tags alone, and deleted together."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from sagemaker_launch.settings.cloud import PROJECT_TAG, CloudSettings
 
 POLL_SECONDS = 10.0
 MOVING = ("Creating", "Updating", "SystemUpdating", "RollingBack", "Deleting")
-"""States of an endpoint in which AWS takes no change."""
+"""States of an endpoint in which AWS refuses changes."""
 ORPHAN_AGE = timedelta(hours=1)
-"""A model without an endpoint may belong to a deployment that is just beginning; an older one does not."""
+"""Age from which a model without an endpoint is abandoned; a younger one may belong to a deployment in progress."""
 
 
 @dataclass(frozen=True)
 class Services:
-    """The services of AWS that an endpoint is made of."""
+    """The services of AWS that an endpoint uses."""
 
     sagemaker: Any
     autoscaling: Any
@@ -42,7 +42,7 @@ class Services:
 
     @property
     def poll_seconds(self) -> float:
-        """How often to ask for a state."""
+        """Seconds between two checks of a state."""
         return 0.5 if aws.is_rehearsal(self.sagemaker) else POLL_SECONDS
 
 
@@ -93,12 +93,12 @@ def project_endpoints(services: Services, settings: CloudSettings) -> Iterator[F
         if tags is None or tags.get(PROJECT_TAG) != settings.project:
             continue
         described = ENDPOINT.find(services.sagemaker, summary[ENDPOINT.name])
-        if described is not None:  # deleted in this moment
+        if described is not None:  # it has just been deleted
             yield FoundEndpoint(summary[ENDPOINT.name], described, Lease.read(tags))
 
 
 def _tags_of_endpoint(services: Services, name: str, arn: str) -> Mapping[str, str] | None:
-    """The tags of an endpoint; None if it went away in this moment, as one does that is being deleted."""
+    """The tags of an endpoint; None if it has just been deleted."""
     try:
         return tags_of(services.sagemaker, arn)
     except ClientError:
@@ -116,7 +116,7 @@ def kind_of(config: Mapping[str, Any]) -> str:
 
 
 def wait_settled(services: Services, name: str) -> Mapping[str, Any] | None:
-    """Wait until AWS takes changes again; what the endpoint is then, None if it is gone."""
+    """Wait until AWS accepts changes; return the endpoint then, or None if it was deleted."""
     said = ""
     while True:
         described = ENDPOINT.find(services.sagemaker, name)
@@ -129,16 +129,16 @@ def wait_settled(services: Services, name: str) -> Mapping[str, Any] | None:
 
 
 def delete_endpoint(services: Services, settings: CloudSettings, name: str) -> list[str]:
-    """Delete an endpoint and all that belongs to it; killed half-way, the next call goes on.
+    """Delete an endpoint and everything that belongs to it. After a kill the next call continues.
 
     Returns:
-        What was there and is gone.
+        What was deleted.
 
     Raises:
         UserError: if it is not one of this project.
     """
     gone: list[str] = []
-    # What costs money first. What finds the rest again, the tags of models and configs, last.
+    # First what costs money; last the models and configs, whose tags find the rest again.
     if find_endpoint(services, settings, name) is not None:
         if wait_settled(services, name) is not None:
             ENDPOINT.delete(services.sagemaker, name)
@@ -153,7 +153,7 @@ def delete_endpoint(services: Services, settings: CloudSettings, name: str) -> l
 
 
 def delete_versions(services: Services, settings: CloudSettings, name: str, *, keep: tuple[str, ...] = ()) -> list[str]:
-    """Delete the endpoint configs and models of an endpoint but for those to keep; what is gone."""
+    """Delete the endpoint configs and models of an endpoint, except some; return what was deleted."""
     gone: list[str] = []
     for kind, version in versions(services, settings, name):
         if version not in keep:
@@ -163,7 +163,7 @@ def delete_versions(services: Services, settings: CloudSettings, name: str, *, k
 
 
 def versions(services: Services, settings: CloudSettings, name: str) -> list[tuple[Kind, str]]:
-    """Endpoint configs and models of an endpoint, in the order in which they may go."""
+    """Endpoint configs and models of an endpoint, in the order of their deletion."""
     return [
         (kind, found)
         for kind, summary in _listed(services, settings, NameContains=f"{name}-")
@@ -172,7 +172,7 @@ def versions(services: Services, settings: CloudSettings, name: str) -> list[tup
 
 
 def orphans(services: Services, settings: CloudSettings) -> set[str]:
-    """Names of endpoints that are gone, of which a model or a config is left."""
+    """Names of deleted endpoints of which a model or a config is left."""
     before = datetime.now(UTC) - ORPHAN_AGE
     old = _listed(services, settings, CreationTimeBefore=before)
     names = {summary["tags"][ENDPOINT_TAG] for _, summary in old}
@@ -190,7 +190,7 @@ def _listed(services: Services, settings: CloudSettings, **only: Any) -> Iterato
 
 
 def stop_scaling(services: Services, name: str) -> bool:
-    """Take the endpoint out of Application Auto Scaling, its policies with it; whether it was there."""
+    """Remove the endpoint and its policies from Application Auto Scaling; return whether it was registered."""
     variant = variant_of(name)
     found = services.autoscaling.describe_scalable_targets(
         ServiceNamespace=variant["ServiceNamespace"], ResourceIds=[variant["ResourceId"]]
@@ -201,7 +201,7 @@ def stop_scaling(services: Services, name: str) -> bool:
 
 
 def delete_alarms(services: Services, names: list[str]) -> list[str]:
-    """Delete those alarms that there are."""
+    """Delete the existing ones of these alarms."""
     found = services.cloudwatch.describe_alarms(AlarmNames=names)["MetricAlarms"]
     there = [alarm["AlarmName"] for alarm in found]
     if there:
@@ -210,7 +210,7 @@ def delete_alarms(services: Services, names: list[str]) -> list[str]:
 
 
 def delete_schedule(services: Services, name: str) -> bool:
-    """Delete the schedule that ends the endpoint; whether there was one."""
+    """Delete the schedule that deletes the endpoint; return whether there was one."""
     try:
         services.scheduler.delete_schedule(Name=schedule_name(name))
     except ClientError as error:

@@ -1,4 +1,4 @@
-"""An endpoint costs money until somebody deletes it: whose it is and until when stands in its tags."""
+"""The lease of an endpoint, stored in its tags: who owns it and when it expires. It costs money until it is deleted."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _UNITS = {"m": timedelta(minutes=1), "h": timedelta(hours=1), "d": timedelta(day
 
 @dataclass(frozen=True)
 class Lease:
-    """Whose an endpoint is and when it is over."""
+    """Owner and end of an endpoint."""
 
     owner: str
     expires: datetime | None
@@ -27,7 +27,7 @@ class Lease:
 
     @property
     def tags(self) -> dict[str, str]:
-        """As the endpoint carries it."""
+        """The tags of the endpoint."""
         return {OWNER_TAG: self.owner, EXPIRES_TAG: f"{self.expires:%Y-%m-%dT%H:%M:%SZ}" if self.expires else NEVER}
 
     @classmethod
@@ -35,14 +35,14 @@ class Lease:
         """From the tags of an endpoint.
 
         Raises:
-            UserError: if somebody has changed them to what is no time.
+            UserError: if a tag was changed to something that is not a time.
         """
         text = tags.get(EXPIRES_TAG, NEVER)
         expires = None if text == NEVER else datetime.strptime(text, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC)
         return cls(tags.get(OWNER_TAG, "unknown"), expires)
 
     def is_over(self, now: datetime | None = None) -> bool:
-        """Whether its time has come."""
+        """Whether it has expired."""
         return self.expires is not None and self.expires <= (now or datetime.now(UTC))
 
     def text(self) -> str:

@@ -1,4 +1,4 @@
-"""Pure builders: settings and a model in, the complete bodies of the AWS requests that an endpoint takes out."""
+"""Pure functions from settings and a model to the complete requests of an endpoint."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SCALING_METRICS = {
 
 @dataclass(frozen=True)
 class Deployment:
-    """Everything that makes one version of an endpoint."""
+    """The requests that define one version of an endpoint."""
 
     model: Request
     config: Request
@@ -75,11 +75,11 @@ def endpoint_tags(settings: CloudSettings, name: str, lease: Lease) -> list[dict
 
 
 def update_endpoint(settings: CloudSettings, name: str, config_name: str) -> Request:
-    """The body of UpdateEndpoint: a new fleet beside the old one, which answers until the new one has proved itself."""
+    """The body of UpdateEndpoint: a new fleet beside the old one, which answers until the new one is healthy."""
     endpoint = settings.endpoint
     request: Request = {"EndpointName": name, "EndpointConfigName": config_name}
     if endpoint.kind == "serverless":
-        return request  # AWS moves its traffic at once, and takes no DeploymentConfig for it
+        return request  # AWS moves its traffic at once, and refuses a DeploymentConfig for it
     routing: Request = {"Type": endpoint.rollout.upper(), "WaitIntervalInSeconds": endpoint.rollout_wait_seconds}
     if endpoint.rollout != "all_at_once":
         size = "CanarySize" if endpoint.rollout == "canary" else "LinearStepSize"
@@ -94,14 +94,14 @@ def update_endpoint(settings: CloudSettings, name: str, config_name: str) -> Req
         "AutoRollbackConfiguration": {"Alarms": [{"AlarmName": alarm} for alarm in alarms]},
     }
     if endpoint.scales:
-        # Or the new fleet would begin with as few machines as the config says, under the load of many.
+        # Otherwise the new fleet would start with the few instances of the config, under the load of many.
         request["RetainAllVariantProperties"] = True
         request["ExcludeRetainedVariantProperties"] = [{"VariantPropertyType": "DataCaptureConfig"}]
     return request
 
 
 def update_alarms(settings: CloudSettings, name: str) -> list[Request]:
-    """Bodies of PutMetricAlarm: what rolls an update back."""
+    """Bodies of PutMetricAlarm: the alarms that roll an update back."""
     alarms = [
         {
             **_alarm(name, "5xx", "Invocation5XXErrors"),
@@ -130,7 +130,7 @@ def scalable_target(endpoint: EndpointSettings, name: str) -> Request:
 
 
 def scaling_policy(endpoint: EndpointSettings, name: str) -> Request:
-    """The body of PutScalingPolicy: keep a metric where it should be."""
+    """The body of PutScalingPolicy that keeps a metric at its target."""
     by = "async" if endpoint.kind == "async" else endpoint.scale_by
     tracking: Request = {"TargetValue": endpoint.scale_target or SCALE_TARGETS[by]}
     if by == "async":
@@ -151,9 +151,9 @@ def scaling_policy(endpoint: EndpointSettings, name: str) -> Request:
 
 
 def wake_policy(name: str) -> Request:
-    """The body of PutScalingPolicy that gives an async endpoint its first machine when something waits.
+    """The body of PutScalingPolicy that starts the first instance of an async endpoint when a request waits.
 
-    The other policy can't: without a machine it has no metric to keep.
+    The other policy can't: without an instance it has no metric.
     """
     return {
         **variant_of(name),
@@ -169,7 +169,7 @@ def wake_policy(name: str) -> Request:
 
 
 def wake_alarm(name: str, policy_arn: str) -> Request:
-    """The body of PutMetricAlarm that takes the step of `wake_policy`."""
+    """The body of PutMetricAlarm that triggers `wake_policy`."""
     return {
         **_alarm(name, "wake", "HasBacklogWithoutCapacity"),
         "Dimensions": [{"Name": "EndpointName", "Value": name}],
@@ -181,12 +181,12 @@ def wake_alarm(name: str, policy_arn: str) -> Request:
 
 
 def alarm_names(name: str) -> list[str]:
-    """All alarms that an endpoint may have from us."""
+    """Names of all alarms that this project may create for an endpoint."""
     return [f"{name}-{what}" for what in ("5xx", "latency", "wake")]
 
 
 def schedule(settings: CloudSettings, name: str, expires: datetime) -> Request:
-    """The body of CreateSchedule: AWS deletes the endpoint when its time is over, whatever becomes of this machine."""
+    """The body of CreateSchedule: AWS deletes the endpoint at its end, independent of this machine."""
     return {
         "Name": schedule_name(name),
         "Description": f"end of the lease of endpoint {name}",
@@ -203,12 +203,12 @@ def schedule(settings: CloudSettings, name: str, expires: datetime) -> Request:
 
 
 def schedule_name(name: str) -> str:
-    """Name of the schedule that ends an endpoint."""
+    """Name of the schedule that deletes an endpoint."""
     return f"delete-{name}"
 
 
 def variant_of(name: str) -> Request:
-    """How Application Auto Scaling calls an endpoint's variant."""
+    """Resource id of an endpoint's variant in Application Auto Scaling."""
     return {
         "ServiceNamespace": "sagemaker",
         "ResourceId": f"endpoint/{name}/variant/{VARIANT}",
@@ -274,7 +274,7 @@ def _config(settings: CloudSettings, name: str, model_name: str) -> Request:
 
 
 def async_uri(settings: CloudSettings, name: str, what: str) -> str:
-    """Where photos (`in`), answers (`out`) and refusals (`failed`) of an async endpoint stand."""
+    """S3 prefixes of photos (`in`), answers (`out`) and errors (`failed`) of an async endpoint."""
     return f"{settings.uri}/async/{name}/{what}"
 
 

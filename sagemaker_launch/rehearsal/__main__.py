@@ -22,7 +22,7 @@ log = logging.getLogger("sagemaker_launch.rehearsal")
 def main() -> int:
     """Serve until told to stop."""
     arguments = _parser().parse_args()
-    optuna.logging.set_verbosity(optuna.logging.WARNING)  # it stands in for AWS's strategies, in silence
+    optuna.logging.set_verbosity(optuna.logging.WARNING)  # Optuna replaces AWS's strategies here, without log lines
     root = arguments.root.resolve()
     root.mkdir(parents=True, exist_ok=True)
     _log_to(root / "server.log")
@@ -62,7 +62,7 @@ def main() -> int:
 
 
 def _wait_for_eof(stop: threading.Event) -> None:
-    # Not sys.stdin: Python can't close it on its way out while a thread reads from it.
+    # Not sys.stdin: Python can't close it at exit while a thread reads from it.
     while os.read(0, 4096):
         pass
     stop.set()

@@ -17,7 +17,7 @@ from sagemaker_launch.rehearsal.service import Service
 
 
 class Regions:
-    """The service in each region that was asked for."""
+    """The service of each region in use."""
 
     def __init__(self, machine: Machine) -> None:
         self._machine = machine
@@ -43,7 +43,7 @@ class Regions:
 
 
 TAGGED = ("training-job", "hyper-parameter-tuning-job", "model", "endpoint-config", "endpoint")
-"""What the stand-in keeps the tags of."""
+"""Resources whose tags are kept here."""
 
 
 def _operation(name: str) -> Callable[[RehearsalResponse], ActionResult]:
@@ -61,7 +61,7 @@ def _hosting(name: str) -> Callable[[RehearsalResponse], ActionResult]:
 
 
 class RehearsalResponse(SageMakerResponse):
-    """Answers what is about jobs and endpoints from the stand-in, and everything else from moto."""
+    """Answers requests about jobs and endpoints itself; moto answers all others."""
 
     regions: ClassVar[Regions]
 
@@ -133,6 +133,6 @@ class RehearsalResponse(SageMakerResponse):
 
 
 def install(regions: Regions) -> None:
-    """Put the stand-in in the place of moto's answers, in this process."""
+    """Replace moto's answers, in this process."""
     RehearsalResponse.regions = regions
     moto.sagemaker.urls.url_paths["{0}/$"] = RehearsalResponse.dispatch

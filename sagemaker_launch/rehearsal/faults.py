@@ -23,7 +23,7 @@ BODIES = {
 
 @dataclass(frozen=True)
 class FaultSettings:
-    """How often what goes wrong."""
+    """Kinds of faults and their rates."""
 
     rate: float = 0.0
     """Share of SageMaker calls that fail, and of S3 requests that are slow."""
@@ -33,7 +33,7 @@ class FaultSettings:
     """How much longer a slow S3 request takes."""
 
     def __post_init__(self) -> None:
-        """Refuse what is no share and no time."""
+        """Check that shares are 0 to 1, and times are not negative."""
         if not 0 <= self.rate < 1:
             raise ValueError(f"faults: rate must be in [0, 1), got {self.rate}")
         if self.slow_seconds < 0:
@@ -44,7 +44,7 @@ class FaultSettings:
         """Read `rate=0.2,seed=1`.
 
         Raises:
-            ValueError: naming the unknown key, or the value that is none.
+            ValueError: naming the unknown key, or the value that is not a number.
         """
         types = {"rate": float, "seed": int, "slow_seconds": float}
         assert types.keys() == {field.name for field in fields(cls)}
@@ -68,15 +68,15 @@ class Faults:
         self.set(settings)
 
     def set(self, settings: FaultSettings) -> None:
-        """Begin anew with other settings."""
+        """Start again with other settings."""
         with self._lock:
             self.settings = settings
-            # Two sequences: how often S3 is asked must not change what happens to SageMaker calls.
+            # Two sequences: the number of S3 requests must not change the faults of SageMaker calls.
             self._calls, self._storage = random.Random(settings.seed), random.Random(settings.seed)
             self.counts: Counter[str] = Counter()
 
     def next(self) -> Fault | None:
-        """What happens to the next SageMaker call."""
+        """The fault of the next SageMaker call."""
         with self._lock:
             self.counts["calls"] += 1
             if self._calls.random() >= self.settings.rate:
@@ -95,7 +95,7 @@ class Faults:
 
 
 class FaultyApplication:
-    """Lets the faults happen in front of an application."""
+    """Injects the faults in front of an application."""
 
     def __init__(self, application: Application, faults: Faults) -> None:
         self._application, self._faults = application, faults
@@ -110,7 +110,7 @@ class FaultyApplication:
         if fault is None:
             return self._application(environ, start_response)
         if fault == "lost":
-            # The operation is carried out; what it answers never arrives.
+            # The operation is carried out, but its answer is lost.
             for _ in self._application(environ, lambda *_: None):
                 pass
             environ["werkzeug.socket"].shutdown(socket.SHUT_RDWR)

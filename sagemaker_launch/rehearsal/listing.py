@@ -59,7 +59,7 @@ def page(entries: Sequence[Answer], request: Request, field: str) -> Answer:
         start = int(base64.b64decode(request.get("NextToken", "MA=="), validate=True))
     except (binascii.Error, ValueError) as error:
         raise invalid("Invalid NextToken.") from error
-    # 10 a page unless asked otherwise (AWS API reference of the list operations, 2025).
+    # 10 per page by default (AWS API reference of the list operations, 2025).
     end = start + request.get("MaxResults", 10)
     answer: Answer = {field: entries[start:end]}
     if end < len(entries):

@@ -1,7 +1,7 @@
 """What the service refuses when a job is created, in its words where they are known.
 
-botocore's client checks types and required fields only. The service also holds a request against the patterns, lengths
-and enumerations of its own model, and against rules that stand in the documentation alone.
+botocore's client checks types and required fields only. The service also checks patterns, lengths and enumerations of
+its own model, and rules that only the documentation has.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ MAX_TUNED = 30
 
 
 def invalid(message: str) -> SagemakerClientError:
-    """A refusal for what the request says."""
+    """The error for an invalid request."""
     return SagemakerClientError("ValidationException", message)
 
 
@@ -34,7 +34,7 @@ def service_model() -> ServiceModel:
 
 
 def check_shape(operation: str, request: Mapping[str, Any]) -> None:
-    """Hold a request against the service's model.
+    """Check a request against the service's model.
 
     Raises:
         SagemakerClientError: naming each field, its value and the constraint.
@@ -81,7 +81,7 @@ def _structure_violations(shape: Shape, value: Any, path: str) -> Iterator[str]:
         if name not in value:
             yield f"Value at '{_join(path, name)}' failed to satisfy constraint: Member must not be null"
     for name, item in value.items():
-        # The wire knows fields that this botocore does not, when the client is newer.
+        # A newer client may send fields that this botocore does not know.
         if name not in shape.members:
             raise invalid(f"{_join(path, name)} is not a field that botocore here knows: update botocore")
         if item is not None:
@@ -163,7 +163,7 @@ def _names(request: Mapping[str, Any]) -> set[str]:
 
 
 def check_tags(request: Mapping[str, Any]) -> None:
-    """Refuse tag keys that are AWS's own or stand there twice.
+    """Refuse tag keys that are reserved for AWS, and duplicate keys.
 
     Raises:
         SagemakerClientError: naming the key.

@@ -29,16 +29,16 @@ from sagemaker_launch.rehearsal.machine.runner import Machine, Settings
 from sagemaker_launch.rehearsal.machine.runtime import Runtime
 
 REGION = "us-east-1"
-"""Where commands go that name no region."""
+"""Region of requests that name none."""
 
 log = logging.getLogger(__name__)
 
 
 class QuietHandler(MotoRequestHandler):
-    """Keeps one line a request out of the log."""
+    """Omits werkzeug's log line per request."""
 
     def log_request(self, code: int | str = "-", size: int | str = "-") -> None:
-        """Say nothing."""
+        """Log nothing."""
 
 
 class Control:
@@ -93,7 +93,7 @@ class Server:
             self._lock.acquire(timeout=0)
         except Timeout as error:
             raise RuntimeError(f"another rehearsal runs on --root {settings.root}: stop it or name another") from error
-        # What a server left that was killed: the state that belonged to it is gone.
+        # Files of a server that was killed: their state is lost.
         (settings.root / "server.json").unlink(missing_ok=True)
         for kind in ("jobs", "endpoints"):
             shutil.rmtree(settings.root / kind, ignore_errors=True)
@@ -131,7 +131,7 @@ class Server:
         }
 
     def start(self) -> None:
-        """Serve, and leave a note of where."""
+        """Serve, and write the address to a file."""
         self._thread.start()
         self._clock.start()
         note = self._settings.root / "server.json"

@@ -104,10 +104,10 @@ class Service:
             )
 
     def check_machine(self, definition: Request) -> None:
-        """Refuse output that has nowhere to go, and what this machine can't rehearse.
+        """Refuse output without a bucket, and what this machine can't rehearse.
 
         Raises:
-            SagemakerClientError: naming what is lacking.
+            SagemakerClientError: naming what is missing.
         """
         for field in ("OutputDataConfig", "DebugHookConfig", "ProfilerConfig"):
             if "S3OutputPath" not in definition.get(field, {}):
@@ -183,7 +183,7 @@ class Service:
         return {"HyperParameterTuningJobArn": arn}
 
     def _parents(self, request: Request) -> list[TuningJob]:
-        """The tuning jobs that a warm start builds on; they have to have ended."""
+        """The parents of a warm start, which must have ended."""
         named = request.get("WarmStartConfig", {}).get("ParentHyperParameterTuningJobs", ())
         parents = [self.tuning_job(parent["HyperParameterTuningJobName"]) for parent in named]
         for parent in parents:
@@ -255,17 +255,17 @@ class Service:
         return {}
 
     def tags(self, resource: str) -> list[dict[str, str]] | None:
-        """The tags of what has this ARN, to read and to change, or None if the ARN is of something else."""
+        """The tags of what has this ARN, to read and to change, or None for an ARN of another kind."""
         with self.lock:
             jobs: list[TrainingJob | TuningJob] = [*self.training_jobs.values(), *self.tuning_jobs.values()]
             found = next((job.tags for job in jobs if job.arn == resource), None)
         return found if found is not None else self.hosting.tags(resource)
 
     def interrupt(self, name: str, at_once: bool) -> None:
-        """Take a spot job's instance away.
+        """Interrupt a spot job: its instance is taken away.
 
         Raises:
-            ValueError: if there is nothing to take away.
+            ValueError: if it is not a running spot job.
         """
         with self.lock:
             job = self.training_jobs.get(name)

@@ -1,1 +1,1 @@
-"""What answers requests on an endpoint: one process, FastAPI on uvicorn. Imports nothing of ours but `inference.py`."""
+"""The server of an endpoint: one process, FastAPI on uvicorn. Imports `inference.py` and `cores.py` only."""

@@ -36,5 +36,5 @@ if __name__ == "__main__":
     code = main()
     sys.stdout.flush()
     sys.stderr.flush()
-    # A model that is still being loaded or an image that is still being decoded must not hold the exit.
+    # A model that is loading or an image that is decoding must not delay the exit.
     os._exit(code)

@@ -17,9 +17,9 @@ from lightning_modules.inference import ATTRIBUTES_HEADER, MAX_BODY, BadImageErr
 from sagemaker_launch.serving.service import STATES, Record, RefusedError, Service
 
 READ = ["GET", "HEAD"]
-"""Methods of what may be read: monitors ask with HEAD, and uvicorn then leaves the body out."""
+"""Methods of pages that may be read: monitors use HEAD, for which uvicorn omits the body."""
 GONE = 499
-"""nginx's word for a client that did not wait; it only stands in the log."""
+"""nginx's status for a client that closed its connection; it appears in the log only."""
 
 log = logging.getLogger("serving")
 
@@ -86,21 +86,21 @@ async def _respond(request: Request, service: Service, record: Record) -> Respon
 
 
 def _require_plain(encoding: str) -> None:
-    """Refuse a body that is packed: a small one can unpack to gigabytes, and photos are packed already.
+    """Refuse a compressed body: a small one can expand to gigabytes, and photos are compressed already.
 
     Raises:
-        BadTypeError: if it is.
+        BadTypeError: if the body is compressed.
     """
     if encoding.strip().lower() not in ("", "identity"):
         raise BadTypeError(f"the Content-Encoding {encoding[:100]} is not supported: send the body as it is")
 
 
 async def _read_body(request: Request, timeout_seconds: float) -> bytes:
-    """The body, of which never more than MAX_BODY is in memory; the rest is read by uvicorn and dropped.
+    """The body, of which at most MAX_BODY is in memory; uvicorn reads and drops the rest.
 
     Raises:
-        TooLargeError: as soon as it is known.
-        RefusedError: if it takes too long.
+        TooLargeError: as soon as the body exceeds it.
+        RefusedError: if the body takes too long to arrive.
     """
     too_large = TooLargeError(f"the request has more than {MAX_BODY} bytes, which is as many as are taken")
     if int(request.headers.get("content-length", 0)) > MAX_BODY:
@@ -118,10 +118,10 @@ async def _read_body(request: Request, timeout_seconds: float) -> bytes:
 
 
 async def _while_connected(request: Request, work: Coroutine[object, object, tuple[int, str]]) -> tuple[int, str]:
-    """Do the work, unless the client goes away.
+    """Do the work, unless the client disconnects.
 
     Raises:
-        ClientDisconnect: if it does.
+        ClientDisconnect: if the client disconnects.
     """
 
     async def leaves() -> None:
@@ -153,7 +153,7 @@ def _refusal(status: int, sentence: str, headers: dict[str, str] | None = None) 
 
 
 def _line(response: Response, record: Record, seconds: float) -> str:
-    # For its body, for a decode thread and for the network.
+    # For the body, a decode thread and the network.
     waited = seconds - record.decode_seconds - record.network_seconds
     return json.dumps(
         {

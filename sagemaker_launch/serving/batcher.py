@@ -1,4 +1,4 @@
-"""Images of many requests go through the network together."""
+"""Batches: images of several requests pass through the network together."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 Row = tuple[float, ...]
-"""A logit a class."""
+"""One logit per class."""
 
 
 @dataclass(frozen=True)
 class Scored:
-    """What the network made of one image."""
+    """The scores of one image."""
 
     logits: Row
     batch_size: int
     seconds: float
-    """What the network took for the whole batch."""
+    """Seconds of the network for the whole batch."""
 
 
 @dataclass(eq=False)
@@ -34,10 +34,10 @@ class _Waiting:
 
 @dataclass
 class Batcher:
-    """A queue before the network. Lives on the event loop; the network has a thread of its own, one batch at a time.
+    """A queue in front of the network. Runs on the event loop; the network has its own thread, one batch at a time.
 
-    A batch goes when it is full or when its oldest image has waited `max_wait_seconds`. While no other image is being
-    decoded, waiting would bring nothing: then it goes at once.
+    A batch starts when it is full, or when its oldest image has waited `max_wait_seconds`. While no other image is
+    being decoded, it starts at once.
     """
 
     score_batch: Callable[[Sequence[Tensor]], list[Row]]
@@ -46,19 +46,19 @@ class Batcher:
     max_batch: int
     max_wait_seconds: float
     observe: Callable[[int], None] = lambda _: None
-    """Told the size of each batch that goes."""
+    """Called with the size of each batch that starts."""
     _queue: deque[_Waiting] = field(default_factory=deque)
     _coming: int = 0
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
     def depth(self) -> int:
-        """Images that wait."""
+        """Number of waiting images."""
         return sum(not one.scored.done() for one in self._queue)
 
     @contextmanager
     def coming(self) -> Iterator[None]:
-        """Say that images are about to be brought: a batch may wait for them."""
+        """Announce images: a batch may wait for them."""
         self._coming += 1
         try:
             yield
@@ -67,7 +67,7 @@ class Batcher:
             self._changed.set()
 
     async def score(self, crops: Sequence[Tensor]) -> list[Scored]:
-        """Score the crops of one request; cancelled, it takes those that still wait out of the queue."""
+        """Score the crops of one request. If it is cancelled, its waiting crops leave the queue."""
         loop = asyncio.get_running_loop()
         mine = [_Waiting(crop, loop.time(), loop.create_future()) for crop in crops]
         self._queue.extend(mine)
@@ -75,7 +75,7 @@ class Batcher:
         return await asyncio.gather(*(one.scored for one in mine))
 
     async def run(self) -> None:
-        """Bring batches to the network, until cancelled."""
+        """Run batches until cancelled."""
         loop = asyncio.get_running_loop()
         while True:
             batch = await self._next_batch()
@@ -83,7 +83,7 @@ class Batcher:
             started = loop.time()
             try:
                 rows = await loop.run_in_executor(self.thread, self.score_batch, [one.crop for one in batch])
-            except Exception as error:  # each request of the batch raises it, and the next batch has its own chance
+            except Exception as error:  # each request of the batch raises it; the next batch is tried again
                 for one in batch:
                     if not one.scored.done():
                         one.scored.set_exception(error)
@@ -96,7 +96,7 @@ class Batcher:
     async def _next_batch(self) -> list[_Waiting]:
         loop = asyncio.get_running_loop()
         while True:
-            # Whoever timed out or went away has cancelled.
+            # A request that timed out, or whose client left, is cancelled.
             self._queue = deque(one for one in self._queue if not one.scored.done())
             left = self._queue[0].since + self.max_wait_seconds - loop.time() if self._queue else None
             if left is not None and (len(self._queue) >= self.max_batch or left <= 0 or not self._coming):

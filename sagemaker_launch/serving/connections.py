@@ -1,4 +1,4 @@
-"""Connections on which nothing is asked: they end in time, and they make room for others."""
+"""Connections without a request: they are closed after a time, or to make room for others."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 MOST_CONNECTIONS = 4096
-"""Each takes some 50 KB."""
+"""Largest number of open connections; each takes some 50 KB."""
 
 
 class Connection(H11Protocol):
-    """A connection of uvicorn's, which waits for a request as long as a client keeps silent.
+    """A connection of uvicorn, which itself waits for a first request without a limit.
 
-    This one ends if the head of a request does not arrive in time. Where there are too many, the one that has been
-    without a request for longest ends at once, so that a new client is always answered.
+    It is closed if the head of a request does not arrive in time. If there are too many connections, the one that is
+    idle for longest is closed at once, so that a new client is always answered.
     """
 
     head_seconds: ClassVar[float]
@@ -74,6 +74,6 @@ def connection_class(head_seconds: float) -> type[Connection]:
         head_seconds: how long the head of a request may take.
     """
     files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    # Half of the files, as the system may accept a hundred connections before the first one of them is looked at.
+    # Half of the file limit, as the system may accept a hundred connections before the first one is handled.
     most = MOST_CONNECTIONS if files == resource.RLIM_INFINITY else min(MOST_CONNECTIONS, files // 2)
     return type("ServerConnection", (Connection,), {"head_seconds": head_seconds, "most": most, "_idle": {}})

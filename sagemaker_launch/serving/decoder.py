@@ -1,4 +1,4 @@
-"""Bodies of requests become crops of the network's size."""
+"""Decode the bodies of requests to crops of the network's size."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lightning_modules.inference import BadImageError, Preprocessing, decode_req
 
 @dataclass(frozen=True)
 class Decoded:
-    """What was in a body."""
+    """The images of a body."""
 
     images: list[Tensor | BadImageError]
     """For each image: (3, S, S) uint8, or why it can't be scored; one error for a body that is wrong as a whole."""
@@ -25,19 +25,19 @@ class Decoded:
 
 
 class Decoder:
-    """A few threads that decode. An image is cropped at once, so only as many large ones exist as there are threads."""
+    """A few threads that decode. An image is cropped at once, so there is at most one large image per thread."""
 
     def __init__(self, threads: int) -> None:
-        # glibc hands what is larger than 32 MB back to the system when it is freed; of Pillow's blocks of 16 MB it kept
-        # 370 MB for later after 500 odd requests.
+        # glibc returns freed blocks above 32 MB to the system. Of Pillow's blocks of 16 MB it kept 370 MB after some
+        # 500 requests.
         Image.core.set_block_size(1 << 26)  # type: ignore[attr-defined]
         # One thread each for torch's resizing too: the cores are the network's.
         self._pool = ThreadPoolExecutor(threads, "decode", torch.set_num_threads, (1,))
-        # Whoever waits here can go away and leaves nothing behind, other than in the pool's own queue.
+        # A cancelled request leaves this queue; it could not leave the queue of the pool.
         self._turns = asyncio.Semaphore(threads)
 
     async def decode(self, body: bytes, content_type: str, preprocessing: Preprocessing) -> Decoded:
-        """Decode a request; cancelled, it ends after the image that it is at."""
+        """Decode a request. If it is cancelled, it ends after its present image."""
         await self._turns.acquire()
         given_up = threading.Event()
         running = self._pool.submit(_decode, body, content_type, preprocessing, given_up)

@@ -1,4 +1,4 @@
-"""The network as it is served: scores of the trainer, in less time where this machine has what that takes."""
+"""The network as it is served: the scores of the trainer, computed faster if this machine can."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from lightning_modules.inference import GOLDEN_TOLERANCE, Model, check_golden, m
 
 Precision = Literal["float32", "bf16"]
 BF16_TOLERANCE = 0.5
-"""How far a logit may be off in bfloat16, which has 8 bits; the best class of the golden photo must be the same."""
+"""Largest difference of a logit in bfloat16, which has 8 bits; the best class of the golden photo must be equal."""
 
 log = logging.getLogger("serving")
 
-# OpenVINO's converter reports to its makers where it finds this package.
+# OpenVINO's converter sends telemetry if it finds this package.
 sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
 
 
 def load_engine(folder: Path, precision: Precision = "float32") -> Model:
-    """Load an export folder for serving; it scores the golden photo as the trainer did.
+    """Load an export folder for serving, and check the scores of its golden photo.
 
     Args:
-        precision: what a GPU computes in.
+        precision: data type on a GPU.
 
     Raises:
-        BadExportError: if the folder is not whole or the scores are others.
+        BadExportError: if the folder is incomplete, or the scores differ.
     """
     # PyTorch does not look at a container's quota.
     torch.set_num_threads(min(torch.get_num_threads(), usable_cores()))
@@ -52,12 +52,12 @@ def load_engine(folder: Path, precision: Precision = "float32") -> Model:
     try:
         faster = replace(model, network=OpenVino(model, threads))
         difference = check_golden(folder, faster)
-    # Any layer may be unknown to a compiler, in a way of its own, and PyTorch knows them all.
+    # A compiler may fail on any layer with any error; PyTorch runs all of them.
     except Exception as error:
         reason = " ".join(str(error).split())[:500]
         log.warning(f"engine PyTorch on {threads} threads: OpenVINO can't run this network: {reason}")
         return model
-    # What is left to PyTorch is small, and its threads would wait on the cores that OpenVINO computes on.
+    # PyTorch has little work left, and its threads would compete with those of OpenVINO.
     torch.set_num_threads(1)
     seconds = time.perf_counter() - started
     log.info(f"engine OpenVINO on {threads} threads, compiled in {seconds:.1f} s, golden photo off by {difference:.1g}")
@@ -79,7 +79,7 @@ class OpenVino(nn.Module):
         )
         converted = openvino.convert_model(exported)
         converted.reshape([-1, 3, side, side])
-        # On CPUs that can it would compute in bfloat16, which is another answer.
+        # On some CPUs it would compute in bfloat16, with other scores.
         options = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads}
         self._request: Any = openvino.compile_model(converted, "CPU", options).create_infer_request()
 

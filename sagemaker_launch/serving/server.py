@@ -1,4 +1,4 @@
-"""The life of the process: listen, load, serve, and on SIGTERM answer what is in."""
+"""The server process: listen, load, serve, and on SIGTERM answer the accepted requests."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from sagemaker_launch.serving.service import Service
 from sagemaker_launch.serving.settings import Settings
 
 BACKLOG = 128
-"""Connections that the system accepts before the server looks at them."""
+"""Connections that the system accepts before the server handles them."""
 KEEP_ALIVE_SECONDS = 75
-"""More than SageMaker's 60, so that it is never us who close a connection that it is about to use."""
+"""More than SageMaker's 60, so that the server never closes a connection that SageMaker is about to use."""
 
 log = logging.getLogger("serving")
 
 
 class ServingError(RuntimeError):
-    """There is no model or no port, or the server can't go on; the message is one line."""
+    """There is no model or no port, or the server fails; the message is one line."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(" ".join(reason.split())[:1000])
@@ -50,10 +50,10 @@ def run(
         log_file: gets a line per request; by default standard output, which becomes the log of a container.
 
     Raises:
-        ServingError: if it can't.
+        ServingError: if there is no model or no port, or the server fails.
     """
     _log_to(log_file or sys.stdout)
-    # Pillow's are about images that strangers send; the answer says what is wrong.
+    # Pillow warns about images of clients; the answer says what is wrong with them.
     warnings.filterwarnings("ignore", module=r"PIL\.")
     try:
         listener = listen(settings.host, settings.port)
@@ -98,7 +98,7 @@ async def _serve(settings: Settings, listener: socket.socket, on_ready: Callable
             access_log=False,
             server_header=False,
             timeout_keep_alive=KEEP_ALIVE_SECONDS,
-            timeout_graceful_shutdown=1,  # what is in has been waited for by then
+            timeout_graceful_shutdown=1,  # accepted requests have been answered by then
         )
     )
     address = url_of(listener)
@@ -130,7 +130,7 @@ async def _serve(settings: Settings, listener: socket.socket, on_ready: Callable
 
 
 async def _live(service: Service, on_ready: Callable[[], None]) -> None:
-    """Load, serve, and return when told to stop and everybody is answered."""
+    """Load and serve. Return after SIGTERM, when all accepted requests are answered."""
     stop, loop = asyncio.Event(), asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
@@ -144,7 +144,7 @@ async def _live(service: Service, on_ready: Callable[[], None]) -> None:
     on_ready()
     await asyncio.wait({batching, stopping}, return_when=asyncio.FIRST_COMPLETED)
     if batching.done():
-        batching.result()  # it never ends but by an error
+        batching.result()  # it ends by an error only
     await service.drain()
     batching.cancel()
 

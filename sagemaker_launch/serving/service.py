@@ -1,4 +1,4 @@
-"""One model and the requests that are in: admitted, decoded, scored together, answered."""
+"""One model and its accepted requests: admit, decode, score in batches, answer."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ class RefusedError(Exception):
     def __init__(self, status: int, sentence: str) -> None:
         super().__init__(sentence)
         self.status = status
-        """Of HTTP."""
+        """Status code of HTTP."""
 
 
 @dataclass
 class Record:
-    """What the log says of a request."""
+    """The log line of a request."""
 
     bytes: int = 0
     images: int = 0
@@ -47,7 +47,7 @@ class Record:
 
 
 class Service:
-    """The server without its HTTP. Lives on the event loop."""
+    """The server without HTTP. Runs on the event loop."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -68,17 +68,17 @@ class Service:
         """Load the model, check the golden photo and warm up.
 
         Raises:
-            BadExportError: if the model is not whole or scores the golden photo otherwise than the trainer.
+            BadExportError: if the model is incomplete, or the scores of its golden photo differ from the trainer's.
         """
         self._model = await asyncio.get_running_loop().run_in_executor(self._network, self._load)
         self.state = "ready"
 
     @contextmanager
     def admitted(self) -> Iterator[None]:
-        """Let a request in.
+        """Accept a request.
 
         Raises:
-            RefusedError: if the server is not ready or has too many.
+            RefusedError: if the server is not ready, or has too many requests.
         """
         if self.state != "ready":
             raise RefusedError(503, STATES[self.state])
@@ -96,11 +96,11 @@ class Service:
     async def answer(
         self, body: bytes, content_type: str, accept: str, attributes: str, record: Record
     ) -> tuple[int, str]:
-        """Status and JSON of a request; cancelled, it is not computed any further.
+        """Status and JSON of a request. If it is cancelled, its computation stops.
 
         Args:
             attributes: SageMaker's custom attributes.
-            record: gets what the log is to say.
+            record: is filled with the values of the log line.
         """
         model = self._model
         assert model is not None, "requests are admitted when it is loaded"
@@ -115,7 +115,7 @@ class Service:
         return Prediction(logits, model.class_names, model.version).answer(accept, attributes)
 
     async def drain(self) -> None:
-        """Let nobody in any more, and wait for those that are, as long as the settings allow."""
+        """Refuse new requests, and wait for accepted ones as long as the settings allow."""
         self.state = "stopping"
         try:
             async with asyncio.timeout(self.settings.stop_seconds):

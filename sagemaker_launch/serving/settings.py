@@ -1,4 +1,4 @@
-"""How the server works, read from its environment: SageMaker passes a container nothing else."""
+"""Settings of the server, from environment variables: SageMaker passes nothing else to a container."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sagemaker_launch.serving.engine import Precision
 
 @dataclass(frozen=True)
 class Settings:
-    """How the server works."""
+    """Settings of the server."""
 
     model: Path
     """The export folder."""
@@ -22,21 +22,21 @@ class Settings:
     port: int
     """Port to listen on; 0 takes a free one."""
     max_batch: int
-    """Images that go through the network at once."""
+    """Largest batch of the network."""
     max_wait_seconds: float
-    """How long an image waits for those that are being decoded to share its batch; none are, none are waited for."""
+    """Longest wait of an image for others to share its batch. It waits only while another image is being decoded."""
     max_queue: int
-    """Requests that may be in at once, from their first byte to their answer; beyond it the answer is 503."""
+    """Most accepted requests at once, from first byte to answer; further requests get 503."""
     timeout_seconds: float
-    """A request that takes longer is answered with 503. SageMaker gives up after 60 s."""
+    """Time limit of a request, which then gets 503. SageMaker gives up after 60 s."""
     body_timeout_seconds: float
-    """A body that takes longer to arrive is answered with 408."""
+    """Time limit for a body to arrive; then the answer is 408."""
     decode_threads: int
-    """Requests that are decoded at once. The worst image takes 1 GB meanwhile."""
+    """Number of decode threads. Each needs up to 1 GB."""
     stop_seconds: float
-    """How long requests that are in may take after SIGTERM. SageMaker kills after 30 s."""
+    """Time limit of accepted requests after SIGTERM. SageMaker kills after 30 s."""
     precision: Precision
-    """What a GPU computes in: float32, or bf16, which is faster and may be off in the first decimal of a logit."""
+    """Data type on a GPU: float32, or bf16, which is faster and may change the first decimal of a logit."""
 
 
 def read_settings(environment: Mapping[str, str], *, cuda: bool) -> Settings:

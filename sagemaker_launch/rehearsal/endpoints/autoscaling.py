@@ -1,4 +1,4 @@
-"""Application Auto Scaling of endpoint variants: moto's answers, held to the endpoints that there are.
+"""Application Auto Scaling of endpoint variants: moto's answers, checked against the existing endpoints.
 
 Targets, policies and their alarms are kept, and capacity is booked. Nothing measures traffic, so nothing scales.
 """
@@ -28,7 +28,7 @@ Find = Callable[[str, str], Endpoint | None]
 
 
 class EndpointScalingResponse(ApplicationAutoScalingResponse):
-    """Answers what is about endpoint variants, and leaves the rest to moto."""
+    """Answers requests about endpoint variants; moto answers the others."""
 
     find: ClassVar[Find]
     """Gives the endpoint of a region and a name."""
@@ -38,7 +38,7 @@ class EndpointScalingResponse(ApplicationAutoScalingResponse):
         if self._get_param("ServiceNamespace") != NAMESPACE:
             return super().register_scalable_target()
         endpoint, variant = self._variant()
-        # Whoever changes a target may give one end of its range.
+        # A change of a target may give one end of its range only.
         known = self._backend.targets.get(DIMENSION, {}).get(self._resource)
         low, high = self._get_int_param("MinCapacity"), self._get_int_param("MaxCapacity")
         low = known.min_capacity if low is None and known is not None else low
@@ -108,7 +108,7 @@ class EndpointScalingResponse(ApplicationAutoScalingResponse):
 
 
 def install_scaling(find: Find) -> None:
-    """Put these answers in the place of moto's, in this process."""
+    """Replace moto's answers, in this process."""
     EndpointScalingResponse.find = staticmethod(find)
     moto.applicationautoscaling.urls.url_paths["{0}/$"] = EndpointScalingResponse.dispatch
 
@@ -121,7 +121,7 @@ def registered(account: str, region: str, endpoint: str) -> set[str]:
 
 
 def deregister(account: str, region: str, endpoint: str) -> None:
-    """Forget the targets and policies of an endpoint that is gone.
+    """Remove the targets and policies of a deleted endpoint.
 
     Source: AWS developer guide, "Delete endpoints configured for auto scaling", 2025: it does so without notice.
     """

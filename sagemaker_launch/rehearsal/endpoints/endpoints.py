@@ -1,4 +1,4 @@
-"""What the service knows of models, endpoint configs and endpoints, and how it tells it."""
+"""Models, endpoint configs and endpoints as the service stores and describes them."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ Status = Literal["Creating", "Updating", "InService", "Failed", "Deleting"]
 Request = Mapping[str, Any]
 Answer = dict[str, Any]
 DEFAULT_CONCURRENCY = 4
-"""Asynchronous requests that an instance works on at once; AWS chooses where none is given."""
+"""Concurrent asynchronous requests per instance; AWS chooses a default."""
 IN_PROGRESS = ("Creating", "Updating", "Deleting")
 
 
 class Resource:
-    """A model or an endpoint config: the request, and when it came."""
+    """A model or an endpoint config: its request, and the time of the request."""
 
     status = ""
 
@@ -51,7 +51,7 @@ class Resource:
 
 @dataclass
 class Variant:
-    """A production variant that runs: one process, however many instances are asked for."""
+    """A running production variant: one process for any number of instances."""
 
     request: Request
     """ProductionVariant of the endpoint config."""
@@ -62,7 +62,7 @@ class Variant:
     instances: int
     serverless: Request | None = None
     running: int = 0
-    """Invocations that it works on."""
+    """Number of running invocations."""
     resolved: datetime = field(default_factory=now)
 
     @property
@@ -96,7 +96,7 @@ class Fleet:
     config: Resource
     variants: list[Variant]
     share: float = 0.0
-    """Part of the endpoint's traffic that it gets."""
+    """Its share of the endpoint's traffic."""
     stage: str = "Creating"
     """VariantStatus while it is being deployed."""
     staged: datetime = field(default_factory=now)
@@ -105,16 +105,16 @@ class Fleet:
 
     @property
     def instances(self) -> int:
-        """Instances that it occupies."""
+        """Number of instances that it occupies."""
         return sum(variant.instances for variant in self.variants)
 
     def enter(self, stage: str) -> None:
-        """Go on to the next stage of the deployment."""
+        """Continue with the next stage of the deployment."""
         self.stage, self.staged = stage, now()
 
 
 class Endpoint:
-    """One endpoint and what has become of it."""
+    """One endpoint and its state."""
 
     def __init__(self, arn: str, name: str, tags: list[dict[str, str]], fleet: Fleet) -> None:
         self.arn, self.name, self.tags = arn, name, tags
@@ -127,7 +127,7 @@ class Endpoint:
         self.green: Fleet | None = fleet
         """What is being deployed."""
         self.started = self.created
-        """When the deployment that is under way began."""
+        """Start of the running deployment."""
         self.lock = threading.RLock()
 
     def begin(self, status: Status) -> None:
@@ -153,7 +153,7 @@ class Endpoint:
 
     @contextmanager
     def routed(self, target_variant: str | None) -> Iterator[Variant | None]:
-        """The variant that an invocation goes to; None if the wanted one is not there, or none is left."""
+        """The variant of an invocation; None if the requested one does not exist, or none is left."""
         with self.lock:
             variant = self._choose(target_variant)
             if variant is not None:
@@ -187,7 +187,7 @@ class Endpoint:
 
     @property
     def config(self) -> Resource:
-        """The endpoint config that it has, or is to have first."""
+        """The endpoint config in service, or the first one to be deployed."""
         fleet = self.blue or self.green
         assert fleet is not None
         return fleet.config

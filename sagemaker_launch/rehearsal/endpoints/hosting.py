@@ -41,7 +41,7 @@ from sagemaker_launch.rehearsal.rules import check_shape, check_tags, invalid
 Kind = Literal["Model", "EndpointConfig"]
 ARN_KINDS = {"Model": "model", "EndpointConfig": "endpoint-config", "Endpoint": "endpoint"}
 WORDS = {"Model": "model", "EndpointConfig": "endpoint configuration", "Endpoint": "endpoint"}
-"""What AWS's messages call them."""
+"""Their names in AWS's messages."""
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ class Hosting:
     def __init__(self, region: str, machine: Machine) -> None:
         self.region, self.machine = region, machine
         self.lock = threading.RLock()
-        """Held while the set of anything is read or changed."""
+        """Held while a set of resources is read or changed."""
         self.endpoints: dict[str, Endpoint] = {}
         self._resources: dict[Kind, dict[str, Resource]] = {"Model": {}, "EndpointConfig": {}}
         self._runners: dict[str, EndpointRunner] = {}
@@ -134,7 +134,7 @@ class Hosting:
         with self.lock:
             endpoint = self._idle(request["EndpointName"])
             new = self._find("EndpointConfig", request["EndpointConfigName"])
-            # It has to be there still: what AWS goes back to, should the update fail.
+            # The old config must exist: AWS rolls back to it if the update fails.
             old = self._find("EndpointConfig", endpoint.config.name)
             deployment = request.get("DeploymentConfig", {})
             check_deployment(request, old.request, new.request)
@@ -231,7 +231,7 @@ class Hosting:
     ) -> Answer:
         check_shape(operation, request)
         with self.lock:
-            # Newest first unless asked otherwise (AWS API reference of these list operations, 2025).
+            # Newest first by default (AWS API reference of these list operations, 2025).
             wanted = select(list(found.values()), {"SortOrder": "Descending", **request})
         return page([one.summary() for one in wanted], request, field)
 
@@ -314,7 +314,7 @@ class Hosting:
 
 
 def _retain(endpoint: Endpoint, fleet: Fleet, excluded: set[str]) -> None:
-    """Give the variants of a new fleet the instances and weights that those of the old one have now."""
+    """Give the variants of a new fleet the present instances and weights of the old fleet."""
     assert endpoint.blue is not None
     old = {variant.name: variant for variant in endpoint.blue.variants}
     for variant in fleet.variants:

@@ -1,4 +1,4 @@
-"""One invocation of an endpoint: to the container and back, in AWS's words where it fails, and captured if asked."""
+"""One invocation of an endpoint: to the container and back, with AWS's errors, and captured if requested."""
 
 from __future__ import annotations
 
@@ -56,10 +56,10 @@ class Invoker:
         self._account, self._region, self._objects = account, region, objects
 
     def invoke(self, endpoint: Endpoint, invocation: Invocation, timeout_seconds: float) -> tuple[Variant, Reply]:
-        """Ask the container that the traffic's weights, or the client, choose.
+        """Call the container that the traffic weights, or the client, choose.
 
         Raises:
-            InvocationError: if there is no answer, or one that is an error.
+            InvocationError: if there is no answer, or the answer is an error.
         """
         with endpoint.routed(invocation.target_variant) as variant:
             if variant is None:
@@ -72,7 +72,7 @@ class Invoker:
                 raise InvocationError(429, "ThrottlingException", "Rate exceeded")
             reply = self._ask(endpoint, variant, invocation, timeout_seconds)
         capture = endpoint.config.request.get("DataCaptureConfig", {})
-        # Sampling draws nothing that is seeded: what is captured is no part of what is rehearsed twice alike.
+        # Sampling is not seeded: captured data need not be equal in two rehearsals.
         if capture.get("EnableCapture", bool(capture)) and random.random() * 100 < capture["InitialSamplingPercentage"]:
             self._capture(capture, endpoint, variant, invocation, reply)
         return variant, reply
@@ -116,7 +116,7 @@ class Invoker:
         self, config: Request, endpoint: Endpoint, variant: Variant, invocation: Invocation, reply: Reply
     ) -> None:
         # Layout and fields: AWS developer guide, "Capture data from real-time endpoint", 2025. AWS collects many
-        # records an object.
+        # records per object.
         now = datetime.now(UTC)
         modes = {option["CaptureMode"] for option in config["CaptureOptions"]}
         headers, kinds = config.get("CaptureContentTypeHeader", {}), {}

@@ -12,11 +12,11 @@ from sagemaker_launch.rehearsal.endpoints.rules import shares
 from sagemaker_launch.rehearsal.machine.runner import Settings
 
 ALARM_SECONDS = 0.1
-"""Time between two looks at the alarms."""
+"""Time between two checks of the alarms."""
 
 
 class RollbackError(Exception):
-    """The new fleet can't stay; the message is the endpoint's failure reason."""
+    """The new fleet is rolled back; the message is the endpoint's failure reason."""
 
 
 class Rollout:
@@ -48,7 +48,7 @@ class Rollout:
         """Move all traffic.
 
         Raises:
-            RollbackError: if an alarm goes off or the time is over.
+            RollbackError: if an alarm goes off, or at the time limit.
         """
         routing = self._policy.get("TrafficRoutingConfiguration", {})
         self._look_at_alarms()

@@ -148,7 +148,7 @@ def check_deployment(request: Request, old: Request, new: Request) -> None:
     Args:
         request: of UpdateEndpoint.
         old: request of the endpoint config that is in service.
-        new: request of the one that is to be.
+        new: request of the endpoint config of the update.
 
     Raises:
         SagemakerClientError: with the first broken rule.
@@ -176,7 +176,7 @@ def check_deployment(request: Request, old: Request, new: Request) -> None:
 
 
 def check_scaled(scaled: Set[str], old: Request, new: Request) -> None:
-    """Refuse an update that takes a scaled variant away or changes its instances.
+    """Refuse an update that removes a scaled variant or changes its instance type.
 
     Args:
         scaled: names of variants that are scalable targets.
@@ -218,7 +218,7 @@ def _check_policy(policy: Request, instances: int) -> None:
 
 
 def shares(routing: Request, instances: int) -> list[float]:
-    """The parts of the traffic that the new fleet gets, one after the other; the last is all of it."""
+    """The shares of traffic of the new fleet, one after the other; the last is all traffic."""
     kind = routing.get("Type", "ALL_AT_ONCE")
     if kind == "CANARY":
         return [_share_of(routing["CanarySize"], instances), 1.0]
@@ -231,7 +231,7 @@ def shares(routing: Request, instances: int) -> list[float]:
 
 
 def _share_of(size: Request, instances: int) -> float:
-    """A CapacitySize as a part of all traffic."""
+    """A CapacitySize as a share of all traffic."""
     return float(size["Value"] / (instances if size["Type"] == "INSTANCE_COUNT" else 100))
 
 

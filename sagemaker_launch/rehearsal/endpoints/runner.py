@@ -1,4 +1,4 @@
-"""The life of one endpoint, from its first process to its last, in a thread of its own."""
+"""Runs one endpoint, from its first process to its last, in its own thread."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from sagemaker_launch.rehearsal.machine.objects import DataError
 from sagemaker_launch.rehearsal.machine.runner import Machine
 
 RESTART_SECONDS = 1.0
-"""Time until a container that died is started again."""
+"""Seconds before an ended container is restarted."""
 
 log = logging.getLogger(__name__)
 
 
 class EndpointRunner(threading.Thread):
-    """Starts, watches, exchanges and ends the processes of one endpoint."""
+    """Starts, watches, replaces and ends the processes of one endpoint."""
 
     # Not named here: _stop and _delete, which are methods of Thread.
 
@@ -35,7 +35,7 @@ class EndpointRunner(threading.Thread):
         self._deleted = False
 
     def update(self, deployment: Request) -> None:
-        """Exchange the blue fleet for the green one, as the DeploymentConfig says."""
+        """Replace the blue fleet by the green one, as the DeploymentConfig says."""
         self._work.put(lambda: self._update(deployment))
 
     def rescale(self, apply: Callable[[], None]) -> None:
@@ -58,7 +58,7 @@ class EndpointRunner(threading.Thread):
             try:
                 work()
             except Exception as error:
-                # A bug of the stand-in is what an internal error is on AWS.
+                # A bug of the rehearsal is reported as AWS's internal error.
                 log.exception("endpoint %s: internal error", self._endpoint.name)
                 self._endpoint.finish("Failed", f"Request to service failed. ({error!r:.500})")
         for fleet in self._endpoint.fleets():
@@ -123,7 +123,7 @@ class EndpointRunner(threading.Thread):
             variant.process.wait_until_healthy(seconds, self._machine.shutdown.is_set)
 
     def _retire(self, fleet: Fleet) -> None:
-        """Answer what is in, then end the processes of a fleet that gets no more traffic."""
+        """Answer accepted requests, then end the processes of a fleet without traffic."""
         grace = min(STOP_SECONDS, self._machine.settings.grace_seconds)
         if fleet.queue is not None:
             fleet.queue.shutdown(wait=False, cancel_futures=self._endpoint.status == "Deleting")
@@ -137,7 +137,7 @@ class EndpointRunner(threading.Thread):
             variant.process.stop(grace)
 
     def _watch(self) -> None:
-        """Start a container again that died in service."""
+        """Restart a container that ended in service."""
         if self._endpoint.blue is None:
             return
         for variant in self._endpoint.blue.variants:
@@ -152,7 +152,7 @@ class EndpointRunner(threading.Thread):
                 process.start()
 
     def _pause(self, seconds: float) -> None:
-        """Wait, and watch meanwhile.
+        """Wait, and watch the containers meanwhile.
 
         Raises:
             RollbackError: if the server stops.

@@ -1,6 +1,6 @@
 """One container of an endpoint: a serving process on the unpacked archive, asked over HTTP as the service asks it.
 
-Where Linux namespaces are allowed the model is read-only at /opt/ml/model; elsewhere it lies in a relocated folder.
+Where Linux namespaces are allowed the model is read-only at /opt/ml/model; elsewhere it is in a relocated folder.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Reply:
 
 @dataclass(frozen=True)
 class ServingSpec:
-    """What the service tells a container of an endpoint."""
+    """Settings of a container of an endpoint."""
 
     endpoint: str
     variant: str
@@ -63,11 +63,11 @@ class ServingSpec:
     container: Mapping[str, Any]
     """ContainerDefinition of the model."""
     isolated: bool
-    """Whether it has no network but loopback, where that can be."""
+    """Whether it has only a loopback network, where that is possible."""
 
 
 class ServingProcess:
-    """A container: unpack the archive, start, ask, stop."""
+    """A container: unpack the archive, start, call, stop."""
 
     def __init__(self, tree: Path, spec: ServingSpec, machine: Machine) -> None:
         self._tree, self._spec, self._machine = tree, spec, machine
@@ -88,7 +88,7 @@ class ServingProcess:
             unpack(self._machine.objects.get(Uri.parse(url)), self._tree / "ml" / "model", url)
 
     def start(self) -> None:
-        """Start the process, the first or the next one."""
+        """Start its process, or restart it."""
         namespaces = self._machine.namespaces
         lines, command, environment = self._torchserve() if self._is_torchserve else self._own()
         if namespaces is not None:
@@ -109,14 +109,14 @@ class ServingProcess:
 
     @property
     def running(self) -> bool:
-        """Whether its process lives."""
+        """Whether its process is alive."""
         return self._process is not None and self._process.exit_code() is None
 
     def wait_until_healthy(self, timeout_seconds: float, give_up: Callable[[], bool]) -> None:
-        """Ask /ping until it answers 200.
+        """Call /ping until it answers 200.
 
         Raises:
-            UnhealthyError: in AWS's words, if the process ends, the time is over or `give_up` says so.
+            UnhealthyError: with AWS's message, if the process ends, at the time limit, or if `give_up` returns true.
         """
         until = time.monotonic() + timeout_seconds
         while self.running and time.monotonic() < until and not give_up():
@@ -141,7 +141,7 @@ class ServingProcess:
             return Reply(answer.status, dict(answer.headers.items()), answer.read())
 
     def stop(self, grace_seconds: float) -> None:
-        """SIGTERM, after the grace SIGKILL; delete the tree."""
+        """SIGTERM, after the grace period SIGKILL; delete the tree."""
         if self._process is not None:
             self._process.terminate()
             self._process.wait(grace_seconds)
@@ -150,7 +150,7 @@ class ServingProcess:
             shutil.rmtree(self._tree, ignore_errors=True)
 
     def end(self) -> None:
-        """End the process at once, if there is one, and read its output to the end."""
+        """Kill the process, if there is one, and read its output to the end."""
         if self._process is not None:
             self._process.kill()
         if self._reader is not None:
@@ -227,7 +227,7 @@ class ServingProcess:
         return lines, command, environment
 
     def _torchserve(self) -> tuple[list[str], list[str], dict[str, str]]:
-        """The same of AWS's image; raises DataError where it can't be had."""
+        """The same of AWS's image; raises DataError if it is not available."""
         folder, image = self._machine.settings.torchserve_environment, self._spec.container["Image"]
         if folder is None or self._machine.namespaces is None:
             raise DataError(
@@ -245,20 +245,20 @@ class ServingProcess:
         return torchserve.init_script(self._tree, model, built, [self._machine.settings.root]), [], environment
 
     def _service_environment(self) -> dict[str, str]:
-        """What the service tells a container, and the model's own variables."""
+        """The variables of the service, and those of the model."""
         environment = {
             "AWS_REGION": self._spec.region,
             "AWS_DEFAULT_REGION": self._spec.region,
             **DUMMY_CREDENTIALS,
             **self._spec.container.get("Environment", {}),
-            # Containers here share the loopback interface: none may take the port 8080 that they have on AWS.
+            # Containers share the loopback interface here, so none may use AWS's port 8080.
             "SAGEMAKER_BIND_TO_PORT": str(self._port),
         }
         return environment if self._spec.isolated else {**environment, "AWS_ENDPOINT_URL": self._machine.url}
 
 
 class _Connection(http.client.HTTPConnection):
-    """A connection to a container in a network of its own."""
+    """A connection to a container in its own network."""
 
     def __init__(self, process: Process, port: int, timeout_seconds: float) -> None:
         super().__init__("127.0.0.1", port, timeout=timeout_seconds)
@@ -272,10 +272,10 @@ class _Connection(http.client.HTTPConnection):
 
 
 def extract_all(archive: tarfile.TarFile, folder: Path) -> None:
-    """Extract an archive that may be hostile: nothing in it is written outside of a folder.
+    """Extract an untrusted archive: nothing is written outside of a folder.
 
     Raises:
-        tarfile.TarError: if it tries.
+        tarfile.TarError: if a member is outside of it.
     """
     if hasattr(tarfile, "data_filter"):
         archive.extractall(folder, filter="data")
@@ -289,10 +289,10 @@ def extract_all(archive: tarfile.TarFile, folder: Path) -> None:
 
 
 def unpack(content: bytes, folder: Path, url: str) -> None:
-    """Unpack an archive as the service does, whatever is in it.
+    """Unpack an archive as the service does, with any content.
 
     Raises:
-        DataError: with AWS's words, if it is no archive.
+        DataError: with AWS's message, if it is not an archive.
     """
     try:
         with tarfile.open(fileobj=io.BytesIO(content), mode="r:gz") as archive:

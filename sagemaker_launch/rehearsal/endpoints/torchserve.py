@@ -37,9 +37,9 @@ LINKED = (
     "torch",
     "torchvision",
 )
-"""Packages of AWS's inference container that are linked from this environment, with all that they require."""
+"""Packages of AWS's inference container that are linked from this environment, with their requirements."""
 REQUIREMENTS = Path(__file__).with_name("torchserve.txt")
-"""What it has beside them."""
+"""Further packages, installed by pip."""
 # What the entry of AWS's image does for `serve`; source: github.com/aws/deep-learning-containers,
 # pytorch/inference/docker/build_artifacts/torchserve-entrypoint.py, and its Dockerfile for 2.6 (2025-11).
 ENTRY = "from sagemaker_pytorch_serving_container import serving; serving.main()"
@@ -56,10 +56,10 @@ class TorchServe:
         namespaces: Namespaces,
         environment: Mapping[str, str] | None = None,
     ) -> None:
-        """Start it; it is ready when `wait_until_ready` says so.
+        """Start it; `wait_until_ready` waits for it.
 
         Args:
-            tree: a folder that this server has for itself.
+            tree: a folder for this server alone.
             model: the unpacked archive, which becomes /opt/ml/model.
             environment: of the request that makes the model, as SAGEMAKER_MODEL_SERVER_WORKERS.
 
@@ -79,7 +79,7 @@ class TorchServe:
             container_environment(tree, ports) | dict(environment or {}),
             in_namespaces=True,
         )
-        self._lines: deque[str] = deque(maxlen=5_000)  # a dozen a request
+        self._lines: deque[str] = deque(maxlen=5_000)  # a dozen per request
         self._reader = threading.Thread(target=self._read, name="torchserve log")
         self._reader.start()
 
@@ -93,7 +93,7 @@ class TorchServe:
 
     @property
     def log(self) -> str:
-        """What it printed last."""
+        """Its last lines of output."""
         return "".join(self._lines)
 
     @property
@@ -105,7 +105,7 @@ class TorchServe:
         """Wait until it answers a photo: `/ping` says 200 before the model is loaded.
 
         Raises:
-            RuntimeError: if it ended or the time is over; the message ends with its last lines.
+            RuntimeError: if it ended, or at the time limit; the message ends with its last lines.
         """
         until = time.monotonic() + timeout_seconds
         while time.monotonic() < until and self._process.exit_code() is None:
@@ -120,7 +120,7 @@ class TorchServe:
         raise RuntimeError(f"TorchServe did not start:\n{self.log[-4000:]}")
 
     def stop(self, grace_seconds: float = 20) -> None:
-        """Send SIGTERM, as AWS does, and end what is left after the grace."""
+        """Send SIGTERM, as AWS does, and SIGKILL after the grace period."""
         self._process.terminate()
         self._process.wait(grace_seconds)
         self._process.kill()
@@ -136,7 +136,7 @@ def init_script(tree: Path, model: Path, image: Image, keep: Sequence[Path]) -> 
     """Make the environment in `tree/venv`, and the shell lines that turn fresh namespaces into the container.
 
     Args:
-        keep: more folders that stay visible should they lie under /tmp.
+        keep: more folders that stay visible if they are below /tmp.
     """
     if not (tree / "venv").exists():
         image.make_environment(tree / "venv")
@@ -193,7 +193,7 @@ def free_ports() -> list[int]:
 
 
 def _free_port() -> socket.socket:
-    """A socket bound to a free port, which another one can't get until it is closed."""
+    """A socket bound to a free port, which is reserved until the socket is closed."""
     held = socket.socket()
     held.bind(("127.0.0.1", 0))
     return held

@@ -1,7 +1,7 @@
 """SageMaker Debugger: what the service refuses, and the rules that can be evaluated here.
 
-AWS's rules are in an image that only AWS runs. What they look for is published, so this project looks for the same,
-with smdebug in an environment of its own.
+AWS's rules are in an image that only AWS runs. Their descriptions are published, so this project evaluates its own
+versions of them, with smdebug in an environment of its own.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ from sagemaker_launch.rehearsal.rules import invalid
 Request = Mapping[str, Any]
 RunRules = Callable[[Path, Sequence[Request]], Sequence[Mapping[str, Any]]]
 FIELDS = ("DebugHookConfig", "DebugRuleConfigurations", "ProfilerRuleConfigurations")
-"""What an account without Debugger can't ask for."""
+"""Fields that an account without Debugger can't use."""
 INTERVALS_MS = (100, 200, 500, 1000, 5000, 60_000)
-"""What ProfilingIntervalInMilliseconds may be (API reference, 2026)."""
+"""Allowed values of ProfilingIntervalInMilliseconds (API reference, 2026)."""
 PARAMETERS = re.compile(
     r"((train|eval|predict|global)\.)?(save_interval|save_steps|start_step|end_step)|include_regex|reductions|"
     r"save_histogram|save_raw_tensor|save_shape"
 )
-"""Parameters of hook and collection that smdebug 1.0.34 reads; it takes no notice of others."""
+"""Parameters of hook and collection that smdebug 1.0.34 reads; it ignores others."""
 HOOK_PARAMETERS = ("save_all", "include_workers", "export_tensorboard", "tensorboard_dir")
 TEXTUAL_FLAGS = ("save_raw_tensor", "save_shape")
-"""Parameters for which smdebug 1.0.34 wants a boolean, which a map of texts can't give: its hook is not made then."""
+"""Parameters for which smdebug 1.0.34 needs a boolean, which a map of texts can't have: its hook then fails."""
 BUILT_IN = "/sagemaker-debugger-rules:"
 """In the address of AWS's image of built-in rules."""
 END_OF_JOB = "training_job_end.ts"
-"""By which smdebug knows that nothing more comes; on AWS the service writes it."""
+"""The file that tells smdebug the job has ended; on AWS the service writes it."""
 
 
 def check_debugger(request: Request, *, available: bool) -> None:
@@ -85,10 +85,10 @@ def judge(
     """Evaluate the rules of a job that has ended.
 
     Args:
-        rules: where the findings go.
-        tensors: all that the job has saved, in a folder that may be written to.
+        rules: get the findings.
+        tensors: writable folder with all that the job has saved.
         run_rules: evaluates rules on a folder of tensors, as `debugger_environment.run_rules` does.
-        end_now: whether the service stops, and has no time for it.
+        end_now: whether the service stops now.
     """
     asked = request.get("DebugRuleConfigurations", ())
     here = [] if end_now() else [rule for rule in asked if BUILT_IN in rule["RuleEvaluatorImage"]]

@@ -1,4 +1,4 @@
-"""A container's output on its way to CloudWatch, and the metrics that regular expressions find in it."""
+"""Sends a container's output to CloudWatch, and finds metrics in it by regular expressions."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from typing import IO
 from moto.logs.models import LogsBackend, logs_backends
 
 MAX_EVENT_CHARACTERS = 256_000
-"""CloudWatch cuts longer messages into several events (256 KB an event, AWS documentation, 2025)."""
+"""CloudWatch cuts longer messages into several events (256 KB per event, AWS documentation, 2025)."""
 
 LAST_LINES = 20
-"""Lines kept of a container's output, to explain a failure about which the job wrote nothing."""
+"""Last lines of a container's output, for a failure that the job does not explain."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Metrics:
                 try:
                     value = float32(float(match[1]))
                 except (ValueError, TypeError, OverflowError):
-                    continue  # a regex that caught something else; AWS drops it without a word, too
+                    continue  # a regex that matched something else; AWS drops it silently, too
                 with self._lock:
                     self._points.setdefault(name, []).append(MetricPoint(value, now))
 
@@ -55,7 +55,7 @@ class Metrics:
             return list(self._points.get(name, ()))
 
     def last(self) -> dict[str, MetricPoint]:
-        """The last value of each metric, which is the one that counts."""
+        """The last value of each metric, which is its final value."""
         with self._lock:
             return {name: points[-1] for name, points in self._points.items()}
 
@@ -86,7 +86,7 @@ class OutputReader:
     def __init__(self, output: IO[bytes], metrics: Metrics, stream: LogStream, flush_seconds: float) -> None:
         """Start reading."""
         self.error: BaseException | None = None
-        """What ended reading before the end, for the job's own thread to raise."""
+        """The error that ended reading, raised in the job's thread."""
         self._output, self._metrics, self._stream = output, metrics, stream
         self._flush_seconds = flush_seconds
         self._pending: list[tuple[int, str]] = []
@@ -98,14 +98,14 @@ class OutputReader:
             thread.start()
 
     def join(self) -> None:
-        """Wait until all is read and put."""
+        """Wait until all output is read and sent."""
         for thread in self._threads:
             thread.join()
         if self.error is not None:
             raise self.error
 
     def last_lines(self, max_characters: int) -> str:
-        """The last lines that are not empty: as many as fit, and at least the start of the last one."""
+        """The last lines that are not empty, as many as fit; at least the start of the last one."""
         text = ""
         for line in reversed(self._last):
             if text and len(line) + 1 + len(text) > max_characters:
@@ -142,6 +142,6 @@ class OutputReader:
             ended = self._ended.wait(self._flush_seconds)
             with self._lock:
                 events, self._pending = self._pending, []
-            # CloudWatch takes 10,000 events a call.
+            # CloudWatch takes 10,000 events per call.
             for start in range(0, len(events), 10_000):
                 self._stream.put(events[start : start + 10_000])

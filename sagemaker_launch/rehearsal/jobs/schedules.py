@@ -1,6 +1,6 @@
-"""EventBridge Scheduler: moto keeps the schedules, and here the one kind that is rehearsed is carried out.
+"""EventBridge Scheduler: moto stores the schedules, and the one rehearsed kind is carried out here.
 
-That kind is a one-time schedule which deletes an endpoint, the lease of an endpoint on AWS's side.
+It is a one-time schedule which deletes an endpoint: the lease of an endpoint on AWS's side.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class Clock(threading.Thread):
         self._done: set[tuple[str, float]] = set()
 
     def run(self) -> None:
-        """Look every second, until the server stops."""
+        """Check every second, until the server stops."""
         while not self._shutdown.wait(LOOK_SECONDS):
             for service in self._regions.values():
                 backend = scheduler_backends[self._account][service.region]
@@ -92,7 +92,7 @@ class Clock(threading.Thread):
 
 
 def install_schedules() -> None:
-    """Put these answers in the place of moto's, in this process."""
+    """Replace moto's answers, in this process."""
     for path in moto.scheduler.urls.url_paths:
         moto.scheduler.urls.url_paths[path] = SchedulesResponse.dispatch
 
@@ -101,7 +101,7 @@ def due(expression: str, zone: str | None) -> datetime:
     """When a one-time schedule is to be carried out.
 
     Raises:
-        ValueError: if it is no one-time schedule.
+        ValueError: if it is not a one-time schedule.
         KeyError: if there is no such time zone.
     """
     found = re.fullmatch(r"at\((.+)\)", expression)

@@ -16,7 +16,7 @@ from optuna.trial import TrialState, create_trial
 
 Scaling = Literal["Auto", "Linear", "Logarithmic", "ReverseLogarithmic"]
 Point = dict[str, str]
-"""Tuned hyperparameters of a job, as the strings that it receives."""
+"""Tuned hyperparameters of a job, as strings."""
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ class NumberRange:
     scaling: Scaling = "Auto"
 
     def __post_init__(self) -> None:
-        """Refuse what no draw could come from."""
+        """Refuse an empty or invalid range."""
         if not self.low <= self.high:
             raise ValueError(f"{self.name}: MinValue must be <= MaxValue, got {self.low} and {self.high}")
         if self.scaling == "Logarithmic" and self.low <= 0:
@@ -45,16 +45,16 @@ class NumberRange:
 
     @property
     def logarithmic(self) -> bool:
-        """Whether draws are even in the logarithm; AWS's Auto decides so for wide positive ranges."""
+        """Whether draws are uniform in the logarithm; AWS's Auto does this for wide positive ranges."""
         wide = self.low > 0 and self.high / self.low >= 1000
         return self.scaling == "Logarithmic" or (self.scaling == "Auto" and wide)
 
     def at(self, share: float) -> float:
-        """The number that lies at a share (0 to 1) of the scaled range."""
-        # A whole number stands for the half before and after it.
+        """The number at a share (0 to 1) of the scaled range."""
+        # A whole number represents the half before and after it.
         low, high = (self.low - 0.5, self.high + 0.5) if self.integer else (self.low, self.high)
         if self.scaling == "ReverseLogarithmic":
-            # Even in the logarithm of the distance to 1.
+            # Uniform in the logarithm of the distance to 1.
             drawn = 1 - math.exp(_between(math.log1p(-low), math.log1p(-high), share))
         elif self.logarithmic:
             drawn = math.exp(_between(math.log(low), math.log(high), share))
@@ -75,7 +75,7 @@ class ChoiceRange:
     values: tuple[str, ...]
 
     def __post_init__(self) -> None:
-        """Refuse a value that stands twice."""
+        """Refuse a duplicate value."""
         if len(set(self.values)) < len(self.values):
             raise ValueError(f"{self.name}: Values must differ, got {list(self.values)}")
 
@@ -109,7 +109,7 @@ def ranges_of(parameter_ranges: Mapping[str, Any]) -> list[Range]:
 
 @dataclass(frozen=True)
 class Result:
-    """A point that an earlier tuning job tried, and what came of it."""
+    """A point that an earlier tuning job tried, and its objective."""
 
     point: Point
     objective: float
@@ -175,7 +175,7 @@ class GridStrategy:
 
 
 class OptunaStrategy:
-    """Optuna's TPE sampler in the place of AWS's Bayesian search; under Hyperband with Optuna's Hyperband pruner."""
+    """Optuna's TPE sampler replaces AWS's Bayesian search; with Hyperband, Optuna's Hyperband pruner too."""
 
     def __init__(
         self,
@@ -221,7 +221,7 @@ class OptunaStrategy:
             params = {each.name: _as_value(each, result.point[each.name]) for each in self._ranges}
             trial = create_trial(params=params, distributions=self._distributions, value=result.objective)
         except (KeyError, ValueError) as error:
-            # A warm start may change ranges: what lies outside of the new ones says nothing about them.
+            # A warm start may change ranges: points outside of the new ranges are dropped.
             log.info("warm start: a point of a parent lies outside of the ranges (%s)", error)
             return
         self._study.add_trial(trial)

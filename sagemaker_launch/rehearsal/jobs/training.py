@@ -1,4 +1,4 @@
-"""What the service knows of a training job, and how it tells it."""
+"""A training job as the service stores and describes it."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def now() -> datetime:
 
 @dataclass
 class Transition:
-    """A stretch of time in one secondary status."""
+    """A period in one secondary status."""
 
     status: str
     start: datetime
@@ -48,7 +48,7 @@ class Transition:
 
 @dataclass
 class RuleStatus:
-    """What has become of one of Debugger's rules."""
+    """State of one of Debugger's rules."""
 
     name: str
     arn: str
@@ -73,7 +73,7 @@ class RuleStatus:
 
 
 class RuleStatuses:
-    """What has become of all rules of a job."""
+    """State of all rules of a job."""
 
     def __init__(self, arn: str, request: Mapping[str, Any]) -> None:
         """Begin to evaluate.
@@ -100,7 +100,7 @@ class RuleStatuses:
 
 
 class TrainingJob:
-    """One training job: the request, and what has become of it."""
+    """One training job: its request and its state."""
 
     def __init__(self, arn: str, request: Mapping[str, Any], tuning_job_arn: str | None = None) -> None:
         self.arn, self.tuning_job_arn = arn, tuning_job_arn
@@ -120,7 +120,7 @@ class TrainingJob:
         self.stop_requested = threading.Event()
         self.finished = threading.Event()
         self.interruption: Literal["SIGTERM", "SIGKILL"] | None = None
-        """A spot interruption that someone asked for, and what the container gets."""
+        """A requested spot interruption, and the signal that the container gets."""
         self._transitions: list[Transition] = []
         self._lock = threading.RLock()
         self._append("Starting")
@@ -132,16 +132,16 @@ class TrainingJob:
 
     @property
     def instances(self) -> int:
-        """How many instances it occupies."""
+        """Number of instances that it occupies."""
         return int(self.request["ResourceConfig"]["InstanceCount"])
 
     @property
     def secondary_status(self) -> str:
-        """The finer status."""
+        """The secondary status."""
         return self._transitions[-1].status
 
     def enter(self, secondary: str) -> None:
-        """Go on to the next secondary status, unless the job is on its way out."""
+        """Continue with the next secondary status, unless the job is ending."""
         with self._lock:
             if self.status == "InProgress":
                 self._append(secondary)

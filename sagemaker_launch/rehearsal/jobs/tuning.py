@@ -1,4 +1,4 @@
-"""A tuning job: which training jobs it starts, when it ends them, and what it says about them."""
+"""A tuning job: which training jobs it starts, when it ends them, and how it describes them."""
 
 from __future__ import annotations
 
@@ -49,12 +49,12 @@ class Child:
     epochs: int = 0
     """How many of its objective values the strategy has seen."""
     settled: bool = False
-    """Whether its end has been taken note of."""
+    """Whether its end has been processed."""
 
 
 @dataclass
 class TuningJob:
-    """One tuning job: the request, and what has become of it."""
+    """One tuning job: its request and its state."""
 
     arn: str
     request: Mapping[str, Any]
@@ -66,7 +66,7 @@ class TuningJob:
     failure_reason: str | None = None
     children: list[Child] = field(default_factory=list)
     not_improving: int = 0
-    """Jobs that ended since the best one did."""
+    """Number of jobs that ended after the best one."""
     stop_requested: threading.Event = field(default_factory=threading.Event)
     finished: threading.Event = field(default_factory=threading.Event)
 
@@ -119,7 +119,7 @@ class TuningJob:
         return None if best is None else best[1]
 
     def results(self) -> list[Result]:
-        """What is known, for another tuning job to start from."""
+        """Results for the warm start of another tuning job."""
         known = ((child.tuned, self.objective(child)) for child in self.children)
         return [Result(tuned, value) for tuned, value in known if value is not None]
 
@@ -205,7 +205,7 @@ def falls_behind(values: Sequence[float], earlier: Sequence[Sequence[float]], ma
     """Whether early stopping ends a job after these objectives.
 
     Args:
-        values: of the running job, one an epoch.
+        values: of the running job, one per epoch.
         earlier: those of the jobs that ended before.
 
     Source: AWS documentation, "Stop Training Jobs Early", 2025: the last value is worse than the median of the running
@@ -231,7 +231,7 @@ class TuningRunner(threading.Thread):
         self._exhausted = False
 
     def run(self) -> None:
-        """Run the job to its end, whatever that is."""
+        """Run the job to its end."""
         job = self._job
         try:
             job.finish(*self._run())
@@ -258,7 +258,7 @@ class TuningRunner(threading.Thread):
         return [child for child in self._job.children if child.job.status not in ENDED]
 
     def _settle(self) -> None:
-        """Take note of the children that have ended since."""
+        """Process the children that have ended."""
         job = self._job
         for child in job.children:
             if child.job.status not in ENDED or child.settled:
@@ -270,7 +270,7 @@ class TuningRunner(threading.Thread):
             job.not_improving = 0 if job.best() is child else job.not_improving + 1
 
     def _report(self, child: Child) -> bool:
-        """Show the strategy what a child reported since; return whether it ends the child."""
+        """Report the new values of a child to the strategy; return whether it ends the child."""
         hopeless = False
         for value in self._job.values(child)[child.epochs :]:
             child.epochs += 1
@@ -278,7 +278,7 @@ class TuningRunner(threading.Thread):
         return hopeless
 
     def _ending(self) -> tuple[Status, str | None] | None:
-        """How the tuning job ends now, or None if it goes on."""
+        """How the tuning job ends now, or None if it continues."""
         job = self._job
         if self._shutdown.is_set() or job.stop_requested.is_set():
             return "Stopped", None
