@@ -21,7 +21,7 @@ from benchmarks.common import machine
 from sagemaker_launch.container.smdebug.recorder import TensorRecorder
 
 STEPS, LAYERS_INTERVAL = 10_000, 500
-"""Of the run that is reckoned: how long it is, and how often layers are saved."""
+"""Assumed run: its length, and how often layers are saved."""
 
 
 def main() -> None:

@@ -31,7 +31,7 @@ from experiments.fields import fields_help, fields_of, unknown_field
 from experiments.runs.environment import own_environment, set_variables
 
 KINDS: Mapping[str, type] = {"": RunConfig}
-"""What stands before a field's name on the command line, and the dataclass that has the field."""
+"""Prefix of fields on the command line, and the dataclass that has them."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -125,7 +125,7 @@ def _version() -> str:
 
 
 def split_fields(argv: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The command's own arguments, and the fields of the config, which may stand between them."""
+    """The command's own arguments, and the fields of the config, in any order."""
     names = set(field_names())
     own: list[str] = []
     fields: list[str] = []
@@ -163,7 +163,7 @@ def parse_overrides(tokens: Sequence[str]) -> dict[str, str]:
 
 
 def refuse_foreign_fields(typed: Mapping[str, str], commands: Sequence[str], kinds: Mapping[str, type]) -> None:
-    """Refuse fields that a command would not look at. A preset may hold them: it is for several commands.
+    """Refuse fields that a command does not use. A preset may hold them: it is for several commands.
 
     Args:
         typed: field names, as on the command line, and values.
@@ -296,7 +296,7 @@ def _ui(config: RunConfig, arguments: argparse.Namespace) -> None:
         links.append(f"{name}, runs:   {view_link(address, experiment_id, TABLE)}")
         links.append(f"{name}, charts: {view_link(address, experiment_id, CHARTS)}")
     say("starting MLflow, which takes some seconds")
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # whoever ends this process ends both
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ending this process ends both
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--workers", "1"]
     server = subprocess.Popen([*command, "--host", "127.0.0.1", "--port", str(arguments.port)])
     try:

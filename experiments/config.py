@@ -1,7 +1,7 @@
-"""What a run is: the configuration a person types, as frozen dataclasses.
+"""The config of a run, as frozen dataclasses.
 
-`load_config` reads a YAML preset and overrides; `override` applies the point that a sampler drew, be it Optuna's at
-home or SageMaker's in a job. Both go through the same typed parser, so the same values give the same `RunConfig`.
+`load_config` reads a YAML preset and overrides; `override` applies a sampled point, Optuna's at home or SageMaker's in
+a job. Both go through the same typed parser, so the same values give the same `RunConfig`.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def require_folder(key: str, folder: Path) -> None:
 
 
 def require_output_file(option: str, path: Path) -> None:
-    """Refuse a file that can't be written, before the work that it is for.
+    """Refuse a file that can't be written, before the work whose result it will have.
 
     Args:
         option: the option that names it.
@@ -83,10 +83,10 @@ def require_output_file(option: str, path: Path) -> None:
 
 
 def require_free_port(option: str, port: int) -> None:
-    """Refuse a port of 127.0.0.1 on which another program listens, before the work that ends with a server there.
+    """Refuse a port of 127.0.0.1 that is in use, before the work that needs it.
 
     Raises:
-        UserError: if it is taken, or this user may not take it.
+        UserError: if it is in use, or this user may not use it.
     """
     import socket  # `--help` does not need it
 
@@ -107,32 +107,32 @@ class DataConfig:
     root: Path | None = field(None, "photos", used_by=FINDS_PHOTOS)
     """Folder with train, valid and test; digits and dog_images are kept there."""
     image_size: int | None = field(None, "result")
-    """Side of the square that the network sees, in pixels; by default that of torchvision's weights of the backbone."""
+    """Side of the network's square input, in pixels; by default that of torchvision's weights of the backbone."""
     crop_fraction: float | None = field(None, "result")
     """Share of the resized short side that the evaluation crop keeps; 1.0 keeps all of it. By default that of
     torchvision's weights of the backbone."""
     batch_size: int = field(64, "result", used_by=(*TRAINS, "evaluate"))
-    """Images a step (on each device)."""
+    """Images per step and device."""
     num_workers: int = field(0, "speed")
-    """Threads that put batches together ahead of training; 0 takes one a core, up to four."""
+    """Threads that load batches; 0 takes one per core, up to four."""
     fraction: float = field(1.0, "result", tunable=False)
     """Share of the training images used, stratified by class and drawn with the seed."""
     valid_fraction: float = field(0.2, "result", tunable=False)
-    """Share of train cut off as validation split where there is no valid folder."""
+    """Share of train that becomes the validation split if there is no valid folder."""
     augment: Literal["none", "light", "strong"] = field("light", "result")
-    """Training augmentation: light is a random crop, flip and some colour; strong adds two random operations an image
+    """Training augmentation: light is a random crop, flip and some colour; strong adds two random operations per image
     and random erasing, and mixes half of the batches (MixUp or CutMix) unless the backbone's features are cached."""
     max_bad_fraction: float = field(0.01, "result", tunable=False, used_by=(*TRAINS, "evaluate"))
-    """Largest share of unreadable files that a run accepts before it stops; a single one always, unless this is 0."""
+    """Largest share of unreadable files that a run accepts; a single one is always accepted, unless this is 0."""
     cache: Literal["auto", "none", "decoded", "features"] = field("auto", "result")
     """What is computed once for all trials: `features` of a frozen backbone (what `auto` does for trainable head), or
     the `decoded` photos (what `auto` does otherwise, if they fit into cache_max_gb)."""
     cache_views: int = field(8, "result")
     """Augmented views of each training image that a feature cache keeps; each epoch draws one."""
     cache_max_gb: float = field(20.0, "speed")
-    """How large the caches in cache_dir may become, in 10^9 bytes; those not used for longest go first."""
+    """Largest size of the caches in cache_dir, in 10^9 bytes; the least recently used ones are removed first."""
     cache_dir: Path = field(Path("runs/cache"), "place", used_by=(*FINDS_PHOTOS, "cloud deploy"))
-    """Where caches are kept, and the hashes of the files."""
+    """Folder of the caches and of the hashes of files."""
 
     def __post_init__(self) -> None:
         """Refuse what no run can use."""
@@ -199,15 +199,15 @@ class OptimizerConfig:
     name: Literal["sgd", "adamw"] = field("adamw", "result")
     """SGD (Nesterov momentum 0.9) or AdamW; neither decays norms and biases."""
     learning_rate: float = field(3e-3, "result")
-    """Peak step size after warm-up."""
+    """Peak learning rate after warm-up."""
     weight_decay: float = field(1e-2, "result")
-    """Decay of the layers' weights; not of norms, biases, layer scales and position embeddings."""
+    """Weight decay of layers; norms, biases, layer scales and position embeddings have none."""
     backbone_learning_rate_scale: float = field(1.0, "result")
-    """Step size of the backbone as a share of learning_rate."""
+    """Learning rate of the backbone as a share of learning_rate."""
     schedule: Literal["constant", "cosine", "one_cycle"] = field("cosine", "result")
-    """Course of the step size over the whole run."""
+    """Schedule of the learning rate over the whole run."""
     warmup_epochs: float = field(0.0, "result")
-    """Epochs of linear warm-up (of the rising part, for one_cycle: 0 means 30 % of the run)."""
+    """Epochs of linear warm-up; for one_cycle of the rising part, where 0 means 30 % of the run."""
 
     def __post_init__(self) -> None:
         """Refuse what no run can use."""
@@ -234,28 +234,28 @@ class TrainerConfig:
     accelerator: Literal["auto", "cpu", "gpu", "mps"] = field("auto", "speed", used_by=(*TRAINS, "cloud parity"))
     """Lightning's accelerator."""
     devices: int = field(1, "result", tunable=False, sent=False, own_in_job=True, used_by=("sweep", "train"))
-    """Devices a node; more than one trains with DDP."""
+    """Devices per node; more than one trains with DDP."""
     num_nodes: int = field(1, "result", tunable=False, sent=False, own_in_job=True, used_by=("sweep", "train"))
-    """Machines that train together."""
+    """Number of nodes that train together."""
     precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = field("auto", "result")
-    """Lightning's precision; auto is bf16-mixed on a CUDA device that has it, else 32-true."""
+    """Lightning's precision; auto is bf16-mixed on a CUDA device that supports it, else 32-true."""
     compile: bool | Literal["auto"] = field("auto", "speed")
-    """Compile the network with torch.compile; auto does so on CUDA after the first epoch, if the rest earns it back."""
+    """Compile the network with torch.compile; auto does so on CUDA after the first epoch, if that saves time."""
     gradient_clip: float = field(0.0, "result")
     """Largest gradient norm; 0 does not clip."""
     early_stopping_patience: int = field(30, "result")
-    """Epochs without a better sweep.metric before training stops; 0 never stops early. The schedule's course stays that
-    of trainer.max_epochs: a run that stops early has not come to the small steps at the end of a cosine."""
+    """Epochs without a better sweep.metric before training stops; 0 never stops early. The schedule is still that of
+    trainer.max_epochs: a run that stops early does not reach the small learning rates at the end of a cosine."""
     checkpoint_minutes: float = field(0.0, "speed")
     """Minutes after which a checkpoint is also written within an epoch; 0 writes at the end of each epoch only."""
     record: Literal["none", "light", "full"] = field("none", "result")
     """Record losses by step and, every 50th (light) or 10th (full) step, gradients, weights, updates and activations of
-    the layers, and let rules look for what goes wrong."""
+    the layers, and check them with rules."""
     on_rule: Literal["warn", "stop"] = field("warn", "result")
-    """What a broken rule of the recorder does: say so, or end the training too, with the best epoch so far."""
+    """What a broken rule of the recorder does: warn, or also end the training, with the best epoch so far."""
     profile: bool = field(False, "watch")
-    """Measure some steady steps, which costs seconds, and say what holds them up: profile/profile.html in MLflow, with
-    PyTorch's trace."""
+    """Measure some steady steps, which costs seconds, and say what slows them down: profile/profile.html in MLflow,
+    with PyTorch's trace."""
 
     def __post_init__(self) -> None:
         """Refuse what no run can use."""
@@ -274,7 +274,7 @@ class TrainerConfig:
 
     @property
     def epochs(self) -> int:
-        """`max_epochs` of a run that is about to train."""
+        """`max_epochs` of a run whose epochs are decided."""
         assert self.max_epochs is not None, "with_max_epochs() sets it before a training or a study begins"
         return self.max_epochs
 
@@ -289,7 +289,7 @@ class TrackingConfig:
     """Name of the MLflow experiment and of the registered model; by default that of the data folder for data.name
     folder, else `experiments`."""
     flush_timeout_seconds: float = field(120.0, "study")
-    """How long a command waits for an answer of MLflow at its end; then it fails, and the same command goes on."""
+    """Longest wait for each answer of MLflow at the end of a command; then it fails, and the same command continues."""
 
     def __post_init__(self) -> None:
         """Refuse what no run can use."""
@@ -308,28 +308,28 @@ class SweepConfig:
     n_trials: int = field(20, "study", used_by=SEARCHES)
     """Finished trials (complete or pruned) that the study ends with."""
     max_failures: int = field(3, "study")
-    """Failed trials that one command replaces with new points; one more ends the sweep with an error."""
+    """Failed trials that one command replaces by new points; one more ends the sweep with an error."""
     timeout_seconds: float | None = field(None, "study", used_by=SEARCHES)
     """No new trial starts after this long; running ones finish."""
     sampler: Literal["tpe", "gp", "cmaes", "random", "grid"] = field("tpe", "study")
     """How Optuna chooses the next point."""
     pruner: Literal["hyperband", "median", "none"] | None = field(None, "study")
-    """How Optuna stops trials that fall behind, at each epoch's end. By default hyperband, and none with sampler gp or
-    cmaes, which learn more from trials that are trained to their end."""
+    """How Optuna stops bad trials, at the end of each epoch. By default hyperband, and none with sampler gp or cmaes,
+    which learn more from complete trials."""
     storage: str | None = field(None, "place", secret=True, used_by=(*TRAINS, "report", "ui"))
     """Optuna storage URL (postgresql://, mysql://, sqlite:///); by default a journal file under output_dir."""
     study_name: str = field("", "study")
     """Name of the study; the same name continues it. By default that of the data folder for data.name folder, else
     `sweep`."""
     claim_timeout_seconds: float = field(300.0, "study")
-    """How long a trial in a shared storage may be without a sign of life before another machine takes it over."""
+    """Seconds without a heartbeat after which another machine takes over a trial in a shared storage."""
     workers: int = field(1, "study")
     """Processes that work on the study, each on its share of the cores or on one GPU."""
     population: int = field(0, "study")
-    """Trials of a worker that train at once, as one batched product over cached features; 0 takes 10 where features are
-    cached, else 1."""
+    """Trials of a worker that train at once, as one batched product over cached features; 0 takes 10 with cached
+    features, else 1."""
     metric: Literal["val_loss", "val_accuracy"] = field("val_loss", "result", tunable=False, used_by=TRAINS)
-    """What decides: the best epoch, early stopping, pruning, the best trial and the champion."""
+    """Objective of the best epoch, early stopping, pruning, the best trial and the champion."""
     direction: Literal["minimize", "maximize"] = field("minimize", "result", tunable=False, used_by=TRAINS)
     """Whether a smaller or a larger metric is better."""
 
@@ -363,7 +363,7 @@ class SweepConfig:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """A run, and where it is kept."""
+    """Settings of a run, a study and their folders."""
 
     data: DataConfig = used_by(DataConfig(), *TRAINS)
     model: ModelConfig = used_by(ModelConfig(), *TRAINS)
@@ -377,10 +377,10 @@ class RunConfig:
     """Search-space YAML that a sweep draws from; null is a built-in one for model.trainable: of the head, or of all
     layers."""
     output_dir: Path = field(Path("runs"), "place", used_by=EVERY_COMMAND)
-    """Where studies, runs and the local MLflow store are kept."""
+    """Folder of studies, runs and the local MLflow store."""
 
     def __post_init__(self) -> None:
-        """Name the study and the experiment where nobody did, and refuse what no run can use."""
+        """Set the default names of study and experiment, and refuse what no run can use."""
         if not self.sweep.study_name:
             named = replace(self.sweep, study_name=_folder_name(self.data) or "sweep")
             object.__setattr__(self, "sweep", named)
@@ -431,7 +431,7 @@ def field_names(kind: type = RunConfig) -> list[str]:
 
 
 def decides_result(name: str) -> bool:
-    """Whether a field decides the metrics of a run: it stays as it is within a study, and makes two runs differ."""
+    """Whether a field decides the metrics of a run: it may not change within a study."""
     return _field(name).role == "result"
 
 
@@ -451,7 +451,7 @@ def is_sent(name: str) -> bool:
 
 
 def is_own_in_job(name: str) -> bool:
-    """Whether a job has its own value of a field, such as its copy of the photos, which is of no use at home."""
+    """Whether a job has its own value of a field, such as its copy of the photos."""
     return _field(name).own_in_job
 
 
@@ -488,7 +488,7 @@ def option_text(name: str, value: object) -> str:
 
 
 def public_url(url: object) -> str:
-    """A URL with its passwords blotted out."""
+    """A URL with its passwords replaced by `***`."""
     blotted = re.sub(r"(://[^:/@]*:)[^@]*@", rf"\1{BLOT}@", str(url))
     return re.sub(r"(?i)((?:password|token|secret)=)[^&]*", rf"\1{BLOT}", blotted)
 
@@ -529,10 +529,10 @@ def override(config: RunConfig, values: Mapping[str, object]) -> RunConfig:
 def with_recipe(config: RunConfig, drawn: Collection[str] = ()) -> RunConfig:
     """The config with the sizes that the backbone's weights were made for, where it leaves them open.
 
-    This comes before anything reads, notes or sends them.
+    Call this before anything reads, records or sends them.
 
     Args:
-        drawn: fields that each trial draws. Where the backbone is one of them, it is for each trial to do this.
+        drawn: fields that each trial draws. If the backbone is one of them, each trial calls this itself.
 
     Raises:
         UserError: for an unknown backbone.
@@ -590,7 +590,7 @@ def load_settings(
 
 @functools.cache
 def _parser(kind: type) -> ArgumentParser:
-    # allow_abbrev=True would take --max_ep for trainer.max_epochs in silence.
+    # allow_abbrev=True would silently take --max_ep for trainer.max_epochs.
     parser = ArgumentParser(allow_abbrev=False, exit_on_error=False, add_help=False)
     parser.add_class_arguments(kind)
     return parser
@@ -606,7 +606,7 @@ def _build(kind: type[Settings], values: Mapping[str, object], prefix: str = "")
 
 
 def _refused(kind: type, values: Mapping[str, object], error: ArgumentError, prefix: str) -> UserError:
-    """Jsonargparse's refusal of a value in our words; it names the key and nothing else that we want to say."""
+    """Our message for a value that jsonargparse refuses."""
     named = re.match(r'Parser key "([^"]+)"', str(error))
     assert named is not None, "names were checked before: only a value can be refused"
     name = named[1]

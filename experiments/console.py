@@ -1,4 +1,4 @@
-"""How a command speaks to the person who waits. Nothing that happens to its output decides about its work."""
+"""Output of a command. An output that fails never ends the command."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 LINE_SECONDS = 10.0
-"""How often work without a terminal says how far it is."""
+"""Seconds between two progress lines without a terminal."""
 
 
 def say(text: str) -> None:
-    """A line for the person who waits, past any bar, on standard error: results go to standard output."""
+    """Print a line above any progress bar, on standard error: results go to standard output."""
     from tqdm import tqdm  # `--help` does not need it
 
     with contextlib.suppress(OSError):  # of a stream that is not this module's, such as a notebook's
@@ -32,7 +32,7 @@ class _Output(io.FileIO):
     """A standard stream that drops what it can't write: its reader has left, its terminal is gone, its disk is full."""
 
     def write(self, data: Any, /) -> int:
-        """Write, or not."""
+        """Write, or drop the text."""
         try:
             written = super().write(data)
         except OSError:
@@ -41,7 +41,7 @@ class _Output(io.FileIO):
 
 
 def outlive_output() -> None:
-    """Let this process go on when nobody reads its output any more: `train 2>&1 | head`, an ended ssh session.
+    """Let this process continue when its output is closed: `train 2>&1 | head`, an ended ssh session.
 
     A character that a terminal's encoding lacks is written as an escape.
     """
@@ -63,7 +63,7 @@ def outlive_output() -> None:
 
 @contextmanager
 def progress(what: str, total: int, unit: str) -> Iterator[Callable[[int], object]]:
-    """Show how far long work is: by a bar on a terminal, elsewhere by a line now and then.
+    """Show the progress of long work: a bar on a terminal, a line now and then elsewhere.
 
     Args:
         unit: one of what `total` counts.
@@ -92,7 +92,7 @@ def progress(what: str, total: int, unit: str) -> Iterator[Callable[[int], objec
 
 
 def invocation(module: str, *words: str) -> str:
-    """What to type to run a module of ours with this Python: plain `python` only where a shell would find this one."""
+    """The command that runs a module of ours with this Python: `python`, if that is what a shell would find."""
     found = shutil.which("python")
     interpreter = Path(sys.executable)
     if found and Path(found).absolute() == interpreter:
@@ -105,7 +105,7 @@ def invocation(module: str, *words: str) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as a person says them: 45 s, 3 min, 1 h 20 min."""
+    """Seconds in words: 45 s, 3 min, 1 h 20 min."""
     minutes = round(seconds / 60)
     if seconds < 90:
         return f"{seconds:.0f} s"

@@ -1,6 +1,6 @@
-"""What stops a command on purpose, and the exit code that goes with it.
+"""Errors that end a command on purpose, and their exit codes.
 
-Our own code refuses things with these classes, or with another error class of ours. Any other exception is a bug.
+Our code raises these or other classes of its own. Any other exception is a bug.
 """
 
 import signal

@@ -94,7 +94,7 @@ def used_by_each(make: Callable[[], Value], *commands: str) -> Value:
 
 @dataclass(frozen=True)
 class Field:
-    """What is known of one field."""
+    """One field."""
 
     hint: Any
     """Its type."""
@@ -114,7 +114,7 @@ class Field:
 
     @property
     def metavar(self) -> str:
-        """What stands for its value in the help."""
+        """Placeholder of its value in the help."""
         return _described(self.hint)[0]
 
     @property
@@ -145,7 +145,7 @@ def unknown_field(name: str, kind: type, *, where: str = "", prefix: str = "", c
 
     Args:
         where: the file that names it.
-        prefix: what stands before the names of `kind` on the command line.
+        prefix: prefix of the fields of `kind` on the command line.
         command: whose help lists the fields.
     """
     known = list(fields_of(kind))
@@ -169,7 +169,7 @@ def fields_help(kind: type, commands: Sequence[str], prefix: str = "") -> str:
 
     Args:
         commands: the first one's own section comes first.
-        prefix: what stands before a field's name on the command line.
+        prefix: prefix of the fields on the command line.
     """
     own = f"{commands[0]}."
     sections = sorted(_sections(kind), key=lambda section: section[0] != own)
@@ -209,7 +209,7 @@ def _shown(default: object) -> str:
 
 
 def _described(hint: Any) -> tuple[str, str]:
-    """What stands for a value of this type in the help, and which values it takes."""
+    """Placeholder of a value of this type in the help, and the values that it takes."""
     options = [one for one in get_args(hint) if one is not type(None)]
     if get_origin(hint) in (Union, UnionType):
         described = [_described(one) for one in options]

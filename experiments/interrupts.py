@@ -1,4 +1,4 @@
-"""What stops work between two batches: the first Ctrl-C (the second one stops at once), or a check that fails."""
+"""Stop work between two batches: after the first Ctrl-C (the second one stops at once), or if a check fails."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from experiments.errors import EXIT_INTERRUPTED, STOP_SIGNALS, InterruptedRunErr
 
 
 class Watch(Callback):
-    """Looks after each batch whether something else has gone wrong, by a check that raises if so."""
+    """Calls a check after each batch, which raises if something else has failed."""
 
     def __init__(self, check: Callable[[], None]) -> None:
         self.check = check
@@ -32,7 +32,7 @@ class Watch(Callback):
 
 
 class Interrupts:
-    """While it is entered, signals ask for a stop. Only the main thread gets signals: in another one, none does."""
+    """While it is entered, signals request a stop. Only the main thread gets signals; elsewhere it does nothing."""
 
     def __init__(self, signals: Sequence[int] = STOP_SIGNALS) -> None:
         self.requested = False
@@ -57,7 +57,7 @@ class Interrupts:
         _entered.remove(self)
 
     def raise_if_requested(self) -> None:
-        """Stop here if somebody asked for it.
+        """Raise if a stop was requested.
 
         Raises:
             InterruptedRunError: if so.
@@ -82,7 +82,7 @@ _entered: list[Interrupts] = []
 
 
 def raise_if_interrupted() -> None:
-    """Stop here if somebody asked this process for it. Work that takes many batches calls it after each.
+    """Raise if this process was asked to stop. Long work calls it after each batch.
 
     Raises:
         InterruptedRunError: if so.

@@ -1,4 +1,4 @@
-"""Waiting for what another process holds, such as a locked database: for a limited time, and not after Ctrl-C."""
+"""Wait for another process, such as the holder of a database lock: for a limited time, and not after Ctrl-C."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lightning_modules.locks import KernelLock
 
 PAUSE_SECONDS = 0.05
 SILENT_SECONDS = 2.0
-"""How long nothing is said of a wait."""
+"""Seconds before a wait is reported."""
 _Item = TypeVar("_Item")
 
 
@@ -32,11 +32,11 @@ class Patience:
         self._seconds, self._check = seconds, check
 
     def call(self, call: Callable[[], _Item], is_busy: Callable[[Exception], bool], name: str) -> _Item:
-        """Make a call as often as it takes, and say so once where it takes long.
+        """Repeat a call until it succeeds, and report a long wait once.
 
         Args:
             is_busy: whether an error of the call says that waiting helps.
-            name: of what is waited for, in the error.
+            name: what is waited for, for the error.
 
         Raises:
             SweepError: if it is busy for too long.

@@ -23,14 +23,14 @@ from lightning_modules.inference import MANIFEST_FILE, BadImageError, Model, dec
 from lightning_modules.listing import photos_below, printable, split_folders
 
 REGISTRY = ("models:/", "runs:/")
-"""Beginnings of the URIs by which MLflow names a model."""
+"""Prefixes of MLflow's URIs of models."""
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 """Ends of the names of photos in a folder."""
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a model makes of one photo."""
+    """The prediction for one photo."""
 
     image: Path
     classes: tuple[tuple[str, float], ...]
@@ -96,14 +96,14 @@ def prediction_table(predictions: Sequence[Prediction]) -> str:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """How a model does on a split."""
+    """Metrics of a model on a split."""
 
     metrics: Mapping[str, float]
     """Loss and accuracies."""
     facts: Mapping[str, object]
     """What is known of the data set, as `data_facts`."""
     folder: Path
-    """Holds what a trial has: confusion matrix, accuracy by class and worst errors, as tables and pictures."""
+    """Folder of confusion matrix, accuracy by class and worst errors, as tables and pictures."""
 
 
 def evaluate_export(export: Path, config: RunConfig, split: str) -> Evaluation:

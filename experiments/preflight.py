@@ -1,6 +1,6 @@
-"""What is refused before a photo is opened, a study is created or a model is trained.
+"""Checks before a photo is opened, a study is created or a model is trained.
 
-Everything that can be known at once is checked here, in about a second, so that a mistake costs nothing.
+Everything that can be checked in about a second is checked here, so that a mistake costs no time.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ CHECKED_BY_VALUE = (
 """Fields whose values are checked together, also the values that a search can draw."""
 
 SMALLEST = "data.batch_size"
-"""Of this field, the smallest value is checked with them."""
+"""The smallest value of this field is checked with them."""
 
 
 def check_sweep(config: RunConfig, space: SearchSpace) -> None:

@@ -44,12 +44,12 @@ FOLDER_SECONDS = 60.0
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """What `experiments train` leaves."""
+    """Result of `experiments train`."""
 
     metrics: Mapping[str, float]
     """Those of the best epoch, the highest accuracy of all epochs, and those of the test split."""
     facts: Mapping[str, str]
-    """What the run notes, its data included."""
+    """Facts of the run, its data included."""
     export: Path
     model_uri: str
     champion: bool
@@ -102,7 +102,7 @@ def train_run(
     Args:
         place: what the run folder's path begins with.
         name: of the run, in MLflow.
-        tags: what else is to be known of it.
+        tags: further tags of the run.
         score_test: false leaves the test split alone.
         registers: whether the model is registered, too.
 
@@ -171,7 +171,7 @@ def _export_so_far(config: RunConfig, folder: RunFolder) -> str:
 
 
 def _train_along(config: RunConfig, place: Path) -> NoReturn:
-    """Be one of the further processes of a training: Lightning, torchrun or srun runs the same command for each."""
+    """Train as one of the further processes: Lightning, torchrun or srun runs the same command for each."""
     with Interrupts() as interrupts:
         if RUN_FOLDER in os.environ:  # Lightning has started it
             folder = RunFolder(Path(os.environ[RUN_FOLDER]))

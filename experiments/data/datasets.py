@@ -18,11 +18,11 @@ _log = logging.getLogger(__name__)
 
 
 def open_data(config: DataConfig, *, seed: int) -> ClassFolders:
-    """Get a data set, look through it and say what is wrong with it.
+    """Open a data set, scan it, and report its problems.
 
     Raises:
         UserError: as `scan_class_folders`.
-        DownloadError: if dogImages is neither here nor to be had.
+        DownloadError: if dogImages is neither cached nor downloadable.
     """
     folders = scan_class_folders(
         locate(config),
@@ -49,7 +49,7 @@ def open_data(config: DataConfig, *, seed: int) -> ClassFolders:
 
 
 def _list_copies(folders: ClassFolders, cache_dir: Path) -> str:
-    """The photos that are there twice; where there are many, all of them are in a file."""
+    """Report duplicate photos; many of them are listed in a file."""
     lines, where = [" = ".join(group) for group in folders.copies], ""
     if len(lines) > listing.MOST_LINES:
         path = cache_dir / f"copies-{folders.fingerprint[:16]}.txt"
@@ -62,7 +62,7 @@ def _list_copies(folders: ClassFolders, cache_dir: Path) -> str:
 
 
 def check_photos(config: DataConfig) -> None:
-    """Refuse a data root that is not there, or whose class folders can't be used. No photo is opened."""
+    """Refuse a data root that does not exist, or whose class folders can't be used. No photo is opened."""
     root = config.own_root if config.name == "folder" else config.root
     if root is None:
         return

@@ -1,6 +1,6 @@
 """Fetch Udacity's dog photos once: resumed after a drop, checked before unpacking, safe to kill.
 
-What lies in `root`, all of it made here except the archive a person may put there:
+Files in `root`, all of them made here except an archive that a user may put there:
 
     dogImages/              train, valid and test; appears whole, by one rename
     dogImages.json          where the photos came from; written last

@@ -1,4 +1,4 @@
-"""Variables of a shell, job or notebook that are meant for other programs and would change what our processes do."""
+"""Environment variables for other programs that would change our processes."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ DEFAULTS = {
     # MLflow's server starts eight more processes for jobs that nothing here gives it: seven seconds of processor time.
     "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
 }
-"""Variables that a person may set otherwise."""
+"""Variables that a user may set to other values."""
 
 
 def own_environment() -> dict[str, str | None]:
-    """The variables that our processes have in place of what they inherit; None for none."""
+    """The variables of our processes that differ from the inherited ones; None removes one."""
     values: dict[str, str | None] = dict.fromkeys(FOREIGN)
     values |= {name: os.environ.get(name, value) for name, value in DEFAULTS.items()}
     for name in RANKS:
@@ -58,7 +58,7 @@ def own_environment() -> dict[str, str | None]:
 
 
 def user_name() -> str:
-    """Who runs this process; a container's user may have no name."""
+    """User name of this process; a container's user may have none."""
     try:
         return getpass.getuser()
     except (KeyError, OSError):  # before and since Python 3.13

@@ -1,4 +1,4 @@
-"""How well an accuracy is known: what a person sees behind it, and behind the best of several."""
+"""Confidence intervals of accuracies, and a note on the best of several."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def wilson_interval(accuracy: float, photos: int) -> tuple[float, float]:
 
 
 def bracketed(interval: tuple[float, float], form: str = ".3f") -> str:
-    """An interval as a person reads it."""
+    """An interval as text."""
     return f"[{interval[0]:{form}}, {interval[1]:{form}}]"
 
 

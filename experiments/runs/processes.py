@@ -57,7 +57,7 @@ def start_process(
 
 
 def die_with_parent() -> None:
-    """Leave when the process that started this one is gone, however it went: nobody else could stop us any more."""
+    """End this process when its parent has ended for any reason: nothing else would stop it."""
     parent = multiprocessing.parent_process()
     assert parent is not None
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from lightning_modules.files import replaced_whole
 
-if TYPE_CHECKING:  # torch and Lightning take seconds to import, and whoever reads scores does not need them
+if TYPE_CHECKING:  # torch and Lightning take seconds to import, and reading scores does not need them
     from torch import Tensor, nn
 
     from lightning_modules.data import ClassFolderData
@@ -21,12 +21,12 @@ if TYPE_CHECKING:  # torch and Lightning take seconds to import, and whoever rea
 
 @dataclass(frozen=True)
 class Scores:
-    """A split and what a network made of it."""
+    """A split and its scores."""
 
     root: Path
     """The folder with the splits, on the machine that scored."""
     paths: tuple[Path, ...]
-    """Photos, below the root: the same wherever the data set lies."""
+    """Photos, relative to the root: the same wherever the data set is."""
     labels: NDArray[np.int64]
     """(N,) true classes."""
     log_probabilities: NDArray[np.floating]
@@ -35,7 +35,7 @@ class Scores:
 
     @classmethod
     def of_split(cls, folders: ClassFolders, split: Split, log_probabilities: NDArray[np.floating]) -> Scores:
-        """What a network made of a split of a data set.
+        """The scores of a network on a split of a data set.
 
         Args:
             log_probabilities: (N, C), in the order of the split's photos.
@@ -64,7 +64,7 @@ class Scores:
         }
 
     def save(self, path: Path) -> None:
-        """Write an .npz beside its place and rename it."""
+        """Write an .npz under a temporary name and rename it."""
         with replaced_whole(path, path.with_name(f".{path.name}.part")) as part, part.open("wb") as file:
             np.savez(
                 file,
@@ -106,10 +106,10 @@ def score_split(network: nn.Module, data: ClassFolderData, split: Split) -> Scor
 
 
 def predict_log_probabilities(network: nn.Module, batches: Iterable[Tensor]) -> NDArray[np.floating]:
-    """Log-probabilities, (N, C) float64, of what stands in some batches of inputs; the network computes in float32.
+    """Log-probabilities, (N, C) float64, of some batches of inputs; the network computes in float32.
 
     Raises:
-        InterruptedRunError: if somebody asked for a stop.
+        InterruptedRunError: if a stop was requested.
     """
     import torch
 

@@ -14,7 +14,7 @@ NO_SPACE: SearchSpace = MappingProxyType({})
 
 
 def train_longer(best_epoch: int, max_epochs: int) -> str:
-    """What to say of a run whose best epoch is the last one that it may train; nothing of any other run."""
+    """The advice for a run whose best epoch is its last one; empty for any other run."""
     if best_epoch < max_epochs:
         return ""
     return f"the best epoch is the last one, {max_epochs}: train longer, such as with --{EPOCHS} {2 * max_epochs}"

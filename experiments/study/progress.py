@@ -1,4 +1,4 @@
-"""How far a study is: a line for each trial that ends, and what is left, by a bar on a terminal."""
+"""Progress of a study: a line per trial that ends, and a bar on a terminal."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class SweepProgress:
         self._started = time.monotonic()
 
     def update(self) -> None:
-        """Say what has happened since the last time."""
+        """Print what has changed since the last call."""
         trials, metric = self._study.get_trials(deepcopy=False), self._study.user_attrs["metric"]
         facts = photo_facts(self._study)
         for trial in trials:
@@ -83,7 +83,7 @@ class SweepProgress:
         return duration(seconds) if seconds <= left else f"{duration(left)} of sweep.timeout_seconds"
 
     def close(self) -> None:
-        """Leave the bar as it stands."""
+        """Close the bar."""
         if self._bar is not None:
             self._bar.close()
 

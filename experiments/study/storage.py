@@ -1,4 +1,4 @@
-"""Where a study is stored: a journal file in its folder, or a database whose calls are repeated while it is away."""
+"""Storage of a study: a journal file in its folder, or a database whose calls are repeated while it is away."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def journal_file(config: RunConfig) -> Path:
 
 
 def study_patience(config: RunConfig, check: Callable[[], None]) -> Patience:
-    """How long a study's storage and locks are waited for."""
+    """How long to wait for a study's storage and locks."""
     # A trial without its study is lost, so this waits longer than for MLflow, which gets everything later.
     return Patience(max(config.tracking.flush_timeout_seconds, STORAGE_SECONDS), check)
 
@@ -96,7 +96,7 @@ class Journal(JournalFileBackend):
 class JournalLock(JournalFileOpenLock):
     """Locks a journal file with a lock that the kernel releases when its holder dies, and mends a damaged last line.
 
-    Optuna's own locks stay behind after a kill and block everybody for 30 seconds.
+    Optuna's own locks stay after a kill and block all processes for 30 seconds.
     """
 
     def __init__(self, journal: Path, patience: Patience) -> None:

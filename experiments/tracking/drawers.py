@@ -15,13 +15,13 @@ from experiments.runs.processes import die_with_parent, pipe, start_process
 from lightning_modules.cores import usable_cores
 
 MAX_DRAWERS = 4
-"""Four draw as many runs a second as one process sends."""
+"""Four draw as many runs per second as one process sends."""
 
 _own = threading.local()
 
 
 def open_drawers() -> ThreadPoolExecutor:
-    """Threads with a process each, started when there is something to draw; they yield to the training.
+    """Threads with one process each, started when there is something to draw, at a lower priority than training.
 
     Not a ProcessPoolExecutor: the semaphores of one that is killed stay behind, and Python complains of them.
     """

@@ -1,4 +1,4 @@
-"""How MLflow's UI is opened: runs of all origins in a table with the columns that compare them, and in charts.
+"""Saved views of MLflow's UI: a table of runs of all origins with the columns that compare them, and charts.
 
 MLflow 3.17 shows none of these columns by itself. It keeps a saved view in a tag of the experiment: everybody finds it
 in the menu `Views`, and a link that names the tag opens it.

@@ -14,7 +14,7 @@ from sagemaker_launch.settings.debugger import DebuggerSettings
 from sagemaker_launch.settings.endpoint import EndpointSettings
 
 PROJECT_TAG = "project"
-"""Tag by which this project finds what it has made, and by which the IAM policy lets it touch nothing else."""
+"""Tag by which this project finds its resources, and to which the IAM policy restricts it."""
 TRAINS = ("cloud tune", "cloud train")
 RUNS_MACHINES = (*TRAINS, "cloud deploy")
 LISTS_JOBS = ("cloud sync", "cloud status", "cloud cost")
@@ -30,7 +30,7 @@ MAX_TUNING_JOB_NAME = 32
 
 @dataclass(frozen=True)
 class CloudSettings:
-    """Jobs on SageMaker. Credentials come from boto3's own chain and stand nowhere here."""
+    """Jobs on SageMaker. Credentials come from boto3's own chain and are never settings."""
 
     region: str | None = used_by(None, *ASKS_AWS, "cloud rehearse", sent=False)
     """AWS region; by default the one that boto3 finds."""
@@ -41,61 +41,61 @@ class CloudSettings:
     prefix: str = used_by("experiments", *RUNS_MACHINES, "cloud query", "cloud policy", sent=False)
     """Everything in the bucket is kept under it."""
     project: str = used_by("local-first-experiments", *OWNS)
-    """Value of the tag `project` on all that is made here; `status` lists by it."""
+    """Value of the tag `project` of all resources; `status` lists by it."""
     image_uri: str | None = used_by(None, *TRAINS, sent=False)
     """Training image; by default AWS's newest PyTorch image, looked up once (needs the extra `cloud`)."""
     instance_type: str = used_by("ml.g5.xlarge", *TRAINS)
-    """Machine that a job runs on."""
+    """Instance type of a job."""
     instance_count: int = used_by(1, *TRAINS)
-    """Machines a job; more than one trains with DDP."""
+    """Instances per job; more than one trains with DDP."""
     volume_size_gb: int = used_by(50, *TRAINS)
-    """Disk of each machine."""
+    """Disk of each instance."""
     max_runtime_seconds: int = used_by(3600, *TRAINS)
-    """A job that takes longer is stopped; the worst case of the bill is reckoned from it."""
+    """A job that takes longer is stopped; used to compute the worst-case cost."""
     spot: bool = used_by(False, *TRAINS)
-    """Train on spot instances; an interrupted job goes on from its checkpoint."""
+    """Train on spot instances; an interrupted job resumes from its checkpoint."""
     max_wait_seconds: int | None = used_by(None, *TRAINS)
-    """With spot: how long a job may take including the time it waits for a machine; default 2 x max_runtime_seconds."""
+    """With spot: time limit of a job, including the wait for an instance; default 2 x max_runtime_seconds."""
     checkpoints: bool = used_by(True, *TRAINS)
     """Keep checkpoints in S3 while a job runs."""
     retry_attempts: int = used_by(1, *TRAINS)
-    """How often SageMaker starts a job anew after an error of its own; 0 never does."""
+    """How often SageMaker restarts a job after an internal error; 0 never does."""
     keep_alive_seconds: int = used_by(0, "cloud train")
-    """Keep the machine warm after a training job, paid for, for the next one; not possible in tuning jobs."""
+    """Keep the instance warm, and billed, after a training job for the next one; not possible in tuning jobs."""
     input_mode: Literal["File", "FastFile"] = used_by("File", *TRAINS)
-    """How photos reach the machine: copied before the job starts, or streamed while it reads."""
+    """How photos reach the instance: copied before the job starts, or streamed while it reads."""
     subnets: list[str] = used_by_each(list, *RUNS_MACHINES, "cloud policy")
     """VPC subnets of the jobs, together with security_group_ids."""
     security_group_ids: list[str] = used_by_each(list, *RUNS_MACHINES, "cloud policy")
     """VPC security groups of the jobs, together with subnets."""
     volume_kms_key: str | None = used_by(None, *RUNS_MACHINES, "cloud policy")
-    """KMS key of the machines' disks."""
+    """KMS key of the instances' disks."""
     output_kms_key: str | None = used_by(None, *RUNS_MACHINES, "cloud policy")
     """KMS key of what jobs write to S3."""
     network_isolation: bool = used_by(False, *RUNS_MACHINES)
-    """Jobs have no network at all: packages and weights travel with them."""
+    """Jobs have no network at all: packages and weights are uploaded with them."""
     encrypt_inter_container_traffic: bool = used_by(False, *TRAINS)
-    """Encrypt what machines of one job send each other."""
+    """Encrypt the traffic between the instances of a job."""
     environment: dict[str, str] = used_by_each(dict, *TRAINS)
-    """Environment variables of the jobs; they can be read by whoever may describe a job, so no secrets."""
+    """Environment variables of the jobs; everybody who may describe a job can read them, so no secrets."""
     tags: dict[str, str] = used_by_each(dict, *RUNS_MACHINES)
-    """Further tags of all that is made."""
+    """Further tags of all resources."""
     strategy: Literal["Bayesian", "Random", "Hyperband", "Grid"] = used_by("Bayesian", "cloud tune")
     """How a tuning job chooses the next point."""
     max_parallel_jobs: int = used_by(2, "cloud tune")
     """Training jobs of a tuning job that run at once."""
     early_stopping: bool = used_by(False, "cloud tune")
-    """Let SageMaker stop training jobs of a tuning job that fall behind (not with Hyperband, which does so itself)."""
+    """Let SageMaker stop bad training jobs of a tuning job (not with Hyperband, which does so itself)."""
     warm_start_from: list[str] = used_by_each(list, "cloud tune")
     """Finished tuning jobs, at most 5, whose results a new one begins with."""
     target_value: float | None = used_by(None, "cloud tune")
     """A tuning job ends when its objective gets this good."""
     max_jobs_without_improvement: int | None = used_by(None, "cloud tune")
-    """A tuning job ends when so many training jobs in a row were no better (3 or more)."""
+    """A tuning job ends after this many training jobs in a row without a better objective (3 or more)."""
     budget_usd: float | None = used_by(None, *TRAINS, sent=False)
-    """Most that one command may cost at worst; required before anything is started."""
+    """Limit of the worst-case cost of one command; required before anything is started."""
     price_per_hour: float | None = used_by(None, *RUNS_MACHINES, *PRICES_JOBS, sent=False)
-    """Dollars an hour of one machine, where AWS's price list and conf/cloud/prices.yaml lack it."""
+    """Dollars per hour of one instance, if AWS's price list and conf/cloud/prices.yaml lack it."""
     endpoint: EndpointSettings = used_by_each(EndpointSettings, "cloud deploy")
     """How models are served."""
     debugger: DebuggerSettings = used_by_each(DebuggerSettings, "cloud train")
@@ -169,12 +169,12 @@ class CloudSettings:
 
     @property
     def uri(self) -> str:
-        """Where everything is kept in S3, without a slash at its end."""
+        """Prefix of everything in S3, without a slash at its end."""
         return f"s3://{self.bucket}/{self.prefix}"
 
     @property
     def longest_wait_seconds(self) -> int | None:
-        """How long a spot job may take with all its waiting; None on demand, where nothing is waited for."""
+        """Time limit of a spot job including its wait; None for on-demand instances, which do not wait."""
         return (self.max_wait_seconds or 2 * self.max_runtime_seconds) if self.spot else None
 
     def require_for_jobs(self) -> None:

@@ -35,36 +35,36 @@ class DebuggerSettings:
     enabled: bool = False
     """Use SageMaker Debugger, as `train --debug` does; closed to new customers of AWS since 2026-07-30."""
     losses_every: int = 1
-    """Training steps from one kept loss to the next."""
+    """Training steps between two saved losses."""
     eval_losses_every: int = 1
-    """Validation steps from one kept loss to the next."""
+    """Validation steps between two saved losses."""
     weights_every: int = 500
-    """Training steps from one keeping of the weights to the next."""
+    """Training steps between two savings of the weights."""
     gradients_every: int = 500
-    """Training steps from one keeping of the gradients to the next."""
+    """Training steps between two savings of the gradients."""
     biases_every: int = 0
-    """Training steps from one keeping of the biases to the next."""
+    """Training steps between two savings of the biases."""
     relu_every: int = 500
-    """Training steps from one keeping of what goes into and out of modules called relu, as in ResNets, to the next."""
+    """Training steps between two savings of the inputs and outputs of modules named relu, as in ResNets."""
     include_regex: str | None = None
-    """Further tensors by name: regular expressions, parted by commas, so none within them."""
+    """Further tensors by name: comma-separated regular expressions, which may not contain commas."""
     custom_every: int = 500
-    """Training steps from one keeping of the tensors that include_regex names to the next."""
+    """Training steps between two savings of the tensors that include_regex names."""
     eval_every: int = 0
-    """Validation steps from one keeping of weights, biases, activations and further tensors to the next."""
+    """Validation steps between two savings of weights, biases, activations and further tensors."""
     reductions: list[str] = field(default_factory=lambda: ["min", "max", "variance", *NEEDED_REDUCTIONS])
-    """What is kept of each tensor: min, max, mean, std, variance, sum, prod, l1_norm, l2_norm; abs_mean and so on of
+    """What is saved of each tensor: min, max, mean, std, variance, sum, prod, l1_norm, l2_norm; abs_mean and so on of
     absolute values."""
     raw_tensors: bool = False
-    """Keep whole tensors, hundreds of MB a step, in place of reductions, which can be made of them later."""
+    """Save whole tensors, hundreds of MB per step, instead of reductions, which can be computed from them later."""
     rules: list[str] = field(default_factory=lambda: list(RULES))
     """AWS's built-in rules that are evaluated while the job runs."""
     rule_image_uri: str | None = None
     """Image that evaluates rules; by default AWS's own of the region."""
     rule_instance_type: str | None = None
-    """Machine of each rule, paid for; by default AWS evaluates its rules on machines of its own, free of charge."""
+    """Instance type of each rule, billed; by default AWS evaluates its rules on its own instances, free of charge."""
     rule_volume_size_gb: int = 10
-    """Disk of each of these machines."""
+    """Disk of each of these instances."""
     profiler: bool = True
     """Sample processors, memory and disk, and report on them; AWS ends its profiler on 2027-06-30."""
     profiling_interval_ms: int = 500

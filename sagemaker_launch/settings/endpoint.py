@@ -12,7 +12,7 @@ from experiments.fields import used_by
 VARIANT = "AllTraffic"
 """Name of the one production variant; a blue/green update needs the old and the new one to have the same."""
 SERVERLESS_MEMORY_MB = (1024, 2048, 3072, 4096, 5120, 6144)
-"""What ServerlessConfig.MemorySizeInMB may be (API reference, read 2026-11)."""
+"""Allowed values of ServerlessConfig.MemorySizeInMB (API reference, read 2026-11)."""
 
 
 @dataclass(frozen=True)
@@ -20,47 +20,47 @@ class EndpointSettings:
     """An endpoint. Its network, tags, key and bucket are those of the jobs."""
 
     kind: Literal["realtime", "serverless", "async"] = "realtime"
-    """Machines that answer at once, machines that come when somebody asks, or a queue with photos and answers in S3."""
+    """Running instances (realtime), instances that start on a request (serverless), or a queue in S3 (async)."""
     image: Literal["own", "aws"] = "own"
     """Our serving image for current PyTorch, or AWS's last one (PyTorch 2.6 with TorchServe)."""
     image_uri: str | None = None
     """Serving image in ECR; by default what `python -m sagemaker_launch image` pushes, or AWS's."""
     instance_type: str = used_by("ml.c5.xlarge", "cloud deploy", "cloud image")
-    """Machine of a realtime or async endpoint."""
+    """Instance type of a realtime or async endpoint."""
     min_instances: int = 1
-    """Fewest machines; an async endpoint may have 0 while nobody asks."""
+    """Fewest instances; an async endpoint may have 0 while it is idle."""
     max_instances: int = 1
-    """Most machines; more than min_instances lets AWS scale between the two."""
+    """Most instances; more than min_instances lets AWS scale between the two."""
     scale_by: Literal["invocations", "concurrency"] = "invocations"
-    """What a realtime endpoint scales by: requests a machine and minute, or requests that a machine has at once."""
+    """Metric that a realtime endpoint scales by: requests per instance and minute, or concurrent ones."""
     scale_target: float | None = None
-    """What scaling keeps to; default 300 invocations a minute, 4 at once, or for async 5 that wait."""
+    """Target of scaling; default 300 invocations per minute, 4 at once, or for async 5 waiting."""
     memory_mb: int = 3072
     """Memory of a serverless endpoint, which decides its share of processors too."""
     max_concurrency: int = 2
-    """Requests that a serverless endpoint answers at once; the worst case of its bill is reckoned from it."""
+    """Concurrent requests of a serverless endpoint; used to compute its worst-case cost."""
     startup_timeout_seconds: int = 600
-    """How long a machine may take to load the model before it counts as broken."""
+    """Time limit for an instance to load the model."""
     environment: dict[str, str] = field(default_factory=dict)
-    """Environment variables of the server, such as SERVING_MAX_BATCH; they can be read by others, so no secrets."""
+    """Environment variables of the server, such as SERVING_MAX_BATCH; others can read them, so no secrets."""
     data_capture_percent: int = 0
-    """Share of requests and answers that AWS keeps in S3; photos may be private, so none by default."""
+    """Share of requests and answers that AWS saves in S3; photos may be private, so none by default."""
     rollout: Literal["canary", "linear", "all_at_once"] = "canary"
-    """How an update moves traffic to the new machines: a part first, part by part, or at once."""
+    """How an update moves traffic to the new instances: a part first (canary), part by part (linear), or at once."""
     rollout_percent: int = 10
     """The first part of a canary (at most 50), or each part of a linear rollout (10..50)."""
     rollout_wait_seconds: int = 300
-    """How long each part, and at the end the whole, is watched before the update goes on."""
+    """How long each part, and at the end the whole, is watched before the update continues."""
     max_latency_ms: float | None = None
     """An update is rolled back when the 99th percentile of the model's latency is above this."""
     alarms: list[str] = field(default_factory=list)
     """Further CloudWatch alarms that roll an update back."""
     schedule_role_arn: str | None = used_by(None, "cloud deploy", "cloud policy")
-    """Role by which EventBridge deletes an endpoint whose time is over; without it only `delete --expired` does."""
+    """Role by which EventBridge deletes an expired endpoint; without it only `delete --expired` does."""
     owner: str | None = None
-    """Who is asked about it; by default the name of the account on this machine."""
+    """Owner of the endpoint; by default the user name on this machine."""
     budget_usd_per_hour: float | None = None
-    """Most that an endpoint may cost an hour at worst; required before anything is deployed."""
+    """Limit of the worst-case cost per hour; required before anything is deployed."""
 
     def __post_init__(self) -> None:
         """Refuse what no endpoint can use."""
@@ -99,10 +99,10 @@ class EndpointSettings:
 
     @property
     def scales(self) -> bool:
-        """Whether AWS changes the number of machines."""
+        """Whether AWS changes the number of instances."""
         return self.max_instances > self.min_instances
 
     @property
     def first_instances(self) -> int:
-        """Machines that it starts with."""
+        """Number of instances at the start."""
         return max(1, self.min_instances)
