@@ -372,7 +372,7 @@ def _add_commands(commands: Any) -> None:
         type=_number(0),
         default=0,
         metavar="N",
-        help="add N trials to those that have finished; an interrupted addition is completed first",
+        help="add N trials to the finished ones; an interrupted addition is completed first",
     )
     train = add("train", _train, "Train one model, score it on the test split and register it.")
     train.add_argument("--from-best", metavar="STUDY", help="with the settings of the study's best trial")

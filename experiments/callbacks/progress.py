@@ -37,7 +37,7 @@ class EpochProgress(Callback):
         if seen:
             epochs, within = divmod(seen, batches)
             place = f"{within / batches:.0%} of epoch {epochs + 1}" if within else f"epoch {epochs}"
-            say(f"{self.name}: goes on from its checkpoint after {place}")
+            say(f"{self.name}: resumes from its checkpoint after {place}")
         if sys.stderr.isatty():
             self._bar = tqdm(
                 total=batches * (trainer.max_epochs or 1),

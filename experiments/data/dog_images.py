@@ -160,10 +160,10 @@ def _download(root: Path, url: str) -> Path:
             if _receive(root, url):
                 return _part(root)
         except requests.RequestException as error:
-            # A first attempt that brings nothing is no drop but no network: say so without a wait.
+            # A first attempt without any byte means that there is no network: report it without a wait.
             if attempt == 0 and _size(_part(root)) == size_before:
                 raise _failure(root, url, _in_few_words(error, url)) from error
-    raise _failure(root, url, f"the connection dropped {ATTEMPTS} times; running again goes on")
+    raise _failure(root, url, f"the connection dropped {ATTEMPTS} times; run again to resume it")
 
 
 def _receive(root: Path, url: str) -> bool:

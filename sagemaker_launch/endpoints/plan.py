@@ -140,7 +140,7 @@ def _deploy_as_run(
     except KeyboardInterrupt:
         folder.finish(Outcome("STOPPED"))
         store.push_or_wait(folder)
-        say(f"\n{name} goes on without you: the same command watches it again, `delete {name}` ends it")
+        say(f"\n{name} keeps running: the same command watches it again, `delete {name}` ends it")
         raise
     except Exception as error:
         folder.finish(Outcome("FAIL", reason=str(error)))

@@ -23,7 +23,7 @@ def add_job_commands(add: Add) -> None:
     """The commands and their own options."""
     tune = add("tune", _tune, "Search as a tuning job; the same command finds the job that it started before.")
     tune.add_argument(
-        "--from-study", metavar="STUDY", help="only where the best quarter of a local study's trials lies"
+        "--from-study", metavar="STUDY", help="only in the range of the best quarter of a local study's trials"
     )
     train = add("train", _train, "Train one model as a training job.")
     source = train.add_mutually_exclusive_group()
@@ -104,7 +104,7 @@ def _start(settings: CloudSettings, plan: JobPlan, arguments: argparse.Namespace
     try:
         watch_job(settings, job, plan.worst.usd_per_hour)
     except KeyboardInterrupt:
-        say(f"\n{job.name} goes on without you; its results: {come_back}")
+        say(f"\n{job.name} keeps running; its results: {come_back}")
         say(f"to end it: {stop}")
         raise
     say(f"bring it into MLflow: {come_back}")
@@ -141,5 +141,5 @@ def _narrowed(config: RunConfig, space: SearchSpace, name: str) -> SearchSpace:
     from experiments.study.study import load_study
 
     smaller = narrow_by_study(space, load_study(config, name))
-    say(f"where the best quarter of the complete trials of study {name} lies:\n{describe(space, smaller)}")
+    say(f"range of the best quarter of the complete trials of study {name}:\n{describe(space, smaller)}")
     return smaller

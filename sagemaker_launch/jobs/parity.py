@@ -106,7 +106,7 @@ def find_run_folder(config: RunConfig, run: str) -> RunFolder:
         store = RunStore.open_or_wait(config)
         known = store.find_run(run)
         folder = find_folder(known, config.output_dir) if known else None
-    rule = f"be a run folder, or the ID of a run in MLflow whose folder lies below {config.output_dir}"
+    rule = f"be a run folder, or the ID of a run in MLflow whose folder is below {config.output_dir}"
     require(folder is not None, "--run", rule, run)
     assert folder is not None
     require(folder.outcome is not None, "--run", "have ended", run)

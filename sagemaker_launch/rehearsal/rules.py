@@ -190,7 +190,7 @@ def _check_definition(request: Mapping[str, Any]) -> None:
     names = [channel["ChannelName"] for channel in channels]
     for channel in channels:
         if names.count(channel["ChannelName"]) > 1:
-            raise invalid(f"Channel names must be unique, {channel['ChannelName']} stands there twice.")
+            raise invalid(f"Channel names must be unique, {channel['ChannelName']} is a duplicate.")
         _check_rehearsed(channel, algorithm)
     path = request.get("CheckpointConfig", {}).get("LocalPath", "/opt/ml/checkpoints")
     if not path.startswith("/opt/ml/") or ".." in path or path.startswith("/opt/ml/input"):

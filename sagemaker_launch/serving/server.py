@@ -125,8 +125,8 @@ async def _serve(settings: Settings, listener: socket.socket, on_ready: Callable
     except BadExportError as error:
         raise ServingError(str(error)) from error
     except Exception as error:
-        log.exception("the server can't go on")
-        raise ServingError(f"the server can't go on: {error}") from error
+        log.exception("the server failed")
+        raise ServingError(f"the server failed: {error}") from error
 
 
 async def _live(service: Service, on_ready: Callable[[], None]) -> None:

@@ -271,7 +271,7 @@ def test_ctrl_c_leaves_the_job_running_and_says_how_to_come_back(
     monkeypatch.setattr("sagemaker_launch.jobs.follow.follow", interrupted)
     assert main(["train", CLOUD, *own_flags("cloud train", fields)]) == 130
     said = capsys.readouterr().err
-    assert f"job-1 goes on without you; its results: {invocation('sagemaker_launch', 'sync', 'job-1')} " in said
+    assert f"job-1 keeps running; its results: {invocation('sagemaker_launch', 'sync', 'job-1')} " in said
     assert f"to end it: {invocation('sagemaker_launch', 'stop', 'job-1')} " in said
 
 

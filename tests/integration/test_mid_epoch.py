@@ -153,7 +153,7 @@ def test_an_epoch_may_be_cut_more_than_once_and_its_clock_goes_on(
     # The interval may change on the way, also to none.
     resumed = run(whole.config, tmp_path, EpochProgress("run", {}))
     assert_same(resumed, whole)
-    assert "run: goes on from its checkpoint after 60% of epoch 3" in capsys.readouterr().err
+    assert "run: resumes from its checkpoint after 60% of epoch 3" in capsys.readouterr().err
     assert resumed.history.keys() == {1, 2, 3}
     for metrics in resumed.history.values():
         assert 0 < metrics[EPOCH_SECONDS] < 60

@@ -63,7 +63,7 @@ def check_config(request: Request) -> None:
     names = [variant["VariantName"] for variant in variants]
     for variant in variants:
         if names.count(variant["VariantName"]) > 1:
-            raise invalid(f"Variant names must be unique, {variant['VariantName']} stands there twice.")
+            raise invalid(f"Variant names must be unique, {variant['VariantName']} is a duplicate.")
         _check_variant(variant)
     if sum(variant.get("InitialVariantWeight", 1.0) for variant in variants) <= 0:
         raise invalid("At least one production variant must have a weight above 0.")

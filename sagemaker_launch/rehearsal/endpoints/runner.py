@@ -146,7 +146,7 @@ class EndpointRunner(threading.Thread):
                 continue
             died = self._died.setdefault(process, time.monotonic())
             if time.monotonic() - died >= RESTART_SECONDS:
-                log.warning("endpoint %s: the container of %s died, starts anew", self._endpoint.name, variant.name)
+                log.warning("endpoint %s: the container of %s died, it is restarted", self._endpoint.name, variant.name)
                 del self._died[process]
                 process.end()
                 process.start()

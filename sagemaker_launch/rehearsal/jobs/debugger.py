@@ -57,7 +57,7 @@ def check_debugger(request: Request, *, available: bool) -> None:
     ]
     for name in names:
         if names.count(name) > 1:
-            raise invalid(f"Rule configuration names must be unique, {name} stands there twice.")
+            raise invalid(f"Rule configuration names must be unique, {name} is a duplicate.")
     interval = request.get("ProfilerConfig", {}).get("ProfilingIntervalInMilliseconds", INTERVALS_MS[0])
     if interval not in INTERVALS_MS:
         raise invalid(f"ProfilerConfig.ProfilingIntervalInMilliseconds must be one of {INTERVALS_MS}, got {interval}.")

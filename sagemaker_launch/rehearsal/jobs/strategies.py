@@ -222,7 +222,7 @@ class OptunaStrategy:
             trial = create_trial(params=params, distributions=self._distributions, value=result.objective)
         except (KeyError, ValueError) as error:
             # A warm start may change ranges: points outside of the new ranges are dropped.
-            log.info("warm start: a point of a parent lies outside of the ranges (%s)", error)
+            log.info("warm start: a point of a parent is outside of the ranges (%s)", error)
             return
         self._study.add_trial(trial)
 

@@ -134,7 +134,7 @@ class JobRunner(threading.Thread):
             with self._containers() as containers:
                 ending = self._attempt(containers)
                 if ending == "interrupted":
-                    log.info("job %s: interrupted, starts anew", job.name)
+                    log.info("job %s: interrupted, it is restarted", job.name)
                     job.enter("Interrupted")
                 else:
                     self._conclude(ending, containers)

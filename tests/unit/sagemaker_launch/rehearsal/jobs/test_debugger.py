@@ -55,7 +55,7 @@ def test_what_aws_takes_passes() -> None:
         (f"{COLLECTION}.save_raw_tensor", "True", "can't read parameter save_raw_tensor of losses"),
         ("DebugHookConfig.HookParameters.save_all_of_it", "1", "can't read parameter save_all_of_it of HookParameters"),
         ("ProfilerConfig.ProfilingIntervalInMilliseconds", 300, "must be one of (100, 200, 500, 1000, 5000, 60000)"),
-        ("DebugRuleConfigurations", [rule("Overfit")] * 2, "must be unique, Overfit stands there twice"),
+        ("DebugRuleConfigurations", [rule("Overfit")] * 2, "must be unique, Overfit is a duplicate"),
     ],
 )
 def test_a_job_that_debugger_can_not_watch_is_refused(path: str, value: object, message: str) -> None:
