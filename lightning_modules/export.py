@@ -52,9 +52,7 @@ def write_export(
         UserError: if none of the photos can be read.
     """
     photo = _golden_photo(golden_photos)
-    part = folder.with_name(f".{folder.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    with replaced_whole(folder, part):
+    with replaced_whole(folder) as part:
         (part / "code").mkdir(parents=True)
         (part / "golden").mkdir()
         state = {

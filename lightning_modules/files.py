@@ -11,23 +11,46 @@ from pathlib import Path
 
 
 @contextlib.contextmanager
-def replaced_whole(path: Path, part: Path) -> Iterator[Path]:
-    """Write to `part`, which is then renamed to `path`; if that fails, as on a full disk, `part` is removed.
+def replaced_whole(path: Path, *, shared: bool = False) -> Iterator[Path]:
+    """Write a file or folder beside `path` and rename it to `path` at the end; after an error it is removed.
+
+    A folder replaces no other folder unless that is empty.
+
+    Args:
+        shared: whether several processes may write `path` at the same time: each then writes a part of its own.
+
+    Yields:
+        Where to write. What a killed process left there is removed first.
 
     Raises:
         OSError: what the system says; it names `path` where the system's error names no file.
     """
+    part = part_of(path) if not shared else path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
+        remove(part)
         yield part
         part.replace(path)
     except BaseException as error:
         with contextlib.suppress(OSError):
-            shutil.rmtree(part) if part.is_dir() else part.unlink(missing_ok=True)
+            remove(part)
         failure = _of_the_machine(error)
         if failure is None:
             raise
         failure.filename = failure.filename or str(path)
         raise failure from (None if failure is error else error)
+
+
+def part_of(path: Path) -> Path:
+    """Where `replaced_whole` writes what becomes `path`."""
+    return path.with_name(f".{path.name}.part")
+
+
+def remove(path: Path) -> None:
+    """Delete a file or a folder with all that is in it, if it is there."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _of_the_machine(error: BaseException) -> OSError | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -229,7 +228,7 @@ _DECODER = [DECODER_VERSION, PIL.__version__]
 def _write_cache(cache: Path, facts: Mapping[str, _Fact]) -> None:
     try:
         cache.parent.mkdir(parents=True, exist_ok=True)
-        with replaced_whole(cache, cache.with_suffix(f".{os.getpid()}.part")) as part:
+        with replaced_whole(cache, shared=True) as part:
             part.write_text(json.dumps({"decoder": _DECODER, "files": facts}))
     except OSError as error:
         if error.errno not in NOT_WRITABLE:

@@ -90,7 +90,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         del storage_options
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
-        with replaced_whole(target, target.with_name(f".{target.name}.part")) as part, part.open("wb") as file:
+        with replaced_whole(target) as part, part.open("wb") as file:
             torch.save(checkpoint, file)
             file.flush()
             os.fsync(file.fileno())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from experiments.config import DataConfig, require_folder
 from experiments.console import progress, say
 from experiments.errors import UserError
 from lightning_modules import listing
+from lightning_modules.files import replaced_whole
 from lightning_modules.folders import ClassFolders, check_class_sizes, read_class_names, scan_class_folders
 from lightning_modules.locks import KernelLock
 
@@ -119,14 +119,12 @@ def write_digits(root: Path) -> None:
     rows = range(len(labels))
     train, rest = train_test_split(rows, test_size=0.3, stratify=labels, random_state=0)
     valid, test = train_test_split(rest, test_size=0.5, stratify=labels[rest], random_state=0)
-    part = root.with_name(f".{root.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    for split, members in (("train", train), ("valid", valid), ("test", test)):
-        for index in members:
-            folder = part / split / f"{labels[index] + 1:03d}.{labels[index]}"
-            folder.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(pixels[index]).save(folder / f"digit_{index:04d}.png")
-    part.replace(root)
+    with replaced_whole(root) as part:
+        for split, members in (("train", train), ("valid", valid), ("test", test)):
+            for index in members:
+                folder = part / split / f"{labels[index] + 1:03d}.{labels[index]}"
+                folder.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(pixels[index]).save(folder / f"digit_{index:04d}.png")
 
 
 def _progress(paths: Iterable[Path], total: int) -> Iterable[Path]:

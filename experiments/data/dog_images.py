@@ -31,6 +31,7 @@ from urllib.parse import urlsplit
 import requests
 from tqdm import tqdm  # type: ignore[import-untyped, unused-ignore]  # types-tqdm is optional
 
+from lightning_modules.files import replaced_whole
 from lightning_modules.locks import KernelLock
 
 DOG_IMAGES_URL = "https://s3-us-west-1.amazonaws.com/udacity-aind/dog-project/dogImages.zip"
@@ -330,9 +331,8 @@ def _require_free_bytes(root: Path, needed: int) -> None:
 
 
 def _write_json(path: Path, content: Mapping[str, object]) -> None:
-    draft = path.with_name(f"{path.name}.tmp")
-    draft.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    draft.replace(path)
+    with replaced_whole(path) as part:
+        part.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 @contextmanager

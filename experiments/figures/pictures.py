@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -26,6 +25,7 @@ from experiments.figures.figures import (
 from experiments.figures.recording_figure import recording_figure
 from experiments.runs.folder import RunFolder
 from experiments.runs.scoring import Scores
+from lightning_modules.files import replaced_whole
 from lightning_modules.insight.recording import Recording, load_findings
 
 PER_CLASS, CONFUSION, ERRORS = "per_class_accuracy.csv", "confusion_matrix.csv", "worst_errors.csv"
@@ -93,22 +93,13 @@ def write_tables(scores: Scores, folder: Path) -> None:
 
 
 def _write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    part = _part(path)
-    with part.open("w", newline="", encoding="utf-8") as file:
+    with replaced_whole(path, shared=True) as part, part.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file, lineterminator="\n").writerows([columns, *rows])
-    part.replace(path)
 
 
 def _save(folder: Path, name: str, figure: Figure) -> None:
-    path = folder / f"{name}.png"
-    part = _part(path)
-    save_figure(figure, part, pil_kwargs={"compress_level": 3})  # a tenth larger, and drawn in a fifth less time
-    part.replace(path)
-
-
-def _part(path: Path) -> Path:
-    """Where a file is written before it is renamed: another process may draw or send it at the same time."""
-    return path.with_name(f".{os.getpid()}.{path.name}")
+    with replaced_whole(folder / f"{name}.png", shared=True) as part:
+        save_figure(figure, part, pil_kwargs={"compress_level": 3})  # a tenth larger, drawn in a fifth less time
 
 
 def thumbnail(path: Path) -> ImageArray:

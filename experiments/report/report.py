@@ -6,7 +6,6 @@ stands over a table of its data, which is also what a screen reader or a browser
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -24,6 +23,7 @@ from experiments.report.page import NOTHING, Table, render_page
 from experiments.report.study_section import study_section
 from experiments.study.storage import study_folder
 from experiments.study.study import interrupted_trials
+from lightning_modules.files import replaced_whole
 
 PAGE = "report.html"
 
@@ -94,12 +94,8 @@ def write_report(
     """
     page = report_page(studies, comparisons, interrupted)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(page, encoding="utf-8")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replaced_whole(path, shared=True) as part:
+        part.write_text(page, encoding="utf-8")
 
 
 def report_page(

@@ -36,6 +36,7 @@ from typing import Any, Literal
 from experiments.console import say
 from experiments.errors import UserError
 from lightning_modules.cores import usable_cores
+from lightning_modules.files import replaced_whole
 from lightning_modules.metrics import BEST, OBJECTIVES
 
 LOCAL = {"origin": "local"}
@@ -323,12 +324,10 @@ class RunFolder:
 
     def _write(self, name: str, values: Mapping[str, Any]) -> None:
         self.path.mkdir(parents=True, exist_ok=True)
-        part = self.path / f".{name}.part"
-        with part.open("w") as file:
+        with replaced_whole(self.path / name) as part, part.open("w") as file:
             json.dump(values, file, indent=1)
             file.flush()
             os.fsync(file.fileno())
-        part.replace(self.path / name)
 
 
 @functools.cache

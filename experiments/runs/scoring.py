@@ -65,7 +65,7 @@ class Scores:
 
     def save(self, path: Path) -> None:
         """Write an .npz under a temporary name and rename it."""
-        with replaced_whole(path, path.with_name(f".{path.name}.part")) as part, part.open("wb") as file:
+        with replaced_whole(path) as part, part.open("wb") as file:
             np.savez(
                 file,
                 root=np.array(str(self.root)),

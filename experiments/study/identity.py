@@ -17,6 +17,7 @@ from experiments.errors import UserError
 from experiments.runs.folder import RunFolder
 from experiments.study.search_space import SearchSpace, dump_search_space, extremes
 from experiments.yaml_files import parse_yaml
+from lightning_modules.files import replaced_whole
 from lightning_modules.folders import ClassFolders
 
 
@@ -173,6 +174,5 @@ def read_identity(path: Path) -> StudyIdentity | None:
 
 def write_identity(path: Path, identity: StudyIdentity) -> None:
     """Write an identity, whole or not at all."""
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(json.dumps(identity.to_dict(), indent=1))
-    part.replace(path)
+    with replaced_whole(path) as part:
+        part.write_text(json.dumps(identity.to_dict(), indent=1))

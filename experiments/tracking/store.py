@@ -43,6 +43,7 @@ from experiments.console import say
 from experiments.errors import TrackingError, UserError
 from experiments.runs.folder import FINGERPRINT, MetricLine, Published, RunFolder, now_ms
 from experiments.tracking.views import tuned_names, view_tags
+from lightning_modules.files import replaced_whole
 from lightning_modules.locks import KernelLock
 from lightning_modules.metrics import DIRECTIONS, VAL_LOSS
 
@@ -538,10 +539,8 @@ def _create_database(path: Path) -> None:
     """Make MLflow's database beside its place: a kill within its migrations would leave one that nobody can open."""
     if path.exists():
         return
-    part = path.with_name(".mlflow.db.part")
-    part.unlink(missing_ok=True)
-    MlflowClient(sqlite_url(part)).search_experiments()
-    part.replace(path)
+    with replaced_whole(path) as part:
+        MlflowClient(sqlite_url(part)).search_experiments()
 
 
 def _follow_folder(output_dir: Path) -> None:

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from lightning_modules.errors import UserError
-from lightning_modules.files import replaced_whole
+from lightning_modules.files import part_of, remove, replaced_whole
 from lightning_modules.locks import KernelLock
 
 ARRAY_FILE = "array.npy"
@@ -71,7 +71,7 @@ def open_array(
     if size > max_gb * GB:
         raise CacheTooSmallError(f"data.cache_max_gb must be at least {size / GB:.3g} for this data, got {max_gb}")
     name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
-    entry, part = folder / name, folder / f".{name}.part"
+    entry = folder / name
     try:
         folder.mkdir(parents=True, exist_ok=True)
         held = KernelLock(folder / f".{name}.lock").acquire()
@@ -87,14 +87,14 @@ def open_array(
     with held:
         if not _is_whole(entry):
             shutil.rmtree(entry, ignore_errors=True)
-            shutil.rmtree(part, ignore_errors=True)
+            remove(part_of(entry))
             _make_room(folder, size, max_gb)
             if (free := shutil.disk_usage(folder).free) < size:
                 raise CacheTooSmallError(
                     f"data.cache_dir {folder} must have {size / GB:.3g} GB free, has {free / GB:.3g}"
                 )
             try:
-                with replaced_whole(entry, part):
+                with replaced_whole(entry) as part:
                     part.mkdir()
                     values = np.lib.format.open_memmap(part / ARRAY_FILE, mode="w+", dtype=np.dtype(dtype), shape=shape)
                     _reserve(part / ARRAY_FILE, values.offset)

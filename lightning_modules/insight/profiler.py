@@ -14,7 +14,6 @@ import json
 import os
 import re
 import resource
-import shutil
 import sys
 import time
 from collections import defaultdict
@@ -31,6 +30,7 @@ from pytorch_lightning.profilers import Profiler
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from lightning_modules.cores import usable_cores
+from lightning_modules.files import part_of, remove, replaced_whole
 from lightning_modules.insight.profile_page import page
 from lightning_modules.insight.profile_trace import STEP, read_trace
 from lightning_modules.insight.profile_verdict import PHASES, Profile, Settings, verdict
@@ -145,7 +145,6 @@ class StepProfiler(Callback):
 
     def __init__(self, folder: Path, *, settings: Settings, threads: int, tell: Callable[[str], None]) -> None:
         self.folder, self.settings, self.threads, self.tell = folder, settings, threads, tell
-        self._part = folder.with_name(f".{folder.name}.part")
         self._over = True
         self._to_skip, self._to_time, self._to_trace = 0, 0, 0
         self._first_step = 0
@@ -159,7 +158,7 @@ class StepProfiler(Callback):
         """Divide the steps that are left."""
         if self.folder.is_dir() or not trainer.is_global_zero:
             return
-        shutil.rmtree(self._part, ignore_errors=True)  # a kill may have left it
+        remove(part_of(self.folder))  # a kill may have left it
         left = int(trainer.estimated_stepping_batches) - trainer.global_step
         batches = int(trainer.num_training_batches)
         steady = left - -(-left // batches)  # but the first of each epoch
@@ -241,9 +240,9 @@ class StepProfiler(Callback):
         device = trainer.strategy.root_device
         torch.get_device_module(device).synchronize()  # what the steps have launched belongs to them
         tracer.stop()
-        part = self._part
-        part.mkdir(parents=True)
-        try:
+        self.folder.parent.mkdir(parents=True, exist_ok=True)
+        with replaced_whole(self.folder) as part:
+            part.mkdir()
             trace = part / "trace.json.gz"
             tracer.export_chrome_trace(str(trace))
             with gzip.open(trace) as file:
@@ -252,9 +251,6 @@ class StepProfiler(Callback):
             figures = {"verdict": said, "shares": measured.shares, "step_seconds": measured.step_seconds}
             (part / "profile.json").write_text(json.dumps(figures | asdict(measured), indent=1))
             (part / "profile.html").write_text(page(measured, said), encoding="utf-8")
-            part.rename(self.folder)
-        finally:
-            shutil.rmtree(part, ignore_errors=True)
         self.tell(said)
 
     def _profile(self, events: list[dict[str, Any]], device: torch.device) -> Profile:

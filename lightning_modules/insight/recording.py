@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -180,5 +179,5 @@ def load_findings(folder: Path) -> list[Finding]:
 
 def _write(path: Path, content: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replaced_whole(path, path.with_name(f".{path.name}.{os.getpid()}.part")) as part:
+    with replaced_whole(path, shared=True) as part:
         part.write_bytes(content)

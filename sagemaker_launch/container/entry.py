@@ -27,6 +27,7 @@ from experiments.runs.logger import RunFolderLogger
 from experiments.study.epochs import with_max_epochs
 from experiments.train import score_and_export, train
 from lightning_modules import metrics
+from lightning_modules.files import replaced_whole
 from lightning_modules.launchers import is_first_process
 from lightning_modules.locks import KernelLock
 from sagemaker_launch.container.hyperparameters import TUNING_OBJECTIVE, decode
@@ -170,12 +171,10 @@ def photo_folder(channel: Path, target: Path) -> Path:
     target.parent.mkdir(parents=True, exist_ok=True)
     with KernelLock(Path(f"{target}.lock")):  # the processes of all devices come here
         if not target.is_dir():
-            part = target.with_name(f".{target.name}.part")
-            shutil.rmtree(part, ignore_errors=True)
-            for name, stored in json.loads(index.read_text()).items():
-                (part / name).parent.mkdir(parents=True, exist_ok=True)
-                (part / name).symlink_to(channel / "objects" / stored)
-            part.replace(target)
+            with replaced_whole(target) as part:
+                for name, stored in json.loads(index.read_text()).items():
+                    (part / name).parent.mkdir(parents=True, exist_ok=True)
+                    (part / name).symlink_to(channel / "objects" / stored)
     return target
 
 

@@ -17,6 +17,7 @@ from filelock import Timeout
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, MotoRequestHandler, create_backend_app
 from werkzeug.serving import make_server
 
+from lightning_modules.files import replaced_whole
 from lightning_modules.locks import KernelLock
 from sagemaker_launch.rehearsal.api import Regions, install
 from sagemaker_launch.rehearsal.endpoints.autoscaling import install_scaling
@@ -135,9 +136,8 @@ class Server:
         self._thread.start()
         self._clock.start()
         note = self._settings.root / "server.json"
-        unfinished = note.with_suffix(".tmp")
-        unfinished.write_text(json.dumps({"url": self.url, "pid": os.getpid()}))
-        unfinished.replace(note)
+        with replaced_whole(note) as part:
+            part.write_text(json.dumps({"url": self.url, "pid": os.getpid()}))
 
     def stop(self) -> None:
         """End all jobs and endpoints and stop serving."""

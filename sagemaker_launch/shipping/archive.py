@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 from experiments.console import say
 from experiments.errors import UserError
+from lightning_modules.files import replaced_whole
 
 WEIGHTS = "model.safetensors"
 FILES = (
@@ -45,9 +46,9 @@ def pack_model(export: Path, target: Path) -> Path:
     if missing:
         raise BadArchiveError(f"{export} must be an export folder, it lacks {', '.join(missing)}")
     target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.with_name(f".{target.name}.part")
     # Level 1: weights hardly shrink, and higher levels take minutes for it.
     with (
+        replaced_whole(target) as part,
         part.open("wb") as file,
         gzip.GzipFile(fileobj=file, mode="wb", filename="", mtime=0, compresslevel=1) as zipped,
         tarfile.open(fileobj=zipped, mode="w", format=tarfile.USTAR_FORMAT) as archive,
@@ -57,7 +58,6 @@ def pack_model(export: Path, target: Path) -> Path:
             entry.size, entry.mode = (export / name).stat().st_size, 0o644
             with (export / name).open("rb") as content:
                 archive.addfile(entry, content)
-    part.replace(target)
     return target
 
 
@@ -70,26 +70,21 @@ def unpack_model(archive: Path, folder: Path) -> Path:
     Raises:
         BadArchiveError: naming the entry that does not belong there, and why.
     """
-    part = folder.with_name(f".{folder.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    try:
-        with gzip.open(archive) as zipped:
-            with tarfile.open(fileobj=zipped, mode="r:") as opened:
-                _extract(opened, part, archive)
-            while zipped.read(1 << 20):  # the checksum stands at the end
-                pass
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with replaced_whole(folder) as part:
+        part.mkdir()
+        try:
+            with gzip.open(archive) as zipped:
+                with tarfile.open(fileobj=zipped, mode="r:") as opened:
+                    _extract(opened, part, archive)
+                while zipped.read(1 << 20):  # the checksum is at the end
+                    pass
+        except (tarfile.TarError, EOFError, OSError) as error:
+            raise BadArchiveError(f"{archive} is no whole .tar.gz: {error}") from error
         missing = [name for name in FILES if not (part / name).is_file()]
         if missing:
             raise BadArchiveError(f"{archive} must hold a whole export, it lacks {', '.join(missing)}")
-    except (tarfile.TarError, EOFError, OSError) as error:
-        shutil.rmtree(part)
-        raise BadArchiveError(f"{archive} is no whole .tar.gz: {error}") from error
-    except BadArchiveError:
-        shutil.rmtree(part)
-        raise
-    shutil.rmtree(folder, ignore_errors=True)
-    part.replace(folder)
+        shutil.rmtree(folder, ignore_errors=True)
     return folder
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 import sagemaker_launch
 from experiments.console import say
 from experiments.errors import UserError
+from lightning_modules.files import replaced_whole
 from lightning_modules.locks import KernelLock
 from sagemaker_launch.shipping.import_graph import import_graph
 
@@ -115,15 +116,16 @@ def fetch_wheels(cache_dir: Path) -> Path:
         UserError: with pip's own message, if they are not to be had.
     """
     folder = cache_dir / f"wheels-{hashlib.sha256(requirements_file().read_bytes()).hexdigest()[:16]}"
-    if folder.is_dir():
-        return folder
-    part = folder.with_name(f".{folder.name}.part")
-    for python in PYTHONS:
-        say(f"downloading the packages of a job without network, for Python {python}")
-        platforms = [f"--platform=manylinux{tag}_x86_64" for tag in ("2014", "_2_17", "_2_28")]
-        what = [f"--python-version={python}", *platforms, f"--requirement={requirements_file()}"]
-        _download(part, what, f"cloud.network_isolation needs the packages of {REQUIREMENTS}")
-    part.replace(folder)
+    cache_dir.mkdir(parents=True, exist_ok=True)
+    with KernelLock(Path(f"{folder}.lock")):
+        if folder.is_dir():
+            return folder
+        with replaced_whole(folder) as part:
+            for python in PYTHONS:
+                say(f"downloading the packages of a job without network, for Python {python}")
+                platforms = [f"--platform=manylinux{tag}_x86_64" for tag in ("2014", "_2_17", "_2_28")]
+                what = [f"--python-version={python}", *platforms, f"--requirement={requirements_file()}"]
+                _download(part, what, f"cloud.network_isolation needs the packages of {REQUIREMENTS}")
     return folder
 
 
@@ -137,9 +139,8 @@ def fetch_debugger(cache_dir: Path) -> Path:
     cache_dir.mkdir(parents=True, exist_ok=True)
     with KernelLock(Path(f"{folder}.lock")):
         if not folder.is_dir():
-            part = folder.with_name(f".{folder.name}.part")
-            _download(part, [SMDEBUG], f"a job that is debugged needs {SMDEBUG}")
-            part.replace(folder)
+            with replaced_whole(folder) as part:
+                _download(part, [SMDEBUG], f"a job that is debugged needs {SMDEBUG}")
     (wheel,) = folder.glob("*.whl")
     return wheel
 

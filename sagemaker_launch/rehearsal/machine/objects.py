@@ -20,6 +20,8 @@ from moto.s3.exceptions import MissingBucket
 from moto.s3.models import FakeDeleteMarker, FakeKey, S3Backend, s3_backends
 from moto.utilities.utils import get_partition
 
+from lightning_modules.files import replaced_whole
+
 
 class DataError(Exception):
     """Input or output that S3 refuses; the message is what AWS gives as the failure reason."""
@@ -211,10 +213,9 @@ class Objects:
         with self._lock:
             if not path.exists():
                 time.sleep(self.delay())
-                with tempfile.NamedTemporaryFile(dir=self._cache, delete=False) as file:
-                    file.write(key.value)
-                Path(file.name).chmod(0o444)
-                Path(file.name).replace(path)
+                with replaced_whole(path) as part:
+                    part.write_bytes(key.value)
+                    part.chmod(0o444)
         return path
 
 

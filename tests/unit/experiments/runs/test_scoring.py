@@ -54,7 +54,7 @@ def test_scores_of_an_older_version_are_read(scores: Scores, tmp_path: Path) -> 
     scores.save(path)
     with np.load(path) as saved:
         values = {name: saved[name] for name in saved if name != "log_probabilities"}
-    with replaced_whole(path, tmp_path / "part") as part, part.open("wb") as file:
+    with replaced_whole(path) as part, part.open("wb") as file:
         np.savez(file, probabilities=scores.probabilities.astype("float32"), **values)
     loaded = Scores.load(path)
     assert np.isfinite(loaded.log_probabilities).all()

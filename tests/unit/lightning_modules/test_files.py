@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -15,15 +16,25 @@ from lightning_modules.files import replaced_whole
 
 def test_a_file_appears_whole_under_its_name(tmp_path: Path) -> None:
     (tmp_path / "kept.txt").write_text("before")
-    with replaced_whole(tmp_path / "kept.txt", tmp_path / ".part") as part:
+    with replaced_whole(tmp_path / "kept.txt") as part:
         part.write_text("after")
         assert (tmp_path / "kept.txt").read_text() == "before"
     assert [path.name for path in tmp_path.iterdir()] == ["kept.txt"]
     assert (tmp_path / "kept.txt").read_text() == "after"
 
 
+@pytest.mark.parametrize("shared", [True, False])
+def test_what_a_killed_process_left_is_replaced(tmp_path: Path, shared: bool) -> None:
+    left = tmp_path / (f".kept.{os.getpid()}.part" if shared else ".kept.part")
+    (left / "old").mkdir(parents=True)
+    with replaced_whole(tmp_path / "kept", shared=shared) as part:
+        assert part == left
+        part.write_text("new")
+    assert [path.name for path in tmp_path.iterdir()] == ["kept"]
+
+
 def write_half(path: Path, error: Exception, *, as_folder: bool = False) -> None:
-    with replaced_whole(path, path.with_name(".part")) as part:
+    with replaced_whole(path) as part:
         if as_folder:
             part.mkdir()
         else:
