@@ -56,7 +56,7 @@ def remove(path: Path) -> None:
 def _of_the_machine(error: BaseException) -> OSError | None:
     """The system's own error, which torch and safetensors wrap into errors of theirs."""
     if isinstance(error, OSError):
-        return error
+        return error if error.errno else None
     if isinstance(error, RuntimeError) and isinstance(error.__context__, OSError):
         return error.__context__
     number = re.search(r"\(os error (\d+)\)", str(error))

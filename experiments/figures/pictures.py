@@ -99,7 +99,8 @@ def _write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[objec
 
 def _save(folder: Path, name: str, figure: Figure) -> None:
     with replaced_whole(folder / f"{name}.png", shared=True) as part:
-        save_figure(figure, part, pil_kwargs={"compress_level": 3})  # a tenth larger, drawn in a fifth less time
+        # A tenth larger, and drawn in a fifth less time.
+        save_figure(figure, part, format="png", pil_kwargs={"compress_level": 3})
 
 
 def thumbnail(path: Path) -> ImageArray:
