@@ -27,7 +27,7 @@ from sagemaker_launch.settings.cloud import CloudSettings, load_cloud
 
 PREFIX = "cloud."
 KINDS = {PREFIX: CloudSettings, "": RunConfig}
-"""What stands before a field's name on the command line, and the dataclass that has the field."""
+"""Prefix of fields on the command line, and the dataclass that has them."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -64,7 +64,7 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     own, fields = split_fields(argv)
     arguments, rest = command_parser().parse_known_args(own)
     if "more" in arguments and not any(word.startswith("-") for word in rest):
-        # argparse takes a list of words only where no option stands between them.
+        # argparse takes a list of words only without options between them.
         setattr(arguments, arguments.more, [*getattr(arguments, arguments.more), *rest])
         rest = []
     return arguments, [*fields, *rest]

@@ -27,7 +27,7 @@ REHEARSED = ("tune", "train", "sync", "cost", "deploy", "query", "status", "dele
 
 
 class RehearsalError(RuntimeError):
-    """The service did not start, or a stage went wrong."""
+    """The service did not start, or a stage failed."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What runs, what it costs an hour, and what it has cost."""
+"""What is running, what it costs per hour, and what it has cost."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def status_table(services: Services, settings: CloudSettings) -> str:
 def _endpoint_cost(
     services: Services, endpoint: FoundEndpoint, usd_per_hour: Callable[[str], float]
 ) -> tuple[str, float]:
-    """The machines of an endpoint now, and what they cost an hour; a serverless one costs when it is asked."""
+    """The instances of an endpoint now, and their cost per hour; a serverless endpoint costs per request."""
     config = CONFIG.describe(services.sagemaker, endpoint.config_name)
     (variant,) = config["ProductionVariants"]
     if "ServerlessConfig" in variant:

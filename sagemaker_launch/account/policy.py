@@ -1,6 +1,6 @@
-"""Least-privilege IAM policies: for whoever launches, for the role of jobs and endpoints, for the role of the schedule.
+"""Least-privilege IAM policies: for the user of the launcher, the role of jobs and endpoints, the role of the schedule.
 
-A test holds them against the calls that the launcher makes; no live account has judged them yet.
+A test compares them with the calls of the launcher; they have not been tried in a live account yet.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ def role_policy(settings: CloudSettings, region: str) -> Policy:
             {"StringEquals": {"cloudwatch:namespace": LOG_GROUP}},
         ),
         _allow("ecr", ["GetAuthorizationToken"], ["*"]),
-        # AWS's images stand in accounts of AWS.
+        # AWS's images are in accounts of AWS.
         _allow("ecr", ["BatchCheckLayerAvailability", "BatchGetImage", "GetDownloadUrlForLayer"], ["*"]),
         *_keys(settings),
     ]

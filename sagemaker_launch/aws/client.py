@@ -1,4 +1,4 @@
-"""Clients of AWS, and what its answers mean. Credentials come from boto3's own chain and are never looked at here."""
+"""Clients of AWS, and its error codes. Credentials come from boto3's own chain and are never read here."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from sagemaker_launch.aws.client import error_code
 LOG_GROUP = "/aws/sagemaker/TrainingJobs"
 ENDPOINT_LOG_GROUP = "/aws/sagemaker/Endpoints/{}"
 LAST_LINES = 10
-"""Lines of a log that are shown where AWS gives no reason of a failure."""
+"""Lines of a log that are shown if AWS gives no reason of a failure."""
 EMPTY_REASON = re.compile(r"(\w*Error:)?[\s,]*(exit code: -?\d+)?")
 """What AWS writes where a job left no message, as `AlgorithmError: , exit code: 1`."""
 EMPTY_MESSAGE = 'ErrorMessage ""'

@@ -1,7 +1,7 @@
-"""What runs in a job: reads what SageMaker put under /opt/ml, calls `train()`, leaves the model where it is collected.
+"""Entry point of a job: reads SageMaker's files below /opt/ml, calls `train()`, writes the model.
 
 The toolkit never passes SIGTERM on (aws/sagemaker-training-toolkit#125), so nothing here waits for a signal: the run
-folder and its checkpoints are whole after every epoch, and a job that is started again goes on from them.
+folder and its checkpoints are complete after every epoch, and a restarted job continues from them.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ MAX_REASON = 1024
 
 @dataclass(frozen=True)
 class Job:
-    """What the service says about the job."""
+    """Settings of the job by the service."""
 
     base: Path
     """/opt/ml, or where the rehearsal keeps it."""
@@ -76,12 +76,12 @@ class Job:
         return (self.base / CONFIG_FILE).is_file()
 
     def channel(self, name: str) -> Path:
-        """Where a channel's files lie."""
+        """The folder of a channel's files."""
         return self.base / "input" / "data" / name
 
 
 def main() -> None:
-    """Run the job; what goes wrong becomes its FailureReason."""
+    """Run the job; an error becomes its FailureReason."""
     quiet_libraries()
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     base = Path(os.environ.get("SAGEMAKER_BASE_DIR", "/opt/ml"))
@@ -99,10 +99,10 @@ def run(job: Job, *, scratch: Path) -> None:
         scratch: a folder on the instance's fast disk, for caches.
 
     Raises:
-        DebuggerError: once the model is there, if the tensors that the service wants are not.
+        DebuggerError: if requested tensors are missing, raised after the model is written.
     """
     config = with_max_epochs(job_config(job, scratch))  # set, but for a job that this project did not send
-    # The jobs of a tuning job may share what stands in S3.
+    # The jobs of a tuning job may share a checkpoint prefix in S3.
     folder = RunFolder(job.base / "checkpoints" / job.name)
     num_processes = config.trainer.devices * config.trainer.num_nodes
     if is_first_process(num_processes):
@@ -122,9 +122,9 @@ def run(job: Job, *, scratch: Path) -> None:
     shutil.copytree(scratch / "export", job.base / "model", dirs_exist_ok=True)
     scored = {name: value for name, value in values.items() if name.startswith(("val_", "test_"))}
     write_line(metric_line("outcome", max(result.history), {**best_so_far(config, folder), **scored}))
-    # Nothing goes on from them any more, and each later job of a search has all restored that stands in S3.
+    # Nothing resumes from them any more, and each later job of a search restores everything in S3.
     shutil.rmtree(folder.path / CHECKPOINT_FOLDER)
-    for hook in debugger:  # last: what the job has trained is kept
+    for hook in debugger:  # last, so that the trained model is kept
         hook.check()
 
 
@@ -179,7 +179,7 @@ def photo_folder(channel: Path, target: Path) -> Path:
 
 
 def start(folder: RunFolder, job: Job, config: RunConfig) -> None:
-    """Note what the run is, unless it goes on after an interruption, and say where it runs."""
+    """Start the run folder, unless it resumes after an interruption, and print where it runs."""
     tags = environment_tags()
     if not folder.exists:
         folder.start(job.name, to_public(config), tags)
@@ -189,7 +189,7 @@ def start(folder: RunFolder, job: Job, config: RunConfig) -> None:
 
 
 def write_failure(base: Path, error: Exception) -> None:
-    """Leave a reason that fits into the service's answer; the traceback stands in the log."""
+    """Write a reason that fits into the service's answer; the traceback is in the log."""
     path = base / "output" / "failure"
     path.parent.mkdir(parents=True, exist_ok=True)
     # The toolkit writes its own, traceback first, unless there is one.

@@ -1,6 +1,6 @@
 r"""The codec between a RunConfig and a job's hyperparameters, which are text, and whose names may hold no dot.
 
-`optimizer.learning_rate` travels as `optimizer__learning_rate`: the container's start-up exports every hyperparameter
+`optimizer.learning_rate` is sent as `optimizer__learning_rate`: the container's start-up exports every hyperparameter
 as a shell variable. Values are written as JSON; what arrives may be in any of three dialects (`false`, `False`,
 `"\"sgd\""`), which the typed config loader reads alike.
 """

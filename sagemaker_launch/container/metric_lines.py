@@ -6,7 +6,7 @@
     [environment] {"package.torch": "..."}
 
 A value has a space on either side, so `val_loss` is not found within `best_val_loss`; and a line that the toolkit's
-relay cuts in two gives no number at all, rather than the first half of one.
+relay cuts in two has no number at all, instead of the first half of one.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ REPORTED = (
 
 @dataclass(frozen=True)
 class ReportedLine:
-    """One line of a job's log that says something about the run."""
+    """One line of a job's log about the run."""
 
     kind: Kind
     epoch: int = 0
@@ -70,7 +70,7 @@ def metric_line(kind: Literal["metrics", "outcome"], epoch: int, values: Mapping
 
 
 def facts_line(facts: Mapping[str, object]) -> str:
-    """What is known of the run once it has started."""
+    """Facts of the run that are known once it has started."""
     return f"[facts] {json.dumps({name: str(value) for name, value in facts.items()})}"
 
 
@@ -86,7 +86,7 @@ def write_line(line: str) -> None:
 
 
 def parse_lines(lines: Iterable[str]) -> list[ReportedLine]:
-    """All that a log reports, in its order; a line that was cut says nothing."""
+    """All reports of a log, in order; a cut line is skipped."""
     return [parsed for line in lines if (parsed := _parse(line.strip())) is not None]
 
 

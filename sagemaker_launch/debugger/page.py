@@ -1,4 +1,4 @@
-"""What a person looks at of a debug job: losses by step and mode, layers over steps, and what the rules found."""
+"""The page of a debug job: losses by step and mode, layers over steps, and what the rules found."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`debug-report`: what a debug job saved, read back, drawn, judged, and put into the job's run in MLflow."""
+"""`debug-report`: reads the tensors of a debug job, evaluates rules, and adds a report to its run in MLflow."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def report_job(config: RunConfig, job: FoundJob, synchroniser: Synchroniser, s3:
 def _judge(
     config: RunConfig, folder: Path, described: Mapping[str, Any]
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """The tensors of a folder, and what rules find in them: those that the job names, or all."""
+    """The tensors of a folder, and the findings of the job's rules, or of all rules."""
     from sagemaker_launch.container.smdebug.rules import RULES
     from sagemaker_launch.debugger.environment import read_tensors, run_rules
 

@@ -27,7 +27,7 @@ class RuleProcessing:
 
     @property
     def usd_per_hour(self) -> float:
-        """Dollars an hour of all rules of one job."""
+        """Dollars per hour of all rules of one job."""
         return self.rules * self.price.usd_per_hour
 
     def line(self, hours: float) -> str:
@@ -42,7 +42,7 @@ class RuleProcessing:
 
 @dataclass(frozen=True)
 class WorstCase:
-    """What jobs cost if every one of them runs until it is stopped."""
+    """The cost of jobs if each of them runs until it is stopped."""
 
     jobs: int
     instance_type: str
@@ -55,7 +55,7 @@ class WorstCase:
 
     @property
     def usd_per_hour(self) -> float:
-        """Dollars an hour of one job."""
+        """Dollars per hour of one job."""
         rules = 0.0 if self.rules is None else self.rules.usd_per_hour
         return self.instance_count * self.price.usd_per_hour + rules
 
@@ -78,7 +78,7 @@ class WorstCase:
         return "\n".join(lines)
 
     def check_budget(self, settings: CloudSettings) -> None:
-        """Refuse what may become too dear.
+        """Refuse jobs whose worst-case cost exceeds the budget.
 
         Raises:
             OverBudgetError: if no budget is set, or the worst case is above it.
@@ -96,7 +96,7 @@ class WorstCase:
 
 
 def worst_case(settings: CloudSettings, price: Price, *, jobs: int, rules: RuleProcessing | None = None) -> WorstCase:
-    """What `jobs` training jobs cost at worst; on spot too, which is never dearer."""
+    """The worst-case cost of `jobs` training jobs; also on spot, which never costs more."""
     # AWS counts all attempts of a retried job together (CreateTrainingJob, StoppingCondition, read 2026-11).
     seconds = settings.max_runtime_seconds + settings.keep_alive_seconds
     return WorstCase(jobs, settings.instance_type, settings.instance_count, seconds, price, rules)
@@ -106,7 +106,7 @@ def rule_processing(settings: CloudSettings, region: str) -> RuleProcessing | No
     """What evaluates the rules of a job that Debugger watches; None without rules.
 
     Raises:
-        UserError: if nobody knows the price of the machines that are set.
+        UserError: if no price is known for the instance type of the rules.
     """
     debugger = settings.debugger
     count = len(debugger.rules) + debugger.profiler

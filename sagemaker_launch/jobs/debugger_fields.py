@@ -1,4 +1,4 @@
-"""Pure builders: what CreateTrainingJob says about SageMaker Debugger, as smdebug reads it in the job."""
+"""Pure functions: the fields of CreateTrainingJob about SageMaker Debugger."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def debugger_fields(settings: CloudSettings) -> dict[str, Any]:
         fields["ProfilerConfig"] = output | {"ProfilingIntervalInMilliseconds": debugger.profiling_interval_ms}
         fields["ProfilerRuleConfigurations"] = [_rule(debugger, image, PROFILER_REPORT)]
     else:
-        fields["ProfilerConfig"] = {"DisableProfiler": True}  # AWS samples machines unless it is told not to
+        fields["ProfilerConfig"] = {"DisableProfiler": True}  # AWS samples instances by default
     return fields
 
 
@@ -82,7 +82,7 @@ def rule_image(settings: CloudSettings) -> str:
 
 
 def hook(debugger: DebuggerSettings) -> dict[str, Any]:
-    """What smdebug's hook keeps, all values being text on the wire."""
+    """What smdebug's hook saves; all values in the request are text."""
     collections = [_collection("losses", debugger.losses_every, debugger.eval_losses_every)]
     for name in ("weights", "gradients", "biases"):
         # Validation has no gradients.
@@ -95,7 +95,7 @@ def hook(debugger: DebuggerSettings) -> dict[str, Any]:
         collections.append(further)
     kept = [one for one in collections if one["CollectionParameters"]["train.save_interval"] != "0"]
     built: dict[str, Any] = {"LocalPath": TENSORS, "CollectionConfigurations": kept}
-    # Without reductions smdebug keeps whole tensors. Its save_raw_tensor wants a boolean, which the wire has not.
+    # Without reductions smdebug keeps whole tensors. Its save_raw_tensor needs a boolean, which the request can't have.
     if not debugger.raw_tensors:
         built["HookParameters"] = {"reductions": ",".join(debugger.reductions)}
     return built

@@ -1,4 +1,4 @@
-"""Is what was asked for sent, and what was sent what AWS has? A field that gets lost on the way fails the launch."""
+"""Compare settings with the request, and the request with AWS's description. A lost field fails the launch."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from sagemaker_launch.settings.debugger import DebuggerSettings
 
 
 class LostFieldError(RuntimeError):
-    """A configured field is not on the wire, or AWS answered with another value."""
+    """A configured field is missing from the request, or AWS has another value."""
 
 
 def validate(operation: str, request: Mapping[str, Any]) -> None:
-    """Hold a request against botocore's own model of the API, offline.
+    """Check a request against botocore's own model of the API, offline.
 
     Raises:
-        LostFieldError: naming what AWS would not take.
+        LostFieldError: naming what AWS would refuse.
     """
     model = botocore.session.get_session().get_service_model("sagemaker").operation_model(operation)
     report = ParamValidator().validate(request, model.input_shape)
@@ -43,11 +43,13 @@ def check_sent(settings: CloudSettings, config: RunConfig, request: Mapping[str,
         if wanted != found
     ]
     if lost:
-        raise LostFieldError(f"not on the wire with their value: {', '.join(lost)}; nothing was started")
+        raise LostFieldError(
+            f"missing from the request, or sent with another value: {', '.join(lost)}; nothing was started"
+        )
 
 
 def check_described(request: Mapping[str, Any], described: Mapping[str, Any], tags: Mapping[str, str]) -> None:
-    """Look for every field of a request in what AWS says that it has.
+    """Look for every field of a request in AWS's description of the job.
 
     Args:
         tags: what AWS lists as the job's tags, which describe does not tell.
@@ -82,7 +84,7 @@ def _lost(sent: Any, found: Any, path: str) -> Iterator[str]:
 def _expected(
     settings: CloudSettings, config: RunConfig, request: Mapping[str, Any]
 ) -> dict[str, tuple[object, object]]:
-    """Each configured field: (what was asked for, what is in the request)."""
+    """Each configured field: (setting, value in the request)."""
     tuning = request.get("HyperParameterTuningJobConfig")
     job: Mapping[str, Any] = request["TrainingJobDefinition"] if tuning else request
 
@@ -143,7 +145,7 @@ def _expected(
 
 
 def _of_debugger(debugger: DebuggerSettings, job: Mapping[str, Any]) -> dict[str, tuple[object, object]]:
-    """Each field about Debugger: (what was asked for, what is in the request)."""
+    """Each field about Debugger: (setting, value in the request)."""
     hook = job.get("DebugHookConfig", {})
     pairs: dict[str, tuple[object, object]] = {"enabled": (debugger.enabled, bool(hook))}
     if not hook:

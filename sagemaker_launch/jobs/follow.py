@@ -21,7 +21,7 @@ SHOWN = {
     "outcome": (*metrics.SUMMARY, metrics.TEST_LOSS, metrics.TEST_ACCURACY),
 }
 POLL_SECONDS = 10.0
-"""How often AWS is asked; a rehearsal asks more often."""
+"""Seconds between two requests to AWS; shorter for a rehearsal."""
 
 
 class JobFailedError(RuntimeError):
@@ -36,7 +36,7 @@ def watch_job(settings: CloudSettings, job: Launched, usd_per_hour: float) -> st
 
 
 def follow(sagemaker: Any, logs: Any, job: Launched, usd_per_hour: float, *, poll_seconds: float) -> str:
-    """Say what a job does until it has ended.
+    """Print the progress of a job until it has ended.
 
     Args:
         usd_per_hour: of all machines of one training job together.
@@ -75,7 +75,7 @@ def follow(sagemaker: Any, logs: Any, job: Launched, usd_per_hour: float, *, pol
 class OwnLines:
     """Leaves out the hundred lines that AWS's toolkit prints around a script, unless they tell of an error.
 
-    What the script reports for `sync` is said as a person says it.
+    The script's reports for `sync` are printed in words.
     """
 
     def __init__(self) -> None:
@@ -83,7 +83,7 @@ class OwnLines:
         self._facts: dict[str, str] = {}
 
     def lines(self, texts: Iterable[str]) -> Iterator[str]:
-        """What is left of the next lines of a log."""
+        """The next lines of a log without those."""
         for text in texts:
             # The command has every hyperparameter once more.
             toolkit = "sagemaker-training-toolkit" in text or text.startswith("SM_") or " entry.py --" in text
@@ -119,10 +119,10 @@ class Tails:
 
 
 def _readable(line: str, facts: dict[str, str]) -> Iterator[str]:
-    """A line of a log for a person; a report by its losses and accuracies, without what only MLflow wants.
+    """A line of a log for a person; of a report its losses and accuracies only.
 
     Args:
-        facts: what the job has said of its data so far; gets what this line says.
+        facts: facts that the job has reported so far; is updated by this line.
     """
     report = next(iter(parse_lines([line])), None)
     if report is None:

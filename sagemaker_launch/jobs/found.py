@@ -1,4 +1,4 @@
-"""What AWS says about jobs, in the words that the rest of the launcher uses."""
+"""AWS's descriptions of jobs, as the rest of the launcher uses them."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def children(client: Any, tuning_job: str) -> list[Mapping[str, Any]]:
 
 
 def best_training_job(client: Any, tuning_job: str) -> Mapping[str, Any]:
-    """Everything about the best training job of a tuning job.
+    """AWS's description of the best training job of a tuning job.
 
     Raises:
         UserError: if it has none yet.

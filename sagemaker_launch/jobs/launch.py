@@ -1,4 +1,4 @@
-"""Creating something once. Its name says what it is, so whoever asks for the same again finds it instead.
+"""Create a resource once. Its name is a hash of its content, so the same request finds it again.
 
 A request whose answer got lost (time-out, 5xx, throttling) is sent again under the same name, and AWS gives a name
 only once.
@@ -24,12 +24,12 @@ from sagemaker_launch.settings.cloud import MAX_TUNING_JOB_NAME
 
 Request = dict[str, Any]
 MAX_TRIES = 6
-"""How often a launch whose answer was lost looks and tries again, with pauses that double from half a second."""
+"""Tries of a launch whose answer was lost, with pauses that double from half a second."""
 
 
 @dataclass(frozen=True)
 class Kind:
-    """How SageMaker's API calls one kind of what it keeps."""
+    """The names of one kind of resource in SageMaker's API."""
 
     operation: str
     name: str
@@ -44,12 +44,12 @@ class Kind:
         return f"Create{self.operation.title().replace('_', '')}"
 
     def describe(self, client: Any, name: str) -> dict[str, Any]:
-        """All that AWS knows about one."""
+        """AWS's description of one."""
         described: dict[str, Any] = self._call(client, "describe")(**{self.name: name})
         return described
 
     def find(self, client: Any, name: str) -> dict[str, Any] | None:
-        """All that AWS knows about one; None if there is none of that name."""
+        """AWS's description of one; None if there is none of that name."""
         try:
             return self.describe(client, name)
         except ClientError as error:
@@ -66,7 +66,7 @@ class Kind:
         self._call(client, "stop")(**{self.name: name})
 
     def delete(self, client: Any, name: str) -> None:
-        """Delete it; one that is gone already is no error."""
+        """Delete it; it may be deleted already."""
         try:
             self._call(client, "delete")(**{self.name: name})
         except ClientError:
@@ -99,7 +99,7 @@ class Launched:
     name: str
     arn: str
     found: bool
-    """Whether it was there before."""
+    """Whether it existed before."""
 
 
 class LaunchError(RuntimeError):
@@ -107,10 +107,10 @@ class LaunchError(RuntimeError):
 
 
 def job_name(label: str, build: Callable[[str], Request], attempt: int) -> str:
-    """A name from what the job does, which both kinds of job may have.
+    """A name from the content of a job, for both kinds of jobs.
 
     Args:
-        label: what a person recognises it by.
+        label: readable prefix.
         build: the request, given a name.
         attempt: 1 for the first job that does this.
     """
@@ -155,7 +155,7 @@ def _start(client: Any, kind: Kind, request: Request, name: str) -> Launched:
 
 
 def create(client: Any, kind: Kind, request: Request) -> dict[str, Any]:
-    """Send a request until AWS has what it describes, however often its answers get lost.
+    """Send a request until AWS has the resource, even if answers get lost.
 
     Returns:
         All that AWS knows about it.
@@ -171,7 +171,7 @@ def create(client: Any, kind: Kind, request: Request) -> dict[str, Any]:
             kind.create(client, request)
             return kind.describe(client, name)
         except ClientError as error:
-            # An earlier try may have got through, or somebody else asks for the same.
+            # An earlier try may have succeeded, or another process sent the same request.
             if not may_pass(error) and (found := kind.find(client, name)) is not None:
                 return found
             if not may_pass(error):
@@ -189,7 +189,7 @@ def create(client: Any, kind: Kind, request: Request) -> dict[str, Any]:
 
 
 def _hint(request: Request, error: ClientError) -> str:
-    """What may be behind a refusal, and what to do instead."""
+    """A likely reason of a refusal, and what to do instead."""
     # AWS publishes no text of this refusal. A quota that is used up is the one reason that is surely another.
     if "DebugHookConfig" not in request or error_code(error) == "ResourceLimitExceeded":
         return ""

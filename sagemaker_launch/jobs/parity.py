@@ -50,7 +50,7 @@ def _sync(settings: CloudSettings, config: RunConfig, name: str) -> RunFolder:
     """The run folder of a training job; one of a tuning job comes home with it, below its run.
 
     Raises:
-        ValueError: if there is none of that name, or it goes on.
+        ValueError: if there is none of that name, or it has not ended.
     """
     from sagemaker_launch.aws.client import client
     from sagemaker_launch.jobs.found import find_job
@@ -95,7 +95,7 @@ def find_run_folder(config: RunConfig, run: str) -> RunFolder:
     """The folder of a run that has ended, by its path or its ID in MLflow.
 
     Raises:
-        ValueError: if there is none on this machine, or it goes on.
+        ValueError: if there is none on this machine, or it has not ended.
     """
     from experiments.runs.folder import RunFolder
     from experiments.tracking.store import RunStore, find_folder

@@ -27,7 +27,7 @@ class JobPlan:
 
     kind: Kind
     label: str
-    """What a person recognises the job by; its name begins with it."""
+    """Readable prefix of the job's name."""
     build: Callable[[str], Request]
     """The request, given the job's name."""
     worst: WorstCase

@@ -1,4 +1,4 @@
-"""Pure builders: a config, a search space and settings in, the complete body of an AWS request out."""
+"""Pure functions from config, search space and settings to complete requests of jobs."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def tuning_job(
         "RandomSeed": config.seed,
     }
     if settings.strategy == "Hyperband":
-        # Hyperband gives each job as many epochs as it deserves, so all of them may go as far as the longest.
+        # Hyperband decides the epochs of each job, so each may train as long as the longest.
         static[wire_name(EPOCHS)] = json.dumps(config.trainer.epochs)
         resources = {"MinResource": 1, "MaxResource": config.trainer.epochs}
         tuning["StrategyConfig"] = {"HyperbandStrategyConfig": resources}
@@ -99,7 +99,7 @@ def tuning_job(
     }
     if settings.warm_start_from:
         parents = [{"HyperParameterTuningJobName": parent} for parent in settings.warm_start_from]
-        # The other type wants the same image and the same code, which change with every release.
+        # The other type needs the same image and the same code, which change with every release.
         request["WarmStartConfig"] = {
             "ParentHyperParameterTuningJobs": parents,
             "WarmStartType": "TransferLearning",
@@ -122,7 +122,7 @@ def number_of_jobs(settings: CloudSettings, config: RunConfig, space: SearchSpac
 
 
 def parameter_ranges(space: SearchSpace) -> dict[str, list[dict[str, Any]]]:
-    """The search space in SageMaker's words."""
+    """The search space as ParameterRanges."""
     ranges: dict[str, list[dict[str, Any]]] = {
         "ContinuousParameterRanges": [],
         "IntegerParameterRanges": [],
@@ -206,7 +206,7 @@ def _toolkit(settings: CloudSettings) -> dict[str, str]:
         "sagemaker_submit_directory": json.dumps(CODE_ARCHIVE),
     }
     if settings.instance_count > 1 or settings.instance_type.startswith(GPU_FAMILIES):
-        hyperparameters["sagemaker_torch_distributed_enabled"] = "true"  # one process a GPU, by torchrun
+        hyperparameters["sagemaker_torch_distributed_enabled"] = "true"  # one process per GPU, by torchrun
     return hyperparameters
 
 

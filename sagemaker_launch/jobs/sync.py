@@ -1,4 +1,4 @@
-"""Brings cloud jobs into MLflow: each becomes a run folder, as at home, and run folders are what MLflow is told of.
+"""Brings cloud jobs into MLflow: each becomes a run folder, as at home, and run folders are published to MLflow.
 
 A tuning job is the parent of its training jobs. Runs are found by their ARN, so doing it again changes nothing.
 """
@@ -37,13 +37,13 @@ from sagemaker_launch.shipping.download import fetch_folder, fetch_scores
 
 OUTCOMES: Mapping[str, Any] = {"Completed": "COMPLETE", "Failed": "FAIL", "Stopped": "STOPPED"}
 Report = tuple[int, ReportedLine]
-"""What a job has said, and when: milliseconds since 1970."""
+"""Lines of a job's log and their times, in milliseconds since 1970."""
 LOG_DELAY_SECONDS = 600.0
 """How long the last lines of a job that has ended may take to reach CloudWatch."""
 RULE_DELAY_SECONDS = 1800.0
-"""How long Debugger's rules may go on after the job that they judge."""
+"""How long Debugger's rules may run after the end of their job."""
 POLL_SECONDS = 30.0
-"""How often to look for what comes after a job's end; a rehearsal is asked more often."""
+"""Seconds between two checks after a job's end; shorter for a rehearsal."""
 
 
 class Synchroniser:
@@ -63,7 +63,7 @@ class Synchroniser:
         self._store = RunStore.open_or_wait(config)
         self._said: set[str] = set()
         self._whole: set[Path] = set()
-        """Folders of jobs that MLflow had whole when this sync began."""
+        """Folders of jobs that were published completely when this sync began."""
 
     @classmethod
     def open(cls, settings: CloudSettings, config: RunConfig) -> Synchroniser:
@@ -72,7 +72,7 @@ class Synchroniser:
         return cls(config, sagemaker, logs, s3, price_finder(settings, aws.region(settings)))
 
     def sync_ended(self, name: str, *, models: bool = False) -> list[RunFolder]:
-        """`sync` a job that has ended until all of it is here: its log and what rules found come later than its end."""
+        """`sync` an ended job until everything has arrived: log and findings of rules come after its end."""
         while True:
             folders = self.sync(find_job(self._sagemaker, name), models=models)
             if all(folder.outcome is not None for folder in folders):
@@ -120,7 +120,7 @@ class Synchroniser:
             self._store.push_or_wait(folder, parent_run_id)
 
     def _tuning_job(self, job: FoundJob) -> RunFolder:
-        """Note what a tuning job is."""
+        """Start the run folder of a tuning job."""
         described = job.described
         folder = self._folder(f"{job.name}/tuning", described[TUNING.arn], described["CreationTime"])
         if not folder.exists:
@@ -137,7 +137,7 @@ class Synchroniser:
         return folder
 
     def _finish_search(self, parent: RunFolder, described: Mapping[str, Any], jobs: Mapping[str, RunFolder]) -> None:
-        """Note how a tuning job ended: what its best job came to, as a search at home has it, and what all cost."""
+        """Write the outcome of a tuning job: metrics of its best job, as for a search at home, and the total cost."""
         outcomes = {name: folder.outcome for name, folder in jobs.items() if folder.outcome is not None}
         best = outcomes.get(described.get("BestTrainingJob", {}).get("TrainingJobName", ""))
         found = {"usd": sum(outcome.metrics["usd"] for outcome in outcomes.values())}
@@ -151,7 +151,7 @@ class Synchroniser:
     def _training_job(
         self, name: str, summary: Mapping[str, Any], tags: Mapping[str, str], *, models: bool
     ) -> RunFolder:
-        """Note what a training job is, what it has said, and how it ended."""
+        """Write the run folder of a training job: facts, metrics and outcome."""
         folder = self._folder(name, summary[TRAINING.arn], summary["CreationTime"])
         if folder.exists and folder.outcome is not None and (folder.export.is_dir() or not models):
             return folder  # it can't change any more
@@ -178,7 +178,7 @@ class Synchroniser:
         return folder
 
     def _draw_scores(self, folder: RunFolder, described: Mapping[str, Any]) -> None:
-        """Draw what a job made of its photos as a run at home is drawn, over the photos of this machine."""
+        """Draw the scores of a job as those of a run at home, with the photos of this machine."""
         output = described["OutputDataConfig"]["S3OutputPath"].rstrip("/")
         try:
             fetch_scores(
@@ -190,7 +190,7 @@ class Synchroniser:
         draw_once(folder.path)
 
     def _lags(self, described: Mapping[str, Any], reported: list[Report]) -> bool:
-        """Whether something that belongs to an ended job is not there yet, and may still come; said once."""
+        """Whether something of an ended job is missing and may still come; printed once."""
         late = _late(described, reported)
         if late and late not in self._said:
             self._said.add(late)
@@ -198,7 +198,7 @@ class Synchroniser:
         return bool(late)
 
     def _fetch_artifacts(self, folder: RunFolder, described: Mapping[str, Any]) -> None:
-        """Bring home what a job has recorded, and draw it as a run at home is drawn."""
+        """Download the recording of a job, and draw it as that of a run at home."""
         sent = decode(described["HyperParameters"])
         # Jobs of before know neither of the two.
         if sent.get("trainer.record", "none") == "none" and sent.get("trainer.profile", "false").lower() == "false":
@@ -221,7 +221,7 @@ class Synchroniser:
         folder.start(name, params, tags, key=_key(arn, created), started_ms=milliseconds(created))
 
     def _folder(self, name: str, arn: str, created: datetime) -> RunFolder:
-        """The run folder of a job; what another rehearsal left under the name stands in MLflow and makes room."""
+        """The run folder of a job; a folder of another rehearsal with this name is in MLflow, and is moved away."""
         folder = RunFolder(self._home / name)
         if folder.exists and folder.read()["key"] != _key(arn, created):
             shutil.rmtree(folder.path)
@@ -280,7 +280,7 @@ def _as_at_home(sent: Mapping[str, str]) -> dict[str, str]:
 
 
 def _key(arn: str, created: datetime) -> str:
-    """What a run is found by. AWS gives an ARN once, each rehearsal gives it anew."""
+    """The key of a job's run. AWS never reuses an ARN, but each rehearsal does."""
     return f"{arn}@{milliseconds(created)}"
 
 
@@ -304,13 +304,13 @@ def _ranges(ranges: Mapping[str, Any]) -> dict[str, str]:
 
 
 def rule_statuses(described: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """What Debugger's rules have found in a training job so far, those of its profiler last."""
+    """Findings of Debugger's rules in a training job so far, those of its profiler last."""
     fields = ("DebugRuleEvaluationStatuses", "ProfilerRuleEvaluationStatuses")
     return [status for name in fields for status in described.get(name) or ()]
 
 
 def _note_rules(folder: RunFolder, described: Mapping[str, Any]) -> None:
-    """Tag a run with what Debugger's rules have found, before it counts as finished."""
+    """Tag a run with the findings of Debugger's rules, before its outcome is written."""
     tags = {}
     for rule in rule_statuses(described):
         name, status = rule["RuleConfigurationName"], rule["RuleEvaluationStatus"]
@@ -321,7 +321,7 @@ def _note_rules(folder: RunFolder, described: Mapping[str, Any]) -> None:
 
 
 def _late(described: Mapping[str, Any], reported: list[Report]) -> str:
-    """What belongs to an ended job, is not there yet, and may still come; empty if there is nothing of that kind."""
+    """What is missing of an ended job and may still come; empty if nothing is missing."""
     seconds_since = (datetime.now(UTC) - _ended(described)).total_seconds()
     whole = described[TRAINING.status] != "Completed" or any(line.kind == "outcome" for _, line in reported)
     judged = all(rule["RuleEvaluationStatus"] not in ("InProgress", "Stopping") for rule in rule_statuses(described))

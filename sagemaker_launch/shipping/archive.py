@@ -1,4 +1,4 @@
-"""`model.tar.gz`: the export folder as SageMaker takes it. Packed alike byte for byte, unpacked with suspicion."""
+"""`model.tar.gz`: the export folder as SageMaker takes it. Packing is reproducible, unpacking checks every entry."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ FILES = (
 )
 """All that an export folder, and so an archive, holds. (No torch for a list of names: `sync` answers at once.)"""
 PICKLES = (".pt", ".pth", ".pkl", ".pickle", ".bin", ".ckpt", ".joblib", ".npy", ".npz")
-"""Names by which weights come that run code when they are read."""
+"""Names of weights that run code when they are read."""
 MAX_BYTES = 8_000_000_000
 """Unpacked; torchvision's largest classifier has 2.6 GB of weights."""
 
@@ -62,13 +62,13 @@ def pack_model(export: Path, target: Path) -> Path:
 
 
 def unpack_model(archive: Path, folder: Path) -> Path:
-    """Unpack a `model.tar.gz` as an export folder; whoever loads it checks the weights' hash.
+    """Unpack a `model.tar.gz` as an export folder; loading it checks the hash of the weights.
 
     Returns:
-        `folder`, which is whole or not there.
+        `folder`, which is complete or absent.
 
     Raises:
-        BadArchiveError: naming the entry that does not belong there, and why.
+        BadArchiveError: naming the wrong entry and the reason.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     with replaced_whole(folder) as part:
@@ -92,7 +92,7 @@ def fetch_model(s3: Any, uri: str, folder: Path) -> Path:
     """Download a job's `model.tar.gz` and unpack it as an export folder.
 
     Raises:
-        BadArchiveError: if it holds what does not belong there.
+        BadArchiveError: if it has a wrong entry.
     """
     place = urlsplit(uri)
     folder.parent.mkdir(parents=True, exist_ok=True)

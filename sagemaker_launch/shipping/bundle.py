@@ -34,7 +34,7 @@ SECRETS = {
     "a token": rb"\b(?:gh[pousr]_[A-Za-z0-9]{36}|glpat-[\w-]{20}|hf_[A-Za-z0-9]{34}|sk-[A-Za-z0-9]{40,})\b",
     "a password in a URL": rb"://[^\s:/@'\"{}$<>]+:[^\s:/@'\"{}$<>*]{3,}@",
 }
-"""What must not leave this machine, and how it is recognised."""
+"""Patterns of secrets, which must not leave this machine."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ def fetch_wheels(cache_dir: Path) -> Path:
     """Download the job's packages for every interpreter that the image may have, once.
 
     Raises:
-        UserError: with pip's own message, if they are not to be had.
+        UserError: with pip's own message, if they are not available.
     """
     folder = cache_dir / f"wheels-{hashlib.sha256(requirements_file().read_bytes()).hexdigest()[:16]}"
     cache_dir.mkdir(parents=True, exist_ok=True)
@@ -133,7 +133,7 @@ def fetch_debugger(cache_dir: Path) -> Path:
     """Download the wheel of smdebug, once.
 
     Raises:
-        UserError: with pip's own message, if it is not to be had.
+        UserError: with pip's own message, if it is not available.
     """
     folder = cache_dir / SMDEBUG.replace("==", "-")
     cache_dir.mkdir(parents=True, exist_ok=True)
@@ -159,7 +159,7 @@ def _download(folder: Path, what: Sequence[str], needed: str) -> None:
 
 
 def _unpacked(wheel: Path) -> dict[str, bytes]:
-    """A pure Python package as it lies when it is installed, with its licence.
+    """The files of an installed pure Python package, with its licence.
 
     Installing it would not do: it wants a protobuf that the toolkit in AWS's images can't work with.
     """

@@ -1,4 +1,4 @@
-"""What jobs have left in S3: scores, recordings and profiles among their checkpoints, the tensors of smdebug."""
+"""Download the results of jobs from S3: scores, recordings and profiles beside checkpoints, and smdebug's tensors."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from sagemaker_launch.aws.client import THREADS
 
 
 def fetch_scores(s3: Any, uri: str, target: Path, root: Path) -> None:
-    """Download what a job made of its photos, out of its `output.tar.gz`.
+    """Download the scores of a job from its `output.tar.gz`.
 
     Args:
-        root: where the photos lie on this machine.
+        root: folder of the photos on this machine.
 
     Raises:
         UserError: if the archive holds no scores that can be read.
@@ -42,7 +42,7 @@ def fetch_scores(s3: Any, uri: str, target: Path, root: Path) -> None:
 
 
 def fetch_folder(s3: Any, uri: str, folder: Path) -> int:
-    """Download all that lies below a URI and is not here yet.
+    """Download all missing objects below a URI.
 
     Returns:
         How many objects there are.

@@ -1,4 +1,4 @@
-"""From a config to what a job gets: photos, code, weights, image."""
+"""The inputs of a job: photos, code, weights, image."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sagemaker_launch.shipping.storage import Shipment, file_sha256, read_photo_
 
 
 def make_shipment(settings: CloudSettings, config: RunConfig, *, debugger: bool = False) -> tuple[Shipment, RunConfig]:
-    """Gather what a job of this config gets.
+    """Collect the inputs of a job of this config.
 
     Args:
         debugger: whether smdebug ships with the code.
@@ -91,7 +91,7 @@ def find_serving_image(settings: CloudSettings, region: str, cache_dir: Path) ->
 
 
 def serving_device(settings: CloudSettings) -> str:
-    """What an endpoint's machine computes with: cpu or cuda."""
+    """Device of an endpoint's instance: cpu or cuda."""
     return "cuda" if settings.endpoint.instance_type.startswith(GPU_FAMILIES) else "cpu"
 
 

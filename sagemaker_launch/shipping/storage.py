@@ -1,4 +1,4 @@
-"""What a job reads from S3: photos by content, code and weights by hash. What stands there is not sent again.
+"""The inputs of a job in S3: photos, code and weights by the hash of their content. Nothing is sent twice.
 
 data/objects/SHA256.jpg         one photo, whatever data set it belongs to
 data/sets/HASH/index.json       its photos: path below the root to object
@@ -30,7 +30,7 @@ from sagemaker_launch.shipping.bundle import Bundle
 
 @dataclass(frozen=True)
 class Inputs:
-    """Where a job's channels stand in S3."""
+    """The channels of a job in S3."""
 
     photos: str
     """A manifest, or a prefix with class folders below it."""
@@ -62,7 +62,7 @@ def read_photo_set(root: Path) -> PhotoSet:
         UserError: if there is no root or no train folder.
     """
     listed = [path for folder in split_folders(root).values() for path in list_photos(folder)]
-    # What is left out at home, too: folders below a class, pipes, archives of gigabytes.
+    # Ignored at home, too: folders below a class, pipes, archives of gigabytes.
     paths = [path for path in listed if path.is_file() and not why_no_photo(path)]
     with ThreadPoolExecutor() as pool:  # hashing releases the GIL
         hashes = list(_progress("hashing photos", pool.map(file_sha256, paths), len(paths)))
@@ -85,13 +85,13 @@ class Shipment:
     weights_sha256: str = ""
 
     def inputs(self, settings: CloudSettings) -> Inputs:
-        """Where the channels of a job will stand."""
+        """The channels of a job."""
         photos = self.photos if isinstance(self.photos, str) else f"{settings.uri}/{_manifest_key(self.photos)}"
         weights = f"{settings.uri}/{self._weights_folder}/" if self.weights else None
         return Inputs(photos, f"{settings.uri}/{self._code_folder}/", weights)
 
     def upload(self, client: Any, settings: CloudSettings) -> None:
-        """Send what S3 lacks; a run that was cut off goes on where it was.
+        """Upload what S3 lacks; after an interruption the next call uploads the rest.
 
         Raises:
             UserError: if a photo changed while it was read.

@@ -1,4 +1,4 @@
-"""What a debug job adds to a training: a callback that has smdebug watch it."""
+"""The callback of a debug job, which records the training with smdebug."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from sagemaker_launch.container.smdebug.recorder import TensorRecorder
 
 
 class DebuggerHook(Callback):
-    """Records what is trained, by the first process of several.
+    """Records the trained network, on rank 0.
 
-    With cached features that is the head alone: its layers are all that the tensors tell of.
+    With cached features the network is the head alone.
 
     Args:
         config_file: the JSON that the service writes, with collections and save intervals.
@@ -28,7 +28,7 @@ class DebuggerHook(Callback):
         self._steps: Mapping[str, int] = {}
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Put the hooks on: by now the model is on its device, and a checkpoint is loaded."""
+        """Place the hooks: the model is on its device now, and a checkpoint is loaded."""
         if not trainer.is_global_zero:
             return
         assert isinstance(pl_module, ImageClassifier)
@@ -40,25 +40,25 @@ class DebuggerHook(Callback):
         say(f"smdebug watches {type(pl_module.network).__name__} and saves to {recorder.folder}")
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """What follows is EVAL."""
+        """The next steps are EVAL."""
         if self._recorder:
             self._recorder.set_mode("EVAL")
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """What follows is TRAIN."""
+        """The next steps are TRAIN."""
         if self._recorder:
             self._recorder.set_mode("TRAIN")
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Take the hooks off: what comes now, scores and the export, is no training."""
+        """Remove the hooks: scores and export follow, which are not training."""
         self._close()
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Keep what was saved of a training that failed: that is the one to look into."""
+        """Keep the tensors of a failed training too."""
         self._close()
 
     def check(self) -> None:
-        """Make sure that the tensors are there.
+        """Check that the tensors were saved.
 
         Raises:
             DebuggerError: if they are not.
@@ -71,7 +71,7 @@ class DebuggerHook(Callback):
         return {"steps": self._recorder.steps if self._recorder else self._steps}
 
     def load_state_dict(self, state_dict: dict[str, Mapping[str, int]]) -> None:
-        """Go on after the steps of a checkpoint."""
+        """Continue after the steps of a checkpoint."""
         self._steps = state_dict["steps"]
 
     def _close(self) -> None:

@@ -26,7 +26,7 @@ UNUSED = (
 
 
 class DebuggerError(RuntimeError):
-    """smdebug did not do what it was asked to."""
+    """smdebug did not save what was requested."""
 
 
 @functools.cache
@@ -36,7 +36,7 @@ def load_smdebug() -> None:
     Raises:
         DebuggerError: if it is not there.
     """
-    # It writes remarks to standard output, and where a job goes on after an interruption is our checkpoints' business.
+    # It prints to standard output, and resuming after an interruption is the task of our checkpoints.
     os.environ.setdefault("SMDEBUG_LOG_LEVEL", "error")
     os.environ["SMDEBUG_LOG_ALL_TO_STDOUT"] = "false"
     os.environ["SMDEBUG_TRAINING_END_DELAY_REFRESH"] = "0"
@@ -76,7 +76,7 @@ class _StandIn(types.ModuleType):
 
 @contextlib.contextmanager
 def _stand_ins(names: Collection[str]) -> Iterator[None]:
-    """Let these imports succeed where they would fail; afterwards nobody else meets the stand-ins."""
+    """Let these imports succeed where they would fail; the stand-ins are removed afterwards."""
     absent = [name for name in names if importlib.util.find_spec(name.partition(".")[0]) is None]
     before = {name: sys.modules[name] for name in absent if name in sys.modules}
     sys.modules.update({name: _StandIn(name) for name in absent})

@@ -1,4 +1,4 @@
-"""What a job records with smdebug: hooks on a network, and the check that they saved something."""
+"""Record a network with smdebug: hooks, and the check that they saved tensors."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class TensorRecorder:
     """smdebug's hook in a training: what it saves is in `folder`.
 
     smdebug raises errors in the middle of a training, or logs them and turns itself off, by the look of its
-    configuration. Here the training always goes on, and `check` tells.
+    configuration. Here the training always continues, and `check` reports the error.
     """
 
     def __init__(self, config_file: Path) -> None:
@@ -58,7 +58,7 @@ class TensorRecorder:
     def watch(self, network: nn.Module, losses: Sequence[nn.Module]) -> None:
         """Put hooks on a network and on the modules of its losses.
 
-        Those of the layers take milliseconds a step, so they are there only in steps that save more than losses.
+        The hooks of layers take milliseconds per step, so they exist only in steps that save more than losses.
         """
         parts = [network, *losses]
         first = network.register_forward_pre_hook(self._before_step)  # ahead of smdebug's, which begins a step
@@ -80,7 +80,7 @@ class TensorRecorder:
         self._switch_off()
 
     def set_mode(self, mode: Mode) -> None:
-        """Say what the next steps are."""
+        """Set the mode of the next steps."""
         self._hook.set_mode(self._modes[mode])
 
     @property
@@ -94,7 +94,7 @@ class TensorRecorder:
         self._hook.step = self._first_step = steps["GLOBAL"]
 
     def close(self) -> None:
-        """Take the hooks away, write what is left, and note the end of the job."""
+        """Remove the hooks, write what is left, and write the file that marks the end of the job."""
         if self._is_on:
             self._switch_off()
         for table, key, _ in self._always:
@@ -110,7 +110,7 @@ class TensorRecorder:
         (self.folder / END_OF_JOB).touch()
 
     def check(self) -> None:
-        """Make sure that all has been saved.
+        """Check that all tensors were saved.
 
         Raises:
             DebuggerError: if smdebug turned itself off, or wrote nothing.
@@ -129,7 +129,7 @@ class TensorRecorder:
             )
 
     def _before_step(self, module: nn.Module, inputs: object) -> None:
-        """Have the layers' hooks there in a step that needs them; those of the step before have seen its gradients."""
+        """Place the layers' hooks in a step that needs them; those of the step before have seen its gradients."""
         mode = self._hook.mode
         step = self._hook.mode_steps[mode] + 1
         due = any(one.save_config.should_save_step(mode, step) for one in self._costly)
@@ -146,7 +146,7 @@ class TensorRecorder:
         self._is_on = False
 
     def _note_error(self) -> bool:
-        """Called by smdebug's error handling, which goes on without smdebug if this is true."""
+        """Called by smdebug's error handling, which continues without smdebug if this is true."""
         self._error = sys.exc_info()[1]
         return True
 
@@ -160,7 +160,7 @@ def _refused(config_file: Path) -> Iterator[None]:
 
 
 def _clear_leftovers(folder: Path) -> None:
-    """Remove what a process that was killed left: smdebug would append to the one and obey the other."""
+    """Remove the files of a process that was killed: smdebug would append to them or follow them."""
     for leftover in [*folder.rglob("*.tmp"), folder / "claim.smd", folder / END_OF_JOB]:
         leftover.unlink(missing_ok=True)
 
@@ -175,7 +175,7 @@ def _hook_tables(parts: Sequence[nn.Module]) -> Iterator[dict[int, Any]]:
 
 
 def _numpy_maker(make_array: Any) -> Any:
-    """The way of smdebug from a tensor to an array, also for bfloat16, which numpy does not know."""
+    """Converts a tensor to an array for smdebug, also bfloat16, which numpy does not have."""
     import torch
 
     def make(value: Any) -> Any:

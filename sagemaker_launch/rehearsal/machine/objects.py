@@ -1,4 +1,4 @@
-"""What the service does with S3: fill channels, keep checkpoints, put results. It reaches into moto's S3 directly."""
+"""The service's use of S3: fill channels, sync checkpoints, upload results. It accesses moto's S3 directly."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Uri:
         """Take an address apart.
 
         Raises:
-            DataError: if it is none.
+            DataError: if it is not one.
         """
         found = re.fullmatch(r"s3://([^/]+)/?(.*)", text, re.DOTALL)
         if found is None:
@@ -222,7 +222,7 @@ class Objects:
 class FolderSync:
     """Keeps a prefix on S3 up to date with a folder, as the service does with checkpoints.
 
-    Files are taken as they lie there, whole or not: a job that can't have half a checkpoint restored writes atomically.
+    Files are uploaded in any state: a job that must not restore half a checkpoint writes atomically.
     What is deleted in the folder is deleted on S3 (docs.aws.amazon.com/sagemaker/latest/dg/model-checkpoints.html).
     """
 
@@ -269,7 +269,7 @@ def _states(folder: Path) -> Iterator[tuple[Path, Sequence[int]]]:
 
 
 def relative_path(prefix: str, key: str) -> str:
-    """Where an object below a prefix lands in its channel.
+    """Path of an object below a prefix in its channel.
 
     A prefix that names a folder (with or without the last slash) is taken off; one that names a file, or that ends
     within a name, keeps that name.

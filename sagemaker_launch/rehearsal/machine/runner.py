@@ -1,4 +1,4 @@
-"""The life of one training job, from its input data to its results, in a thread of its own."""
+"""Runs one training job, from its input data to its results, in its own thread."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Settings:
-    """How the stand-in behaves where AWS decides, or leaves it to chance."""
+    """Settings of the rehearsal for what AWS decides, or leaves to chance."""
 
     root: Path
     """Folder of everything that the server keeps."""
@@ -102,7 +102,7 @@ class JobRunner(threading.Thread):
         self._readers: list[OutputReader] = []
 
     def run(self) -> None:
-        """Run the job to its end, whatever that is."""
+        """Run the job to its end."""
         job, attempts = self._job, int(self._job.request.get("RetryStrategy", {}).get("MaximumRetryAttempts", 0))
         while not job.finished.is_set():
             try:
@@ -110,7 +110,7 @@ class JobRunner(threading.Thread):
             except DataError as error:
                 job.finish("Failed", "Failed", str(error)[:MAX_REASON_CHARACTERS])
             except Exception as error:
-                # A bug of the stand-in is what an internal error is on AWS: the only kind that AWS tries again.
+                # A bug of the rehearsal is reported as AWS's internal error, the only kind that AWS retries.
                 log.exception("job %s: internal error", job.name)
                 if attempts > 0 and not job.stop_requested.is_set():
                     attempts -= 1
@@ -204,7 +204,7 @@ class JobRunner(threading.Thread):
         )
 
     def _attempt(self, containers: Sequence[Container]) -> Ending:
-        """Run the containers to their end, or until they have to go."""
+        """Run the containers to their end, or until they are stopped."""
         job = self._job
         _check_names(job.request.get("HyperParameters", {}))
         job.started = job.started or job.modified
@@ -292,7 +292,7 @@ class JobRunner(threading.Thread):
     def _watch(
         self, containers: Sequence[Container], readers: Sequence[OutputReader], syncs: Sequence[FolderSync]
     ) -> Ending:
-        """Watch running containers until they end or have to; the ones that have to get their grace."""
+        """Watch running containers until they end or are stopped, with their grace period."""
         began = time.monotonic()
         next_sync = began + self._settings.checkpoint_seconds
         while True:
