@@ -78,7 +78,7 @@ from experiments.tracking.drawers import draw_once
 from experiments.tracking.publisher import LOCK_FILE, Publication, Publisher
 from experiments.train import data_facts, export, train
 from lightning_modules.cores import usable_cores
-from lightning_modules.metrics import summary
+from lightning_modules.metrics import summary, to_minimize
 
 POPULATION = 10
 """Heads that train together unless `sweep.population` says otherwise: a sampler learns from each ten."""
@@ -429,11 +429,11 @@ def _conclude(config: RunConfig, study: optuna.Study, parent: RunFolder) -> Swee
 
 
 def _train_longer(config: RunConfig, best: FrozenTrial) -> str:
-    choose = min if config.sweep.direction == "minimize" else max
-    values = best.intermediate_values
+    values, direction = best.intermediate_values, config.sweep.direction
     if not values:  # a study that was made anew is told how its trials ended, not their epochs
         return ""
-    return train_longer(choose(values, key=values.__getitem__), override(config, best.params).trainer.epochs)
+    best_epoch = min(values, key=lambda epoch: to_minimize(values[epoch], direction))
+    return train_longer(best_epoch, override(config, best.params).trainer.epochs)
 
 
 def _conclude_so_far(config: RunConfig, study: optuna.Study, target: int) -> str:

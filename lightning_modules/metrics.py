@@ -1,5 +1,6 @@
 """The metrics, defined once: their names in MLflow, Optuna and a job's metric lines, and which may be the objective."""
 
+import math
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Final, Literal
@@ -25,6 +26,13 @@ DIRECTIONS: Final[Mapping[str, Direction]] = MappingProxyType({VAL_LOSS: "minimi
 OBJECTIVES: Final = tuple(DIRECTIONS)
 HIGHEST_VAL_ACCURACY: Final = "highest_val_accuracy"
 """The highest val_accuracy of all epochs. `best_val_accuracy` is that of the best epoch, whose weights are kept."""
+
+
+def to_minimize(value: float, direction: Direction) -> float:
+    """A value of a metric as a number of which the smallest is the best; NaN is the worst."""
+    if math.isnan(value):
+        return math.inf
+    return value if direction == "minimize" else -value
 
 
 SUMMARY: Final[Mapping[str, str]] = MappingProxyType(

@@ -90,13 +90,7 @@ class History(Callback):
 
 def best_epoch(epochs: Mapping[int, Mapping[str, float]], metric: str, direction: metrics.Direction) -> int:
     """The first epoch with the best value of a metric; a value that is no number is the worst."""
-    sign = 1 if direction == "minimize" else -1
-
-    def rank(epoch: int) -> float:
-        value = epochs[epoch][metric]
-        return math.inf if math.isnan(value) else sign * value
-
-    return min(epochs, key=rank)
+    return min(epochs, key=lambda epoch: metrics.to_minimize(epochs[epoch][metric], direction))
 
 
 def has_stalled(epoch: int, best: int, patience: int) -> bool:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from experiments.config import require
 from experiments.figures.figures import completed_trials, objective_value
 from experiments.study.search_space import ChoiceRange, FloatRange, IntRange, Range, SearchSpace
+from lightning_modules.metrics import Direction, to_minimize
 
 if TYPE_CHECKING:  # whoever has a study has imported it
     from optuna import Study
@@ -47,8 +48,9 @@ def narrow_by_study(space: SearchSpace, study: Study) -> SearchSpace:
         ValueError: as `narrow`.
     """
     trials = completed_trials(study)
-    sign = -1 if study.direction.name == "MAXIMIZE" else 1
-    return narrow(space, [trial.params for trial in trials], [sign * objective_value(trial) for trial in trials])
+    direction: Direction = "maximize" if study.direction.name == "MAXIMIZE" else "minimize"
+    values = [to_minimize(objective_value(trial), direction) for trial in trials]
+    return narrow(space, [trial.params for trial in trials], values)
 
 
 def describe(before: SearchSpace, after: SearchSpace) -> str:

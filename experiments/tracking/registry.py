@@ -22,7 +22,7 @@ from experiments.errors import UserError
 from experiments.runs.folder import FINGERPRINT, RunFolder
 from experiments.tracking.store import STATUS, RunStore
 from lightning_modules.inference import MANIFEST_FILE
-from lightning_modules.metrics import BEST, DIRECTIONS, OBJECTIVES
+from lightning_modules.metrics import BEST, DIRECTIONS, OBJECTIVES, to_minimize
 
 CHAMPION = "champion"
 MAX_TAG = 5000
@@ -136,8 +136,8 @@ def _make_champion(store: RunStore, name: str, version: str, tags: Mapping[str, 
             f'{version}. To make version {version} the champion: python -c "{code}"'
         )
     else:
-        sign = 1 if DIRECTIONS[metric] == "minimize" else -1
-        better = sign * float(tags[metric]) < sign * float(noted[metric])
+        new, old = (to_minimize(float(found[metric]), DIRECTIONS[metric]) for found in (tags, noted))
+        better = new < old
     if better:
         store.client.set_registered_model_alias(name, CHAMPION, version)
     return better

@@ -18,11 +18,8 @@ Request = dict[str, Any]
 DIMENSION = "sagemaker:variant:DesiredInstanceCount"
 MAX_NAME = 52
 """Characters of an endpoint's name: AWS takes 63, and models and configs have a hash at the end."""
-SCALE_TARGETS = {"invocations": 300.0, "concurrency": 4.0, "async": 5.0}
-SCALING_METRICS = {
-    "invocations": "SageMakerVariantInvocationsPerInstance",
-    "concurrency": "SageMakerVariantConcurrentRequestsPerModelHighResolution",
-}
+INVOCATIONS_PER_INSTANCE, BACKLOG_PER_INSTANCE = 300.0, 5.0
+"""Targets of scaling by default: requests per minute, and of an async endpoint requests that wait."""
 
 
 @dataclass(frozen=True)
@@ -131,17 +128,22 @@ def scalable_target(endpoint: EndpointSettings, name: str) -> Request:
 
 def scaling_policy(endpoint: EndpointSettings, name: str) -> Request:
     """The body of PutScalingPolicy that keeps a metric at its target."""
-    by = "async" if endpoint.kind == "async" else endpoint.scale_by
-    tracking: Request = {"TargetValue": endpoint.scale_target or SCALE_TARGETS[by]}
-    if by == "async":
-        tracking["CustomizedMetricSpecification"] = {
-            "MetricName": "ApproximateBacklogSizePerInstance",
-            "Namespace": "AWS/SageMaker",
-            "Dimensions": [{"Name": "EndpointName", "Value": name}],
-            "Statistic": "Average",
+    tracking: Request
+    if endpoint.kind == "async":
+        tracking = {
+            "TargetValue": endpoint.scale_target or BACKLOG_PER_INSTANCE,
+            "CustomizedMetricSpecification": {
+                "MetricName": "ApproximateBacklogSizePerInstance",
+                "Namespace": "AWS/SageMaker",
+                "Dimensions": [{"Name": "EndpointName", "Value": name}],
+                "Statistic": "Average",
+            },
         }
     else:
-        tracking["PredefinedMetricSpecification"] = {"PredefinedMetricType": SCALING_METRICS[by]}
+        tracking = {
+            "TargetValue": endpoint.scale_target or INVOCATIONS_PER_INSTANCE,
+            "PredefinedMetricSpecification": {"PredefinedMetricType": "SageMakerVariantInvocationsPerInstance"},
+        }
     return {
         **variant_of(name),
         "PolicyName": f"{name}-track",

@@ -31,10 +31,8 @@ class EndpointSettings:
     """Fewest instances; an async endpoint may have 0 while it is idle."""
     max_instances: int = 1
     """Most instances; more than min_instances lets AWS scale between the two."""
-    scale_by: Literal["invocations", "concurrency"] = "invocations"
-    """Metric that a realtime endpoint scales by: requests per instance and minute, or concurrent ones."""
     scale_target: float | None = None
-    """Target of scaling; default 300 invocations per minute, 4 at once, or for async 5 waiting."""
+    """Target of scaling: requests per instance and minute, by default 300; async: requests that wait, by default 5."""
     memory_mb: int = 3072
     """Memory of a serverless endpoint, which decides its share of processors too."""
     max_concurrency: int = 2

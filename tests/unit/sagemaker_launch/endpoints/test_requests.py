@@ -77,7 +77,6 @@ OTHER = {
     "instance_type": "ml.m5.large",
     "min_instances": 2,
     "max_instances": 9,
-    "scale_by": "concurrency",
     "scale_target": 7.0,
     "memory_mb": 2048,
     "max_concurrency": 50,
