@@ -29,7 +29,7 @@ from lightning_modules.threads import default_threads, open_threads
 IGNORED_LABEL = -100
 """Label of padding in the last shard of a distributed evaluation; losses and metrics skip it."""
 
-PHOTOS_A_TASK = 8
+PHOTOS_PER_TASK = 8
 """Fewest photos of a batch that one thread decodes in one task."""
 
 Batch = tuple[Tensor, Tensor]
@@ -189,7 +189,7 @@ class PhotoBatches(EpochBatches):
         pixels = torch.empty(len(wanted), height, width, 3, dtype=torch.uint8, pin_memory=torch.cuda.is_available())
         # numpy: each torch operation releases the GIL and waits to get it back.
         canvas, shapes = pixels.numpy(), sizes.tolist()
-        share = max(PHOTOS_A_TASK, -(-len(wanted) // self.threads))
+        share = max(PHOTOS_PER_TASK, -(-len(wanted) // self.threads))
 
         def fill(slots: range) -> None:
             for slot in slots:

@@ -211,8 +211,8 @@ def _look_at(paths: Sequence[Path], root: Path, cache_dir: Path, progress: Progr
     keys = {path: _file_key(path, root) for path in paths}
     new = [path for path in paths if keys[path] not in known]
     with open_threads() as pool:  # decoding and hashing release the GIL
-        looks = pool.map(_look, new)
-        for path, fact in zip(progress(new, len(new)), looks, strict=True):
+        results = pool.map(_scan_file, new)
+        for path, fact in zip(progress(new, len(new)), results, strict=True):
             known[keys[path]] = fact
     if new:
         # A result without a hash is about the machine, not about the bytes: the drive may be back, or its
@@ -276,7 +276,7 @@ def read_photo(path: Path) -> bytes:
     return path.read_bytes()
 
 
-def _look(path: Path) -> _Fact:
+def _scan_file(path: Path) -> _Fact:
     """Read and decode a file. A result without a hash is not about its bytes, and is not cached."""
     try:
         data = read_photo(path)

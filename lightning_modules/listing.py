@@ -17,7 +17,7 @@ SYSTEM_NAMES = frozenset({"__macosx", "@eadir", "$recycle.bin", "thumbs.db", "de
 MAX_FILE_BYTES = 512 * 1024 * 1024
 """Largest size of a photo: above that of 40 million pixels in any format."""
 
-MOST_LINES = 50
+MAX_LINES = 50
 """Longest list that is printed on a terminal."""
 
 _KINDS = {
@@ -155,6 +155,6 @@ def named(names: Sequence[str], most: int = 10) -> str:
 
 
 def as_lines(lines: Sequence[str], where: str = "") -> str:
-    """Indented lines; beyond `MOST_LINES` their number and where they are."""
-    more = [f"and {len(lines) - MOST_LINES} more{where}"] if len(lines) > MOST_LINES else []
-    return "\n".join(f"  {line}" for line in [*lines[:MOST_LINES], *more])
+    """Indented lines; beyond `MAX_LINES` their number and where they are."""
+    more = [f"and {len(lines) - MAX_LINES} more{where}"] if len(lines) > MAX_LINES else []
+    return "\n".join(f"  {line}" for line in [*lines[:MAX_LINES], *more])

@@ -27,7 +27,7 @@ def status_table(services: Services, settings: CloudSettings) -> str:
     for endpoint in project_endpoints(services, settings):
         machines, usd = _endpoint_cost(services, endpoint, hosting)
         total += usd
-        over = "  <- delete --expired" if endpoint.lease.is_over() else ""
+        over = "  <- delete --expired" if endpoint.lease.has_expired() else ""
         lines.append(
             f"{endpoint.name:34} {endpoint.status:12} {machines:22} ${usd:.2f}/h  {endpoint.lease.owner}, "
             f"{endpoint.lease.text()}{over}"

@@ -9,7 +9,7 @@ from torch import nn
 from experiments.console import duration, say
 from lightning_modules import metrics
 
-MOST_LETTERS = 200
+MAX_LETTERS = 200
 """Of what a compiler says."""
 COMPILE_SECONDS = 60.0
 """What compiling a ResNet50 for training and validation costs, about."""
@@ -48,7 +48,7 @@ def compile_network(network: nn.Module) -> None:
     from torch._functorch import config as functorch_config
 
     def say_why(error: Exception) -> None:
-        why = " ".join(str(error).partition("Set TORCHDYNAMO_VERBOSE")[0].split())[:MOST_LETTERS]
+        why = " ".join(str(error).partition("Set TORCHDYNAMO_VERBOSE")[0].split())[:MAX_LETTERS]
         say(f"torch.compile failed, training continues without it: {why}")
 
     # Compile the backward pass in the call too: within `loss.backward()` nothing can catch what fails.

@@ -51,7 +51,7 @@ def open_data(config: DataConfig, *, seed: int) -> ClassFolders:
 def _list_copies(folders: ClassFolders, cache_dir: Path) -> str:
     """Report duplicate photos; many of them are listed in a file."""
     lines, where = [" = ".join(group) for group in folders.copies], ""
-    if len(lines) > listing.MOST_LINES:
+    if len(lines) > listing.MAX_LINES:
         path = cache_dir / f"copies-{folders.fingerprint[:16]}.txt"
         try:
             path.write_text("\n".join(lines) + "\n")

@@ -42,7 +42,7 @@ def add_endpoint_commands(add: Add) -> None:
     delete = add("delete", _delete, "Delete endpoints with all that belongs to them.")
     delete.add_argument("names", nargs="*", metavar="NAME")
     delete.set_defaults(more="names")
-    delete.add_argument("--expired", action="store_true", help="all of this project whose time is over, and leftovers")
+    delete.add_argument("--expired", action="store_true", help="all expired endpoints of this project, and leftovers")
 
 
 def _deploy(settings: CloudSettings, config: RunConfig, arguments: argparse.Namespace) -> None:
@@ -116,10 +116,10 @@ def _delete(settings: CloudSettings, config: RunConfig, arguments: argparse.Name
     services = Services.open(settings)
     names = list(arguments.names)
     if arguments.expired:
-        names = [one.name for one in project_endpoints(services, settings) if one.lease.is_over()]
+        names = [one.name for one in project_endpoints(services, settings) if one.lease.has_expired()]
         names += sorted(orphans(services, settings))
         if not names:
-            print("nothing is over")
+            print("no endpoint has expired")
     for name in names:
         gone = delete_endpoint(services, settings, name)
         print(f"{name}: " + (f"deleted {', '.join(gone)}" if gone else "there is nothing of that name"))

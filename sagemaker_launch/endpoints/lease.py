@@ -41,7 +41,7 @@ class Lease:
         expires = None if text == NEVER else datetime.strptime(text, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC)
         return cls(tags.get(OWNER_TAG, "unknown"), expires)
 
-    def is_over(self, now: datetime | None = None) -> bool:
+    def has_expired(self, now: datetime | None = None) -> bool:
         """Whether it has expired."""
         return self.expires is not None and self.expires <= (now or datetime.now(UTC))
 
@@ -52,7 +52,7 @@ class Lease:
         left = (self.expires - datetime.now(UTC)).total_seconds()
         minutes = round(abs(left) / 60)
         span = f"{minutes // 60} h {minutes % 60:02} min"
-        return f"over since {span}" if left <= 0 else f"{span} left"
+        return f"expired {span} ago" if left <= 0 else f"{span} left"
 
 
 def new_lease(settings: CloudSettings, ttl: str) -> Lease:

@@ -9,7 +9,7 @@ from typing import ClassVar
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-MOST_CONNECTIONS = 4096
+MAX_CONNECTIONS = 4096
 """Largest number of open connections; each takes some 50 KB."""
 
 
@@ -75,5 +75,5 @@ def connection_class(head_seconds: float) -> type[Connection]:
     """
     files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     # Half of the file limit, as the system may accept a hundred connections before the first one is handled.
-    most = MOST_CONNECTIONS if files == resource.RLIM_INFINITY else min(MOST_CONNECTIONS, files // 2)
+    most = MAX_CONNECTIONS if files == resource.RLIM_INFINITY else min(MAX_CONNECTIONS, files // 2)
     return type("ServerConnection", (Connection,), {"head_seconds": head_seconds, "most": most, "_idle": {}})

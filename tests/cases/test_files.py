@@ -405,7 +405,7 @@ def test_copies_are_named_and_many_are_listed_in_a_file(
     assert look(root).copies == tuple(tuple(pair.split(" = ")) for pair in pairs)
     assert all(pair in caplog.text for pair in pairs)
     assert "same_class" not in caplog.text
-    monkeypatch.setattr(listing, "MOST_LINES", 1)
+    monkeypatch.setattr(listing, "MAX_LINES", 1)
     caplog.clear()
     look(root)
     [path] = (root.parent / "cache").glob("copies-*.txt")

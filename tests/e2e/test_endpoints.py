@@ -416,7 +416,7 @@ def test_what_is_over_is_deleted_and_what_is_not_or_is_not_ours_stays(
     (first, _), theirs = scripted, "--cloud.project=theirs"
     cloud.done("deploy", "short", "--model", str(first), "--ttl", "1m", SCRIPT)
     cloud.done("deploy", "theirs", "--model", str(first), "--ttl", "1m", SCRIPT, theirs)
-    assert "nothing is over" in cloud.done("delete", "--expired")
+    assert "no endpoint has expired" in cloud.done("delete", "--expired")
     sagemaker = boto3.client("sagemaker", region_name="us-east-1")
     for name in ("short", "theirs"):
         arn = sagemaker.describe_endpoint(EndpointName=name)["EndpointArn"]

@@ -163,15 +163,15 @@ def test_a_lease_is_over_when_its_time_is(ttl: str, span: int) -> None:
     assert lease.expires is not None
     assert abs((lease.expires - datetime.now(UTC)).total_seconds() - span) < 5
     assert lease.owner == "Anna-B."
-    assert not lease.is_over()
-    assert lease.is_over(lease.expires + timedelta(seconds=1))
+    assert not lease.has_expired()
+    assert lease.has_expired(lease.expires + timedelta(seconds=1))
     assert Lease.read(lease.tags) == lease
 
 
 def test_a_lease_without_an_end_must_be_typed() -> None:
     settings = load_cloud(None, BASIC)
     lease = new_lease(settings, "none")
-    assert Lease.read(lease.tags) == lease and not lease.is_over()
+    assert Lease.read(lease.tags) == lease and not lease.has_expired()
     for wrong in ("", "4", "h", "0h", "-1h", "4 h", "4w", "None", "999999h"):
         with pytest.raises(ValueError, match="--ttl must be a whole number and m, h or d"):
             new_lease(settings, wrong)
