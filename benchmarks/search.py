@@ -36,6 +36,7 @@ from experiments.figures.figures import BLUE, VERMILLION
 from experiments.study.population import new_population
 from experiments.study.search_space import Point, SearchSpace, load_search_space
 from experiments.study.study import draw_point, make_pruner
+from experiments.task import HeadTask
 
 TRIALS = 40
 OTHER_DRAWS = 1_000
@@ -102,7 +103,7 @@ def random_search(config: RunConfig, space: SearchSpace, *, draws: int) -> Searc
     # Heads of one batch size share every batch, which is several times as fast.
     for size in {one.data.batch_size for one in configs}:
         places = [place for place, one in enumerate(configs) if one.data.batch_size == size]
-        population = new_population([configs[place] for place in places])
+        population = new_population([HeadTask(configs[place]) for place in places])
         for _ in range(epochs):
             for row, epoch in population.train_epoch().items():
                 loss = epoch[config.sweep.metric]
@@ -144,7 +145,7 @@ def sweep(
 def train(config: RunConfig, point: Point) -> Iterator[float]:
     """The val_loss of each epoch of a trial, which is trained as far as it is asked for."""
     config = override(config, point)
-    population = new_population([config])
+    population = new_population([HeadTask(config)])
     for _ in range(config.trainer.epochs):
         yield population.train_epoch()[0][config.sweep.metric]
 

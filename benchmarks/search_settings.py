@@ -28,6 +28,7 @@ from benchmarks.search import OTHER_DRAWS, Search, quartiles, settings, sweep
 from experiments.config import RunConfig, override
 from experiments.study.population import new_population
 from experiments.study.search_space import ChoiceRange, FloatRange, Point, SearchSpace, load_search_space
+from experiments.task import HeadTask
 
 SETTINGS = (
     ("random", "none"),
@@ -58,7 +59,8 @@ class Curves:
         self._of_size = {}
         for size in sizes.values:
             points = [(10**rate, 10**decay, size) for rate, decay in itertools.product(*axes)]
-            population = new_population([override(config, dict(zip(FIELDS, one, strict=True))) for one in points])
+            configs = [override(config, dict(zip(FIELDS, one, strict=True))) for one in points]
+            population = new_population([HeadTask(one) for one in configs])
             epochs = [population.train_epoch() for _ in range(config.trainer.epochs)]
             losses = np.array([[one[place][config.sweep.metric] for one in epochs] for place in range(len(points))])
             assert np.isfinite(losses).all()

@@ -273,9 +273,14 @@ class TrainerConfig:
         require(self.checkpoint_minutes >= 0, "trainer.checkpoint_minutes", "be >= 0", self.checkpoint_minutes)
 
     @property
+    def num_processes(self) -> int:
+        """Processes that train together, one per device."""
+        return self.devices * self.num_nodes
+
+    @property
     def epochs(self) -> int:
         """`max_epochs` of a run whose epochs are decided."""
-        assert self.max_epochs is not None, "with_max_epochs() sets it before a training or a study begins"
+        assert self.max_epochs is not None, "resolve_config() sets it before a training or a study begins"
         return self.max_epochs
 
 

@@ -13,10 +13,11 @@ import torch
 
 from experiments.config import RunConfig, override, require, require_folder, with_recipe
 from experiments.data.datasets import check_photos
-from experiments.data.inputs import preprocessing, uses_features
+from experiments.data.inputs import preprocessing
 from experiments.errors import UserError
 from experiments.study.search_space import SearchSpace, check_against, extremes
 from experiments.study.storage import open_storage
+from experiments.task import task_of
 from lightning_modules.locks import KernelLock
 from lightning_modules.network import check_network
 
@@ -50,7 +51,7 @@ def check_sweep(config: RunConfig, space: SearchSpace) -> None:
     if SMALLEST in space:
         drawn[SMALLEST] = (min(extremes(space[SMALLEST]), key=float),)
     for values in itertools.product(*drawn.values()):
-        check_model(with_recipe(override(config, dict(zip(drawn, values, strict=True)))))
+        check_model(override(config, dict(zip(drawn, values, strict=True))))
     if config.sweep.storage is not None:
         open_storage(config)
 
@@ -93,11 +94,11 @@ def check_model(config: RunConfig) -> None:
         config.model.backbone,
         weights=config.model.weights,
         dropout=config.model.dropout,
-        image_size=preprocessing(config).image_size,
+        image_size=preprocessing(with_recipe(config)).image_size,
         trainable=config.model.trainable,
         batch_size=config.data.batch_size,
     )
-    uses_features(config)
+    task_of(config)
 
 
 def check_device(config: RunConfig) -> None:

@@ -26,8 +26,9 @@ from experiments.preflight import check_training
 from experiments.runs.folder import LOCAL, Outcome, RunFolder, environment_tags
 from experiments.runs.intervals import metric_text
 from experiments.runs.logger import RunFolderLogger
-from experiments.study.epochs import train_longer, with_max_epochs
+from experiments.study.epochs import resolve_config, train_longer
 from experiments.study.study import best_config, load_study
+from experiments.task import task_of
 from experiments.tracking.publisher import LOCK_FILE, Publication, Publisher
 from experiments.train import data_facts, export, score_and_export, train
 from lightning_modules.launchers import is_first_process
@@ -78,7 +79,6 @@ def train_and_register(
         best, trial = best_config(load_study(config, from_best), config)
         config = override(best, overrides or {})
         tags = {"study": from_best, "trial": str(trial.number)}
-    config = with_recipe(config)
     name = f"train {from_best or config.data.name}"
     folder = train_run(config, run_place(config), name, tags, registers=True)
     outcome, published = folder.outcome, folder.published
@@ -111,13 +111,13 @@ def train_run(
         TrackingError: if MLflow stays away.
         InterruptedRunError: after Ctrl-C.
     """
-    num_processes = config.trainer.devices * config.trainer.num_nodes
+    num_processes = config.trainer.num_processes
     if not is_first_process(num_processes):
         _train_along(config, place)
     check_training(config)
     forget_opened()
     say_data(config)
-    config = with_max_epochs(config)
+    config = resolve_config(config)
     folder, lock = _claim_folder(place, open_data_once(config).fingerprint, registers=registers)
     os.environ[RUN_FOLDER] = str(folder.path)
     first = contextlib.nullcontext() if num_processes == 1 else KernelLock(folder.path / FIRST_PROCESS)
@@ -163,7 +163,7 @@ def _export_so_far(config: RunConfig, folder: RunFolder) -> str:
     if best is None:
         return " before the first epoch was finished, so there is no model yet"
     epoch, metrics = best
-    export(config, open_data_once(config), folder.path, folder.export, metrics)
+    export(task_of(config), folder.path, folder.export, metrics)
     done, metric = max(folder.curves()[config.sweep.metric]), config.sweep.metric
     scored = metric_text(metric, metrics[metric], data_facts(open_data_once(config)))
     model = f"epoch {epoch} ({scored}) in {folder.export}"
@@ -179,7 +179,7 @@ def _train_along(config: RunConfig, place: Path) -> NoReturn:
             open_data_once(config)  # takes as long as in the first process
             folder = _folder_of_first_process(place, interrupts.raise_if_requested)
         train(
-            with_max_epochs(config),
+            resolve_config(config),
             output_dir=folder.path,
             logger=RunFolderLogger(folder),
             callbacks=[Watch(interrupts.raise_if_requested)],
@@ -211,8 +211,12 @@ def _has_first_process(folder: RunFolder) -> bool:
 
 
 def run_place(config: RunConfig, folder: str = "train") -> Path:
-    """What the paths of the run folders of a config begin with, in a folder below `output_dir`."""
-    return config.output_dir / folder / hashlib.sha256(json.dumps(to_flat(config)).encode()).hexdigest()[:8]
+    """What the paths of the run folders of a config begin with, in a folder below `output_dir`.
+
+    A config has the same whether it leaves the sizes of photos to the backbone or sets them to the same values.
+    """
+    flat = json.dumps(to_flat(with_recipe(config)))
+    return config.output_dir / folder / hashlib.sha256(flat.encode()).hexdigest()[:8]
 
 
 def complete_run(place: Path) -> RunFolder | None:

@@ -28,15 +28,13 @@ from optuna.trial import FrozenTrial, TrialState
 from experiments.callbacks.checkpoints import BEST_CHECKPOINT, CHECKPOINT_FOLDER, is_whole
 from experiments.callbacks.history import NotANumberError
 from experiments.callbacks.progress import EpochProgress
-from experiments.config import RunConfig, override, to_public, with_recipe
+from experiments.config import RunConfig, override, to_public
 from experiments.console import outlive_output, say
 from experiments.data.inputs import (
     forget_opened,
     open_data_once,
-    open_inputs_once,
     say_data,
     training_device,
-    uses_features,
 )
 from experiments.errors import CommandError, InterruptedRunError, SweepError
 from experiments.figures.figures import save_figure, study_figures
@@ -49,7 +47,7 @@ from experiments.runs.intervals import metric_text, selection_text
 from experiments.runs.logger import RunFolderLogger
 from experiments.runs.processes import die_with_parent, start_process
 from experiments.study.claims import Claim, ClaimLostError, HeldClaims
-from experiments.study.epochs import train_longer, with_max_epochs
+from experiments.study.epochs import resolve_config, train_longer
 from experiments.study.identity import Photos, StudyIdentity
 from experiments.study.population import PopulationRun, together, train_population
 from experiments.study.progress import SweepProgress
@@ -74,6 +72,7 @@ from experiments.study.study import (
     tell,
     trial_folder,
 )
+from experiments.task import HeadTask, task_of
 from experiments.tracking.drawers import draw_once
 from experiments.tracking.publisher import LOCK_FILE, Publication, Publisher
 from experiments.train import data_facts, export, train
@@ -116,12 +115,11 @@ def run_sweep(config: RunConfig, *, more: int = 0) -> SweepResult:
         InterruptedRunError: after Ctrl-C.
     """
     space = study_space(config)
-    config = with_recipe(config, drawn=space)
     check_sweep(config, space)
     forget_opened()
     photos = Photos.of(open_data_once(config))
     say_data(config)
-    config = with_population(with_max_epochs(config, space), space)
+    config = with_population(resolve_config(config, space), space)
     interrupts = Interrupts()
     study, target = open_study(config, space, photos, more=more, check=interrupts.raise_if_requested)
     identity = StudyIdentity.of(config, space, photos)
@@ -143,7 +141,7 @@ def run_sweep(config: RunConfig, *, more: int = 0) -> SweepResult:
         try:
             if config.sweep.workers == 1:
                 started = time.monotonic()
-                open_inputs_once(with_recipe(config))  # while the publisher comes up
+                task_of(resolve_config(config)).open()  # while the publisher comes up
                 if (seconds := time.monotonic() - started) >= 1:  # else they were opened before
                     study.set_user_attr(INPUTS_SECONDS, study.user_attrs.get(INPUTS_SECONDS, 0.0) + seconds)
                 progress.start_clock()
@@ -170,7 +168,7 @@ def with_population(config: RunConfig, space: SearchSpace) -> RunConfig:
     if config.sweep.population:
         return config
     varies = {"data.cache", "model.trainable", "trainer.record"} & space.keys()
-    trains_together = not varies and config.trainer.record == "none" and uses_features(config)
+    trains_together = not varies and config.trainer.record == "none" and isinstance(task_of(config), HeadTask)
     return override(config, {"sweep.population": POPULATION if trains_together else 1})
 
 
@@ -251,8 +249,9 @@ def _run_trials(job: _Job, claims: Sequence[Claim], held: HeldClaims) -> Iterato
             folder.start(f"trial {claimed.trial.number:04d}", to_public(config), tags, study=study)
         if folder.outcome is None and (pruned := _pruned(claimed)):
             folder.finish(pruned)
-        if len(claims) > 1 and folder.outcome is None and uses_features(config):
-            run = PopulationRun(config, folder, _pruning(job, claimed, held).report)
+        task = task_of(config)
+        if len(claims) > 1 and folder.outcome is None and isinstance(task, HeadTask):
+            run = PopulationRun(task, folder, _pruning(job, claimed, held).report)
             fresh.setdefault(together(config), []).append(run)
         else:
             if folder.outcome is None:
@@ -276,7 +275,7 @@ def _run_trials(job: _Job, claims: Sequence[Claim], held: HeldClaims) -> Iterato
 
 def trial_config(config: RunConfig, point: Mapping[str, object]) -> RunConfig:
     """The config of a trial: that of its study at its point."""
-    return with_recipe(override(config, point))
+    return resolve_config(override(config, point))
 
 
 def _leave(folder: RunFolder) -> None:
@@ -474,7 +473,7 @@ def _export(config: RunConfig, study: optuna.Study, best: FrozenTrial) -> None:
     elif is_complete and best_checkpoint.is_file():
         config = trial_config(config, best.params)
         metrics = {name: value for name, value in best.user_attrs.items() if isinstance(value, float)}
-        export(config, open_data_once(config), folder.path, folder.export, metrics)
+        export(task_of(config), folder.path, folder.export, metrics)
         shutil.rmtree(checkpoints)
     for trial in study.get_trials(deepcopy=False, states=[TrialState.COMPLETE]):
         other = trial_folder(config, trial.number).export

@@ -34,10 +34,10 @@ from experiments import single_run as training
 from experiments import sweep
 from experiments.callbacks.history import NotANumberError
 from experiments.config import RunConfig, load_config, override
-from experiments.data.inputs import open_inputs_once
 from experiments.errors import UserError
 from experiments.runs.folder import RunFolder, environment_tags
 from experiments.study.study import claim, load_study
+from experiments.task import task_of
 from lightning_modules.caches import features
 from tests.conftest import tiny
 from tests.unpublished import NoPublisher
@@ -309,7 +309,7 @@ def main(photos: Path, folder: Path, cases: list[str]) -> None:
         config = load_config(None, values)
         child = os.fork()  # this process computes nothing: threads do not survive a fork
         if child == 0:
-            open_inputs_once(config)
+            task_of(config).open()
             os._exit(0)
         os.waitpid(child, 0)
         print(json.dumps(try_case(case, which or "every", config)), flush=True)

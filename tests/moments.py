@@ -25,8 +25,8 @@ import optuna
 from optuna.storages import RDBStorage
 
 from experiments.config import RunConfig, load_config, override
-from experiments.data.inputs import open_inputs_once
 from experiments.study.study import load_study
+from experiments.task import task_of
 from tests.conftest import tiny
 from tests.kills import SEARCH, Boundaries, differences, in_a_child, left, prepare_process
 from tests.postgres import Server, find_binaries, running_server
@@ -134,7 +134,7 @@ def main(photos: Path, folder: Path, count: int) -> None:
     config = load_config(None, tiny(photos, folder) | SEARCH)
     child = os.fork()  # this process computes nothing: threads do not survive a fork
     if child == 0:
-        open_inputs_once(config)
+        task_of(config).open()
         os._exit(0)
     os.waitpid(child, 0)
     binaries = find_binaries()

@@ -21,6 +21,7 @@ from experiments.config import RunConfig, load_config, override
 from experiments.runs.folder import RunFolder
 from experiments.runs.logger import RunFolderLogger
 from experiments.study.population import PopulationRun, train_population
+from experiments.task import HeadTask
 from experiments.train import train
 from tests.conftest import tiny
 from tests.pictures import make_class_folders
@@ -126,7 +127,7 @@ def _train_and_resume(config: RunConfig, path: Path) -> RunFolder:
 def _train_population(config: RunConfig, work: Path) -> list[RunFolder]:
     configs = [override(config, {"data.cache": "features", "data.augment": "light", **values}) for values in MEMBERS]
     runs = [
-        PopulationRun(one, _started(work / f"member-{number}"), report=lambda *_: False)
+        PopulationRun(HeadTask(one), _started(work / f"member-{number}"), report=lambda *_: False)
         for number, one in enumerate(configs)
     ]
     assert len(list(train_population(runs, check=lambda: None))) == len(runs)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import functools
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -15,20 +14,15 @@ from torch import nn
 from experiments.config import DataConfig, ModelConfig, RunConfig, TrainerConfig, override
 from experiments.console import progress, say
 from experiments.data.datasets import open_data, photo_root
-from experiments.errors import UserError
 from experiments.interrupts import raise_if_interrupted
 from lightning_modules.caches.array_cache import CacheError
-from lightning_modules.caches.features import FeatureData, FeatureSet, compute_features
+from lightning_modules.caches.features import FeatureSet, compute_features
 from lightning_modules.caches.photos import DecodedPhotos, PhotoFiles, open_decoded
 from lightning_modules.data import ClassFolderData
 from lightning_modules.folders import ClassFolders
 from lightning_modules.inference import Preprocessing
 from lightning_modules.network import (
-    DropoutLinear,
-    check_backbone,
     create_network,
-    find_head,
-    network_on_meta,
     recipe,
 )
 
@@ -69,7 +63,7 @@ def say_data(config: RunConfig) -> None:
 def preprocessing(config: RunConfig) -> Preprocessing:
     """How a photo becomes the network's input: by the recipe of the backbone's weights, in the sizes of the config."""
     size, crop = config.data.image_size, config.data.crop_fraction
-    assert size is not None and crop is not None, "with_recipe() comes first"
+    assert size is not None and crop is not None, "resolve_config() comes first"
     return replace(recipe(config.model.backbone), image_size=size, resize_size=round(size / crop))
 
 
@@ -110,18 +104,6 @@ def new_network(config: RunConfig, num_classes: int) -> nn.Module:
     )
 
 
-def uses_features(config: RunConfig) -> bool:
-    """Whether the head is trained on features that the frozen backbone made before.
-
-    Raises:
-        UserError: if they are wanted of a network whose head is not linear.
-    """
-    cache, backbone = config.data.cache, config.model.backbone
-    if cache == "features" and not _has_linear_head(backbone):
-        raise UserError(f"data.cache features needs a linear head, which {backbone} lacks: set data.cache none")
-    return cache == "features" or (cache == "auto" and config.model.trainable == "head" and _has_linear_head(backbone))
-
-
 def open_features_once(config: RunConfig) -> FeatureSet:
     """The features of the config's photos, opened once for all trials of this process.
 
@@ -148,15 +130,6 @@ def open_decoded_once(config: RunConfig) -> tuple[DecodedPhotos, DecodedPhotos] 
     return _open_decoded(_photos_only(config)) if config.data.cache != "none" else None
 
 
-def open_inputs_once(config: RunConfig) -> None:
-    """Open whatever trials of this config share."""
-    open_data_once(config)
-    if uses_features(config):
-        open_features_once(config)
-    else:
-        open_decoded_once(config)
-
-
 def _photos_only(config: RunConfig) -> RunConfig:
     """The config without what makes no difference to the photos. The backbone's recipe says how they are resized."""
     model = ModelConfig(backbone=config.model.backbone)
@@ -166,21 +139,6 @@ def _photos_only(config: RunConfig) -> RunConfig:
 def training_device(config: RunConfig) -> torch.device:
     """Where one process trains."""
     return torch.device("cuda" if _on_gpu(config) else "cpu")
-
-
-def new_head(features: FeatureSet, dropout: float) -> nn.Linear:
-    """A copy of the untrained head, to be trained."""
-    head = copy.deepcopy(features.head)
-    return DropoutLinear(head, dropout) if dropout else head
-
-
-def feature_data(config: RunConfig, features: FeatureSet, *, steps_at_once: bool) -> FeatureData:
-    """Batches of features as the config wants them.
-
-    Args:
-        steps_at_once: as `HeadClassifier` takes them.
-    """
-    return FeatureData(features, batch_size=config.data.batch_size, seed=config.seed, steps_at_once=steps_at_once)
 
 
 def precision(config: RunConfig) -> Any:
@@ -234,13 +192,6 @@ def _open_decoded(config: RunConfig) -> tuple[DecodedPhotos, DecodedPhotos] | No
         say(f"photos are decoded in every epoch: {error}")
         return None
     return train_photos, valid_photos
-
-
-@functools.cache
-def _has_linear_head(backbone: str) -> bool:
-    check_backbone(backbone)
-    network = network_on_meta(backbone)
-    return isinstance(network.get_submodule(find_head(network)), nn.Linear)
 
 
 @contextlib.contextmanager

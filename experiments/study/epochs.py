@@ -1,11 +1,11 @@
-"""How many epochs a run trains: decided once, before a study or a training begins, and recorded in its config."""
+"""What a config leaves open: decided once, before a study or a training begins, and recorded in its config."""
 
 from __future__ import annotations
 
 import math
 from types import MappingProxyType
 
-from experiments.config import RunConfig, override, require
+from experiments.config import RunConfig, override, require, with_recipe
 from experiments.console import say
 from experiments.study.search_space import SearchSpace, extremes
 
@@ -18,6 +18,18 @@ def train_longer(best_epoch: int, max_epochs: int) -> str:
     if best_epoch < max_epochs:
         return ""
     return f"the best epoch is the last one, {max_epochs}: train longer, such as with --{EPOCHS} {2 * max_epochs}"
+
+
+def resolve_config(config: RunConfig, space: SearchSpace = NO_SPACE) -> RunConfig:
+    """The config as a study, a run or a job records it: with the sizes of photos and the number of epochs.
+
+    Args:
+        space: what a study searches.
+
+    Raises:
+        UserError: for an unknown backbone; if the number of epochs is not set and the photos are in S3.
+    """
+    return with_max_epochs(with_recipe(config, drawn=space), space)
 
 
 def with_max_epochs(config: RunConfig, space: SearchSpace = NO_SPACE) -> RunConfig:

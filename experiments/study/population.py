@@ -13,9 +13,10 @@ from experiments.callbacks.checkpoints import BEST_CHECKPOINT, CHECKPOINT_FOLDER
 from experiments.callbacks.history import NotANumberError, bad_val_loss, best_epoch, diverged, has_stalled, run_metrics
 from experiments.config import RunConfig
 from experiments.console import say
-from experiments.data.inputs import open_data_once, open_features_once, training_device
+from experiments.data.inputs import training_device
 from experiments.runs.folder import Outcome, RunFolder
 from experiments.runs.scoring import Scores
+from experiments.task import HeadTask
 from experiments.train import data_facts
 from lightning_modules import metrics
 from lightning_modules.heads.population import HeadPopulation, Member
@@ -28,7 +29,7 @@ SAY_SECONDS = 2.0
 class PopulationRun:
     """One of the runs that are trained together."""
 
-    config: RunConfig
+    task: HeadTask
     folder: RunFolder
     report: Callable[[int, float, bool], bool]
     """Takes an epoch, counted from 1, its objective and whether training ends there; says whether to prune the run."""
@@ -57,12 +58,10 @@ def train_population(
     Yields:
         Each run when it has ended, with its checkpoint and scores written; with the error of `train()` if it diverged.
     """
-    config = runs[0].config
-    metric, direction = config.sweep.metric, config.sweep.direction
-    folders = open_data_once(config)
-    population = new_population([run.config for run in runs])
+    sweep = runs[0].task.config.sweep
+    population = new_population([run.task for run in runs])
     for run in runs:
-        run.folder.add_params(data_facts(folders))
+        run.folder.add_params(data_facts(run.task.folders))
     histories: list[dict[int, dict[str, float]]] = [{} for _ in runs]
     best: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
     said = time.monotonic()
@@ -76,23 +75,20 @@ def train_population(
             if not math.isfinite(values[metrics.VAL_LOSS]):
                 yield run, diverged(epoch, bad_val_loss(values[metrics.VAL_LOSS]))
                 continue
-            best_yet = best_epoch(history, metric, direction)
+            best_yet = best_epoch(history, sweep.metric, sweep.direction)
             if best_yet == epoch:
                 best[place] = population.head(place)
-            trainer = run.config.trainer
+            trainer = run.task.config.trainer
             ends = epoch == trainer.epochs or has_stalled(epoch, best_yet, trainer.early_stopping_patience)
-            pruned = run.report(epoch, values[metric], ends)
+            pruned = run.report(epoch, values[sweep.metric], ends)
             if ends:
-                weight, bias = best[place]
-                _write_checkpoint(run.folder, best_yet, weight, bias)
-                inputs = population.features.valid[0].cpu().double()
-                logs = (inputs @ weight.double().T + bias.double()).log_softmax(dim=1).numpy()
-                scores = Scores.of_split(folders, folders.valid, logs)
+                _write_checkpoint(run.folder, best_yet, *best[place])
+                scores = _score(run.task, *best[place])
                 scores.save(run.folder.scores)
                 scored = {**run_metrics(history, best_yet), **scores.metrics("val")}
-                yield run, Outcome("COMPLETE", history[best_yet][metric], scored)
+                yield run, Outcome("COMPLETE", history[best_yet][sweep.metric], scored)
             elif pruned:
-                yield run, Outcome("PRUNED", values[metric], reason=f"pruned after epoch {epoch}")
+                yield run, Outcome("PRUNED", values[sweep.metric], reason=f"pruned after epoch {epoch}")
             else:
                 staying.append(place)
         population.keep(staying)
@@ -101,12 +97,12 @@ def train_population(
             said += waited
 
 
-def new_population(configs: Sequence[RunConfig]) -> HeadPopulation:
-    """Untrained heads of runs that `together` makes equal, on their features."""
-    config = configs[0]
+def new_population(tasks: Sequence[HeadTask]) -> HeadPopulation:
+    """Untrained heads of tasks whose configs `together` makes equal, on their features."""
+    config = tasks[0].config
     return HeadPopulation(
-        open_features_once(config).to(training_device(config)),
-        [_member(one) for one in configs],
+        tasks[0].features.to(training_device(config)),
+        [_member(task.config) for task in tasks],
         optimizer=config.optimizer.name,
         schedule=config.optimizer.schedule,
         seed=config.seed,
@@ -124,6 +120,13 @@ def _member(config: RunConfig) -> Member:
         dropout=config.model.dropout,
         label_smoothing=config.model.label_smoothing,
     )
+
+
+def _score(task: HeadTask, weight: torch.Tensor, bias: torch.Tensor) -> Scores:
+    """The scores of a head for the validation split, computed in float64."""
+    inputs = task.features.valid[0].double()
+    log_probabilities = (inputs @ weight.double().T + bias.double()).log_softmax(dim=1).numpy()
+    return Scores.of_split(task.folders, task.folders.valid, log_probabilities)
 
 
 def _write_checkpoint(folder: RunFolder, epoch: int, weight: torch.Tensor, bias: torch.Tensor) -> None:

@@ -19,12 +19,12 @@ import torch
 
 from experiments.callbacks.checkpoints import CHECKPOINT_FOLDER
 from experiments.callbacks.history import best_epoch, run_metrics
-from experiments.config import RunConfig, load_config, to_public, with_recipe
+from experiments.config import RunConfig, load_config, to_public
 from experiments.console import quiet_libraries
 from experiments.errors import UserError
 from experiments.runs.folder import RunFolder, environment_tags
 from experiments.runs.logger import RunFolderLogger
-from experiments.study.epochs import with_max_epochs
+from experiments.study.epochs import resolve_config
 from experiments.train import score_and_export, train
 from lightning_modules import metrics
 from lightning_modules.files import replaced_whole
@@ -101,10 +101,10 @@ def run(job: Job, *, scratch: Path) -> None:
     Raises:
         DebuggerError: if requested tensors are missing, raised after the model is written.
     """
-    config = with_max_epochs(job_config(job, scratch))  # set, but for a job that this project did not send
+    config = resolve_config(job_config(job, scratch))  # resolved already, unless another program has sent the job
     # The jobs of a tuning job may share a checkpoint prefix in S3.
     folder = RunFolder(job.base / "checkpoints" / job.name)
-    num_processes = config.trainer.devices * config.trainer.num_nodes
+    num_processes = config.trainer.num_processes
     if is_first_process(num_processes):
         start(folder, job, config)
 
@@ -154,7 +154,7 @@ def job_config(job: Job, scratch: Path) -> RunConfig:
     if job.channel(WEIGHTS).is_dir():
         (weights,) = job.channel(WEIGHTS).iterdir()
         values["model.weights"] = str(weights)
-    return with_recipe(load_config(None, values))
+    return load_config(None, values)
 
 
 def photo_folder(channel: Path, target: Path) -> Path:

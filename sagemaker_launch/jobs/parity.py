@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from experiments.config import RunConfig, noted_fields, require, with_recipe
+from experiments.config import RunConfig, noted_fields, require
 from experiments.console import say
 from sagemaker_launch.settings.cloud import CloudSettings
 
@@ -80,7 +80,7 @@ def train_at_home(config: RunConfig, job: RunFolder, overrides: Mapping[str, obj
     from sagemaker_launch.jobs.found import config_at_home
 
     name = job.path.name
-    config = with_recipe(config_at_home(config, noted_fields(job.read()["params"]), overrides))
+    config = config_at_home(config, noted_fields(job.read()["params"]), overrides)
     place = run_place(config, f"parity/{name}")
     done = complete_run(place)
     if done is not None:

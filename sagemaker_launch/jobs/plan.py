@@ -6,9 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from experiments.config import RunConfig, require, with_recipe
+from experiments.config import RunConfig, require
 from experiments.console import say
-from experiments.study.epochs import EPOCHS, with_max_epochs
+from experiments.study.epochs import EPOCHS, resolve_config
 from experiments.study.search_space import SearchSpace
 from sagemaker_launch.aws import client as aws
 from sagemaker_launch.aws.prices import find_price
@@ -41,7 +41,7 @@ def plan_tuning(settings: CloudSettings, config: RunConfig, space: SearchSpace) 
     Raises:
         UserError: for settings that a job can't have, photos or weights that are missing, or if no price is known.
     """
-    config = with_max_epochs(with_recipe(config, drawn=space), space)
+    config = resolve_config(config, space)
     if settings.strategy == "Hyperband" and EPOCHS in space:
         say(f"Hyperband decides how long each job trains: {EPOCHS} is {config.trainer.epochs} for all")
 
@@ -63,7 +63,7 @@ def plan_training(settings: CloudSettings, config: RunConfig) -> JobPlan:
     def build(sent: RunConfig, inputs: Inputs, image_uri: str, name: str) -> Request:
         return training_job(settings, sent, inputs, image_uri, name=name)
 
-    return _plan(settings, with_max_epochs(with_recipe(config)), TRAINING, 1, build)
+    return _plan(settings, resolve_config(config), TRAINING, 1, build)
 
 
 def _plan(

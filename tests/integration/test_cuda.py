@@ -60,7 +60,7 @@ def test_training_on_cuda_learns_and_exports(
     config = override(config, values)
     result = train(config, output_dir=tmp_path, logger=MemoryLogger())
     assert all(math.isfinite(metrics["val_loss"]) for metrics in result.history.values())
-    check_golden(export(config, result.data.folders, tmp_path, tmp_path / "export", result.metrics))
+    check_golden(export(result.task, tmp_path, tmp_path / "export", result.metrics))
 
 
 @pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")

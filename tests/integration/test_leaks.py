@@ -20,6 +20,7 @@ from experiments.runs.folder import RunFolder
 from experiments.runs.logger import RunFolderLogger
 from experiments.runs.scoring import Scores
 from experiments.study.population import PopulationRun, train_population
+from experiments.task import HeadTask
 from experiments.train import score_and_export, train
 from lightning_modules.folders import ClassFolders, scan_class_folders
 from sagemaker_launch.container.entry import Job, run
@@ -113,7 +114,7 @@ def test_train_trials_evaluate_and_jobs_score_no_training_photo(
 ) -> None:
     trial = RunFolder(config.output_dir / "trial")
     trial.start("trial", to_public(config), {})
-    list(train_population([PopulationRun(config, trial, lambda *_: False)], check=lambda: None))
+    list(train_population([PopulationRun(HeadTask(config), trial, lambda *_: False)], check=lambda: None))
     check_disjoint(config, without_section(trial.read()["params"]), Scores.load(trial.scores))
 
     # One place trains each configuration alone: a run at home, whose model is evaluated, or a job.
@@ -135,7 +136,7 @@ def test_train_trials_evaluate_and_jobs_score_no_training_photo(
     scored: list[Scores] = []
     monkeypatch.setattr("experiments.predict.draw_scores", lambda scores, _: scored.append(scores))
     typed = override(config, {"seed": config.seed + 1, "data.fraction": 0.5, "data.valid_fraction": 0.3})
-    for split in ("valid", "test") if result.data.folders.test else ("valid",):
+    for split in ("valid", "test") if result.task.folders.test else ("valid",):
         evaluate_export(folder.export, typed, split)
         check_disjoint(config, noted, scored[-1])
     assert scored[0].paths == result.validation.paths

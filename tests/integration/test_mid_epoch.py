@@ -13,7 +13,8 @@ from pytorch_lightning.callbacks import Callback
 from experiments.callbacks.checkpoints import CHECKPOINT_FOLDER
 from experiments.callbacks.progress import EpochProgress
 from experiments.config import RunConfig, load_config, override
-from experiments.data.inputs import forget_opened, uses_features
+from experiments.data.inputs import forget_opened
+from experiments.task import HeadTask, task_of
 from experiments.train import TrainResult, train, trained_network
 from lightning_modules.metrics import EPOCH_SECONDS, IMAGES_PER_SECOND, TRAIN_ACCURACY, TRAIN_LOSS
 from tests.conftest import tiny
@@ -78,7 +79,7 @@ def assert_same(one: TrainResult, other: TrainResult) -> None:
     """To the last bit."""
     assert timeless(one) == timeless(other)
     assert one.best_epoch == other.best_epoch
-    networks = [trained_network(result.config, 3, result.output_dir).state_dict() for result in (one, other)]
+    networks = [trained_network(result.task, result.output_dir).state_dict() for result in (one, other)]
     for name, value in networks[0].items():
         assert torch.equal(value, networks[1][name]), name
 
@@ -104,7 +105,7 @@ def whole(request: pytest.FixtureRequest, photos: Path, tmp_path_factory: pytest
         "optimizer.schedule": "one_cycle",
     }
     config = load_config(None, tiny(photos, folder) | values | CASES[request.param])
-    assert uses_features(config) == (request.param == "features")
+    assert isinstance(task_of(config), HeadTask) == (request.param == "features")
     steps = Steps(folder)
     result = run(config, folder, steps)
     assert steps.seen == [(step, step // BATCHES * BATCHES or -1) for step in range(3 * BATCHES)]

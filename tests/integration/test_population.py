@@ -14,6 +14,7 @@ from experiments.data import inputs
 from experiments.data.inputs import open_data_once, open_features_once
 from experiments.runs.folder import RunFolder
 from experiments.study.population import PopulationRun, train_population
+from experiments.task import HeadTask
 from experiments.train import train
 from lightning_modules.caches.features import FeatureSet
 from lightning_modules.heads.population import HeadPopulation, Member
@@ -114,7 +115,9 @@ def test_a_member_stops_early_where_it_would_alone(config: RunConfig, tmp_path: 
         {"optimizer.learning_rate": 1e-4, "trainer.max_epochs": 4},
     ]
     runs = [
-        PopulationRun(override(config, point), RunFolder(tmp_path / str(place)), lambda epoch, value, ends: False)
+        PopulationRun(
+            HeadTask(override(config, point)), RunFolder(tmp_path / str(place)), lambda epoch, value, ends: False
+        )
         for place, point in enumerate(points)
     ]
     for one in runs:
@@ -122,7 +125,7 @@ def test_a_member_stops_early_where_it_would_alone(config: RunConfig, tmp_path: 
     outcomes = {run.folder.path: outcome for run, outcome in train_population(runs, check=lambda: None)}
     lengths = []
     for place, one in enumerate(runs):
-        solo = train(one.config, output_dir=tmp_path / f"solo-{place}", logger=MemoryLogger())
+        solo = train(one.task.config, output_dir=tmp_path / f"solo-{place}", logger=MemoryLogger())
         lines = one.folder.metric_lines()
         assert [line.step for line in lines] == list(solo.history)
         for line in lines:

@@ -19,10 +19,11 @@ from pytorch_lightning.loggers import Logger
 from experiments.callbacks.checkpoints import CHECKPOINT_FOLDER
 from experiments.callbacks.history import History, NotANumberError, best_epoch, run_metrics
 from experiments.config import RunConfig, load_config, override
-from experiments.data.inputs import forget_opened, open_data_once, open_decoded_once, open_features_once, uses_features
+from experiments.data.inputs import forget_opened, open_data_once, open_decoded_once, open_features_once, photo_data
 from experiments.errors import InterruptedRunError
 from experiments.interrupts import Interrupts, Watch
 from experiments.runs.scoring import score_split
+from experiments.task import PhotoTask, task_of
 from experiments.train import TrainResult, export, score_and_export, train, trained_network
 from lightning_modules.caches import photos as photo_files
 from lightning_modules.caches.features import FeatureBatches
@@ -108,7 +109,7 @@ def test_a_resumed_run_ends_with_the_metrics_of_an_uninterrupted_one(
         run(config, tmp_path / "cut", StopAfterEpoch(1))
     resumed = run(config, tmp_path / "cut")
     assert timeless(resumed) == timeless(whole)
-    networks = [trained_network(config, 3, result.output_dir).state_dict() for result in (resumed, whole)]
+    networks = [trained_network(result.task, result.output_dir).state_dict() for result in (resumed, whole)]
     for one, other in zip(*(network.values() for network in networks), strict=True):
         assert torch.equal(one, other)
 
@@ -124,7 +125,7 @@ def test_a_run_folder_that_was_moved_resumes_with_its_best_epoch(config: RunConf
     (tmp_path / "here").rename(tmp_path / "there")
     resumed = run(config, tmp_path / "there")
     assert (timeless(resumed), resumed.best_epoch) == (timeless(whole), 1)
-    networks = [trained_network(config, 3, result.output_dir).state_dict() for result in (resumed, whole)]
+    networks = [trained_network(result.task, result.output_dir).state_dict() for result in (resumed, whole)]
     for one, other in zip(*(network.values() for network in networks), strict=True):
         assert torch.equal(one, other)
 
@@ -216,7 +217,7 @@ def test_each_epoch_draws_one_of_the_cached_views(config: RunConfig, tmp_path: P
 
 def test_a_head_that_is_not_linear_is_trained_on_decoded_photos(config: RunConfig, tmp_path: Path) -> None:
     config = override(config, {"model.backbone": "squeezenet1_1", "data.image_size": 64, "trainer.max_epochs": 1})
-    assert not uses_features(config)
+    assert isinstance(task_of(config), PhotoTask)
     assert open_decoded_once(config) is not None
     run(config, tmp_path)
     with pytest.raises(ValueError, match=r"data\.cache features needs a linear head, which squeezenet1_1 lacks"):
@@ -293,9 +294,11 @@ def test_a_loss_that_is_no_number_stops_the_run_and_says_what_to_try(config: Run
 
 def test_the_export_scores_as_the_trainer_does(config: RunConfig, tmp_path: Path) -> None:
     result = run(config, tmp_path)
-    folder = export(config, result.data.folders, tmp_path, tmp_path / "export", result.metrics)
+    folder = export(result.task, tmp_path, tmp_path / "export", result.metrics)
     check_golden(folder)
-    scores = score_split(load_export(folder).network, result.data, result.data.folders.valid)
+    scores = score_split(
+        load_export(folder).network, photo_data(config, result.task.folders), result.task.folders.valid
+    )
     assert scores.probabilities == pytest.approx(result.validation.probabilities, abs=1e-5)
     assert scores.metrics("val")["val_loss"] == pytest.approx(result.metrics["val_loss"], abs=1e-5)
 
@@ -308,7 +311,9 @@ def test_an_export_has_float32_scores_whatever_training_computed_in(
     result = run(override(config, values), tmp_path)
     measured = score_and_export(result, tmp_path / "export", tmp_path / "scores.npz")
     noted = json.loads((tmp_path / "export" / "model.json").read_text())["metrics"]
-    again = score_split(load_export(tmp_path / "export").network, result.data, result.data.folders.valid)
+    again = score_split(
+        load_export(tmp_path / "export").network, photo_data(config, result.task.folders), result.task.folders.valid
+    )
     for name, value in again.metrics("val").items():
         assert noted[name] == measured[name] == pytest.approx(value, abs=1e-6)
     of_epochs = {epoch: values["val_loss"] for epoch, values in result.history.items()}
@@ -369,4 +374,4 @@ def test_a_last_batch_of_one_image_trains_where_batch_norm_does(
     result = run(config, tmp_path)
     assert sorted(result.history) == [1, 2]
     assert all(0 < metrics["train_loss"] < 100 for metrics in result.history.values())
-    check_golden(export(config, result.data.folders, tmp_path, tmp_path / "export", {}))
+    check_golden(export(result.task, tmp_path, tmp_path / "export", {}))

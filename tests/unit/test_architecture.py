@@ -39,6 +39,7 @@ ORDER = {
         "study",
         "figures",
         "train",
+        "task",
         "callbacks",
         "runs",
         "data",
