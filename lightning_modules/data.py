@@ -24,7 +24,7 @@ from lightning_modules.augmentation import Augment, augment, draw_numbers
 from lightning_modules.caches.photos import PhotoFiles, Photos
 from lightning_modules.folders import ClassFolders, Split
 from lightning_modules.inference import Preprocessing
-from lightning_modules.threads import default_threads, open_threads
+from lightning_modules.process import default_threads, open_threads
 
 IGNORED_LABEL = -100
 """Label of padding in the last shard of a distributed evaluation; losses and metrics skip it."""

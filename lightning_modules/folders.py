@@ -30,7 +30,7 @@ from lightning_modules.listing import (
     split_folders,
     why_no_photo,
 )
-from lightning_modules.threads import open_threads
+from lightning_modules.process import open_threads
 
 _log = logging.getLogger(__name__)
 Progress = Callable[[Iterable[Path], int], Iterable[Path]]

@@ -19,7 +19,7 @@ from torchvision.transforms.v2 import functional as F
 from lightning_modules.caches.array_cache import GB, CacheTooSmallError, open_array
 from lightning_modules.folders import Split, read_photo
 from lightning_modules.inference import DECODER_VERSION, BadImageError, Preprocessing, open_image
-from lightning_modules.threads import open_threads
+from lightning_modules.process import open_threads
 
 SHORT_SIDE = 1.15
 """Short side of a photo before a random crop, as a multiple of image_size."""

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from lightning_modules.cores import cpu_quotas, usable_cores
-from lightning_modules.threads import default_threads, limit_threads
+from lightning_modules.process import default_threads, limit_threads
 
 
 def machine(root: Path, groups: str, files: dict[str, str]) -> Path:
@@ -64,6 +64,6 @@ def test_decoding_and_training_take_no_more_threads_than_cores(monkeypatch: pyte
     asked: list[int] = []
     monkeypatch.setattr("torch.get_num_threads", lambda: 16)
     monkeypatch.setattr("torch.set_num_threads", asked.append)
-    monkeypatch.setattr("lightning_modules.threads.usable_cores", lambda: 3)
+    monkeypatch.setattr("lightning_modules.process.usable_cores", lambda: 3)
     limit_threads()
     assert (asked, default_threads()) == ([3], 3)
