@@ -23,7 +23,7 @@ from torchvision.transforms import v2
 from benchmarks.common import parser, report, spread
 from experiments.config import load_config, with_recipe
 from experiments.data.inputs import open_data_once, open_decoded_once, photo_data
-from lightning_modules.memory import keep_memory
+from lightning_modules.process import prepare_process
 
 BATCH_SIZE = 64
 
@@ -36,7 +36,7 @@ def main() -> None:
     command.add_argument("--repeat", type=int, default=5)
     arguments = command.parse_args()
     size = arguments.image_size
-    keep_memory()  # as `train()` does
+    prepare_process()
     with tempfile.TemporaryDirectory() as folder:
         values: dict[str, object] = {"data.name": "folder", "data.root": arguments.data, "data.image_size": size}
         values |= {"data.batch_size": BATCH_SIZE, "data.cache_dir": Path(folder)}

@@ -38,6 +38,7 @@ from experiments.study.epochs import with_max_epochs
 from experiments.train import train
 from lightning_modules.caches.features import FeatureSet
 from lightning_modules.metrics import VAL_ACCURACY, VAL_LOSS
+from lightning_modules.process import prepare_process
 
 SIZE = 128
 GRID = np.logspace(-5, 0, 11)
@@ -208,6 +209,7 @@ def main() -> None:
     command.add_argument("--sampler", help="sweep.sampler in place of its default")
     command.add_argument("--own-views", action="store_true", help="augmented views of its own for each seed")
     arguments = command.parse_args()
+    prepare_process()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     sweep.Publisher = NoPublisher  # type: ignore[assignment]
     figures: dict[str, object] = {}

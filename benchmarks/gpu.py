@@ -36,6 +36,7 @@ from experiments.train import train
 from lightning_modules.heads.population import HeadPopulation, Member
 from lightning_modules.metrics import IMAGES_PER_SECOND
 from lightning_modules.network import find_head, trainable_modules
+from lightning_modules.process import prepare_process
 
 MODES = ("all", "last_block", "head")
 POPULATION = 64
@@ -140,6 +141,7 @@ def main() -> None:
     command.add_argument("--compile", action="store_true", help="compile both sides")
     command.add_argument("--modes", nargs="+", choices=MODES, default=MODES)
     arguments = command.parse_args()
+    prepare_process()
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
     rows: list[tuple[str, str]] = []
     figures: dict[str, object] = {"compiled": arguments.compile}

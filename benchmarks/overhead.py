@@ -31,6 +31,7 @@ from experiments import sweep
 from experiments.config import RunConfig, load_config, with_recipe
 from experiments.data.inputs import new_network, open_data_once, open_decoded_once, photo_data
 from experiments.train import train
+from lightning_modules.process import prepare_process
 
 
 class EpochTimer(Callback):
@@ -124,6 +125,7 @@ def main() -> None:
     command.add_argument("--repeat", type=int, default=5)
     command.add_argument("--trials", type=int, default=1000)
     arguments = command.parse_args()
+    prepare_process()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
     with tempfile.TemporaryDirectory() as name:

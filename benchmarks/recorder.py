@@ -25,6 +25,7 @@ from benchmarks.common import parser, report, spread, write_photos
 from experiments.config import RunConfig, load_config, override, with_recipe
 from experiments.console import quiet_libraries
 from experiments.train import train
+from lightning_modules.process import prepare_process
 
 PHOTOS = 800
 CASES = {
@@ -65,6 +66,7 @@ def main() -> None:
     command = parser(__doc__ or "")
     command.add_argument("--repeat", type=int, default=5, help="runs of each (default 5)")
     arguments = command.parse_args()
+    prepare_process()
     quiet_libraries()
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)  # it has a handler of its own by now
     torch.set_num_threads(1)

@@ -37,6 +37,7 @@ from experiments.study.population import new_population
 from experiments.study.search_space import Point, SearchSpace, load_search_space
 from experiments.study.study import draw_point, make_pruner
 from experiments.task import HeadTask
+from lightning_modules.process import prepare_process
 
 TRIALS = 40
 OTHER_DRAWS = 1_000
@@ -263,6 +264,7 @@ def main() -> None:
     command.add_argument("--sampler", default="tpe", help="sweep.sampler in place of tpe")
     command.add_argument("--pruner", default="hyperband", help="sweep.pruner in place of hyperband")
     arguments = command.parse_args()
+    prepare_process()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     measured = {}
     with tempfile.TemporaryDirectory() as folder:

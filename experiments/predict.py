@@ -21,6 +21,7 @@ from lightning_modules.data import ClassFolderData
 from lightning_modules.folders import ClassFolders, read_class_names, read_photo
 from lightning_modules.inference import MANIFEST_FILE, BadImageError, Model, decode_image, load_export
 from lightning_modules.listing import photos_below, printable, split_folders
+from lightning_modules.process import prepare_process
 
 REGISTRY = ("models:/", "runs:/")
 """Prefixes of MLflow's URIs of models."""
@@ -116,6 +117,7 @@ def evaluate_export(export: Path, config: RunConfig, split: str) -> Evaluation:
         UserError: if the data set has no such split, or other classes; if its validation split would have to be cut
             from train and may have photos that the model was trained on; if `output_dir` can't be written.
     """
+    prepare_process()
     require_folder("output_dir", config.output_dir)
     check_photos(config.data)
     model = load_export(export)

@@ -33,6 +33,7 @@ from experiments.tracking.publisher import LOCK_FILE, Publication, Publisher
 from experiments.train import data_facts, export, score_and_export, train
 from lightning_modules.launchers import is_first_process
 from lightning_modules.locks import KernelLock
+from lightning_modules.process import prepare_process
 
 RUN_FOLDER = "EXPERIMENTS_RUN_FOLDER"
 """Environment variable that tells the processes of further devices where the first one trains."""
@@ -111,6 +112,7 @@ def train_run(
         TrackingError: if MLflow stays away.
         InterruptedRunError: after Ctrl-C.
     """
+    prepare_process()
     num_processes = config.trainer.num_processes
     if not is_first_process(num_processes):
         _train_along(config, place)

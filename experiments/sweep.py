@@ -78,6 +78,7 @@ from experiments.tracking.publisher import LOCK_FILE, Publication, Publisher
 from experiments.train import data_facts, export, train
 from lightning_modules.cores import usable_cores
 from lightning_modules.metrics import summary, to_minimize
+from lightning_modules.process import prepare_process
 
 POPULATION = 10
 """Heads that train together unless `sweep.population` says otherwise: a sampler learns from each ten."""
@@ -114,6 +115,7 @@ def run_sweep(config: RunConfig, *, more: int = 0) -> SweepResult:
         TrackingError: if MLflow stays away; nothing is lost.
         InterruptedRunError: after Ctrl-C.
     """
+    prepare_process()
     space = study_space(config)
     check_sweep(config, space)
     forget_opened()
@@ -549,6 +551,7 @@ def _worker_main(
     die_with_parent()
     if training_device(config).type == "cpu":
         _pin(index, config.sweep.workers)
+    prepare_process()
     interrupts = Interrupts([signal.SIGTERM])
     study = load_study(config, config.sweep.study_name, interrupts.raise_if_requested)
     study.pruner = make_pruner(config)

@@ -358,7 +358,7 @@ def _hardware_tags() -> dict[str, str]:
     # Whoever trains has imported torch; nobody else is to pay seconds for a tag.
     if torch := sys.modules.get("torch"):
         names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
-        threads = min(torch.get_num_threads(), usable_cores())  # as `limit_threads` will have it
+        threads = min(torch.get_num_threads(), usable_cores())  # as `prepare_process` sets it
         tags |= {"hardware.gpu": ", ".join(names) or "none", "hardware.threads": str(threads)}
     return tags
 

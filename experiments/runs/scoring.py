@@ -114,10 +114,8 @@ def predict_log_probabilities(network: nn.Module, batches: Iterable[Tensor]) -> 
     import torch
 
     from experiments.interrupts import raise_if_interrupted
-    from lightning_modules.memory import keep_memory
     from lightning_modules.precision import exact_float32
 
-    keep_memory()
     rows = []
     with torch.inference_mode(), exact_float32():
         for batch in batches:

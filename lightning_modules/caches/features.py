@@ -21,7 +21,6 @@ from lightning_modules.caches.array_cache import open_array
 from lightning_modules.caches.photos import Progress, cache_key
 from lightning_modules.data import IGNORED_LABEL, ClassFolderData, EpochBatches, ShardedSampler
 from lightning_modules.folders import Split
-from lightning_modules.memory import keep_memory
 from lightning_modules.network import find_head
 from lightning_modules.precision import exact_float32
 
@@ -86,7 +85,6 @@ def compute_features(
     Raises:
         CacheTooSmallError: if `max_gb` is less than one split's features.
     """
-    keep_memory()
     head_name = find_head(network)
     head = network.get_submodule(head_name)
     assert isinstance(head, nn.Linear), "the caller has checked it"

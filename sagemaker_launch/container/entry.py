@@ -30,6 +30,7 @@ from lightning_modules import metrics
 from lightning_modules.files import replaced_whole
 from lightning_modules.launchers import is_first_process
 from lightning_modules.locks import KernelLock
+from lightning_modules.process import prepare_process
 from sagemaker_launch.container.hyperparameters import TUNING_OBJECTIVE, decode
 from sagemaker_launch.container.metric_lines import environment_line, facts_line, metric_line, write_line
 from sagemaker_launch.container.smdebug.callback import DebuggerHook
@@ -82,6 +83,7 @@ class Job:
 
 def main() -> None:
     """Run the job; an error becomes its FailureReason."""
+    prepare_process()
     quiet_libraries()
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     base = Path(os.environ.get("SAGEMAKER_BASE_DIR", "/opt/ml"))

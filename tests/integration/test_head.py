@@ -12,6 +12,7 @@ from pytorch_lightning.callbacks import Callback
 from experiments.config import RunConfig, load_config
 from experiments.train import TrainResult, train, trained_network
 from lightning_modules.heads.head import HeadClassifier
+from lightning_modules.process import prepare_process
 from tests.conftest import tiny
 from tests.integration.test_train import MemoryLogger, timeless
 
@@ -98,5 +99,6 @@ def test_no_step_looks_for_a_gpu_where_there_is_none(
     monkeypatch.setenv("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # as Lightning leaves it
     searches: list[int] = []
     monkeypatch.setattr(torch.cuda, "_device_count_nvml", lambda: searches.append(1) or 0)
+    prepare_process()
     run(load_config(None, tiny(photos, tmp_path) | {"trainer.max_epochs": 10}), tmp_path)
     assert len(searches) < 10, "the run has 30 steps"

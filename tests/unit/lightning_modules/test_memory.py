@@ -10,7 +10,7 @@ import pytest
 
 PAGES = """
 import resource, sys, torch
-from lightning_modules.memory import keep_memory
+from lightning_modules.process import keep_memory
 
 def new_pages():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
