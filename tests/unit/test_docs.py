@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import REPOSITORY
+from tests.unit.test_architecture import OURS
 
 DOCS = REPOSITORY / "docs"
 DECISIONS = DOCS / "decisions"
@@ -16,6 +17,8 @@ PAGES = (
     *sorted(DOCS.rglob("*.md")),
 )
 MAX_COLUMNS = 120
+GIVEN_BY_A_JOB = {"code/inference.py", "code/serve.py", "train.py"}
+"""Files of an archive or a channel, and a name that is ours, too."""
 ENTRY = re.compile(r"## (\d+)\. (.+)\n\n(\S+) · (in force|replaced by \d+) · (.+)\n\n\S")
 INDEX_ROW = re.compile(r"\| (\d+) \| (.+) \| \[(.+)\]\((.+)\) \| (\S+) \|")
 
@@ -57,3 +60,25 @@ def test_every_decision_has_a_number_a_date_a_status_and_what_decided_it() -> No
     assert sorted(found) == list(range(1, len(found) + 1))
     index = {int(number): (*rest,) for number, *rest in INDEX_ROW.findall((DECISIONS / "README.md").read_text())}
     assert index == found, "docs/decisions/README.md lists every decision with its title, package and date"
+
+
+def test_the_architecture_page_explains_before_its_tables() -> None:
+    before, _, tables = (DOCS / "architecture.md").read_text().partition("\n## Tables\n")
+    assert len(before.splitlines()) <= 100
+    objects = re.findall(r"^\*\*(\w+(?: \w+)?)\*\*", before.partition("## Ten objects")[2], re.MULTILINE)
+    assert len(objects) == 10, objects
+    assert "\n| " in tables
+    assert "\n| " not in before
+
+
+@pytest.mark.parametrize("page", ["architecture.md", "internals.md"])
+def test_a_module_that_a_page_names_exists(page: str) -> None:
+    found = {
+        path.relative_to(REPOSITORY).as_posix()
+        for room in (*OURS, "tests")
+        for path in (REPOSITORY / room).rglob("*.py")
+    }
+    # A page may leave out the package of its section: `study/claims.py`, `rules.py`.
+    named = set(re.findall(r"(?<![\w/.-])[a-z_]+(?:/[a-z_]+)*\.py\b", (DOCS / page).read_text())) - GIVEN_BY_A_JOB
+    assert len(named) > 15
+    assert [name for name in sorted(named) if not any(f"/{path}".endswith(f"/{name}") for path in found)] == []
