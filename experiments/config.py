@@ -316,11 +316,12 @@ class SweepConfig:
     """Failed trials that one command replaces by new points; one more ends the sweep with an error."""
     timeout_seconds: float | None = field(None, "study", used_by=SEARCHES)
     """No new trial starts after this long; running ones finish."""
-    sampler: Literal["tpe", "gp", "cmaes", "random", "grid"] = field("tpe", "study")
-    """How Optuna chooses the next point."""
+    sampler: Literal["tpe", "gp", "cmaes", "random", "grid"] | None = field(None, "study")
+    """How Optuna chooses the next point. By default tpe, and gp (a Gaussian process) for the first 200 trials of heads
+    that train together, which need fewer epochs with it."""
     pruner: Literal["hyperband", "median", "none"] | None = field(None, "study")
-    """How Optuna stops bad trials, at the end of each epoch. By default hyperband, and none with sampler gp or cmaes,
-    which learn more from complete trials."""
+    """How Optuna stops bad trials, at the end of each epoch. By default hyperband, and none where the sampler is gp or
+    cmaes, which learn more from complete trials."""
     storage: str | None = field(None, "place", secret=True, used_by=(*TRAINS, "report", "ui"))
     """Optuna storage URL (postgresql://, mysql://, sqlite:///); by default a journal file under output_dir."""
     study_name: str = field("", "study")

@@ -22,7 +22,7 @@ from experiments.errors import UserError
 from experiments.runs.folder import FINGERPRINT, Outcome, RunFolder
 from experiments.study.claims import Claim, Holder, is_abandoned, is_claimed_here, lock_trial, take
 from experiments.study.identity import Photos, StudyIdentity, read_identity, write_identity
-from experiments.study.samplers import make_sampler
+from experiments.study.samplers import make_sampler, sampler_name
 from experiments.study.search_space import (
     ChoiceRange,
     FloatRange,
@@ -295,7 +295,7 @@ def copy_in_time(study: optuna.Study, seconds: float) -> optuna.Study:
 
 def make_pruner(config: RunConfig) -> BasePruner:
     """The pruner that `sweep.pruner` names, or that suits the sampler; all of them act on epochs, counted from 1."""
-    pruner = config.sweep.pruner or ("none" if config.sweep.sampler in ("gp", "cmaes") else "hyperband")
+    pruner = config.sweep.pruner or ("none" if sampler_name(config) in ("gp", "cmaes") else "hyperband")
     if pruner == "hyperband":
         return HyperbandPruner(min_resource=1, max_resource=config.trainer.epochs)
     if pruner == "median":
@@ -371,13 +371,9 @@ def claim(
 
 
 def draw_point(study: optuna.Study, config: RunConfig, space: SearchSpace, trial_id: int) -> tuple[Trial, Point]:
-    """A running trial and its point: drawn now, or completed where a kill came before it was drawn.
-
-    The sampler is seeded by the trial's number: a study that was interrupted draws what it would have drawn, and
-    machines that ask at the same time draw different points.
-    """
+    """A running trial and its point: drawn now, or completed where a kill came before it was drawn."""
     number = study._storage.get_trial(trial_id).number
-    study.sampler = make_sampler(study, config, space, seed=(config.seed * 100_003 + number) % 2**32)
+    study.sampler = make_sampler(study, config, space, number)
     trial = Trial(study, trial_id)
     return trial, suggest(trial, space)
 

@@ -16,6 +16,7 @@ from optuna.trial import TrialState
 from benchmarks.samplers import EPOCHS, NARROW, WIDE, Diverges, diverging_share, gap, search
 from experiments.config import RunConfig, override
 from experiments.runs.folder import Outcome
+from experiments.study.samplers import sampler_name
 from experiments.study.study import claim, diverged_outcome, make_pruner, open_study, suggest, tell
 from tests.unit.experiments.study.test_study import (
     GRID,
@@ -135,6 +136,19 @@ def test_a_sampler_that_wants_whole_trials_has_no_pruner_unless_it_is_named(samp
     config = override(RunConfig(), {"sweep.sampler": sampler, "trainer.max_epochs": EPOCHS})
     assert type(make_pruner(config)) is kind
     assert type(make_pruner(override(config, {"sweep.pruner": "hyperband"}))) is HyperbandPruner
+
+
+@pytest.mark.parametrize(
+    ("population", "number", "sampler", "pruner"),
+    [(1, 0, "tpe", HyperbandPruner), (10, 0, "gp", NopPruner), (2, 199, "gp", NopPruner), (2, 200, "tpe", NopPruner)],
+)
+def test_heads_that_train_together_are_chosen_by_a_gaussian_process_while_it_is_fast(
+    population: int, number: int, sampler: str, pruner: type
+) -> None:
+    config = override(RunConfig(), {"sweep.population": population, "trainer.max_epochs": EPOCHS})
+    assert sampler_name(config, number) == sampler
+    assert type(make_pruner(config)) is pruner
+    assert sampler_name(override(config, {"sweep.sampler": "random"}), number) == "random"
 
 
 def test_a_gaussian_process_beats_random_search() -> None:

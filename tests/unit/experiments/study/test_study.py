@@ -839,7 +839,7 @@ def test_a_study_over_a_grid_ends_with_the_grid(tmp_path: Path, caplog: pytest.L
 def test_a_grid_of_ranges_is_refused(tmp_path: Path) -> None:
     config = make_config(tmp_path, sampler="grid")
     with pytest.raises(ValueError, match=r"optimizer\.learning_rate must be a choice for sampler grid"):
-        make_sampler(optuna.create_study(), config, SPACE, seed=0)
+        make_sampler(optuna.create_study(), config, SPACE, 0)
 
 
 def test_another_seed_draws_other_points(tmp_path: Path) -> None:
