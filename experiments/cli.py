@@ -337,7 +337,7 @@ def command_parser() -> argparse.ArgumentParser:
 def command_line(
     program: str, text: str, add_commands: Callable[[Any], None], kinds: Mapping[str, type]
 ) -> argparse.ArgumentParser:
-    """A parser of commands whose help goes on with the fields that the command uses.
+    """A parser of commands whose help ends with the fields that the command uses.
 
     Args:
         add_commands: gets what `add_subparsers` returns; each parser that it adds has a default `uses`, the names of

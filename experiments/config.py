@@ -582,7 +582,7 @@ def load_settings(
 
     Args:
         option: the option that names the preset.
-        prefix: what stands before a field's name on the command line.
+        prefix: prefix of the fields on the command line.
     """
     values: dict[str, object] = {}
     if preset is not None:

@@ -122,7 +122,7 @@ def quiet_libraries() -> None:
     warnings.filterwarnings("ignore", "Found .* in eval mode at the start of training.*")
     # tqdm in a notebook without ipywidgets: progress is said in lines there.
     warnings.filterwarnings("ignore", "IProgress not found.*")
-    # On a login node of Slurm nobody needs it.
+    # A warning on login nodes of Slurm.
     warnings.filterwarnings("ignore", "The `srun` command is available on your system but is not used.*")
     # A resumed run writes its checkpoints where the first part did.
     warnings.filterwarnings("ignore", ".*Checkpoint directory .* exists and is not empty.*")

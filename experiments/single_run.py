@@ -72,8 +72,8 @@ def train_and_register(
 
     Raises:
         UserError: for settings that do not fit, or a study without a complete trial.
-        TrackingError: if MLflow stays away; the same command goes on from there.
-        InterruptedRunError: after Ctrl-C; the same command goes on from there.
+        TrackingError: if MLflow does not answer; the same command continues.
+        InterruptedRunError: after Ctrl-C; the same command continues.
     """
     tags: dict[str, str] = {}
     if from_best is not None:
@@ -245,7 +245,7 @@ def _claim_folder(
         try:
             lock = KernelLock(folder.path / "lock").acquire(timeout=0)
         except Timeout:
-            continue  # somebody is training it right now
+            continue  # another process is training it
         if not _has_all_steps(folder, registers=registers) and folder.fingerprint in (None, fingerprint):
             return folder, lock
         lock.lock.release()

@@ -1,7 +1,7 @@
 """What a run trains: photos through the network, or a head on the features of its frozen backbone.
 
-`task_of` decides which one, once. A task is a description that opens nothing until it is asked to. It has the module,
-the data, the precision and the way to the whole network, so that what trains it does not ask again.
+`task_of` decides which one, once. A task opens nothing until it is asked to. It has the module, the data,
+the precision and the way to the whole network, so training does not ask again.
 """
 
 from __future__ import annotations
@@ -197,7 +197,7 @@ Task = PhotoTask | HeadTask
 
 
 def _module_options(config: RunConfig, folders: ClassFolders) -> dict[str, Any]:
-    """What the modules of both tasks take."""
+    """Options of the modules of both tasks."""
     return {
         "num_classes": len(folders.class_names),
         "optimizer": config.optimizer.name,

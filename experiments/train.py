@@ -69,9 +69,9 @@ def train(
 
     Args:
         config: what to train, as `resolve_config` returns it.
-        output_dir: where checkpoints go; a run that was killed goes on from here.
+        output_dir: folder of checkpoints; a run that was killed resumes from them.
         logger: gets the metrics of each epoch.
-        callbacks: pruning, progress, debugging: what the caller wants to happen on the way.
+        callbacks: further callbacks, for pruning, progress or debugging.
         single_steps: whether they must see each step; a head on cached features takes many at once otherwise.
 
     Raises:
@@ -118,7 +118,7 @@ def train(
     try:
         trainer.fit(model, datamodule=data, ckpt_path=checkpoints.find_whole())
     except SIGTERMException as error:
-        # Lightning listens to SIGTERM too, and ends the process after the epoch as if nothing were left to do.
+        # Lightning handles SIGTERM too, and ends the process after the epoch as if nothing were left to do.
         raise InterruptedRunError from error
     if failure := trainer.strategy.broadcast(history.failure):
         raise diverged(max(history.epochs), failure)
@@ -185,7 +185,7 @@ def score_and_export(
 
 
 def data_facts(folders: ClassFolders) -> dict[str, str | int]:
-    """What a run notes about its data beside its config."""
+    """Facts about the data of a run, recorded beside its config."""
     return {
         FINGERPRINT: folders.fingerprint,
         "data.classes": len(folders.class_names),

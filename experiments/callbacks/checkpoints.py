@@ -36,7 +36,7 @@ class Checkpoints(Checkpoint):
         self._history, self._seconds, self._written = history, 60 * minutes, 0.0
 
     def find_whole(self) -> Path | None:
-        """The checkpoint to resume from; None to begin. Damage is said, and costs as little as it can."""
+        """The checkpoint to resume from; None for a new training. Damage is reported, and costs as little as possible."""
         if self.best.is_file() and not is_whole(self.best):
             say(f"{self.best} is damaged: the run is trained again from its beginning")
             return None
@@ -52,7 +52,7 @@ class Checkpoints(Checkpoint):
         self._written = time.monotonic()
 
     def on_train_batch_end(self, trainer: pl.Trainer, *args: Any, **kwargs: Any) -> None:
-        """Save if it is time and the epoch goes on."""
+        """Save if it is time and the epoch has not ended."""
         # An epoch that ends here is validated first. Lightning takes one that was saved after its last batch for a
         # finished one and never validates it, and one that was saved with a decision to stop is never validated either.
         if not self._seconds or trainer.is_last_batch or trainer.should_stop:
@@ -71,7 +71,7 @@ class Checkpoints(Checkpoint):
 
 
 def is_whole(checkpoint: Path) -> bool:
-    """Whether a file is a checkpoint that nothing was cut off from, and no byte of it changed."""
+    """Whether a file is a complete, undamaged checkpoint."""
     try:
         with zipfile.ZipFile(checkpoint) as file:
             return file.testzip() is None
@@ -80,7 +80,7 @@ def is_whole(checkpoint: Path) -> bool:
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes a checkpoint beside its place and renames it, so that a kill never leaves half a file under its name.
+    """Writes a checkpoint under a temporary name and renames it, so that a kill never leaves half a file.
 
     Lightning's own writer goes through a temporary folder, which may be on another file system.
     """

@@ -1,4 +1,4 @@
-"""When torch.compile is worth its time."""
+"""Compile the network if it saves time."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from experiments.console import duration, say
 from lightning_modules import metrics
 
 MAX_LETTERS = 200
-"""Of what a compiler says."""
+"""Longest message of a compiler that is shown."""
 COMPILE_SECONDS = 60.0
-"""What compiling a ResNet50 for training and validation costs, about."""
+"""Seconds that compiling a ResNet50 for training and validation takes, about."""
 COMPILE_GAIN = 0.11
-"""Share of the training time that it saves: 4,483 against 3,978 images a second (ResNet50, 224 px, bf16, batch 256, one
-H100, torch 2.11)."""
+"""Share of the training time that it saves: 4,483 against 3,978 images per second (ResNet50, 224 px, bf16, batch 256,
+one H100, torch 2.11)."""
 
 
 class CompileWhenItPays(Callback):
-    """Compiles the network after the first epoch, if what that epoch took says that the others will earn it back."""
+    """Compiles the network after the first epoch, if the remaining epochs will save more time than it takes."""
 
     def __init__(self) -> None:
         self._decided = False
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Decide once, also in a run that goes on from a checkpoint."""
+        """Decide once, also in a resumed run."""
         if self._decided:
             return
         self._decided = True
@@ -51,7 +51,7 @@ def compile_network(network: nn.Module) -> None:
         why = " ".join(str(error).partition("Set TORCHDYNAMO_VERBOSE")[0].split())[:MAX_LETTERS]
         say(f"torch.compile failed, training continues without it: {why}")
 
-    # Compile the backward pass in the call too: within `loss.backward()` nothing can catch what fails.
+    # Compile the backward pass in the call too: an error within `loss.backward()` could not be caught.
     functorch_config.force_non_lazy_backward_lowering = True
     try:
         # One more graph for the last batch of an epoch, rather than a slower one for all.

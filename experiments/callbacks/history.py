@@ -30,7 +30,7 @@ def diverged(epoch: int, cause: str) -> NotANumberError:
 
 
 def bad_val_loss(val_loss: float) -> str:
-    """What to say of a val_loss that is no number."""
+    """The message about a val_loss that is not finite."""
     return f"val_loss is {val_loss}: lower optimizer.learning_rate or set trainer.gradient_clip"
 
 
@@ -58,7 +58,7 @@ class History(Callback):
         return best_epoch(self.epochs, self._metric, self._direction)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Note the metrics of the epoch, and end training at a loss that is no number, or once the objective stalls."""
+        """Record the metrics of the epoch, and end training if the loss is not finite or the objective stalls."""
         epoch = trainer.current_epoch + 1
         values = {name: float(value) for name, value in trainer.callback_metrics.items()}
         self.epochs[epoch] = values
@@ -68,7 +68,7 @@ class History(Callback):
             trainer.should_stop = True
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps."""
+        """State for a checkpoint."""
         return {"epochs": self.epochs, "failure": self.failure}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -99,6 +99,6 @@ def has_stalled(epoch: int, best: int, patience: int) -> bool:
 
 
 def run_metrics(epochs: Mapping[int, Mapping[str, float]], best: int) -> dict[str, float]:
-    """What a run came to: the metrics of its best epoch, and the highest accuracy of all epochs."""
+    """Metrics of a run: those of its best epoch, and the highest accuracy of all epochs."""
     highest = max(values[metrics.VAL_ACCURACY] for values in epochs.values())
     return {**epochs[best], metrics.HIGHEST_VAL_ACCURACY: highest}

@@ -1,4 +1,4 @@
-"""`trainer.profile`: what the profiler of a run is told, and to whom it tells its verdict."""
+"""`trainer.profile`: the profiler of a run, and where its verdict is printed and recorded."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def step_profiler(settings: Settings, threads: int, output_dir: Path, logger: Lo
 
     Args:
         settings: what its advice depends on.
-        threads: that put batches together.
+        threads: number of threads that load batches.
     """
 
     def tell(said: str) -> None:

@@ -1,4 +1,4 @@
-"""What a person sees while it runs: a line for each epoch, and a bar with an ETA on a terminal."""
+"""Progress of a run: a line per epoch, and a bar with an ETA on a terminal."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lightning_modules import metrics
 
 
 class EpochProgress(Callback):
-    """Shows how far one run is, and what each epoch came to.
+    """Shows the progress of one run, and the metrics of each epoch.
 
     Args:
         name: of the run.
@@ -54,7 +54,7 @@ class EpochProgress(Callback):
             self._bar.update()
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Say what the epoch came to, once the metrics are in."""
+        """Print the metrics of the epoch."""
         values = {name: float(value) for name, value in trainer.callback_metrics.items()}
         done, of = trainer.current_epoch + 1, trainer.max_epochs or 1
         text = " ".join(metric_text(name, values[name], self.facts) for name in metrics.OBJECTIVES)
@@ -63,11 +63,11 @@ class EpochProgress(Callback):
         say(f"{self.name}: epoch {done}/{of} {text} ({pace} s an epoch, {duration(each * (of - done))} to go)")
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Take the bar away."""
+        """Remove the bar."""
         self._close()
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Take the bar away, after which Lightning calls no `teardown`: a trial that is pruned ends so."""
+        """Remove the bar; Lightning calls no `teardown` after an exception, such as that of a pruned trial."""
         self._close()
 
     def _close(self) -> None:

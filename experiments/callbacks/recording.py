@@ -1,4 +1,4 @@
-"""`trainer.record`: what the recorder of a run is told, and who hears of its findings."""
+"""`trainer.record`: the recorder of a run, and where its findings are printed and recorded."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def new_recorder(
     logger: Logger,
     history: History,
 ) -> Recorder:
-    """A recorder that says what its rules find, and notes it with the run.
+    """A recorder that prints the findings of its rules, and records them with the run.
 
     Args:
         on_rule: `stop` ends training too.

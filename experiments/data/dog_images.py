@@ -7,7 +7,7 @@ Files in `root`, all of them made here except an archive that a user may put the
     dogImages.zip           an archive placed by hand: used instead of the network, and kept
     dogImages.zip.part      our own download, deleted at the end
     dogImages.zip.part.json what the server said of it
-    dogImages.unpacking/    photos being unpacked, never read by anybody
+    dogImages.unpacking/    photos being unpacked, never read
     dogImages.lock          held by the process at work
 """
 
@@ -171,7 +171,7 @@ def _receive(root: Path, url: str) -> bool:
     """Ask once for the bytes that the part file lacks.
 
     Returns:
-        Whether the part file is whole. If not, the next call goes on from there, or from zero.
+        Whether the part file is whole. If not, the next call continues from there, or from zero.
     """
     part, source = _part(root), _resumable_source(root, url)
     start = _size(part) if source else 0

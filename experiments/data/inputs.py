@@ -28,14 +28,14 @@ from lightning_modules.network import (
 
 
 def forget_opened() -> None:
-    """Look at the files again: a process that runs several sweeps must see what changed between them."""
+    """Scan the files again: a process that runs several sweeps must see changes between them."""
     _open_data.cache_clear()
     _open_features.cache_clear()
     _open_decoded.cache_clear()
 
 
 def open_data_once(config: RunConfig) -> ClassFolders:
-    """The data set, looked through once for all trials of this process.
+    """The data set, scanned once for all trials of this process.
 
     Raises:
         UserError, DownloadError: as `open_data`.
@@ -53,7 +53,7 @@ def open_data_once(config: RunConfig) -> ClassFolders:
 
 
 def say_data(config: RunConfig) -> None:
-    """Say what a command works on: the data set, its classes, and the photos of train, valid and test."""
+    """Print the data set of a command, its classes, and the number of photos of train, valid and test."""
     folders = open_data_once(config)
     splits = (folders.train, folders.valid, folders.test)
     photos = "/".join(str(len(split)) if split else "0" for split in splits)
@@ -110,7 +110,7 @@ def open_features_once(config: RunConfig) -> FeatureSet:
     Raises:
         ValueError: if the network's head is not linear, or the cache is too small.
     """
-    # What a trial may tune without another backbone or other photos leaves the key as it is.
+    # Fields that change neither backbone nor photos do not change the key.
     key = replace(
         _photos_only(config),
         model=replace(config.model, dropout=0.0, label_smoothing=0.0),
@@ -122,7 +122,7 @@ def open_features_once(config: RunConfig) -> FeatureSet:
 def open_decoded_once(config: RunConfig) -> tuple[DecodedPhotos, DecodedPhotos] | None:
     """The decoded training and validation photos, opened once for all trials of this process.
 
-    None if `data.cache` says so, or leaves it open and they do not fit.
+    None if `data.cache` excludes them, or is auto and they do not fit.
 
     Raises:
         CacheError: if they were asked for, and do not fit or cannot be written.
@@ -131,13 +131,13 @@ def open_decoded_once(config: RunConfig) -> tuple[DecodedPhotos, DecodedPhotos] 
 
 
 def _photos_only(config: RunConfig) -> RunConfig:
-    """The config without what makes no difference to the photos. The backbone's recipe says how they are resized."""
+    """The config without fields that do not change the photos. The backbone's recipe says how they are resized."""
     model = ModelConfig(backbone=config.model.backbone)
     return RunConfig(data=replace(config.data, batch_size=1), model=model, seed=config.seed)
 
 
 def training_device(config: RunConfig) -> torch.device:
-    """Where one process trains."""
+    """The device of a process that trains."""
     return torch.device("cuda" if _on_gpu(config) else "cpu")
 
 

@@ -40,7 +40,7 @@ def metric_interval(metric: str, value: float, facts: Mapping[str, object]) -> t
 
 
 def interval_text(metric: str, value: float | None, facts: Mapping[str, object], form: str = ".3f") -> str:
-    """What stands behind a metric's value: ` [low, high]`, or nothing where `metric_interval` has none."""
+    """Suffix of a metric's value: ` [low, high]`, or nothing if `metric_interval` has none."""
     interval = None if value is None else metric_interval(metric, value, facts)
     return "" if interval is None else f" {bracketed(interval, form)}"
 

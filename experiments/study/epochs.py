@@ -43,7 +43,7 @@ def with_max_epochs(config: RunConfig, space: SearchSpace = NO_SPACE) -> RunConf
         space: what a study searches.
 
     Raises:
-        UserError: if it is not set and the photos are in S3, so that nobody here can count them.
+        UserError: if it is not set and the photos are in S3, so that they can't be counted here.
     """
     if EPOCHS in space:
         return override(config, {EPOCHS: max(int(value) for value in extremes(space[EPOCHS]))})

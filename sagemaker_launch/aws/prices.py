@@ -31,7 +31,7 @@ def price_finder(settings: CloudSettings, region: str, component: str = "Trainin
     """Dollars an hour by instance type, each looked up once.
 
     Raises:
-        UserError: from the finder, if nobody knows a price.
+        UserError: from the finder, if no price is known.
     """
     return cache(
         lambda kind: find_price(replace(settings, instance_type=kind), region, component=component).usd_per_hour
@@ -45,7 +45,7 @@ def find_price(settings: CloudSettings, region: str, *, component: str = "Traini
         component: of SageMaker, as the price list calls it: Training, Hosting or Processing.
 
     Raises:
-        UserError: if nobody knows it.
+        UserError: if no price is known.
     """
     if settings.price_per_hour is not None:
         return Price(settings.price_per_hour, "cloud.price_per_hour")

@@ -27,14 +27,14 @@ _MAIN = (
     "import sys; sys.path.append({!r}); from sagemaker_launch.container.smdebug.reader import main; "
     "sys.exit(main(sys.argv[1:]))"
 )
-"""Our code comes last on its path: where it is installed, newer packages lie beside it."""
+"""Our code comes last on its path: an installation of it has newer packages beside it."""
 
 
 def debugger_python(cache_dir: Path) -> Path:
     """The interpreter of the environment, which is built if it is not there.
 
     Raises:
-        UserError: with pip's own message, if the packages are not to be had.
+        UserError: with pip's own message, if the packages are not available.
     """
     parts = [sys.version, sys.base_prefix, REQUIREMENTS.read_text()]
     root = (cache_dir / f"debugger-{hashlib.sha256('|'.join(parts).encode()).hexdigest()[:12]}").resolve()

@@ -68,7 +68,7 @@ def hourly_worst(settings: CloudSettings, region: str) -> HourlyWorst:
     """What an endpoint costs an hour at worst.
 
     Raises:
-        UserError: if nobody knows a price.
+        UserError: if no price is known.
     """
     endpoint = settings.endpoint
     if endpoint.kind != "serverless":

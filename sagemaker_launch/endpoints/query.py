@@ -298,7 +298,7 @@ def _attributes(top_k: int | None) -> dict[str, str]:
 
 
 def _timed(once: Any) -> Answer:
-    """Ask until somebody has time, and note how long the last try took."""
+    """Send until the endpoint is not busy, and measure the last try."""
     for number in range(TRIES):
         started = time.perf_counter()
         try:

@@ -106,7 +106,7 @@ class TensorRecorder:
         except Exception as error:
             self._error = self._error or error
         self.folder.mkdir(parents=True, exist_ok=True)
-        # smdebug leaves this to somebody else where TRAINING_JOB_NAME is set; its readers wait for it.
+        # smdebug does not write this file if TRAINING_JOB_NAME is set; its readers wait for it.
         (self.folder / END_OF_JOB).touch()
 
     def check(self) -> None:

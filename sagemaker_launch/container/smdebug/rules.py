@@ -155,7 +155,7 @@ class Epochs:
         return done
 
     def end(self) -> tuple[float, float] | None:
-        """What the last validation came to."""
+        """Loss of the last validation."""
         if not self._valid or not self._train:
             return None
         means = fmean(self._train), fmean(self._valid)

@@ -31,7 +31,7 @@ DUMMY_CREDENTIALS = {
     "AWS_ACCESS_KEY_ID": "rehearsal",
     "AWS_SECRET_ACCESS_KEY": "rehearsal",
 }
-"""What stands where AWS hands out a role's keys: moto takes any."""
+"""Replaces the keys of a role on AWS: moto accepts any."""
 
 log = logging.getLogger(__name__)
 
