@@ -36,7 +36,7 @@ class Checkpoints(Checkpoint):
         self._history, self._seconds, self._written = history, 60 * minutes, 0.0
 
     def find_whole(self) -> Path | None:
-        """The checkpoint to resume from; None for a new training. Damage is reported, and costs as little as possible."""
+        """The checkpoint to resume from; None for a new training. Damage is reported, and costs little."""
         if self.best.is_file() and not is_whole(self.best):
             say(f"{self.best} is damaged: the run is trained again from its beginning")
             return None
