@@ -10,7 +10,6 @@ import importlib
 from typing import TYPE_CHECKING
 
 _MODULES = {
-    "client": "sagemaker_launch.aws.client",
     "losses_plot": "sagemaker_launch.debugger.page",
     "report_job": "sagemaker_launch.debugger.report",
     "Services": "sagemaker_launch.endpoints.fleet",
@@ -23,7 +22,6 @@ _MODULES = {
     "endpoint_target": "sagemaker_launch.endpoints.query",
     "query_photos": "sagemaker_launch.endpoints.query",
     "watch_job": "sagemaker_launch.jobs.follow",
-    "find_job": "sagemaker_launch.jobs.found",
     "plan_training": "sagemaker_launch.jobs.plan",
     "plan_tuning": "sagemaker_launch.jobs.plan",
     "start_job": "sagemaker_launch.jobs.plan",
@@ -37,7 +35,6 @@ _MODULES = {
 __all__ = sorted(_MODULES)
 
 if TYPE_CHECKING:
-    from sagemaker_launch.aws.client import client as client
     from sagemaker_launch.debugger.page import losses_plot as losses_plot
     from sagemaker_launch.debugger.report import report_job as report_job
     from sagemaker_launch.endpoints.fleet import Services as Services
@@ -50,7 +47,6 @@ if TYPE_CHECKING:
     from sagemaker_launch.endpoints.query import endpoint_target as endpoint_target
     from sagemaker_launch.endpoints.query import query_photos as query_photos
     from sagemaker_launch.jobs.follow import watch_job as watch_job
-    from sagemaker_launch.jobs.found import find_job as find_job
     from sagemaker_launch.jobs.plan import plan_training as plan_training
     from sagemaker_launch.jobs.plan import plan_tuning as plan_tuning
     from sagemaker_launch.jobs.plan import start_job as start_job

@@ -7,9 +7,9 @@ from typing import Any
 
 from sagemaker_launch.aws.client import region
 from sagemaker_launch.aws.prices import price_finder
+from sagemaker_launch.aws.resources import CONFIG, TRAINING
 from sagemaker_launch.endpoints.fleet import FoundEndpoint, Services, project_endpoints
 from sagemaker_launch.jobs.found import FoundJob, children, project_jobs, seconds
-from sagemaker_launch.jobs.launch import CONFIG, TRAINING
 from sagemaker_launch.settings.cloud import CloudSettings
 
 

@@ -17,7 +17,6 @@ from sagemaker_launch.settings.cloud import CloudSettings
 if TYPE_CHECKING:
     from experiments.report.page import Plot
     from sagemaker_launch.jobs.commands import Add
-    from sagemaker_launch.jobs.found import FoundJob
     from sagemaker_launch.jobs.sync import Synchroniser
 
 PAGE = "debug-report.html"
@@ -35,12 +34,9 @@ def _debug_report(settings: CloudSettings, config: RunConfig, arguments: argpars
     if Path(arguments.job).is_dir():
         print(report_folder(config, Path(arguments.job)))
         return
-    from sagemaker_launch.aws.client import client
-    from sagemaker_launch.jobs.found import find_job
     from sagemaker_launch.jobs.sync import Synchroniser
 
-    job = find_job(client("sagemaker", settings), arguments.job)
-    print(report_job(config, job, Synchroniser.open(settings, config), client("s3", settings)))
+    print(report_job(config, arguments.job, Synchroniser.open(settings, config)))
 
 
 def report_folder(config: RunConfig, folder: Path) -> Path:
@@ -55,22 +51,24 @@ def report_folder(config: RunConfig, folder: Path) -> Path:
     return page
 
 
-def report_job(config: RunConfig, job: FoundJob, synchroniser: Synchroniser, s3: Any) -> Path:
+def report_job(config: RunConfig, name: str, synchroniser: Synchroniser) -> Path:
     """Fetch the tensors of a training job, write its report, and bring both job and report into MLflow.
 
     Raises:
         UserError: if it is not a training job that is debugged, or its tensors are not there.
     """
     from experiments.tracking.store import RunStore
+    from sagemaker_launch.jobs.found import find_job
     from sagemaker_launch.shipping.download import fetch_folder
 
-    name, hook = job.name, job.described.get("DebugHookConfig")
+    job = find_job(synchroniser.sagemaker, name)
+    hook = job.described.get("DebugHookConfig")
     if not hook:  # a tuning job has none
         raise UserError(f"{name} must be a training job that is debugged: start one with train --debug")
     (run,) = synchroniser.sync(job)
     tensors = run.path / "tensors"
     uri = f"{hook['S3OutputPath'].rstrip('/')}/{name}/debug-output"
-    if not fetch_folder(s3, uri, tensors):
+    if not fetch_folder(synchroniser.s3, uri, tensors):
         raise UserError(f"{uri} must hold the job's tensors, found nothing: the service copies them as the job runs")
     read, statuses = _judge(config, tensors, job.described)
     page = run.artifacts / PAGE

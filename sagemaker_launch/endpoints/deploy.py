@@ -14,6 +14,7 @@ from experiments.errors import UserError
 from lightning_modules.inference import GOLDEN_TOLERANCE
 from sagemaker_launch.aws.client import error_code
 from sagemaker_launch.aws.logs import Log, failure_reason
+from sagemaker_launch.aws.resources import CONFIG, ENDPOINT, MODEL, Request, check_described, create, tags_of, validate
 from sagemaker_launch.endpoints.fleet import (
     FoundEndpoint,
     Services,
@@ -30,7 +31,6 @@ from sagemaker_launch.endpoints.lease import Lease
 from sagemaker_launch.endpoints.query import Target
 from sagemaker_launch.endpoints.requests import (
     Deployment,
-    Request,
     alarm_names,
     create_endpoint,
     endpoint_tags,
@@ -43,8 +43,6 @@ from sagemaker_launch.endpoints.requests import (
     wake_alarm,
     wake_policy,
 )
-from sagemaker_launch.jobs.fidelity import check_described, validate
-from sagemaker_launch.jobs.launch import CONFIG, ENDPOINT, MODEL, create, tags_of
 from sagemaker_launch.settings.cloud import CloudSettings
 
 

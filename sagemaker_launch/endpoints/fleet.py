@@ -13,9 +13,9 @@ from botocore.exceptions import ClientError
 from experiments.console import say
 from experiments.errors import UserError
 from sagemaker_launch.aws import client as aws
+from sagemaker_launch.aws.resources import CONFIG, ENDPOINT, MODEL, Kind, tags_of
 from sagemaker_launch.endpoints.lease import ENDPOINT_TAG, Lease
 from sagemaker_launch.endpoints.requests import alarm_names, schedule_name, variant_of
-from sagemaker_launch.jobs.launch import CONFIG, ENDPOINT, MODEL, Kind, tags_of
 from sagemaker_launch.settings.cloud import PROJECT_TAG, CloudSettings
 
 POLL_SECONDS = 10.0

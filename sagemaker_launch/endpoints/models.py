@@ -9,8 +9,8 @@ from experiments.config import RunConfig, require
 from experiments.predict import locate_export
 from experiments.tracking.store import RunStore, find_folder
 from sagemaker_launch.aws import client as aws
+from sagemaker_launch.aws.resources import TRAINING
 from sagemaker_launch.jobs.found import best_training_job
-from sagemaker_launch.jobs.launch import TRAINING
 from sagemaker_launch.settings.cloud import CloudSettings
 from sagemaker_launch.shipping.archive import fetch_model
 

@@ -12,11 +12,12 @@ from experiments.errors import UserError
 from experiments.runs.folder import Outcome, RunFolder, now_ms
 from sagemaker_launch.aws import client as aws
 from sagemaker_launch.aws.logs import endpoint_log
+from sagemaker_launch.aws.resources import Request
 from sagemaker_launch.endpoints.budget import HourlyWorst, hourly_worst
 from sagemaker_launch.endpoints.fleet import Services, find_endpoint
 from sagemaker_launch.endpoints.lease import DEFAULT_TTL, Lease, new_lease
 from sagemaker_launch.endpoints.query import open_target
-from sagemaker_launch.endpoints.requests import Deployment, Request, create_endpoint, deployment, update_endpoint
+from sagemaker_launch.endpoints.requests import Deployment, create_endpoint, deployment, update_endpoint
 from sagemaker_launch.settings.cloud import CloudSettings
 from sagemaker_launch.shipping.archive import pack_model
 from sagemaker_launch.shipping.shipment import find_serving_image

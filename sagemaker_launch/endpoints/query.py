@@ -23,9 +23,9 @@ from experiments.errors import UserError
 from lightning_modules.listing import class_name, in_one_spelling, photos_below, printable, why_no_photo
 from sagemaker_launch.aws import client as aws
 from sagemaker_launch.aws.client import error_code
+from sagemaker_launch.aws.resources import CONFIG, ENDPOINT
 from sagemaker_launch.endpoints.fleet import kind_of
 from sagemaker_launch.endpoints.requests import async_uri
-from sagemaker_launch.jobs.launch import CONFIG, ENDPOINT
 from sagemaker_launch.settings.cloud import CloudSettings
 
 MAX_BODY = 6 * 1024 * 1024

@@ -7,14 +7,13 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
 
 from experiments.config import require
+from sagemaker_launch.aws.resources import Request
 from sagemaker_launch.endpoints.lease import ENDPOINT_TAG, Lease
 from sagemaker_launch.settings.cloud import PROJECT_TAG, CloudSettings
 from sagemaker_launch.settings.endpoint import VARIANT, EndpointSettings
 
-Request = dict[str, Any]
 DIMENSION = "sagemaker:variant:DesiredInstanceCount"
 MAX_NAME = 52
 """Characters of an endpoint's name: AWS takes 63, and models and configs have a hash at the end."""

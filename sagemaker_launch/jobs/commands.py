@@ -79,7 +79,7 @@ def _train(settings: CloudSettings, config: RunConfig, arguments: argparse.Names
 
 def _start(settings: CloudSettings, plan: JobPlan, arguments: argparse.Namespace) -> None:
     """Show what it costs, start it, and watch it."""
-    from sagemaker_launch.jobs.fidelity import validate
+    from sagemaker_launch.aws.resources import validate
     from sagemaker_launch.jobs.follow import watch_job
     from sagemaker_launch.jobs.launch import job_name
     from sagemaker_launch.jobs.plan import start_job

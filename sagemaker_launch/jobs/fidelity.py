@@ -2,33 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-import botocore.session
-from botocore.validate import ParamValidator
-
 from experiments.config import RunConfig
+from sagemaker_launch.aws.resources import LostFieldError
 from sagemaker_launch.container.metric_lines import metric_definitions
 from sagemaker_launch.jobs.debugger_fields import PROFILER_REPORT, RELU
 from sagemaker_launch.settings.cloud import PROJECT_TAG, CloudSettings
 from sagemaker_launch.settings.debugger import DebuggerSettings
-
-
-class LostFieldError(RuntimeError):
-    """A configured field is missing from the request, or AWS has another value."""
-
-
-def validate(operation: str, request: Mapping[str, Any]) -> None:
-    """Check a request against botocore's own model of the API, offline.
-
-    Raises:
-        LostFieldError: naming what AWS would refuse.
-    """
-    model = botocore.session.get_session().get_service_model("sagemaker").operation_model(operation)
-    report = ParamValidator().validate(request, model.input_shape)
-    if report.has_errors():
-        raise LostFieldError(f"{operation} would not be taken: {report.generate_report()}")
 
 
 def check_sent(settings: CloudSettings, config: RunConfig, request: Mapping[str, Any]) -> None:
@@ -46,39 +28,6 @@ def check_sent(settings: CloudSettings, config: RunConfig, request: Mapping[str,
         raise LostFieldError(
             f"missing from the request, or sent with another value: {', '.join(lost)}; nothing was started"
         )
-
-
-def check_described(request: Mapping[str, Any], described: Mapping[str, Any], tags: Mapping[str, str]) -> None:
-    """Look for every field of a request in AWS's description of the job.
-
-    Args:
-        tags: what AWS lists as the job's tags, which describe does not tell.
-
-    Raises:
-        LostFieldError: naming the fields that are missing or have another value.
-    """
-    lost = list(_lost({key: value for key, value in request.items() if key != "Tags"}, described, ""))
-    lost += [f"Tags.{tag['Key']}" for tag in request["Tags"] if tags.get(tag["Key"]) != tag["Value"]]
-    if lost:
-        raise LostFieldError(f"AWS has other values than were sent: {', '.join(lost)}")
-
-
-def _lost(sent: Any, found: Any, path: str) -> Iterator[str]:
-    if isinstance(sent, Mapping):
-        for key, value in sent.items():
-            where = f"{path}.{key}" if path else str(key)
-            if not isinstance(found, Mapping) or key not in found:
-                yield where
-            else:
-                yield from _lost(value, found[key], where)
-    elif isinstance(sent, list):
-        if not isinstance(found, list) or len(found) != len(sent):
-            yield path
-            return
-        for number, (one, other) in enumerate(zip(sent, found, strict=True)):
-            yield from _lost(one, other, f"{path}[{number}]")
-    elif sent != found:
-        yield path
 
 
 def _expected(

@@ -11,9 +11,10 @@ from experiments.runs.intervals import metric_text, selection_text
 from lightning_modules import metrics
 from sagemaker_launch.aws import client as aws
 from sagemaker_launch.aws.logs import Log, failure_reason, job_log
+from sagemaker_launch.aws.resources import TRAINING
 from sagemaker_launch.container.metric_lines import parse_lines
 from sagemaker_launch.jobs.found import ENDED, children, seconds
-from sagemaker_launch.jobs.launch import TRAINING, Launched
+from sagemaker_launch.jobs.launch import Launched
 from sagemaker_launch.settings.cloud import CloudSettings
 
 SHOWN = {

@@ -9,7 +9,7 @@ from typing import Any
 
 from experiments.config import RunConfig, is_own_in_job, is_sent, override, require
 from experiments.errors import UserError
-from sagemaker_launch.jobs.launch import TRAINING, TUNING, Kind, tags_of
+from sagemaker_launch.aws.resources import TRAINING, TUNING, Kind, tags_of
 from sagemaker_launch.settings.cloud import PROJECT_TAG, CloudSettings
 
 ENDED = ("Completed", "Failed", "Stopped")

@@ -53,8 +53,8 @@ def _sync(settings: CloudSettings, config: RunConfig, name: str) -> RunFolder:
         ValueError: if there is none of that name, or it has not ended.
     """
     from sagemaker_launch.aws.client import client
+    from sagemaker_launch.aws.resources import TRAINING
     from sagemaker_launch.jobs.found import find_job
-    from sagemaker_launch.jobs.launch import TRAINING
     from sagemaker_launch.jobs.sync import Synchroniser
 
     sagemaker = client("sagemaker", settings)

@@ -12,9 +12,10 @@ from experiments.study.epochs import EPOCHS, resolve_config
 from experiments.study.search_space import SearchSpace
 from sagemaker_launch.aws import client as aws
 from sagemaker_launch.aws.prices import find_price
+from sagemaker_launch.aws.resources import TRAINING, TUNING, Kind, Request
 from sagemaker_launch.jobs.budget import WorstCase, rule_processing, worst_case
 from sagemaker_launch.jobs.fidelity import check_sent
-from sagemaker_launch.jobs.launch import TRAINING, TUNING, Kind, Launched, Request, launch
+from sagemaker_launch.jobs.launch import Launched, launch
 from sagemaker_launch.jobs.requests import number_of_jobs, training_job, tuning_job
 from sagemaker_launch.settings.cloud import CloudSettings
 from sagemaker_launch.shipping.shipment import find_image, make_shipment

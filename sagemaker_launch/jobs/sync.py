@@ -27,10 +27,10 @@ from lightning_modules import metrics
 from sagemaker_launch.aws import client as aws
 from sagemaker_launch.aws.logs import LogLine, failure_reason, job_log
 from sagemaker_launch.aws.prices import price_finder
+from sagemaker_launch.aws.resources import TRAINING, TUNING
 from sagemaker_launch.container.hyperparameters import decode
 from sagemaker_launch.container.metric_lines import ReportedLine, parse_lines
 from sagemaker_launch.jobs.found import ENDED, FoundJob, children, find_job, milliseconds, seconds
-from sagemaker_launch.jobs.launch import TRAINING, TUNING
 from sagemaker_launch.settings.cloud import CloudSettings
 from sagemaker_launch.shipping.archive import fetch_model
 from sagemaker_launch.shipping.download import fetch_folder, fetch_scores
@@ -56,7 +56,7 @@ class Synchroniser:
     def __init__(
         self, config: RunConfig, sagemaker: Any, logs: Any, s3: Any, usd_per_hour: Callable[[str], float]
     ) -> None:
-        self._sagemaker, self._logs, self._s3 = sagemaker, logs, s3
+        self.sagemaker, self._logs, self.s3 = sagemaker, logs, s3
         self._usd_per_hour = usd_per_hour
         self._home = config.output_dir / "cloud"
         self._photo_root = photo_root(config.data)
@@ -74,10 +74,10 @@ class Synchroniser:
     def sync_ended(self, name: str, *, models: bool = False) -> list[RunFolder]:
         """`sync` an ended job until everything has arrived: log and findings of rules come after its end."""
         while True:
-            folders = self.sync(find_job(self._sagemaker, name), models=models)
+            folders = self.sync(find_job(self.sagemaker, name), models=models)
             if all(folder.outcome is not None for folder in folders):
                 return folders
-            time.sleep(1.0 if aws.is_rehearsal(self._sagemaker) else POLL_SECONDS)
+            time.sleep(1.0 if aws.is_rehearsal(self.sagemaker) else POLL_SECONDS)
 
     def sync(self, job: FoundJob, *, models: bool = False) -> list[RunFolder]:
         """Bring MLflow up to date with a job and, for a tuning job, with its training jobs.
@@ -97,7 +97,7 @@ class Synchroniser:
         parent_run_id = self._store.push_or_wait(parent)
         folders = [parent]
         best = job.described.get("BestTrainingJob", {}).get("TrainingJobName")
-        listed = children(self._sagemaker, job.name)
+        listed = children(self.sagemaker, job.name)
         self._whole = self._find_whole([summary["TrainingJobName"] for summary in listed])
         for summary in tqdm(listed, desc="sync", unit="job", disable=not sys.stderr.isatty()):
             name = summary["TrainingJobName"]
@@ -155,7 +155,7 @@ class Synchroniser:
         folder = self._folder(name, summary[TRAINING.arn], summary["CreationTime"])
         if folder.exists and folder.outcome is not None and (folder.export.is_dir() or not models):
             return folder  # it can't change any more
-        described = TRAINING.describe(self._sagemaker, name)
+        described = TRAINING.describe(self.sagemaker, name)
         params = {**_as_at_home(decode(described["HyperParameters"])), **_machine(described)}
         if not folder.exists:
             self._start(folder, name, params, described[TRAINING.arn], described["CreationTime"], tags)
@@ -173,7 +173,7 @@ class Synchroniser:
                 say(f"{name} failed: {reason}")
             folder.finish(self._outcome(described, reported, reason), ended_ms=milliseconds(_ended(described)))
         if models and described[TRAINING.status] == "Completed" and not folder.export.is_dir():
-            fetch_model(self._s3, described["ModelArtifacts"]["S3ModelArtifacts"], folder.export)
+            fetch_model(self.s3, described["ModelArtifacts"]["S3ModelArtifacts"], folder.export)
             self._draw_scores(folder, described)
         return folder
 
@@ -182,7 +182,7 @@ class Synchroniser:
         output = described["OutputDataConfig"]["S3OutputPath"].rstrip("/")
         try:
             fetch_scores(
-                self._s3, f"{output}/{described[TRAINING.name]}/output/output.tar.gz", folder.scores, self._photo_root
+                self.s3, f"{output}/{described[TRAINING.name]}/output/output.tar.gz", folder.scores, self._photo_root
             )
         except ValueError as error:
             say(f"{described[TRAINING.name]} has no pictures: {error}")
@@ -204,7 +204,7 @@ class Synchroniser:
         if sent.get("trainer.record", "none") == "none" and sent.get("trainer.profile", "false").lower() == "false":
             return
         place = described["CheckpointConfig"]["S3Uri"].rstrip("/")
-        fetch_folder(self._s3, f"{place}/{described[TRAINING.name]}/{folder.artifacts.name}", folder.artifacts)
+        fetch_folder(self.s3, f"{place}/{described[TRAINING.name]}/{folder.artifacts.name}", folder.artifacts)
         if folder.needs_drawing:
             draw_once(folder.path)
 
@@ -217,7 +217,7 @@ class Synchroniser:
         created: datetime,
         tags: Mapping[str, str],
     ) -> None:
-        tags = {"origin": aws.origin(self._sagemaker), "arn": arn, "job": name, **tags}
+        tags = {"origin": aws.origin(self.sagemaker), "arn": arn, "job": name, **tags}
         folder.start(name, params, tags, key=_key(arn, created), started_ms=milliseconds(created))
 
     def _folder(self, name: str, arn: str, created: datetime) -> RunFolder:

@@ -35,7 +35,8 @@ from lightning_modules.metrics import TEST_LOSS
 from sagemaker_launch.account.policy import policies
 from sagemaker_launch.aws import client as aws
 from sagemaker_launch.aws.logs import job_log
-from sagemaker_launch.jobs.launch import TRAINING, Launched, launch
+from sagemaker_launch.aws.resources import TRAINING
+from sagemaker_launch.jobs.launch import Launched, launch
 from sagemaker_launch.jobs.requests import training_job
 from sagemaker_launch.rehearse import run_rehearsal
 from sagemaker_launch.settings.cloud import load_cloud

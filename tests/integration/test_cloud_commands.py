@@ -19,9 +19,10 @@ from experiments.study.identity import Photos
 from experiments.study.search_space import load_search_space
 from experiments.study.study import open_study
 from sagemaker_launch.aws import prices
+from sagemaker_launch.aws.resources import TRAINING
 from sagemaker_launch.cli import main
 from sagemaker_launch.jobs.follow import JobFailedError, OwnLines, follow
-from sagemaker_launch.jobs.launch import TRAINING, Launched
+from sagemaker_launch.jobs.launch import Launched
 from sagemaker_launch.settings.cloud import CloudSettings, load_cloud
 from sagemaker_launch.shipping.shipment import find_image, make_shipment
 from sagemaker_launch.shipping.storage import Shipment

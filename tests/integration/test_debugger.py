@@ -28,7 +28,6 @@ from sagemaker_launch.container.smdebug.rules import RULES, make_rule
 from sagemaker_launch.debugger.environment import read_tensors, run_rules
 from sagemaker_launch.debugger.report import report_job
 from sagemaker_launch.jobs.debugger_fields import hook
-from sagemaker_launch.jobs.found import find_job
 from sagemaker_launch.jobs.sync import Synchroniser
 from sagemaker_launch.settings.cloud import load_cloud
 from sagemaker_launch.settings.debugger import DebuggerSettings
@@ -317,7 +316,7 @@ def test_a_report_comes_from_the_bucket_and_goes_into_the_job_s_run(
     config = load_config(None, places)
     account = DebugAccount(config, trained / "zeroed_head" / "tensors")
     synchroniser = Synchroniser(config, account, account, account, {"ml.g5.xlarge": 3.6}.__getitem__)
-    page = report_job(config, find_job(account, "tuning-000"), synchroniser, account)
+    page = report_job(config, "tuning-000", synchroniser)
     text = page.read_text()
     assert "&lt;b&gt;bad" in text and "2026-11-25 09:00:00" in text
     assert "step 0: 26 of 26 gradients are below 1e-07" in text

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from experiments.config import RunConfig
-from sagemaker_launch.jobs.fidelity import LostFieldError, _of_debugger, check_described, check_sent, validate
+from sagemaker_launch.aws.resources import LostFieldError, check_described, validate
+from sagemaker_launch.jobs.fidelity import _of_debugger, check_sent
 from sagemaker_launch.jobs.requests import training_job, tuning_job
 from sagemaker_launch.settings.cloud import CloudSettings, load_cloud
 from sagemaker_launch.settings.debugger import DebuggerSettings

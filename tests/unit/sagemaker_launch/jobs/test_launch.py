@@ -10,9 +10,8 @@ import pytest
 from botocore.exceptions import ClientError, ReadTimeoutError
 
 from experiments.config import RunConfig
-from sagemaker_launch.jobs import launch as launching
-from sagemaker_launch.jobs.fidelity import LostFieldError
-from sagemaker_launch.jobs.launch import TRAINING, TUNING, LaunchError, job_name, launch
+from sagemaker_launch.aws.resources import TRAINING, TUNING, LaunchError, LostFieldError
+from sagemaker_launch.jobs.launch import job_name, launch
 from sagemaker_launch.jobs.requests import training_job
 from sagemaker_launch.settings.cloud import load_cloud
 from tests.unit.sagemaker_launch.jobs.test_requests import BASIC, INPUTS, tune
@@ -68,7 +67,7 @@ def build(seed: int = 0) -> Callable[[str], dict[str, Any]]:
 
 @pytest.fixture(autouse=True)
 def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launching.time, "sleep", lambda _: None)
+    monkeypatch.setattr("sagemaker_launch.aws.resources.time.sleep", lambda _: None)
 
 
 def test_the_same_work_has_the_same_name_and_other_work_another() -> None:
@@ -78,7 +77,7 @@ def test_the_same_work_has_the_same_name_and_other_work_another() -> None:
 
 @pytest.mark.parametrize("label", ["dogs6", "my experiment/№ 7", "-" * 40, "", "a" * 80])
 def test_a_name_is_one_that_a_tuning_job_may_have(label: str) -> None:
-    from sagemaker_launch.jobs.fidelity import validate
+    from sagemaker_launch.aws.resources import validate
 
     request = tune(load_cloud(None, BASIC))
     request["HyperParameterTuningJobName"] = job_name(label, build(), 12)

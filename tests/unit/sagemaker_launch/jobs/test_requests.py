@@ -13,14 +13,9 @@ from experiments.config import RunConfig, load_config, override
 from experiments.fields import fields_of
 from experiments.study.epochs import with_max_epochs
 from experiments.study.search_space import ChoiceRange, FloatRange, IntRange, SearchSpace, study_space
+from sagemaker_launch.aws.resources import LostFieldError, check_described, validate
 from sagemaker_launch.container.hyperparameters import decode, encode
-from sagemaker_launch.jobs.fidelity import (
-    LostFieldError,
-    _expected,
-    check_described,
-    check_sent,
-    validate,
-)
+from sagemaker_launch.jobs.fidelity import _expected, check_sent
 from sagemaker_launch.jobs.requests import training_job, tuning_job
 from sagemaker_launch.settings.cloud import CloudSettings, load_cloud
 from sagemaker_launch.shipping.storage import Inputs

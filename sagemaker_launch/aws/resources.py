@@ -1,0 +1,197 @@
+"""What SageMaker's API keeps: how each kind is created, found, checked and deleted.
+
+A request whose answer got lost (time-out, 5xx, throttling) is sent again under the same name, and AWS gives a name
+only once.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import botocore.session
+from botocore.exceptions import BotoCoreError, ClientError
+from botocore.validate import ParamValidator
+
+from experiments.console import say
+from sagemaker_launch.aws.client import NOT_THERE, error_code
+
+Request = dict[str, Any]
+MAX_TRIES = 6
+"""Tries of a launch whose answer was lost, with pauses that double from half a second."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """The names of one kind of resource in SageMaker's API."""
+
+    operation: str
+    name: str
+    arn: str
+    word: str
+    status: str = ""
+    """Of jobs and endpoints; models and configs have none."""
+
+    @property
+    def create_operation(self) -> str:
+        """The operation as AWS's model calls it."""
+        return f"Create{self.operation.title().replace('_', '')}"
+
+    def describe(self, client: Any, name: str) -> dict[str, Any]:
+        """AWS's description of one."""
+        described: dict[str, Any] = self._call(client, "describe")(**{self.name: name})
+        return described
+
+    def find(self, client: Any, name: str) -> dict[str, Any] | None:
+        """AWS's description of one; None if there is none of that name."""
+        try:
+            return self.describe(client, name)
+        except ClientError as error:
+            if error_code(error) in NOT_THERE:
+                return None
+            raise
+
+    def create(self, client: Any, request: Request) -> None:
+        """Send the request."""
+        self._call(client, "create")(**request)
+
+    def stop(self, client: Any, name: str) -> None:
+        """Ask for a stop."""
+        self._call(client, "stop")(**{self.name: name})
+
+    def delete(self, client: Any, name: str) -> None:
+        """Delete it; it may be deleted already."""
+        try:
+            self._call(client, "delete")(**{self.name: name})
+        except ClientError:
+            if self.find(client, name) is not None:
+                raise
+
+    def _call(self, client: Any, verb: str) -> Callable[..., Any]:
+        call: Callable[..., Any] = getattr(client, f"{verb}_{self.operation}")
+        return call
+
+
+TRAINING = Kind("training_job", "TrainingJobName", "TrainingJobArn", "training job", "TrainingJobStatus")
+TUNING = Kind(
+    "hyper_parameter_tuning_job",
+    "HyperParameterTuningJobName",
+    "HyperParameterTuningJobArn",
+    "tuning job",
+    "HyperParameterTuningJobStatus",
+)
+MODEL = Kind("model", "ModelName", "ModelArn", "model")
+CONFIG = Kind("endpoint_config", "EndpointConfigName", "EndpointConfigArn", "endpoint config")
+ENDPOINT = Kind("endpoint", "EndpointName", "EndpointArn", "endpoint", "EndpointStatus")
+
+
+class LaunchError(RuntimeError):
+    """AWS took the request but no job can be found, or would not take it."""
+
+
+class LostFieldError(RuntimeError):
+    """A configured field is missing from the request, or AWS has another value."""
+
+
+def validate(operation: str, request: Mapping[str, Any]) -> None:
+    """Check a request against botocore's own model of the API, offline.
+
+    Raises:
+        LostFieldError: naming what AWS would refuse.
+    """
+    model = botocore.session.get_session().get_service_model("sagemaker").operation_model(operation)
+    report = ParamValidator().validate(request, model.input_shape)
+    if report.has_errors():
+        raise LostFieldError(f"{operation} would not be taken: {report.generate_report()}")
+
+
+def create(client: Any, kind: Kind, request: Request) -> dict[str, Any]:
+    """Send a request until AWS has the resource, even if answers get lost.
+
+    Returns:
+        All that AWS knows about it.
+
+    Raises:
+        LaunchError: if AWS does not take it.
+        LostFieldError: if botocore would not send it.
+    """
+    validate(kind.create_operation, request)
+    name = request[kind.name]
+    for number in range(MAX_TRIES):
+        try:
+            kind.create(client, request)
+            return kind.describe(client, name)
+        except ClientError as error:
+            # An earlier try may have succeeded, or another process sent the same request.
+            if not may_pass(error) and (found := kind.find(client, name)) is not None:
+                return found
+            if not may_pass(error):
+                said = f"AWS refuses {kind.word} {name}: {error.response['Error']['Message']}"
+                raise LaunchError(f"{said}{_hint(request, error)}") from error
+            problem: Exception = error
+        except BotoCoreError as error:  # no answer
+            problem = error
+        say(f"{kind.word} {name}: {type(problem).__name__}, looking whether it got through")
+        time.sleep(0.5 * 2**number)
+    raise LaunchError(
+        f"AWS gives no answer to {kind.word} {name} ({problem}): run the same command again, which finds it if it was "
+        "started after all"
+    )
+
+
+def _hint(request: Request, error: ClientError) -> str:
+    """A likely reason of a refusal, and what to do instead."""
+    # AWS publishes no text of this refusal. A quota that is used up is the one reason that is surely another.
+    if "DebugHookConfig" not in request or error_code(error) == "ResourceLimitExceeded":
+        return ""
+    return (
+        " (SageMaker Debugger is closed to new customers since 2026-07-30: if this account does not have it, leave out "
+        "--debug and use --recorder, which keeps losses, weights and gradients without Debugger)"
+    )
+
+
+def may_pass(error: ClientError) -> bool:
+    """Whether the same call may be taken later."""
+    status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+    return status >= 500 or "Throttl" in error_code(error) or error_code(error) == "TooManyRequestsException"
+
+
+def tags_of(client: Any, arn: str) -> Mapping[str, str]:
+    """The tags of a job."""
+    pages = client.get_paginator("list_tags").paginate(ResourceArn=arn)
+    return {tag["Key"]: tag["Value"] for page in pages for tag in page["Tags"]}
+
+
+def check_described(request: Mapping[str, Any], described: Mapping[str, Any], tags: Mapping[str, str]) -> None:
+    """Look for every field of a request in AWS's description of the job.
+
+    Args:
+        tags: what AWS lists as the job's tags, which describe does not tell.
+
+    Raises:
+        LostFieldError: naming the fields that are missing or have another value.
+    """
+    lost = list(_lost({key: value for key, value in request.items() if key != "Tags"}, described, ""))
+    lost += [f"Tags.{tag['Key']}" for tag in request["Tags"] if tags.get(tag["Key"]) != tag["Value"]]
+    if lost:
+        raise LostFieldError(f"AWS has other values than were sent: {', '.join(lost)}")
+
+
+def _lost(sent: Any, found: Any, path: str) -> Iterator[str]:
+    if isinstance(sent, Mapping):
+        for key, value in sent.items():
+            where = f"{path}.{key}" if path else str(key)
+            if not isinstance(found, Mapping) or key not in found:
+                yield where
+            else:
+                yield from _lost(value, found[key], where)
+    elif isinstance(sent, list):
+        if not isinstance(found, list) or len(found) != len(sent):
+            yield path
+            return
+        for number, (one, other) in enumerate(zip(sent, found, strict=True)):
+            yield from _lost(one, other, f"{path}[{number}]")
+    elif sent != found:
+        yield path
