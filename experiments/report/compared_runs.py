@@ -21,6 +21,7 @@ from experiments.config import (
     override,
     to_flat,
 )
+from experiments.fields import fields_of
 from experiments.figures.figures import metric_name
 from experiments.runs.folder import FINGERPRINT, RunFolder
 from experiments.study.claims import Holder
@@ -161,11 +162,18 @@ def config_of(run: ComparedRun, at_home: RunConfig) -> RunConfig:
     return override(at_home, repeated)
 
 
-def fields_of(config: RunConfig) -> str:
-    """A config as fields of a command line: those that it takes to repeat the run and that are not at their default."""
+def options_to_repeat(config: RunConfig, command: str) -> str:
+    """The options with which a command repeats a run: fields that are not at their default, as far as it uses them.
+
+    Args:
+        command: as fields declare it, such as `train` or `cloud train`. The devices of a job are those of its machine.
+    """
     default = to_flat(RunConfig())
-    differing = {name: value for name, value in to_flat(config).items() if value != default[name]}
-    return " ".join(option_text(name, value) for name, value in differing.items() if is_needed_to_repeat(name))
+    return " ".join(
+        option_text(name, value)
+        for name, value in to_flat(config).items()
+        if value != default[name] and is_needed_to_repeat(name) and fields_of(RunConfig)[name].is_used_by([command])
+    )
 
 
 def keeping_fields(config: Mapping[str, object]) -> str:

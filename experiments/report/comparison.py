@@ -16,7 +16,7 @@ from experiments.config import RunConfig, decides_result, is_own_in_job, to_flat
 from experiments.data.datasets import photo_root
 from experiments.figures.figures import BLUE, GREEN, MAX_BARS, MAX_CLASSES_WITH_COUNTS, SKY, VERMILLION, short
 from experiments.figures.pictures import CONFUSION, ERRORS, PER_CLASS, thumbnail
-from experiments.report.compared_runs import ComparedRun, best_run, config_of, fields_of, keeping_fields
+from experiments.report.compared_runs import ComparedRun, best_run, config_of, keeping_fields, options_to_repeat
 from experiments.report.page import (
     NOTHING,
     InteractivePlot,
@@ -119,7 +119,8 @@ def compare(
         if (found := best_run([run for run in runs if run.origin == origin], metric, maximize=maximize)) is not None
     ]
     root = photo_root(at_home.data)
-    again, kept = fields_of(config_of(best, at_home)), keeping_fields(to_flat(at_home))
+    repeated, kept = config_of(best, at_home), keeping_fields(to_flat(at_home))
+    options = {command: f"{options_to_repeat(repeated, command)} {kept}" for command in ("train", "cloud train")}
     return Comparison(
         photos=root.name,
         summary=_summary(best, runs, metric),
@@ -136,8 +137,8 @@ def compare(
         findings=_findings(runs, [(run, _train_longer(run, metric, maximize=maximize)) for run in best_of_each]),
         errors=_errors(best, runs, metric, at_home, maximize=maximize),
         commands={
-            "at home": f"python -m experiments train {again} {kept}",
-            "in the cloud": f"python -m sagemaker_launch train {again} {kept} --cloud mine.yaml",
+            "at home": f"python -m experiments train {options['train']}",
+            "in the cloud": f"python -m sagemaker_launch train {options['cloud train']} --cloud mine.yaml",
         },
         environment=Table(("What", "Value"), tuple(best.environment.items())),
     )

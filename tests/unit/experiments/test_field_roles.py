@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal, get_args, get_origin
 
 import pytest
 
+from experiments import cli
 from experiments.config import (
     CUT_FIELDS,
     ConfigValue,
@@ -24,11 +26,11 @@ from experiments.config import (
 )
 from experiments.errors import UserError
 from experiments.fields import Role, fields_of
-from experiments.report.compared_runs import ComparedRun, config_of
-from experiments.report.compared_runs import fields_of as fields_to_repeat
+from experiments.report.compared_runs import ComparedRun, config_of, options_to_repeat
 from experiments.report.parity import compare
 from experiments.runs.folder import Outcome, RunFolder
 from experiments.study.identity import Photos, StudyIdentity
+from sagemaker_launch import cli as cloud_cli
 from sagemaker_launch.container.hyperparameters import decode, encode
 from sagemaker_launch.jobs.found import config_at_home
 
@@ -75,7 +77,7 @@ def test_a_study_continues_with_another_value_unless_the_field_decides_the_resul
 
 @pytest.mark.parametrize("name", FIELDS)
 def test_a_report_repeats_a_run_with_what_decides_it_and_its_photos(name: str) -> None:
-    is_named = f"--{name} " in f"{fields_to_repeat(with_another(name))} "
+    is_named = f"--{name} " in f"{options_to_repeat(with_another(name), 'train')} "
     assert is_named == (decides_result(name) or FIELDS[name].role == "photos") == is_needed_to_repeat(name)
 
 
@@ -116,9 +118,17 @@ def test_a_job_repeated_at_home_has_the_devices_and_weights_of_home() -> None:
     params = {name: str(value) for name, value in to_flat(RunConfig()).items()}
     params |= {"trainer.devices": "8", "model.weights": "/opt/ml/net.pth", "seed": "3", "trainer.profile": "True"}
     run = {"name": "run", "metrics": {}, "params": params, "minutes": None}
-    assert fields_to_repeat(config_of(ComparedRun(origin="sagemaker", **run), RunConfig())) == "--seed 3"
-    at_home = fields_to_repeat(config_of(ComparedRun(origin="local", **run), RunConfig()))
-    assert at_home == "--model.weights /opt/ml/net.pth --trainer.devices 8 --seed 3"
+    assert options_to_repeat(config_of(ComparedRun(origin="sagemaker", **run), RunConfig()), "train") == "--seed 3"
+    at_home = config_of(ComparedRun(origin="local", **run), RunConfig())
+    assert options_to_repeat(at_home, "train") == "--model.weights /opt/ml/net.pth --trainer.devices 8 --seed 3"
+    assert options_to_repeat(at_home, "cloud train") == "--model.weights /opt/ml/net.pth --seed 3"
+
+
+@pytest.mark.parametrize("command", ["train", "cloud train"])
+@pytest.mark.parametrize("name", FIELDS)
+def test_the_command_that_repeats_a_run_takes_its_options(name: str, command: str) -> None:
+    words = shlex.split(options_to_repeat(with_another(name), command))
+    cli.refuse_foreign_fields(cli.parse_overrides(words), [command], cloud_cli.KINDS)
 
 
 def test_a_name_that_is_no_field_is_refused_with_the_field_that_was_meant() -> None:

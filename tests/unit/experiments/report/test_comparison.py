@@ -19,7 +19,7 @@ from PIL import Image
 from experiments.cli import parse_overrides
 from experiments.config import RunConfig, load_config, override, to_flat, to_public
 from experiments.figures.pictures import write_tables
-from experiments.report.compared_runs import config_of, fields_of, other_runs, runs_of_study
+from experiments.report.compared_runs import config_of, options_to_repeat, other_runs, runs_of_study
 from experiments.report.comparison import _class_plot, _confusion_plot
 from experiments.report.report import report_studies
 from experiments.runs.folder import Outcome, RunFolder
@@ -244,7 +244,7 @@ def test_a_run_at_home_keeps_its_own_photos_and_null_stays_null(config: RunConfi
     (run,) = [one for one in other_runs(config, {"same"}) if one.name.startswith("one-000")]
     assert config_of(run, RunConfig()).data.root == config.data.root
     assert config_of(run, RunConfig()).seed == 7
-    assert "--sweep" not in fields_of(config_of(run, config))
+    assert "--sweep" not in options_to_repeat(config_of(run, config), "train")
 
 
 def test_without_the_scores_of_the_best_run_the_page_says_how_to_get_them(config: RunConfig, tmp_path: Path) -> None:
