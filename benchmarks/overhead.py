@@ -30,6 +30,7 @@ from benchmarks.common import parser, report, spread, write_photos
 from experiments import sweep
 from experiments.config import RunConfig, load_config, with_recipe
 from experiments.data.inputs import new_network, open_data_once, open_decoded_once, photo_data
+from experiments.study import trials
 from experiments.train import train
 from lightning_modules.process import prepare_process
 
@@ -103,7 +104,7 @@ def trial_costs(config: RunConfig) -> list[float]:
     """Seconds of each trial of a study beyond its training."""
     timers: list[EpochTimer] = []
     ended: list[float] = []
-    real_train, real_tell = sweep.train, sweep._tell
+    real_train, real_tell = trials.train, trials._tell
 
     def timed_train(*args: Any, callbacks: Any, **kwargs: Any) -> Any:
         timers.append(EpochTimer())
@@ -114,7 +115,7 @@ def trial_costs(config: RunConfig) -> list[float]:
         ended.append(time.perf_counter())
         return outcome
 
-    sweep.train, sweep._tell = timed_train, timed_tell  # type: ignore[assignment]
+    trials.train, trials._tell = timed_train, timed_tell  # type: ignore[assignment]
     sweep.run_sweep(config)
     return [end - before - timer.whole for before, end, timer in zip(ended[:-1], ended[1:], timers[1:], strict=True)]
 

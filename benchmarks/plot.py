@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments.figures.figures import BLUE, GREY, VERMILLION
+from lightning_modules.palette import BLUE, GREY, VERMILLION
 
 
 def sweep(figures: dict[str, Any]) -> Figure:

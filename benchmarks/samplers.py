@@ -29,7 +29,8 @@ from experiments.config import RunConfig, override
 from experiments.runs.folder import Outcome
 from experiments.study.pruning import PruningCallback
 from experiments.study.search_space import ChoiceRange, FloatRange, Point, SearchSpace
-from experiments.study.study import diverged_outcome, draw_point, make_pruner, tell
+from experiments.study.study import make_pruner
+from experiments.study.trials import diverged_outcome, draw_point, tell
 from lightning_modules.metrics import VAL_LOSS
 
 LEARNING_RATE, WEIGHT_DECAY, BATCH_SIZE = "optimizer.learning_rate", "optimizer.weight_decay", "data.batch_size"
@@ -83,7 +84,7 @@ def search(config: RunConfig, space: SearchSpace, *, diverges: Diverges = "never
     # Hyperband deals trials to its brackets by the study's name, which a user chooses.
     study = optuna.create_study(study_name=f"samplers-{config.seed}", pruner=make_pruner(config))
     for _ in range(trials):
-        trial, point = draw_point(study, config, space, study.ask()._trial_id)
+        trial, point = draw_point(study, config, space, study.ask())
         epochs = config.trainer.epochs
         for _ in run_trial(Training(point, diverges).losses(epochs), epochs, CLASSES, study, trial):
             pass

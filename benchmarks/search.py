@@ -32,11 +32,12 @@ from benchmarks.common import parser, report
 from benchmarks.samplers import run_trial
 from experiments.config import RunConfig, load_config, override
 from experiments.data.inputs import open_data_once
-from experiments.figures.figures import BLUE, VERMILLION
 from experiments.study.population import new_population
 from experiments.study.search_space import Point, SearchSpace, load_search_space
-from experiments.study.study import draw_point, make_pruner
+from experiments.study.study import make_pruner
+from experiments.study.trials import draw_point
 from experiments.task import HeadTask
+from lightning_modules.palette import BLUE, VERMILLION
 from lightning_modules.process import prepare_process
 
 TRIALS = 40
@@ -98,7 +99,7 @@ def random_search(config: RunConfig, space: SearchSpace, *, draws: int) -> Searc
     config = override(config, {"sweep.sampler": "random", "sweep.pruner": "none"})
     study, epochs = optuna.create_study(), config.trainer.epochs
     moved = replace(config, seed=config.seed + draws)  # of the sampler, not of the training
-    points = [draw_point(study, moved, space, study.ask()._trial_id)[1] for _ in range(TRIALS)]
+    points = [draw_point(study, moved, space, study.ask())[1] for _ in range(TRIALS)]
     configs = [override(config, point) for point in points]
     values = [math.inf] * TRIALS
     # Heads of one batch size share every batch, which is several times as fast.
@@ -126,7 +127,7 @@ def sweep(
     spent, ended, values, max_epochs = 0, list[int](), list[float](), config.trainer.epochs
     classes = len(open_data_once(config).class_names)
     while spent < TRIALS * max_epochs:
-        drawn = [draw_point(study, config, space, study.ask()._trial_id) for _ in range(together)]
+        drawn = [draw_point(study, config, space, study.ask()) for _ in range(together)]
         running = {
             trial.number: run_trial(losses_of(point), max_epochs, classes, study, trial) for trial, point in drawn
         }

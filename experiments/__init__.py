@@ -16,8 +16,7 @@ _MODULES = {
     "tracking_uri": "experiments.config",
     "quiet_libraries": "experiments.console",
     "open_data": "experiments.data.datasets",
-    "learning_curves_figure": "experiments.figures.figures",
-    "study_figures": "experiments.figures.figures",
+    "learning_curves_figure": "experiments.figures.run_figures",
     "thumbnail": "experiments.figures.pictures",
     "RunFolder": "experiments.runs.folder",
     "metric_text": "experiments.runs.intervals",
@@ -35,9 +34,8 @@ if TYPE_CHECKING:
     from experiments.config import tracking_uri as tracking_uri
     from experiments.console import quiet_libraries as quiet_libraries
     from experiments.data.datasets import open_data as open_data
-    from experiments.figures.figures import learning_curves_figure as learning_curves_figure
-    from experiments.figures.figures import study_figures as study_figures
     from experiments.figures.pictures import thumbnail as thumbnail
+    from experiments.figures.run_figures import learning_curves_figure as learning_curves_figure
     from experiments.runs.folder import RunFolder as RunFolder
     from experiments.runs.intervals import metric_text as metric_text
     from experiments.study.search_space import load_search_space as load_search_space

@@ -236,8 +236,9 @@ def _train(config: RunConfig, arguments: argparse.Namespace) -> None:
 
 
 def _evaluate(config: RunConfig, arguments: argparse.Namespace) -> None:
-    from experiments.predict import evaluate_export, locate_export
+    from experiments.predict import evaluate_export
     from experiments.runs.intervals import interval_text, metric_interval
+    from experiments.tracking.exports import locate_export
 
     done = evaluate_export(locate_export(arguments.model, config), config, arguments.split)
     if arguments.json:
@@ -251,7 +252,8 @@ def _evaluate(config: RunConfig, arguments: argparse.Namespace) -> None:
 
 
 def _predict(config: RunConfig, arguments: argparse.Namespace) -> None:
-    from experiments.predict import find_photos, locate_export, predict_photos, prediction_table
+    from experiments.predict import find_photos, predict_photos, prediction_table
+    from experiments.tracking.exports import locate_export
 
     photos = find_photos(arguments.images)
     predictions = predict_photos(photos, locate_export(arguments.model, config), arguments.top_k)

@@ -104,8 +104,17 @@ def invocation(module: str, *words: str) -> str:
     return shlex.join([name, "-m", module, *words])
 
 
-def duration(seconds: float) -> str:
-    """Seconds in words: 45 s, 3 min, 1 h 20 min."""
+def duration(seconds: float, *, exact: bool = False) -> str:
+    """Seconds in words: 45 s, 3 min, 1 h 20 min.
+
+    Args:
+        exact: with one digit more, for tables that are compared: 45.0 s, 3 min 12 s, 1 h 20 min.
+    """
+    if exact:
+        if seconds < 60:
+            return f"{seconds:.1f} s"
+        minutes, whole_seconds = divmod(round(seconds), 60)
+        return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min {whole_seconds} s"
     minutes = round(seconds / 60)
     if seconds < 90:
         return f"{seconds:.0f} s"

@@ -23,8 +23,6 @@ from lightning_modules.inference import MANIFEST_FILE, BadImageError, Model, dec
 from lightning_modules.listing import photos_below, printable, split_folders
 from lightning_modules.process import prepare_process
 
-REGISTRY = ("models:/", "runs:/")
-"""Prefixes of MLflow's URIs of models."""
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 """Ends of the names of photos in a folder."""
 
@@ -42,23 +40,6 @@ class Prediction:
     def to_dict(self) -> dict[str, object]:
         """For JSON."""
         return asdict(self) | {"image": str(self.image)}
-
-
-def locate_export(model: str, config: RunConfig) -> Path:
-    """The export folder that `--model` names: a folder, or a registry URI.
-
-    Raises:
-        UserError: if there is none.
-    """
-    if not model.startswith(REGISTRY):
-        if not (Path(model) / MANIFEST_FILE).is_file():
-            raise UserError(f"--model must be an export folder, which holds {MANIFEST_FILE}, got {model!r}")
-        return Path(model)
-    from experiments.tracking.registry import download_export  # MLflow takes seconds to import
-    from experiments.tracking.store import RunStore, check_tracking
-
-    check_tracking(config)
-    return download_export(model, RunStore.open_or_wait(config))
 
 
 def find_photos(paths: Sequence[Path]) -> list[Path]:

@@ -85,7 +85,7 @@ def train_and_register(
     outcome, published = folder.outcome, folder.published
     assert outcome is not None and published.model_uri is not None, "the publisher has registered it"
     return TrainedModel(
-        outcome.metrics, folder.read()["params"], folder.export, published.model_uri, published.is_champion
+        outcome.metrics, folder.read().params, folder.export, published.model_uri, published.is_champion
     )
 
 
@@ -124,7 +124,7 @@ def train_run(
     os.environ[RUN_FOLDER] = str(folder.path)
     first = contextlib.nullcontext() if num_processes == 1 else KernelLock(folder.path / FIRST_PROCESS)
     with lock, first, Interrupts() as interrupts:
-        if not folder.exists:
+        if not folder.has_started:
             folder.start(name, to_public(config), {**LOCAL, **environment_tags(), **tags})
         publication = Publication(config, folder.path, folder.path / LOCK_FILE, registers=registers)
         with Publisher(publication, interrupts.raise_if_requested) as publisher:

@@ -15,6 +15,7 @@ from torchmetrics import Metric
 
 from lightning_modules import metrics
 from lightning_modules.data import IGNORED_LABEL, Batch, seed_draws, step_seed
+from lightning_modules.lightning_private import restore_place_in_data
 from lightning_modules.network import Trainable, find_head, trainable_modules
 
 Schedule = Literal["constant", "cosine", "one_cycle"]
@@ -101,9 +102,7 @@ class ImageClassifier(pl.LightningModule):
 
     def on_train_start(self) -> None:
         """Resume within an epoch; Lightning does not call `on_train_epoch_start` for it."""
-        # Lightning 2.6 restores the place in the training data as it opens them, and `estimated_stepping_batches` below
-        # has had them opened before the checkpoint was read. Nothing happens if the checkpoint ends an epoch.
-        self.trainer.fit_loop._load_combined_loader_states()
+        restore_place_in_data(self.trainer)
         # Its seconds are those before the checkpoint plus those from now on, without lost steps and the pause.
         self._epoch_started = time.perf_counter() - self._epoch_seconds
 

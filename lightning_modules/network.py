@@ -16,7 +16,6 @@ from typing import Any, Literal
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 from torchvision import models
 from torchvision.models import VisionTransformer
@@ -24,6 +23,7 @@ from torchvision.models import VisionTransformer
 from lightning_modules.errors import UserError
 from lightning_modules.inference import Interpolation, Preprocessing, build_network
 from lightning_modules.listing import named
+from lightning_modules.torch_private import BATCH_NORM
 
 Trainable = Literal["head", "last_block", "all"]
 
@@ -249,7 +249,7 @@ def trainable_modules(network: nn.Module, trainable: Trainable) -> list[nn.Modul
 def trains_batch_norm(network: nn.Module, trainable: Trainable) -> bool:
     """Whether training computes BatchNorm statistics of batches, which a batch of one image may not have."""
     trained = trainable_modules(network, trainable)
-    return any(isinstance(part, _BatchNorm) for one in trained for part in one.modules())
+    return any(isinstance(part, BATCH_NORM) for one in trained for part in one.modules())
 
 
 def _last_block(trunk: nn.Module, head: nn.Module) -> list[nn.Module]:

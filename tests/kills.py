@@ -36,7 +36,9 @@ from experiments.callbacks.history import NotANumberError
 from experiments.config import RunConfig, load_config, override
 from experiments.errors import UserError
 from experiments.runs.folder import RunFolder, environment_tags
-from experiments.study.study import claim, load_study
+from experiments.study import workers
+from experiments.study.study import load_study
+from experiments.study.trials import claim
 from experiments.task import task_of
 from lightning_modules.caches import features
 from tests.conftest import tiny
@@ -151,8 +153,6 @@ def prepare_process() -> None:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     features.IMAGES_AT_ONCE = 5  # many batches of Lightning's per epoch
     training.Publisher = sweep.Publisher = NoPublisher  # type: ignore[assignment]
-    sweep.study_figures = lambda study: {}
-    sweep.draw = lambda folder: None
     sweep.report_studies = write_no_report  # type: ignore[assignment]
 
 
@@ -174,7 +174,7 @@ def run_case(case: str, config: RunConfig) -> None:
         def claim_in_time(study: optuna.Study, *args: Any, new: bool, **named: Any) -> Any:
             return claim(study, *args, new=new and len(study.get_trials(deepcopy=False)) < TIMEOUT_TRIALS, **named)
 
-        sweep.claim = claim_in_time  # type: ignore[assignment]
+        workers.claim = claim_in_time  # type: ignore[assignment]
     sweep.run_sweep(config)
 
 

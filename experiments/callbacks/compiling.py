@@ -8,6 +8,7 @@ from torch import nn
 
 from experiments.console import duration, say
 from lightning_modules import metrics
+from lightning_modules.torch_private import compile_backward_at_once, compiled_call, set_compiled_call
 
 MAX_LETTERS = 200
 """Longest message of a compiler that is shown."""
@@ -45,30 +46,28 @@ def compile_network(network: nn.Module) -> None:
 
     PyTorch needs a C++ compiler for it, on a GPU Triton and a C compiler, and a folder for its cache.
     """
-    from torch._functorch import config as functorch_config
 
     def say_why(error: Exception) -> None:
         why = " ".join(str(error).partition("Set TORCHDYNAMO_VERBOSE")[0].split())[:MAX_LETTERS]
         say(f"torch.compile failed, training continues without it: {why}")
 
-    # Compile the backward pass in the call too: an error within `loss.backward()` could not be caught.
-    functorch_config.force_non_lazy_backward_lowering = True
+    compile_backward_at_once()  # an error within `loss.backward()` could not be caught
     try:
         # One more graph for the last batch of an epoch, rather than a slower one for all.
         network.compile(dynamic=False)
     except RuntimeError as error:  # a Python version that torch.compile does not know yet
         say_why(error)
         return
-    compiled = network._compiled_call_impl
+    compiled = compiled_call(network)
     assert compiled is not None
 
     def call(*inputs: object) -> object:
         try:
             return compiled(*inputs)
         except Exception as error:  # compilers raise all kinds; an error of the network itself comes again
-            network._compiled_call_impl = None
+            set_compiled_call(network, None)
             outputs = network(*inputs)
             say_why(error)
             return outputs
 
-    network._compiled_call_impl = call
+    set_compiled_call(network, call)

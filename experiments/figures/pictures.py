@@ -11,18 +11,18 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image, ImageOps
 
-from experiments.figures.figures import (
+from experiments.figures.recording_figure import recording_figure
+from experiments.figures.run_figures import (
     ImageArray,
     classes_in_matrix,
     confusion_counts,
     confusion_matrix_figure,
     learning_curves_figure,
     per_class_accuracy_figure,
-    save_figure,
     worst_errors_figure,
     worst_first,
 )
-from experiments.figures.recording_figure import recording_figure
+from experiments.figures.style import save_figure
 from experiments.runs.folder import RunFolder
 from experiments.runs.scoring import Scores
 from lightning_modules.files import replaced_whole

@@ -11,8 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 
-from experiments.figures.figures import BLUE, GREY, VERMILLION
 from lightning_modules.insight.recording import Finding, Recording
+from lightning_modules.palette import BLUE, GREY, VERMILLION
 
 MAX_LINES = 8
 """Layers up to which lines say more than a heat map."""

@@ -22,10 +22,9 @@ from experiments.config import (
     to_flat,
 )
 from experiments.fields import fields_of
-from experiments.figures.figures import metric_name
 from experiments.runs.folder import FINGERPRINT, RunFolder
 from experiments.study.claims import Holder
-from experiments.study.study import INPUTS_SECONDS, photo_facts, trial_folder, trial_seconds
+from experiments.study.study import INPUTS_SECONDS, metric_name, photo_facts, trial_folder, trial_seconds
 from lightning_modules.metrics import VAL_LOSS
 
 
@@ -91,13 +90,13 @@ def _folders(output_dir: Path) -> Iterator[ComparedRun]:
         for path in sorted(output_dir.glob(pattern)):
             folder = RunFolder(path)
             if folder.outcome is not None and folder.outcome.state == "COMPLETE":
-                named = folder.read()["name"]
+                named = folder.read().name
                 yield _from_folder(folder, named if pattern == "cloud/*" else f"{named} ({path.name})")
 
 
 def _from_folder(folder: RunFolder, label: str) -> ComparedRun:
-    noted = folder.read()
-    outcome, tags, params = folder.outcome, noted["tags"], noted["params"]
+    record = folder.read()
+    outcome, tags, params = record.outcome, record.tags, record.params
     assert outcome is not None, "a complete run has an outcome"
     findings = {name: text for name, text in params.items() if name.startswith("rule.") or name == "profile.verdict"}
     findings |= {name: status for name, status in tags.items() if name.startswith("debugger.")}
@@ -108,7 +107,7 @@ def _from_folder(folder: RunFolder, label: str) -> ComparedRun:
         origin=tags.get("origin", "local"),
         metrics=outcome.metrics,
         params=params,
-        minutes=max(0, noted["ended_ms"] - noted["started_ms"]) / 60_000,  # older runs follow a clock that may be set
+        minutes=record.duration_ms / 60_000,
         machine=params.get("cloud.instance_type") or tags.get("host", ""),
         findings=findings,
         curves=folder.curves(),

@@ -13,22 +13,24 @@ import plotly.graph_objects as go
 from PIL import Image
 
 from experiments.config import RunConfig, decides_result, is_own_in_job, to_flat
+from experiments.console import duration
 from experiments.data.datasets import photo_root
-from experiments.figures.figures import BLUE, GREEN, MAX_BARS, MAX_CLASSES_WITH_COUNTS, SKY, VERMILLION, short
 from experiments.figures.pictures import CONFUSION, ERRORS, PER_CLASS, thumbnail
+from experiments.figures.run_figures import MAX_BARS, MAX_CLASSES_WITH_COUNTS
+from experiments.figures.style import short
 from experiments.report.compared_runs import ComparedRun, best_run, config_of, keeping_fields, options_to_repeat
 from experiments.report.page import (
     NOTHING,
     InteractivePlot,
     Photo,
     Table,
-    duration,
     figure_json,
     name_epochs,
     plotly_text,
     text,
     unflatten,
 )
+from experiments.runs.folder import ORIGINS
 from experiments.runs.intervals import bracketed, interval_text, metric_interval, selection_text, wilson_interval
 from experiments.study.epochs import EPOCHS, train_longer
 from lightning_modules.metrics import (
@@ -38,13 +40,14 @@ from lightning_modules.metrics import (
     VAL_ACCURACY,
     VAL_LOSS,
 )
+from lightning_modules.palette import BLUE, GREEN, SKY, VERMILLION
 
-LOOKS: Mapping[str, tuple[str, str, str]] = {
-    "local": ("at home", BLUE, "circle"),
-    "rehearsal": ("rehearsed job", GREEN, "diamond"),
-    "sagemaker": ("SageMaker job", VERMILLION, "square"),
+LOOKS: Mapping[str, tuple[str, str]] = {
+    "local": (BLUE, "circle"),
+    "rehearsal": (GREEN, "diamond"),
+    "sagemaker": (VERMILLION, "square"),
 }
-"""Origin to what a person calls it, its colour and its mark: colour is never the only sign."""
+"""The colour and the mark of each origin: colour is never the only sign."""
 DATA_FACTS: Mapping[str, str] = {
     "Classes": "data.classes",
     "Training photos": "data.train_images",
@@ -161,7 +164,7 @@ def _test_accuracy(run: ComparedRun, runs: Sequence[ComparedRun]) -> str:
 def _summary(best: ComparedRun, runs: Sequence[ComparedRun], metric: str) -> str:
     counts = {origin: sum(run.origin == origin for run in runs) for origin in LOOKS}
     kinds = [
-        f"{count} {LOOKS[origin][0]}{'s' if count > 1 and origin != 'local' else ''}"
+        f"{count} {ORIGINS[origin]}{'s' if count > 1 and origin != 'local' else ''}"
         for origin, count in counts.items()
         if count
     ]
@@ -172,10 +175,10 @@ def _summary(best: ComparedRun, runs: Sequence[ComparedRun], metric: str) -> str
         interval = interval_text(VAL_ACCURACY, accuracy, best.params, ".1%")
         right = f"{accuracy:.1%}{interval} of the validation photos named right, "
     chosen = f" It is the {selection_text(len(runs), 'run', best.params)}." if len(runs) > 1 else ""
-    took = "" if best.minutes is None else f" in {duration(60 * best.minutes)}"
+    took = "" if best.minutes is None else f" in {duration(60 * best.minutes, exact=True)}"
     cost = "" if best.usd is None else f" for ${_dollars(best)}"
     return (
-        f"{of} {best.name} ({LOOKS[best.origin][0]}): {right}{metric} {text(best.metrics[metric])}{took}{cost}.{chosen}"
+        f"{of} {best.name} ({ORIGINS[best.origin]}): {right}{metric} {text(best.metrics[metric])}{took}{cost}.{chosen}"
     )
 
 
@@ -202,7 +205,7 @@ def _best_table(best: Sequence[ComparedRun], runs: Sequence[ComparedRun]) -> Tab
     numbers = (VAL_LOSS, VAL_ACCURACY)
     rows = tuple(
         (
-            LOOKS[run.origin][0],
+            ORIGINS[run.origin],
             run.name,
             *(_score(run, name) for name in numbers),
             _test_accuracy(run, runs),
@@ -241,7 +244,8 @@ def _scatter(
     title: str, caption: str, runs: Sequence[ComparedRun], best: ComparedRun, costs: Mapping[str, float], unit: str
 ) -> InteractivePlot:
     figure = go.Figure()
-    for origin, (word, color, symbol) in LOOKS.items():
+    for origin, (color, symbol) in LOOKS.items():
+        word = ORIGINS[origin]
         own = [run for run in runs if run.origin == origin]
         if own:
             figure.add_scatter(
@@ -259,7 +263,7 @@ def _scatter(
     )
     in_order = sorted(runs, key=lambda run: costs[run.name])
     rows = tuple(
-        (run.name, LOOKS[run.origin][0], _score(run, VAL_ACCURACY), _minutes(run.minutes or 0), _dollars(run))
+        (run.name, ORIGINS[run.origin], _score(run, VAL_ACCURACY), _minutes(run.minutes or 0), _dollars(run))
         for run in in_order
     )
     return InteractivePlot(
@@ -296,7 +300,7 @@ def _curves(best: Sequence[ComparedRun]) -> list[InteractivePlot]:
         figure, rows = go.Figure(), []
         epochs = sorted({epoch for run in best for name in (trained, validated) for epoch in run.curves.get(name, {})})
         for place, run in enumerate(best):
-            word, color, symbol = LOOKS[run.origin]
+            word, (color, symbol) = ORIGINS[run.origin], LOOKS[run.origin]
             for name, dash in ((validated, "solid"), (trained, "dash")):
                 course = run.curves.get(name, {})
                 if course:

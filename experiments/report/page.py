@@ -15,7 +15,8 @@ from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 from matplotlib.figure import Figure
 
-from experiments.figures.figures import BLUE, GREY, VERMILLION, needs_log_axis, save_figure
+from experiments.figures.style import needs_log_axis, save_figure
+from lightning_modules.palette import BLUE, GREEN, GREY, VERMILLION
 
 if TYPE_CHECKING:  # pages of pictures do without it
     import plotly.graph_objects as go
@@ -82,6 +83,7 @@ def render_page(package: str, template: str, **values: object) -> str:
     environment = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
+    environment.globals |= {"GREEN": GREEN, "VERMILLION": VERMILLION}
     return environment.get_template(template).render(**values)
 
 
@@ -143,12 +145,3 @@ def text(value: object) -> str:
     if value is None:
         return NOTHING
     return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def duration(seconds: float) -> str:
-    """Seconds with a digit more than a person says, for tables that are compared."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, whole_seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {whole_seconds} s"

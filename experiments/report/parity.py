@@ -16,17 +16,16 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from experiments.config import decides_result, field_names
-from experiments.figures.figures import BLUE, VERMILLION
 from experiments.report.page import NOTHING, Plot, Table, render_page, to_png
-from experiments.runs.folder import FINGERPRINT, RunFolder
+from experiments.runs.folder import FINGERPRINT, ORIGINS, RunFolder, RunRecord
 from lightning_modules.metrics import EPOCH_SECONDS, IMAGES_PER_SECOND, OBJECTIVES
+from lightning_modules.palette import BLUE, VERMILLION
 
 PAGE, DATA = "parity.html", "parity.json"
 BY_CLOCK = ("system/", EPOCH_SECONDS, IMAGES_PER_SECOND, "training_seconds", "billable_seconds", "spot_saving", "usd")
 """Metrics, or what their names begin with, that are never twice the same."""
 ENVIRONMENT = ("package.", "hardware.", "cloud.", "python", "host", "origin", "mlflow.source.git.commit")
 """Tags and params, or what their names begin with, that say where a run was made."""
-ORIGINS = {"local": "at home", "rehearsal": "rehearsed job", "sagemaker": "job"}
 
 
 @dataclass(frozen=True)
@@ -143,9 +142,9 @@ class Parity:
 
 def compare(first: RunFolder, second: RunFolder) -> Parity:
     """Compare two runs that have ended."""
-    noted, other = first.read(), second.read()
+    records = first.read(), second.read()
     settings, environment = [], []
-    of_first, of_second = ({**one["params"], **one["tags"]} for one in (noted, other))
+    of_first, of_second = ({**one.params, **one.tags} for one in records)
     for name in sorted({*of_first, *of_second}):
         values = of_first.get(name), of_second.get(name)
         if name.startswith(ENVIRONMENT):
@@ -155,8 +154,8 @@ def compare(first: RunFolder, second: RunFolder) -> Parity:
     courses = _course(first), _course(second)
     pairs = [*_pairs(*courses), *_pairs(_end(first), _end(second))]
     return Parity(
-        labels=_labels(noted, other),
-        names=(noted["name"], other["name"]),
+        labels=_labels(*records),
+        names=(records[0].name, records[1].name),
         epochs=(_epochs(courses[0]), _epochs(courses[1])),
         pairs=tuple(pair for pair in pairs if not pair.metric.startswith(BY_CLOCK)),
         by_clock=tuple(pair for pair in _pairs(_means(first), _means(second)) if pair.metric.startswith(BY_CLOCK)),
@@ -202,11 +201,11 @@ def _is_decisive(name: str, first: str | None, second: str | None) -> bool:
     return name not in field_names() or decides_result(name)  # what else is noted are facts about the photos
 
 
-def _labels(first: Mapping[str, Any], second: Mapping[str, Any]) -> tuple[str, str]:
+def _labels(first: RunRecord, second: RunRecord) -> tuple[str, str]:
     """What to call the runs: by where they ran, or by their names if that says nothing."""
-    one, other = (ORIGINS.get(noted["tags"].get("origin"), noted["name"]) for noted in (first, second))
+    one, other = (ORIGINS.get(record.tags.get("origin", ""), record.name) for record in (first, second))
     if one == other:
-        one, other = first["name"], second["name"]
+        one, other = first.name, second.name
     return (one, other) if one != other else (f"{one}, first", f"{other}, second")
 
 

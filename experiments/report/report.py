@@ -16,13 +16,12 @@ from plotly.offline import get_plotlyjs
 
 from experiments.config import RunConfig, override
 from experiments.errors import UserError
-from experiments.figures.figures import metric_name
 from experiments.report.compared_runs import ComparedRun, other_runs, runs_of_study
 from experiments.report.comparison import Comparison, compare
 from experiments.report.page import NOTHING, Table, render_page
 from experiments.report.study_section import study_section
 from experiments.study.storage import study_folder
-from experiments.study.study import interrupted_trials
+from experiments.study.study import interrupted_trials, metric_name
 from lightning_modules.files import replaced_whole
 
 PAGE = "report.html"

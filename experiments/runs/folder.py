@@ -28,7 +28,7 @@ import threading
 import time
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
@@ -41,6 +41,8 @@ from lightning_modules.metrics import BEST, OBJECTIVES
 
 LOCAL = {"origin": "local"}
 """Tag of the runs that this machine's commands make; a job can't know where the service runs it."""
+ORIGINS: Mapping[str, str] = {"local": "at home", "rehearsal": "rehearsed job", "sagemaker": "SageMaker job"}
+"""Where a run was made, its tag `origin`, in words."""
 FINGERPRINT = "data.fingerprint"
 """Param by which a run says which photos it saw."""
 RECORDING, PROFILE = "artifacts/recording", "artifacts/profile"
@@ -58,6 +60,46 @@ class Outcome:
     """Metrics of the weights that count, test scores included."""
     reason: str = ""
     """Why it failed or was pruned."""
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """What run.json says of a run."""
+
+    name: str
+    key: str
+    """MLflow's run carries it as a tag, and is found by it."""
+    started_ms: int
+    """Milliseconds since 1970, as MLflow counts."""
+    params: Mapping[str, str]
+    tags: Mapping[str, str]
+    outcome: Outcome | None
+    """None while the run is not finished."""
+    ended_ms: int | None = None
+    """After a run was reopened, when it ended before."""
+    study: Mapping[str, Any] | None = None
+    """What a trial keeps of its study's identity."""
+
+    @classmethod
+    def of(cls, loaded: Any) -> RunRecord | None:
+        """The record that a parsed run.json has; None if it has none. Entries of other versions are left out."""
+        known = {one.name: one for one in fields(cls)}
+        needed = {name for name, one in known.items() if one.default is MISSING}
+        if not isinstance(loaded, dict) or not needed <= loaded.keys():
+            return None
+        values = {name: value for name, value in loaded.items() if name in known}
+        return cls(**values | {"outcome": Outcome(**loaded["outcome"]) if loaded["outcome"] else None})
+
+    @property
+    def fingerprint(self) -> str | None:
+        """Which photos the run saw; None before it has seen any."""
+        return self.params.get(FINGERPRINT)
+
+    @property
+    def duration_ms(self) -> int:
+        """How long a run that has ended took. The clock may have been set back in runs of older versions."""
+        assert self.ended_ms is not None, "the run has ended"
+        return max(0, self.ended_ms - self.started_ms)
 
 
 @dataclass(frozen=True)
@@ -98,9 +140,9 @@ class RunFolder:
         """A time in milliseconds since 1970, and the monotonic clock's at that moment."""
 
     @property
-    def exists(self) -> bool:
+    def has_started(self) -> bool:
         """Whether the run was ever started. One whose run.json is damaged counts as not started."""
-        return self._noted() is not None
+        return self._find() is not None
 
     def start(
         self,
@@ -119,19 +161,19 @@ class RunFolder:
             key: what MLflow's run is found by; by default a random one.
             started_ms: when it began; by default now.
         """
-        if (self.path / "run.json").is_file() and not self.exists:
+        if (self.path / "run.json").is_file() and not self.has_started:
             self._set_aside()
         self._write(
             "run.json",
-            {
-                "name": name,
-                "key": key or uuid.uuid4().hex,
-                "started_ms": started_ms or self._now_ms(),
-                "params": {key: str(value) for key, value in params.items()},
-                "tags": dict(tags),
-                "study": study,
-                "outcome": None,
-            },
+            RunRecord(
+                name=name,
+                key=key or uuid.uuid4().hex,
+                started_ms=started_ms or self._now_ms(),
+                params=_texts(params),
+                tags=dict(tags),
+                outcome=None,
+                study=study,
+            ),
         )
 
     def _set_aside(self) -> None:
@@ -144,8 +186,8 @@ class RunFolder:
             if (self.path / name).exists():
                 (self.path / name).rename(aside / name)
 
-    def _noted(self) -> dict[str, Any] | None:
-        """All of run.json; None if there is none, or if it is damaged, which is said."""
+    def _find(self) -> RunRecord | None:
+        """The record of the run; None if there is none, or if it is damaged, which is said."""
         if not (self.path / "run.json").is_file():
             return None
         try:
@@ -154,35 +196,32 @@ class RunFolder:
             _say_once(str(error))
             return None
 
-    def read(self) -> dict[str, Any]:
-        """All of run.json.
+    def read(self) -> RunRecord:
+        """The record of the run.
 
         Raises:
             UserError: if it is damaged.
         """
         path = self.path / "run.json"
-        try:
-            loaded = json.loads(path.read_bytes())
-            whole = isinstance(loaded, dict) and loaded.keys() >= {"key", "params", "tags", "started_ms", "outcome"}
-        except ValueError:
-            whole = False
-        if not whole:
+        record = RunRecord.of(_load(path, _status(path)))
+        if record is None:
             raise UserError(
                 f"{path} is damaged, it has {_content(path)}: the run is left out. The command that made it trains it "
                 "again, and keeps its files in damaged-1"
             )
-        noted: dict[str, Any] = loaded
-        return noted
-
-    def update(self, **values: Any) -> None:
-        """Replace some entries of run.json."""
-        with self._lock:
-            self._write("run.json", self.read() | values)
+        return record
 
     def add_params(self, params: Mapping[str, object]) -> None:
         """Note more of what the run is."""
         with self._lock:
-            self.update(params=self.read()["params"] | {key: str(value) for key, value in params.items()})
+            record = self.read()
+            self._write("run.json", replace(record, params={**record.params, **_texts(params)}))
+
+    def add_tags(self, tags: Mapping[str, str]) -> None:
+        """Note more of what is to be known of the run."""
+        with self._lock:
+            record = self.read()
+            self._write("run.json", replace(record, tags={**record.tags, **tags}))
 
     def record(self, step: int, metrics: Mapping[str, float], *, timestamp_ms: int | None = None) -> None:
         """Append the metrics of one epoch, unless they stand there from before a kill."""
@@ -214,19 +253,19 @@ class RunFolder:
     @property
     def fingerprint(self) -> str | None:
         """Which photos the run saw; None before it has seen any."""
-        noted = self._noted()
-        found: str | None = noted["params"].get(FINGERPRINT) if noted else None
-        return found
+        record = self._find()
+        return record.fingerprint if record else None
 
     @property
     def outcome(self) -> Outcome | None:
         """How the run ended; None while it runs."""
-        noted = self._noted()
-        return Outcome(**noted["outcome"]) if noted and noted["outcome"] else None
+        record = self._find()
+        return record.outcome if record else None
 
     def finish(self, outcome: Outcome, *, ended_ms: int | None = None) -> None:
         """Note how the run ended."""
-        self.update(outcome=asdict(outcome), ended_ms=ended_ms or self._now_ms())
+        with self._lock:
+            self._write("run.json", replace(self.read(), outcome=outcome, ended_ms=ended_ms or self._now_ms()))
 
     def final_metrics(self) -> dict[str, float]:
         """What the outcome adds to the epochs, under MLflow's names.
@@ -249,7 +288,8 @@ class RunFolder:
 
     def reopen(self) -> None:
         """Go on with a run that had ended, as a study does that gets more trials."""
-        self.update(outcome=None)
+        with self._lock:
+            self._write("run.json", replace(self.read(), outcome=None))
 
     @property
     def run_id(self) -> str | None:
@@ -280,7 +320,7 @@ class RunFolder:
     def published(self) -> Published:
         """What MLflow has of it."""
         path = self.path / "published.json"
-        noted: Any = _parse(path.read_bytes()) if path.is_file() else {}
+        noted: Any = _load(path, _status(path)) if path.is_file() else {}
         if not isinstance(noted, dict):
             _say_once(f"{path} is damaged: it has {_content(path)}. MLflow is asked what it has of the run")
             noted = {}
@@ -290,13 +330,13 @@ class RunFolder:
     def note_published(self, published: Published) -> None:
         """Replace the note about what MLflow has of it."""
         if self.published != published:
-            self._write("published.json", asdict(published))
+            self._write("published.json", published)
 
     def _now_ms(self) -> int:
         """The time of something that happens to the run. It follows what is noted, also when the clock was set back."""
         if self._clock is None:
-            begun = self._noted()
-            noted = [begun["started_ms"]] if begun else []
+            record = self._find()
+            noted = [record.started_ms] if record else []
             noted += [line.timestamp_ms for line in (*self.metric_lines()[-1:], *self.system_lines()[-1:])]
             self._clock = max(now_ms(), *noted, 0), time.monotonic()
         since_ms, since = self._clock
@@ -322,10 +362,10 @@ class RunFolder:
                 _say_once(f"{path}: line {number} is no line of metrics, and is left out")
         return [one for one in found if one is not None]
 
-    def _write(self, name: str, values: Mapping[str, Any]) -> None:
+    def _write(self, name: str, record: RunRecord | Published) -> None:
         self.path.mkdir(parents=True, exist_ok=True)
         with replaced_whole(self.path / name) as part, part.open("w") as file:
-            json.dump(values, file, indent=1)
+            json.dump(asdict(record), file, indent=1)
             file.flush()
             os.fsync(file.fileno())
 
@@ -373,6 +413,23 @@ def _processor() -> str:
 def now_ms() -> int:
     """Milliseconds since 1970, as MLflow counts."""
     return time.time_ns() // 1_000_000
+
+
+def _texts(params: Mapping[str, object]) -> dict[str, str]:
+    return {name: str(value) for name, value in params.items()}
+
+
+def _status(path: Path) -> tuple[int, int, int]:
+    """What tells two contents of a file that is replaced as a whole: another one is another file."""
+    status = path.stat()
+    return status.st_ino, status.st_mtime_ns, status.st_size
+
+
+@functools.lru_cache(maxsize=1024)
+def _load(path: Path, status: tuple[int, int, int]) -> Any:
+    """The JSON of a file, parsed again only when the file has changed; None if it has none."""
+    del status
+    return _parse(path.read_bytes())
 
 
 def _metric_line(line: bytes) -> MetricLine | None:

@@ -33,12 +33,12 @@ class RunFolderLogger(Logger):
     @property
     def name(self) -> str:
         """The run's name."""
-        return str(self.folder.read()["name"])
+        return self.folder.read().name
 
     @property
     def version(self) -> str:
         """The run's key."""
-        return str(self.folder.read()["key"])
+        return self.folder.read().key
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:

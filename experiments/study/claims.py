@@ -23,6 +23,7 @@ from optuna.trial import FrozenTrial, Trial
 from experiments.config import RunConfig
 from experiments.errors import CommandError, InterruptedRunError
 from experiments.runs.folder import RunFolder
+from experiments.study.optuna_private import id_of
 from experiments.study.search_space import Point
 from experiments.study.storage import database_seconds
 from lightning_modules.locks import KernelLock
@@ -86,19 +87,21 @@ def is_abandoned(trial: FrozenTrial, folder: RunFolder, storage: BaseStorage, co
     now = database_seconds(storage)
     since = holder.seconds or trial.user_attrs.get(UNCLAIMED)
     if since is None:  # a process may be about to claim it
-        storage.set_trial_user_attr(trial._trial_id, UNCLAIMED, now)
+        storage.set_trial_user_attr(id_of(trial), UNCLAIMED, now)
         return False
     return float(now - since) > config.sweep.claim_timeout_seconds
 
 
-def take(trial_id: int, folder: RunFolder, storage: BaseStorage, config: RunConfig) -> tuple[KernelLock, str] | None:
+def take(
+    trial: Trial | FrozenTrial, folder: RunFolder, storage: BaseStorage, config: RunConfig
+) -> tuple[KernelLock, str] | None:
     """Become the holder of a trial that has none: the lock and the holder's key, or None if its folder is locked."""
     lock = lock_trial(folder)
     if lock is None:
         return None
     key, is_shared = uuid.uuid4().hex, config.sweep.storage is not None
     (folder.path / CLAIM).write_text(key)
-    _note(storage, trial_id, Holder(key, platform.node(), database_seconds(storage) if is_shared else 0.0))
+    _note(storage, trial, Holder(key, platform.node(), database_seconds(storage) if is_shared else 0.0))
     return lock, key
 
 
@@ -109,8 +112,8 @@ def lock_trial(folder: RunFolder) -> KernelLock | None:
     return lock if lock.try_acquire() else None
 
 
-def _note(storage: BaseStorage, trial_id: int, holder: Holder) -> None:
-    storage.set_trial_user_attr(trial_id, CLAIM, asdict(holder))
+def _note(storage: BaseStorage, trial: Trial | FrozenTrial, holder: Holder) -> None:
+    storage.set_trial_user_attr(id_of(trial), CLAIM, asdict(holder))
 
 
 class HeldClaims:
@@ -189,12 +192,12 @@ class HeldClaims:
             claimed = self._claims.get(number)
             if claimed is None or self.lost is not None:
                 return
-            trial = self._storage.get_trial(claimed.trial._trial_id)
+            trial = self._storage.get_trial(id_of(claimed.trial))
             holder = Holder.of(trial.user_attrs)
             if holder.key == claimed.key and not trial.state.is_finished():
                 try:
                     seconds = database_seconds(self._storage)
-                    _note(self._storage, claimed.trial._trial_id, Holder(claimed.key, holder.host, seconds))
+                    _note(self._storage, trial, Holder(claimed.key, holder.host, seconds))
                     return
                 except UpdateFinishedTrialError:
                     pass  # somebody has ended it since

@@ -69,11 +69,12 @@ class ReadOnlyDashboard:
             if self._app is None or time.monotonic() - self._looked > REFRESH_SECONDS:
                 # `copy_study` tells of each copy.
                 optuna.logging.set_verbosity(optuna.logging.WARNING)
-                studies = self._storage.get_all_studies()
-                found = [(study.study_name, self._storage.get_all_trials(study._study_id)) for study in studies]
+                names = [study.study_name for study in self._storage.get_all_studies()]
+                ids = map(self._storage.get_study_id_from_name, names)
+                found: list[object] = list(zip(names, map(self._storage.get_all_trials, ids), strict=True))
                 # A new copy has a new dashboard, which remembers nothing of the old one.
                 if self._app is None or found != self._copied:
-                    self._app, self._copied = wsgi(_copy(self._storage, [name for name, _ in found])), list(found)
+                    self._app, self._copied = wsgi(_copy(self._storage, names)), found
                 self._looked = time.monotonic()
             return self._app
 

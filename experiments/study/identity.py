@@ -139,13 +139,13 @@ class StudyIdentity:
         Raises:
             UserError: naming the folder and what differs.
         """
-        noted = folder.read()
+        record = folder.read()
         # The trial's params are its config; an older run folder has nothing else.
-        of_study = StudyIdentity.from_dict({**noted["study"], "config": self.config}) if noted.get("study") else None
+        of_study = StudyIdentity.from_dict({**record.study, "config": self.config}) if record.study else None
         differing = [
-            f"{key} is {noted['params'][key]} there and {value} here"
+            f"{key} is {record.params[key]} there and {value} here"
             for key, value in to_public(config).items()
-            if must_stay(key) and noted["params"].get(key, str(value)) != str(value)
+            if must_stay(key) and record.params.get(key, str(value)) != str(value)
         ]
         if of_study is not None and not of_study.is_same(self):
             differing.append("it belongs to another study")

@@ -8,8 +8,8 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from experiments.config import require
-from experiments.figures.figures import completed_trials, objective_value
 from experiments.study.search_space import ChoiceRange, FloatRange, IntRange, Range, SearchSpace
+from experiments.study.study import completed_trials, objective_value
 from lightning_modules.metrics import Direction, to_minimize
 
 if TYPE_CHECKING:  # whoever has a study has imported it

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import optuna
 import pytorch_lightning as pl
@@ -14,6 +13,7 @@ from optuna.storages import BaseStorage
 from optuna.trial import Trial
 from pytorch_lightning.callbacks import Callback
 
+from experiments.study.optuna_private import id_of, with_storage
 from lightning_modules import metrics
 
 DECISION = "pruning_decision"
@@ -76,13 +76,11 @@ class PruningCallback(Callback):
 
     def _decide(self, epoch: int, ends: bool) -> Decision:
         """Ask the pruner, and store its answer."""
-        trial, draft = copy.copy(self.trial), _Draft(self.trial.storage)
-        trial.study = copy.copy(trial.study)
-        trial.storage = trial.study._storage = draft  # type: ignore[assignment]
-        stop = trial.should_prune() and not ends
+        draft = _Draft(self.trial.storage)
+        stop = with_storage(self.trial, cast(BaseStorage, draft)).should_prune() and not ends
         decision = Decision(epoch, stop, draft.notes)
         if decision.stop or decision.notes:
-            self.trial.storage.set_trial_system_attr(self.trial._trial_id, DECISION, asdict(decision))
+            self.trial.storage.set_trial_system_attr(id_of(self.trial), DECISION, asdict(decision))
             stored_decision(self.trial)
         return decision
 
@@ -92,13 +90,13 @@ def stored_decision(trial: Trial) -> Decision | None:
 
     The notes of the decision are in the trial after this, also if a kill came before they were written.
     """
-    attributes = trial.storage.get_trial_system_attrs(trial._trial_id)
+    attributes = trial.storage.get_trial_system_attrs(id_of(trial))
     if DECISION not in attributes:
         return None
     decision = Decision(**attributes[DECISION])
     for name, note in decision.notes.items():
         if attributes.get(name) != note:
-            trial.storage.set_trial_system_attr(trial._trial_id, name, note)
+            trial.storage.set_trial_system_attr(id_of(trial), name, note)
     return decision
 
 

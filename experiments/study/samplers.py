@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import warnings
-from collections.abc import Container, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from optuna import Study
@@ -15,6 +15,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from experiments.config import RunConfig
+from experiments.study.optuna_private import ChangedStudy
 from experiments.study.search_space import SearchSpace, grid_points
 
 START_UP = 10
@@ -114,27 +115,15 @@ class LearnsFromPruned(BaseSampler):
         self._sampler.after_trial(study, trial, state, values)
 
     def _seen(self, study: Study) -> Any:
-        return _SeenStudy(study, self._ceiling)
-
-
-class _SeenStudy:
-    """A study as a sampler sees it."""
-
-    def __init__(self, study: Study, ceiling: float) -> None:
-        self._study, self._ceiling = study, ceiling
-
-    def _get_trials(
-        self, deepcopy: bool = True, states: Container[TrialState] | None = None, use_cache: bool = False
-    ) -> list[FrozenTrial]:
-        trials = [_as_complete(trial) for trial in self._study._get_trials(deepcopy=deepcopy, use_cache=use_cache)]
-        if self._study.direction == StudyDirection.MINIMIZE:
+        def change(trials: list[FrozenTrial]) -> list[FrozenTrial]:
+            trials = [_as_complete(trial) for trial in trials]
+            if study.direction != StudyDirection.MINIMIZE:
+                return trials
             losses = [_value(trial) for trial in trials if trial.state == TrialState.COMPLETE]
             worst = self._ceiling * min(losses, default=math.inf)
-            trials = [_with_value(one, worst) if one.values and _value(one) > worst else one for one in trials]
-        return [trial for trial in trials if states is None or trial.state in states]
+            return [_with_value(one, worst) if one.values and _value(one) > worst else one for one in trials]
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._study, name)
+        return ChangedStudy(study, change)
 
 
 def _as_complete(trial: FrozenTrial) -> FrozenTrial:

@@ -1,37 +1,33 @@
-"""The Optuna study: what continues it, its pruner, which trial comes next, and what is told of one that ended."""
+"""The Optuna study: create it, continue it, load it, and what it says of its trials."""
 
 from __future__ import annotations
 
-import copy
 import itertools
 import logging
 import math
 import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
-from dataclasses import dataclass
 from pathlib import Path
 
 import optuna
 from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner
-from optuna.trial import FrozenTrial, Trial, TrialState
+from optuna.trial import FrozenTrial, TrialState
 
 from experiments.config import BLOT, RunConfig, override, require, to_flat
 from experiments.console import say
 from experiments.errors import UserError
-from experiments.runs.folder import FINGERPRINT, Outcome, RunFolder
-from experiments.study.claims import Claim, Holder, is_abandoned, is_claimed_here, lock_trial, take
+from experiments.runs.folder import FINGERPRINT, RunFolder
+from experiments.study.claims import Holder, is_abandoned, is_claimed_here, lock_trial
 from experiments.study.identity import Photos, StudyIdentity, read_identity, write_identity
-from experiments.study.samplers import make_sampler, sampler_name
+from experiments.study.optuna_private import storage_of
+from experiments.study.samplers import sampler_name
 from experiments.study.search_space import (
-    ChoiceRange,
-    FloatRange,
-    Point,
     SearchSpace,
     grid_points,
 )
 from experiments.study.storage import IDENTITY_FILE, journal_file, open_storage, study_folder, study_patience
-from lightning_modules.metrics import VAL_ACCURACY
+from lightning_modules.metrics import VAL_LOSS
 
 TARGET_ATTR = "target"
 """How many finished trials the last `--more` was to end with."""
@@ -71,7 +67,7 @@ def open_study(
     """
     require(more >= 0, "--more", "be >= 0", more)
     identity, home = StudyIdentity.of(config, space, photos), study_folder(config)
-    with study_patience(config, check).lock(_lock_path(config)):
+    with study_patience(config, check).lock(study_lock(config)):
         noted = read_identity(home / IDENTITY_FILE)
         is_replaced = noted is not None and not noted.is_same(identity)
         if noted is not None and _has_finished_trials(home):
@@ -128,7 +124,7 @@ def _refuse_running(study: optuna.Study, config: RunConfig) -> None:
     """Refuse to replace a study while one of its trials is being trained."""
     for trial in study.get_trials(deepcopy=False, states=[TrialState.RUNNING]):
         folder = trial_folder(config, trial.number)
-        lock = lock_trial(folder) if is_abandoned(trial, folder, study._storage, config) else None
+        lock = lock_trial(folder) if is_abandoned(trial, folder, storage_of(study), config) else None
         if lock is None:
             raise UserError(
                 f"sweep.study_name must name a study that nobody works on, to start it again with other settings, got "
@@ -238,6 +234,23 @@ def best_trial(study: optuna.Study) -> FrozenTrial | None:
     return study.best_trial if complete else None
 
 
+def metric_name(study: optuna.Study) -> str:
+    """Name the metric that the study's values and intermediate values hold."""
+    return str(study.user_attrs.get("metric", VAL_LOSS))
+
+
+def completed_trials(study: optuna.Study) -> list[FrozenTrial]:
+    """List the trials that ended with a finite value, in the order of their numbers."""
+    trials = study.get_trials(deepcopy=False)
+    return [trial for trial in trials if trial.state.name == "COMPLETE" and math.isfinite(objective_value(trial))]
+
+
+def objective_value(trial: FrozenTrial) -> float:
+    """Read the value of a completed trial."""
+    assert trial.value is not None
+    return trial.value
+
+
 def photo_facts(study: optuna.Study) -> dict[str, str]:
     """What a run notes about its photos, as far as its study knows it."""
     photos = study.user_attrs.get("photos")
@@ -303,109 +316,9 @@ def make_pruner(config: RunConfig) -> BasePruner:
     return NopPruner()
 
 
-def suggest(trial: Trial, space: SearchSpace) -> Point:
-    """The trial's point: drawn now, or read back where it was drawn before a kill."""
-    if trial.params.keys() < space.keys():
-        # A kill may have come between two values, and the sampler's random numbers come in order: draw all once more.
-        trial._cached_frozen_trial = copy.copy(trial._cached_frozen_trial)
-        trial._cached_frozen_trial.params, trial._cached_frozen_trial.distributions = {}, {}
-    point: Point = {}
-    for name, one in space.items():
-        if isinstance(one, ChoiceRange):
-            drawn = trial.suggest_categorical(name, one.values)
-            assert drawn is not None, "a search space holds no null"
-            point[name] = drawn
-        elif isinstance(one, FloatRange):
-            point[name] = trial.suggest_float(name, one.low, one.high, log=one.log)
-        else:
-            point[name] = trial.suggest_int(name, one.low, one.high, log=one.log)
-    return point
-
-
-@dataclass(frozen=True)
-class NothingToClaim:
-    """No trial to start now."""
-
-    done: bool
-    """All trials have finished; otherwise others still work on the last ones, and one of them may die."""
-    waiting_for: tuple[str, ...] = ()
-    """Those trials and the machines that run them."""
-
-
-def claim(
-    study: optuna.Study,
-    config: RunConfig,
-    space: SearchSpace,
-    target: int,
-    *,
-    new: bool = True,
-    check: Callable[[], None] = lambda: None,
-) -> Claim | NothingToClaim:
-    """Take over a trial whose process died, or else ask for a new one.
-
-    Args:
-        new: whether a new trial may start.
-        check: called while another process claims a trial; raises to stop.
-    """
-    with study_patience(config, check).lock(_lock_path(config)):
-        trials = study.get_trials(deepcopy=False)
-        running = [trial for trial in trials if trial.state == TrialState.RUNNING]
-        for trial in running:
-            folder = trial_folder(config, trial.number)
-            if is_abandoned(trial, folder, study._storage, config):
-                taken = take(trial._trial_id, folder, study._storage, config)
-                if taken is not None:
-                    return Claim(*draw_point(study, config, space, trial._trial_id), folder, *taken)
-        counted = sum(trial.state in (TrialState.COMPLETE, TrialState.PRUNED) for trial in trials) + len(running)
-        # A grid has no point left for one that failed.
-        exhausted = config.sweep.sampler == "grid" and len(trials) >= grid_size(space)
-        if not new or counted >= target or exhausted:
-            return NothingToClaim(
-                not running, tuple(f"trial {one.number} on {Holder.of(one.user_attrs).host}" for one in running)
-            )
-        asked = study.ask()
-        folder = trial_folder(config, asked.number)
-        taken = take(asked._trial_id, folder, study._storage, config)
-        assert taken is not None, "a trial that was just asked for can't be somebody else's"
-        return Claim(*draw_point(study, config, space, asked._trial_id), folder, *taken)
-
-
-def draw_point(study: optuna.Study, config: RunConfig, space: SearchSpace, trial_id: int) -> tuple[Trial, Point]:
-    """A running trial and its point: drawn now, or completed where a kill came before it was drawn."""
-    number = study._storage.get_trial(trial_id).number
-    study.sampler = make_sampler(study, config, space, number)
-    trial = Trial(study, trial_id)
-    return trial, suggest(trial, space)
-
-
-def diverged_outcome(study: optuna.Study, metric: str, num_classes: int, reason: str) -> Outcome:
-    """How a trial ends whose loss is no number: pruned, with a value from which a sampler learns to keep away.
-
-    The value is finite, as a huge one would spoil a model of the objective: accuracy 0, or the worst loss that a trial
-    of the study has reported, and at least that of guessing.
-    """
-    if metric == VAL_ACCURACY:
-        return Outcome("PRUNED", 0.0, reason=reason)
-    reported = (value for trial in study.get_trials(deepcopy=False) for value in trial.intermediate_values.values())
-    return Outcome("PRUNED", max([math.log(num_classes), *filter(math.isfinite, reported)]), reason=reason)
-
-
 def has_diverged(trial: FrozenTrial) -> bool:
     """Whether the loss of a trial that has ended was no number."""
     return trial.state == TrialState.PRUNED and trial.user_attrs.get(FAILURE_REASON, "").startswith("diverged at epoch")
-
-
-def tell(study: optuna.Study, trial: Trial, outcome: Outcome) -> None:
-    """Tell Optuna how a trial ended. After a kill on the way it may be told again."""
-    for name, value in outcome.metrics.items():
-        trial.set_user_attr(name, value)
-    if outcome.reason:
-        trial.set_user_attr(FAILURE_REASON, outcome.reason)
-    seen = trial.storage.get_trial(trial._trial_id).intermediate_values
-    if outcome.state == "PRUNED" and seen.get(max(seen, default=0)) != outcome.value:
-        assert outcome.value is not None
-        trial.report(outcome.value, max(seen, default=0) + 1)  # Optuna takes the last one for the trial's value
-    study.tell(trial, outcome.value if outcome.state == "COMPLETE" else None, state=TrialState[outcome.state])
 
 
 def interrupted_trials(study: optuna.Study, config: RunConfig) -> set[int]:
@@ -419,6 +332,7 @@ def interrupted_trials(study: optuna.Study, config: RunConfig) -> set[int]:
     return free
 
 
-def _lock_path(config: RunConfig) -> Path:
+def study_lock(config: RunConfig) -> Path:
+    """The file whose lock a process holds while it opens the study or claims a trial."""
     study_folder(config).mkdir(parents=True, exist_ok=True)
     return study_folder(config) / "study.lock"

@@ -23,8 +23,9 @@ from experiments.console import say
 from experiments.errors import TrackingError
 from experiments.runs.folder import RunFolder
 from experiments.tracking.drawers import drawn, open_drawers
-from experiments.tracking.publisher import FINISH, INTERRUPTED, Publication, run_groups
-from experiments.tracking.store import AWAY, RunStore, SystemMonitor, is_refusal, reason, wait_for_store
+from experiments.tracking.publisher import Phase, Publication, run_groups
+from experiments.tracking.store import AWAY, RunStore, is_refusal, reason, wait_for_store
+from experiments.tracking.system_metrics import SystemMonitor
 from lightning_modules.locks import KernelLock
 
 PUBLISH_SECONDS = 2.0
@@ -39,30 +40,31 @@ _Item = TypeVar("_Item")
 
 
 def publish(publication: Publication, connection: Connection) -> None:
-    """Publish run folders until a word comes over the connection, then all that have ended.
+    """Publish run folders until the last phase comes over the connection, then do what it says.
 
     Args:
         connection: gets numbers on the way: the seconds that the next call to MLflow may take, or infinity after it.
-            Gets a text at the end: empty, or what went wrong. Gives FINISH, or INTERRUPTED if the same command
-            continues the runs that have not ended.
+            Gets a text at the end: empty, or what went wrong. Gives the last phase.
     """
     os.nice(5)
-    holder, word = KernelLock(publication.lock), ""
-    while not holder.is_locked and word != INTERRUPTED:
+    holder, phase = KernelLock(publication.lock), Phase.FOLLOW
+    while not holder.is_locked and phase is not Phase.INTERRUPTED:
         try:
             holder.acquire(timeout=PUBLISH_SECONDS)
         except Timeout:  # another process publishes these folders
-            word = word or (connection.recv() if connection.poll() else "")
+            if connection.poll():
+                phase = connection.recv()
     if not holder.is_locked:
         connection.send("")
         return
     with holder, open_drawers() as drawers:
         work = _Work(publication, connection, drawers)
-        while not word:
+        while phase is Phase.FOLLOW:
             work.update()
-            word = connection.recv() if connection.poll(PUBLISH_SECONDS) else ""
+            if connection.poll(PUBLISH_SECONDS):
+                phase = connection.recv()
         try:
-            if word == FINISH:
+            if phase is Phase.FINISH:
                 work.finish()
             else:
                 work.interrupt()
@@ -87,7 +89,7 @@ class _Work:
         """Folders that MLflow has whole; they are looked at again at the end only."""
 
     def update(self) -> None:
-        """Bring MLflow up to date, as far as it answers, until a word comes."""
+        """Bring MLflow up to date, as far as it answers, until the last phase comes."""
         sample: Mapping[str, float] | None = None
         if time.monotonic() - self._sampled >= SYSTEM_METRICS_SECONDS:
             self._sampled, sample = time.monotonic(), self._monitor.sample()
@@ -164,7 +166,7 @@ class _Work:
     def _folders(self) -> list[RunFolder]:
         runs = self._publication.runs
         folders = [RunFolder(path) for path in sorted(runs.parent.glob(runs.name))]
-        return [folder for folder in folders if folder.exists]
+        return [folder for folder in folders if folder.has_started]
 
     def _ended(self) -> Iterator[RunFolder]:
         """The folders of runs that have ended, drawn; the parent's last."""

@@ -12,6 +12,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from enum import Enum
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import TracebackType
@@ -24,8 +25,6 @@ from experiments.runs.processes import die_with_parent, pipe, start_process
 
 MAX_DEATHS = 3
 """How often the process may be killed before the run gives up."""
-FINISH, INTERRUPTED = "finish", "interrupted"
-"""What the process is told: publish all runs that have ended, or stop soon."""
 INTERRUPTED_SECONDS = 5.0
 """How long an interrupted command waits for MLflow at most."""
 EXTRA_SECONDS = 1.0
@@ -33,6 +32,17 @@ EXTRA_SECONDS = 1.0
 POLL_SECONDS = 0.1
 LOCK_FILE = "publisher.lock"
 """Beside the runs of one publisher: of two that have the same runs, one works and the other waits."""
+
+
+class Phase(Enum):
+    """What the publisher process does. It begins with FOLLOW, and is told the other phases."""
+
+    FOLLOW = "follow"
+    """Bring MLflow up to date every few seconds, while others train."""
+    FINISH = "finish"
+    """Publish all runs that have ended, then end."""
+    INTERRUPTED = "interrupted"
+    """Publish what is whole, mark the other runs as killed, then end: the same command continues them."""
 
 
 @dataclass(frozen=True)
@@ -66,9 +76,8 @@ def run_groups(config: RunConfig) -> Iterator[RunGroup]:
         return tuple(
             folder
             for folder in folders
-            if folder.exists
-            and (noted := folder.read())["outcome"]
-            and noted["params"].get("tracking.experiment") == config.tracking.experiment
+            if folder.outcome is not None
+            and folder.read().params.get("tracking.experiment") == config.tracking.experiment
         )
 
     for study in sorted(config.output_dir.glob("studies/*/study/run.json")):
@@ -145,21 +154,21 @@ class Publisher:
         self._start()
 
     def _finish(self) -> None:
-        message = self._tell(FINISH, math.inf)
+        message = self._end(Phase.FINISH, math.inf)
         while message is None:
             self._restart()
-            message = self._tell(FINISH, math.inf)
+            message = self._end(Phase.FINISH, math.inf)
         if message:
             raise TrackingError(message)
 
     def _interrupt(self) -> None:
         self._raise_if_interrupted = lambda: None
         seconds = min(INTERRUPTED_SECONDS, self._publication.config.tracking.flush_timeout_seconds)
-        if message := self._tell(INTERRUPTED, seconds):
+        if message := self._end(Phase.INTERRUPTED, seconds):
             say(message)
 
-    def _tell(self, word: str, seconds: float) -> str | None:
-        """Give the process a word and wait for its end.
+    def _end(self, phase: Phase, seconds: float) -> str | None:
+        """Tell the process its last phase and wait for its end.
 
         Args:
             seconds: how long to wait in all; each call to MLflow has the limit that the process announces.
@@ -168,7 +177,7 @@ class Publisher:
             Empty if all went well, else what went wrong; None if the process was killed.
         """
         with contextlib.suppress(BrokenPipeError):  # it is gone: did it say why?
-            self._connection.send(word)
+            self._connection.send(phase)
         begun = asked = time.monotonic()
         while True:
             if self._connection.poll(POLL_SECONDS):

@@ -43,7 +43,9 @@ def register(store: RunStore, folder: RunFolder, *, name: str) -> None:
     published = folder.published
     assert published.run_id is not None, "published first"
     manifest = json.loads((folder.export / MANIFEST_FILE).read_text())
-    params = folder.read()["params"]
+    record = folder.read()
+    outcome, params = record.outcome, record.params
+    assert outcome is not None, "published first"
     tags = {
         **{metric: str(manifest["metrics"][metric]) for metric in OBJECTIVES},
         FINGERPRINT: params[FINGERPRINT],
@@ -56,9 +58,7 @@ def register(store: RunStore, folder: RunFolder, *, name: str) -> None:
     store.before_call()
     for key, value in tags.items():
         store.client.set_model_version_tag(name, version.version, key, value)
-    outcome, ended_ms = folder.outcome, folder.read()["ended_ms"]
-    assert outcome is not None, "published first"
-    store.client.set_terminated(published.run_id, STATUS[outcome.state], ended_ms)  # MLflow has opened it again
+    store.client.set_terminated(published.run_id, STATUS[outcome.state], record.ended_ms)  # MLflow has opened it again
     is_champion = _make_champion(store, name, version.version, tags, params["sweep.metric"])
     folder.note_published(replace(published, model_uri=f"models:/{name}/{version.version}", is_champion=is_champion))
 

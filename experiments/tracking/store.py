@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import mlflow
 import sqlalchemy
@@ -28,11 +28,6 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, LifecycleStage, Met
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, RESOURCE_DOES_NOT_EXIST, ErrorCode
 from mlflow.store.db.db_types import DATABASE_ENGINES
-from mlflow.system_metrics.metrics.base_metrics_monitor import BaseMetricsMonitor
-from mlflow.system_metrics.metrics.cpu_monitor import CPUMonitor
-from mlflow.system_metrics.metrics.disk_monitor import DiskMonitor
-from mlflow.system_metrics.metrics.gpu_monitor import GPUMonitor
-from mlflow.system_metrics.metrics.network_monitor import NetworkMonitor
 from mlflow.utils.file_utils import local_file_uri_to_path
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
@@ -41,7 +36,7 @@ from sqlalchemy.pool import NullPool
 from experiments.config import RunConfig, public_url, require, require_folder, sqlite_url, tracking_uri
 from experiments.console import say
 from experiments.errors import TrackingError, UserError
-from experiments.runs.folder import FINGERPRINT, MetricLine, Published, RunFolder, now_ms
+from experiments.runs.folder import FINGERPRINT, MetricLine, Published, RunFolder, RunRecord, now_ms
 from experiments.tracking.views import tuned_names, view_tags
 from lightning_modules.files import replaced_whole
 from lightning_modules.locks import KernelLock
@@ -68,7 +63,6 @@ CHECK_SECONDS = 5.0
 MAX_NAME_LENGTH = 256
 """Of experiments and registered models, in MLflow's tables (3.17.2)."""
 
-_log = logging.getLogger(__name__)
 _Item = TypeVar("_Item")
 _Point = tuple[str, int, int]
 """A metric's name, step and time, by which MLflow's points are told apart."""
@@ -116,32 +110,32 @@ class RunStore:
         """
         # First: what is written from here on differs from this list, and is sent by the next push.
         files = folder.files()
-        noted = folder.read()
+        record = folder.read()
         epochs = folder.metric_lines()
         lines = [*epochs, *folder.system_lines()]
-        run_id = self._run_id(folder, noted, lines, parent_run_id)
+        run_id = self._run_id(folder, record, lines, parent_run_id)
         sent = self._sent[run_id]
         points = [
             Metric(key, value, line.timestamp_ms, line.step) for line in lines for key, value in line.metrics.items()
         ]
-        if noted["outcome"]:
+        if record.outcome is not None:
+            assert record.ended_ms is not None, "written with the outcome"
             last = max((line.step for line in epochs), default=0)
-            points += [Metric(key, value, noted["ended_ms"], last) for key, value in folder.final_metrics().items()]
+            points += [Metric(key, value, record.ended_ms, last) for key, value in folder.final_metrics().items()]
         for chunk in _chunks([one for one in points if _point(one) not in sent], 1000):  # MLflow's limit a request
             self.before_call()
             self.client.log_batch(run_id, metrics=chunk)
             sent |= {_point(one) for one in chunk}
-        self._push_params(run_id, noted["params"])
-        if noted["outcome"]:
-            outcome = noted["outcome"]
+        self._push_params(run_id, record.params)
+        if record.outcome is not None:
             # What was noted since the run began, too.
-            tags = noted["tags"] | {"trial_state": outcome["state"]}
-            tags |= {"failure_reason": outcome["reason"]} if outcome["reason"] else {}
+            tags = {**record.tags, "trial_state": record.outcome.state}
+            tags |= {"failure_reason": record.outcome.reason} if record.outcome.reason else {}
             self.before_call()
             self.client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
             self._push_artifacts(run_id, folder, files)
             self.before_call()
-            self.client.set_terminated(run_id, STATUS[outcome["state"]], noted["ended_ms"])
+            self.client.set_terminated(run_id, STATUS[record.outcome.state], record.ended_ms)
             folder.note_published(replace(folder.published, files=files))
         return run_id
 
@@ -156,19 +150,19 @@ class RunStore:
                 self.client.log_artifact(run_id, str(path), None if place == "." else place)
 
     def _run_id(
-        self, folder: RunFolder, noted: Mapping[str, Any], lines: Sequence[MetricLine], parent_run_id: str | None
+        self, folder: RunFolder, record: RunRecord, lines: Sequence[MetricLine], parent_run_id: str | None
     ) -> str:
         """The MLflow run of a folder: the one it was given, the one that carries its key, or a new one."""
         known = folder.run_id
         if known in self._sent:
             return known
         self.before_call()
-        found = self._find(folder.published, noted["key"])
+        found = self._find(folder.published, record.key)
         if found is None:
-            tags = dict(noted["tags"]) | {KEY_TAG: noted["key"]}
+            tags = {**record.tags, KEY_TAG: record.key}
             if parent_run_id:
                 tags["mlflow.parentRunId"] = parent_run_id
-            run = self.client.create_run(self.experiment_id, noted["started_ms"], tags=tags, run_name=noted["name"])
+            run = self.client.create_run(self.experiment_id, record.started_ms, tags=tags, run_name=record.name)
             found_id = str(run.info.run_id)
             self._sent[found_id], self._params[found_id] = set(), {}
         else:
@@ -182,7 +176,7 @@ class RunStore:
             }
             if parent_run_id and found.data.tags.get("mlflow.parentRunId") != parent_run_id:
                 self.client.set_tag(found_id, "mlflow.parentRunId", parent_run_id)
-            if not noted["outcome"]:
+            if record.outcome is None:
                 self.client.update_run(found_id, "RUNNING")
         if (folder.published.store, known) != (self.name, found_id):
             folder.note_published(Published(self.name, found_id))
@@ -219,18 +213,18 @@ class RunStore:
 
     def find_whole(self, folders: Sequence[RunFolder]) -> set[Path]:
         """Those of the folders that MLflow has whole. MLflow is asked too: somebody may have deleted its database."""
-        noted = {one.run_id: one for one in folders if one.published.store == self.name and one.is_published}
+        by_run_id = {one.run_id: one for one in folders if one.published.store == self.name and one.is_published}
         return {
-            noted[run.info.run_id].path
-            for run in self._runs_by_id([run_id for run_id in noted if run_id is not None])
+            by_run_id[run.info.run_id].path
+            for run in self._runs_by_id([run_id for run_id in by_run_id if run_id is not None])
             if run.info.lifecycle_stage == LifecycleStage.ACTIVE
-            and run.info.end_time == noted[run.info.run_id].read()["ended_ms"]
+            and run.info.end_time == by_run_id[run.info.run_id].read().ended_ms
         }
 
     def find_known(self, folders: Sequence[RunFolder]) -> set[Path]:
         """Those of the folders that have a run in MLflow, whole or not, deleted or not."""
-        noted = {one.run_id: one.path for one in folders}
-        return {noted[run.info.run_id] for run in self._runs_by_id([one for one in noted if one is not None])}
+        paths = {one.run_id: one.path for one in folders}
+        return {paths[run.info.run_id] for run in self._runs_by_id([one for one in paths if one is not None])}
 
     def _runs_by_id(self, run_ids: list[str]) -> Iterator[Run]:
         for chunk in _chunks(run_ids, 100):
@@ -471,9 +465,9 @@ def _local_folder(location: str) -> Path | None:
 
 def find_folder(run: Run, output_dir: Path) -> RunFolder | None:
     """The run folder below `output_dir` of which a run in MLflow is a copy; None if it lies elsewhere or nowhere."""
-    for noted in sorted(output_dir.rglob("run.json")):
-        folder = RunFolder(noted.parent)
-        if folder.exists and folder.read()["key"] == run.data.tags.get(KEY_TAG):
+    for path in sorted(output_dir.rglob("run.json")):
+        folder = RunFolder(path.parent)
+        if folder.has_started and folder.read().key == run.data.tags.get(KEY_TAG):
             return folder
     return None
 
@@ -586,26 +580,6 @@ def _dataset(params: Mapping[str, str]) -> DatasetInput:
         profile=json.dumps(facts),
     )
     return DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])
-
-
-class SystemMonitor:
-    """Samples processor, memory, disk, network and GPU with MLflow's own monitors."""
-
-    def __init__(self) -> None:
-        self._monitors: list[BaseMetricsMonitor] = [CPUMonitor(), DiskMonitor(), NetworkMonitor()]
-        try:
-            self._monitors.append(GPUMonitor())
-        except (ImportError, RuntimeError) as error:  # no nvidia-ml-py, or no NVIDIA driver
-            _log.debug("no GPU metrics: %s", error)
-
-    def sample(self) -> dict[str, float]:
-        """The state of the machine now."""
-        values: dict[str, float] = {}
-        for monitor in self._monitors:
-            monitor.clear_metrics()
-            monitor.collect_metrics()
-            values |= {f"system/{key}": float(value) for key, value in monitor.aggregate_metrics().items()}
-        return values
 
 
 def _point(metric: Metric) -> _Point:

@@ -6,9 +6,9 @@ from collections.abc import Iterable
 from html import escape
 
 from lightning_modules.insight.profile_verdict import PHASES, Profile
+from lightning_modules.palette import BLUE, GREEN, GREY, ORANGE, SKY, VERMILLION
 
-# Okabe and Ito's palette, https://jfly.uni-koeln.de/color/: safe for every kind of colour vision.
-COLORS = dict(zip(PHASES, ("#D55E00", "#E69F00", "#56B4E9", "#0072B2", "#009E73", "#8C8C8C"), strict=True))
+COLORS = dict(zip(PHASES, (VERMILLION, ORANGE, SKY, BLUE, GREEN, GREY), strict=True))
 _BAR, _WIDTH = 14, 640
 _PAGE = """<!DOCTYPE html>
 <html lang="en">

@@ -26,6 +26,7 @@ from lightning_modules.insight.recording import (
 )
 from lightning_modules.insight.rules import check
 from lightning_modules.network import find_head
+from lightning_modules.torch_private import compiled_call, copies, differences, norms, set_compiled_call
 
 SAMPLED_EVERY: Mapping[str, int] = {"light": 50, "full": 10}
 """Steps from one sample of the layers to the next, by `trainer.record`."""
@@ -183,7 +184,8 @@ class _Probe:
         self._statistics: dict[str, Tensor] = {}
         self._spread = torch.tensor(float("nan"))
         # A compiled network does not call the hooks of its parts: it runs as written for this step.
-        self._compiled, network._compiled_call_impl = network._compiled_call_impl, None
+        self._compiled = compiled_call(network)
+        set_compiled_call(network, None)
         head = network.get_submodule(find_head(network))
         leaves = [(name, part) for name, part in network.named_modules() if not any(part.children())]
         self._hooks = [
@@ -199,16 +201,16 @@ class _Probe:
         self._learning_rate = float(group["lr"]) / float(group["initial_lr"])
         gradients = [torch.zeros_like(one) if one.grad is None else one.grad for one in self._trained]
         counts = torch.tensor([one.numel() for one in self._trained], device=gradients[0].device)
-        self._gradient_norm = torch.stack(torch._foreach_norm(gradients))
-        self._gradient_mean = torch.stack(torch._foreach_norm(gradients, 1)) / counts
-        self._weight_norm = torch.stack(torch._foreach_norm(self._trained))
-        self._before = torch._foreach_mul(self._trained, 1.0)
+        self._gradient_norm = norms(gradients)
+        self._gradient_mean = norms(gradients, 1) / counts
+        self._weight_norm = norms(self._trained)
+        self._before = copies(self._trained)
 
     def sample(self, step: int, loss: Tensor) -> tuple[list[str], Sample]:
         """What was measured, and the names of the layers; waits for the device."""
         self.remove_hooks()
-        changes = torch._foreach_sub([one.detach() for one in self._trained], self._before)
-        ratio = torch.stack(torch._foreach_norm(changes)) / self._weight_norm.clamp(min=torch.finfo(torch.float32).tiny)
+        changes = differences([one.detach() for one in self._trained], self._before)
+        ratio = norms(changes) / self._weight_norm.clamp(min=torch.finfo(torch.float32).tiny)
         parameters = [self._gradient_norm, self._gradient_mean, self._weight_norm, ratio]
         layers = torch.stack(list(self._statistics.values()), dim=1)
         measured = torch.cat([*parameters, *layers, torch.stack([loss, self._spread.to(loss.device)])]).float()
@@ -222,7 +224,7 @@ class _Probe:
         """Remove the hooks."""
         for hook in self._hooks:
             hook.remove()
-        self._network._compiled_call_impl = self._compiled
+        set_compiled_call(self._network, self._compiled)
 
     def _watch(self, name: str, may_die: bool) -> Callable[..., None]:
         def measure(*call: Any) -> None:

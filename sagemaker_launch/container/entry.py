@@ -183,7 +183,7 @@ def photo_folder(channel: Path, target: Path) -> Path:
 def start(folder: RunFolder, job: Job, config: RunConfig) -> None:
     """Start the run folder, unless it resumes after an interruption, and print where it runs."""
     tags = environment_tags()
-    if not folder.exists:
+    if not folder.has_started:
         folder.start(job.name, to_public(config), tags)
     facts = {"trainer.devices": config.trainer.devices, "trainer.num_nodes": config.trainer.num_nodes}
     write_line(facts_line(facts))

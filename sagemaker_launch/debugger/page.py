@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments.figures.figures import BLUE, MAX_TICKS, VERMILLION
 from experiments.figures.recording_figure import layer_heatmap, logarithmic
+from experiments.figures.style import MAX_TICKS
 from experiments.report.page import NOTHING, Plot, Table, render_page, to_png
+from lightning_modules.palette import BLUE, VERMILLION
 
 MAX_LINES, MAX_STEPS = 500, 50
 """Rows of a table of losses, and steps of a table of layers."""

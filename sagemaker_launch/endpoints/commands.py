@@ -97,7 +97,7 @@ def _query(settings: CloudSettings, config: RunConfig, arguments: argparse.Names
     answers = query_photos(target, photos, top_k=arguments.top_k, parallel=arguments.parallel)
     print(json.dumps([one.to_dict() for one in answers], indent=2) if arguments.json else answer_table(answers))
     if arguments.show:
-        from experiments.figures.figures import save_figure  # imports matplotlib
+        from experiments.figures.style import save_figure  # imports matplotlib
         from sagemaker_launch.endpoints.photo_grid import photo_grid
 
         save_figure(photo_grid(answers), arguments.show)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from experiments.config import RunConfig, require
-from experiments.predict import locate_export
+from experiments.tracking.exports import locate_export
 from experiments.tracking.store import RunStore, find_folder
 from sagemaker_launch.aws import client as aws
 from sagemaker_launch.aws.resources import TRAINING

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 from matplotlib.figure import Figure
 
-from experiments.figures.figures import GREEN, GREY, VERMILLION
 from experiments.figures.pictures import thumbnail
+from lightning_modules.palette import GREEN, GREY, VERMILLION
 from sagemaker_launch.endpoints.query import PhotoAnswer
 
 MAX_PHOTOS = 48

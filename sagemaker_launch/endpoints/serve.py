@@ -37,7 +37,7 @@ def _serve(settings: CloudSettings, config: RunConfig, arguments: argparse.Names
     del settings
     import torch
 
-    from experiments.predict import REGISTRY, locate_export
+    from experiments.tracking.exports import REGISTRY, locate_export
     from sagemaker_launch.shipping.archive import unpack_model
 
     try:

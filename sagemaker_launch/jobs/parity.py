@@ -80,7 +80,7 @@ def train_at_home(config: RunConfig, job: RunFolder, overrides: Mapping[str, obj
     from sagemaker_launch.jobs.found import config_at_home
 
     name = job.path.name
-    config = config_at_home(config, noted_fields(job.read()["params"]), overrides)
+    config = config_at_home(config, noted_fields(job.read().params), overrides)
     place = run_place(config, f"parity/{name}")
     done = complete_run(place)
     if done is not None:
@@ -102,7 +102,7 @@ def find_run_folder(config: RunConfig, run: str) -> RunFolder:
 
     folder: RunFolder | None = RunFolder(Path(run))
     assert folder is not None
-    if not folder.exists:
+    if not folder.has_started:
         store = RunStore.open_or_wait(config)
         known = store.find_run(run)
         folder = find_folder(known, config.output_dir) if known else None

@@ -112,7 +112,7 @@ class Synchroniser:
 
     def _find_whole(self, names: Sequence[str]) -> set[Path]:
         folders = [RunFolder(self._home / name) for name in names]
-        existing = [folder for folder in folders if folder.exists]
+        existing = [folder for folder in folders if folder.has_started]
         return self._store.wait(lambda: self._store.find_whole(existing), RunFolder(self._home))
 
     def _push(self, folder: RunFolder, parent_run_id: str | None = None) -> None:
@@ -123,7 +123,7 @@ class Synchroniser:
         """Start the run folder of a tuning job."""
         described = job.described
         folder = self._folder(f"{job.name}/tuning", described[TUNING.arn], described["CreationTime"])
-        if not folder.exists:
+        if not folder.has_started:
             tuning = described["HyperParameterTuningJobConfig"]
             params = {
                 "cloud.strategy": tuning["Strategy"],
@@ -153,11 +153,11 @@ class Synchroniser:
     ) -> RunFolder:
         """Write the run folder of a training job: facts, metrics and outcome."""
         folder = self._folder(name, summary[TRAINING.arn], summary["CreationTime"])
-        if folder.exists and folder.outcome is not None and (folder.export.is_dir() or not models):
+        if folder.has_started and folder.outcome is not None and (folder.export.is_dir() or not models):
             return folder  # it can't change any more
         described = TRAINING.describe(self.sagemaker, name)
         params = {**_as_at_home(decode(described["HyperParameters"])), **_machine(described)}
-        if not folder.exists:
+        if not folder.has_started:
             self._start(folder, name, params, described[TRAINING.arn], described["CreationTime"], tags)
         log = job_log(self._logs, name)
         lines = log.read()
@@ -223,7 +223,7 @@ class Synchroniser:
     def _folder(self, name: str, arn: str, created: datetime) -> RunFolder:
         """The run folder of a job; a folder of another rehearsal with this name is in MLflow, and is moved away."""
         folder = RunFolder(self._home / name)
-        if folder.exists and folder.read()["key"] != _key(arn, created):
+        if folder.has_started and folder.read().key != _key(arn, created):
             shutil.rmtree(folder.path)
         return folder
 
@@ -261,11 +261,11 @@ def _note(folder: RunFolder, reported: list[Report]) -> None:
         if line.kind == "metrics":
             values = {key: value for key, value in line.metrics.items() if key not in metrics.SUMMARY}
             folder.record(line.epoch, values, timestamp_ms=timestamp_ms)
-    noted = folder.read()
-    if not facts.items() <= noted["params"].items():
+    record = folder.read()
+    if not facts.items() <= record.params.items():
         folder.add_params(facts)
-    if not environment.items() <= noted["tags"].items():
-        folder.update(tags=noted["tags"] | environment)
+    if not environment.items() <= record.tags.items():
+        folder.add_tags(environment)
 
 
 def _as_at_home(sent: Mapping[str, str]) -> dict[str, str]:
@@ -317,7 +317,7 @@ def _note_rules(folder: RunFolder, described: Mapping[str, Any]) -> None:
         tags[f"debugger.{name}"] = status
         if status != "NoIssuesFound":
             say(f"{described['TrainingJobName']}: {name}: {status} {rule.get('StatusDetails', '')}".rstrip())
-    folder.update(tags=folder.read()["tags"] | tags)
+    folder.add_tags(tags)
 
 
 def _late(described: Mapping[str, Any], reported: list[Report]) -> str:

@@ -7,10 +7,10 @@ import threading
 from collections.abc import Callable
 from typing import Any, ClassVar
 
-import moto.sagemaker.urls
 from moto.core.responses import ActionResult, EmptyResult
 from moto.sagemaker.responses import SageMakerResponse
 
+from sagemaker_launch.rehearsal import moto_urls
 from sagemaker_launch.rehearsal.machine.runner import Machine
 from sagemaker_launch.rehearsal.rules import check_shape, invalid
 from sagemaker_launch.rehearsal.service import Service
@@ -135,4 +135,4 @@ class RehearsalResponse(SageMakerResponse):
 def install(regions: Regions) -> None:
     """Replace moto's answers, in this process."""
     RehearsalResponse.regions = regions
-    moto.sagemaker.urls.url_paths["{0}/$"] = RehearsalResponse.dispatch
+    moto_urls.answer("sagemaker", RehearsalResponse.dispatch)

@@ -10,10 +10,11 @@ import pytest
 from mlflow import MlflowClient
 
 from experiments.config import RunConfig, load_config, override, tracking_uri
-from experiments.errors import InterruptedRunError, UserError
+from experiments.errors import InterruptedRunError, SweepError, UserError
 from experiments.interrupts import Watch
 from experiments.runs.folder import RunFolder
 from experiments.single_run import train_and_register
+from experiments.study import trials as study_trials
 from experiments.study.storage import study_folder
 from experiments.study.study import load_study, trial_folder
 from experiments.sweep import run_sweep
@@ -108,8 +109,7 @@ def test_a_trial_folder_of_other_parameters_is_never_taken_for_this_trial(home: 
     run_sweep(config)
     (study_folder(config) / "journal.log").unlink()
     folder = trial_folder(config, 0)
-    noted = RunFolder(folder.path).read()
-    folder.update(params=noted["params"] | {"optimizer.learning_rate": "0.5"})  # drawn by another sampler
+    folder.add_params({"optimizer.learning_rate": "0.5"})  # drawn by another sampler
     with pytest.raises(UserError, match=r"learning_rate is 0\.5 there and .* here.*move that folder away"):
         run_sweep(config)
     shutil.move(folder.path, home / "aside")
@@ -119,15 +119,14 @@ def test_a_trial_folder_of_other_parameters_is_never_taken_for_this_trial(home: 
 @pytest.mark.usefixtures("unpublished")
 def test_a_mistake_that_no_check_finds_locks_nothing(home: Path, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """All trials fail for a reason in the settings; the corrected settings work under the same name."""
-    from experiments import sweep
 
     def fail(*_: object, **__: object) -> None:
         raise RuntimeError("no kernel image is available for execution on the device")
 
     config = config_for(photos, home, sweep__study_name="own", sweep__max_failures=0)
     with monkeypatch.context() as patched:
-        patched.setattr(sweep, "train", fail)
-        with pytest.raises(sweep.SweepError, match=r"trials keep failing: 1.*no kernel image"):
+        patched.setattr(study_trials, "train", fail)
+        with pytest.raises(SweepError, match=r"trials keep failing: 1.*no kernel image"):
             run_sweep(config)
     result = run_sweep(
         override(config, {"model.dropout": 0.1, "sweep.metric": "val_accuracy", "sweep.direction": "maximize"})
@@ -156,7 +155,7 @@ def test_an_interrupted_training_is_not_continued_on_other_photos(
     shutil.copy(next((root / "train" / "002.Class2").iterdir()), added)
     on_more = train_and_register(config).export.parent
     assert on_more != cut_off, "a new run, as the photos are others"
-    assert RunFolder(on_more).read()["params"]["data.train_images"] == "13"
+    assert RunFolder(on_more).read().params["data.train_images"] == "13"
     added.unlink()
     assert train_and_register(config).export.parent == cut_off, "the old photos: the old run continues"
     assert len(list((home / "train").iterdir())) == 2

@@ -16,6 +16,7 @@ from experiments.errors import InterruptedRunError, UserError
 from experiments.interrupts import Watch
 from experiments.report.report import report_studies
 from experiments.runs.folder import Outcome, Published, RunFolder
+from experiments.study import trials as study_trials
 from experiments.study.storage import journal_file, study_folder
 from experiments.study.study import load_study, trial_folder
 from tests.conftest import tiny
@@ -55,7 +56,6 @@ Damage = Callable[[Path], None]
 def config(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunConfig:
     monkeypatch.setattr(training, "Publisher", NoPublisher)
     monkeypatch.setattr(sweep, "Publisher", NoPublisher)
-    monkeypatch.setattr(sweep, "study_figures", lambda study: {})
     monkeypatch.setattr(sweep, "report_studies", write_no_report)
     values = tiny(photos, tmp_path / "runs") | {"trainer.max_epochs": 4, "sweep.n_trials": 2, "sweep.sampler": "random"}
     return load_config(None, values)
@@ -204,7 +204,7 @@ def test_garbage_within_a_journal_is_named_and_the_study_is_made_again_without_t
     with pytest.raises(UserError, match=r"journal\.log is damaged after its entry 3: bring back a copy of it, or move"):
         sweep.run_sweep(config)
     journal.rename(journal.with_suffix(".damaged"))
-    monkeypatch.setattr(sweep, "train", None)
+    monkeypatch.setattr(study_trials, "train", None)
     trials = sweep.run_sweep(config).study.trials
     assert [(trial.params, trial.value) for trial in trials] == [(trial.params, trial.value) for trial in before]
 

@@ -20,7 +20,7 @@ from experiments.config import load_config, sqlite_url, to_yaml, tracking_uri
 from experiments.runs.environment import own_environment
 from experiments.runs.folder import RunFolder
 from experiments.runs.logger import RunFolderLogger
-from experiments.sweep import visible_gpus
+from experiments.study.workers import visible_gpus
 from experiments.train import train
 from lightning_modules.launchers import OneProcess, cluster_environment, is_first_process
 from tests.conftest import REPOSITORY, tiny
@@ -88,7 +88,7 @@ def test_a_train_and_a_sweep_in_a_hostile_environment_and_path(
     for noted in runs:
         folder = RunFolder(noted.parent)
         assert len(folder.metric_lines()) == 1
-        assert len(folder.read()["tags"]["mlflow.source.git.commit"]) == 40
+        assert len(folder.read().tags["mlflow.source.git.commit"]) == 40
         sent = client.get_run(folder.run_id or "")
         assert sent.data.metrics["val_loss"] == folder.curves()["val_loss"][1]
         assert client.list_artifacts(sent.info.run_id)

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments.figures.figures import MAX_CLASSES_IN_MATRIX, confusion_matrix_figure
 from experiments.figures.pictures import CONFUSION, PER_CLASS, draw
+from experiments.figures.run_figures import MAX_CLASSES_IN_MATRIX, confusion_matrix_figure
 from experiments.predict import _few
 from experiments.report.comparison import _class_plot, _confusion_plot
 from experiments.runs.folder import RunFolder

@@ -10,9 +10,11 @@ import pytest
 from experiments import sweep
 from experiments.callbacks.checkpoints import CHECKPOINT_FOLDER
 from experiments.config import RunConfig, load_config, override
+from experiments.study import trials as study_trials
 from experiments.study.claims import Claim, HeldClaims
 from experiments.study.search_space import load_search_space
-from experiments.study.study import claim, load_study, trial_folder
+from experiments.study.study import load_study, trial_folder
+from experiments.study.trials import claim
 from lightning_modules.metrics import OBJECTIVES
 from tests.conftest import tiny
 
@@ -52,7 +54,7 @@ def test_a_sweep_that_returns_after_its_trial_was_taken_tells_nothing(
 
     # As if the machine had been suspended: the heartbeat stands still too.
     monkeypatch.setattr(HeldClaims, "_beat_on", lambda self: None)
-    monkeypatch.setattr(sweep.EpochProgress, "on_train_epoch_start", suspended, raising=False)
+    monkeypatch.setattr(study_trials.EpochProgress, "on_train_epoch_start", suspended, raising=False)
     result = sweep.run_sweep(config)
     [trial] = result.study.trials
     folder = trial_folder(config, 0)

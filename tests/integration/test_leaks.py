@@ -115,7 +115,7 @@ def test_train_trials_evaluate_and_jobs_score_no_training_photo(
     trial = RunFolder(config.output_dir / "trial")
     trial.start("trial", to_public(config), {})
     list(train_population([PopulationRun(HeadTask(config), trial, lambda *_: False)], check=lambda: None))
-    check_disjoint(config, without_section(trial.read()["params"]), Scores.load(trial.scores))
+    check_disjoint(config, without_section(trial.read().params), Scores.load(trial.scores))
 
     # One place trains each configuration alone: a run at home, whose model is evaluated, or a job.
     if config.seed % 2:
@@ -131,7 +131,7 @@ def test_train_trials_evaluate_and_jobs_score_no_training_photo(
     result = train(config, output_dir=folder.path, logger=RunFolderLogger(folder))
     score_and_export(result, folder.export, folder.scores)
     noted = json.loads((folder.export / "model.json").read_text())["data"]
-    check_disjoint(config, without_section(folder.read()["params"]), result.validation)
+    check_disjoint(config, without_section(folder.read().params), result.validation)
     check_disjoint(config, noted, Scores.load(folder.scores))
     scored: list[Scores] = []
     monkeypatch.setattr("experiments.predict.draw_scores", lambda scores, _: scored.append(scores))

@@ -14,6 +14,7 @@ from experiments import sweep
 from experiments.config import load_config, override
 from experiments.errors import SweepError
 from experiments.study import storage as study_storage
+from experiments.study import trials as study_trials
 from experiments.study.storage import open_storage
 from tests.conftest import tiny
 from tests.postgres import Server, find_binaries, running_server
@@ -49,8 +50,8 @@ def stop_at_the_second(server: Server, monkeypatch: pytest.MonkeyPatch, then: Ca
             server.control("stop")
             then()
 
-    on_train_start = sweep.EpochProgress.on_train_start
-    monkeypatch.setattr(sweep.EpochProgress, "on_train_start", stop)
+    on_train_start = study_trials.EpochProgress.on_train_start
+    monkeypatch.setattr(study_trials.EpochProgress, "on_train_start", stop)
     return started
 
 

@@ -22,7 +22,7 @@ from experiments.figures import pictures
 from experiments.runs.folder import Outcome, RunFolder
 from experiments.single_run import train_and_register
 from experiments.tracking import drawers as drawing
-from experiments.tracking.publisher import FINISH, LOCK_FILE, Publication, Publisher
+from experiments.tracking.publisher import LOCK_FILE, Phase, Publication, Publisher
 from experiments.tracking.store import KEY_TAG, STATUS, tracking_uri
 from tests.conftest import tiny
 
@@ -122,11 +122,11 @@ def differences(config: RunConfig) -> list[str]:
     """What run folders have and MLflow lacks, or has otherwise."""
     found, known = [], runs(config)
     folders = [RunFolder(path.parent) for path in sorted(home(config).glob("**/run.json"))]
-    parent = known.get(RunFolder(home(config) / "study").read()["key"])
+    parent = known.get(RunFolder(home(config) / "study").read().key)
     client = reader(config)
     for folder in folders:
-        noted = folder.read()
-        run = known.get(noted["key"])
+        record = folder.read()
+        run = known.get(record.key)
         if run is None:
             found.append(f"{folder.path.name}: no run")
             continue
@@ -139,8 +139,8 @@ def differences(config: RunConfig) -> list[str]:
         found += [
             f"{folder.path.name}: {name}" for name in here.keys() | there.keys() if here.get(name) != there.get(name)
         ]
-        found += [f"{folder.path.name}: param {name}" for name in noted["params"].items() - run.data.params.items()]
-        found += [f"{folder.path.name}: tag {name}" for name in noted["tags"].items() - run.data.tags.items()]
+        found += [f"{folder.path.name}: param {name}" for name in record.params.items() - run.data.params.items()]
+        found += [f"{folder.path.name}: tag {name}" for name in record.tags.items() - run.data.tags.items()]
         if folder.outcome is not None and run.info.status != STATUS[folder.outcome.state]:
             found.append(f"{folder.path.name}: status {run.info.status}")
         if folder.path.name != "study":
@@ -180,7 +180,7 @@ def test_200_trials_that_end_while_the_publisher_works_are_whole_in_mlflow(confi
         while ours.poll():
             ours.recv()
     finish_study(config)
-    ours.send(FINISH)
+    ours.send(Phase.FINISH)
     while isinstance(said := ours.recv(), float):
         pass
     process.join(30)
@@ -266,24 +266,24 @@ def test_a_command_publishes_other_runs_that_a_deleted_database_had(published: R
     with Publisher(publication(other)):
         finish_study(other)
     there = runs(published)
-    assert {folder.path.name: folder.read()["key"] in there for folder in alone} == {
+    assert {folder.path.name: folder.read().key in there for folder in alone} == {
         "one": True,
         "deleted": True,
         "elsewhere": False,
     }
     client = MlflowClient(tracking_uri(published))
-    client.delete_run(there[alone[1].read()["key"]].info.run_id)
+    client.delete_run(there[alone[1].read().key].info.run_id)
     with Publisher(publication(other)):
         pass
-    assert alone[1].read()["key"] not in runs(published)
+    assert alone[1].read().key not in runs(published)
     delete_database(published)
     with Publisher(publication(other)):
         pass
-    assert {folder.path.name for folder in alone if folder.read()["key"] in runs(published)} == {"one", "deleted"}
+    assert {folder.path.name for folder in alone if folder.read().key in runs(published)} == {"one", "deleted"}
     kept = [RunFolder(path.parent) for path in home(published).glob("**/run.json")]
-    assert {folder.read()["key"] for folder in kept} <= runs(published).keys()
+    assert {folder.read().key for folder in kept} <= runs(published).keys()
     for folder in kept:
-        assert artifacts(published, runs(published)[folder.read()["key"]]).keys() == {
+        assert artifacts(published, runs(published)[folder.read().key]).keys() == {
             path.relative_to(folder.artifacts).as_posix() for path in folder.artifacts.rglob("*") if path.is_file()
         }
 
@@ -292,7 +292,7 @@ def test_a_run_that_mlflow_refuses_does_not_hold_up_the_others(config: RunConfig
     start(RunFolder(home(config) / "study"), config)
     for number in (2, 3, 6):
         write_trial(config, number, random.Random(number))
-    RunFolder(home(config) / "trials" / "0002").update(params={"not/?allowed": "x"})
+    RunFolder(home(config) / "trials" / "0002").add_params({"not/?allowed": "x"})
     finish_study(config)
     with pytest.raises(TrackingError, match=r"0002 and is sent when"), Publisher(publication(config)):
         pass

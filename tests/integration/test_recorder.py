@@ -209,7 +209,7 @@ def test_a_sweep_draws_each_recording_and_a_stopped_trial_says_why(config: RunCo
     for number in range(2):
         folder = RunFolder(result.folder / "trials" / f"{number:04d}")
         assert (folder.artifacts / "recording.png").read_bytes().startswith(b"\x89PNG")
-        params = folder.read()["params"]
+        params = folder.read().params
         assert ("rule.learning_rate" in params) == (float(params["optimizer.learning_rate"]) == 1e3)
 
 

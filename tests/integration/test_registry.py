@@ -163,7 +163,7 @@ def test_registering_leaves_the_run_as_the_folder_has_it(store: RunStore, config
     folder = trained(store, config, export, "a", val_loss=0.5, data="dogs")
     register(store, folder, name="dogs")
     run = MlflowClient(store.uri).get_run(str(folder.run_id))
-    assert (run.info.status, run.info.end_time) == ("FINISHED", folder.read()["ended_ms"])
+    assert (run.info.status, run.info.end_time) == ("FINISHED", folder.read().ended_ms)
     assert store.find_whole([folder]) == {folder.path}
     assert mlflow.pyfunc.load_model("models:/dogs@champion") is not None
 

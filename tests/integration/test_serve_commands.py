@@ -67,7 +67,7 @@ def test_serve_takes_a_registered_model(uri: str, tmp_path: Path, monkeypatch: p
         asked.append((name, config.output_dir))
         return model
 
-    monkeypatch.setattr("experiments.predict.locate_export", locate)
+    monkeypatch.setattr("experiments.tracking.exports.locate_export", locate)
     monkeypatch.setattr("sagemaker_launch.serving.server.run", lambda settings, _, **to: served.append(settings.model))
     assert main(["serve", uri, "--output_dir", str(tmp_path)]) == 0
     assert (asked, served) == ([(uri, tmp_path)], [model])

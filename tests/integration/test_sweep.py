@@ -30,6 +30,8 @@ from experiments.errors import InterruptedRunError, SweepError, TrackingError, U
 from experiments.interrupts import Watch
 from experiments.runs.folder import Outcome, RunFolder
 from experiments.runs.logger import RunFolderLogger
+from experiments.study import trials as study_trials
+from experiments.study.progress import SweepProgress
 from experiments.study.search_space import ChoiceRange
 from experiments.study.storage import study_folder
 from experiments.study.study import load_study, trial_folder
@@ -88,7 +90,7 @@ def test_a_sweep_leaves_a_study_runs_pictures_and_one_export(finished: Finished)
     pictures = {item.path for item in client.list_artifacts(child.info.run_id)}
     assert {"confusion_matrix.png", "per_class_accuracy.png", "worst_errors.png", "learning_curves.png"} <= pictures
     study_artifacts = {item.path for item in client.list_artifacts(parent.info.run_id)}
-    assert {"optimization_history.png", "slice.png", "timeline.png", "trials.csv", "report.html"} <= study_artifacts
+    assert study_artifacts == {"trials.csv", "report.html"}
     exports = [number for number in range(3) if trial_folder(config, number).export.is_dir()]
     assert exports == [result.best.number]
     check_golden(trial_folder(config, result.best.number).export)
@@ -103,7 +105,7 @@ def test_trials_that_draw_their_backbone_take_its_recipe(photos: Path, tmp_path:
     values |= {"data.crop_fraction": None, "data.cache": "none"}
     config = override(config, values)
     best = sweep.run_sweep(config).best
-    noted = [trial_folder(config, number).read()["params"] for number in range(2)]
+    noted = [trial_folder(config, number).read().params for number in range(2)]
     crops = {params["model.backbone"]: params["data.crop_fraction"] for params in noted}
     assert crops == {names[0]: str(224 / 256), names[1]: str(224 / 232)}
     exported = load_export(trial_folder(config, best.number).export)
@@ -166,8 +168,8 @@ def test_a_trial_is_tried_once_more_where_that_can_help_and_replaced_where_it_fa
             raise error
         return train(*args, **kwargs)
 
-    train = sweep.train
-    monkeypatch.setattr(sweep, "train", failing)
+    train = study_trials.train
+    monkeypatch.setattr(study_trials, "train", failing)
     sweep.run_sweep(config)
     ended = load_study(config, "tiny").trials
     assert len(ended) == trials
@@ -201,7 +203,7 @@ def test_trials_that_keep_failing_end_the_sweep_and_lock_nothing(
         raise RuntimeError("this machine is on fire")
 
     with monkeypatch.context() as patched:
-        patched.setattr(sweep, "train", fail)
+        patched.setattr(study_trials, "train", fail)
         with pytest.raises(
             SweepError, match=r"trials keep failing: 2, and sweep\.max_failures is 1.*trial 1: .*on fire"
         ):
@@ -231,7 +233,7 @@ def test_a_database_that_fails_in_the_middle_is_named_and_ends_the_workers(
         with contextlib.closing(sqlite3.connect(database)) as connection:
             connection.execute("DROP TABLE IF EXISTS trials")
 
-    monkeypatch.setattr(sweep.SweepProgress, "update", spoil)
+    monkeypatch.setattr(SweepProgress, "update", spoil)
     with pytest.raises(SweepError, match=r"sweep\.storage .*studies\.db was opened, and then failed \(Op"):
         sweep.run_sweep(override(config, {"sweep.storage": f"sqlite:///{database}", "sweep.workers": 2}))
     assert multiprocessing.active_children() == []
@@ -265,7 +267,9 @@ def test_an_interrupted_sweep_goes_on_from_the_checkpoint(config: RunConfig, mon
     assert {run.info.status for run in runs_of(config)} == {"KILLED"}
     started: list[int] = []
     monkeypatch.setattr(
-        sweep.EpochProgress, "on_train_start", lambda self, trainer, module: started.append(trainer.current_epoch)
+        study_trials.EpochProgress,
+        "on_train_start",
+        lambda self, trainer, module: started.append(trainer.current_epoch),
     )
     sweep.run_sweep(config)
     assert started == [2, 0, 0]
@@ -283,14 +287,14 @@ def kill_publisher() -> None:
 
 
 def test_a_publisher_that_is_killed_is_replaced(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    start = sweep.EpochProgress.on_train_start
+    start = study_trials.EpochProgress.on_train_start
 
     def kill_then_start(self: Any, *args: Any) -> None:
         if self.name in ("trial 0", "trial 2"):
             kill_publisher()
         start(self, *args)
 
-    monkeypatch.setattr(sweep.EpochProgress, "on_train_start", kill_then_start)
+    monkeypatch.setattr(study_trials.EpochProgress, "on_train_start", kill_then_start)
     sweep.run_sweep(config)
     check_whole(config, 3)
 
@@ -312,7 +316,7 @@ def test_a_publisher_that_is_killed_at_the_end_is_replaced(config: RunConfig, mo
 def test_a_publisher_that_keeps_dying_ends_the_sweep_and_loses_nothing(
     config: RunConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    start = sweep.EpochProgress.on_train_start
+    start = study_trials.EpochProgress.on_train_start
 
     def kill_then_start(self: Any, *args: Any) -> None:
         kill_publisher()
@@ -320,7 +324,7 @@ def test_a_publisher_that_keeps_dying_ends_the_sweep_and_loses_nothing(
 
     config = override(config, {"sweep.n_trials": 6})
     with monkeypatch.context() as patched:
-        patched.setattr(sweep.EpochProgress, "on_train_start", kill_then_start)
+        patched.setattr(study_trials.EpochProgress, "on_train_start", kill_then_start)
         with pytest.raises(TrackingError, match="keeps dying"):
             sweep.run_sweep(config)
     sweep.run_sweep(config)
@@ -351,14 +355,14 @@ def test_photos_that_are_gone_end_neither_the_trial_nor_the_sweep(
     shutil.copytree(photos, root)
     config = override(config, {"data.root": root, "sweep.n_trials": 1})
     first, *_, last = sorted((root / "valid").rglob("*.jpg"))
-    tell = sweep._tell
+    tell = study_trials._tell
 
     def remove_then_tell(*args: Any) -> Any:
         first.unlink()  # with which the model would be exported
         last.write_bytes(b"")
         return tell(*args)
 
-    monkeypatch.setattr(sweep, "_tell", remove_then_tell)
+    monkeypatch.setattr(study_trials, "_tell", remove_then_tell)
     sweep.run_sweep(config)
     check_whole(config, 1)
     folder = trial_folder(config, 0)
@@ -475,7 +479,7 @@ def test_a_study_trains_for_the_epochs_of_its_own_batch_size(config: RunConfig, 
     study = sweep.run_sweep(config).study
     assert [len(trial.intermediate_values) for trial in study.trials] == [3, 3]
     assert study.user_attrs["config"]["trainer.max_epochs"] == 3
-    assert {trial_folder(config, number).read()["params"]["trainer.max_epochs"] for number in (0, 1)} == {"3"}
+    assert {trial_folder(config, number).read().params["trainer.max_epochs"] for number in (0, 1)} == {"3"}
     rule = r"trainer\.max_epochs must stay 3 for study 'tiny' \(.* with --trainer\.max_epochs 3\), got 5$"
     with pytest.raises(UserError, match=rule):
         sweep.run_sweep(override(config, {"trainer.min_steps": 13}), more=1)

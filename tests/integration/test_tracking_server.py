@@ -20,6 +20,7 @@ from experiments import sweep
 from experiments.config import RunConfig, load_config
 from experiments.errors import TrackingError
 from experiments.single_run import train_and_register
+from experiments.study import trials as study_trials
 from experiments.study.study import trial_folder
 from experiments.tracking.registry import download_export
 from experiments.tracking.store import RunStore
@@ -94,13 +95,13 @@ def test_a_server_that_stays_away_ends_the_sweep_and_the_same_command_sends_the_
             sweep.run_sweep(config)
     server.start()
     trained: list[RunConfig] = []
-    train = sweep.train
+    train = study_trials.train
 
     def counting(config: RunConfig, **kwargs: Any) -> Any:
         trained.append(config)
         return train(config, **kwargs)
 
-    monkeypatch.setattr(sweep, "train", counting)
+    monkeypatch.setattr(study_trials, "train", counting)
     sweep.run_sweep(config)
     assert trained == [], "training went on without the server, and nothing was trained again"
     check_whole(config, 3)
@@ -124,7 +125,7 @@ def go_away_in_trial_1(
     server: Server, config: RunConfig, monkeypatch: pytest.MonkeyPatch, then: Callable[[], None]
 ) -> None:
     """Kill the server when the second trial has trained its first epoch and the first trial stands in MLflow."""
-    report = sweep.PruningCallback.on_validation_end
+    report = study_trials.PruningCallback.on_validation_end
 
     def on_validation_end(self: Any, trainer: Any, module: Any) -> None:
         report(self, trainer, module)
@@ -135,4 +136,4 @@ def go_away_in_trial_1(
             server.kill()
             then()
 
-    monkeypatch.setattr(sweep.PruningCallback, "on_validation_end", on_validation_end)
+    monkeypatch.setattr(study_trials.PruningCallback, "on_validation_end", on_validation_end)

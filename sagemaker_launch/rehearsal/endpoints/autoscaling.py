@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping
 from typing import ClassVar
 from uuid import uuid4
 
-import moto.applicationautoscaling.urls
 from moto.applicationautoscaling.exceptions import AWSValidationException
 from moto.applicationautoscaling.models import (
     ApplicationAutoscalingBackend,
@@ -21,6 +20,7 @@ from moto.applicationautoscaling.responses import ApplicationAutoScalingResponse
 from moto.cloudwatch.models import cloudwatch_backends
 from moto.core.exceptions import JsonRESTError
 
+from sagemaker_launch.rehearsal import moto_urls
 from sagemaker_launch.rehearsal.endpoints.endpoints import Endpoint, Variant
 
 NAMESPACE, DIMENSION = "sagemaker", "sagemaker:variant:DesiredInstanceCount"
@@ -110,7 +110,7 @@ class EndpointScalingResponse(ApplicationAutoScalingResponse):
 def install_scaling(find: Find) -> None:
     """Replace moto's answers, in this process."""
     EndpointScalingResponse.find = staticmethod(find)
-    moto.applicationautoscaling.urls.url_paths["{0}/$"] = EndpointScalingResponse.dispatch
+    moto_urls.answer("applicationautoscaling", EndpointScalingResponse.dispatch)
 
 
 def registered(account: str, region: str, endpoint: str) -> set[str]:

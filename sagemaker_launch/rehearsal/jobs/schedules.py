@@ -12,12 +12,12 @@ import threading
 from datetime import UTC, datetime
 from zoneinfo import ZoneInfo
 
-import moto.scheduler.urls
 from moto.sagemaker.exceptions import SagemakerClientError
 from moto.scheduler.exceptions import ValidationException
 from moto.scheduler.models import EventBridgeSchedulerBackend, Schedule, scheduler_backends
 from moto.scheduler.responses import EventBridgeSchedulerResponse
 
+from sagemaker_launch.rehearsal import moto_urls
 from sagemaker_launch.rehearsal.api import Regions
 from sagemaker_launch.rehearsal.service import Service
 
@@ -93,8 +93,7 @@ class Clock(threading.Thread):
 
 def install_schedules() -> None:
     """Replace moto's answers, in this process."""
-    for path in moto.scheduler.urls.url_paths:
-        moto.scheduler.urls.url_paths[path] = SchedulesResponse.dispatch
+    moto_urls.answer("scheduler", SchedulesResponse.dispatch)
 
 
 def due(expression: str, zone: str | None) -> datetime:

@@ -15,7 +15,7 @@ from experiments.console import progress as show_progress
 from experiments.runs.folder import Outcome
 from experiments.study import progress as sweep_progress
 from experiments.study.progress import SweepProgress
-from experiments.study.study import tell
+from experiments.study.trials import tell
 
 
 class Clock:

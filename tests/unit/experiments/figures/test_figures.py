@@ -3,44 +3,23 @@ from __future__ import annotations
 import io
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from datetime import datetime, timedelta
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
-import matplotlib
 import numpy as np
-import optuna
 import pytest
-from matplotlib import pyplot
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 from numpy.typing import NDArray
-from optuna.distributions import CategoricalDistribution, FloatDistribution
-from optuna.trial import TrialState
 
-from experiments.figures.figures import (
+from experiments.figures.run_figures import (
     confusion_matrix_figure,
     learning_curves_figure,
     per_class_accuracy_figure,
-    rankable_parameters,
-    save_figure,
-    study_figures,
     worst_errors_figure,
 )
+from experiments.figures.style import save_figure
 from tests.conftest import REPOSITORY
-
-DISTRIBUTIONS = {
-    "optimizer.learning_rate": FloatDistribution(1e-5, 1e-1, log=True),
-    "data.batch_size": CategoricalDistribution((32, 64)),
-}
-ALL_STUDY_FIGURES = {
-    "optimization_history",
-    "param_importances",
-    "slice",
-    "parallel_coordinate",
-    "timeline",
-}
 
 
 def png(figure: Figure) -> bytes:
@@ -53,30 +32,6 @@ def png(figure: Figure) -> bytes:
 def texts(figure: Figure) -> dict[str, bool]:
     """What a figure says, and whether that is read as a formula."""
     return {one.get_text(): one.get_parse_math() for one in figure.findobj(Text)}
-
-
-def study_of(
-    values: Sequence[float | None],
-    *,
-    learning_rates: Sequence[float] = (1e-4, 1e-3, 1e-2),
-    direction: str = "minimize",
-) -> optuna.Study:
-    """Add a 10 second trial for each value; None is a pruned one."""
-    study = optuna.create_study(study_name="small", direction=direction)
-    for number, value in enumerate(values):
-        trial = optuna.trial.create_trial(
-            state=TrialState.PRUNED if value is None else TrialState.COMPLETE,
-            value=value,
-            params={
-                "optimizer.learning_rate": learning_rates[number % len(learning_rates)],
-                "data.batch_size": (32, 64)[number % 2],
-            },
-            distributions=DISTRIBUTIONS,
-        )
-        trial.datetime_start = datetime(2026, 11, 23, 9) + timedelta(seconds=5 * number)
-        trial.datetime_complete = trial.datetime_start + timedelta(seconds=10)
-        study.add_trial(trial)
-    return study
 
 
 def test_confusion_matrix_writes_each_count_into_its_cell() -> None:
@@ -219,20 +174,6 @@ def test_learning_curves_need_no_second_epoch(history: Mapping[str, Mapping[int,
     assert png(figure)
 
 
-@pytest.mark.parametrize("direction", ["minimize", "maximize"])
-def test_study_figures_draw_the_whole_set_and_leave_pyplot_alone(direction: str) -> None:
-    study = study_of([0.9, 0.5, None, 0.7, 0.4, 0.8], direction=direction)
-    study.set_user_attr("metric", "val_accuracy")
-    before = dict(matplotlib.rcParams)
-    figures = study_figures(study)
-    assert dict(matplotlib.rcParams) == before
-    assert pyplot.get_fignums() == []
-    assert figures.keys() == ALL_STUDY_FIGURES
-    assert figures["optimization_history"].axes[0].get_title() == "val_accuracy by trial"
-    assert len(figures["timeline"].axes[0].patches) == 6
-    assert all(png(figure) for figure in figures.values())
-
-
 MARKUP = ("over_$10", "from_$5_to_$10", "a$^{$b", "<b>bold</b> & <a href='x'>", r"\$\frac{", "{x}%s%(y)d")
 
 
@@ -257,27 +198,6 @@ def test_class_names_are_text_and_never_formulas(tmp_path: Path) -> None:
         assert not any(said.values())
 
 
-def test_drawn_values_are_text_and_powers_of_ten_stay_formulas() -> None:
-    study = optuna.create_study()
-    values = ("none", "weights_$1/a.pth", "$2$3$", "<i>")
-    for number in range(8):
-        distributions = {
-            "model.weights": CategoricalDistribution(values),
-            "optimizer.learning_rate": FloatDistribution(1e-5, 1e-1, log=True),
-        }
-        params = {"model.weights": values[number % 4], "optimizer.learning_rate": 10.0 ** -(1 + number / 2)}
-        study.add_trial(optuna.trial.create_trial(value=number / 8, params=params, distributions=distributions))
-    figures = study_figures(study)
-    assert {"slice", "parallel_coordinate"} <= figures.keys()
-    for figure in figures.values():
-        assert png(figure)
-        said = texts(figure)
-        assert not any(is_formula for words, is_formula in said.items() if any(value in words for value in values))
-    powers = {words: is_formula for words, is_formula in texts(figures["slice"]).items() if "mathdefault" in words}
-    assert powers
-    assert all(powers.values())
-
-
 def test_a_photo_that_is_gone_is_shown_as_such(tmp_path: Path) -> None:
     def gone(path: Path) -> NDArray[np.uint8]:
         raise FileNotFoundError(path)
@@ -288,76 +208,25 @@ def test_a_photo_that_is_gone_is_shown_as_such(tmp_path: Path) -> None:
     assert png(figure)
 
 
-def test_study_figures_can_be_drawn_by_threads() -> None:
-    study = study_of([0.9, 0.5, 0.7])
-    with ThreadPoolExecutor(2) as threads:
-        drawn = list(threads.map(study_figures, [study] * 2))
-    assert [figures.keys() for figures in drawn] == [ALL_STUDY_FIGURES] * 2
-    assert drawn[0]["slice"] is not drawn[1]["slice"]
-
-
-@pytest.mark.parametrize(
-    ("values", "learning_rates", "expected"),
-    [
-        ([], [1e-3], set()),
-        ([None, None], [1e-3], {"timeline"}),
-        ([0.5], [1e-3], {"timeline", "optimization_history"}),
-        ([float("inf")], [1e-3], {"timeline"}),
-        # All values are equal: nothing to rank.
-        ([0.5, 0.5], [1e-3, 1e-2], ALL_STUDY_FIGURES - {"param_importances"}),
-        ([0.5, None, 0.6], [1e-3, 1e-2, 1e-3], {"timeline", "optimization_history"}),
-    ],
-)
-def test_study_figures_leave_out_what_cannot_be_drawn_yet(
-    values: list[float | None], learning_rates: list[float], expected: set[str]
-) -> None:
-    figures = study_figures(study_of(values, learning_rates=learning_rates))
-    assert figures.keys() == expected
-    assert all(png(figure) for figure in figures.values())
-
-
-def test_a_timeline_needs_a_trial_that_took_time() -> None:
-    trial = optuna.trial.create_trial(value=1.0)
-    trial.datetime_complete = trial.datetime_start
-    study = optuna.create_study()
-    study.add_trial(trial)
-    assert study_figures(study).keys() == {"optimization_history"}
-
-
-def test_importance_needs_a_best_tenth_that_stands_out() -> None:
-    # The tenth of 20 trials is bounded by the second best, which here is also the worst.
-    assert rankable_parameters(study_of([0.1, *[0.5] * 19])) == []
-    assert rankable_parameters(study_of([0.1, 0.2, *[0.5] * 18])) != []
-
-
-def test_a_parameter_that_was_drawn_once_from_a_range_is_not_ranked() -> None:
-    study = study_of([0.9, 0.5, 0.7, 0.6])
-    study.add_trial(
-        optuna.trial.create_trial(
-            value=0.8,
-            params={"optimizer.learning_rate": 0.5, "data.batch_size": 64},
-            distributions=DISTRIBUTIONS | {"optimizer.learning_rate": FloatDistribution(0.1, 1.0)},
-        )
-    )
-    assert rankable_parameters(study) == ["data.batch_size"]
-    assert "param_importances" in study_figures(study)
-
-
-def test_a_job_without_optuna_can_import_the_figures() -> None:
-    script = "import sys; sys.modules['optuna'] = None; import experiments.figures.figures"
-    subprocess.run([sys.executable, "-c", script], check=True, cwd=REPOSITORY)
-
-
 @pytest.mark.parametrize(("first", "scale"), [(466.0, "log"), (1.5, "linear")])
 def test_a_first_epoch_that_would_flatten_the_rest_is_drawn_on_a_log_axis(first: float, scale: str) -> None:
     figure = learning_curves_figure({"val_loss": {1: first, 2: 0.6, 3: 0.5}, "val_accuracy": {1: 0.1, 2: 0.9, 3: 0.9}})
     assert [axes.get_yscale() for axes in figure.axes] == [scale, "linear"]
 
 
-def test_trials_stand_at_whole_numbers() -> None:
-    study = optuna.create_study()
-    for value in (0.5, 0.4, 90.0):
-        study.add_trial(optuna.trial.create_trial(value=value))
-    axes = study_figures(study)["optimization_history"].axes[0]
-    assert axes.get_yscale() == "log", "one bad trial does not flatten the others"
-    assert all(float(tick).is_integer() for tick in axes.get_xticks())
+def test_powers_of_ten_on_an_axis_stay_formulas() -> None:
+    figure = learning_curves_figure({"val_loss": {1: 466.0, 2: 0.6, 3: 0.5}})
+    assert png(figure)
+    powers = [is_formula for words, is_formula in texts(figure).items() if "mathdefault" in words]
+    assert powers
+    assert all(powers)
+
+
+def test_figures_need_no_optuna_and_no_pyplot() -> None:
+    script = """
+import sys
+sys.modules["optuna"] = None
+import experiments.figures.pictures, experiments.figures.recording_figure
+assert "matplotlib.pyplot" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, cwd=REPOSITORY)

@@ -195,7 +195,9 @@ def test_the_page_loads_nothing_and_each_picture_has_words_and_a_table(make: Mak
     pictures = [index for index, (tag, _) in enumerate(page.elements) if tag == "img"]
     assert len(pictures) == 2, "val_loss and learning_rate; not the seconds"
     for index in pictures:
-        assert "at home as a wide blue line and job as a dashed orange line" in str(page.elements[index][1]["alt"])
+        assert "at home as a wide blue line and SageMaker job as a dashed orange line" in str(
+            page.elements[index][1]["alt"]
+        )
         after = [tag for tag, _ in page.elements[index + 1 :]]
         assert after.index("details") < after.index("table") < (after.index("img") if "img" in after else len(after))
     assert len(page.all("caption")) == len(page.all("table")) == text.count('role="region"')

@@ -14,12 +14,13 @@ import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.trial import TrialState
 
-from experiments.figures.figures import needs_log_axis
+from experiments.figures.style import needs_log_axis
 from experiments.report.report import write_report
 from experiments.runs.folder import Outcome
 from experiments.study.narrowing import MIN_TRIALS
 from experiments.study.search_space import ChoiceRange, FloatRange, dump_search_space
-from experiments.study.study import DURATION_MS, INPUTS_SECONDS, tell
+from experiments.study.study import DURATION_MS, INPUTS_SECONDS
+from experiments.study.trials import tell
 
 VOID = {"meta", "img"}
 DISTRIBUTIONS = {

@@ -52,9 +52,10 @@ def test_no_duration_is_negative_when_the_clock_is_set_back(tmp_path: Path, monk
     time.sleep(0.01)
     resumed.finish(Outcome("COMPLETE", 0.3, {"val_loss": 0.3}))
     times = [line.timestamp_ms for line in (*resumed.metric_lines(), *resumed.system_lines())]
-    noted = resumed.read()
-    assert noted["started_ms"] <= times[0] <= times[1] <= times[2] <= times[3] < noted["ended_ms"]
-    assert noted["ended_ms"] - noted["started_ms"] < 60_000
+    record = resumed.read()
+    assert record.ended_ms is not None
+    assert record.started_ms <= times[0] <= times[1] <= times[2] <= times[3] < record.ended_ms
+    assert 0 < record.duration_ms < 60_000
 
 
 def test_a_clock_that_jumps_ahead_makes_no_run_longer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -63,27 +64,27 @@ def test_a_clock_that_jumps_ahead_makes_no_run_longer(tmp_path: Path, monkeypatc
     wall = time.time_ns
     monkeypatch.setattr(time, "time_ns", lambda: wall() + 3600 * 10**9)
     folder.finish(Outcome("COMPLETE"))
-    noted = folder.read()
-    assert noted["ended_ms"] - noted["started_ms"] < 60_000
+    record = folder.read()
+    assert record.duration_ms < 60_000
 
 
 def test_a_folder_without_a_run_has_no_outcome_and_no_metrics(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "none")
-    assert not folder.exists
+    assert not folder.has_started
     assert folder.outcome is None
     assert folder.metric_lines() == []
     assert not folder.path.exists()
 
 
 def test_a_started_run_is_read_back_with_params_as_text(folder: RunFolder) -> None:
-    noted = again(folder).read()
-    assert folder.exists
+    record = again(folder).read()
+    assert folder.has_started
     assert folder.outcome is None
-    assert noted["name"] == "trial 0003"
-    assert noted["params"] == {"seed": "0", "data.root": "photos"}
-    assert noted["tags"] == {"study": "digits"}
+    assert record.name == "trial 0003"
+    assert record.params == {"seed": "0", "data.root": "photos"}
+    assert record.tags == {"study": "digits"}
     assert (folder.run_id, folder.is_published) == (None, False)
-    assert noted["started_ms"] > 1_700_000_000_000
+    assert record.started_ms > 1_700_000_000_000
 
 
 def test_every_run_gets_a_key_of_its_own(tmp_path: Path) -> None:
@@ -91,7 +92,7 @@ def test_every_run_gets_a_key_of_its_own(tmp_path: Path) -> None:
     for name in ("a", "b"):
         run = RunFolder(tmp_path / name)
         run.start(name, {}, {})
-        keys.add(run.read()["key"])
+        keys.add(run.read().key)
     assert len(keys) == 2
 
 
@@ -111,28 +112,28 @@ def test_an_outcome_is_read_back_as_it_was(folder: RunFolder, outcome: Outcome) 
     assert not again(folder).is_published, "what MLflow has is not the whole run"
     folder.note_published(Published("sqlite:///x", "abc", folder.files()))
     assert again(folder).is_published
-    assert again(folder).read()["ended_ms"] >= again(folder).read()["started_ms"]
+    assert 0 <= again(folder).read().duration_ms < 60_000
 
 
 def test_a_reopened_run_has_no_outcome_and_keeps_the_rest(folder: RunFolder) -> None:
     folder.record(1, {"val_loss": 0.5})
-    key = folder.read()["key"]
+    key = folder.read().key
     folder.finish(Outcome("COMPLETE", 0.5))
     folder.note_published(Published("sqlite:///x", "abc", folder.files()))
     folder.reopen()
-    noted = again(folder).read()
+    record = again(folder).read()
     assert folder.outcome is None
-    assert (noted["key"], folder.run_id, folder.is_published) == (key, "abc", False)
-    assert noted["params"] == {"seed": "0", "data.root": "photos"}
+    assert (record.key, folder.run_id, folder.is_published) == (key, "abc", False)
+    assert record.params == {"seed": "0", "data.root": "photos"}
     assert steps(folder) == [1]
 
 
-def test_update_and_add_params_replace_only_what_they_name(folder: RunFolder) -> None:
-    folder.update(run_id="abc")
+def test_params_and_tags_are_added_to_the_rest(folder: RunFolder) -> None:
+    folder.add_tags({"debugger.rule": "NoIssuesFound"})
     folder.add_params({"data.classes": 10, "seed": 1})
-    noted = again(folder).read()
-    assert noted["run_id"] == "abc"
-    assert noted["params"] == {"seed": "1", "data.root": "photos", "data.classes": "10"}
+    record = again(folder).read()
+    assert record.tags == {"study": "digits", "debugger.rule": "NoIssuesFound"}
+    assert record.params == {"seed": "1", "data.root": "photos", "data.classes": "10"}
 
 
 # Metrics
@@ -215,9 +216,9 @@ def test_what_a_power_cut_leaves_at_the_end_is_skipped(folder: RunFolder, torn: 
 @pytest.mark.parametrize("left", ["", "{", '{"name": "half'])
 def test_what_a_kill_left_beside_run_json_is_harmless(folder: RunFolder, left: str) -> None:
     (folder.path / ".run.json.part").write_text(left)
-    assert again(folder).read()["name"] == "trial 0003"
-    again(folder).update(run_id="abc")
-    assert again(folder).read()["run_id"] == "abc"
+    assert again(folder).read().name == "trial 0003"
+    again(folder).add_params({"data.classes": 10})
+    assert again(folder).read().params["data.classes"] == "10"
     assert sorted(path.name for path in folder.path.iterdir()) == ["run.json"]
 
 
@@ -236,20 +237,45 @@ def test_a_kill_while_writing_leaves_the_earlier_run_json(folder: RunFolder, mon
 
 
 def test_a_reader_never_sees_half_of_run_json(folder: RunFolder) -> None:
-    folder.update(filler="x" * 100_000)
+    folder.add_params({"filler": "x" * 100_000})
     with ThreadPoolExecutor(1) as writer:
-        writing = writer.submit(lambda: [folder.update(round=number) for number in range(30)])
+        writing = writer.submit(lambda: [folder.add_params({"round": number}) for number in range(30)])
         while not writing.done():
-            assert again(folder).read()["name"] == "trial 0003"
+            assert again(folder).read().name == "trial 0003"
         writing.result()
-    assert folder.read()["round"] == 29
+    assert folder.read().params["round"] == "29"
+
+
+def test_a_record_is_parsed_again_only_when_the_file_has_changed(
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parsed: list[bytes] = []
+
+    def counting(content: bytes) -> Any:
+        parsed.append(content)
+        return json.loads(content)
+
+    monkeypatch.setattr("experiments.runs.folder._parse", counting)
+    assert [again(folder).read().name for _ in range(3)] == ["trial 0003"] * 3
+    assert again(folder).outcome is None and again(folder).fingerprint is None and folder.has_started
+    assert len(parsed) == 1
+    folder.finish(Outcome("COMPLETE", 0.5))
+    assert [again(folder).outcome for _ in range(3)] == [Outcome("COMPLETE", 0.5)] * 3
+    assert len(parsed) == 2
+
+
+def test_entries_of_other_versions_are_left_out(folder: RunFolder) -> None:
+    path = folder.path / "run.json"
+    record = folder.read()
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"run_id": "abc"}))
+    assert again(folder).read() == record
 
 
 def test_two_threads_lose_nothing(folder: RunFolder) -> None:
     def work(thread: int) -> None:
         for number in range(10):
             folder.record(number, {f"metric_{thread}": 1.0})
-            folder.update(**{f"entry_{thread}_{number}": number})
+            folder.add_tags({f"entry_{thread}_{number}": "x"})
             folder.add_params({f"param_{thread}_{number}": number})
 
     with ThreadPoolExecutor(4) as threads:
@@ -257,9 +283,9 @@ def test_two_threads_lose_nothing(folder: RunFolder) -> None:
     lines = [(line.step, *line.metrics) for line in again(folder).metric_lines()]
     wanted = [(number, thread) for thread in range(4) for number in range(10)]
     assert sorted(lines) == sorted((number, f"metric_{thread}") for number, thread in wanted)
-    noted = again(folder).read()
-    assert {f"entry_{thread}_{number}" for number, thread in wanted} <= noted.keys()
-    assert {f"param_{thread}_{number}" for number, thread in wanted} <= noted["params"].keys()
+    record = again(folder).read()
+    assert {f"entry_{thread}_{number}" for number, thread in wanted} <= record.tags.keys()
+    assert {f"param_{thread}_{number}" for number, thread in wanted} <= record.params.keys()
 
 
 # Environment

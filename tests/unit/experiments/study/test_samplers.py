@@ -17,7 +17,8 @@ from benchmarks.samplers import EPOCHS, NARROW, WIDE, Diverges, diverging_share,
 from experiments.config import RunConfig, override
 from experiments.runs.folder import Outcome
 from experiments.study.samplers import sampler_name
-from experiments.study.study import claim, diverged_outcome, make_pruner, open_study, suggest, tell
+from experiments.study.study import make_pruner, open_study
+from experiments.study.trials import claim, diverged_outcome, suggest, tell
 from tests.unit.experiments.study.test_study import (
     GRID,
     PHOTOS,

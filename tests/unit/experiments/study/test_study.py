@@ -47,19 +47,17 @@ from experiments.study.search_space import ChoiceRange, FloatRange, IntRange, Po
 from experiments.study.storage import open_storage, study_folder
 from experiments.study.study import (
     DURATION_MS,
-    NothingToClaim,
     best_config,
     best_trial,
-    claim,
     count_failed,
     count_finished,
     load_study,
     make_pruner,
     open_study,
-    suggest,
     trial_folder,
     trial_seconds,
 )
+from experiments.study.trials import NothingToClaim, claim, suggest
 
 SPACE: SearchSpace = {
     "optimizer.learning_rate": FloatRange(1e-4, 1e-1, log=True),
@@ -402,8 +400,8 @@ def test_a_study_without_a_finished_trial_holds_nobody_to_its_settings(
     study, _ = open_study(corrected, {**SPACE, "model.dropout": FloatRange(0.0, 0.1)}, CATS)
     assert study.trials == []
     assert study.user_attrs["config"]["model.backbone"] == "resnet18"
-    assert not trial_folder(config, 0).exists
-    assert RunFolder(study_folder(config) / "replaced-1" / "trials" / "0000").exists
+    assert not trial_folder(config, 0).has_started
+    assert RunFolder(study_folder(config) / "replaced-1" / "trials" / "0000").has_started
 
 
 def test_a_maximizing_study_may_follow_a_minimizing_one_that_finished_no_trial(config: RunConfig) -> None:
@@ -507,7 +505,8 @@ def test_a_free_trial_is_taken_over_even_where_no_new_one_may_start(config: RunC
 CLAIM_AND_WAIT = """
 import sys
 from pathlib import Path
-from experiments.study.study import claim, open_study
+from experiments.study.study import open_study
+from experiments.study.trials import claim
 from tests.unit.experiments.study.test_study import PHOTOS, SPACE, make_config
 config = make_config(Path(sys.argv[1]), n_trials=1)
 study, target = open_study(config, SPACE, PHOTOS)

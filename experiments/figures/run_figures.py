@@ -1,75 +1,36 @@
-"""What a person looks at in the MLflow UI: the figures of a run and of a study.
+"""The figures of a run: confusion matrix, accuracy by class, worst errors, learning curves.
 
-Every function returns matplotlib `Figure`s and shows nothing. Our own figures never touch pyplot,
-so any thread or process may draw them; `study_figures` borrows pyplot under a lock. A job in the
-cloud may import this file: nothing but `study_figures` imports Optuna.
+Every function returns a matplotlib `Figure` and shows nothing. None touches pyplot, so any thread or process may draw.
 """
 
 from __future__ import annotations
 
 import math
-import statistics
-import threading
-import warnings
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
+from typing import TypeAlias
 
-import matplotlib
 import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.layout_engine import ConstrainedLayoutEngine
-from matplotlib.text import Text
-from matplotlib.ticker import LogFormatter, MaxNLocator
+from matplotlib.ticker import MaxNLocator
 
+from experiments.figures.style import DPI, MAX_TICKS, needs_log_axis, new_figure, short
 from experiments.runs.intervals import bracketed, wilson_interval
 from lightning_modules.metrics import TRAIN_ACCURACY, TRAIN_LOSS, VAL_LOSS
-
-if TYPE_CHECKING:
-    from optuna import Study
-    from optuna.trial import FrozenTrial
+from lightning_modules.palette import BLUE, GREEN, GREY, PURPLE, VERMILLION
 
 IntArray: TypeAlias = npt.NDArray[np.integer]
 FloatArray: TypeAlias = npt.NDArray[np.floating]
 ImageArray: TypeAlias = npt.NDArray[np.uint8]
 
-# Okabe and Ito's palette, https://jfly.uni-koeln.de/color/: safe for every kind of colour vision.
-BLUE, SKY, GREEN, VERMILLION, PURPLE, GREY = (
-    "#0072B2",
-    "#56B4E9",
-    "#009E73",
-    "#D55E00",
-    "#CC79A7",
-    "#8C8C8C",
-)
-STATE_COLORS: Mapping[str, str] = {
-    "COMPLETE": BLUE,
-    "PRUNED": SKY,
-    "FAIL": VERMILLION,
-    "RUNNING": GREEN,
-    "WAITING": GREY,
-}
-
 MAX_CLASSES_WITH_COUNTS = 20
 """Beyond this many classes the cells of a confusion matrix are too small for text."""
 MAX_CLASSES_IN_MATRIX = 200
 """Beyond this many classes a confusion matrix has those with the most errors only: it grows with their square."""
-MAX_LABEL = 40
-"""Characters of a class name in a picture: a longer one would leave no room for the picture."""
-MAX_TICKS = 45
-"""Class names that stay readable beside one another on the largest figure."""
 MAX_BARS = 40
 """Beyond this many classes only the worst and the best half of as many bars are shown."""
-
-LOG_AXIS = 5.0
-"""A loss is drawn on a log axis where its largest value is so many times the median."""
-
-_DPI = 120
-_PAD_INCHES = 0.1
-_PYPLOT = threading.Lock()
 
 
 def confusion_matrix_figure(labels: IntArray, predictions: IntArray, class_names: Sequence[str]) -> Figure:
@@ -101,7 +62,7 @@ def confusion_matrix_figure(labels: IntArray, predictions: IntArray, class_names
     class_names, num_classes = [class_names[index] for index in shown], len(shown)
 
     side = min(max(4.0 + 0.5 * num_classes, 5.5), 14.0)
-    figure = _figure(side, 0.9 * side)
+    figure = new_figure(side, 0.9 * side)
     axes = figure.subplots()
     image = axes.imshow(percent, cmap="Blues", vmin=0, vmax=100)
     figure.colorbar(image, ax=axes, label="share of the true class (%)", shrink=0.8)
@@ -128,22 +89,6 @@ def classes_in_matrix(labels: IntArray, predictions: IntArray, num_classes: int)
     return np.sort(np.argsort(-np.asarray(errors), kind="stable")[:MAX_CLASSES_IN_MATRIX])
 
 
-def save_figure(figure: Figure, target: Path | BinaryIO, **options: Any) -> None:
-    """Write a figure as a picture. What it says is text and never markup: a class may be called `over_$10`.
-
-    Args:
-        options: as for `Figure.savefig`.
-    """
-    for one in figure.findobj(Text):
-        one.set_parse_math(False)
-    for axis in (axis for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)):
-        if isinstance(axis.get_major_formatter(), LogFormatter):  # powers of ten, which matplotlib writes as formulas
-            for tick in (*axis.get_major_ticks(), *axis.get_minor_ticks()):
-                tick.label1.set_parse_math(True)
-                tick.label2.set_parse_math(True)
-    figure.savefig(target, **options)
-
-
 def confusion_counts(labels: IntArray, predictions: IntArray, classes: IntArray) -> IntArray:
     """Count which classes are taken for which.
 
@@ -157,11 +102,6 @@ def confusion_counts(labels: IntArray, predictions: IntArray, classes: IntArray)
     both = np.isin(labels, classes) & np.isin(predictions, classes)
     np.add.at(counts, (np.searchsorted(classes, labels[both]), np.searchsorted(classes, predictions[both])), 1)
     return counts
-
-
-def short(name: str) -> str:
-    """A class name as a picture shows it."""
-    return name if len(name) <= MAX_LABEL else f"{name[: MAX_LABEL - 11]}…{name[-10:]}"
 
 
 def per_class_accuracy_figure(labels: IntArray, predictions: IntArray, class_names: Sequence[str]) -> Figure:
@@ -194,7 +134,7 @@ def per_class_accuracy_figure(labels: IntArray, predictions: IntArray, class_nam
     if len(seen) < num_classes:
         title += f"\n{num_classes - len(seen)} of {num_classes} classes have no image"
 
-    figure = _figure(8.0, 1.8 + 0.28 * len(shown))
+    figure = new_figure(8.0, 1.8 + 0.28 * len(shown))
     axes = figure.subplots()
     names = [f"{short(class_names[index])} ({images[index]})" for index in shown]
     # Positions, not names, on the axis: two classes of one name would share a bar.
@@ -232,14 +172,6 @@ def worst_first(labels: IntArray, probabilities: FloatArray) -> IntArray:
     return np.asarray(hardest_first[(probabilities.argmax(axis=1) != labels)[hardest_first]])
 
 
-def needs_log_axis(metric: str, values: Iterable[float]) -> bool:
-    """Whether the largest values of a loss, such as those of the first epoch, would flatten the rest."""
-    finite = sorted(value for value in values if math.isfinite(value))
-    return (
-        metric.endswith("loss") and bool(finite) and finite[0] > 0 and finite[-1] > LOG_AXIS * statistics.median(finite)
-    )
-
-
 def worst_errors_figure(
     images: Sequence[Path],
     labels: IntArray,
@@ -274,7 +206,7 @@ def worst_errors_figure(
     _check_indices(labels, predictions, len(class_names))
     wrong = worst_first(labels, probabilities)
     if len(wrong) == 0:
-        figure = _figure(6.0, 2.0)
+        figure = new_figure(6.0, 2.0)
         figure.text(0.5, 0.5, f"No errors: {_images(len(labels))}, all predicted right", ha="center")
         return figure
 
@@ -284,7 +216,7 @@ def worst_errors_figure(
     # Wide enough for the heading over a single picture. Pictures of one size need no layout engine, which would take
     # ten times as long as all the rest.
     width, height = max(2.6 * columns, 5.0), 2.9 * rows + 0.5
-    figure = Figure(figsize=(width, height), dpi=_DPI * 2 / 3)  # photos make large files
+    figure = Figure(figsize=(width, height), dpi=DPI * 2 / 3)  # photos make large files
     figure.subplots_adjust(
         left=0.1 / width, right=1 - 0.1 / width, bottom=0.1 / height, top=1 - 0.9 / height, wspace=0.06, hspace=0.2
     )
@@ -315,7 +247,7 @@ def learning_curves_figure(history: Mapping[str, Mapping[int, float]]) -> Figure
         Losses on the left, accuracies on the right. Training is dashed; the others name the
         epoch with the lowest loss or the highest accuracy.
     """
-    figure = _figure(11.0, 4.2)
+    figure = new_figure(11.0, 4.2)
     loss_axes, accuracy_axes = figure.subplots(1, 2)
     losses = [name for name in (TRAIN_LOSS, VAL_LOSS) if history.get(name)]
     accuracies = [name for name in history if name.endswith("_accuracy") and history[name]]
@@ -326,117 +258,6 @@ def learning_curves_figure(history: Mapping[str, Mapping[int, float]]) -> Figure
     loss_axes.set(title="Loss by epoch", ylabel="cross entropy (nats)")
     accuracy_axes.set(title="Accuracy by epoch", ylabel="accuracy (share of the images)")
     return figure
-
-
-def study_figures(study: Study) -> dict[str, Figure]:
-    """Draw a study with Optuna's own plots.
-
-    Args:
-        study: a study of one objective; its attribute `metric` names the objective.
-
-    Returns:
-        Figures by name: `optimization_history`, `param_importances`, `slice`,
-        `parallel_coordinate` and `timeline`, without those that need more trials than there are.
-    """
-    from optuna.visualization import matplotlib as plots
-
-    metric = metric_name(study)
-    completed = completed_trials(study)
-    varying = varying_parameters(completed)
-    ranked = rankable_parameters(study)
-    trials = study.get_trials(deepcopy=False)
-    flattened = needs_log_axis(metric, map(objective_value, completed))
-    figures: dict[str, Figure] = {}
-    if completed:
-        figure = _optuna_figure(plots.plot_optimization_history, study, target_name=metric)
-        figure.axes[0].set(title=f"{metric} by trial", xlabel="trial")
-        figure.axes[0].xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-        if flattened:
-            figure.axes[0].set_yscale("log")
-        figures["optimization_history"] = figure
-    if ranked:
-        figure = _optuna_figure(plots.plot_param_importances, study, params=ranked, target_name=metric)
-        axes = figure.axes[0]
-        axes.set_title("", loc="left")
-        axes.set(title=f"What moved {metric}", xlabel="share of importance", ylabel="")
-        figures["param_importances"] = figure
-    if varying:
-        figure = _optuna_figure(plots.plot_slice, study, params=varying, target_name=metric)
-        for axes in figure.axes:
-            axes.set_title("")
-        if flattened:
-            figure.axes[0].set_yscale("log")  # which its neighbours share
-        figure.suptitle(f"{metric} by parameter, one dot a finished trial")
-        figures["slice"] = figure
-        figure = _optuna_figure(plots.plot_parallel_coordinate, study, params=varying, target_name=metric)
-        axes = figure.axes[0]
-        axes.set_title("")
-        # Optuna's palest lines vanish on white.
-        (lines,) = axes.collections
-        lines.set_cmap("cividis_r" if study.direction.name == "MAXIMIZE" else "cividis")
-        for tick_label in (text for scale in figure.axes for text in scale.get_yticklabels()):
-            tick_label.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 0.5})
-        figure.suptitle("Parameters of each finished trial, darker is better")
-        figures["parallel_coordinate"] = figure
-    # Bars that all lack a length would leave the time axis without a range.
-    if any(trial.duration for trial in trials):
-        figure = _optuna_figure(plots.plot_timeline, study, own_layout=True)
-        axes = figure.axes[0]
-        axes.set(title="Trials over time", xlabel="time (hour:minute:second)", ylabel="trial")
-        axes.yaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-        for bar, trial in zip(axes.patches, trials, strict=True):
-            bar.set_facecolor(STATE_COLORS[trial.state.name])
-        legend = axes.get_legend()
-        assert legend is not None
-        for handle, text in zip(legend.get_patches(), legend.get_texts(), strict=True):
-            handle.set_facecolor(STATE_COLORS[text.get_text()])
-        figures["timeline"] = figure
-    return figures
-
-
-def metric_name(study: Study) -> str:
-    """Name the metric that the study's values and intermediate values hold."""
-    return str(study.user_attrs.get("metric", VAL_LOSS))
-
-
-def completed_trials(study: Study) -> list[FrozenTrial]:
-    """List the trials that ended with a finite value, in the order of their numbers."""
-    trials = study.get_trials(deepcopy=False)
-    return [trial for trial in trials if trial.state.name == "COMPLETE" and math.isfinite(objective_value(trial))]
-
-
-def objective_value(trial: FrozenTrial) -> float:
-    """Read the value of a completed trial."""
-    assert trial.value is not None
-    return trial.value
-
-
-def varying_parameters(trials: Iterable[FrozenTrial]) -> list[str]:
-    """Name the parameters that took more than one value; the others span no axis."""
-    values: dict[str, set[object]] = {}
-    for trial in trials:
-        for name, value in trial.params.items():
-            values.setdefault(name, set()).add(value)
-    return sorted(name for name, taken in values.items() if len(taken) > 1)
-
-
-def rankable_parameters(study: Study) -> list[str]:
-    """Name the parameters whose importance the completed trials can tell.
-
-    Optuna's estimate compares the best tenth of the trials with all of them, so that tenth must
-    stand out; and each range that a parameter was drawn from, absence included, needs two trials.
-
-    Source: `optuna.importance.PedAnovaImportanceEvaluator`, Optuna 5.0.
-    """
-    trials = completed_trials(study)
-    best_first = sorted(map(objective_value, trials), reverse=study.direction.name == "MAXIMIZE")
-    if not best_first or best_first[math.ceil(len(trials) / 10) - 1] == best_first[-1]:
-        return []
-    return [
-        name
-        for name in varying_parameters(trials)
-        if min(Counter(trial.distributions.get(name) for trial in trials).values()) >= 2
-    ]
 
 
 def _check_indices(labels: IntArray, predictions: IntArray, num_classes: int) -> None:
@@ -451,11 +272,6 @@ def _check_indices(labels: IntArray, predictions: IntArray, num_classes: int) ->
                 f"{name} must lie in 0..{num_classes - 1}, one index for each class name, "
                 f"got {indices.min()}..{indices.max()}"
             )
-
-
-def _figure(width_inches: float, height_inches: float) -> Figure:
-    layout = ConstrainedLayoutEngine(w_pad=_PAD_INCHES, h_pad=_PAD_INCHES)
-    return Figure(figsize=(width_inches, height_inches), dpi=_DPI, layout=layout)
 
 
 def _images(count: int) -> str:
@@ -491,43 +307,3 @@ def _draw_curves(
         axes.legend(frameon=False)
     else:
         axes.text(0.5, 0.5, "nothing recorded", transform=axes.transAxes, ha="center", color=GREY)
-
-
-def _optuna_figure(
-    plot: Callable[..., object], study: Study, *, own_layout: bool = False, **arguments: object
-) -> Figure:
-    """Let Optuna draw with pyplot: one thread at a time, off screen, and with nothing left behind.
-
-    Args:
-        plot: one of `optuna.visualization.matplotlib`.
-        study: what to draw.
-        own_layout: the plot lays itself out, and matplotlib warns where two layouts meet.
-        arguments: of the plot.
-    """
-    from matplotlib import pyplot
-    from optuna.exceptions import ExperimentalWarning
-
-    # Optuna switches the style sheet of the whole process; the context puts the old one back.
-    style = matplotlib.rc_context(
-        {
-            "figure.constrained_layout.use": not own_layout,
-            "figure.constrained_layout.w_pad": _PAD_INCHES,
-            "figure.constrained_layout.h_pad": _PAD_INCHES,
-            "figure.dpi": _DPI,
-        }
-    )
-    with _PYPLOT, style, warnings.catch_warnings():
-        # All of Optuna's matplotlib plots are marked experimental: their interface may change.
-        warnings.simplefilter("ignore", ExperimentalWarning)
-        backend = pyplot.get_backend()
-        pyplot.switch_backend("agg")
-        try:
-            drawn = plot(study, **arguments)
-            figure = np.ravel(np.asarray(drawn, dtype=object))[0].get_figure(root=True)
-            assert isinstance(figure, Figure)
-            figure.set_layout_engine("constrained")
-            pyplot.close(figure)
-        finally:
-            pyplot.switch_backend(backend)
-    figure.set_size_inches(max(figure.get_figwidth(), 9.0), 4.8)
-    return figure

@@ -1,0 +1,338 @@
+"""A trial of a study: claim it, draw its point, train it or resume it, tell Optuna how it ended.
+
+Each step may be repeated after a kill. A trial without an outcome resumes from its last checkpoint, and a trial with an
+outcome is told without training again.
+"""
+
+from __future__ import annotations
+
+import functools
+import gc
+import math
+import shutil
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import optuna
+import torch
+from optuna.trial import FrozenTrial, Trial, TrialState
+
+from experiments.callbacks.checkpoints import CHECKPOINT_FOLDER
+from experiments.callbacks.history import NotANumberError
+from experiments.callbacks.progress import EpochProgress
+from experiments.config import RunConfig, override, to_public
+from experiments.console import say
+from experiments.data.inputs import open_data_once
+from experiments.errors import CommandError, InterruptedRunError, SweepError
+from experiments.interrupts import Watch
+from experiments.runs.folder import LOCAL, Outcome, RunFolder, environment_tags
+from experiments.runs.logger import RunFolderLogger
+from experiments.study.claims import Claim, HeldClaims, Holder, is_abandoned, take
+from experiments.study.epochs import resolve_config
+from experiments.study.identity import StudyIdentity
+from experiments.study.optuna_private import forget_params, id_of, storage_of
+from experiments.study.population import PopulationRun, together, train_population
+from experiments.study.pruning import PruningCallback, stored_decision
+from experiments.study.samplers import make_sampler
+from experiments.study.search_space import ChoiceRange, FloatRange, Point, SearchSpace
+from experiments.study.storage import study_patience
+from experiments.study.study import (
+    DURATION_MS,
+    FAILURE_REASON,
+    best_trial,
+    grid_size,
+    study_lock,
+    trial_folder,
+)
+from experiments.task import HeadTask, task_of
+from experiments.train import data_facts, train
+from lightning_modules.metrics import VAL_ACCURACY
+
+
+@dataclass(frozen=True)
+class NothingToClaim:
+    """No trial to start now."""
+
+    done: bool
+    """All trials have finished; otherwise others still work on the last ones, and one of them may die."""
+    waiting_for: tuple[str, ...] = ()
+    """Those trials and the machines that run them."""
+
+
+@dataclass(frozen=True)
+class SweepContext:
+    """The study that a worker works on, and when the worker stops."""
+
+    config: RunConfig
+    space: SearchSpace
+    identity: StudyIdentity
+    study: optuna.Study
+    target: int
+    """Finished trials that the study ends with."""
+    max_failed: int
+    """Failed trials that the study may have."""
+    deadline: float
+    """When no new trial starts, by `time.monotonic()`."""
+    watches: Sequence[Watch]
+    """What may stop training between two batches: Ctrl-C, or a process beside the workers that fails."""
+
+    def check(self) -> None:
+        """Stop here if something has happened."""
+        for watch in self.watches:
+            watch.check()
+
+
+def claim(
+    study: optuna.Study,
+    config: RunConfig,
+    space: SearchSpace,
+    target: int,
+    *,
+    new: bool = True,
+    check: Callable[[], None] = lambda: None,
+) -> Claim | NothingToClaim:
+    """Take over a trial whose process died, or else ask for a new one.
+
+    Args:
+        new: whether a new trial may start.
+        check: called while another process claims a trial; raises to stop.
+    """
+    with study_patience(config, check).lock(study_lock(config)):
+        storage, trials = storage_of(study), study.get_trials(deepcopy=False)
+        running = [trial for trial in trials if trial.state == TrialState.RUNNING]
+        for trial in running:
+            folder = trial_folder(config, trial.number)
+            if is_abandoned(trial, folder, storage, config):
+                taken = take(trial, folder, storage, config)
+                if taken is not None:
+                    return Claim(*draw_point(study, config, space, trial), folder, *taken)
+        counted = sum(trial.state in (TrialState.COMPLETE, TrialState.PRUNED) for trial in trials) + len(running)
+        # A grid has no point left for one that failed.
+        exhausted = config.sweep.sampler == "grid" and len(trials) >= grid_size(space)
+        if not new or counted >= target or exhausted:
+            return NothingToClaim(
+                not running, tuple(f"trial {one.number} on {Holder.of(one.user_attrs).host}" for one in running)
+            )
+        asked = study.ask()
+        folder = trial_folder(config, asked.number)
+        taken = take(asked, folder, storage, config)
+        assert taken is not None, "a trial that was just asked for can't be somebody else's"
+        return Claim(*draw_point(study, config, space, asked), folder, *taken)
+
+
+def draw_point(
+    study: optuna.Study, config: RunConfig, space: SearchSpace, running: Trial | FrozenTrial
+) -> tuple[Trial, Point]:
+    """A running trial and its point: drawn now, or completed where a kill came before it was drawn."""
+    study.sampler = make_sampler(study, config, space, running.number)
+    trial = Trial(study, id_of(running))
+    return trial, suggest(trial, space)
+
+
+def suggest(trial: Trial, space: SearchSpace) -> Point:
+    """The trial's point: drawn now, or read back where it was drawn before a kill."""
+    if trial.params.keys() < space.keys():
+        # A kill may have come between two values, and the sampler's random numbers come in order: draw all once more.
+        forget_params(trial)
+    point: Point = {}
+    for name, one in space.items():
+        if isinstance(one, ChoiceRange):
+            drawn = trial.suggest_categorical(name, one.values)
+            assert drawn is not None, "a search space holds no null"
+            point[name] = drawn
+        elif isinstance(one, FloatRange):
+            point[name] = trial.suggest_float(name, one.low, one.high, log=one.log)
+        else:
+            point[name] = trial.suggest_int(name, one.low, one.high, log=one.log)
+    return point
+
+
+def run_trials(context: SweepContext, claims: Sequence[Claim], held: HeldClaims) -> Iterator[Outcome]:
+    """Train new trials, resume interrupted ones, and report each result."""
+    context = replace(context, watches=[*context.watches, Watch(held.check)])
+    fresh: dict[RunConfig, list[PopulationRun]] = {}
+    by_folder = {claimed.folder.path: claimed for claimed in claims}
+    for claimed in claims:
+        config, folder = trial_config(context.config, claimed.point), claimed.folder
+        if folder.has_started:
+            context.identity.check_trial(folder, config)
+            if folder.outcome is not None and folder.outcome.state == "STOPPED":
+                folder.reopen()  # another machine took it over, and left it again
+        else:
+            tags = {"study": context.config.sweep.study_name, "trial": str(claimed.trial.number)}
+            tags |= {**LOCAL, **environment_tags()}
+            study = context.identity.for_trial()
+            folder.start(f"trial {claimed.trial.number:04d}", to_public(config), tags, study=study)
+        if folder.outcome is None and (pruned := _pruned(claimed)):
+            folder.finish(pruned)
+        task = task_of(config)
+        if len(claims) > 1 and folder.outcome is None and isinstance(task, HeadTask):
+            run = PopulationRun(task, folder, _pruning(context, claimed, held).report)
+            fresh.setdefault(together(config), []).append(run)
+        else:
+            if folder.outcome is None:
+                _finish(claimed, held, _attempt(context, claimed, held))
+            yield _tell(context, claimed, held)
+    for runs in fresh.values():
+        try:
+            for run, ended in train_population(runs, check=context.check):
+                claimed = by_folder[run.folder.path]
+                _finish(claimed, held, _diverged(context, ended) if isinstance(ended, NotANumberError) else ended)
+                yield _tell(context, claimed, held)
+        except (InterruptedRunError, CommandError):
+            raise
+        except Exception as error:  # alone, each trial has its own attempts and its own error
+            left = [by_folder[run.folder.path] for run in runs if run.folder.outcome is None]
+            say(f"{len(left)} trials that trained together are trained one by one after {_text(error)}")
+            for claimed in left:
+                _finish(claimed, held, _attempt(context, claimed, held))
+                yield _tell(context, claimed, held)
+
+
+def trial_config(config: RunConfig, point: Mapping[str, object]) -> RunConfig:
+    """The config of a trial: that of its study at its point."""
+    return resolve_config(override(config, point))
+
+
+def leave(folder: RunFolder) -> None:
+    """Note that a trial ended on another machine: here it is no model and no result."""
+    if folder.has_started and folder.outcome is None:
+        folder.finish(Outcome("STOPPED", reason="another machine took this trial over"))
+
+
+def check_failures(context: SweepContext) -> None:
+    """End a sweep whose trials keep failing."""
+    failed = context.study.get_trials(deepcopy=False, states=[TrialState.FAIL])
+    if len(failed) > context.max_failed:
+        allowed, last = context.config.sweep.max_failures, failed[-1]
+        raise SweepError(
+            f"trials keep failing: {allowed + 1}, and sweep.max_failures is {allowed}; the last one, trial "
+            f"{last.number}: {last.user_attrs.get(FAILURE_REASON, 'no reason was noted')}. Finished trials are kept: "
+            "remove the cause, then the same command continues"
+        )
+
+
+def _pruning(context: SweepContext, claimed: Claim, held: HeldClaims) -> PruningCallback:
+    confirm = functools.partial(held.confirm, claimed.trial.number)
+    return PruningCallback(claimed.trial, context.config.sweep.metric, confirm)
+
+
+def _tell(context: SweepContext, claimed: Claim, held: HeldClaims) -> Outcome:
+    """Tell Optuna how a trial ended. A kill on the way costs nothing: the next claim finds the outcome and does it."""
+    trial, outcome = claimed.trial, claimed.folder.outcome
+    assert outcome is not None
+    held.confirm(trial.number)
+    trial.set_user_attr(DURATION_MS, claimed.folder.read().duration_ms)
+    held.give_back(trial.number)
+    tell(context.study, trial, outcome)
+    tidy(context.config, context.study)
+    return outcome
+
+
+def _attempt(context: SweepContext, claimed: Claim, held: HeldClaims) -> Outcome:
+    """Train a trial, and once more from its last checkpoint after an error that may have gone by then."""
+    folder, name = claimed.folder, f"trial {claimed.trial.number}"
+    for may_retry in (True, False):
+        try:
+            return _train_trial(context, claimed, held)
+        except (InterruptedRunError, CommandError):
+            raise  # no fault of the trial: it goes on later
+        except NotANumberError as error:
+            return _diverged(context, error)
+        except Exception as error:
+            reason = _text(error)
+            if not (may_retry and _may_pass(error)):
+                folder.artifacts.mkdir(exist_ok=True)
+                text = traceback.format_exc()
+                (folder.artifacts / "error.txt").write_text(text, encoding="utf-8", errors="backslashreplace")
+                return Outcome("FAIL", reason=reason)
+            say(f"{name} is tried once more after {reason}")
+        gc.collect()
+        torch.cuda.empty_cache()
+    raise AssertionError("the last attempt returns")
+
+
+def _text(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+
+
+def _may_pass(error: Exception) -> bool:
+    """Whether a retry can cure an error: memory or a file system that another process used up or that was away."""
+    return isinstance(error, MemoryError | OSError) or "out of memory" in str(error)
+
+
+def _train_trial(context: SweepContext, claimed: Claim, held: HeldClaims) -> Outcome:
+    """Train a trial once."""
+    folder, name = claimed.folder, f"trial {claimed.trial.number}"
+    config = trial_config(context.config, claimed.point)
+    facts = data_facts(open_data_once(config))
+    try:
+        result = train(
+            config,
+            output_dir=folder.path,
+            logger=RunFolderLogger(folder),
+            # The epoch's line comes before the pruner may end the trial with it.
+            callbacks=[EpochProgress(name, facts, position=1), _pruning(context, claimed, held), *context.watches],
+        )
+    except optuna.TrialPruned:
+        pruned = _pruned(claimed)
+        assert pruned is not None, "the decision is stored before the trial is stopped"
+        return pruned
+    result.validation.save(folder.scores)
+    return Outcome("COMPLETE", result.metrics[context.config.sweep.metric], result.scored)
+
+
+def _finish(claimed: Claim, held: HeldClaims, outcome: Outcome) -> None:
+    """Note how a trial ended."""
+    held.confirm(claimed.trial.number)
+    claimed.folder.finish(outcome)
+
+
+def _diverged(context: SweepContext, error: NotANumberError) -> Outcome:
+    photos = context.identity.photos
+    assert photos is not None
+    return diverged_outcome(context.study, context.config.sweep.metric, len(photos.class_names), str(error))
+
+
+def _pruned(claimed: Claim) -> Outcome | None:
+    """The outcome of a trial that the pruner has decided to stop, maybe before a kill."""
+    decision = stored_decision(claimed.trial)
+    if decision is None or not decision.stop:
+        return None
+    value = claimed.trial.storage.get_trial(id_of(claimed.trial)).intermediate_values[decision.epoch]
+    return Outcome("PRUNED", value, reason=f"pruned after epoch {decision.epoch}")
+
+
+def tidy(config: RunConfig, study: optuna.Study) -> None:
+    """Keep the checkpoints of no finished trial but the best one, whose model the sweep ends with."""
+    best = best_trial(study)
+    for trial in study.get_trials(deepcopy=False):
+        checkpoints = trial_folder(config, trial.number).path / CHECKPOINT_FOLDER
+        if trial.state.is_finished() and (best is None or trial.number != best.number) and checkpoints.is_dir():
+            shutil.rmtree(checkpoints, ignore_errors=True)  # another worker may be at it too
+
+
+def diverged_outcome(study: optuna.Study, metric: str, num_classes: int, reason: str) -> Outcome:
+    """How a trial ends whose loss is no number: pruned, with a value from which a sampler learns to keep away.
+
+    The value is finite, as a huge one would spoil a model of the objective: accuracy 0, or the worst loss that a trial
+    of the study has reported, and at least that of guessing.
+    """
+    if metric == VAL_ACCURACY:
+        return Outcome("PRUNED", 0.0, reason=reason)
+    reported = (value for trial in study.get_trials(deepcopy=False) for value in trial.intermediate_values.values())
+    return Outcome("PRUNED", max([math.log(num_classes), *filter(math.isfinite, reported)]), reason=reason)
+
+
+def tell(study: optuna.Study, trial: Trial, outcome: Outcome) -> None:
+    """Tell Optuna how a trial ended. After a kill on the way it may be told again."""
+    for name, value in outcome.metrics.items():
+        trial.set_user_attr(name, value)
+    if outcome.reason:
+        trial.set_user_attr(FAILURE_REASON, outcome.reason)
+    seen = trial.storage.get_trial(id_of(trial)).intermediate_values
+    if outcome.state == "PRUNED" and seen.get(max(seen, default=0)) != outcome.value:
+        assert outcome.value is not None
+        trial.report(outcome.value, max(seen, default=0) + 1)  # Optuna takes the last one for the trial's value
+    study.tell(trial, outcome.value if outcome.state == "COMPLETE" else None, state=TrialState[outcome.state])
