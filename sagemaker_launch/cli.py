@@ -17,11 +17,10 @@ from experiments.config import RunConfig, load_config, to_flat
 from experiments.console import say
 from experiments.errors import UserError
 from experiments.fields import fields_of
-from sagemaker_launch.debugger.report import add_debug_commands
+from sagemaker_launch.debugger.commands import add_debug_command
 from sagemaker_launch.endpoints.commands import add_endpoint_commands
 from sagemaker_launch.endpoints.serve import add_serving_commands
-from sagemaker_launch.jobs.commands import add_job_commands
-from sagemaker_launch.jobs.parity import add_parity_command
+from sagemaker_launch.jobs.commands import add_job_commands, add_parity_command
 from sagemaker_launch.rehearse import REHEARSED
 from sagemaker_launch.settings.cloud import CloudSettings, load_cloud
 
@@ -168,7 +167,7 @@ def _add_commands(commands: Any) -> None:
     add_job_commands(add)
     add("status", _status, "List jobs and endpoints that run, whose they are and what they cost an hour.")
     add("cost", _cost, "List what each job has cost.")
-    add_debug_commands(add)
+    add_debug_command(add)
     add_parity_command(add)
     add_endpoint_commands(add)
     add_serving_commands(add)

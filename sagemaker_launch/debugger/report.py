@@ -2,41 +2,25 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from experiments.config import RunConfig
 from experiments.console import say
 from experiments.errors import UserError
-from sagemaker_launch.settings.cloud import CloudSettings
-
-if TYPE_CHECKING:
-    from experiments.report.page import Plot
-    from sagemaker_launch.jobs.commands import Add
-    from sagemaker_launch.jobs.sync import Synchroniser
+from experiments.report.page import Plot
+from experiments.tracking.store import RunStore
+from sagemaker_launch.container.smdebug.rules import RULES
+from sagemaker_launch.debugger.environment import read_tensors, run_rules
+from sagemaker_launch.debugger.page import write_report
+from sagemaker_launch.jobs.found import find_job
+from sagemaker_launch.jobs.sync import Synchroniser
+from sagemaker_launch.shipping.download import fetch_folder
 
 PAGE = "debug-report.html"
-
-
-def add_debug_commands(add: Add) -> None:
-    """The command and its options."""
-    report = add(
-        "debug-report", _debug_report, "Draw and judge what SageMaker Debugger saved of a job, or of a folder."
-    )
-    report.add_argument("job", metavar="JOB_OR_FOLDER", help="a training job, or a folder of tensors")
-
-
-def _debug_report(settings: CloudSettings, config: RunConfig, arguments: argparse.Namespace) -> None:
-    if Path(arguments.job).is_dir():
-        print(report_folder(config, Path(arguments.job)))
-        return
-    from sagemaker_launch.jobs.sync import Synchroniser
-
-    print(report_job(config, arguments.job, Synchroniser.open(settings, config)))
 
 
 def report_folder(config: RunConfig, folder: Path) -> Path:
@@ -57,10 +41,6 @@ def report_job(config: RunConfig, name: str, synchroniser: Synchroniser) -> Path
     Raises:
         UserError: if it is not a training job that is debugged, or its tensors are not there.
     """
-    from experiments.tracking.store import RunStore
-    from sagemaker_launch.jobs.found import find_job
-    from sagemaker_launch.shipping.download import fetch_folder
-
     job = find_job(synchroniser.sagemaker, name)
     hook = job.described.get("DebugHookConfig")
     if not hook:  # a tuning job has none
@@ -86,9 +66,6 @@ def _judge(
     config: RunConfig, folder: Path, described: Mapping[str, Any]
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """The tensors of a folder, and the findings of the job's rules, or of all rules."""
-    from sagemaker_launch.container.smdebug.rules import RULES
-    from sagemaker_launch.debugger.environment import read_tensors, run_rules
-
     every = [{"RuleConfigurationName": name, "RuleParameters": {"rule_to_invoke": name}} for name in RULES]
     configurations = described.get("DebugRuleConfigurations") or every
     tensors = read_tensors(config.data.cache_dir, folder)
@@ -99,7 +76,6 @@ def _judge(
 def _write(
     page: Path, facts: Mapping[str, str], tensors: Mapping[str, Any], statuses: Sequence[Mapping[str, Any]]
 ) -> list[Plot]:
-    from sagemaker_launch.debugger.page import write_report
 
     (subject,) = list(facts.values())[:1]
     facts = {

@@ -1,4 +1,4 @@
-"""The commands about jobs: tune, train, sync, stop."""
+"""The commands about jobs: tune, train, sync, stop, parity."""
 
 from __future__ import annotations
 
@@ -44,6 +44,13 @@ def add_job_commands(add: Add) -> None:
     stop = add("stop", _stop, "Stop jobs.")
     stop.add_argument("jobs", nargs="+", metavar="JOB")
     stop.set_defaults(more="jobs")
+
+
+def add_parity_command(add: Add) -> None:
+    """The command and its options."""
+    parity = add("parity", _parity, "Train the config and seed of a job at home, and compare the two runs.")
+    parity.add_argument("job", metavar="JOB", help="a training job, or one of a tuning job")
+    parity.add_argument("--run", metavar="FOLDER_OR_RUN_ID", help="compare with this run instead of training one")
 
 
 def _tune(settings: CloudSettings, config: RunConfig, arguments: argparse.Namespace) -> None:
@@ -134,6 +141,14 @@ def _stop(settings: CloudSettings, config: RunConfig, arguments: argparse.Namesp
         if job.status not in ENDED:
             job.kind.stop(sagemaker, name)
         print(f"{name}: {job.status if job.status in ENDED else 'Stopping'}")
+
+
+def _parity(settings: CloudSettings, config: RunConfig, arguments: argparse.Namespace) -> None:
+    from sagemaker_launch.jobs.parity import compare_with_home
+
+    verdict, page = compare_with_home(settings, config, arguments.job, arguments.overrides, arguments.run)
+    print(verdict)
+    print(page)
 
 
 def _narrowed(config: RunConfig, space: SearchSpace, name: str) -> SearchSpace:

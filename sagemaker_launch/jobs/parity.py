@@ -2,48 +2,54 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from experiments.config import RunConfig, noted_fields, require
 from experiments.console import say
+from experiments.report.parity import compare, write_parity
+from experiments.runs.folder import RunFolder
+from experiments.single_run import complete_run, run_place, train_run
+from experiments.tracking.store import RunStore, find_folder
+from lightning_modules.metrics import TEST_LOSS
+from sagemaker_launch.aws import client as aws
+from sagemaker_launch.aws.resources import TRAINING
+from sagemaker_launch.jobs.found import config_at_home, find_job
+from sagemaker_launch.jobs.sync import Synchroniser
 from sagemaker_launch.settings.cloud import CloudSettings
-
-if TYPE_CHECKING:
-    from experiments.runs.folder import RunFolder
-    from sagemaker_launch.jobs.commands import Add
 
 PARITY_TAG = "parity_of"
 """Tag of a run at home: the job whose config it trains."""
 
 
-def add_parity_command(add: Add) -> None:
-    """The command and its options."""
-    parity = add("parity", _parity, "Train the config and seed of a job at home, and compare the two runs.")
-    parity.add_argument("job", metavar="JOB", help="a training job, or one of a tuning job")
-    parity.add_argument("--run", metavar="FOLDER_OR_RUN_ID", help="compare with this run instead of training one")
+def compare_with_home(
+    settings: CloudSettings, config: RunConfig, name: str, overrides: Mapping[str, object], run: str | None = None
+) -> tuple[str, Path]:
+    """Compare a job with a run at home, and add the page to both runs.
 
+    Args:
+        name: of a training job, or of one of a tuning job.
+        overrides: what the user set in addition to the job's config.
+        run: folder or ID in MLflow of the run to compare with; by default the job's config is trained here.
 
-def _parity(settings: CloudSettings, config: RunConfig, arguments: argparse.Namespace) -> None:
-    from experiments.report.parity import compare, write_parity
-    from experiments.runs.folder import RunFolder
-    from experiments.tracking.store import RunStore
+    Returns:
+        The verdict in one sentence, and the page.
 
-    job = RunFolder(config.output_dir / "cloud" / arguments.job)
+    Raises:
+        ValueError: if there is no such job or run, or it has not ended.
+    """
+    job = RunFolder(config.output_dir / "cloud" / name)
     if job.outcome is None:
-        job = _sync(settings, config, arguments.job)
+        job = _sync(settings, config, name)
     epochs = len(job.metric_lines())
-    require(epochs > 0, arguments.job, "have trained an epoch at least", epochs)
-    home = find_run_folder(config, arguments.run) if arguments.run else train_at_home(config, job, arguments.overrides)
+    require(epochs > 0, name, "have trained an epoch at least", epochs)
+    home = find_run_folder(config, run) if run else train_at_home(config, job, overrides)
     found = compare(home, job)
     page, _ = write_parity(found, [home, job])
     store = RunStore.open_or_wait(config)
     for folder in (home, job):
         store.push_or_wait(folder)
-    print(found.verdict)
-    print(page)
+    return found.verdict, page
 
 
 def _sync(settings: CloudSettings, config: RunConfig, name: str) -> RunFolder:
@@ -52,12 +58,7 @@ def _sync(settings: CloudSettings, config: RunConfig, name: str) -> RunFolder:
     Raises:
         ValueError: if there is none of that name, or it has not ended.
     """
-    from sagemaker_launch.aws.client import client
-    from sagemaker_launch.aws.resources import TRAINING
-    from sagemaker_launch.jobs.found import find_job
-    from sagemaker_launch.jobs.sync import Synchroniser
-
-    sagemaker = client("sagemaker", settings)
+    sagemaker = aws.client("sagemaker", settings)
     described = TRAINING.find(sagemaker, name)
     require(described is not None, "JOB", "be a training job of this account and region", name)
     assert described is not None
@@ -75,10 +76,6 @@ def train_at_home(config: RunConfig, job: RunFolder, overrides: Mapping[str, obj
         job: its run folder.
         overrides: what the user set on top of its config.
     """
-    from experiments.single_run import complete_run, run_place, train_run
-    from lightning_modules.metrics import TEST_LOSS
-    from sagemaker_launch.jobs.found import config_at_home
-
     name = job.path.name
     config = config_at_home(config, noted_fields(job.read().params), overrides)
     place = run_place(config, f"parity/{name}")
@@ -97,9 +94,6 @@ def find_run_folder(config: RunConfig, run: str) -> RunFolder:
     Raises:
         ValueError: if there is none on this machine, or it has not ended.
     """
-    from experiments.runs.folder import RunFolder
-    from experiments.tracking.store import RunStore, find_folder
-
     folder: RunFolder | None = RunFolder(Path(run))
     assert folder is not None
     if not folder.has_started:

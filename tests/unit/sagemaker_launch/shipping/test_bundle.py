@@ -29,18 +29,35 @@ PLANTED = {
 OURS = ("experiments", "lightning_modules", "sagemaker_launch")
 
 
-def bundle_of(checkout: Path) -> str:
-    """The hash that names the bundle of a checkout."""
-    code = "from sagemaker_launch.shipping.bundle import make_bundle; print(make_bundle().sha256)"
-    command = [sys.executable, "-P", "-c", f"import sys; sys.path.insert(0, {str(checkout)!r}); {code}"]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+NAMES_A_JOB = """
+from experiments.config import RunConfig
+from sagemaker_launch.jobs.launch import job_name
+from sagemaker_launch.jobs.requests import training_job
+from sagemaker_launch.settings.cloud import load_cloud
+from sagemaker_launch.shipping.bundle import make_bundle
+from sagemaker_launch.shipping.storage import Shipment
+
+role = "arn:aws:iam::123456789012:role/jobs"
+settings = load_cloud(None, {"role_arn": role, "bucket": "my-bucket", "region": "us-east-1"})
+bundle = make_bundle()
+inputs = Shipment("s3://my-bucket/photos/", bundle, None).inputs(settings)
+name = job_name("dogs", lambda name: training_job(settings, RunConfig(), inputs, "image", name=name), 1)
+print(name, bundle.sha256)
+"""
+
+
+def job_and_bundle(checkout: Path) -> list[str]:
+    """The name of a job of a checkout, and the hash of its bundle."""
+    code = f"import sys; sys.path.insert(0, {str(checkout)!r})\n{NAMES_A_JOB}"
+    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True)
+    return done.stdout.split()
 
 
 def test_the_same_files_give_the_same_bytes() -> None:
-    assert make_bundle().sha256 == make_bundle().sha256 == bundle_of(REPOSITORY)
+    assert make_bundle().sha256 == make_bundle().sha256 == job_and_bundle(REPOSITORY)[1]
 
 
-def test_only_an_edit_of_what_a_job_imports_changes_its_bundle(tmp_path: Path) -> None:
+def test_only_an_edit_of_what_a_job_imports_changes_its_bundle_and_name(tmp_path: Path) -> None:
     for name in OURS:
         shutil.copytree(REPOSITORY / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
 
@@ -49,12 +66,12 @@ def test_only_an_edit_of_what_a_job_imports_changes_its_bundle(tmp_path: Path) -
             with (tmp_path / file).open("a") as source:
                 source.write("# a comment\n")
 
-    before = bundle_of(tmp_path)
+    before = job_and_bundle(tmp_path)
     edit("experiments/report/report.py", "experiments/cli.py", "experiments/__init__.py", "sagemaker_launch/cli.py")
     edit("sagemaker_launch/jobs/requests.py", "sagemaker_launch/__init__.py", "sagemaker_launch/container/__init__.py")
-    assert bundle_of(tmp_path) == before
+    assert job_and_bundle(tmp_path) == before
     edit("lightning_modules/classifier.py")
-    assert bundle_of(tmp_path) != before
+    assert all(new != old for new, old in zip(job_and_bundle(tmp_path), before, strict=True))
 
 
 def test_the_bundle_has_exactly_what_its_entry_imports(tmp_path: Path) -> None:
