@@ -22,7 +22,7 @@ class InterruptedRunError(Exception):
     exit_code = EXIT_INTERRUPTED
 
     def __init__(self, left: str = "") -> None:
-        super().__init__(f"interrupted{left}; the same command goes on from here")
+        super().__init__(f"interrupted{left}; the same command continues from here")
 
 
 class CommandError(RuntimeError):
@@ -34,4 +34,4 @@ class TrackingError(CommandError):
 
 
 class SweepError(CommandError):
-    """The sweep can't go on; what it has done is kept."""
+    """The sweep can't continue; finished work is kept."""

@@ -65,7 +65,7 @@ class SweepResult:
 
 
 def run_sweep(config: RunConfig, *, more: int = 0) -> SweepResult:
-    """Run the study to its end, from wherever it stands.
+    """Run the study to its end, from its present state.
 
     Args:
         more: trials to add to a study that has all its trials.
@@ -73,7 +73,7 @@ def run_sweep(config: RunConfig, *, more: int = 0) -> SweepResult:
     Raises:
         UserError: for a config that no sweep can use.
         SweepError: if no trial completes, more than `sweep.max_failures` fail, or the workers keep dying.
-        TrackingError: if MLflow stays away; nothing is lost.
+        TrackingError: if MLflow does not answer; nothing is lost.
         InterruptedRunError: after Ctrl-C.
     """
     prepare_process()
@@ -103,7 +103,7 @@ def run_sweep(config: RunConfig, *, more: int = 0) -> SweepResult:
             raise
         if time.monotonic() > deadline and (finished := count_finished(study)) < target:
             limit = f"sweep.timeout_seconds {config.sweep.timeout_seconds:g}"
-            say(f"{limit} has passed after {finished} of {target} trials; the same command goes on from here")
+            say(f"{limit} has passed after {finished} of {target} trials; the same command continues from here")
         # Two sweeps on one study may end at the same time.
         with Patience(math.inf, interrupts.raise_if_requested).lock(study_folder(config) / "conclude.lock"):
             return _conclude(config, study, parent)
@@ -147,7 +147,7 @@ def _conclude(config: RunConfig, study: optuna.Study, parent: RunFolder) -> Swee
     study.trials_dataframe().to_csv(parent.artifacts / "trials.csv", index=False)
     report = report_studies([study], config)
     shutil.copy(report, parent.artifacts / report.name)
-    # The same names as a run's, so that a search stands beside its trials; it has no course of its own.
+    # The same names as a run's, so that a search and its trials share columns; it has no epochs of its own.
     found = summary(best.user_attrs) if best else {}
     parent.finish(Outcome("COMPLETE", best.value if best else None, found))
     if best is None:
@@ -160,7 +160,7 @@ def _conclude(config: RunConfig, study: optuna.Study, parent: RunFolder) -> Swee
 
 def _train_longer(config: RunConfig, best: FrozenTrial) -> str:
     values, direction = best.intermediate_values, config.sweep.direction
-    if not values:  # a study that was made anew is told how its trials ended, not their epochs
+    if not values:  # a study that was created again has the outcomes of its trials, not their epochs
         return ""
     best_epoch = min(values, key=lambda epoch: to_minimize(values[epoch], direction))
     return train_longer(best_epoch, override(config, best.params).trainer.epochs)

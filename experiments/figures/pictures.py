@@ -1,4 +1,4 @@
-"""The pictures of a finished run, drawn from the scores that it left. Whoever draws needs no torch."""
+"""The pictures of a finished run, drawn from its scores. Drawing needs no torch."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _THUMBNAIL_SIDE = 160
 
 
 def draw(folder: RunFolder) -> None:
-    """Draw what people look at: its recording, and of a run that was scored the pictures of its scores.
+    """Draw the pictures of a run: its recording, and those of its scores if it was scored.
 
     Raises:
         FileNotFoundError: if it has neither, or no longer.
@@ -122,7 +122,7 @@ def thumbnail(path: Path) -> ImageArray:
 
 
 def _plain_picture(data: bytes) -> Image.Image | None:
-    """A photo for which the decoder needs no rule of its own: whole, 8 bits a channel, nothing transparent."""
+    """A photo for which the decoder needs no rule of its own: complete, 8 bits per channel, nothing transparent."""
     try:
         with Image.open(io.BytesIO(data), formats=("JPEG", "PNG", "WEBP", "BMP", "GIF")) as image:
             if image.mode not in ("L", "RGB", "CMYK", "P") or "transparency" in image.info:

@@ -1,4 +1,4 @@
-"""A recording as one picture: losses by step, and by layer and step what became of gradients, weights and units."""
+"""A recording as one picture: losses by step, and gradients, updates and dead units by layer and step."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ def recording_figure(recording: Recording, findings: Sequence[Finding]) -> Figur
     """Draw a recording.
 
     Args:
-        findings: what the rules found; each is a line through the losses.
+        findings: findings of the rules; each is a line through the losses.
 
     Returns:
-        Four panels; the layers stand in the order of the network, its input on top.
+        Four panels; the layers are in the order of the network, its input on top.
     """
     figure = Figure(figsize=(14, 10), dpi=120, layout="constrained")
     (losses, gradients), (updates, units) = figure.subplots(2, 2)

@@ -34,7 +34,7 @@ MAX_BARS = 40
 
 
 def confusion_matrix_figure(labels: IntArray, predictions: IntArray, class_names: Sequence[str]) -> Figure:
-    """Draw which classes are taken for which.
+    """Draw a confusion matrix.
 
     Args:
         labels: (N,) true class indices.
@@ -181,7 +181,7 @@ def worst_errors_figure(
     open_image: Callable[[Path], ImageArray],
     count: int = 16,
 ) -> Figure:
-    """Show the wrong predictions that cost the most.
+    """Show the wrong predictions with the largest loss.
 
     Args:
         images: N image files.
@@ -230,7 +230,7 @@ def worst_errors_figure(
             axes.imshow(open_image(images[index]))
         except (OSError, ValueError):  # moved, deleted or damaged since it was scored
             axes.text(0.5, 0.5, "no image", ha="center", va="center")
-        # Without y, every title is laid out around ticks that nobody sees.
+        # Without y, every title is laid out around invisible ticks.
         axes.set_title(title, fontsize=8 if gap == "\n" else 10, y=1.0)
         axes.set_axis_off()
     return figure

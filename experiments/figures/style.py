@@ -1,4 +1,4 @@
-"""What all our figures share: sizes, labels, when an axis is logarithmic, how a figure is saved."""
+"""Style of all figures: sizes, labels, log axes, and how a figure is saved."""
 
 from __future__ import annotations
 

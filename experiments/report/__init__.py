@@ -1,1 +1,1 @@
-"""The report: what runs and studies have come to, as one HTML page."""
+"""The report: results of runs and studies, as one HTML page."""

@@ -1,4 +1,4 @@
-"""The finished runs that a report sets side by side, of every origin: trials, single trainings, jobs in the cloud.
+"""The finished runs that a report compares, of every origin: trials, single trainings, jobs in the cloud.
 
 They are read from run folders, which are written before MLflow is told, so that a report needs no server.
 """
@@ -42,7 +42,7 @@ class ComparedRun:
     """From start to end, waiting included, and what was opened once for all trials: the pass that computes features."""
     machine: str = ""
     findings: Mapping[str, str] = field(default_factory=dict)
-    """What rules and the profiler found, by their name."""
+    """Findings of rules and the profiler, by their name."""
     curves: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
     """Each metric by epoch."""
     environment: Mapping[str, str] = field(default_factory=dict)
@@ -66,7 +66,7 @@ class ComparedRun:
 
 
 def runs_of_study(study: Study, config: RunConfig) -> list[ComparedRun]:
-    """The complete trials of a study, also those that ran elsewhere."""
+    """The complete trials of a study, also of other machines."""
     name = study.study_name
     config = override(config, {"sweep.study_name": name})
     shared = study.user_attrs.get(INPUTS_SECONDS, 0.0) / 60
@@ -100,7 +100,7 @@ def _from_folder(folder: RunFolder, label: str) -> ComparedRun:
     assert outcome is not None, "a complete run has an outcome"
     findings = {name: text for name, text in params.items() if name.startswith("rule.") or name == "profile.verdict"}
     findings |= {name: status for name, status in tags.items() if name.startswith("debugger.")}
-    # Jobs of before said of their environment what they say of their data.
+    # Older jobs reported their environment as facts.
     known = {**params, **tags}
     return ComparedRun(
         name=label,
@@ -150,7 +150,7 @@ def best_run(runs: Sequence[ComparedRun], metric: str = VAL_LOSS, *, maximize: b
 
 
 def config_of(run: ComparedRun, at_home: RunConfig) -> RunConfig:
-    """The config that makes a run again on this machine.
+    """The config that repeats a run on this machine.
 
     Args:
         at_home: has the photos, weights and devices of this machine, in place of those of a job.

@@ -1,4 +1,4 @@
-"""The runs of a report side by side: the best of every origin, what they took, and how the best one errs."""
+"""The comparison of a report: the best run of every origin, time and cost, and the errors of the best run."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ DATA_FACTS: Mapping[str, str] = {
     "Files left out": "data.bad_files",
     "Photos in two splits": "data.leaked_images",
 }
-"""What the page calls the facts that a run notes about its data."""
+"""Names on the page of a run's facts about its data."""
 MAX_CLASS_NAMES = 40
 MAX_CONFUSIONS = 200
 """Rows of a table of confusions or classes: more are left out, and the caption says so."""
@@ -76,7 +76,7 @@ class Errors:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What a page says about runs of every origin on the same photos."""
+    """The comparison of runs of every origin on the same photos."""
 
     photos: str
     """The name of the data set."""
@@ -89,7 +89,7 @@ class Comparison:
     findings: Table
     errors: Errors
     commands: Mapping[str, str]
-    """What makes the best run again, by where it runs."""
+    """The commands that repeat the best run, by place."""
     environment: Table
 
 
@@ -105,7 +105,7 @@ def compare(
 
     Args:
         runs: complete runs on the same photos.
-        at_home: where photos and weights lie on this machine.
+        at_home: config with photos and weights of this machine.
         class_names: of the photos, as far as they are known.
         metric: what makes one of them the best.
 
@@ -220,7 +220,7 @@ def _best_table(best: Sequence[ComparedRun], runs: Sequence[ComparedRun]) -> Tab
 
 
 def _trade_offs(runs: Sequence[ComparedRun], best: ComparedRun) -> list[InteractivePlot]:
-    """Accuracy against what it took: minutes, and dollars where any were paid."""
+    """Accuracy against minutes, and against dollars if there are any."""
     timed = [run for run in runs if VAL_ACCURACY in run.metrics and run.minutes is not None]
     plots = []
     if timed:
@@ -232,10 +232,7 @@ def _trade_offs(runs: Sequence[ComparedRun], best: ComparedRun) -> list[Interact
         plots.append(_scatter("Accuracy against minutes", caption, timed, best, minutes, "minutes"))
     if any(run.usd for run in timed):
         dollars = {run.name: run.usd or 0.0 for run in timed}
-        caption = (
-            "The same runs by what they cost at AWS's list price; a run at home stands at 0, because nobody is "
-            "billed for it."
-        )
+        caption = "The same runs by what they cost at AWS's list price; a run at home has 0, because it is not billed."
         plots.append(_scatter("Accuracy against dollars", caption, timed, best, dollars, "US dollars"))
     return plots
 
@@ -310,7 +307,7 @@ def _curves(best: Sequence[ComparedRun]) -> list[InteractivePlot]:
                         y=[course[step] for step in steps],
                         mode="lines+markers",
                         name=f"{name}, {word}",
-                        # Runs of two origins may lie exactly over one another.
+                        # Runs of two origins may have equal curves.
                         line={"color": color, "dash": dash, "width": 2 + 4 * (len(best) - 1 - place)},
                         marker={"symbol": symbol, "size": 7},
                         hovertemplate=f"{run.name}, epoch %{{x}}: %{{y:.4g}}<extra>{name}</extra>",
@@ -333,7 +330,7 @@ def _curves(best: Sequence[ComparedRun]) -> list[InteractivePlot]:
 
 
 def _findings(runs: Sequence[ComparedRun], advice: Sequence[tuple[ComparedRun, str]]) -> Table:
-    """What rules and profilers said, a row each; a rule that found nothing says so.
+    """Findings of rules and profilers, one row each, also of rules that found nothing.
 
     Args:
         advice: the best run of each origin, and what to do about it.
@@ -344,7 +341,7 @@ def _findings(runs: Sequence[ComparedRun], advice: Sequence[tuple[ComparedRun, s
 
 
 def _train_longer(run: ComparedRun, metric: str, *, maximize: bool) -> str:
-    """The advice to train longer; nothing where it does not apply, or nobody knows how long the run might train."""
+    """The advice to train longer; nothing where it does not apply, or the longest training is not known."""
     course, max_epochs = run.curves.get(metric, {}), run.params.get(EPOCHS, "None")
     if not course or max_epochs == "None":
         return ""
@@ -355,7 +352,7 @@ def _train_longer(run: ComparedRun, metric: str, *, maximize: bool) -> str:
 def _errors(
     best: ComparedRun, runs: Sequence[ComparedRun], metric: str, at_home: RunConfig, *, maximize: bool
 ) -> Errors:
-    """How the best run errs, or else the best one whose scores are here."""
+    """Errors of the best run, or of the best one whose scores are on this machine."""
     scored = [run for run in runs if run.folder and (run.folder.artifacts / CONFUSION).is_file()]
     shown = best_run(scored, metric, maximize=maximize)
     note = ""

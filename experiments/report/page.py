@@ -1,4 +1,4 @@
-"""What our HTML pages are built of: tables, and plots over the table of their data.
+"""Parts of our HTML pages: tables, and plots over the table of their data.
 
 A page loads nothing. The table below a plot is what a screen reader or a browser without JavaScript gets.
 """
@@ -65,7 +65,7 @@ class InteractivePlot:
 
 @dataclass(frozen=True)
 class Photo:
-    """A photo inside the page, and what it shows for those who do not see it."""
+    """A photo inside the page, and its description for screen readers."""
 
     caption: str
     alt: str
@@ -111,7 +111,7 @@ def unflatten(figure: go.Figure, metric: str, values: Iterable[float]) -> None:
 
 
 def figure_json(figure: go.Figure) -> Markup:
-    """Dress a plot for the page and write it as JSON, in which plotly escapes `<`, `>` and `/`."""
+    """Style a plot for the page and write it as JSON, in which plotly escapes `<`, `>` and `/`."""
     axis = {
         "automargin": True,
         "zeroline": False,
@@ -136,12 +136,12 @@ def figure_json(figure: go.Figure) -> Markup:
 
 
 def plotly_text(words: str) -> str:
-    """Words of a person as plotly takes them: it reads `<b>` and `<a href>` as HTML does."""
+    """Text of a user, escaped for plotly, which reads `<b>` and `<a href>` as HTML does."""
     return str(escape(words))
 
 
 def text(value: object) -> str:
-    """A value as it stands in a table."""
+    """A value as text of a table."""
     if value is None:
         return NOTHING
     return f"{value:.4g}" if isinstance(value, float) else str(value)

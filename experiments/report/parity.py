@@ -57,13 +57,13 @@ class Pair:
 
     @property
     def place(self) -> str:
-        """Where it stands in the course of the run."""
+        """Position in the run, for sorting."""
         return "at the end" if self.epoch is None else f"epoch {self.epoch}"
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What each of two runs notes under a name."""
+    """The values of two runs under one name."""
 
     name: str
     first: str | None
@@ -73,7 +73,7 @@ class Setting:
 
     @property
     def is_equal(self) -> bool:
-        """Whether both note the same; jobs once noted `false` for what is `False` at home."""
+        """Whether both recorded the same; jobs once noted `false` for what is `False` at home."""
         return None not in (self.first, self.second) and str(self.first).lower() == str(self.second).lower()
 
     @property
@@ -114,7 +114,7 @@ class Parity:
 
     @property
     def result(self) -> str:
-        """What the metrics say."""
+        """The verdict about the metrics."""
         if not self.common:
             return "nothing to compare: the runs have no metric in common"
         metrics = {pair.metric for pair in self.common}
@@ -122,7 +122,7 @@ class Parity:
         unlike = list(dict.fromkeys(pair.metric for pair in apart))
         parts = [] if self.epochs[0] == self.epochs[1] else [f"{self.epochs[0]} and {self.epochs[1]} epochs"]
         if apart:
-            # The objective says most, else whatever comes first.
+            # The objective if there is one, else the first metric.
             named = next((name for name in OBJECTIVES if name in unlike), unlike[0])
             worst = max((pair for pair in apart if pair.metric == named), key=lambda pair: pair.distance)
             others = f", and {len(unlike) - 1} more of {len(metrics)} metrics" if len(unlike) > 1 else ""
@@ -133,7 +133,7 @@ class Parity:
 
     @property
     def verdict(self) -> str:
-        """One line that says it all."""
+        """The verdict in one line."""
         if not self.contradictions:
             return self.result
         unlike = (f"{one.name} is {one.first} and {one.second}" for one in self.contradictions)
@@ -196,13 +196,13 @@ def _epochs(course: _Numbers) -> int:
 
 
 def _is_decisive(name: str, first: str | None, second: str | None) -> bool:
-    if name == "model.weights":  # a job has the file, without the folder where it lies at home
+    if name == "model.weights":  # a job has the file, without its folder at home
         return Path(str(first)).name != Path(str(second)).name
     return name not in field_names() or decides_result(name)  # what else is noted are facts about the photos
 
 
 def _labels(first: RunRecord, second: RunRecord) -> tuple[str, str]:
-    """What to call the runs: by where they ran, or by their names if that says nothing."""
+    """Names of the runs: by origin, or by their own names if the origins are equal."""
     one, other = (ORIGINS.get(record.tags.get("origin", ""), record.name) for record in (first, second))
     if one == other:
         one, other = first.name, second.name
@@ -224,7 +224,7 @@ def write_parity(parity: Parity, folders: Sequence[RunFolder]) -> list[Path]:
 
 
 def parity_json(parity: Parity) -> str:
-    """All that was compared, and the verdict."""
+    """The compared values and the verdict."""
     same = not parity.contradictions
     found = {"verdict": parity.verdict, "equal": parity.is_equal, "same_experiment": same, **asdict(parity)}
     return json.dumps(found, indent=1)

@@ -1,7 +1,7 @@
 """The report of a sweep: one HTML page that needs no network, to read, keep or send.
 
 Runs of every origin side by side come first, then what each study has learned. The plots are drawn by plotly; each
-stands over a table of its data, which is also what a screen reader or a browser without JavaScript gets.
+is above a table of its data, which is also what a screen reader or a browser without JavaScript gets.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def write_report(
 ) -> None:
     """Write the report of some studies as one self-contained HTML page.
 
-    The page replaces an older one in one step: a reader never meets half of it.
+    The page replaces an older one in one step: a reader never sees half of it.
 
     Args:
         studies: studies of one objective each. A study's attribute `metric` names its values and
@@ -86,7 +86,7 @@ def write_report(
             why it failed; each of its attributes that is a number becomes a column.
         path: the HTML file.
         comparisons: runs of every origin, for the top of the page, once for each set of photos.
-        interrupted: the trials of a study that nobody trains now, by the study's name.
+        interrupted: unfinished trials that no process trains, by the study's name.
 
     Raises:
         UserError: if there is no study.

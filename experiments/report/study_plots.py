@@ -51,7 +51,7 @@ def study_plots(
 
     Args:
         trials: all of the study.
-        interrupted: numbers of trials that have not ended and that nobody trains now.
+        interrupted: numbers of unfinished trials that no process trains.
     """
     completed = completed_trials(study)
     varying, ranked = varying_parameters(completed), rankable_parameters(study)
@@ -214,7 +214,7 @@ def _timeline_plot(study: Study, trials: Sequence[FrozenTrial], interrupted: Col
 
 
 def state_word(trial: FrozenTrial, interrupted: Collection[int]) -> str:
-    """How far a trial is; one that nobody trains is not running, whatever its state."""
+    """The state of a trial; a running trial that no process trains is interrupted."""
     if trial.number in interrupted:
         return "interrupted"
     return "diverged" if has_diverged(trial) else STATE_WORDS[trial.state]

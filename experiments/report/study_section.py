@@ -1,4 +1,4 @@
-"""What a report says about one study: its best trial, what the search has learned, all its trials."""
+"""The section of one study: its best trial, what the search has learned, all its trials."""
 
 from __future__ import annotations
 
@@ -40,16 +40,16 @@ ALWAYS_COUNTED = ("finished", "pruned", "failed")
 
 @dataclass(frozen=True)
 class Section:
-    """What the page says about one study."""
+    """The section of one study."""
 
     name: str
     has_result: bool
     facts: Mapping[str, str]
     best_parameters: Table
     commands: Mapping[str, str]
-    """What runs the best trial again, by where it runs."""
+    """The commands that repeat the best trial, by place."""
     region: Table
-    """Where the best quarter of the trials lies in the search space."""
+    """The range of the best quarter of the trials in the search space."""
     plots: tuple[InteractivePlot, ...]
     trials: Table
 
@@ -58,7 +58,7 @@ def study_section(study: Study, interrupted: Collection[int] = ()) -> Section:
     """Read and draw a study; see `write_report` for what it may hold.
 
     Args:
-        interrupted: numbers of trials that have not ended and that nobody trains now.
+        interrupted: numbers of unfinished trials that no process trains.
     """
     trials = study.get_trials(deepcopy=False)
     completed = completed_trials(study)
@@ -91,7 +91,7 @@ def _commands(study: Study) -> Mapping[str, str]:
 
 def _good_region(study: Study, completed: Sequence[FrozenTrial]) -> Table:
     """The searched ranges beside what `tune --from-study` would make of them; no row while too little is known."""
-    columns = ("Parameter", "Searched", "Best quarter lies in")
+    columns = ("Parameter", "Searched", "Best quarter is in")
     if "search_space" not in study.user_attrs or len(completed) < MIN_TRIALS:
         return Table(columns, ())
     space = build_search_space(parse_yaml(study.user_attrs["search_space"]), study.study_name)

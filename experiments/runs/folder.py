@@ -1,12 +1,12 @@
-"""A run on disk: what it was, its metrics by epoch, how it ended. Written first; MLflow is a copy of it.
+"""A run on disk: its settings, metrics by epoch, and outcome. Written first; MLflow is a copy of it.
 
 run.json          name, key, params, tags, times, outcome
-metrics.jsonl     one line an epoch
+metrics.jsonl     one line per epoch
 scores.npz        the validation split by the best weights, until pictures are drawn of it
 checkpoints/      while it runs
 export/           the model
 published.json    what MLflow has of it                   } written by the process that publishes,
-system.jsonl      one line a sample of the machine        } all else by the one that trains
+system.jsonl      one line per sample of the machine       } all else by the one that trains
 artifacts/        pictures and tables                     }
 artifacts/recording/  how its layers train, with trainer.record
 artifacts/profile/    where its time goes, with trainer.profile
@@ -64,7 +64,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class RunRecord:
-    """What run.json says of a run."""
+    """The content of run.json."""
 
     name: str
     key: str
@@ -116,7 +116,7 @@ class Published:
     """What MLflow has of a run."""
 
     store: str = ""
-    """The MLflow server or database, without its password. In another one, the run is still to be published."""
+    """The MLflow server or database, without its password. In another store, the run must still be published."""
     run_id: str | None = None
     files: Mapping[str, Sequence[int]] = field(default_factory=dict)
     """Each file that was sent after the run had ended, with the size and the time of change that it had then."""
@@ -154,7 +154,7 @@ class RunFolder:
         key: str | None = None,
         started_ms: int | None = None,
     ) -> None:
-        """Note what the run is.
+        """Write settings and start of the run.
 
         Args:
             study: what a trial keeps of its study's identity.
@@ -177,7 +177,7 @@ class RunFolder:
         )
 
     def _set_aside(self) -> None:
-        """Make room for a run where another one left what nobody can name any more."""
+        """Move a damaged run folder away."""
         number = next(number for number in itertools.count(1) if not (self.path / f"damaged-{number}").exists())
         aside = self.path / f"damaged-{number}"
         aside.mkdir()
@@ -212,19 +212,19 @@ class RunFolder:
         return record
 
     def add_params(self, params: Mapping[str, object]) -> None:
-        """Note more of what the run is."""
+        """Add params of the run."""
         with self._lock:
             record = self.read()
             self._write("run.json", replace(record, params={**record.params, **_texts(params)}))
 
     def add_tags(self, tags: Mapping[str, str]) -> None:
-        """Note more of what is to be known of the run."""
+        """Add tags of the run."""
         with self._lock:
             record = self.read()
             self._write("run.json", replace(record, tags={**record.tags, **tags}))
 
     def record(self, step: int, metrics: Mapping[str, float], *, timestamp_ms: int | None = None) -> None:
-        """Append the metrics of one epoch, unless they stand there from before a kill."""
+        """Append the metrics of one epoch, unless they are there from before a kill."""
         with self._lock:
             if (step, frozenset(metrics)) not in self._recorded:
                 self._append("metrics.jsonl", MetricLine(step, timestamp_ms or self._now_ms(), dict(metrics)))
@@ -235,7 +235,7 @@ class RunFolder:
         self._append("system.jsonl", MetricLine(len(self.system_lines()), self._now_ms(), dict(metrics)))
 
     def metric_lines(self) -> list[MetricLine]:
-        """All whole lines of metrics.jsonl."""
+        """All complete lines of metrics.jsonl."""
         return self._lines("metrics.jsonl")
 
     def curves(self) -> dict[str, dict[int, float]]:
@@ -247,7 +247,7 @@ class RunFolder:
         return curves
 
     def system_lines(self) -> list[MetricLine]:
-        """All whole lines of system.jsonl."""
+        """All complete lines of system.jsonl."""
         return self._lines("system.jsonl")
 
     @property
@@ -263,7 +263,7 @@ class RunFolder:
         return record.outcome if record else None
 
     def finish(self, outcome: Outcome, *, ended_ms: int | None = None) -> None:
-        """Note how the run ended."""
+        """Write the outcome of the run."""
         with self._lock:
             self._write("run.json", replace(self.read(), outcome=outcome, ended_ms=ended_ms or self._now_ms()))
 
@@ -287,7 +287,7 @@ class RunFolder:
         return self.scores.is_file() or (self.recording.is_dir() and not tried)
 
     def reopen(self) -> None:
-        """Go on with a run that had ended, as a study does that gets more trials."""
+        """Continue a run that had ended, such as a study that gets more trials."""
         with self._lock:
             self._write("run.json", replace(self.read(), outcome=None))
 
@@ -328,7 +328,7 @@ class RunFolder:
         return Published(**{name: value for name, value in noted.items() if name in names})  # older notes have others
 
     def note_published(self, published: Published) -> None:
-        """Replace the note about what MLflow has of it."""
+        """Replace published.json."""
         if self.published != published:
             self._write("published.json", published)
 
@@ -395,7 +395,7 @@ def _hardware_tags() -> dict[str, str]:
         "hardware.cores": str(usable_cores()),
         "hardware.memory_gb": f"{memory / 1e9:.1f}",
     }
-    # Whoever trains has imported torch; nobody else is to pay seconds for a tag.
+    # A training process has imported torch; for others a tag is not worth seconds.
     if torch := sys.modules.get("torch"):
         names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
         threads = min(torch.get_num_threads(), usable_cores())  # as `prepare_process` sets it
@@ -420,7 +420,7 @@ def _texts(params: Mapping[str, object]) -> dict[str, str]:
 
 
 def _status(path: Path) -> tuple[int, int, int]:
-    """What tells two contents of a file that is replaced as a whole: another one is another file."""
+    """Distinguishes two versions of a file that is replaced as a whole: each is another file."""
     status = path.stat()
     return status.st_ino, status.st_mtime_ns, status.st_size
 
@@ -449,7 +449,7 @@ def _say_once(text: str) -> None:
 
 
 def _content(path: Path) -> str:
-    """What a damaged file holds, in words."""
+    """Describe the content of a damaged file."""
     content = path.read_bytes()
     return f"{len(content)} bytes, {content[:20]!r}…" if content else "no bytes"
 

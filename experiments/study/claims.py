@@ -1,7 +1,7 @@
-"""Who works on a trial. The lock of its folder says so; in a database also a heartbeat, for holders elsewhere.
+"""The holder of a trial: it has the lock of the trial's folder, and in a database also writes a heartbeat.
 
-The kernel releases the lock when its holder dies, whatever the machine is called by then. A machine that shares only
-the study's database does not see that lock. It takes a trial over when its holder has been silent for
+The kernel releases the lock when its holder dies, independent of the host's name. A machine that shares only
+the study's database does not see that lock. It takes a trial over when its holder has written no heartbeat for
 `sweep.claim_timeout_seconds`. A holder may have been suspended or cut off for so long: it asks the database before it
 tells anything, and stops when another one has the trial.
 """
@@ -45,7 +45,7 @@ class ClaimLostError(CommandError):
 
 @dataclass(frozen=True)
 class Holder:
-    """Who claims a trial, as the study keeps it."""
+    """The holder of a trial, as the study stores it."""
 
     key: str
     host: str
@@ -72,7 +72,7 @@ class Claim:
 
 
 def is_claimed_here(trial: FrozenTrial, folder: RunFolder, config: RunConfig) -> bool:
-    """Whether a running trial was claimed with this folder, so that its lock says whether somebody works on it."""
+    """Whether a running trial was claimed with this folder, so that its lock says whether a process works on it."""
     here = folder.path / CLAIM
     if config.sweep.storage is None:
         return True
@@ -119,7 +119,7 @@ def _note(storage: BaseStorage, trial: Trial | FrozenTrial, holder: Holder) -> N
 class HeldClaims:
     """While it is entered, a thread writes a heartbeat of each claim to the study's database.
 
-    In a journal, where a lock says it all, it does nothing. When it is left, the locks of the claims are released.
+    In a journal, where a lock is enough, it does nothing. When it is left, the locks of the claims are released.
     """
 
     def __init__(self, claims: Sequence[Claim], storage: BaseStorage, config: RunConfig) -> None:
@@ -151,7 +151,7 @@ class HeldClaims:
             lock.release()
 
     def check(self) -> None:
-        """Stop here if a heartbeat has found another holder. Costs nothing.
+        """Raise if a heartbeat has found another holder. Costs nothing.
 
         Raises:
             ClaimLostError: if so.
@@ -200,7 +200,7 @@ class HeldClaims:
                     _note(self._storage, trial, Holder(claimed.key, holder.host, seconds))
                     return
                 except UpdateFinishedTrialError:
-                    pass  # somebody has ended it since
+                    pass  # it has ended since
             self._reason = (
                 f"trial {number} belongs to another process on {holder.host}, as this one was silent for longer than "
                 "sweep.claim_timeout_seconds: it is left to that one"

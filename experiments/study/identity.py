@@ -1,4 +1,4 @@
-"""What a study is: its search space, the settings that decide its results, and its photos.
+"""The identity of a study: its search space, the settings that decide its results, and its photos.
 
 The study's storage and the study's folder both keep an identity. Nothing is continued across two identities.
 """
@@ -33,7 +33,7 @@ class Photos:
 
     @classmethod
     def of(cls, folders: ClassFolders) -> Photos:
-        """Those of a data set that was looked through."""
+        """The photos of a data set that was scanned."""
         test = len(folders.test) if folders.test else 0
         return cls(folders.fingerprint, folders.class_names, len(folders.train), len(folders.valid), test)
 
@@ -61,7 +61,7 @@ class StudyIdentity:
     @classmethod
     def of(cls, config: RunConfig, space: SearchSpace, photos: Photos) -> StudyIdentity:
         """The identity of a study that is about to run."""
-        from lightning_modules.network import recipe  # whoever only reads studies needs no torchvision
+        from lightning_modules.network import recipe  # reading studies needs no torchvision
 
         backbones = extremes(space["model.backbone"]) if "model.backbone" in space else (config.model.backbone,)
         interpolation = ", ".join(sorted({recipe(str(one)).interpolation.value for one in backbones}))
@@ -105,7 +105,7 @@ class StudyIdentity:
             for key, value in other.config.items()
             if must_stay(key) and key not in searched and self.config.get(key, value) != value
         }
-        # Also what nobody typed, such as a default that another version changed.
+        # Also fields that were not typed, such as a default that another version changed.
         back = " ".join(option_text(key, self.config[key]) for key in changed)
         if changed:
             key, value = next(iter(changed.items()))

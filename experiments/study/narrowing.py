@@ -12,21 +12,21 @@ from experiments.study.search_space import ChoiceRange, FloatRange, IntRange, Ra
 from experiments.study.study import completed_trials, objective_value
 from lightning_modules.metrics import Direction, to_minimize
 
-if TYPE_CHECKING:  # whoever has a study has imported it
+if TYPE_CHECKING:  # a study exists only if it is imported
     from optuna import Study
 
 MIN_TRIALS = 8
-"""Complete trials below which the best quarter says nothing."""
+"""Fewest complete trials for a meaningful best quarter."""
 MARGIN = 0.1
-"""How far beyond the best quarter a range goes on either side, as a share of the original range."""
+"""How far a range extends beyond the best quarter on either side, as a share of the original range."""
 
 
 def narrow(space: SearchSpace, points: Sequence[Mapping[str, object]], values: Sequence[float]) -> SearchSpace:
-    """Shrink each range to where the best quarter of the points lies, with a margin, within the original.
+    """Shrink each range to that of the best quarter of the points, with a margin, within the original.
 
     Args:
         points: drawn points.
-        values: what each came to; smaller is better.
+        values: objective of each; smaller is better.
 
     Raises:
         ValueError: if there are too few points, or they were drawn from another space.

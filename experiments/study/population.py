@@ -1,4 +1,4 @@
-"""Several trials of a sweep as one batched product: what `train()` makes of each of them, made of all at once."""
+"""Several trials of a sweep as one batched product: the results of `train()` for all of them at once."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from lightning_modules import metrics
 from lightning_modules.heads.population import HeadPopulation, Member
 
 SAY_SECONDS = 2.0
-"""How often a line says how far they are: an epoch of small heads takes milliseconds."""
+"""Seconds between progress lines: an epoch of small heads takes milliseconds."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class PopulationRun:
 
 
 def together(config: RunConfig) -> RunConfig:
-    """What runs must have in common to be trained together: the config without what may differ."""
+    """The config without fields that may differ within a population: runs with equal ones train together."""
     return replace(
         config,
         data=replace(config.data, batch_size=1),
@@ -93,7 +93,7 @@ def train_population(
                 staying.append(place)
         population.keep(staying)
         if (waited := time.monotonic() - said) > SAY_SECONDS or not staying:
-            say(f"population: epoch {population.epoch}, {len(staying)} of {len(runs)} trials go on")
+            say(f"population: epoch {population.epoch}, {len(staying)} of {len(runs)} trials continue")
             said += waited
 
 

@@ -65,7 +65,7 @@ class PruningCallback(Callback):
         """
         self._confirm()
         if epoch < self._reported:
-            return False  # trained once more after a kill: the trial went on from here
+            return False  # trained once more after a kill: the trial had continued from here
         if epoch > self._reported:
             self.trial.report(value, epoch)
             self._reported = epoch

@@ -50,7 +50,7 @@ def make_sampler(study: Study, config: RunConfig, space: SearchSpace, number: in
         return LearnsFromPruned(GPSampler(seed=seed), ceiling=GP_CEILING)
     if name == "cmaes":
         return LearnsFromPruned(_cmaes(study, seed))
-    # Trials that are still running count as bad ones, or points that are drawn at once would lie side by side.
+    # Trials that are still running count as bad ones, or points that are drawn at once would be neighbours.
     return LearnsFromPruned(TPESampler(seed=seed, constant_liar=True))
 
 
@@ -69,21 +69,21 @@ def _cmaes(study: Study, seed: int) -> CmaEsSampler:
 
 
 class _Grid(GridSampler):
-    """Leaves it to `n_trials` when the study ends: Optuna's own stops `optimize()`, which nobody calls here."""
+    """Lets `n_trials` end the study: Optuna's own class stops `optimize()`, which is not used here."""
 
     def after_trial(self, *args: Any, **kwargs: Any) -> None:
         """Do nothing."""
 
 
 class LearnsFromPruned(BaseSampler):
-    """Shows pruned trials to a sampler as complete ones, with the value that they were told with.
+    """Shows pruned trials to a sampler as complete ones, with their told value.
 
     Optuna's Gaussian process and CMA-ES learn from complete trials only: they would not learn from trials that diverge,
     and draw at random for as long as a pruner leaves few others. TPE ranks a pruned trial by its last epoch before its
     value: the best of them would be one that diverged in its last epoch.
 
     Args:
-        sampler: what learns.
+        sampler: the sampler that learns.
         ceiling: multiple of the best loss that counts as the worst.
     """
 

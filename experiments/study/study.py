@@ -1,4 +1,4 @@
-"""The Optuna study: create it, continue it, load it, and what it says of its trials."""
+"""The Optuna study: create it, continue it, load it, and read its trials."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from experiments.study.storage import IDENTITY_FILE, journal_file, open_storage,
 from lightning_modules.metrics import VAL_LOSS
 
 TARGET_ATTR = "target"
-"""How many finished trials the last `--more` was to end with."""
+"""Target of the last `--more`, in finished trials."""
 INPUTS_SECONDS = "inputs_seconds"
 """Attribute of a study: how long opening photos and computing features took, once for all trials."""
 
@@ -52,11 +52,11 @@ def open_study(
 ) -> tuple[optuna.Study, int]:
     """Create the study or continue it.
 
-    A study without a finished trial holds nobody to its settings: with other settings it is replaced by a new one.
+    A study without a finished trial may be started with other settings: a new study replaces it.
 
     Args:
         photos: of the data set that its trials train on.
-        more: trials to add to those that have finished. An interrupted addition is completed first.
+        more: trials to add to the finished ones. An interrupted addition is completed first.
         check: called while the study's storage is locked, here and in later calls; raises to stop.
 
     Returns:
@@ -127,8 +127,9 @@ def _refuse_running(study: optuna.Study, config: RunConfig) -> None:
         lock = lock_trial(folder) if is_abandoned(trial, folder, storage_of(study), config) else None
         if lock is None:
             raise UserError(
-                f"sweep.study_name must name a study that nobody works on, to start it again with other settings, got "
-                f"{study.study_name!r}: trial {trial.number} is being trained on {Holder.of(trial.user_attrs).host}"
+                f"sweep.study_name must name a study that no other command works on, to start it again with other "
+                f"settings, got {study.study_name!r}: trial {trial.number} is being trained on "
+                f"{Holder.of(trial.user_attrs).host}"
             )
         lock.release()
 
@@ -139,7 +140,7 @@ def _has_finished_trials(home: Path) -> bool:
 
 
 def _set_aside(home: Path) -> None:
-    """Make room in a study's folder for a new study, without deleting the trials that are there."""
+    """Move the trials in a study's folder away for a new study; nothing is deleted."""
     number = next(number for number in itertools.count(1) if not (home / f"replaced-{number}").exists())
     aside = home / f"replaced-{number}"
     aside.mkdir()
@@ -152,7 +153,7 @@ def _set_aside(home: Path) -> None:
 
 
 def _copy_to_database(config: RunConfig) -> None:
-    """Take a study along that moves from its journal to a database."""
+    """Copy a study from its journal to a database."""
     if config.sweep.storage is None or not journal_file(config).is_file():
         return
     storage, name = open_storage(config), config.sweep.study_name
@@ -192,7 +193,7 @@ def load_study(config: RunConfig, name: str, check: Callable[[], None] = lambda:
         check: as for `open_storage`.
 
     Raises:
-        UserError: if it does not, with the names of those that do.
+        UserError: if it does not, with the names of existing ones.
     """
     config = override(config, {"sweep.study_name": name})
     if config.sweep.storage is None:
@@ -252,7 +253,7 @@ def objective_value(trial: FrozenTrial) -> float:
 
 
 def photo_facts(study: optuna.Study) -> dict[str, str]:
-    """What a run notes about its photos, as far as its study knows it."""
+    """Facts about the photos of a study, as far as they are recorded."""
     photos = study.user_attrs.get("photos")
     if photos is None:
         return {}

@@ -78,7 +78,7 @@ class SweepContext:
     """What may stop training between two batches: Ctrl-C, or a process beside the workers that fails."""
 
     def check(self) -> None:
-        """Stop here if something has happened."""
+        """Raise if a watch has found something."""
         for watch in self.watches:
             watch.check()
 
@@ -196,7 +196,7 @@ def trial_config(config: RunConfig, point: Mapping[str, object]) -> RunConfig:
 
 
 def leave(folder: RunFolder) -> None:
-    """Note that a trial ended on another machine: here it is no model and no result."""
+    """Record that a trial ended on another machine: this folder has no result."""
     if folder.has_started and folder.outcome is None:
         folder.finish(Outcome("STOPPED", reason="another machine took this trial over"))
 
@@ -219,7 +219,7 @@ def _pruning(context: SweepContext, claimed: Claim, held: HeldClaims) -> Pruning
 
 
 def _tell(context: SweepContext, claimed: Claim, held: HeldClaims) -> Outcome:
-    """Tell Optuna how a trial ended. A kill on the way costs nothing: the next claim finds the outcome and does it."""
+    """Tell Optuna how a trial ended. After a kill on the way, the next claim finds the outcome and tells it."""
     trial, outcome = claimed.trial, claimed.folder.outcome
     assert outcome is not None
     held.confirm(trial.number)
@@ -237,7 +237,7 @@ def _attempt(context: SweepContext, claimed: Claim, held: HeldClaims) -> Outcome
         try:
             return _train_trial(context, claimed, held)
         except (InterruptedRunError, CommandError):
-            raise  # no fault of the trial: it goes on later
+            raise  # not an error of the trial: it is resumed later
         except NotANumberError as error:
             return _diverged(context, error)
         except Exception as error:
@@ -284,7 +284,7 @@ def _train_trial(context: SweepContext, claimed: Claim, held: HeldClaims) -> Out
 
 
 def _finish(claimed: Claim, held: HeldClaims, outcome: Outcome) -> None:
-    """Note how a trial ended."""
+    """Write the outcome of a trial."""
     held.confirm(claimed.trial.number)
     claimed.folder.finish(outcome)
 
@@ -314,7 +314,7 @@ def tidy(config: RunConfig, study: optuna.Study) -> None:
 
 
 def diverged_outcome(study: optuna.Study, metric: str, num_classes: int, reason: str) -> Outcome:
-    """How a trial ends whose loss is no number: pruned, with a value from which a sampler learns to keep away.
+    """How a trial ends whose loss is no number: pruned, with a value that keeps the sampler away.
 
     The value is finite, as a huge one would spoil a model of the objective: accuracy 0, or the worst loss that a trial
     of the study has reported, and at least that of guessing.

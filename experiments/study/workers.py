@@ -1,4 +1,4 @@
-"""What works on the trials of a study: this process, or several that it supervises."""
+"""Workers on the trials of a study: this process, or several that it supervises."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from lightning_modules.cores import usable_cores
 from lightning_modules.process import prepare_process
 
 POLL_SECONDS = 0.5
-"""How often a worker looks whether somebody else's trial has ended."""
+"""Seconds between two checks whether another worker's trial has ended."""
 STOP_SECONDS = 5.0
 """How long all workers together have to end their batch once the sweep stops."""
 CUDA_VISIBLE_DEVICES = "CUDA_VISIBLE_DEVICES"
@@ -110,7 +110,7 @@ def _work(context: SweepContext, progress: SweepProgress | None = None) -> None:
 
 
 def _supervise(context: SweepContext, progress: SweepProgress) -> None:
-    """Keep `sweep.workers` processes at work; one that dies is replaced, and its trial goes on."""
+    """Keep `sweep.workers` processes running; a dead one is replaced, and its trial is resumed."""
     config, study = context.config, context.study
     finished, crashes = count_finished(study), 0
     gpus = visible_gpus()
@@ -143,7 +143,7 @@ def _supervise(context: SweepContext, progress: SweepProgress) -> None:
                 finished = count_finished(study)
                 if crashes > MAX_CRASHES:
                     raise SweepError(f"workers keep dying: see {_worker_log(config, index)}")
-                say(f"worker {index} died ({_death(process.exitcode)}); another one goes on with its trial")
+                say(f"worker {index} died ({_death(process.exitcode)}); another one continues its trial")
                 workers[index] = start(index)
     finally:
         _stop(list(workers.values()))
@@ -164,7 +164,7 @@ def _worker_main(
     os.dup2(log.fileno(), sys.stdout.fileno())
     os.dup2(log.fileno(), sys.stderr.fileno())
     logging.basicConfig(level=logging.INFO)
-    for number in (signal.SIGINT, signal.SIGUSR1):  # they reach all processes; the supervisor says what they mean
+    for number in (signal.SIGINT, signal.SIGUSR1):  # they reach all processes; the supervisor handles them
         signal.signal(number, signal.SIG_IGN)
     die_with_parent()
     if training_device(config).type == "cpu":
@@ -193,7 +193,7 @@ def visible_gpus() -> list[str]:
 
 
 def _pin(index: int, workers: int) -> None:
-    """Keep a worker that trains on the CPU on its share of the cores: two that use all of them slow each other down."""
+    """Bind a CPU worker to its share of the cores: two workers on all cores slow each other down."""
     count = usable_cores()
     torch.set_num_threads(len(range(index % count, count, workers)))
     if hasattr(os, "sched_setaffinity"):  # macOS binds no process to cores
@@ -202,7 +202,7 @@ def _pin(index: int, workers: int) -> None:
 
 
 def _stop(workers: Sequence[BaseProcess]) -> None:
-    """Ask the workers to stop, and kill those that do not in time: checkpoints and run folders are always whole."""
+    """Ask the workers to stop, and kill those that do not in time: checkpoints and run folders are always complete."""
     for process in workers:
         process.terminate()
     deadline = time.monotonic() + STOP_SECONDS

@@ -1,4 +1,4 @@
-"""What the publisher process does: draw finished runs and keep MLflow up to date with run folders, while others train.
+"""The publisher process: draws finished runs and sends MLflow what it lacks of run folders.
 
 It only reads what the training processes write, so that nothing waits for it, and a new one continues where one that
 was killed stopped. A run is done when MLflow has everything that it will ever have: see `RunFolder.is_published`.
@@ -74,7 +74,7 @@ def publish(publication: Publication, connection: Connection) -> None:
 
 
 class _Work:
-    """The run folders that one publisher brings into MLflow."""
+    """The run folders of one publisher."""
 
     def __init__(self, publication: Publication, connection: Connection, drawers: ThreadPoolExecutor) -> None:
         self._config, self._publication = publication.config, publication
@@ -86,7 +86,7 @@ class _Work:
         self._monitor, self._sampled = SystemMonitor(), -math.inf
         self._said: dict[str, str] = {}
         self._done: set[Path] = set()
-        """Folders that MLflow has whole; they are looked at again at the end only."""
+        """Folders that MLflow has completely; they are checked again at the end only."""
 
     def update(self) -> None:
         """Bring MLflow up to date, as far as it answers, until the last phase comes."""
@@ -189,9 +189,9 @@ class _Work:
         self._ask(partial(store.wait, partial(register, store, folder, name=name), folder))
 
     def _refill(self, store: RunStore) -> None:
-        """Publish what MLflow lacks of this experiment's other runs, such as after its database was deleted.
+        """Publish what MLflow lacks of this experiment's other runs, for example after its database was deleted.
 
-        A run that somebody deleted in MLflow's UI stays deleted.
+        A run that was deleted in MLflow's UI stays deleted.
         """
         groups = [one for one in run_groups(self._config) if one.lock != self._publication.lock]
         try:
@@ -223,7 +223,7 @@ class _Work:
         self._connection.send(self._limit)
 
     def _say_once(self, topic: str, error: BaseException) -> None:
-        text = f"{self._mlflow} does not take a run, training goes on: {reason(error, self._uri)}"
+        text = f"{self._mlflow} does not take a run, training continues: {reason(error, self._uri)}"
         if self._said.get(topic) != text:
             say(text)
         self._said[topic] = text

@@ -1,4 +1,4 @@
-"""The process that publishes runs to MLflow beside the one that trains, as that one sees it.
+"""The publisher, as the training process sees it: a process that sends runs to MLflow.
 
 MLflow is imported over there only: a trial waits neither for it nor for a picture. Nor can MLflow hold up the end of a
 command: this process gives the other one a time limit, and kills it after that.
@@ -24,30 +24,30 @@ from experiments.runs.folder import RunFolder
 from experiments.runs.processes import die_with_parent, pipe, start_process
 
 MAX_DEATHS = 3
-"""How often the process may be killed before the run gives up."""
+"""How often the publisher may be killed before the command fails."""
 INTERRUPTED_SECONDS = 5.0
 """How long an interrupted command waits for MLflow at most."""
 EXTRA_SECONDS = 1.0
 """By how much this process is more patient than the other one, whose message says more."""
 POLL_SECONDS = 0.1
 LOCK_FILE = "publisher.lock"
-"""Beside the runs of one publisher: of two that have the same runs, one works and the other waits."""
+"""Lock file of a publisher: of two publishers of the same runs, one works and the other waits."""
 
 
 class Phase(Enum):
-    """What the publisher process does. It begins with FOLLOW, and is told the other phases."""
+    """Phase of the publisher process. It starts with FOLLOW, and is told the other phases."""
 
     FOLLOW = "follow"
-    """Bring MLflow up to date every few seconds, while others train."""
+    """Send new metrics every few seconds, while other processes train."""
     FINISH = "finish"
     """Publish all runs that have ended, then end."""
     INTERRUPTED = "interrupted"
-    """Publish what is whole, mark the other runs as killed, then end: the same command continues them."""
+    """Publish complete runs, mark the others as killed, then end: the same command continues them."""
 
 
 @dataclass(frozen=True)
 class Publication:
-    """What is published."""
+    """The runs of a publisher."""
 
     config: RunConfig
     runs: Path
@@ -124,7 +124,7 @@ class Publisher:
             self._interrupt()
             raise
         finally:
-            self._process.join(EXTRA_SECONDS)  # it has said its last word
+            self._process.join(EXTRA_SECONDS)  # it has sent its last message
             self._process.kill()
             self._process.join()
             self._connection.close()
@@ -176,7 +176,7 @@ class Publisher:
         Returns:
             Empty if all went well, else what went wrong; None if the process was killed.
         """
-        with contextlib.suppress(BrokenPipeError):  # it is gone: did it say why?
+        with contextlib.suppress(BrokenPipeError):  # it has ended: did it send a reason?
             self._connection.send(phase)
         begun = asked = time.monotonic()
         while True:
@@ -210,7 +210,7 @@ def _main(publication: Publication, connection: Connection) -> None:
     die_with_parent()
     outlive_output()
     for number in STOP_SIGNALS:
-        signal.signal(number, signal.SIG_IGN)  # the training process says what they mean
+        signal.signal(number, signal.SIG_IGN)  # the training process handles them
     from experiments.tracking.publish import publish  # MLflow takes seconds to import
 
     publish(publication, connection)

@@ -1,4 +1,4 @@
-"""MLflow. Run folders are written first and MLflow is brought up to date from them, as often as it takes.
+"""MLflow's store. Run folders are written first, and MLflow gets what it lacks of them, repeatedly.
 
 So nothing waits for a tracking server, and nothing is lost when it is away or when a process is killed: pushing a
 folder a second time sends only what the server lacks.
@@ -72,7 +72,7 @@ class RunStore:
     """The MLflow experiment that run folders are pushed to.
 
     Args:
-        before_call: called before each call to MLflow, so that somebody can watch how long it takes.
+        before_call: called before each call to MLflow, so that its duration can be watched.
 
     Raises:
         MlflowException, OSError: if MLflow does not answer, or refuses the experiment.
@@ -212,7 +212,7 @@ class RunStore:
         return run_id
 
     def find_whole(self, folders: Sequence[RunFolder]) -> set[Path]:
-        """Those of the folders that MLflow has whole. MLflow is asked too: somebody may have deleted its database."""
+        """The folders that MLflow has completely. MLflow is asked too, as its database may have been deleted."""
         by_run_id = {one.run_id: one for one in folders if one.published.store == self.name and one.is_published}
         return {
             by_run_id[run.info.run_id].path
@@ -222,7 +222,7 @@ class RunStore:
         }
 
     def find_known(self, folders: Sequence[RunFolder]) -> set[Path]:
-        """Those of the folders that have a run in MLflow, whole or not, deleted or not."""
+        """The folders that have a run in MLflow, complete or not, deleted or not."""
         paths = {one.run_id: one.path for one in folders}
         return {paths[run.info.run_id] for run in self._runs_by_id([one for one in paths if one is not None])}
 
@@ -464,7 +464,7 @@ def _local_folder(location: str) -> Path | None:
 
 
 def find_folder(run: Run, output_dir: Path) -> RunFolder | None:
-    """The run folder below `output_dir` of which a run in MLflow is a copy; None if it lies elsewhere or nowhere."""
+    """The run folder below `output_dir` that a run in MLflow copies; None if it is elsewhere or does not exist."""
     for path in sorted(output_dir.rglob("run.json")):
         folder = RunFolder(path.parent)
         if folder.has_started and folder.read().key == run.data.tags.get(KEY_TAG):
@@ -496,7 +496,7 @@ def save_views(config: RunConfig) -> dict[str, str]:
 
 
 def _runs_without_parent(client: MlflowClient, experiment_id: str) -> list[Run]:
-    """Searches and single runs: thousands of trials say nothing more of what was tuned."""
+    """Searches and single runs; trials tell nothing more about tuned fields."""
     only = "tags.`mlflow.parentRunId` IS NULL"
     page = client.search_runs([experiment_id], only)
     runs = list(page)
@@ -530,7 +530,7 @@ def _limit_requests() -> None:
 
 
 def _create_database(path: Path) -> None:
-    """Make MLflow's database beside its place: a kill within its migrations would leave one that nobody can open."""
+    """Make MLflow's database under another name: a kill within its migrations would leave one that can't be opened."""
     if path.exists():
         return
     with replaced_whole(path) as part:
@@ -553,7 +553,7 @@ def _follow_folder(output_dir: Path) -> None:
             for before in (one for (one,) in locations if one.endswith(f"/{ARTIFACTS}") and one != artifacts.as_uri()):
                 folder = _local_folder(before)
                 if folder is None or (folder.is_dir() and not artifacts.is_dir()):
-                    continue  # somebody keeps artifacts elsewhere on purpose
+                    continue  # artifacts are elsewhere on purpose
                 for table, column in ((name, one) for name in LOCATIONS.keys() & tables for one in LOCATIONS[name]):
                     database.execute(
                         f"UPDATE {table} SET {column} = ? || substr({column}, ?) WHERE {column} = ? OR {column} GLOB ?",

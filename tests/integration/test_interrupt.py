@@ -82,7 +82,7 @@ def test_an_interrupted_sweep_leaves_its_best_model_and_a_report_and_goes_on(
     said = re.search(
         r"^interrupted after (\d+) of 20 trials; best model so far: trial (\d+) "
         r"\(val_loss ([\d.]+), best of \d+ trials? on 12 photos: optimistic\) in (\S+), "
-        r"report: (\S+); the same command goes on from here$",
+        r"report: (\S+); the same command continues from here$",
         errors,
         re.MULTILINE,
     )
@@ -134,7 +134,7 @@ def test_ctrl_c_exports_the_best_epoch_of_a_training(photos: Path, tmp_path: Pat
     assert running.process.returncode == 130
     said = re.search(
         r"^interrupted after epoch (\d+) of 2000; best model so far: epoch (\d+) \(val_loss ([\d.]+)\) in (\S+); "
-        r"the same command goes on from here$",
+        r"the same command continues from here$",
         errors,
         re.MULTILINE,
     )

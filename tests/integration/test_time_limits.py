@@ -29,7 +29,7 @@ LIMIT_SECONDS = 10.0
 """How long after SIGTERM a command may work, with tracking.flush_timeout_seconds 2, until it says its last word."""
 EXIT_SECONDS = 20.0
 """How long Python may take to leave after that: a second, or many on a machine with other work."""
-LAST_WORD = "the same command goes on from here"
+LAST_WORD = "the same command continues from here"
 
 
 class Proxy:

@@ -298,7 +298,7 @@ def test_an_interrupt_is_exit_code_130(capsys: pytest.CaptureFixture[str], monke
 
         monkeypatch.setattr(cli, "_report", fail)
         assert main(["report", "digits"]) == EXIT_INTERRUPTED
-    assert "the same command goes on from here" in capsys.readouterr().err
+    assert "the same command continues from here" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("uri", ["http://me:secret@host:5000", "https://host/tools/mlflow", "http://[::1]:5000/"])

@@ -414,7 +414,9 @@ def test_a_study_that_somebody_works_on_is_not_replaced(config: RunConfig) -> No
     study, target = open_study(config, SPACE, PHOTOS)
     held = claim(study, config, SPACE, target)
     assert isinstance(held, Claim)
-    with pytest.raises(UserError, match=r"sweep\.study_name must name a study that nobody works on.*trial 0 is being"):
+    with pytest.raises(
+        UserError, match=r"sweep\.study_name must name a study that no other command works on.*trial 0 is being"
+    ):
         open_study(override(config, {"seed": 1}), SPACE, PHOTOS)
     assert len(load_study(config, "sweep").trials) == 1
     held.lock.release()
