@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from experiments.config import RunConfig, load_config
+from experiments.config import RunConfig, load_config, override
 from experiments.study.search_space import SearchSpace, load_search_space
 from sagemaker_launch.aws import client as aws
 from sagemaker_launch.aws.resources import TRAINING, TUNING
@@ -64,6 +64,4 @@ def test_a_tuning_job_costs_at_worst_what_its_jobs_do(settings: CloudSettings, c
 def test_what_comes_home_with_checkpoints_needs_them(config: RunConfig) -> None:
     without = load_cloud(None, SETTINGS | {"checkpoints": False})
     with pytest.raises(ValueError, match=r"cloud\.checkpoints must be true with trainer\.record or trainer\.profile"):
-        plan_training(
-            without, load_config(None, tiny(Path(config.data.own_root), config.output_dir) | {"trainer.profile": True})
-        )
+        plan_training(without, override(config, {"trainer.profile": True}))
