@@ -13,7 +13,7 @@ from tests.unit.test_architecture import OURS
 DOCS = REPOSITORY / "docs"
 DECISIONS = DOCS / "decisions"
 PAGES = (
-    *(REPOSITORY / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md")),
+    *(REPOSITORY / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md")),
     *sorted(DOCS.rglob("*.md")),
 )
 MAX_COLUMNS = 120
