@@ -115,7 +115,7 @@ def whole(request: pytest.FixtureRequest, photos: Path, tmp_path_factory: pytest
 
 def test_writing_within_epochs_changes_no_metric(whole: TrainResult, tmp_path: Path) -> None:
     steps = Steps(tmp_path)
-    result = run(override(whole.config, EVERY_BATCH), tmp_path, steps)
+    result = run(override(whole.task.config, EVERY_BATCH), tmp_path, steps)
     assert_same(result, whole)
     # After the last batch of an epoch nothing is written before it is validated.
     assert steps.seen == [(step, step or -1) for step in range(3 * BATCHES)]
@@ -134,7 +134,7 @@ def test_writing_within_epochs_changes_no_metric(whole: TrainResult, tmp_path: P
 def test_a_run_that_is_killed_within_an_epoch_goes_on_there(
     whole: TrainResult, tmp_path: Path, kill: Callback, saved: int
 ) -> None:
-    config = override(whole.config, EVERY_BATCH)
+    config = override(whole.task.config, EVERY_BATCH)
     with pytest.raises(Killed):
         run(config, tmp_path, kill)
     assert saved_step(tmp_path) == saved
@@ -147,12 +147,12 @@ def test_a_run_that_is_killed_within_an_epoch_goes_on_there(
 def test_an_epoch_may_be_cut_more_than_once_and_its_clock_goes_on(
     whole: TrainResult, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config = override(whole.config, EVERY_BATCH)
+    config = override(whole.task.config, EVERY_BATCH)
     for kill in (Kill(2, 3), Kill(2, 3), Kill(2, 5), Kill(3, 4)):
         with pytest.raises(Killed):
             run(config, tmp_path, kill)
     # The interval may change on the way, also to none.
-    resumed = run(whole.config, tmp_path, EpochProgress("run", {}))
+    resumed = run(whole.task.config, tmp_path, EpochProgress("run", {}))
     assert_same(resumed, whole)
     assert "run: resumes from its checkpoint after 60% of epoch 3" in capsys.readouterr().err
     assert resumed.history.keys() == {1, 2, 3}
@@ -165,5 +165,5 @@ def test_an_epoch_may_be_cut_more_than_once_and_its_clock_goes_on(
 
 def test_nothing_is_written_within_an_epoch_before_the_interval_is_over(whole: TrainResult, tmp_path: Path) -> None:
     steps = Steps(tmp_path)
-    run(override(whole.config, {"trainer.checkpoint_minutes": 60.0, "trainer.max_epochs": 1}), tmp_path, steps)
+    run(override(whole.task.config, {"trainer.checkpoint_minutes": 60.0, "trainer.max_epochs": 1}), tmp_path, steps)
     assert steps.seen == [(step, -1) for step in range(BATCHES)]
