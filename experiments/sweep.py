@@ -39,7 +39,7 @@ from experiments.study.study import (
     photo_facts,
     trial_folder,
 )
-from experiments.study.trials import SweepContext, leave, tidy, trial_config
+from experiments.study.trials import SweepContext, keep_best_checkpoints, mark_taken_over, trial_config
 from experiments.study.workers import run_workers
 from experiments.task import HeadTask, task_of
 from experiments.tracking.drawers import draw_once
@@ -133,9 +133,9 @@ def with_population(config: RunConfig, space: SearchSpace) -> RunConfig:
 def _conclude(config: RunConfig, study: optuna.Study, parent: RunFolder) -> SweepResult:
     """Export the best model, draw the study and write its report."""
     say("exporting the best model, drawing the study and writing its report")
-    tidy(config, study)  # a kill may have come between a trial's end and this
+    keep_best_checkpoints(config, study)  # a kill may have come between a trial's end and this
     for trial in study.get_trials(deepcopy=False, states=[TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL]):
-        leave(trial_folder(config, trial.number))
+        mark_taken_over(trial_folder(config, trial.number))
     best = best_trial(study)
     if best is not None:
         if advice := _train_longer(config, best):

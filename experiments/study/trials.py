@@ -184,7 +184,7 @@ def run_trials(context: SweepContext, claims: Sequence[Claim], held: HeldClaims)
             raise
         except Exception as error:  # alone, each trial has its own attempts and its own error
             left = [by_folder[run.folder.path] for run in runs if run.folder.outcome is None]
-            say(f"{len(left)} trials that trained together are trained one by one after {_text(error)}")
+            say(f"{len(left)} trials that trained together are trained one by one after {_error_text(error)}")
             for claimed in left:
                 _finish(claimed, held, _attempt(context, claimed, held))
                 yield _tell(context, claimed, held)
@@ -195,13 +195,13 @@ def trial_config(config: RunConfig, point: Mapping[str, object]) -> RunConfig:
     return resolve_config(override(config, point))
 
 
-def leave(folder: RunFolder) -> None:
+def mark_taken_over(folder: RunFolder) -> None:
     """Record that a trial ended on another machine: this folder has no result."""
     if folder.has_started and folder.outcome is None:
         folder.finish(Outcome("STOPPED", reason="another machine took this trial over"))
 
 
-def check_failures(context: SweepContext) -> None:
+def raise_if_too_many_failed(context: SweepContext) -> None:
     """End a sweep whose trials keep failing."""
     failed = context.study.get_trials(deepcopy=False, states=[TrialState.FAIL])
     if len(failed) > context.max_failed:
@@ -226,7 +226,7 @@ def _tell(context: SweepContext, claimed: Claim, held: HeldClaims) -> Outcome:
     trial.set_user_attr(DURATION_MS, claimed.folder.read().duration_ms)
     held.give_back(trial.number)
     tell(context.study, trial, outcome)
-    tidy(context.config, context.study)
+    keep_best_checkpoints(context.config, context.study)
     return outcome
 
 
@@ -241,7 +241,7 @@ def _attempt(context: SweepContext, claimed: Claim, held: HeldClaims) -> Outcome
         except NotANumberError as error:
             return _diverged(context, error)
         except Exception as error:
-            reason = _text(error)
+            reason = _error_text(error)
             if not (may_retry and _may_pass(error)):
                 folder.artifacts.mkdir(exist_ok=True)
                 text = traceback.format_exc()
@@ -253,7 +253,7 @@ def _attempt(context: SweepContext, claimed: Claim, held: HeldClaims) -> Outcome
     raise AssertionError("the last attempt returns")
 
 
-def _text(error: Exception) -> str:
+def _error_text(error: Exception) -> str:
     return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
 
 
@@ -304,7 +304,7 @@ def _pruned(claimed: Claim) -> Outcome | None:
     return Outcome("PRUNED", value, reason=f"pruned after epoch {decision.epoch}")
 
 
-def tidy(config: RunConfig, study: optuna.Study) -> None:
+def keep_best_checkpoints(config: RunConfig, study: optuna.Study) -> None:
     """Keep the checkpoints of no finished trial but the best one, whose model the sweep ends with."""
     best = best_trial(study)
     for trial in study.get_trials(deepcopy=False):

@@ -28,7 +28,14 @@ from experiments.study.progress import SweepProgress
 from experiments.study.search_space import SearchSpace
 from experiments.study.storage import study_folder
 from experiments.study.study import INPUTS_SECONDS, count_finished, load_study, make_pruner
-from experiments.study.trials import NothingToClaim, SweepContext, check_failures, claim, leave, run_trials
+from experiments.study.trials import (
+    NothingToClaim,
+    SweepContext,
+    claim,
+    mark_taken_over,
+    raise_if_too_many_failed,
+    run_trials,
+)
 from experiments.task import task_of
 from lightning_modules.cores import usable_cores
 from lightning_modules.process import prepare_process
@@ -102,11 +109,11 @@ def _work(context: SweepContext, progress: SweepProgress | None = None) -> None:
                     if progress is not None:
                         progress.update()
                     if outcome.state == "FAIL":
-                        check_failures(context)
+                        raise_if_too_many_failed(context)
             except ClaimLostError as error:
                 say(str(error))
                 assert held.lost is not None
-                leave(held.lost.folder)
+                mark_taken_over(held.lost.folder)
 
 
 def _supervise(context: SweepContext, progress: SweepProgress) -> None:
@@ -137,7 +144,7 @@ def _supervise(context: SweepContext, progress: SweepProgress) -> None:
                 if process.exitcode == 0:
                     continue
                 if process.exitcode == _EXIT_SWEEP_ERROR:
-                    check_failures(context)
+                    raise_if_too_many_failed(context)
                     raise SweepError(f"worker {index} gave up: see {_worker_log(config, index)}")
                 crashes = 1 if count_finished(study) > finished else crashes + 1
                 finished = count_finished(study)
