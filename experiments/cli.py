@@ -167,7 +167,7 @@ def refuse_foreign_fields(typed: Mapping[str, str], commands: Sequence[str], kin
 
     Args:
         typed: field names, as on the command line, and values.
-        commands: the command, and those that it runs.
+        commands: the command, and further commands that it runs.
         kinds: as KINDS; the empty prefix last.
 
     Raises:
@@ -343,7 +343,7 @@ def command_line(
 
     Args:
         add_commands: gets what `add_subparsers` returns; each parser that it adds has a default `uses`, the names of
-            the command and of those that it runs.
+            the command and of further commands that it runs.
         kinds: as KINDS.
     """
 

@@ -50,7 +50,7 @@ def own_environment() -> dict[str, str | None]:
         values["MPLCONFIGDIR"] = str(Path(tempfile.gettempdir()) / f"matplotlib-{os.getuid()}")
     values["LOGNAME"] = user_name()  # MLflow asks for it, and some containers' users have none
     values["JOBLIB_MULTIPROCESSING"] = "0"  # unused, and scikit-learn's joblib warns where /dev/shm is not writable
-    values["MPLBACKEND"] = "agg"  # pictures are files, whatever a notebook or desktop has set
+    values["MPLBACKEND"] = "agg"  # pictures are files, also in a notebook or on a desktop
     for name in ("NO_PROXY", "no_proxy"):  # no proxy leads back to this machine
         known = os.environ.get(name, "")
         values[name] = known if LOOPBACK in known else ",".join(filter(None, [known, LOOPBACK]))

@@ -42,7 +42,7 @@ class RunFolderLogger(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        """Note the metrics of an epoch; epochs count from 1, whatever the global step."""
+        """Record the metrics of an epoch; epochs count from 1, independent of the global step."""
         del step
         values = dict(metrics)
         epoch = int(values.pop("epoch")) + 1

@@ -172,7 +172,7 @@ def open_storage(config: RunConfig, check: Callable[[], None] = lambda: None) ->
     is_sqlite = url.get_backend_name() == "sqlite"
     # Of a new study, a server that does not answer is a mistake. One that has begun waits for a server that restarts.
     has_begun = (study_folder(config) / IDENTITY_FILE).is_file()
-    # No pool: a database closes connections that idle for the hours of a trial, and nobody is left to close ours.
+    # No pool: a database closes connections that idle for the hours of a trial, and nothing would close them here.
     options: dict[str, Any] = {"poolclass": NullPool}
     if is_sqlite:
         options["connect_args"] = {"timeout": 0.5}  # SQLite's own waiting looks at no signal

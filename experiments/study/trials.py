@@ -117,7 +117,7 @@ def claim(
         asked = study.ask()
         folder = trial_folder(config, asked.number)
         taken = take(asked, folder, storage, config)
-        assert taken is not None, "a trial that was just asked for can't be somebody else's"
+        assert taken is not None, "a new trial can't belong to another process"
         return Claim(*draw_point(study, config, space, asked), folder, *taken)
 
 

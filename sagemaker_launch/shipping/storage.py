@@ -1,6 +1,6 @@
 """The inputs of a job in S3: photos, code and weights by the hash of their content. Nothing is sent twice.
 
-data/objects/SHA256.jpg         one photo, whatever data set it belongs to
+data/objects/SHA256.jpg         one photo, of any data set
 data/sets/HASH/index.json       its photos: path below the root to object
 data/sets/HASH/manifest.json    what SageMaker copies to the machine; written last, so it names nothing that is missing
 code/SHA256/sourcedir.tar.gz    the bundle

@@ -409,7 +409,7 @@ def _parse(what: str, kind: str, text: str) -> Any:
 
 
 def _chosen(step: Step, collections: Iterable[str], patterns: list[str]) -> list[str]:
-    """Tensors of some collections, only those that match where there are patterns."""
+    """Tensors of some collections; with patterns, only matching ones."""
     names = {name for collection in collections for name in step.collection(collection)}
     return sorted(name for name in names if not patterns or matches(name, patterns))
 

@@ -240,7 +240,7 @@ def make_strategy(config: Mapping[str, Any], earlier: Iterable[Result] = ()) -> 
         return RandomStrategy(ranges, seed)
     if config["Strategy"] == "Grid":
         return GridStrategy(ranges)
-    log.info("strategy %s: Optuna stands in for AWS's own", config["Strategy"])
+    log.info("strategy %s: Optuna replaces AWS's own", config["Strategy"])
     pruner: optuna.pruners.BasePruner = optuna.pruners.NopPruner()
     if config["Strategy"] == "Hyperband":
         bounds = config.get("StrategyConfig", {}).get("HyperbandStrategyConfig", {})
