@@ -209,7 +209,7 @@ def _pin(index: int, workers: int) -> None:
 
 
 def _stop(workers: Sequence[BaseProcess]) -> None:
-    """Ask the workers to stop, and kill workers that do not stop in time: checkpoints and run folders are always complete."""
+    """Ask the workers to stop, and kill late ones: checkpoints and run folders are always complete."""
     for process in workers:
         process.terminate()
     deadline = time.monotonic() + STOP_SECONDS
