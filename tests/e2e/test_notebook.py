@@ -160,8 +160,11 @@ def test_it_runs_from_top_to_bottom_against_the_rehearsal(home: Path, photos: Pa
     notebook = with_settings(read_notebook(), photos, home)
     run(notebook, home)
     cells = code_cells(notebook)
-    for name in ("look", "figures", "course", "losses", "profile", "ask"):
+    for name in ("look", "course", "losses", "profile", "ask"):
         assert shown(cells[name], "image/png"), name
+    assert len(shown(cells["figures"], "application/vnd.plotly.v1+json")) == 2, (
+        "JupyterLab shows it by plotly's extension"
+    )
     (attempts,) = shown(cells["attempts"], "text/plain")
     assert attempts.count(" local ") == attempts.count(" rehearsal ") == 2
     assert LOSS in json.loads(next(home.rglob("debug.json")).read_text())["losses"]
