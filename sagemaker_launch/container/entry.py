@@ -2,6 +2,8 @@
 
 The toolkit never passes SIGTERM on (aws/sagemaker-training-toolkit#125), so nothing here waits for a signal: the run
 folder and its checkpoints are complete after every epoch, and a restarted job continues from them.
+
+The bundle has a file `entry.py` that calls `main()` (`shipping/bundle.py`); the toolkit runs that file.
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ from sagemaker_launch.container.hyperparameters import encode, wire_name, wire_v
 from sagemaker_launch.container.metric_lines import metric_definitions, objective
 from sagemaker_launch.jobs.debugger_fields import debugger_fields
 from sagemaker_launch.settings.cloud import GPU_FAMILIES, PROJECT_TAG, CloudSettings
+from sagemaker_launch.shipping.bundle import ENTRY
 from sagemaker_launch.shipping.storage import Inputs
 
 CODE_ARCHIVE = "/opt/ml/input/data/code/sourcedir.tar.gz"
@@ -202,7 +203,7 @@ def _channels(settings: CloudSettings, inputs: Inputs) -> list[dict[str, Any]]:
 def _toolkit(settings: CloudSettings) -> dict[str, str]:
     """What AWS's start-up reads; the code is a channel, so that it is there without a network too."""
     hyperparameters = {
-        "sagemaker_program": json.dumps("entry.py"),
+        "sagemaker_program": json.dumps(ENTRY),
         "sagemaker_submit_directory": json.dumps(CODE_ARCHIVE),
     }
     if settings.instance_count > 1 or settings.instance_type.startswith(GPU_FAMILIES):
