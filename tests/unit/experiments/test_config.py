@@ -283,6 +283,7 @@ NULLABLE = {
     "trainer.max_epochs",
     "tracking.uri",
     "sweep.timeout_seconds",
+    "sweep.sampler",
     "sweep.pruner",
     "sweep.storage",
     "search",
