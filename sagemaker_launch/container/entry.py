@@ -113,7 +113,8 @@ def run(job: Job, *, scratch: Path) -> None:
         start(folder, job, config)
 
     def say_epoch(epoch: int, values: Mapping[str, float]) -> None:
-        write_line(metric_line("metrics", epoch, {**values, **best_so_far(config, folder)}))
+        epochs = {line.step: line.metrics for line in folder.metric_lines()}
+        write_line(metric_line("metrics", epoch, {**values, **summary_of(config, epochs)}))
 
     logger = RunFolderLogger(folder, on_epoch=say_epoch, on_facts=lambda facts: write_line(facts_line(facts)))
     debugger = [DebuggerHook(job.base / CONFIG_FILE)] if job.is_debugged else []
@@ -125,16 +126,16 @@ def run(job: Job, *, scratch: Path) -> None:
     values = score_and_export(result, scratch / "export", scores, score_test=not job.is_tuned)
     shutil.copytree(scratch / "export", job.base / "model", dirs_exist_ok=True)
     scored = {name: value for name, value in values.items() if name.startswith(("val_", "test_"))}
-    write_line(metric_line("outcome", max(result.history), {**best_so_far(config, folder), **scored}))
+    epochs = {line.step: line.metrics for line in folder.metric_lines()}
+    write_line(metric_line("outcome", max(epochs), {**summary_of(config, epochs), **scored}))
     # Nothing resumes from them any more, and each later job of a search restores everything in S3.
     shutil.rmtree(folder.path / CHECKPOINT_FOLDER)
     for hook in debugger:  # last, so that the trained model is kept
         hook.check()
 
 
-def best_so_far(config: RunConfig, folder: RunFolder) -> dict[str, float]:
-    """The objectives at the best epoch so far, and the highest accuracy so far, also across a restart."""
-    epochs = {line.step: line.metrics for line in folder.metric_lines()}
+def summary_of(config: RunConfig, epochs: Mapping[int, Mapping[str, float]]) -> dict[str, float]:
+    """The objectives at the best of some epochs, and the highest accuracy."""
     best = best_epoch(epochs, config.sweep.metric, config.sweep.direction)
     return metrics.summary(run_metrics(epochs, best))
 
@@ -183,10 +184,16 @@ def photo_folder(channel: Path, target: Path) -> Path:
 
 
 def start(folder: RunFolder, job: Job, config: RunConfig) -> None:
-    """Start the run folder, unless it resumes after an interruption, and print where it runs."""
+    """Start the run folder, or resume it after an interruption, and print where it runs."""
     tags = environment_tags()
     if not folder.has_started:
         folder.start(job.name, to_public(config), tags)
+    # An interruption loses lines that the toolkit has read and not yet passed on. An epoch that was trained is not
+    # trained again, so its line is printed again.
+    epochs: dict[int, Mapping[str, float]] = {}
+    for line in folder.metric_lines():
+        epochs[line.step] = line.metrics
+        write_line(metric_line("metrics", line.step, {**line.metrics, **summary_of(config, epochs)}))
     facts = {"trainer.devices": config.trainer.devices, "trainer.num_nodes": config.trainer.num_nodes}
     write_line(facts_line(facts))
     write_line(environment_line(tags))
