@@ -22,6 +22,8 @@ _MODULES = {
     "metric_text": "experiments.runs.intervals",
     "load_search_space": "experiments.study.search_space",
     "run_sweep": "experiments.sweep",
+    "PHASES": "lightning_modules.insight.profile_verdict",
+    "load_findings": "lightning_modules.insight.recording",
 }
 """Public name to the module that defines it."""
 
@@ -40,6 +42,8 @@ if TYPE_CHECKING:
     from experiments.runs.intervals import metric_text as metric_text
     from experiments.study.search_space import load_search_space as load_search_space
     from experiments.sweep import run_sweep as run_sweep
+    from lightning_modules.insight.profile_verdict import PHASES as PHASES
+    from lightning_modules.insight.recording import load_findings as load_findings
 else:
 
     def __getattr__(name: str) -> object:

@@ -53,7 +53,7 @@ def test_its_code_is_short_and_calls_public_functions_only() -> None:
         imported = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
         assert "subprocess" not in imported, name
         for node in nodes:
-            if isinstance(node, ast.ImportFrom) and str(node.module).startswith(("experiments", "sagemaker_launch")):
+            if isinstance(node, ast.ImportFrom) and str(node.module).startswith(OURS):
                 public = importlib.import_module(str(node.module)).__all__
                 assert {alias.name for alias in node.names} <= {*public}, name
         used = {node.attr for node in nodes if isinstance(node, ast.Attribute)} | {
