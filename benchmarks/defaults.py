@@ -34,7 +34,7 @@ from experiments.data import inputs
 from experiments.data.inputs import open_features_once
 from experiments.runs.folder import RunFolder
 from experiments.runs.logger import RunFolderLogger
-from experiments.study.epochs import with_max_epochs
+from experiments.study.epochs import resolve_config
 from experiments.train import train
 from lightning_modules.caches.features import FeatureSet
 from lightning_modules.metrics import VAL_ACCURACY, VAL_LOSS
@@ -110,7 +110,7 @@ def trained(config: RunConfig) -> tuple[float, float, int]:
     """The best epoch of a single training."""
     folder = RunFolder(config.output_dir / "train")
     folder.start("train", {}, {})
-    result = train(with_max_epochs(config), output_dir=folder.path, logger=RunFolderLogger(folder))
+    result = train(resolve_config(config), output_dir=folder.path, logger=RunFolderLogger(folder))
     return result.metrics[VAL_LOSS], result.metrics[VAL_ACCURACY], len(result.history)
 
 

@@ -135,7 +135,7 @@ def sweep(
             for number, epochs in list(running.items()):
                 next(epochs)
                 spent += 1
-                trial = study.trials[number]
+                trial = study.get_trials(deepcopy=False)[number]
                 if trial.state.is_finished():
                     assert trial.value is not None
                     ended.append(spent)

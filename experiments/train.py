@@ -1,6 +1,6 @@
-"""The only training path there is: `train()`.
+"""The training path of a single run: `train()`. `study/population.py` trains many heads at once, over the same tasks.
 
-A local run calls it, every Optuna trial calls it, and the SageMaker container calls it. It reads no environment
+A local run calls it, a trial that trains alone calls it, and the SageMaker container calls it. It reads no environment
 variable and no command line, and does not know where it runs: what differs comes in as a logger or a callback.
 """
 

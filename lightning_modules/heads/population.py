@@ -106,7 +106,7 @@ class HeadPopulation:
         # The batches are laid out once per epoch, so that no step waits for the host.
         self._columns = {
             name: torch.tensor([getattr(member, name) for member in self.members]).to(device)[:, None, None]
-            for name in ("weight_decay", "label_smoothing")
+            for name in ("weight_decay", "dropout", "label_smoothing")
         }
         rates = torch.tensor(
             [
@@ -203,7 +203,7 @@ class HeadPopulation:
         device = self.features.train.device
         seed_draws(step_seed(self.seed, self.epoch * rounds + step), device)
         drawn = torch.rand(*shape, device=device)
-        rates = torch.tensor([member.dropout for member in self.members[rows]], device=device)[:, None, None]
+        rates = self._columns["dropout"][rows]
         return (drawn >= rates) / (1 - rates)
 
     def _validate(self) -> tuple[list[float], list[float], list[float]]:
