@@ -19,7 +19,7 @@ PACKAGES = ("experiments", "lightning_modules", "sagemaker_launch")
 
 def imported_modules(tree: ast.Module) -> dict[str, str]:
     """The modules of the project that a test imports, by the names that it gives them."""
-    found = {}
+    found: dict[str, str] = {}
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             found |= {alias.asname: alias.name for alias in node.names if alias.asname}
