@@ -12,13 +12,18 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-import torch
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 from torch import nn
 
-from experiments.callbacks.checkpoints import BEST_CHECKPOINT, CHECKPOINT_FOLDER, AtomicCheckpointIO, Checkpoints
+from experiments.callbacks.checkpoints import (
+    BEST_CHECKPOINT,
+    CHECKPOINT_FOLDER,
+    AtomicCheckpointIO,
+    Checkpoints,
+    read_checkpoint,
+)
 from experiments.callbacks.compiling import CompileWhenItPays
 from experiments.callbacks.history import History, diverged, run_metrics
 from experiments.callbacks.profiling import step_profiler
@@ -126,7 +131,7 @@ def train(
     # Only the first of several machines has written checkpoints.
     best: Any = None
     if trainer.is_global_zero:
-        best = torch.load(checkpoints.best, map_location="cpu", weights_only=True)
+        best = read_checkpoint(checkpoints.best)
     best = trainer.strategy.broadcast(best)
     model.load_state_dict(best["state_dict"], strict=False)
     device = trainer.strategy.root_device
@@ -137,7 +142,7 @@ def train(
 
 def trained_network(task: Task, output_dir: Path) -> nn.Module:
     """The whole network with the weights of the best epoch of the run in `output_dir`, in eval mode on the CPU."""
-    best = torch.load(output_dir / CHECKPOINT_FOLDER / BEST_CHECKPOINT, map_location="cpu", weights_only=True)
+    best = read_checkpoint(output_dir / CHECKPOINT_FOLDER / BEST_CHECKPOINT)
     trained = {name.removeprefix("network."): value for name, value in best["state_dict"].items()}
     return task.assemble(trained).eval()
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from PIL import ExifTags, Image, PngImagePlugin, UnidentifiedImageError
 from torch import Tensor, nn
-from torchvision.models import get_model
+from torchvision import models
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
@@ -349,8 +349,17 @@ def _tag(image: Image.Image, number: int):  # type: ignore[no-untyped-def]
     return value[0] if isinstance(value, tuple) else value
 
 
+def classifier_names() -> list[str]:
+    """The architectures that an export may name: torchvision's classifiers.
+
+    Its networks for detection and segmentation download and unpickle a backbone while they are built. Another source
+    joins this list only with networks that are built without weights.
+    """
+    return models.list_models(module=models)
+
+
 def build_network(backbone: str, num_classes: int, *, image_size: int | None = None) -> nn.Module:
-    """A torchvision classifier with random weights and `num_classes` outputs.
+    """A torchvision classifier with random weights and `num_classes` outputs. Nothing is downloaded.
 
     Args:
         image_size: side of the images in pixels, for the networks that are built for one size (ViT, MaxViT); None
@@ -359,6 +368,8 @@ def build_network(backbone: str, num_classes: int, *, image_size: int | None = N
     Raises:
         ValueError, AssertionError: if torchvision knows no such classifier, or can't build it for that size.
     """
+    if backbone not in classifier_names():
+        raise ValueError(f"backbone must be a torchvision classifier, got {backbone!r}")
     options: dict[str, object] = {}
     family = backbone.partition("_")[0]
     if image_size is not None and family == "vit":
@@ -368,7 +379,7 @@ def build_network(backbone: str, num_classes: int, *, image_size: int | None = N
     if family in ("googlenet", "inception"):
         # No auxiliary heads, and the input statistics that their published weights were trained on.
         options = {"aux_logits": False, "init_weights": False, "transform_input": True}
-    network = get_model(backbone, weights=None, num_classes=num_classes, **options)
+    network = models.get_model(backbone, weights=None, num_classes=num_classes, **options)
     if backbone.startswith("mnasnet"):
         # Theirs wants to know which version saved a state dict, which neither safetensors nor our checkpoints tell.
         network._load_from_state_dict = functools.partial(nn.Module._load_from_state_dict, network)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import difflib
 import functools
+import hashlib
 import logging
 import math
 import pickle
 import re
 import zipfile
 from collections.abc import Collection, Mapping
+from io import BufferedReader
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,7 +23,7 @@ from torchvision import models
 from torchvision.models import VisionTransformer
 
 from lightning_modules.errors import UserError
-from lightning_modules.inference import Interpolation, Preprocessing, build_network
+from lightning_modules.inference import Interpolation, Preprocessing, build_network, classifier_names
 from lightning_modules.listing import named
 from lightning_modules.torch_private import BATCH_NORM
 
@@ -63,11 +65,6 @@ class DropoutLinear(nn.Linear):
             kept = torch.rand(input.shape, device=input.device) >= self.dropout
             input = input * kept / (1 - self.dropout)
         return super().forward(input)
-
-
-def classifier_names() -> list[str]:
-    """Every torchvision classifier by name."""
-    return models.list_models(module=models)
 
 
 def recipe(backbone: str) -> Preprocessing:
@@ -175,8 +172,7 @@ def check_network(
             )
     if weights == "imagenet":
         _check_trained_on(network, trained_on, weights)
-        if not _imagenet_file(backbone).is_file():
-            _imagenet_weights(backbone)
+        _open_imagenet(backbone).close()
     elif weights != "none":
         _fitting(network, _read_weights(Path(weights)), find_head(network), weights)
 
@@ -269,22 +265,49 @@ def _weights(module: nn.Module, head: nn.Module, *, norms: bool = True) -> int:
     return sum(one.numel() for one in module.parameters() if id(one) not in skip and (norms or one.ndim > 1))
 
 
-def _imagenet_file(backbone: str) -> Path:
-    """Where PyTorch keeps torchvision's best weights once they are downloaded."""
-    return Path(torch.hub.get_dir()) / "checkpoints" / Path(models.get_model_weights(backbone).DEFAULT.url).name
-
-
 def _imagenet_weights(backbone: str) -> dict[str, Tensor]:
-    best, cache = models.get_model_weights(backbone).DEFAULT, _imagenet_file(backbone)
-    try:
-        return best.get_state_dict(progress=True, check_hash=True)
-    except OSError as error:
+    """Torchvision's best weights, on the CPU."""
+    with _open_imagenet(backbone) as file:
+        try:
+            loaded: dict[str, Tensor] = torch.load(file, map_location="cpu", weights_only=True)
+        except Exception as error:  # each reader has its own error classes
+            raise UserError(f"model.weights imagenet: {file.name} can't be read, remove it: {error}") from error
+    return loaded
+
+
+def _open_imagenet(backbone: str) -> BufferedReader:
+    """Open the file of torchvision's best weights in PyTorch's cache; it is downloaded first if it is missing.
+
+    Any program may have written into the cache, and PyTorch checks the hash of a download only.
+
+    Raises:
+        UserError: if the file can't be downloaded, or is not the one that torchvision published.
+    """
+    url = models.get_model_weights(backbone).DEFAULT.url
+    cache = Path(torch.hub.get_dir()) / "checkpoints" / Path(url).name
+    # The first digits of the file's SHA-256; source: torch.hub.load_state_dict_from_url, `check_hash`.
+    published = cache.stem.rpartition("-")[2]
+    assert re.fullmatch("[0-9a-f]{8,}", published), "torchvision names each file by its hash"
+    if not cache.is_file():
+        _log_once(logging.INFO, f"model.weights imagenet: downloading {url} to {cache}")
+        try:
+            cache.parent.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(url, str(cache), published)
+        except (OSError, RuntimeError) as error:  # PyTorch raises RuntimeError for a wrong hash
+            raise UserError(
+                f"model.weights imagenet: {url} can't be downloaded ({error}); place that file at {cache}, "
+                "or name another file in model.weights"
+            ) from error
+    file = cache.open("rb")
+    digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if not digest.startswith(published):
+        file.close()
         raise UserError(
-            f"model.weights imagenet: {best.url} can't be downloaded ({error}); place that file at {cache}, "
-            "or name another file in model.weights"
-        ) from error
-    except Exception as error:  # a damaged file: each reader has its own error classes
-        raise UserError(f"model.weights imagenet: {cache} can't be read, remove it: {error}") from error
+            f"model.weights imagenet: {cache} must have the SHA-256 {published}… of the file that torchvision "
+            f"published, got {digest[: len(published)]}…: remove it, and the next run downloads {url}"
+        )
+    file.seek(0)
+    return file
 
 
 def _read_weights(path: Path) -> dict[str, Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import time
 import zipfile
 from pathlib import Path
@@ -15,6 +16,7 @@ from pytorch_lightning.callbacks import Checkpoint
 
 from experiments.callbacks.history import History, run_metrics
 from experiments.console import say
+from experiments.errors import UserError
 from lightning_modules.files import replaced_whole
 
 CHECKPOINT_FOLDER = "checkpoints"
@@ -95,12 +97,35 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             file.flush()
             os.fsync(file.fileno())
 
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
+        """Read `path`, never as a full pickle."""
+        del map_location, weights_only
+        return read_checkpoint(Path(path))
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """A checkpoint, on the CPU.
+
+    Said at each call, `weights_only` also holds where TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD is set.
+
+    Raises:
+        UserError: if it contains more than tensors and plain values: the run folder of somebody else may.
+    """
+    try:
+        checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"{path} must contain tensors and plain values only; it contains Python objects, which may run code and "
+            "are never unpickled: remove it, and the run is trained again"
+        ) from error
+    return checkpoint
+
 
 def best_so_far(output_dir: Path) -> tuple[int, dict[str, float]] | None:
     """The best epoch of the run in `output_dir`, which may still be under way, and its metrics; None before any."""
     path = output_dir / CHECKPOINT_FOLDER / BEST_CHECKPOINT
     if not path.is_file():
         return None
-    checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    checkpoint = read_checkpoint(path)
     epoch = int(checkpoint["epoch"]) + 1
     return epoch, run_metrics(checkpoint["callbacks"]["History"]["epochs"], epoch)

@@ -7,12 +7,26 @@ from __future__ import annotations
 
 import copy
 import inspect
+import io
+import pickle
 from collections.abc import Callable, Container
 from typing import Any
 
 from optuna import Study, Trial
+from optuna.samplers import CmaEsSampler
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
+
+from experiments.errors import UserError
+
+CMAES_CLASSES = {
+    ("cmaes._cma", "CMA"),
+    ("numpy", "dtype"),
+    ("numpy", "ndarray"),
+    # numpy 2 and numpy 1
+    *((f"numpy.{core}.multiarray", name) for core in ("_core", "core") for name in ("_reconstruct", "scalar")),
+}
+"""All that the pickled state of CMA-ES consists of (cmaes 0.12 and 0.13). None of them runs code of the pickle."""
 
 
 def storage_of(study: Study) -> BaseStorage:
@@ -66,3 +80,39 @@ class ChangedStudy:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._study, name)
+
+
+class CheckedCmaEs(CmaEsSampler):
+    """CMA-ES whose state is read from the study without running what else a pickle may contain.
+
+    Optuna stores the state as a pickle in an attribute of a trial, and a study may come from anybody.
+    """
+
+    def _restore_optimizer(self, completed_trials: list[FrozenTrial]) -> Any:
+        """The state of the last trial that has one; None if no trial has any."""
+        parameters = list(inspect.signature(CmaEsSampler._restore_optimizer).parameters)
+        assert parameters == ["self", "completed_trials"], "CMA-ES calls _restore_optimizer"
+        for trial in reversed(completed_trials):
+            attributes = {
+                name: value for name, value in trial.system_attrs.items() if name.startswith(self._attr_key_optimizer)
+            }
+            if attributes:
+                return _unpickle_cmaes(self._concat_optimizer_attrs(attributes), trial.number)
+        return None
+
+
+class _CmaEsUnpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in CMAES_CLASSES:
+            raise pickle.UnpicklingError(f"it contains {module}.{name}")
+        return super().find_class(module, name)
+
+
+def _unpickle_cmaes(text: str, number: int) -> Any:
+    try:
+        return _CmaEsUnpickler(io.BytesIO(bytes.fromhex(text))).load()
+    except Exception as error:  # a damaged pickle raises anything
+        raise UserError(
+            f"sweep.sampler cmaes must find the state of CMA-ES in trial {number}, which has none that is safe to "
+            f"read ({error}): start another study (sweep.study_name)"
+        ) from error

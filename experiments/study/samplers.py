@@ -10,12 +10,12 @@ from typing import Any
 
 from optuna import Study
 from optuna.distributions import BaseDistribution
-from optuna.samplers import BaseSampler, CmaEsSampler, GPSampler, GridSampler, RandomSampler, TPESampler
+from optuna.samplers import BaseSampler, GPSampler, GridSampler, RandomSampler, TPESampler
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from experiments.config import RunConfig
-from experiments.study.optuna_private import ChangedStudy
+from experiments.study.optuna_private import ChangedStudy, CheckedCmaEs
 from experiments.study.search_space import SearchSpace, grid_points
 
 START_UP = 10
@@ -54,7 +54,7 @@ def make_sampler(study: Study, config: RunConfig, space: SearchSpace, number: in
     return LearnsFromPruned(TPESampler(seed=seed, constant_liar=True))
 
 
-def _cmaes(study: Study, seed: int) -> CmaEsSampler:
+def _cmaes(study: Study, seed: int) -> CheckedCmaEs:
     """CMA-ES that begins at the best start-up trial: in the middle, where Optuna's begins, all trials may diverge.
 
     It draws numbers only; choices are drawn at random.
@@ -65,7 +65,7 @@ def _cmaes(study: Study, seed: int) -> CmaEsSampler:
     start = choose(told, key=_value).params if len(told) == START_UP else None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # Optuna 6 will not take x0
-        return CmaEsSampler(x0=start, n_startup_trials=START_UP, seed=seed, warn_independent_sampling=False)
+        return CheckedCmaEs(x0=start, n_startup_trials=START_UP, seed=seed, warn_independent_sampling=False)
 
 
 class _Grid(GridSampler):

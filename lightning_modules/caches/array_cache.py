@@ -115,7 +115,7 @@ def open_array(
 
 
 def _open(entry: Path) -> NDArray[Any]:
-    opened: NDArray[Any] = np.load(entry / ARRAY_FILE, mmap_mode="c")
+    opened: NDArray[Any] = np.load(entry / ARRAY_FILE, mmap_mode="c", allow_pickle=False)
     return opened
 
 

@@ -20,8 +20,8 @@ from PIL import Image
 
 from experiments.cli import main
 from experiments.errors import EXIT_USAGE, UserError
-from lightning_modules.inference import build_network
-from lightning_modules.network import check_network, classifier_names
+from lightning_modules.inference import build_network, classifier_names
+from lightning_modules.network import check_network
 from tests.conftest import own_flags, tiny
 
 Setup = Callable[[Path, Path], dict[str, object]]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import logging
 import re
 import zipfile
@@ -16,18 +18,18 @@ from torch import Tensor, nn
 from torchvision import models
 
 from experiments.errors import UserError
-from lightning_modules.inference import build_network
+from lightning_modules.inference import build_network, classifier_names
 from lightning_modules.network import (
     Trainable,
     _fitting,
     check_network,
-    classifier_names,
     create_network,
     find_head,
     network_on_meta,
     trainable_modules,
     trains_batch_norm,
 )
+from tests.harmful import TouchesAFile
 
 NORMS = (nn.BatchNorm2d, nn.LayerNorm)
 # Backbone, head, and the modules that `last_block` trains.
@@ -231,7 +233,7 @@ def test_a_size_that_the_weights_refuse_is_refused(monkeypatch: pytest.MonkeyPat
     network = network_on_meta("vit_b_32", image_size=64)
     with pytest.raises(UserError, match=r"must be 224, on which model\.weights some\.pth was trained, got 64"):
         _fitting(network, trained_on_224, find_head(network), "some.pth")
-    monkeypatch.setattr("lightning_modules.network._imagenet_weights", lambda backbone: {})
+    monkeypatch.setattr("lightning_modules.network._open_imagenet", lambda backbone: io.BytesIO())
     check_network("maxvit_t", weights="imagenet", dropout=0.0, image_size=448)  # its weights know no image size
 
 
@@ -478,16 +480,6 @@ def test_a_suffix_may_be_in_capitals(state: dict[str, Tensor], tmp_path: Path) -
     assert_holds(create_network(BACKBONE, 3, weights=str(tmp_path / "WEIGHTS.SAFETENSORS")), state)
 
 
-class TouchesAFile:
-    """Leaves a mark where it is unpickled."""
-
-    def __init__(self, mark: Path) -> None:
-        self.mark = mark
-
-    def __reduce__(self) -> tuple[object, ...]:
-        return Path.touch, (self.mark,)
-
-
 @pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
 def test_pickled_code_is_refused_and_not_run(legacy: bool, state: dict[str, Tensor], tmp_path: Path) -> None:
     content = {**state, "extra": TouchesAFile(tmp_path / "mark")}
@@ -524,22 +516,67 @@ def test_imagenet_without_a_network_says_what_to_place_where(hub: Path) -> None:
     assert "Name or service not known" in message
 
 
-def test_imagenet_weights_that_were_placed_are_used(hub: Path, caplog: pytest.LogCaptureFixture) -> None:
+def publish(hub: Path, content: object, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Put a file into the cache, and let torchvision have published it."""
+    hub.mkdir(exist_ok=True)
+    torch.save(content, hub / "draft")
+    file = hub / f"shufflenet-{hashlib.sha256((hub / 'draft').read_bytes()).hexdigest()[:8]}.pth"
+    (hub / "draft").rename(file)
+    published = models.get_model_weights(BACKBONE).DEFAULT.value
+    monkeypatch.setattr(published, "url", f"https://download.pytorch.org/models/{file.name}")
+    return file
+
+
+def test_imagenet_weights_that_were_placed_are_used(
+    hub: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     torch.manual_seed(1)
     published = build_network(BACKBONE, 1000).state_dict()
-    hub.mkdir(exist_ok=True)
-    torch.save(published, hub / Path(models.get_model_weights(BACKBONE).DEFAULT.url).name)
+    publish(hub, published, monkeypatch)
+    check_network(BACKBONE, weights="imagenet", dropout=0.0, image_size=224)
     network = create_network(BACKBONE, 3, weights="imagenet")
     assert_holds(network, {name: value for name, value in published.items() if not name.startswith("fc.")})
     assert caplog.records == [], "a head of other classes is how fine-tuning begins"
 
 
-def test_torn_imagenet_file_is_named(hub: Path) -> None:
+@pytest.mark.parametrize("content", ["torn", "other weights", "pickle"])
+def test_a_cached_file_that_torchvision_did_not_publish_is_refused(content: str, hub: Path, tmp_path: Path) -> None:
     hub.mkdir(exist_ok=True)
-    name = Path(models.get_model_weights(BACKBONE).DEFAULT.url).name
-    (hub / name).write_bytes(b"half a download")
-    with pytest.raises((ValueError, FileNotFoundError), match=name):
+    file = hub / Path(models.get_model_weights(BACKBONE).DEFAULT.url).name
+    if content == "torn":
+        file.write_bytes(b"half a download")
+    else:
+        torch.save(TouchesAFile(tmp_path / "mark") if content == "pickle" else empty_network(BACKBONE), file)
+    rule = rf"{re.escape(str(file))} must have the SHA-256 [0-9a-f]{{8,}}… of the file that torchvision published, got"
+    with pytest.raises(UserError, match=rule):
         create_network(BACKBONE, 3, weights="imagenet")
+    with pytest.raises(UserError, match=rule):
+        check_network(BACKBONE, weights="imagenet", dropout=0.0, image_size=224)
+    assert not (tmp_path / "mark").exists()
+
+
+def test_a_pickle_is_not_run_even_if_its_hash_is_the_published_one(
+    hub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Eight digits of a hash can be met by trying."""
+    file = publish(hub, TouchesAFile(tmp_path / "mark"), monkeypatch)
+    with pytest.raises(UserError, match=rf"{file.name} can't be read, remove it"):
+        create_network(BACKBONE, 3, weights="imagenet")
+    assert not (tmp_path / "mark").exists()
+
+
+def test_every_published_file_is_named_by_its_hash() -> None:
+    names = [Path(models.get_model_weights(one).DEFAULT.url).stem for one in classifier_names()]
+    assert len(names) > 70
+    assert [name for name in names if not re.fullmatch("[0-9a-f]{8,}", name.rpartition("-")[2])] == []
+
+
+@pytest.mark.parametrize(
+    "name", ["fasterrcnn_resnet50_fpn", "deeplabv3_resnet101", "quantized_resnet50", "r3d_18", "raft_large", "ResNet18"]
+)
+def test_only_a_classifier_is_built(name: str) -> None:
+    with pytest.raises(ValueError, match=f"backbone must be a torchvision classifier, got '{name}'"):
+        build_network(name, 3)
 
 
 # Dropout

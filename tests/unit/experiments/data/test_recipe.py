@@ -16,8 +16,8 @@ from experiments.errors import UserError
 from experiments.study.identity import Photos, StudyIdentity
 from experiments.study.search_space import ChoiceRange
 from lightning_modules import inference, network
-from lightning_modules.inference import Interpolation, Preprocessing, decode_image
-from lightning_modules.network import classifier_names, recipe
+from lightning_modules.inference import Interpolation, Preprocessing, classifier_names, decode_image
+from lightning_modules.network import recipe
 from sagemaker_launch.container.hyperparameters import encode
 from tests.conftest import real
 from tests.pictures import noisy_picture, smooth_picture

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +17,12 @@ from optuna.trial import TrialState
 
 from benchmarks.samplers import EPOCHS, NARROW, WIDE, Diverges, diverging_share, gap, search
 from experiments.config import RunConfig, override
+from experiments.errors import UserError
 from experiments.runs.folder import Outcome
-from experiments.study.samplers import sampler_name
+from experiments.study.samplers import START_UP, sampler_name
 from experiments.study.study import make_pruner, open_study
 from experiments.study.trials import claim, diverged_outcome, suggest, tell
+from tests.harmful import TouchesAFile
 from tests.unit.experiments.study.test_study import (
     GRID,
     PHOTOS,
@@ -124,6 +128,48 @@ def test_one_huge_loss_spoils_no_gaussian_process() -> None:
     study = search(config, WIDE, diverges="huge loss", trials=25)
     assert diverging_share(study.trials[15:]) <= 0.25
     assert gap(study) < 0.01
+
+
+# The state of CMA-ES, which Optuna stores as a pickle
+
+STATE = "cma:optimizer:0"
+
+
+@pytest.fixture
+def journal(tmp_path: Path) -> Path:
+    """The file of a study whose CMA-ES has stored its state."""
+    config = make_config(tmp_path / "runs", sampler="cmaes", n_trials=40)
+    run_trials(config, SPACE, 2 * START_UP + 4)
+    return tmp_path / "runs" / "studies" / config.sweep.study_name / "journal.log"
+
+
+def next_trial(tmp_path: Path) -> Any:
+    """What another process claims in that study."""
+    config = make_config(tmp_path / "runs", sampler="cmaes", n_trials=40)
+    study, target = open_study(config, SPACE, PHOTOS)
+    return claim(study, config, SPACE, target)
+
+
+def test_cmaes_continues_from_the_state_that_the_study_has(journal: Path, tmp_path: Path) -> None:
+    assert STATE in journal.read_text()
+    assert next_trial(tmp_path).trial.storage.get_trial(24).system_attrs["cma:generation"] >= 1
+
+
+@pytest.mark.parametrize("content", ["code", "class", "torn"])
+def test_a_pickle_in_a_study_runs_no_code(content: str, journal: Path, tmp_path: Path) -> None:
+    harm = TouchesAFile(tmp_path / "mark") if content == "code" else RandomSampler()
+    text = "80049" if content == "torn" else pickle.dumps(harm).hex()
+    entries = [json.loads(line) for line in journal.read_text().splitlines()]
+    for entry in entries:
+        values = entry.get("system_attr", {})
+        values |= {name: text if name == STATE else "" for name in values if name.startswith("cma:optimizer")}
+    journal.write_text("".join(f"{json.dumps(entry)}\n" for entry in entries))
+    with pytest.raises(UserError, match=r"must find the state of CMA-ES in trial \d+, which has none that is safe"):
+        next_trial(tmp_path)
+    assert not (tmp_path / "mark").exists()
+    if content == "code":
+        pickle.loads(bytes.fromhex(text))
+        assert (tmp_path / "mark").exists(), "it would have done harm"
 
 
 # Trials that are pruned
