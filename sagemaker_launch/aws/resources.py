@@ -1,4 +1,4 @@
-"""What SageMaker's API keeps: how each kind is created, found, checked and deleted.
+"""What SageMaker's API keeps: how each kind is created, found and deleted.
 
 A request whose answer got lost (time-out, 5xx, throttling) is sent again under the same name, and AWS gives a name
 only once.
@@ -6,13 +6,15 @@ only once.
 
 from __future__ import annotations
 
+import functools
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import botocore.session
 from botocore.exceptions import BotoCoreError, ClientError
+from botocore.model import ServiceModel
 from botocore.validate import ParamValidator
 
 from experiments.console import say
@@ -91,20 +93,24 @@ class LaunchError(RuntimeError):
     """AWS took the request but no job can be found, or would not take it."""
 
 
-class LostFieldError(RuntimeError):
-    """A configured field is missing from the request, or AWS has another value."""
+class InvalidRequestError(RuntimeError):
+    """AWS's own model of the API does not allow a request."""
 
 
 def validate(operation: str, request: Mapping[str, Any]) -> None:
     """Check a request against botocore's own model of the API, offline.
 
     Raises:
-        LostFieldError: naming what AWS would refuse.
+        InvalidRequestError: naming what AWS would refuse.
     """
-    model = botocore.session.get_session().get_service_model("sagemaker").operation_model(operation)
-    report = ParamValidator().validate(request, model.input_shape)
+    report = ParamValidator().validate(request, _api().operation_model(operation).input_shape)
     if report.has_errors():
-        raise LostFieldError(f"{operation} would not be taken: {report.generate_report()}")
+        raise InvalidRequestError(f"{operation} would not be taken: {report.generate_report()}")
+
+
+@functools.cache
+def _api() -> ServiceModel:
+    return botocore.session.get_session().get_service_model("sagemaker")
 
 
 def create(client: Any, kind: Kind, request: Request) -> dict[str, Any]:
@@ -115,7 +121,7 @@ def create(client: Any, kind: Kind, request: Request) -> dict[str, Any]:
 
     Raises:
         LaunchError: if AWS does not take it.
-        LostFieldError: if botocore would not send it.
+        InvalidRequestError: if botocore would not send it.
     """
     validate(kind.create_operation, request)
     name = request[kind.name]
@@ -159,39 +165,6 @@ def may_pass(error: ClientError) -> bool:
 
 
 def tags_of(client: Any, arn: str) -> Mapping[str, str]:
-    """The tags of a job."""
+    """The tags of a resource."""
     pages = client.get_paginator("list_tags").paginate(ResourceArn=arn)
     return {tag["Key"]: tag["Value"] for page in pages for tag in page["Tags"]}
-
-
-def check_described(request: Mapping[str, Any], described: Mapping[str, Any], tags: Mapping[str, str]) -> None:
-    """Look for every field of a request in AWS's description of the job.
-
-    Args:
-        tags: what AWS lists as the job's tags, which describe does not tell.
-
-    Raises:
-        LostFieldError: naming the fields that are missing or have another value.
-    """
-    lost = list(_lost({key: value for key, value in request.items() if key != "Tags"}, described, ""))
-    lost += [f"Tags.{tag['Key']}" for tag in request["Tags"] if tags.get(tag["Key"]) != tag["Value"]]
-    if lost:
-        raise LostFieldError(f"AWS has other values than were sent: {', '.join(lost)}")
-
-
-def _lost(sent: Any, found: Any, path: str) -> Iterator[str]:
-    if isinstance(sent, Mapping):
-        for key, value in sent.items():
-            where = f"{path}.{key}" if path else str(key)
-            if not isinstance(found, Mapping) or key not in found:
-                yield where
-            else:
-                yield from _lost(value, found[key], where)
-    elif isinstance(sent, list):
-        if not isinstance(found, list) or len(found) != len(sent):
-            yield path
-            return
-        for number, (one, other) in enumerate(zip(sent, found, strict=True)):
-            yield from _lost(one, other, f"{path}[{number}]")
-    elif sent != found:
-        yield path

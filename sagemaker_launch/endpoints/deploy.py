@@ -14,7 +14,8 @@ from experiments.errors import UserError
 from lightning_modules.inference import GOLDEN_TOLERANCE
 from sagemaker_launch.aws.client import error_code
 from sagemaker_launch.aws.logs import Log, failure_reason
-from sagemaker_launch.aws.resources import CONFIG, ENDPOINT, MODEL, Request, check_described, create, tags_of, validate
+from sagemaker_launch.aws.readback import read_back
+from sagemaker_launch.aws.resources import CONFIG, ENDPOINT, MODEL, Request, create, validate
 from sagemaker_launch.endpoints.fleet import (
     FoundEndpoint,
     Services,
@@ -170,7 +171,8 @@ def _bring_up(
         described = kind.find(services.sagemaker, request[kind.name])
         if described is None:
             described = create(services.sagemaker, kind, request)
-        check_described(request, described, tags_of(services.sagemaker, described[kind.arn]))
+        for difference in read_back(services.sagemaker, kind, request, described):
+            say(f"warning: {difference}")
     wanted = update_alarms(settings, name)
     for alarm in wanted:
         services.cloudwatch.put_metric_alarm(**alarm)

@@ -105,6 +105,10 @@ def _start(settings: CloudSettings, plan: JobPlan, arguments: argparse.Namespace
         public_url(invocation("sagemaker_launch", command, job.name, *arguments.passed_on(command, plan.label)))
         for command in ("sync", "stop")
     )
+    for difference in job.differences:
+        say(f"warning: {difference}")
+    if job.differences:
+        say(f"{job.name} keeps running; if this is not what you want, end it: {stop}")
     if arguments.no_wait:
         say(f"its results: {come_back}")
         return

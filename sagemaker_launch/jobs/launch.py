@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from itertools import count
 from typing import Any
 
-from sagemaker_launch.aws.resources import Kind, LostFieldError, Request, check_described, create, tags_of
+from sagemaker_launch.aws.readback import ProtectionError, read_back
+from sagemaker_launch.aws.resources import Kind, Request, create
 from sagemaker_launch.settings.cloud import MAX_TUNING_JOB_NAME
 
 
@@ -23,6 +24,8 @@ class Launched:
     arn: str
     found: bool
     """Whether it existed before."""
+    differences: tuple[str, ...] = ()
+    """What AWS describes otherwise than it was sent, as sentences."""
 
 
 def job_name(label: str, build: Callable[[str], Request], attempt: int) -> str:
@@ -49,7 +52,7 @@ def launch(client: Any, kind: Kind, label: str, build: Callable[[str], Request],
 
     Raises:
         LaunchError: if AWS does not take it.
-        LostFieldError: if AWS has other values than were sent; the job was stopped.
+        ProtectionError: if the job lacks a protection that was asked for; it was stopped.
     """
     for attempt in count(1):
         name = job_name(label, build, attempt)
@@ -66,8 +69,8 @@ def launch(client: Any, kind: Kind, label: str, build: Callable[[str], Request],
 def _start(client: Any, kind: Kind, request: Request, name: str) -> Launched:
     described = create(client, kind, request)
     try:
-        check_described(request, described, tags_of(client, described[kind.arn]))
-    except LostFieldError:
+        differing = read_back(client, kind, request, described)
+    except ProtectionError as error:
         kind.stop(client, name)
-        raise
-    return Launched(kind, name, described[kind.arn], found=False)
+        raise ProtectionError(f"{error}; the job was stopped: start it again, and report this if it recurs") from error
+    return Launched(kind, name, described[kind.arn], found=False, differences=tuple(differing))

@@ -14,7 +14,6 @@ from sagemaker_launch.aws import client as aws
 from sagemaker_launch.aws.prices import find_price
 from sagemaker_launch.aws.resources import TRAINING, TUNING, Kind, Request
 from sagemaker_launch.jobs.budget import WorstCase, rule_processing, worst_case
-from sagemaker_launch.jobs.fidelity import check_sent
 from sagemaker_launch.jobs.launch import Launched, launch
 from sagemaker_launch.jobs.requests import number_of_jobs, training_job, tuning_job
 from sagemaker_launch.settings.cloud import CloudSettings
@@ -90,7 +89,6 @@ def _plan(
     def request(name: str) -> Request:
         return build(sent, inputs, image, name)
 
-    check_sent(settings, sent, request("name"))
     return JobPlan(kind, config.tracking.experiment, request, worst, lambda s3: shipment.upload(s3, settings))
 
 
@@ -102,7 +100,7 @@ def start_job(settings: CloudSettings, plan: JobPlan, *, again: bool = False) ->
 
     Raises:
         LaunchError: if AWS does not take the request.
-        LostFieldError: if AWS has other values than were sent; the job was stopped.
+        ProtectionError: if the job lacks a protection that was asked for; it was stopped.
     """
     plan.upload(aws.client("s3", settings))
     return launch(aws.client("sagemaker", settings), plan.kind, plan.label, plan.build, again=again)

@@ -623,7 +623,7 @@ def test_a_tuning_job_finds_its_best_training_job(server: Rehearsal, strategy: s
     assert child["TuningJobArn"] == job["HyperParameterTuningJobArn"]
     assert child["HyperParameters"] == {
         **TOOLKIT,
-        "_tuning_objective_metric": "val_loss",
+        "_tuning_objective_metric": '"val_loss"',
         **by_objective[0]["TunedHyperParameters"],
     }
     assert client.list_tags(ResourceArn=child["TrainingJobArn"])["Tags"] == [{"Key": "project", "Value": "dogs"}]

@@ -173,6 +173,7 @@ class TrainingJob:
                 "EnableInterContainerTrafficEncryption": False,
                 "EnableManagedSpotTraining": False,
                 **self.request,
+                "OutputDataConfig": {"KmsKeyId": "", **self.request["OutputDataConfig"]},
                 **self.rules.describe(),
                 **dict(self._state()),
             }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import statistics
@@ -18,7 +19,9 @@ from sagemaker_launch.rehearsal.jobs.training import ENDED, Status, TrainingJob,
 
 ObjectiveStatus = Literal["Succeeded", "Pending", "Failed"]
 OBJECTIVE_HYPERPARAMETER = "_tuning_objective_metric"
-"""Static hyperparameter that the service adds; the toolkit knows it."""
+"""Static hyperparameter that the service adds, in JSON's quotes; the toolkit knows it."""
+OBJECTIVE_METRIC = "ObjectiveMetric"
+"""A second name that the service gives to the objective."""
 PATIENCE = 5
 """Training jobs without a success, or without an objective, after which the service gives up."""
 NO_OBJECTIVE = (
@@ -83,13 +86,22 @@ class TuningJob:
 
     @property
     def definition(self) -> dict[str, Any]:
-        """TrainingJobDefinition with the hyperparameter that the service adds."""
+        """TrainingJobDefinition with what the service adds, as public records of descriptions show it (2020, 2025)."""
         definition = self.request["TrainingJobDefinition"]
+        objective = self.config["HyperParameterTuningJobObjective"]["MetricName"]
+        algorithm = definition["AlgorithmSpecification"]
+        metrics = algorithm.get("MetricDefinitions", [])
+        own = [{"Name": OBJECTIVE_METRIC, "Regex": each["Regex"]} for each in metrics if each["Name"] == objective]
         static = {
             **definition.get("StaticHyperParameters", {}),
-            OBJECTIVE_HYPERPARAMETER: self.config["HyperParameterTuningJobObjective"]["MetricName"],
+            OBJECTIVE_HYPERPARAMETER: json.dumps(objective),
         }
-        return {**definition, "StaticHyperParameters": static}
+        return {
+            **definition,
+            "AlgorithmSpecification": {**algorithm, "MetricDefinitions": [*metrics, *own]},
+            "OutputDataConfig": {"KmsKeyId": "", **definition["OutputDataConfig"]},
+            "StaticHyperParameters": static,
+        }
 
     @property
     def maximize(self) -> bool:

@@ -10,7 +10,8 @@ import pytest
 from botocore.exceptions import ClientError, ReadTimeoutError
 
 from experiments.config import RunConfig
-from sagemaker_launch.aws.resources import TRAINING, TUNING, LaunchError, LostFieldError
+from sagemaker_launch.aws.readback import ProtectionError
+from sagemaker_launch.aws.resources import TRAINING, TUNING, LaunchError
 from sagemaker_launch.jobs.launch import job_name, launch
 from sagemaker_launch.jobs.requests import training_job
 from sagemaker_launch.settings.cloud import load_cloud
@@ -67,7 +68,7 @@ def build(seed: int = 0) -> Callable[[str], dict[str, Any]]:
 
 @pytest.fixture(autouse=True)
 def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sagemaker_launch.aws.resources.time.sleep", lambda _: None)
+    monkeypatch.setattr("time.sleep", lambda _: None)
 
 
 def test_the_same_work_has_the_same_name_and_other_work_another() -> None:
@@ -170,20 +171,31 @@ def test_no_answer_at_all_says_how_to_go_on() -> None:
         launch(service, TRAINING, "dogs", build())
 
 
-def test_a_job_that_aws_has_with_other_values_is_stopped() -> None:
+def test_a_job_without_a_protection_that_was_asked_for_is_stopped() -> None:
     service = Service()
     service.change = {"EnableNetworkIsolation": True}
-    with pytest.raises(LostFieldError, match="EnableNetworkIsolation"):
+    with pytest.raises(ProtectionError, match=r"EnableNetworkIsolation .* the job was stopped"):
         launch(service, TRAINING, "dogs", build())
     assert service.stopped == list(service.jobs)
 
 
-def test_a_job_that_lost_its_tags_is_stopped() -> None:
+def test_any_other_difference_is_told_and_the_job_runs() -> None:
     service = Service()
+    service.change = {"AlgorithmSpecification": {"TrainingImage": "another", "TrainingInputMode": "file"}}
     service.lose_tags = True
-    with pytest.raises(LostFieldError, match=r"Tags\.project"):
-        launch(service, TRAINING, "dogs", build())
-    assert service.stopped == list(service.jobs)
+    launched = launch(service, TRAINING, "dogs", build())
+    assert service.stopped == []
+    assert any("TrainingImage was sent as 'image', AWS has 'another'" in said for said in launched.differences)
+    assert any(said.startswith("tag project was sent as") for said in launched.differences)
+    assert not any("TrainingInputMode" in said for said in launched.differences)
+
+
+def test_a_check_that_aws_does_not_answer_stops_no_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    service = Service()
+    monkeypatch.setattr(service, "paginate", lambda **_: (_ for _ in ()).throw(error("ExpiredTokenException", 400)))
+    launched = launch(service, TRAINING, "dogs", build())
+    assert service.stopped == []
+    assert "could not be compared with what was sent: " in launched.differences[0]
 
 
 def test_both_kinds_name_operations_that_the_api_has() -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from moto import mock_aws
 
+from sagemaker_launch.aws.readback import differences
 from sagemaker_launch.rehearsal.faults import Faults, FaultSettings
 from sagemaker_launch.rehearsal.jobs.log import Metrics, float32
 from sagemaker_launch.rehearsal.jobs.strategies import make_strategy
@@ -44,7 +45,7 @@ def test_a_job_tells_of_its_states_in_order_and_of_its_request_as_it_came() -> N
     job.finish("Stopped", "Stopped")
     job.request_stop()
     told = job.describe()
-    assert {key: told[key] for key in TRAINING} == TRAINING
+    assert list(differences(TRAINING, told)) == []
     assert "Tags" not in told
     steps = told["SecondaryStatusTransitions"]
     assert [each["Status"] for each in steps] == ["Starting", "Downloading", "Training", "Stopping", "Stopped"]
@@ -119,11 +120,21 @@ def test_a_tuning_job_counts_and_names_its_best() -> None:
     assert told["TrainingJobStatusCounters"]["Completed"] == 4
     assert told["BestTrainingJob"]["TrainingJobName"].startswith("tuning-004-")
     assert told["BestTrainingJob"]["FinalHyperParameterTuningJobObjectiveMetric"]["Value"] == 6
-    assert told["TrainingJobDefinition"]["StaticHyperParameters"] == {"a": "1", "_tuning_objective_metric": "val_loss"}
+    assert told["TrainingJobDefinition"]["StaticHyperParameters"] == {
+        "a": "1",
+        "_tuning_objective_metric": '"val_loss"',
+    }
+    assert [each["Name"] for each in told["TrainingJobDefinition"]["AlgorithmSpecification"]["MetricDefinitions"]] == [
+        "val_loss",
+        "ObjectiveMetric",
+    ]
+    assert told["TrainingJobDefinition"]["OutputDataConfig"]["KmsKeyId"] == ""
     child = tuning.children[0].job
+    final = {each["MetricName"]: each["Value"] for each in child.describe()["FinalMetricDataList"]}
+    assert final == {"val_loss": 9.0, "ObjectiveMetric": 9.0}
     assert child.request["HyperParameters"] == {
         "a": "1",
-        "_tuning_objective_metric": "val_loss",
+        "_tuning_objective_metric": '"val_loss"',
         **tuning.children[0].tuned,
     }
     assert child.tags == tuning.tags
