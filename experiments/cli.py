@@ -252,10 +252,11 @@ def _evaluate(config: RunConfig, arguments: argparse.Namespace) -> None:
 
 
 def _predict(config: RunConfig, arguments: argparse.Namespace) -> None:
-    from experiments.predict import find_photos, predict_photos, prediction_table
+    from experiments.predict import SUFFIXES, predict_photos, prediction_table
     from experiments.tracking.exports import locate_export
+    from lightning_modules.listing import find_photos
 
-    photos = find_photos(arguments.images)
+    photos = find_photos(arguments.images, SUFFIXES)
     predictions = predict_photos(photos, locate_export(arguments.model, config), arguments.top_k)
     if arguments.json:
         print(json.dumps([prediction.to_dict() for prediction in predictions], indent=2))
@@ -380,7 +381,7 @@ def _add_commands(commands: Any) -> None:
     train.add_argument("--from-best", metavar="STUDY", help="with the settings of the study's best trial")
     evaluate = add("evaluate", _evaluate, "Score a model on a split of a data set.")
     predict = add("predict", _predict, "Name what is on photos.")
-    predict.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="photos, and folders of them")
+    predict.add_argument("images", nargs="+", type=Path, metavar="PHOTO", help="photos, and folders of them")
     predict.add_argument("--top-k", type=_number(1), default=5, metavar="K", help="classes to show (default 5)")
     for command in (evaluate, predict):
         command.add_argument(

@@ -20,11 +20,11 @@ from experiments.train import data_facts
 from lightning_modules.data import ClassFolderData
 from lightning_modules.folders import ClassFolders, read_class_names, read_photo
 from lightning_modules.inference import MANIFEST_FILE, BadImageError, Model, decode_image, load_export
-from lightning_modules.listing import photos_below, printable, split_folders
+from lightning_modules.listing import printable, split_folders
 from lightning_modules.process import prepare_process
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-"""Ends of the names of photos in a folder."""
+"""Ends of the names of photos in a folder; `query` takes what an endpoint decodes."""
 
 
 @dataclass(frozen=True)
@@ -40,21 +40,6 @@ class Prediction:
     def to_dict(self) -> dict[str, object]:
         """For JSON."""
         return asdict(self) | {"image": str(self.image)}
-
-
-def find_photos(paths: Sequence[Path]) -> list[Path]:
-    """Files as they are, and all photos below folders.
-
-    Raises:
-        UserError: if a folder holds none.
-    """
-    found: list[Path] = []
-    for path in paths:
-        photos = photos_below(path, SUFFIXES) if path.is_dir() else [path]
-        if not photos:
-            raise UserError(f"IMAGE must be a photo or a folder with some ({', '.join(SUFFIXES)}), got {str(path)!r}")
-        found += photos
-    return found
 
 
 def predict_photos(photos: Sequence[Path], export: Path, top_k: int) -> list[Prediction]:

@@ -11,12 +11,13 @@ import hashlib
 import io
 import json
 import re
+import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from PIL import ExifTags, Image, PngImagePlugin, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageFile, PngImagePlugin, UnidentifiedImageError
 from torch import Tensor, nn
 from torchvision import models
 from torchvision.transforms.v2 import InterpolationMode
@@ -30,6 +31,14 @@ REQUEST_FORMATS = ("JPEG", "PNG", "WEBP")
 MAX_PIXELS = 40_000_000
 """Pixels that an image may have before it is decoded: a small file can unpack to gigabytes."""
 MAX_SIDE = 16_384
+MAX_SCANS = 100
+"""Scans that a JPEG may have: each passes over all its pixels. Encoders write at most 14."""
+MAX_METADATA = 64
+"""APP segments that a JPEG may have, and compressed texts and profiles a PNG: Pillow joins the first at a cost that
+grows with their square, and unpacks up to 16 MB of each of the others. 64 segments hold 4 MB."""
+MAX_PARTS = 50_000
+"""Segments of a JPEG, chunks of a PNG, strips or tiles of a TIFF, beside one per KB: Pillow takes some microseconds for
+each. A TIFF of MAX_SIDE rows may have as many strips, in each of three planes."""
 MAX_BODY = 6 * 1024 * 1024
 """Bytes of a request (SageMaker's own limit for real-time endpoints was 6 MB for years)."""
 MAX_IMAGES = 32
@@ -38,7 +47,7 @@ GOLDEN_TOLERANCE = 1e-4
 """How far the logits of the golden photo may be from the trainer's, wherever it is scored."""
 CONTENT_TYPES = ("image/jpeg", "image/png", "image/webp", "application/json")
 ATTRIBUTES_HEADER = "x-amzn-sagemaker-custom-attributes"
-DECODER_VERSION = 2
+DECODER_VERSION = 3
 """To be raised where some file gives other pixels than before, or another verdict: caches depend on it."""
 PIXELS_AT_ONCE = 2**18
 """That become floats before they are resized: 3 MB."""
@@ -51,6 +60,7 @@ PngImagePlugin.MAX_TEXT_CHUNK = 16 * 1024 * 1024
 # Tags of a TIFF. Source: TIFF 6.0, sections 8 and 19. Its tags 280 and 281, which some take for a range, are statistics
 # of one picture that "should not affect the visual appearance".
 _BITS, _PHOTOMETRIC, _SAMPLE_FORMAT, _LEAST, _MOST = 258, 262, 339, 340, 341
+_STRIP_OFFSETS, _TILE_OFFSETS = 273, 324
 _WHITE_IS_ZERO, _SIGNED = 0, 2
 
 _NO_MEMORY = (MemoryError, RuntimeError)
@@ -247,12 +257,11 @@ def open_image(
     """
     decoded = 0
     try:
+        _check_declared(data, max_pixels)
         with Image.open(io.BytesIO(data), formats=formats) as image:
             width, height = image.size
-            if max(width, height) > MAX_SIDE or width * height > max_pixels:
-                raise BadImageError(
-                    f"the image has {width}x{height} pixels; at most {MAX_SIDE} a side and {max_pixels} in all"
-                )
+            _check_size(width, height, max_pixels)
+            _check_tiles(image)
             decoded = width * height
             if short_side:
                 # libjpeg scales by 1/2, 1/4 or 1/8 while decoding: the pixels that a resize would drop cost nothing.
@@ -276,6 +285,127 @@ def open_image(
         damaged = BadImageError(f"the image is damaged: {error}")
         damaged.pixels = decoded
         raise damaged from error
+
+
+def _check_size(width: int, height: int, max_pixels: int) -> None:
+    if max(width, height) > MAX_SIDE or width * height > max_pixels:
+        raise BadImageError(f"the image has {width}x{height} pixels; at most {MAX_SIDE} a side and {max_pixels} in all")
+
+
+def _check_declared(data: bytes, max_pixels: int) -> None:
+    """Refuse a file by the sizes and counts that it declares, where Pillow itself would spend memory or time on them.
+
+    Raises:
+        BadImageError: naming the count and its limit.
+    """
+    if data.startswith(b"\xff\xd8"):
+        _check_jpeg(data)
+    elif data.startswith(b"\x89PNG\r\n\x1a\n"):
+        _check_png(data)
+    elif data.startswith((b"II", b"MM")):
+        _check_tiff(data)
+    elif data.startswith(b"RIFF") and (size := _webp_size(data)):
+        _check_size(*size, max_pixels)  # Pillow allocates the canvas when it opens the file
+
+
+# A marker of a JPEG: not an escaped byte of the pixels, no fill byte, no restart, which has nothing after it.
+_MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
+_START_OF_SCAN, _END_OF_IMAGE, _APP = 0xDA, 0xD9, range(0xE0, 0xF0)
+_WITH_LENGTH = frozenset({*range(0xC0, 0xD0), *range(0xDA, 0xF0), 0xFE} - {0xC8})
+"""Markers that Pillow and libjpeg skip by their length."""
+
+
+def _check_jpeg(data: bytes) -> None:
+    """Count markers as Pillow, up to the first scan, and libjpeg read them."""
+    scans = apps = parts = 0
+    most = _most_parts(data)
+    for marker, gap in _markers(data):
+        # Before the first scan Pillow reads the bytes between segments one by one.
+        parts += 1 if scans else 1 + gap
+        scans += marker == _START_OF_SCAN
+        apps += marker in _APP
+        if scans > MAX_SCANS:
+            raise BadImageError(f"the image has more than {MAX_SCANS} scans")
+        if apps > MAX_METADATA:
+            raise BadImageError(f"the image has more than {MAX_METADATA} APP segments")
+        if parts > most:
+            raise BadImageError(f"the image has more than {most} segments")
+        if scans and marker == _END_OF_IMAGE:
+            return  # phones put films behind it
+
+
+def _markers(data: bytes) -> Iterator[tuple[int, int]]:
+    """The markers of a JPEG, and the number of bytes in front of each that belong to no segment."""
+    place = 2
+    while found := _MARKER.search(data, place):
+        marker, gap = data[found.end() - 1], found.start() - place
+        place = found.end()
+        if marker in _WITH_LENGTH:
+            place += max(2, int.from_bytes(data[place : place + 2]))
+        yield marker, gap
+    yield _END_OF_IMAGE, max(0, len(data) - place)
+
+
+def _check_png(data: bytes) -> None:
+    parts = packed = 0
+    place, most = 8, _most_parts(data)
+    while place + 8 <= len(data):
+        length, name = struct.unpack_from(">I4s", data, place)
+        if name == b"IEND":
+            break
+        parts += 1
+        packed += name in (b"iCCP", b"zTXt", b"iTXt")
+        place += 12 + length
+        if packed > MAX_METADATA:
+            raise BadImageError(f"the image has more than {MAX_METADATA} compressed texts and profiles")
+        if parts > most:
+            raise BadImageError(f"the image has more than {most} chunks")
+
+
+def _most_parts(data: bytes) -> int:
+    return MAX_PARTS + len(data) // 1024
+
+
+def _check_tiff(data: bytes) -> None:
+    """Count strips or tiles of the first picture. Source: TIFF 6.0, section 2, and BigTIFF."""
+    order = "<" if data.startswith(b"II") else ">"
+    is_big = data[2:4] in (b"\x2b\0", b"\0\x2b")
+    head, number, entry = ("8xQ", "Q", "HHQ8x") if is_big else ("4xI", "H", "HHI4x")
+    try:
+        (place,) = struct.unpack_from(order + head, data)
+        (entries,) = struct.unpack_from(order + number, data, place)
+        place += struct.calcsize(order + number)
+        step = struct.calcsize(order + entry)
+        for start in range(place, min(place + entries * step, len(data) - step + 1), step):
+            tag, _, count = struct.unpack_from(order + entry, data, start)
+            if tag in (_STRIP_OFFSETS, _TILE_OFFSETS) and count > (most := _most_parts(data)):
+                raise BadImageError(f"the image has more than {most} strips or tiles")
+    except (struct.error, OverflowError) as error:
+        raise BadImageError(f"the image is damaged: {error}") from error
+
+
+def _check_tiles(image: ImageFile.ImageFile) -> None:
+    """Refuse a file whose strips or tiles overlap: each is decoded."""
+    places = (tile[1] or (0, 0, *image.size) for tile in image.tile)
+    area = sum((right - left) * (lower - upper) for left, upper, right, lower in places)
+    layers = max(4, len(image.getbands()))
+    if area > layers * image.width * image.height:
+        raise BadImageError("the image has strips or tiles that overlap")
+
+
+def _webp_size(data: bytes) -> tuple[int, int] | None:
+    """Width and height of a WebP; None for what libwebp refuses by its header. Source: RFC 9649, section 2."""
+    kind, head = data[8:16], data[20:30]
+    if len(head) < 10:
+        return None
+    if kind == b"WEBPVP8X":
+        return int.from_bytes(head[4:7], "little") + 1, int.from_bytes(head[7:10], "little") + 1
+    if kind == b"WEBPVP8L":
+        bits = int.from_bytes(head[1:5], "little")
+        return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
+    if kind == b"WEBPVP8 ":
+        return int.from_bytes(head[6:8], "little") & 0x3FFF, int.from_bytes(head[8:10], "little") & 0x3FFF
+    return None
 
 
 def _turn(image: Image.Image) -> Image.Transpose | None:

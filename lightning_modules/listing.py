@@ -77,6 +77,26 @@ def photos_below(folder: Path, suffixes: Sequence[str]) -> list[Path]:
     return sorted(path for path in below if not any(map(_is_ignored, path.relative_to(folder).parts)))
 
 
+def find_photos(paths: Sequence[Path], suffixes: Sequence[str]) -> list[Path]:
+    """Files as they are, missing ones too, and all photos below folders.
+
+    Args:
+        suffixes: ends of the names of photos in folders, such as `.jpg`, in lower case.
+
+    Raises:
+        UserError: if a folder has no photo.
+    """
+    found: list[Path] = []
+    for path in paths:
+        photos = photos_below(path, suffixes) if path.is_dir() else [path]
+        if not photos:
+            raise UserError(
+                f"PHOTO must be a file or a folder with photos ({', '.join(suffixes)}), got {printable(path)!r}"
+            )
+        found += photos
+    return found
+
+
 def list_photos(folder: Path) -> list[Path]:
     """All files in the class folders of a split, photos or not, except hidden files.
 

@@ -27,12 +27,16 @@ from experiments.runs.folder import RunFolder
 from experiments.runs.scoring import Scores
 from lightning_modules.files import replaced_whole
 from lightning_modules.insight.recording import Recording, load_findings
+from lightning_modules.listing import why_no_photo
 
 PER_CLASS, CONFUSION, ERRORS = "per_class_accuracy.csv", "confusion_matrix.csv", "worst_errors.csv"
 """Tables among a run's artifacts."""
 WORST = 16
 """Errors that are shown."""
 _THUMBNAIL_SIDE = 160
+_PLAIN_BYTES, _PLAIN_PIXELS, _PLAIN_MARKERS = 8_000_000, 20_000_000, 100
+"""Of files that Pillow opens here. The one reader, in `inference.py`, decides about larger files, and about those in
+which more bytes look like the start of a JPEG's scan: thousands take minutes."""
 
 
 def draw(folder: RunFolder) -> None:
@@ -112,6 +116,8 @@ def thumbnail(path: Path) -> ImageArray:
     Raises:
         OSError, ValueError: if the file is gone or no image.
     """
+    if why := why_no_photo(path):
+        raise ValueError(why)
     data = path.read_bytes()
     picture = _plain_picture(data)
     if picture is None:
@@ -123,9 +129,13 @@ def thumbnail(path: Path) -> ImageArray:
 
 def _plain_picture(data: bytes) -> Image.Image | None:
     """A photo for which the decoder needs no rule of its own: complete, 8 bits per channel, nothing transparent."""
+    if len(data) > _PLAIN_BYTES or data.count(b"\xff\xda") > _PLAIN_MARKERS:
+        return None
     try:
-        with Image.open(io.BytesIO(data), formats=("JPEG", "PNG", "WEBP", "BMP", "GIF")) as image:
+        with Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as image:
             if image.mode not in ("L", "RGB", "CMYK", "P") or "transparency" in image.info:
+                return None
+            if image.width * image.height > _PLAIN_PIXELS:
                 return None
             image.draft(None, (_THUMBNAIL_SIDE, _THUMBNAIL_SIDE))
             return ImageOps.exif_transpose(image).convert("RGB")

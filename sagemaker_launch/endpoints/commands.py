@@ -72,12 +72,13 @@ def _deploy(settings: CloudSettings, config: RunConfig, arguments: argparse.Name
 
 def _query(settings: CloudSettings, config: RunConfig, arguments: argparse.Namespace) -> None:
     del config
+    from lightning_modules.listing import find_photos
     from sagemaker_launch.endpoints.query import (
+        SUFFIXES,
         QueryError,
         UrlTarget,
         answer_table,
         endpoint_target,
-        find_photos,
         query_photos,
     )
 
@@ -89,9 +90,7 @@ def _query(settings: CloudSettings, config: RunConfig, arguments: argparse.Names
         if not paths:
             raise UserError(f"PHOTO must be given after the endpoint's name {name}, or --url URL instead of a name")
         target = endpoint_target(settings, name)
-    photos = list(find_photos([Path(path) for path in paths]))
-    if not photos:
-        raise UserError(f"PHOTO must be photos or folders that hold some, got {' '.join(paths)}")
+    photos = find_photos([Path(path) for path in paths], SUFFIXES)
     if arguments.show is not None:
         require_output_file("--show", arguments.show)
     answers = query_photos(target, photos, top_k=arguments.top_k, parallel=arguments.parallel)

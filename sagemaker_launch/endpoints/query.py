@@ -8,7 +8,7 @@ import json
 import re
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,7 +20,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from tqdm import tqdm
 
 from experiments.errors import UserError
-from lightning_modules.listing import class_name, in_one_spelling, photos_below, printable, why_no_photo
+from lightning_modules.listing import class_name, in_one_spelling, printable, why_no_photo
 from sagemaker_launch.aws import client as aws
 from sagemaker_launch.aws.client import error_code
 from sagemaker_launch.aws.resources import CONFIG, ENDPOINT
@@ -211,7 +211,9 @@ def query_photos(target: Target, photos: Sequence[Path], *, top_k: int, parallel
         try:
             answer = target.ask(*read_photo(photo), top_k=ALL_CLASSES)
             (named,) = answer.content["predictions"]
-        except (QueryError, OSError, ValueError) as error:
+        except OSError as error:
+            return PhotoAnswer(photo, error=f"the file can't be opened: {error.strerror}")
+        except (QueryError, ValueError) as error:
             return PhotoAnswer(photo, error=str(error))
         classes = tuple((one["name"], one["score"]) for one in named["classes"])
         known = true_name(photo, [name for name, _ in classes])
@@ -220,21 +222,6 @@ def query_photos(target: Target, photos: Sequence[Path], *, top_k: int, parallel
     with ThreadPoolExecutor(parallel) as pool:
         answers = pool.map(ask, photos)
         return list(tqdm(answers, "asking", len(photos), unit="photo", disable=not sys.stderr.isatty()))
-
-
-def find_photos(paths: Sequence[Path]) -> Iterator[Path]:
-    """Files as they are, and all photos below folders.
-
-    Raises:
-        UserError: if there is nothing at a path.
-    """
-    for path in paths:
-        if path.is_dir():
-            yield from photos_below(path, SUFFIXES)
-        elif path.exists():
-            yield path
-        else:
-            raise UserError(f"PHOTO must be a file or a folder, got {str(path)!r}")
 
 
 def read_photo(path: Path) -> tuple[bytes, str]:

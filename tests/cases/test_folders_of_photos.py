@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from experiments.cli import main
-from sagemaker_launch.endpoints.query import find_photos
+from lightning_modules.listing import find_photos
+from sagemaker_launch.endpoints.query import SUFFIXES
 from tests.unit.lightning_modules.test_export import export, tiny_network
 
 
@@ -31,7 +32,7 @@ def test_predict_names_all_photos_below_a_folder(
     assert main(["predict", str(folder), "--model", model, "--json"]) == 0
     named = [one["image"] for one in json.loads(capsys.readouterr().out)]
     assert len(named) == 12 and named == sorted(named)
-    assert named == [str(path) for path in find_photos([folder])], "as `query` does"
+    assert named == [str(path) for path in find_photos([folder], SUFFIXES)], "as `query` does"
     assert main(["predict", named[0], str(folder), "--model", model, "--json"]) == 0
     assert len(json.loads(capsys.readouterr().out)) == 13
 
@@ -43,5 +44,5 @@ def test_a_folder_without_photos_is_refused(tmp_path: Path, capsys: pytest.Captu
     empty.mkdir()
     assert main(["predict", str(empty), "--model", model]) == 2
     said = capsys.readouterr().err
-    assert said.startswith("error: IMAGE must be a photo or a folder with some (.jpg, ")
+    assert said.startswith("error: PHOTO must be a file or a folder with photos (.jpg, ")
     assert f"got {str(empty)!r}" in said and said.count("\n") == 1

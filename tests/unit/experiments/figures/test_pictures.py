@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 from PIL import Image
 
 from experiments.figures.pictures import thumbnail
-from lightning_modules.inference import Preprocessing, decode_image
+from lightning_modules.inference import BadImageError, Preprocessing, decode_image
 from tests.pictures import encoded, smooth_picture
 from tests.unit.lightning_modules.test_inference import ORIENTATION, STORED_AS, png_chunk, raw_exif, stored_turned
 
@@ -84,3 +85,20 @@ def test_a_thumbnail_of_what_is_no_photo_is_refused(data: bytes | None, tmp_path
         path.write_bytes(data)
     with pytest.raises((OSError, ValueError), match=r"photo|damaged|not a JPEG"):
         thumbnail(path)
+
+
+def test_what_the_one_reader_refuses_has_no_thumbnail(tmp_path: Path) -> None:
+    small = encoded(smooth_picture(), "JPEG", progressive=True)
+    start, end = small.rindex(b"\xff\xda"), small.rindex(b"\xff\xd9")
+    refused = {
+        "EPS": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not a JPEG"),
+        "pixels": (encoded(Image.new("1", (8_000, 8_000)), "PNG"), "64000000|8000x8000"),
+        "scans": (small[:end] + small[start:end] * 200 + small[end:], "100 scans"),
+    }
+    for name, (data, says) in refused.items():
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(BadImageError, match=says):
+            thumbnail(tmp_path / name)
+    os.mkfifo(tmp_path / "pipe")  # to read it would wait forever
+    with pytest.raises(ValueError, match="named pipe"):
+        thumbnail(tmp_path / "pipe")

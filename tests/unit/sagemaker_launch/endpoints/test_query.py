@@ -15,15 +15,16 @@ import pytest
 from PIL import Image
 
 from experiments.errors import UserError
+from lightning_modules.listing import find_photos
 from sagemaker_launch.endpoints import query
 from sagemaker_launch.endpoints.photo_grid import MAX_PHOTOS, photo_grid
 from sagemaker_launch.endpoints.query import (
     MAX_BODY,
+    SUFFIXES,
     PhotoAnswer,
     QueryError,
     UrlTarget,
     answer_table,
-    find_photos,
     query_photos,
     read_photo,
     true_name,
@@ -102,7 +103,7 @@ def test_a_busy_server_is_asked_again_and_an_angry_one_is_not(server: Any, monke
 def test_one_photo_without_an_answer_does_not_stop_the_others(server: Any, tmp_path: Path) -> None:
     for name, data in (("a.jpg", jpeg_bytes()), ("b.jpg", b"text"), ("c.png", encoded(smooth_picture(), "PNG"))):
         (tmp_path / name).write_bytes(data)
-    answers = query_photos(target(server), list(find_photos([tmp_path])), top_k=5, parallel=2)
+    answers = query_photos(target(server), find_photos([tmp_path], SUFFIXES), top_k=5, parallel=2)
     assert [one.error for one in answers] == ["", "the file is not a JPEG, PNG or WebP image", ""]
     nobody = query_photos(UrlTarget("http://127.0.0.1:1"), [tmp_path / "a.jpg"], top_k=5, parallel=1)
     assert "gives no answer" in nobody[0].error
@@ -145,9 +146,19 @@ def test_the_content_type_is_what_the_bytes_are_not_what_the_name_says(
     assert read_photo(path) == (path.read_bytes(), content_type)
 
 
-def test_what_is_not_there_is_refused_by_name(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"PHOTO must be a file or a folder, got .*nowhere"):
-        list(find_photos([tmp_path / "nowhere"]))
+def test_a_missing_photo_does_not_stop_the_others(server: Any, tmp_path: Path) -> None:
+    (tmp_path / "photo.jpg").write_bytes(jpeg_bytes())
+    missing, present = query_photos(
+        target(server), [tmp_path / "nowhere.jpg", tmp_path / "photo.jpg"], top_k=1, parallel=1
+    )
+    assert missing.error == "the file can't be opened: No such file or directory"
+    assert not present.error
+
+
+def test_a_folder_without_photos_is_refused_by_name(tmp_path: Path) -> None:
+    (tmp_path / "photo.gif").write_bytes(encoded(smooth_picture(), "GIF"))
+    with pytest.raises(UserError, match=r"PHOTO must be a file or a folder with photos \(.*\), got"):
+        find_photos([tmp_path], SUFFIXES)
 
 
 def test_the_picture_shows_what_is_right_what_is_wrong_and_what_failed(tmp_path: Path) -> None:
