@@ -3,12 +3,12 @@
 import sys
 
 from experiments.cli import main
-from experiments.console import outlive_output
+from experiments.console import guard_output
 
 
 def run() -> int:
     """Run the command that this process was started with, and return its exit code."""
-    outlive_output()
+    guard_output()
     return main(sys.argv[1:])
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import errno
 import json
+import os
 import shlex
 import signal
 import subprocess
@@ -20,7 +21,6 @@ from experiments.config import (
     RunConfig,
     field_names,
     load_config,
-    public_url,
     require_free_port,
     require_output_file,
     tracking_uri,
@@ -29,6 +29,7 @@ from experiments.console import invocation, quiet_libraries, say
 from experiments.errors import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, CommandError, UserError
 from experiments.fields import fields_help, fields_of, unknown_field
 from experiments.runs.environment import own_environment, set_variables
+from lightning_modules.redaction import public_url, redact, remember_url
 
 KINDS: Mapping[str, type] = {"": RunConfig}
 """Prefix of fields on the command line, and the dataclass that has them."""
@@ -68,9 +69,10 @@ def run_command(command: Callable[[], None], *, show_traceback: bool) -> int:
     except Exception as error:
         explained = _explanation(error)
         if show_traceback or explained is None:
-            traceback.print_exc()
+            print(redact(traceback.format_exc()), end="", file=sys.stderr)
         code = int(getattr(error, "exit_code", EXIT_USAGE if isinstance(error, UserError) else EXIT_FAILED))
-        print(f"{'' if code == EXIT_INTERRUPTED else 'error: '}{explained or bug_report(error)}", file=sys.stderr)
+        said = redact(explained) if explained else bug_report(error)
+        print(f"{'' if code == EXIT_INTERRUPTED else 'error: '}{said}", file=sys.stderr)
         return code
     return EXIT_DONE
 
@@ -103,12 +105,12 @@ def bug_report(error: BaseException) -> str:
     import tempfile  # not needed where all goes well
 
     lines = [
-        f"{time.strftime('%Y-%m-%d %H:%M:%S')} {public_url(shlex.join(sys.argv))}",
+        f"{time.strftime('%Y-%m-%d %H:%M:%S')} {shlex.join(sys.argv)}",
         f"Python {sys.version.split()[0]} on {sys.platform}, local-first-experiments {_version()}",
         "".join(traceback.format_exception(error)),
     ]
     with tempfile.NamedTemporaryFile(prefix="experiments-", suffix=".log", delete=False) as file:
-        file.write("\n".join(lines).encode("utf-8", "backslashreplace"))  # a file's name may hold any bytes
+        file.write(redact("\n".join(lines)).encode("utf-8", "backslashreplace"))  # a file's name may hold any bytes
     return (
         f"{type(error).__name__} was not expected here: this is a bug in this program, not a mistake of yours.\n"
         f"The log is {file.name}: please report it. Finished work is kept; the same command continues it."
@@ -159,6 +161,7 @@ def parse_overrides(tokens: Sequence[str]) -> dict[str, str]:
                 raise UserError(f"--{name} needs a value")
             value = rest.pop(0)
         overrides[name] = value
+        remember_url(value)  # every message from here on
     return overrides
 
 
@@ -181,7 +184,7 @@ def refuse_foreign_fields(typed: Mapping[str, str], commands: Sequence[str], kin
             raise unknown_field(name, kind, prefix=prefix, command=command)
         if not field.is_used_by(commands):
             raise UserError(
-                f"{name} must be left out of `{command}`, which does not use it, got {public_url(value)!r}; "
+                f"{name} must be left out of `{command}`, which does not use it, got {value!r}; "
                 f"`{command} --help` lists its fields, and a preset may hold any field"
             )
 
@@ -278,7 +281,7 @@ def _report(config: RunConfig, arguments: argparse.Namespace) -> None:
 def _ui(config: RunConfig, arguments: argparse.Namespace) -> None:
     uri = tracking_uri(config)
     if uri.startswith(("http://", "https://")):
-        raise UserError(f"tracking.uri {public_url(uri)} is a server with a UI of its own: open it in a browser")
+        raise UserError(f"tracking.uri {uri} is a server with a UI of its own: open it in a browser")
     require_free_port("--port", arguments.port)
     if arguments.dashboard is not None:
         require_free_port("--dashboard-port", arguments.dashboard_port)
@@ -300,8 +303,12 @@ def _ui(config: RunConfig, arguments: argparse.Namespace) -> None:
         links.append(f"{name}, charts: {view_link(address, experiment_id, CHARTS)}")
     say("starting MLflow, which takes some seconds")
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ending this process ends both
-    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--workers", "1"]
-    server = subprocess.Popen([*command, "--host", "127.0.0.1", "--port", str(arguments.port)])
+    command = [sys.executable, "-m", "mlflow", "server", "--workers", "1"]
+    # By environment: every user of this machine can read a command line, which may hold the database's password.
+    server = subprocess.Popen(
+        [*command, "--host", "127.0.0.1", "--port", str(arguments.port)],
+        env={**os.environ, "MLFLOW_BACKEND_STORE_URI": uri},
+    )
     try:
         if _answers(server, arguments.port):
             print("\n".join(links), flush=True)

@@ -23,8 +23,8 @@ from experiments.errors import UserError
 from experiments.fields import EVERY_COMMAND, Field, field, fields_of, unknown_field, used_by
 from experiments.yaml_files import dump_yaml, read_yaml
 from lightning_modules.metrics import DIRECTIONS
+from lightning_modules.redaction import public_url, remember_url
 
-BLOT = "***"
 SEARCHES = ("sweep", "cloud tune")
 TRAINS = (*SEARCHES, "train", "cloud train")
 FINDS_PHOTOS = (*TRAINS, "evaluate", "cloud sync", "cloud parity", "cloud debug-report")
@@ -422,6 +422,8 @@ class RunConfig:
         )
         for name, value in to_flat(self).items():
             require(not isinstance(value, float) or math.isfinite(value), name, "be finite", value)
+            if isinstance(value, str) and _field(name).secret:
+                remember_url(value)
 
 
 def _folder_name(data: DataConfig) -> str:
@@ -484,19 +486,29 @@ def to_flat(config: RunConfig) -> dict[str, ConfigValue]:
 
 def to_public(config: RunConfig) -> dict[str, ConfigValue]:
     """`to_flat` without the passwords that URLs may hold: what may be stored beside a run and shown."""
-    flat = to_flat(config).items()
-    return {name: public_url(value) if _field(name).secret and value else value for name, value in flat}
+    flat = to_flat(config)
+    urls = {name: value for name, value in flat.items() if _field(name).secret and isinstance(value, str)}
+    return flat | {name: public_url(value) for name, value in urls.items()}
+
+
+def secret_variables() -> dict[str, str]:
+    """The fields that may hold a password, and the environment variable that sets each: others can read an argument."""
+    return {
+        name: f"EXPERIMENTS_{name.replace('.', '_').upper()}"
+        for name, one in fields_of(RunConfig).items()
+        if one.secret
+    }
+
+
+def secret_environment(config: RunConfig) -> dict[str, str]:
+    """The variables with which another command gets the values of those fields."""
+    values = to_flat(config)
+    return {variable: str(values[name]) for name, variable in secret_variables().items() if values[name] is not None}
 
 
 def option_text(name: str, value: object) -> str:
     """A field as a person types it on a command line."""
     return f"--{name} {shlex.quote('null' if value is None else str(value))}"
-
-
-def public_url(url: object) -> str:
-    """A URL with its passwords replaced by `***`."""
-    blotted = re.sub(r"(://[^:/@]*:)[^@]*@", rf"\1{BLOT}@", str(url))
-    return re.sub(r"(?i)((?:password|token|secret)=)[^&]*", rf"\1{BLOT}", blotted)
 
 
 def tracking_uri(config: RunConfig) -> str:
@@ -558,7 +570,7 @@ def with_recipe(config: RunConfig, drawn: Collection[str] = ()) -> RunConfig:
 
 
 def load_config(preset: Path | None = None, overrides: Mapping[str, object] | None = None) -> RunConfig:
-    """Read a preset and apply overrides.
+    """Read a preset, and apply the environment and overrides: `secret_variables` set the fields with passwords.
 
     Args:
         preset: YAML file with the sections of `RunConfig`; relative paths in it are kept as written.
@@ -567,7 +579,8 @@ def load_config(preset: Path | None = None, overrides: Mapping[str, object] | No
     Raises:
         UserError: if there is no such preset; for an unknown field or a value that its field refuses, naming both.
     """
-    return load_settings(RunConfig, preset, overrides or {})
+    found = {name: os.environ[variable] for name, variable in secret_variables().items() if os.environ.get(variable)}
+    return load_settings(RunConfig, preset, {**found, **(overrides or {})})
 
 
 def load_settings(
@@ -616,8 +629,7 @@ def _refused(kind: type, values: Mapping[str, object], error: ArgumentError, pre
     named = re.match(r'Parser key "([^"]+)"', str(error))
     assert named is not None, "names were checked before: only a value can be refused"
     name = named[1]
-    shown = public_url(values[name]) if isinstance(values[name], str) else values[name]
-    return UserError(f"{prefix}{name} must {fields_of(kind)[name].rule}, got {shown!r}")
+    return UserError(f"{prefix}{name} must {fields_of(kind)[name].rule}, got {values[name]!r}")
 
 
 def _known(values: Mapping[str, object], kind: type, where: str = "") -> dict[str, object]:

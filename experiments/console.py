@@ -16,16 +16,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from lightning_modules.redaction import Revealed, redact
+
 LINE_SECONDS = 10.0
 """Seconds between two progress lines without a terminal."""
 
 
 def say(text: str) -> None:
-    """Print a line above any progress bar, on standard error: results go to standard output."""
+    """Print a line above any progress bar, on standard error: results go to standard output. Secrets are redacted."""
     from tqdm import tqdm  # `--help` does not need it
 
     with contextlib.suppress(OSError):  # of a stream that is not this module's, such as a notebook's
-        tqdm.write(text, file=sys.stderr)
+        tqdm.write(redact(text), file=sys.stderr)
 
 
 class _Output(io.FileIO):
@@ -40,10 +42,20 @@ class _Output(io.FileIO):
         return memoryview(data).nbytes if written is None else written
 
 
-def outlive_output() -> None:
-    """Let this process continue when its output is closed: `train 2>&1 | head`, an ended ssh session.
+class _RedactedText(io.TextIOWrapper):
+    """A standard stream without secrets, whoever writes to it: commands, warnings, tracebacks, loggers, libraries."""
 
-    A character that a terminal's encoding lacks is written as an escape.
+    def write(self, text: str, /) -> int:
+        """Write a text that was finished, such as the argument of a `print`."""
+        super().write(text if isinstance(text, Revealed) else redact(text))
+        return len(text)
+
+
+def guard_output() -> None:
+    """Keep secrets out of the output of this process, and let it continue when its output is closed.
+
+    An output closes by `train 2>&1 | head` or an ended ssh session. A character that a terminal's encoding lacks is
+    written as an escape.
     """
     for name, number in (("stdout", 1), ("stderr", 2)):
         stream = getattr(sys, name)
@@ -52,13 +64,13 @@ def outlive_output() -> None:
             continue
         with contextlib.suppress(OSError):
             stream.flush()
-        lasting = io.TextIOWrapper(
+        guarded = _RedactedText(
             io.BufferedWriter(_Output(number, "wb", closefd=False)),
             encoding=stream.encoding,
             errors="backslashreplace" if stream.errors == "strict" else stream.errors,
             line_buffering=stream.line_buffering or stream.write_through,
         )
-        setattr(sys, name, lasting)
+        setattr(sys, name, guarded)
 
 
 @contextmanager

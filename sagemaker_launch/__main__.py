@@ -2,13 +2,13 @@
 
 import sys
 
-from experiments.console import outlive_output
+from experiments.console import guard_output
 from sagemaker_launch.cli import main
 
 
 def run() -> int:
     """Run the command that this process was started with, and return its exit code."""
-    outlive_output()
+    guard_output()
     return main(sys.argv[1:])
 
 

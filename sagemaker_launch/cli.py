@@ -8,15 +8,18 @@ from __future__ import annotations
 import argparse
 import functools
 import json
+import shlex
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from experiments.cli import command_line, parse_overrides, refuse_foreign_fields, run_command, split_fields
-from experiments.config import RunConfig, load_config, to_flat
+from experiments.config import RunConfig, load_config, secret_environment, secret_variables, to_flat
 from experiments.console import say
 from experiments.errors import UserError
 from experiments.fields import fields_of
+from lightning_modules.redaction import Revealed
 from sagemaker_launch.debugger.commands import add_debug_command
 from sagemaker_launch.endpoints.commands import add_endpoint_commands
 from sagemaker_launch.endpoints.serve import add_serving_commands
@@ -102,22 +105,27 @@ def _rehearse(settings: CloudSettings, config: RunConfig, arguments: argparse.Na
     options = [f"--{name}={value}" for name in ("port", "faults") if (value := getattr(arguments, name)) is not None]
     options += ["--without-debugger"] if arguments.without_debugger else []
     if arguments.all:
-        if not rehearse_all(settings, root, arguments.passed_on, options):
+        passed_on = functools.partial(arguments.passed_on, with_secrets=False)
+        if not rehearse_all(settings, root, passed_on, options, secret_environment(config)):
             raise RehearsalError(f"the rehearsal failed: see above, and {root / 'server.log'}")
         return
     with run_rehearsal(settings, root, options) as running:
         for name, value in running.environment.items():
-            print(f"export {name}={value}", flush=True)
+            sys.stdout.write(Revealed(f"export {name}={shlex.quote(value)}\n"))
+        sys.stdout.flush()
         say("every other command works against it in a shell with these variables (Ctrl-C ends it)")
         if running.process.wait():
             raise RehearsalError(f"the rehearsal's service ended by itself: see {root / 'server.log'}")
 
 
-def _passed_on(arguments: argparse.Namespace, command: str, experiment: str | None = None) -> list[str]:
+def _passed_on(
+    arguments: argparse.Namespace, command: str, experiment: str | None = None, *, with_secrets: bool = True
+) -> list[str]:
     """The presets and fields of this command line, for another command, which takes its own fields only.
 
     Args:
         experiment: in which the other command must find the runs, or put them.
+        with_secrets: false leaves out the fields that may hold a password: `secret_environment` has them.
     """
     presets = {"--config": arguments.config, "--cloud": arguments.cloud}
     of_config = _own(RunConfig, command, arguments.overrides)
@@ -131,6 +139,8 @@ def _passed_on(arguments: argparse.Namespace, command: str, experiment: str | No
         there = load_config(None, of_config)
     if experiment not in (None, there.tracking.experiment):
         of_config["tracking.experiment"] = experiment
+    if not with_secrets:
+        of_config = {name: value for name, value in of_config.items() if name not in secret_variables()}
     of_cloud = _own(CloudSettings, command, arguments.cloud_overrides)
     given = {option: str(path) for option, path in presets.items() if path}
     given |= {f"--{name}": value for name, value in of_config.items()}

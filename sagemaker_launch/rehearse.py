@@ -13,6 +13,7 @@ from itertools import islice
 from pathlib import Path
 
 from experiments.console import duration, say
+from experiments.errors import CommandError
 from sagemaker_launch.settings.cloud import CloudSettings
 
 VARIABLES = 5
@@ -26,7 +27,7 @@ REHEARSED = ("tune", "train", "sync", "cost", "deploy", "query", "status", "dele
 """The commands that it runs."""
 
 
-class RehearsalError(RuntimeError):
+class RehearsalError(CommandError):
     """The service did not start, or a stage failed."""
 
 
@@ -98,22 +99,28 @@ def start_service(
 
 
 def rehearse_all(
-    settings: CloudSettings, root: Path, arguments_of: Callable[[str], Sequence[str]], options: Sequence[str]
+    settings: CloudSettings,
+    root: Path,
+    arguments_of: Callable[[str], Sequence[str]],
+    options: Sequence[str],
+    secrets: Mapping[str, str],
 ) -> bool:
     """The whole path by the commands that a person would type: search, train the best, deploy, ask, update, delete.
 
     Args:
         root: a folder below `output_dir`.
-        arguments_of: presets and fields of a command, as on the command line.
+        arguments_of: presets and fields of a command, as on the command line, without passwords.
+        secrets: further environment of the commands, which has the passwords.
 
     Returns:
         Whether every stage went well.
     """
     done: list[tuple[str, bool, float]] = []
     with run_rehearsal(settings, root, options) as running:
+        environment = {**running.environment, **secrets}
 
         def stage(label: str, command: str, *own: str) -> str:
-            return _stage(done, label, [command, *own, *arguments_of(command)], running.environment)
+            return _stage(done, label, [command, *own, *arguments_of(command)], environment)
 
         tuned = stage("tune", "tune").rpartition("/")[2]
         trained = tuned and stage("train", "train", "--best-of", tuned).rpartition("/")[2]

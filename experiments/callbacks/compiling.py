@@ -8,6 +8,7 @@ from torch import nn
 
 from experiments.console import duration, say
 from lightning_modules import metrics
+from lightning_modules.redaction import redact
 from lightning_modules.torch_private import compile_backward_at_once, compiled_call, set_compiled_call
 
 MAX_LETTERS = 200
@@ -48,7 +49,7 @@ def compile_network(network: nn.Module) -> None:
     """
 
     def say_why(error: Exception) -> None:
-        why = " ".join(str(error).partition("Set TORCHDYNAMO_VERBOSE")[0].split())[:MAX_LETTERS]
+        why = " ".join(redact(str(error)).partition("Set TORCHDYNAMO_VERBOSE")[0].split())[:MAX_LETTERS]
         say(f"torch.compile failed, training continues without it: {why}")
 
     compile_backward_at_once()  # an error within `loss.backward()` could not be caught

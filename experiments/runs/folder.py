@@ -38,6 +38,7 @@ from experiments.errors import UserError
 from lightning_modules.cores import usable_cores
 from lightning_modules.files import replaced_whole
 from lightning_modules.metrics import BEST, OBJECTIVES
+from lightning_modules.redaction import redact
 
 LOCAL = {"origin": "local"}
 """Tag of the runs that this machine's commands make; a job can't know where the service runs it."""
@@ -59,7 +60,11 @@ class Outcome:
     metrics: dict[str, float] = field(default_factory=dict)
     """Metrics of the weights that count, test scores included."""
     reason: str = ""
-    """Why it failed or was pruned."""
+    """Why it failed or was pruned; without secrets, as run.json, MLflow, Optuna and reports show it."""
+
+    def __post_init__(self) -> None:
+        """Redact the reason, which may be another program's text."""
+        object.__setattr__(self, "reason", redact(self.reason))
 
 
 @dataclass(frozen=True)

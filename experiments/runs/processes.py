@@ -14,6 +14,7 @@ from typing import Any
 
 from experiments.errors import EXIT_INTERRUPTED
 from experiments.runs.environment import own_environment, set_variables
+from lightning_modules.redaction import remember, remembered
 
 CONTEXT = multiprocessing.get_context("spawn")
 """CUDA and threads do not survive a fork, and a fork server keeps the environment that it started with."""
@@ -48,12 +49,19 @@ def start_process(
         sys.modules["__main__"] = ModuleType("__main__")  # multiprocessing would have the process import its file
         set_variables(own)
         try:
-            process: BaseProcess = CONTEXT.Process(target=target, args=arguments, name=name, daemon=daemon)
+            given = (remembered(), target, arguments)
+            process: BaseProcess = CONTEXT.Process(target=_run, args=given, name=name, daemon=daemon)
             process.start()
         finally:
             sys.modules["__main__"] = main
             set_variables(before)
     return process
+
+
+def _run(secrets: frozenset[str], target: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+    """Run a function in a new process that redacts what its parent redacts."""
+    remember(secrets)
+    target(*arguments)
 
 
 def die_with_parent() -> None:

@@ -163,7 +163,7 @@ def open_storage(config: RunConfig, check: Callable[[], None] = lambda: None) ->
         return JournalStorage(Journal(journal_file(config), patience))
     try:
         url = make_url(config.sweep.storage)
-    except ArgumentError:
+    except (ArgumentError, ValueError):  # a port that is no number
         raise UserError("sweep.storage must be a URL such as postgresql+psycopg://user@host/database") from None
     # The URL may hold a password, in more than one place, and the driver's own message may repeat it.
     place = f"{url.host or ''}{f':{url.port}' if url.port else ''}/{url.database or ''}"

@@ -14,7 +14,7 @@ import optuna
 from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner
 from optuna.trial import FrozenTrial, TrialState
 
-from experiments.config import BLOT, RunConfig, override, require, to_flat
+from experiments.config import RunConfig, override, require, to_flat
 from experiments.console import say
 from experiments.errors import UserError
 from experiments.runs.folder import FINGERPRINT, RunFolder
@@ -28,6 +28,7 @@ from experiments.study.search_space import (
 )
 from experiments.study.storage import IDENTITY_FILE, journal_file, open_storage, study_folder, study_patience
 from lightning_modules.metrics import VAL_LOSS
+from lightning_modules.redaction import BLOT
 
 TARGET_ATTR = "target"
 """Target of the last `--more`, in finished trials."""

@@ -48,6 +48,7 @@ from experiments.study.study import (
 from experiments.task import HeadTask, task_of
 from experiments.train import data_facts, train
 from lightning_modules.metrics import VAL_ACCURACY
+from lightning_modules.redaction import redact
 
 
 @dataclass(frozen=True)
@@ -244,7 +245,7 @@ def _attempt(context: SweepContext, claimed: Claim, held: HeldClaims) -> Outcome
             reason = _error_text(error)
             if not (may_retry and _may_pass(error)):
                 folder.artifacts.mkdir(exist_ok=True)
-                text = traceback.format_exc()
+                text = redact(traceback.format_exc())
                 (folder.artifacts / "error.txt").write_text(text, encoding="utf-8", errors="backslashreplace")
                 return Outcome("FAIL", reason=reason)
             say(f"{name} is tried once more after {reason}")

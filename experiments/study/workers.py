@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from experiments.config import RunConfig
-from experiments.console import outlive_output, say
+from experiments.console import guard_output, say
 from experiments.data.inputs import training_device
 from experiments.errors import InterruptedRunError, SweepError
 from experiments.interrupts import Interrupts, Watch
@@ -166,7 +166,7 @@ def _worker_main(
     index: int,
 ) -> None:
     """A worker process: its share of the cores or one GPU, and a log file of its own."""
-    outlive_output()
+    guard_output()
     log = _worker_log(config, index).open("a", buffering=1)
     os.dup2(log.fileno(), sys.stdout.fileno())
     os.dup2(log.fileno(), sys.stderr.fileno())

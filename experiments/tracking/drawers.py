@@ -9,10 +9,11 @@ from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from experiments.console import outlive_output, say
+from experiments.console import guard_output, say
 from experiments.runs.folder import RunFolder
 from experiments.runs.processes import die_with_parent, pipe, start_process
 from lightning_modules.cores import usable_cores
+from lightning_modules.redaction import redact
 
 MAX_DRAWERS = 4
 """Four draw as many runs per second as one process sends."""
@@ -58,7 +59,7 @@ def _have_drawn(path: Path) -> None:
 
 def _drawer(connection: Connection) -> None:
     die_with_parent()
-    outlive_output()
+    guard_output()
     while True:
         try:
             path = connection.recv()
@@ -79,7 +80,7 @@ def draw_once(path: Path) -> None:
         if not folder.needs_drawing:
             return  # another process drew it at the same time, and was faster
         folder.artifacts.mkdir(exist_ok=True)
-        text = traceback.format_exc()
+        text = redact(traceback.format_exc())
         (folder.artifacts / "pictures_error.txt").write_text(text, encoding="utf-8", errors="backslashreplace")
         say(f"{folder.path}: its pictures can't be drawn: {error}")
     folder.scores.unlink(missing_ok=True)

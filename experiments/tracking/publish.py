@@ -18,7 +18,7 @@ from typing import TypeVar
 
 from filelock import Timeout
 
-from experiments.config import public_url, tracking_uri
+from experiments.config import tracking_uri
 from experiments.console import say
 from experiments.errors import TrackingError
 from experiments.runs.folder import RunFolder
@@ -129,7 +129,7 @@ class _Work:
                     self._ask(partial(store.push_or_wait, folder, self._parent_run_id))
                     self._done.add(folder.path)
             except TrackingError as error:
-                if error.__cause__ is None or not is_refusal(error.__cause__):
+                if not error.is_refusal:
                     raise
                 refusals.append(error)  # MLflow takes the others
         if self._parent is not None and self._parent.outcome is None:
@@ -234,7 +234,7 @@ class _Work:
 
     @property
     def _mlflow(self) -> str:
-        return f"MLflow at {public_url(self._uri)}"
+        return f"MLflow at {self._uri}"
 
 
 def seconds_to_register(export: Path, seconds: float) -> float:

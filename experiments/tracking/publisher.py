@@ -17,8 +17,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from types import TracebackType
 
-from experiments.config import RunConfig, public_url, tracking_uri
-from experiments.console import outlive_output, say
+from experiments.config import RunConfig, tracking_uri
+from experiments.console import guard_output, say
 from experiments.errors import STOP_SIGNALS, InterruptedRunError, TrackingError
 from experiments.runs.folder import RunFolder
 from experiments.runs.processes import die_with_parent, pipe, start_process
@@ -190,7 +190,7 @@ class Publisher:
                     self._process.kill()
                     config = self._publication.config
                     return (
-                        f"tracking.uri {public_url(tracking_uri(config))} gave no answer within {limit:g} seconds: "
+                        f"tracking.uri {tracking_uri(config)} gave no answer within {limit:g} seconds: "
                         f"what has run is whole in {config.output_dir} and is sent when the same command runs again"
                     )
             self._raise_if_interrupted()
@@ -208,7 +208,7 @@ class Publisher:
 
 def _main(publication: Publication, connection: Connection) -> None:
     die_with_parent()
-    outlive_output()
+    guard_output()
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)  # the training process handles them
     from experiments.tracking.publish import publish  # MLflow takes seconds to import

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib import metadata
@@ -16,7 +17,6 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
 from mlflow.types.schema import AnyType, ColSpec, DataType, Schema
 
-from experiments.config import public_url
 from experiments.console import say
 from experiments.errors import UserError
 from experiments.runs.folder import FINGERPRINT, RunFolder
@@ -129,11 +129,11 @@ def _make_champion(store: RunStore, name: str, version: str, tags: Mapping[str, 
         better = True
     elif unlike := _unlike(noted, tags, metric):
         better = False
-        code = f"from mlflow import MlflowClient; MlflowClient({public_url(store.uri)!r})"
+        code = f"from mlflow import MlflowClient; MlflowClient({store.uri!r})"
         code += f".set_registered_model_alias({name!r}, {CHAMPION!r}, {str(version)!r})"
         say(
             f"{name} version {champion.version} stays the champion: it {unlike}, so it can't be compared with version "
-            f'{version}. To make version {version} the champion: python -c "{code}"'
+            f"{version}. To make version {version} the champion: {shlex.join(['python', '-c', code])}"
         )
     else:
         new, old = (to_minimize(float(found[metric]), DIRECTIONS[metric]) for found in (tags, noted))

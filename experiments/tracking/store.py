@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import re
+import shlex
 import sqlite3
 import threading
 import time
@@ -33,7 +34,7 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
-from experiments.config import RunConfig, public_url, require, require_folder, sqlite_url, tracking_uri
+from experiments.config import RunConfig, require, require_folder, sqlite_url, tracking_uri
 from experiments.console import say
 from experiments.errors import TrackingError, UserError
 from experiments.runs.folder import FINGERPRINT, MetricLine, Published, RunFolder, RunRecord, now_ms
@@ -41,6 +42,7 @@ from experiments.tracking.views import tuned_names, view_tags
 from lightning_modules.files import replaced_whole
 from lightning_modules.locks import KernelLock
 from lightning_modules.metrics import DIRECTIONS, VAL_LOSS
+from lightning_modules.redaction import public_url, redact
 
 KEY_TAG = "experiments.key"
 """Tag by which a run folder finds its run again."""
@@ -292,10 +294,10 @@ def call_or_wait(call: Callable[[], _Item], uri: str, seconds: float, kept: str)
         try:
             return call()
         except AWAY as error:
-            if is_refusal(error) or time.monotonic() + pause > deadline:
-                raise TrackingError(
-                    f"tracking.uri {public_url(uri)} does not take the run ({reason(error, uri)}): {kept}"
-                ) from error
+            refused = is_refusal(error)
+            if refused or time.monotonic() + pause > deadline:
+                text = f"tracking.uri {uri} does not take the run ({reason(error, uri)}): {kept}"
+                raise TrackingError(text, is_refusal=refused) from None  # MLflow's own text repeats the password
         time.sleep(pause)
         pause = min(2 * pause, 10.0)
 
@@ -321,14 +323,13 @@ def reason(error: BaseException, uri: str) -> str:
     if deleted := re.search(r"experiment (\d+) must be in the 'active' state", text):
         return f"its experiment was deleted; restore it: {_restore_command(uri, deleted[1])}"
     if "out-of-date database schema" in text:
-        return (
-            f"another version of MLflow made this database; back it up, then run `mlflow db upgrade {public_url(uri)}`"
-        )
+        upgrade = shlex.join(["mlflow", "db", "upgrade", uri])
+        return f"another version of MLflow made this database; back it up, then run `{upgrade}`"
     return first_line(error)
 
 
 def _restore_command(uri: str, experiment_id: str) -> str:
-    return f"MLFLOW_TRACKING_URI={public_url(uri)} mlflow experiments restore --experiment-id {experiment_id}"
+    return f"MLFLOW_TRACKING_URI={shlex.quote(uri)} mlflow experiments restore --experiment-id {experiment_id}"
 
 
 @dataclass(frozen=True)
@@ -387,9 +388,8 @@ def _look_up(uri: str, name: str) -> _Experiment | None:
     except (*AWAY, SQLAlchemyError, ImportError) as error:
         if "database is locked" in str(error):
             return None  # the publisher waits for it
-        reason = public_url(first_line(error))
         raise UserError(
-            f"tracking.uri must be an MLflow server or database that answers, got {public_url(uri)}: {reason}"
+            f"tracking.uri must be an MLflow server or database that answers, got {uri}: {first_line(error)}"
         ) from None
 
 
@@ -398,7 +398,7 @@ def _database(uri: str) -> URL | None:
     try:
         url = make_url(uri)
         return url if url.get_backend_name() in DATABASE_ENGINES else None
-    except ArgumentError:  # MLflow's client says what is wrong with it
+    except (ArgumentError, ValueError):  # MLflow's client says what is wrong with it
         return None
 
 
@@ -412,11 +412,11 @@ def _look_up_in_database(url: URL, name: str) -> _Experiment | None:
         if schema is None:
             return None  # an empty database: a run creates the tables
         (expected,) = ScriptDirectory(str(Path(mlflow.__file__).parent / "store" / "db_migrations")).get_heads()
-        place = url.render_as_string(hide_password=True)
+        upgrade = shlex.join(["mlflow", "db", "upgrade", str(url)])
         require(
             schema == expected,
             "tracking.uri",
-            f"be a database of MLflow {mlflow.__version__} (back it up, then run `mlflow db upgrade {place}`; if it is "
+            f"be a database of MLflow {mlflow.__version__} (back it up, then run `{upgrade}`; if it is "
             f"of a newer MLflow, install that one), schema {expected}",
             schema,
         )
@@ -592,6 +592,7 @@ def _chunks(items: list[_Item], size: int) -> Iterator[list[_Item]]:
 
 
 def first_line(error: BaseException) -> str:
-    """What went wrong, without the pages that MLflow and urllib3 add."""
-    system = re.search(r"\[Errno -?\d+\] ([\w ]+)", str(error))
-    return system[1] if system else str(error).strip().splitlines()[0][:300]
+    """What went wrong, without the pages that MLflow and urllib3 add, and without secrets, which must not be cut."""
+    text = redact(str(error))
+    system = re.search(r"\[Errno -?\d+\] ([\w ]+)", text)
+    return system[1] if system else text.strip().splitlines()[0][:300]

@@ -13,6 +13,7 @@ from typing import Any
 
 from botocore.exceptions import BotoCoreError, ClientError
 
+from experiments.errors import CommandError
 from sagemaker_launch.aws.resources import Kind, Request, tags_of
 
 PROTECTED = frozenset(
@@ -38,7 +39,7 @@ MISSING = "nothing"
 """Stands for a value that AWS does not describe."""
 
 
-class ProtectionError(RuntimeError):
+class ProtectionError(CommandError):
     """AWS runs something without a protection that was asked for."""
 
 

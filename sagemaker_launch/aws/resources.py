@@ -18,6 +18,7 @@ from botocore.model import ServiceModel
 from botocore.validate import ParamValidator
 
 from experiments.console import say
+from experiments.errors import CommandError
 from sagemaker_launch.aws.client import NOT_THERE, error_code
 
 Request = dict[str, Any]
@@ -89,11 +90,11 @@ CONFIG = Kind("endpoint_config", "EndpointConfigName", "EndpointConfigArn", "end
 ENDPOINT = Kind("endpoint", "EndpointName", "EndpointArn", "endpoint", "EndpointStatus")
 
 
-class LaunchError(RuntimeError):
+class LaunchError(CommandError):
     """AWS took the request but no job can be found, or would not take it."""
 
 
-class InvalidRequestError(RuntimeError):
+class InvalidRequestError(CommandError):
     """AWS's own model of the API does not allow a request."""
 
 

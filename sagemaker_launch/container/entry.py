@@ -33,6 +33,7 @@ from lightning_modules.files import replaced_whole
 from lightning_modules.launchers import is_first_process
 from lightning_modules.locks import KernelLock
 from lightning_modules.process import prepare_process
+from lightning_modules.redaction import redact
 from sagemaker_launch.container.hyperparameters import TUNING_OBJECTIVE, decode
 from sagemaker_launch.container.metric_lines import environment_line, facts_line, metric_line, write_line
 from sagemaker_launch.container.smdebug.callback import DebuggerHook
@@ -204,4 +205,4 @@ def write_failure(base: Path, error: Exception) -> None:
     path = base / "output" / "failure"
     path.parent.mkdir(parents=True, exist_ok=True)
     # The toolkit writes its own, traceback first, unless there is one.
-    path.write_text(f"{type(error).__name__}: {error}"[:MAX_REASON])
+    path.write_text(redact(f"{type(error).__name__}: {error}")[:MAX_REASON])

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from experiments.config import RunConfig, public_url, require_output_file
+from experiments.config import RunConfig, require_output_file
 from experiments.console import invocation, say
 from experiments.errors import UserError
 from sagemaker_launch.endpoints.lease import DEFAULT_TTL
@@ -67,7 +67,7 @@ def _deploy(settings: CloudSettings, config: RunConfig, arguments: argparse.Name
         return
     print(deploy_model(settings, config, plan, model).arn)
     for does, words in (("ask it:   ", ("query", plan.name, "PHOTO...")), ("delete it:", ("delete", plan.name))):
-        say(f"{does} {public_url(invocation('sagemaker_launch', *words, *arguments.passed_on(words[0])))}")
+        say(f"{does} {invocation('sagemaker_launch', *words, *arguments.passed_on(words[0]))}")
 
 
 def _query(settings: CloudSettings, config: RunConfig, arguments: argparse.Namespace) -> None:

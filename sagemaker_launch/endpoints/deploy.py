@@ -10,7 +10,7 @@ from pathlib import Path
 from botocore.exceptions import BotoCoreError, ClientError
 
 from experiments.console import say
-from experiments.errors import UserError
+from experiments.errors import CommandError, UserError
 from lightning_modules.inference import GOLDEN_TOLERANCE
 from sagemaker_launch.aws.client import error_code
 from sagemaker_launch.aws.logs import Log, failure_reason
@@ -47,7 +47,7 @@ from sagemaker_launch.endpoints.requests import (
 from sagemaker_launch.settings.cloud import CloudSettings
 
 
-class DeployError(RuntimeError):
+class DeployError(CommandError):
     """The endpoint does not answer correctly; the message says what state it is in."""
 
 

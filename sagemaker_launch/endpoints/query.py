@@ -19,7 +19,7 @@ import requests
 from botocore.exceptions import BotoCoreError, ClientError
 from tqdm import tqdm
 
-from experiments.errors import UserError
+from experiments.errors import CommandError, UserError
 from lightning_modules.listing import class_name, in_one_spelling, printable, why_no_photo
 from sagemaker_launch.aws import client as aws
 from sagemaker_launch.aws.client import error_code
@@ -41,7 +41,7 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 _MAGIC = {b"\xff\xd8\xff": "image/jpeg", b"\x89PNG\r\n\x1a\n": "image/png", b"RIFF": "image/webp"}
 
 
-class QueryError(RuntimeError):
+class QueryError(CommandError):
     """No answer, or a refusal; the message is one plain sentence."""
 
 

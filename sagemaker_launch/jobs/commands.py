@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from experiments.config import RunConfig, override, public_url
+from experiments.config import RunConfig, override
 from experiments.console import invocation, say
 from sagemaker_launch.settings.cloud import CloudSettings
 
@@ -102,7 +102,7 @@ def _start(settings: CloudSettings, plan: JobPlan, arguments: argparse.Namespace
     say(f"{job.kind.word} {job.name} {'was there before' if job.found else 'is started'}")
     print(job.arn)
     come_back, stop = (
-        public_url(invocation("sagemaker_launch", command, job.name, *arguments.passed_on(command, plan.label)))
+        invocation("sagemaker_launch", command, job.name, *arguments.passed_on(command, plan.label))
         for command in ("sync", "stop")
     )
     for difference in job.differences:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from experiments.console import say
+from experiments.errors import CommandError
 from experiments.runs.intervals import metric_text, selection_text
 from lightning_modules import metrics
 from sagemaker_launch.aws import client as aws
@@ -25,7 +26,7 @@ POLL_SECONDS = 10.0
 """Seconds between two requests to AWS; shorter for a rehearsal."""
 
 
-class JobFailedError(RuntimeError):
+class JobFailedError(CommandError):
     """The job failed; the message is AWS's reason."""
 
 

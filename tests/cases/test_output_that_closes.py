@@ -15,7 +15,7 @@ import pytest
 
 from experiments import single_run as training
 from experiments.config import load_config
-from experiments.console import outlive_output, say
+from experiments.console import guard_output, say
 from experiments.interrupts import Interrupts
 from tests.conftest import REPOSITORY, tiny
 from tests.unpublished import NoPublisher
@@ -23,8 +23,8 @@ from tests.unpublished import NoPublisher
 WRITES = """
 import sys
 from tqdm import tqdm
-from experiments.console import outlive_output, say
-outlive_output()
+from experiments.console import guard_output, say
+guard_output()
 print("begin", flush=True)
 sys.stdin.readline()  # by now the reader has left
 for number in range(3):
@@ -96,7 +96,7 @@ def test_a_stream_of_a_caller_that_fails_is_no_error(monkeypatch: pytest.MonkeyP
 
 
 def test_a_name_that_the_terminal_cannot_show_is_escaped() -> None:
-    code = "from experiments.console import outlive_output; outlive_output(); print('Köter', '柴犬', '\\udce4')"
+    code = "from experiments.console import guard_output; guard_output(); print('Köter', '柴犬', '\\udce4')"
     for encoding, shown in (("ascii", "K\\xf6ter \\u67f4\\u72ac \\udce4"), ("latin-1", "Köter \\u67f4\\u72ac \\udce4")):
         done = subprocess.run(
             [sys.executable, "-c", code],
@@ -155,4 +155,4 @@ def test_a_run_whose_lines_nobody_reads_is_complete(
 def test_both_programs_outlive_their_output() -> None:
     for program in ("experiments", "sagemaker_launch"):
         source = (REPOSITORY / program / "__main__.py").read_text()
-        assert f"    {outlive_output.__name__}()\n" in source
+        assert f"    {guard_output.__name__}()\n" in source

@@ -237,6 +237,7 @@ def test_the_command_line_imports_nothing_heavy_until_a_command_needs_it() -> No
         "experiments.runs.environment",
         "experiments.errors",
         "experiments.fields",
+        "lightning_modules.redaction",
     }
 
 

@@ -89,7 +89,7 @@ def test_an_installed_command_is_the_module_s(
 ) -> None:
     run = resolve_name(PROJECT["scripts"][command])
     monkeypatch.setattr(sys, "argv", [command, "--help"])
-    monkeypatch.setattr(sys.modules[run.__module__], "outlive_output", lambda: None)
+    monkeypatch.setattr(sys.modules[run.__module__], "guard_output", lambda: None)
     with pytest.raises(SystemExit) as ended:
         run()
     assert ended.value.code == 0

@@ -15,7 +15,7 @@ import pytest
 
 from experiments import cli
 from experiments.cli import main, parse_overrides
-from experiments.config import RunConfig, load_config, public_url
+from experiments.config import RunConfig, load_config
 from experiments.errors import (
     EXIT_DONE,
     EXIT_FAILED,
@@ -26,6 +26,7 @@ from experiments.errors import (
     UserError,
 )
 from lightning_modules.inference import BadExportError
+from lightning_modules.redaction import public_url
 from tests.conftest import REPOSITORY
 
 COMMANDS = ("sweep", "train", "evaluate", "predict", "report", "ui")

@@ -21,7 +21,7 @@ from experiments.config import (
     field_names,
     load_config,
     override,
-    public_url,
+    secret_environment,
     to_flat,
     to_public,
     to_yaml,
@@ -30,6 +30,7 @@ from experiments.errors import UserError
 from experiments.fields import fields_help
 from experiments.study.search_space import check_against, load_search_space, study_space
 from experiments.yaml_files import parse_yaml
+from lightning_modules.redaction import public_url
 from tests.conftest import REPOSITORY
 
 PRESETS = [path for path in sorted((REPOSITORY / "conf").rglob("*.yaml")) if path.parent.name != "cloud"]
@@ -447,6 +448,16 @@ def test_no_password_is_in_what_is_stored_beside_a_run(url: str) -> None:
     assert "hunter2" not in str(to_public(config))
     assert "host" in public_url(url) or "example.org" in public_url(url)
     assert to_public(load_config(None)) == to_flat(load_config(None))
+
+
+def test_a_field_with_a_password_is_read_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = load_config(None, {"tracking.uri": "http://me:hunter2@h", "output_dir": "out"})
+    environment = secret_environment(config)
+    assert environment == {"EXPERIMENTS_TRACKING_URI": "http://me:hunter2@h"}
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert load_config(None, {"output_dir": "out"}) == config
+    assert load_config(None, {"tracking.uri": "http://typed"}).tracking.uri == "http://typed"
 
 
 @pytest.mark.parametrize(

@@ -217,8 +217,9 @@ def test_a_whole_rehearsal_gives_each_command_what_it_accepts(monkeypatch: pytes
     service = contextlib.nullcontext(rehearse.Service({}, None))
     monkeypatch.setattr(rehearse, "run_rehearsal", lambda *_: service)
     monkeypatch.setattr(rehearse, "_stage", stage)
-    arguments_of = functools.partial(cloud_cli._passed_on, given)
-    assert rehearse.rehearse_all(CloudSettings(), tmp_path, arguments_of, [])
+    arguments_of = functools.partial(cloud_cli._passed_on, given, with_secrets=False)
+    assert rehearse.rehearse_all(CloudSettings(), tmp_path, arguments_of, [], {})
     assert set(ran) == set(rehearse.REHEARSED)
+    assert "--tracking.uri" not in arguments_of("tune"), "other users of the machine can read a command line"
     assert "--sweep.n_trials" in arguments_of("tune") and "--sweep.n_trials" not in arguments_of("train")
     assert "--cloud.endpoint.budget_usd_per_hour" in arguments_of("deploy")
