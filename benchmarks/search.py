@@ -32,7 +32,7 @@ from benchmarks.common import parser, report
 from benchmarks.samplers import run_trial
 from experiments.config import RunConfig, load_config, override
 from experiments.data.inputs import open_data_once
-from experiments.study.population import new_population
+from experiments.study.population_training import new_population
 from experiments.study.search_space import Point, SearchSpace, load_search_space
 from experiments.study.study import make_pruner
 from experiments.study.trials import draw_point

@@ -26,7 +26,7 @@ from scipy.interpolate import RegularGridInterpolator
 from benchmarks.common import parser, report
 from benchmarks.search import OTHER_DRAWS, Search, quartiles, settings, sweep
 from experiments.config import RunConfig, override
-from experiments.study.population import new_population
+from experiments.study.population_training import new_population
 from experiments.study.search_space import ChoiceRange, FloatRange, Point, SearchSpace, load_search_space
 from experiments.task import HeadTask
 

@@ -31,7 +31,7 @@ from experiments.fields import fields_help, fields_of, unknown_field
 from experiments.runs.environment import own_environment, set_variables
 from lightning_modules.redaction import public_url, redact, remember_url
 
-KINDS: Mapping[str, type] = {"": RunConfig}
+SETTINGS_TYPES: Mapping[str, type] = {"": RunConfig}
 """Prefix of fields on the command line, and the dataclass that has them."""
 
 
@@ -46,7 +46,7 @@ def main(argv: Sequence[str]) -> int:
 
     def run() -> None:
         arguments.overrides = parse_overrides([*fields, *rest])
-        refuse_foreign_fields(arguments.overrides, arguments.uses, KINDS)
+        refuse_foreign_fields(arguments.overrides, arguments.uses, SETTINGS_TYPES)
         arguments.command(load_config(arguments.config, arguments.overrides), arguments)
 
     return run_command(run, show_traceback=arguments.traceback)
@@ -90,19 +90,19 @@ MACHINE_ERRORS = {
 
 
 def _explanation(error: Exception) -> str | None:
-    """What an error says to the user; None for a bug. AWS's own errors say who refuses what."""
+    """The message of an error for the user; None for a bug."""
     package = type(error).__module__.partition(".")[0]
     if package in ("experiments", "lightning_modules", "sagemaker_launch", "botocore", "boto3"):
         return str(error)
     if isinstance(error, OSError) and error.errno in MACHINE_ERRORS:
-        what = f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror)
-        return f"{what}: {MACHINE_ERRORS[error.errno]}. Finished work is kept; then the same command continues it"
+        message = f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror)
+        return f"{message}: {MACHINE_ERRORS[error.errno]}. Finished work is kept; then the same command continues it"
     return None
 
 
 def bug_report(error: BaseException) -> str:
     """Log an unexpected error with its traceback and versions, and say where the log is."""
-    import tempfile  # not needed where all goes well
+    import tempfile  # rarely needed
 
     lines = [
         f"{time.strftime('%Y-%m-%d %H:%M:%S')} {shlex.join(sys.argv)}",
@@ -165,23 +165,27 @@ def parse_overrides(tokens: Sequence[str]) -> dict[str, str]:
     return overrides
 
 
-def refuse_foreign_fields(typed: Mapping[str, str], commands: Sequence[str], kinds: Mapping[str, type]) -> None:
+def refuse_foreign_fields(
+    typed: Mapping[str, str], commands: Sequence[str], settings_types: Mapping[str, type]
+) -> None:
     """Refuse fields that a command does not use. A preset may hold them: it is for several commands.
 
     Args:
         typed: field names, as on the command line, and values.
         commands: the command, and further commands that it runs.
-        kinds: as KINDS; the empty prefix last.
+        settings_types: as SETTINGS_TYPES; the empty prefix last.
 
     Raises:
         UserError: for a name that is no field, or a field of other commands.
     """
     command = commands[0].removeprefix("cloud ")
     for name, value in typed.items():
-        prefix, kind = next((prefix, kind) for prefix, kind in kinds.items() if name.startswith(prefix))
-        field = fields_of(kind).get(name.removeprefix(prefix))
+        prefix, settings_type = next(
+            (prefix, settings_type) for prefix, settings_type in settings_types.items() if name.startswith(prefix)
+        )
+        field = fields_of(settings_type).get(name.removeprefix(prefix))
         if field is None:
-            raise unknown_field(name, kind, prefix=prefix, command=command)
+            raise unknown_field(name, settings_type, prefix=prefix, command=command)
         if not field.is_used_by(commands):
             raise UserError(
                 f"{name} must be left out of `{command}`, which does not use it, got {value!r}; "
@@ -210,7 +214,7 @@ def _sweep(config: RunConfig, arguments: argparse.Namespace) -> None:
     print(f"model:  {result.folder / 'trials' / f'{result.best.number:04d}' / 'export'}")
     print(f"report: {result.report}")
     print(f"runs:   MLflow experiment '{config.tracking.experiment}' in {public_url(tracking_uri(config))}")
-    print(f"look:   {_where_to_look(config)}")
+    print(f"look:   {_ui_address(config)}")
 
 
 def _train(config: RunConfig, arguments: argparse.Namespace) -> None:
@@ -235,7 +239,7 @@ def _train(config: RunConfig, arguments: argparse.Namespace) -> None:
 
         # The study's own page shows the test score of its best trial from now on.
         print(f"report:   {report_studies([load_study(config, arguments.from_best)], config)}")
-    print(f"look:     {_where_to_look(config)}")
+    print(f"look:     {_ui_address(config)}")
 
 
 def _evaluate(config: RunConfig, arguments: argparse.Namespace) -> None:
@@ -266,7 +270,9 @@ def _predict(config: RunConfig, arguments: argparse.Namespace) -> None:
     else:
         print(prediction_table(predictions))
     if any(prediction.error for prediction in predictions):
-        raise CommandError(f"{sum(bool(one.error) for one in predictions)} of {len(predictions)} photos can't be read")
+        raise CommandError(
+            f"{sum(bool(prediction.error) for prediction in predictions)} of {len(predictions)} photos can't be read"
+        )
 
 
 def _report(config: RunConfig, arguments: argparse.Namespace) -> None:
@@ -302,7 +308,7 @@ def _ui(config: RunConfig, arguments: argparse.Namespace) -> None:
         links.append(f"{name}, runs:   {view_link(address, experiment_id, TABLE)}")
         links.append(f"{name}, charts: {view_link(address, experiment_id, CHARTS)}")
     say("starting MLflow, which takes some seconds")
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ending this process ends both
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # the end of this process ends both
     command = [sys.executable, "-m", "mlflow", "server", "--workers", "1"]
     # By environment: every user of this machine can read a command line, which may hold the database's password.
     server = subprocess.Popen(
@@ -339,20 +345,20 @@ def _answers(server: subprocess.Popen[bytes], port: int) -> bool:
 
 
 def command_parser() -> argparse.ArgumentParser:
-    """The commands and their own options; the fields of the config are what they leave over."""
+    """The parser of the commands and their own options; the remaining arguments are fields of the config."""
     text = "Fine-tune an image classifier, sweep over its settings and compare the runs in MLflow."
-    return command_line("python -m experiments", text, _add_commands, KINDS)
+    return command_line("python -m experiments", text, _add_commands, SETTINGS_TYPES)
 
 
 def command_line(
-    program: str, text: str, add_commands: Callable[[Any], None], kinds: Mapping[str, type]
+    program: str, text: str, add_commands: Callable[[Any], None], settings_types: Mapping[str, type]
 ) -> argparse.ArgumentParser:
     """A parser of commands whose help ends with the fields that the command uses.
 
     Args:
         add_commands: gets what `add_subparsers` returns; each parser that it adds has a default `uses`, the names of
             the command and of further commands that it runs.
-        kinds: as KINDS.
+        settings_types: as SETTINGS_TYPES.
     """
 
     class CommandParser(argparse.ArgumentParser):
@@ -361,7 +367,10 @@ def command_line(
             self.add_argument("--traceback", action="store_true", help="show the traceback of every error")
 
         def format_help(self) -> str:
-            listed = [fields_help(kind, self.get_default("uses"), prefix) for prefix, kind in kinds.items()]
+            listed = [
+                fields_help(settings_type, self.get_default("uses"), prefix)
+                for prefix, settings_type in settings_types.items()
+            ]
             return "\n".join([super().format_help(), "Fields, set as --section.field value\n", *listed])
 
     parser = argparse.ArgumentParser(prog=program, description=text, allow_abbrev=False)
@@ -421,8 +430,8 @@ def _number(low: int, high: int = sys.maxsize) -> Callable[[str], int]:
     return read
 
 
-def _where_to_look(config: RunConfig) -> str:
-    """The address of a tracking server, which has a UI of its own, or the command that opens one on a database."""
+def _ui_address(config: RunConfig) -> str:
+    """Where to see the runs: the address of a tracking server, or the command that opens a UI on a database."""
     if tracking_uri(config).startswith(("http://", "https://")):
         return f"{public_url(tracking_uri(config))} in a browser"
     fields = [] if config.output_dir == RunConfig.output_dir else ["--output_dir", str(config.output_dir)]

@@ -28,13 +28,13 @@ from lightning_modules.redaction import public_url, remember_url
 SEARCHES = ("sweep", "cloud tune")
 TRAINS = (*SEARCHES, "train", "cloud train")
 FINDS_PHOTOS = (*TRAINS, "evaluate", "cloud sync", "cloud parity", "cloud debug-report")
-"""Commands by which fields they use."""
+"""Groups of commands that use the same fields."""
 CUT_FIELDS = ("seed", "data.fraction", "data.valid_fraction")
 """Fields that say which photos of a data set a run trains on and which it is scored on."""
 Settings = TypeVar("Settings")
 """A frozen dataclass whose fields a person sets."""
 ConfigValue = bool | int | float | str | None
-"""What one field holds once flattened."""
+"""The value of a field once flattened."""
 
 
 def require(condition: bool, key: str, rule: str, value: object) -> None:
@@ -51,20 +51,20 @@ def require_folder(key: str, folder: Path) -> None:
     """Refuse a folder in which nothing can be written, whether it exists or not.
 
     Args:
-        key: what names it.
+        key: the field or option that names the folder.
 
     Raises:
-        UserError: if it, or the nearest folder above that exists, is a file or can't be written.
+        UserError: if the folder, or the nearest existing folder above it, is a file or can't be written.
     """
     import tempfile  # `--help` does not need it
 
-    there = next(one for one in (folder.absolute(), *folder.absolute().parents) if one.exists())
+    nearest = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     try:
-        with tempfile.TemporaryFile(dir=there):  # root may write anywhere by its rights, but not to a read-only disk
+        with tempfile.TemporaryFile(dir=nearest):  # root may write anywhere by its rights, but not to a read-only disk
             pass
     except OSError as error:
         raise UserError(
-            f"{key} must be a folder that can be written, got {str(folder)!r}: {there}: {error.strerror}"
+            f"{key} must be a folder that can be written, got {str(folder)!r}: {nearest}: {error.strerror}"
         ) from None
 
 
@@ -135,7 +135,7 @@ class DataConfig:
     """Folder of the caches and of the hashes of files."""
 
     def __post_init__(self) -> None:
-        """Refuse what no run can use."""
+        """Refuse values that no run can use."""
         size, crop = self.image_size, self.crop_fraction
         require(size is None or 16 <= size <= 1024, "data.image_size", "be 16..1024", size)
         require(crop is None or 0.5 <= crop <= 1, "data.crop_fraction", "be 0.5..1", crop)
@@ -182,7 +182,7 @@ class ModelConfig:
     """Label smoothing of the training loss; validation and test losses are plain cross entropy."""
 
     def __post_init__(self) -> None:
-        """Refuse what no run can use."""
+        """Refuse values that no run can use."""
         require(0 <= self.dropout < 1, "model.dropout", "be in [0, 1)", self.dropout)
         require(
             0 <= self.label_smoothing < 1,
@@ -210,7 +210,7 @@ class OptimizerConfig:
     """Epochs of linear warm-up; for one_cycle of the rising part, where 0 means 30 % of the run."""
 
     def __post_init__(self) -> None:
-        """Refuse what no run can use."""
+        """Refuse values that no run can use."""
         require(self.learning_rate > 0, "optimizer.learning_rate", "be > 0", self.learning_rate)
         require(self.weight_decay >= 0, "optimizer.weight_decay", "be >= 0", self.weight_decay)
         require(
@@ -258,7 +258,7 @@ class TrainerConfig:
     with PyTorch's trace."""
 
     def __post_init__(self) -> None:
-        """Refuse what no run can use."""
+        """Refuse values that no run can use."""
         require(self.max_epochs is None or self.max_epochs >= 1, "trainer.max_epochs", "be >= 1", self.max_epochs)
         require(self.min_steps >= 1, "trainer.min_steps", "be >= 1", self.min_steps)
         require(self.devices >= 1, "trainer.devices", "be >= 1", self.devices)
@@ -297,7 +297,7 @@ class TrackingConfig:
     """Longest wait for each answer of MLflow at the end of a command; then it fails, and the same command continues."""
 
     def __post_init__(self) -> None:
-        """Refuse what no run can use."""
+        """Refuse values that no run can use."""
         require(
             self.flush_timeout_seconds > 0,
             "tracking.flush_timeout_seconds",
@@ -340,7 +340,7 @@ class SweepConfig:
     """Whether a smaller or a larger metric is better."""
 
     def __post_init__(self) -> None:
-        """Refuse what no run can use."""
+        """Refuse values that no run can use."""
         require(self.n_trials >= 1, "sweep.n_trials", "be >= 1", self.n_trials)
         require(self.max_failures >= 0, "sweep.max_failures", "be >= 0", self.max_failures)
         require(
@@ -386,7 +386,7 @@ class RunConfig:
     """Folder of studies, runs and the local MLflow store."""
 
     def __post_init__(self) -> None:
-        """Set the default names of study and experiment, and refuse what no run can use."""
+        """Set the default names of study and experiment, and refuse values that no run can use."""
         if not self.sweep.study_name:
             named = replace(self.sweep, study_name=_folder_name(self.data) or "sweep")
             object.__setattr__(self, "sweep", named)
@@ -427,15 +427,15 @@ class RunConfig:
 
 
 def _folder_name(data: DataConfig) -> str:
-    """The name of the user's own data folder, without what MLflow refuses in the name of a model; else nothing."""
+    """Name of the user's own data folder, without the characters that MLflow refuses in a model's name; else empty."""
     if data.name != "folder" or data.root is None:
         return ""
     return re.sub(r"[:\\]", "_", Path(os.path.normpath(data.root.absolute())).name)
 
 
-def field_names(kind: type = RunConfig) -> list[str]:
+def field_names(settings_type: type = RunConfig) -> list[str]:
     """Dotted names of all fields, in the order a person reads them."""
-    return list(fields_of(kind))
+    return list(fields_of(settings_type))
 
 
 def decides_result(name: str) -> bool:
@@ -444,7 +444,7 @@ def decides_result(name: str) -> bool:
 
 
 def is_needed_to_repeat(name: str) -> bool:
-    """Whether a command that repeats a run sets a field."""
+    """Whether a command that repeats a run must set a field."""
     return decides_result(name) or _field(name).role == "photos"
 
 
@@ -485,7 +485,7 @@ def to_flat(config: RunConfig) -> dict[str, ConfigValue]:
 
 
 def to_public(config: RunConfig) -> dict[str, ConfigValue]:
-    """`to_flat` without the passwords that URLs may hold: what may be stored beside a run and shown."""
+    """`to_flat` without the passwords that URLs may hold, so that it can be stored and shown."""
     flat = to_flat(config)
     urls = {name: value for name, value in flat.items() if _field(name).secret and isinstance(value, str)}
     return flat | {name: public_url(value) for name, value in urls.items()}
@@ -495,8 +495,8 @@ def secret_variables() -> dict[str, str]:
     """The fields that may hold a password, and the environment variable that sets each: others can read an argument."""
     return {
         name: f"EXPERIMENTS_{name.replace('.', '_').upper()}"
-        for name, one in fields_of(RunConfig).items()
-        if one.secret
+        for name, field in fields_of(RunConfig).items()
+        if field.secret
     }
 
 
@@ -558,7 +558,7 @@ def with_recipe(config: RunConfig, drawn: Collection[str] = ()) -> RunConfig:
     size, crop = config.data.image_size, config.data.crop_fraction
     if "model.backbone" in drawn or None not in (size, crop):
         return config
-    from lightning_modules.network import recipe  # `--help` does not need torchvision, nor who types both
+    from lightning_modules.network import recipe  # needed only if a size is open: torchvision is slow to import
 
     wanted = recipe(config.model.backbone)
     data = replace(
@@ -584,7 +584,7 @@ def load_config(preset: Path | None = None, overrides: Mapping[str, object] | No
 
 
 def load_settings(
-    kind: type[Settings],
+    settings_type: type[Settings],
     preset: Path | None,
     overrides: Mapping[str, object],
     *,
@@ -603,53 +603,53 @@ def load_settings(
         loaded = {} if loaded is None else loaded
         require(isinstance(loaded, dict), str(preset), "hold sections or fields, such as 'seed: 1'", loaded)
         assert isinstance(loaded, dict)
-        values = _known(_flatten(loaded, kind), kind, str(preset))
-    return _build(kind, {**values, **_known(overrides, kind)}, prefix)
+        values = _known(_flatten(loaded, settings_type), settings_type, str(preset))
+    return _build(settings_type, {**values, **_known(overrides, settings_type)}, prefix)
 
 
 @functools.cache
-def _parser(kind: type) -> ArgumentParser:
+def _parser(settings_type: type) -> ArgumentParser:
     # allow_abbrev=True would silently take --max_ep for trainer.max_epochs.
     parser = ArgumentParser(allow_abbrev=False, exit_on_error=False, add_help=False)
-    parser.add_class_arguments(kind)
+    parser.add_class_arguments(settings_type)
     return parser
 
 
-def _build(kind: type[Settings], values: Mapping[str, object], prefix: str = "") -> Settings:
-    parser = _parser(kind)  # type: ignore[arg-type]
+def _build(settings_type: type[Settings], values: Mapping[str, object], prefix: str = "") -> Settings:
+    parser = _parser(settings_type)  # type: ignore[arg-type]
     try:
         built = parser.instantiate(parser.parse_object(_nest(values)))
     except ArgumentError as error:
-        raise _refused(kind, values, error, prefix) from error
-    return kind(**vars(built))
+        raise _refused(settings_type, values, error, prefix) from error
+    return settings_type(**vars(built))
 
 
-def _refused(kind: type, values: Mapping[str, object], error: ArgumentError, prefix: str) -> UserError:
+def _refused(settings_type: type, values: Mapping[str, object], error: ArgumentError, prefix: str) -> UserError:
     """Our message for a value that jsonargparse refuses."""
     named = re.match(r'Parser key "([^"]+)"', str(error))
     assert named is not None, "names were checked before: only a value can be refused"
     name = named[1]
-    return UserError(f"{prefix}{name} must {fields_of(kind)[name].rule}, got {values[name]!r}")
+    return UserError(f"{prefix}{name} must {fields_of(settings_type)[name].rule}, got {values[name]!r}")
 
 
-def _known(values: Mapping[str, object], kind: type, where: str = "") -> dict[str, object]:
-    fields = fields_of(kind)
+def _known(values: Mapping[str, object], settings_type: type, where: str = "") -> dict[str, object]:
+    fields = fields_of(settings_type)
     for name, value in values.items():
         if name not in fields:
-            raise unknown_field(name, kind, where=where)
+            raise unknown_field(name, settings_type, where=where)
         require(value is not None or type(None) in get_args(fields[name].hint), name, "have a value", value)
     return dict(values)
 
 
-def _flatten(nested: Mapping[str, object], kind: type, prefix: str = "") -> dict[str, object]:
-    """Dotted names of what a preset nests; a field that is a mapping, such as tags, stays one."""
+def _flatten(nested: Mapping[str, object], settings_type: type, prefix: str = "") -> dict[str, object]:
+    """Flatten a preset to dotted names; a field that is a mapping, such as tags, remains a mapping."""
     flat: dict[str, object] = {}
     for key, value in nested.items():
         name = f"{prefix}{key}"
-        is_section = any(known.startswith(f"{name}.") for known in fields_of(kind))
-        is_mapping = name in fields_of(kind) and get_origin(fields_of(kind)[name].hint) is dict
+        is_section = any(known.startswith(f"{name}.") for known in fields_of(settings_type))
+        is_mapping = name in fields_of(settings_type) and get_origin(fields_of(settings_type)[name].hint) is dict
         if isinstance(value, Mapping) and not is_mapping and (value or is_section):
-            flat |= _flatten(value, kind, f"{name}.")
+            flat |= _flatten(value, settings_type, f"{name}.")
         else:
             flat[name] = value
     return flat

@@ -124,33 +124,37 @@ class Field:
 
 
 @functools.cache
-def fields_of(kind: type, prefix: str = "", commands: tuple[str, ...] = ()) -> Mapping[str, Field]:
+def fields_of(settings_type: type, prefix: str = "", commands: tuple[str, ...] = ()) -> Mapping[str, Field]:
     """The fields of a dataclass and of its sections by their dotted names, in the order a person reads them."""
     found: dict[str, Field] = {}
-    hints = get_type_hints(kind)
-    for one in dataclasses.fields(kind):
-        own, hint = one.metadata.get(COMMANDS, commands), hints[one.name]
+    hints = get_type_hints(settings_type)
+    for field in dataclasses.fields(settings_type):
+        own, hint = field.metadata.get(COMMANDS, commands), hints[field.name]
         if dataclasses.is_dataclass(hint):
             assert isinstance(hint, type)
-            found |= fields_of(hint, f"{prefix}{one.name}.", own)
+            found |= fields_of(hint, f"{prefix}{field.name}.", own)
         else:
-            default = one.default if one.default is not dataclasses.MISSING else None
-            declared = {name: value for name, value in one.metadata.items() if name != COMMANDS}
-            found[prefix + one.name] = Field(hint, default, own, **declared)
+            default = field.default if field.default is not dataclasses.MISSING else None
+            declared = {name: value for name, value in field.metadata.items() if name != COMMANDS}
+            found[prefix + field.name] = Field(hint, default, own, **declared)
     return found
 
 
-def unknown_field(name: str, kind: type, *, where: str = "", prefix: str = "", command: str = "sweep") -> UserError:
-    """The error for a name that is no field: says which field was meant.
+def unknown_field(
+    name: str, settings_type: type, *, where: str = "", prefix: str = "", command: str = "sweep"
+) -> UserError:
+    """The error for a name that is no field, with the field that was probably meant.
 
     Args:
         where: the file that names it.
-        prefix: prefix of the fields of `kind` on the command line.
+        prefix: prefix of the fields of `settings_type` on the command line.
         command: whose help lists the fields.
     """
-    known = list(fields_of(kind))
+    known = list(fields_of(settings_type))
     typed = name.removeprefix(prefix)
-    near = [one for one in known if _abbreviates(typed, one)] or difflib.get_close_matches(typed, known, 1, cutoff=0.5)
+    near = [candidate for candidate in known if _abbreviates(typed, candidate)] or difflib.get_close_matches(
+        typed, known, 1, cutoff=0.5
+    )
     hint = f"did you mean {prefix}{near[0]}?" if near else f"`{command} --help` lists options and fields"
     return UserError(f"{where}{': ' if where else ''}{name} must be the name of a field, got {name!r}; {hint}")
 
@@ -164,35 +168,37 @@ def _abbreviates(typed: str, name: str) -> bool:
     return section in ("", name.rpartition(".")[0]) and re.fullmatch("_?".join(shortened), last) is not None
 
 
-def fields_help(kind: type, commands: Sequence[str], prefix: str = "") -> str:
+def fields_help(settings_type: type, commands: Sequence[str], prefix: str = "") -> str:
     """The fields of some commands by section, with their values, defaults and docstrings.
 
     Args:
-        commands: the first one's own section comes first.
+        commands: the section of the first command comes first.
         prefix: prefix of the fields on the command line.
     """
     own = f"{commands[0]}."
-    sections = sorted(_sections(kind), key=lambda section: section[0] != own)
-    listed = [(title, list(_lines(kind, path, section, commands, prefix))) for path, title, section in sections]
+    sections = sorted(_sections(settings_type), key=lambda section: section[0] != own)
+    listed = [
+        (title, list(_lines(settings_type, path, section, commands, prefix))) for path, title, section in sections
+    ]
     return "\n".join("\n".join([f"{title}:", *lines, ""]) for title, lines in listed if lines)
 
 
-def _sections(kind: type, path: str = "") -> Iterator[tuple[str, str, type]]:
-    """A dataclass and those in its fields: dotted path, what they are about, type."""
-    yield path, re.split(r"[.;](?:\s|$)", str(kind.__doc__))[0], kind
-    for name, hint in get_type_hints(kind).items():
+def _sections(settings_type: type, path: str = "") -> Iterator[tuple[str, str, type]]:
+    """A dataclass and the dataclasses in its fields: dotted path, first sentence of the docstring, type."""
+    yield path, re.split(r"[.;](?:\s|$)", str(settings_type.__doc__))[0], settings_type
+    for name, hint in get_type_hints(settings_type).items():
         if dataclasses.is_dataclass(hint):
             assert isinstance(hint, type)
             yield from _sections(hint, f"{path}{name}.")
 
 
-def _lines(kind: type, path: str, section: type, commands: Sequence[str], prefix: str) -> Iterator[str]:
+def _lines(settings_type: type, path: str, section: type, commands: Sequence[str], prefix: str) -> Iterator[str]:
     """The lines about the fields of one section."""
     from docstring_parser import parse_from_object  # only help reads docstrings
 
-    texts = {one.arg_name: " ".join((one.description or "").split()) for one in parse_from_object(section).params}
+    texts = {param.arg_name: " ".join((param.description or "").split()) for param in parse_from_object(section).params}
     width = min(shutil.get_terminal_size().columns, HELP_WIDTH)
-    for name, field in fields_of(kind).items():
+    for name, field in fields_of(settings_type).items():
         above, _, last = name.rpartition(".")
         if path.rstrip(".") == above and field.is_used_by(commands):
             default = "" if field.default in (None, "") else f" (default: {_shown(field.default)})"
@@ -210,14 +216,14 @@ def _shown(default: object) -> str:
 
 def _described(hint: Any) -> tuple[str, str]:
     """Placeholder of a value of this type in the help, and the values that it takes."""
-    options = [one for one in get_args(hint) if one is not type(None)]
+    options = [option for option in get_args(hint) if option is not type(None)]
     if get_origin(hint) in (Union, UnionType):
-        described = [_described(one) for one in options]
-        metavar = "|".join(one for one, _ in described)
-        rule = " or ".join(one.removeprefix("be ") for _, one in described)
+        described = [_described(option) for option in options]
+        metavar = "|".join(placeholder for placeholder, _ in described)
+        rule = " or ".join(values.removeprefix("be ") for _, values in described)
         return metavar, f"be {rule}{' or null' if type(None) in get_args(hint) else ''}"
     if get_origin(hint) is Literal:
-        words = [str(one) for one in options]
+        words = [str(value) for value in options]
         return "|".join(words), f"be one of {', '.join(words)}" if len(words) > 1 else f"be {words[0]}"
     return _PLAIN[get_origin(hint) or hint]
 

@@ -32,7 +32,7 @@ class Watch(Callback):
 
 
 class Interrupts:
-    """While it is entered, signals request a stop. Only the main thread gets signals; elsewhere it does nothing."""
+    """A context manager in which signals request a stop. It does nothing outside of the main thread."""
 
     def __init__(self, signals: Sequence[int] = STOP_SIGNALS) -> None:
         self.requested = False
@@ -48,7 +48,7 @@ class Interrupts:
 
     def __exit__(
         self,
-        kind: type[BaseException] | None,
+        exception_type: type[BaseException] | None,
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
@@ -68,12 +68,12 @@ class Interrupts:
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         del number, frame
         if self.requested and hasattr(sys, "ps1"):
-            raise InterruptedRunError  # a notebook or a Python prompt stays
+            raise InterruptedRunError  # a notebook or a Python prompt keeps running
         if self.requested:
             # No clean-up: checkpoints and run folders are whole at any moment.
             os._exit(EXIT_INTERRUPTED)
         self.requested = True
-        # Not print: the signal may have come while the main thread was in it, and its buffer can't be entered twice.
+        # Not print: the signal may interrupt a print of the main thread, and a buffer can't be entered twice.
         with contextlib.suppress(OSError):  # `train 2>&1 | tee log`: the same Ctrl-C has ended tee
             os.write(2, b"\nstopping after this batch; once more to stop at once\n")
 

@@ -21,7 +21,7 @@ _Item = TypeVar("_Item")
 
 
 class Patience:
-    """Repeats a call that fails while another process holds something or a server is away.
+    """Repeats a call that fails while another process holds a lock or a server is away.
 
     Args:
         seconds: how long to wait for one call.
@@ -41,7 +41,7 @@ class Patience:
         Raises:
             SweepError: if it is busy for too long.
         """
-        begun, said = time.monotonic(), False
+        begun, has_reported = time.monotonic(), False
         while True:
             try:
                 return call()
@@ -54,10 +54,10 @@ class Patience:
                         f"{name} was locked by another process, or did not answer, for {self._seconds:g} seconds: the "
                         "trials are kept, and the same command continues when it answers again"
                     ) from error
-            if waited > SILENT_SECONDS and not said:
+            if waited > SILENT_SECONDS and not has_reported:
                 limit = f", for {duration(self._seconds)} at most" if math.isfinite(self._seconds) else ""
                 say(f"waiting for {name}, which is locked by another process or does not answer{limit}")
-                said = True
+                has_reported = True
             self._check()
             time.sleep(PAUSE_SECONDS)
 

@@ -11,7 +11,7 @@ import torch
 
 from experiments.config import CUT_FIELDS, RunConfig, override, require_folder
 from experiments.console import say
-from experiments.data.datasets import check_photos, locate
+from experiments.data.datasets import check_photos, locate_photos
 from experiments.data.inputs import forget_opened, open_data_once, say_data
 from experiments.errors import UserError
 from experiments.figures.pictures import draw_scores
@@ -55,9 +55,9 @@ def predict_photos(photos: Sequence[Path], export: Path, top_k: int) -> list[Pre
 def prediction_table(predictions: Sequence[Prediction]) -> str:
     """Names and scores for a person."""
     lines = []
-    for one in predictions:
-        lines.append(f"{printable(one.image)}{': ' + one.error if one.error else ''}")
-        lines += [f"  {score:7.2%}  {name}" for name, score in one.classes]
+    for prediction in predictions:
+        lines.append(f"{printable(prediction.image)}{': ' + prediction.error if prediction.error else ''}")
+        lines += [f"  {score:7.2%}  {name}" for name, score in prediction.classes]
     return "\n".join(lines)
 
 
@@ -90,7 +90,7 @@ def evaluate_export(export: Path, config: RunConfig, split: str) -> Evaluation:
     trained_on = json.loads((export / MANIFEST_FILE).read_text()).get("data")  # older exports have none
     if trained_on:
         config = override(config, {name: trained_on[name.removeprefix("data.")] for name in CUT_FIELDS})
-    root = locate(config.data)
+    root = locate_photos(config.data)
     names = read_class_names(root)
     if names != model.class_names:
         missing, unknown = _few({*model.class_names} - {*names}), _few({*names} - {*model.class_names})

@@ -46,7 +46,7 @@ def check_sweep(config: RunConfig, space: SearchSpace) -> None:
         value = getattr(config.trainer, name.rpartition(".")[2])
         require(value == 1, name, "be 1 in a sweep (use sweep.workers)", value)
     check_against(space, config)
-    check_places(config)
+    check_locations(config)
     drawn = {name: extremes(space[name]) for name in CHECKED_BY_VALUE if name in space}
     if SMALLEST in space:
         drawn[SMALLEST] = (min(extremes(space[SMALLEST]), key=float),)
@@ -62,11 +62,11 @@ def check_training(config: RunConfig) -> None:
     Raises:
         UserError: naming key, rule, value and next step.
     """
-    check_places(config)
+    check_locations(config)
     check_model(config)
 
 
-def check_places(config: RunConfig) -> None:
+def check_locations(config: RunConfig) -> None:
     """Refuse photos, an output folder or a tracking store that cannot be used."""
     from experiments.tracking.store import check_tracking  # MLflow takes a second or more to import
 
@@ -82,8 +82,8 @@ def check_locks(folder: Path) -> None:
     Raises:
         UserError: naming it.
     """
-    there = next(one for one in (folder.absolute(), *folder.absolute().parents) if one.exists())
-    with tempfile.TemporaryDirectory(prefix=".locks-", dir=there) as own, KernelLock(Path(own) / "lock"):
+    nearest = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    with tempfile.TemporaryDirectory(prefix=".locks-", dir=nearest) as own, KernelLock(Path(own) / "lock"):
         pass
 
 

@@ -39,7 +39,7 @@ RUN_FOLDER = "EXPERIMENTS_RUN_FOLDER"
 """Environment variable that tells the processes of further devices where the first one trains."""
 
 FIRST_PROCESS = "first_process.lock"
-"""In the run folder, while the first of several processes trains there. Whoever claims the folder has another lock."""
+"""Lock file in the run folder, held while the first of several processes trains there; claims use another lock."""
 FOLDER_SECONDS = 60.0
 """How long a further process waits for the first one's run folder, once it has looked through the photos."""
 
@@ -49,13 +49,13 @@ class TrainedModel:
     """Result of `experiments train`."""
 
     metrics: Mapping[str, float]
-    """Those of the best epoch, the highest accuracy of all epochs, and those of the test split."""
+    """Metrics of the best epoch and of the test split, and the highest accuracy of all epochs."""
     facts: Mapping[str, str]
     """Facts of the run, its data included."""
     export: Path
     model_uri: str
     champion: bool
-    """Whether it is now the model's champion: no earlier one on the same photos was better by `sweep.metric`."""
+    """Whether the version is now the champion: no earlier one on the same photos was better by `sweep.metric`."""
 
 
 def train_and_register(
@@ -81,7 +81,7 @@ def train_and_register(
         config = override(best, overrides or {})
         tags = {"study": from_best, "trial": str(trial.number)}
     name = f"train {from_best or config.data.name}"
-    folder = train_run(config, run_place(config), name, tags, registers=True)
+    folder = train_run(config, run_path_prefix(config), name, tags, registers=True)
     outcome, published = folder.outcome, folder.published
     assert outcome is not None and published.model_uri is not None, "the publisher has registered it"
     return TrainedModel(
@@ -91,17 +91,17 @@ def train_and_register(
 
 def train_run(
     config: RunConfig,
-    place: Path,
+    path_prefix: Path,
     name: str,
     tags: Mapping[str, str],
     *,
     score_test: bool = True,
     registers: bool = False,
 ) -> RunFolder:
-    """Train, score, export and publish a run. An earlier run of this place continues where it stopped.
+    """Train, score, export and publish a run. An earlier run with this prefix continues where it stopped.
 
     Args:
-        place: what the run folder's path begins with.
+        path_prefix: the run folder's path, without `-` and its number.
         name: of the run, in MLflow.
         tags: further tags of the run.
         score_test: false leaves the test split alone.
@@ -109,18 +109,18 @@ def train_run(
 
     Raises:
         UserError: for settings that do not fit the photos or weights.
-        TrackingError: if MLflow stays away.
+        TrackingError: if MLflow does not answer.
         InterruptedRunError: after Ctrl-C.
     """
     prepare_process()
     num_processes = config.trainer.num_processes
     if not is_first_process(num_processes):
-        _train_along(config, place)
+        _train_along(config, path_prefix)
     check_training(config)
     forget_opened()
     say_data(config)
     config = resolve_config(config)
-    folder, lock = _claim_folder(place, open_data_once(config).fingerprint, registers=registers)
+    folder, lock = _claim_folder(path_prefix, open_data_once(config).fingerprint, registers=registers)
     os.environ[RUN_FOLDER] = str(folder.path)
     first = contextlib.nullcontext() if num_processes == 1 else KernelLock(folder.path / FIRST_PROCESS)
     with lock, first, Interrupts() as interrupts:
@@ -146,7 +146,7 @@ def train_run(
 
 
 def _train(config: RunConfig, folder: RunFolder, watches: Sequence[Watch], *, score_test: bool) -> dict[str, float]:
-    """Train, score what is to be scored, and write the export."""
+    """Train, score the validation split and, if wanted, the test split, and write the export."""
     result = train(
         config,
         output_dir=folder.path,
@@ -160,7 +160,7 @@ def _train(config: RunConfig, folder: RunFolder, watches: Sequence[Watch], *, sc
 
 
 def _export_so_far(config: RunConfig, folder: RunFolder) -> str:
-    """Export the best epoch of a run that has not ended, and say so; the run's own export replaces it."""
+    """Export the best epoch of an interrupted run, and describe it; the export at the end of the run replaces it."""
     best = best_so_far(folder.path)
     if best is None:
         return " before the first epoch was finished, so there is no model yet"
@@ -172,14 +172,14 @@ def _export_so_far(config: RunConfig, folder: RunFolder) -> str:
     return f" after epoch {done} of {config.trainer.epochs}; best model so far: {model}"
 
 
-def _train_along(config: RunConfig, place: Path) -> NoReturn:
+def _train_along(config: RunConfig, path_prefix: Path) -> NoReturn:
     """Train as one of the further processes: Lightning, torchrun or srun runs the same command for each."""
     with Interrupts() as interrupts:
         if RUN_FOLDER in os.environ:  # Lightning has started it
             folder = RunFolder(Path(os.environ[RUN_FOLDER]))
         else:
             open_data_once(config)  # takes as long as in the first process
-            folder = _folder_of_first_process(place, interrupts.raise_if_requested)
+            folder = _folder_of_first_process(path_prefix, interrupts.raise_if_requested)
         train(
             resolve_config(config),
             output_dir=folder.path,
@@ -189,18 +189,18 @@ def _train_along(config: RunConfig, place: Path) -> NoReturn:
     sys.exit()
 
 
-def _folder_of_first_process(place: Path, check: Callable[[], None]) -> RunFolder:
+def _folder_of_first_process(path_prefix: Path, check: Callable[[], None]) -> RunFolder:
     """The run folder that the first process holds, in a folder that all machines share."""
     until = time.monotonic() + FOLDER_SECONDS
     while time.monotonic() < until:
-        for path in sorted(place.parent.glob(f"{place.name}-*/run.json")):
+        for path in sorted(path_prefix.parent.glob(f"{path_prefix.name}-*/run.json")):
             folder = RunFolder(path.parent)
             if _has_first_process(folder):
                 return folder
         check()
         time.sleep(0.2)
     raise CommandError(
-        f"the first process of this training must write to {place.parent} within {FOLDER_SECONDS:g} seconds: all "
+        f"the first process of this training must write to {path_prefix.parent} within {FOLDER_SECONDS:g} seconds: all "
         "machines must share output_dir, and the output of that process says whether it stopped"
     )
 
@@ -212,26 +212,26 @@ def _has_first_process(folder: RunFolder) -> bool:
     return not is_free
 
 
-def run_place(config: RunConfig, folder: str = "train") -> Path:
-    """What the paths of the run folders of a config begin with, in a folder below `output_dir`.
+def run_path_prefix(config: RunConfig, folder: str = "train") -> Path:
+    """The path of the run folders of a config, without `-` and a number, in a folder below `output_dir`.
 
-    A config has the same whether it leaves the sizes of photos to the backbone or sets them to the same values.
+    It is the same whether the config leaves the sizes of photos to the backbone or sets the same sizes.
     """
     flat = json.dumps(to_flat(with_recipe(config)))
     return config.output_dir / folder / hashlib.sha256(flat.encode()).hexdigest()[:8]
 
 
-def complete_run(place: Path) -> RunFolder | None:
-    """The newest run of a place that was trained to its end."""
-    folders = [RunFolder(path.parent) for path in sorted(place.parent.glob(f"{place.name}-*/run.json"))]
+def complete_run(path_prefix: Path) -> RunFolder | None:
+    """The newest run with this prefix that was trained to its end."""
+    folders = [RunFolder(path.parent) for path in sorted(path_prefix.parent.glob(f"{path_prefix.name}-*/run.json"))]
     complete = [folder for folder in folders if folder.outcome is not None and folder.outcome.state == "COMPLETE"]
     return complete[-1] if complete else None
 
 
 def _claim_folder(
-    place: Path, fingerprint: str, *, registers: bool
+    path_prefix: Path, fingerprint: str, *, registers: bool
 ) -> tuple[RunFolder, AcquireReturnProxy[KernelLock]]:
-    """The folder of the first run of a place that has not gone through all steps, or a new one.
+    """The folder of the first run with this prefix that has not gone through all steps, or a new one.
 
     The steps are: trained, published, registered. The same command continues with the next one. After the last one, or
     after a training that failed, it trains a new run. A run on other photos is left as it is.
@@ -240,7 +240,7 @@ def _claim_folder(
         fingerprint: of the photos now.
     """
     for number in range(10_000):
-        folder = RunFolder(place.with_name(f"{place.name}-{number:03d}"))
+        folder = RunFolder(path_prefix.with_name(f"{path_prefix.name}-{number:03d}"))
         folder.path.mkdir(parents=True, exist_ok=True)
         try:
             lock = KernelLock(folder.path / "lock").acquire(timeout=0)
@@ -249,7 +249,7 @@ def _claim_folder(
         if not _has_all_steps(folder, registers=registers) and folder.fingerprint in (None, fingerprint):
             return folder, lock
         lock.lock.release()
-    raise UserError(f"output_dir must have room for one more run of {place}, got 10,000 of them")
+    raise UserError(f"output_dir must have room for one more run of {path_prefix}, got 10,000 of them")
 
 
 def _has_all_steps(folder: RunFolder, *, registers: bool) -> bool:

@@ -65,7 +65,7 @@ class SweepResult:
 
 
 def run_sweep(config: RunConfig, *, more: int = 0) -> SweepResult:
-    """Run the study to its end, from its present state.
+    """Run a new or an interrupted study to its end.
 
     Args:
         more: trials to add to a study that has all its trials.
@@ -97,7 +97,7 @@ def run_sweep(config: RunConfig, *, more: int = 0) -> SweepResult:
         try:
             run_workers(context)
         except InterruptedRunError:
-            raise InterruptedRunError(_conclude_so_far(config, study, target)) from None
+            raise InterruptedRunError(_report_interrupted(config, study, target)) from None
         except SweepError as error:
             parent.finish(Outcome("FAIL", reason=str(error)))
             raise
@@ -106,7 +106,7 @@ def run_sweep(config: RunConfig, *, more: int = 0) -> SweepResult:
             say(f"{limit} has passed after {finished} of {target} trials; the same command continues from here")
         # Two sweeps on one study may end at the same time.
         with Patience(math.inf, interrupts.raise_if_requested).lock(study_folder(config) / "conclude.lock"):
-            return _conclude(config, study, parent)
+            return _export_and_report(config, study, parent)
 
 
 def _open_parent(config: RunConfig, space: SearchSpace) -> RunFolder:
@@ -114,7 +114,7 @@ def _open_parent(config: RunConfig, space: SearchSpace) -> RunFolder:
     parent = RunFolder(study_folder(config) / "study")
     if not parent.has_started:
         fixed = {name: value for name, value in to_public(config).items() if name not in space}
-        params = fixed | {f"{SEARCHED}{name}": str(one) for name, one in space.items()}
+        params = fixed | {f"{SEARCHED}{name}": str(search_range) for name, search_range in space.items()}
         parent.start(config.sweep.study_name, params, {"study": config.sweep.study_name, **LOCAL, **environment_tags()})
     elif parent.outcome:
         parent.reopen()
@@ -130,10 +130,10 @@ def with_population(config: RunConfig, space: SearchSpace) -> RunConfig:
     return override(config, {"sweep.population": POPULATION if trains_together else 1})
 
 
-def _conclude(config: RunConfig, study: optuna.Study, parent: RunFolder) -> SweepResult:
+def _export_and_report(config: RunConfig, study: optuna.Study, parent: RunFolder) -> SweepResult:
     """Export the best model, draw the study and write its report."""
     say("exporting the best model, drawing the study and writing its report")
-    keep_best_checkpoints(config, study)  # a kill may have come between a trial's end and this
+    keep_best_checkpoints(config, study)  # a kill may have prevented it at the end of a trial
     for trial in study.get_trials(deepcopy=False, states=[TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL]):
         mark_taken_over(trial_folder(config, trial.number))
     best = best_trial(study)
@@ -147,7 +147,7 @@ def _conclude(config: RunConfig, study: optuna.Study, parent: RunFolder) -> Swee
     study.trials_dataframe().to_csv(parent.artifacts / "trials.csv", index=False)
     report = report_studies([study], config)
     shutil.copy(report, parent.artifacts / report.name)
-    # The same names as a run's, so that a search and its trials share columns; it has no epochs of its own.
+    # The names of a run's metrics, so that a search and its trials share columns in MLflow; a search has no epochs.
     found = summary(best.user_attrs) if best else {}
     parent.finish(Outcome("COMPLETE", best.value if best else None, found))
     if best is None:
@@ -166,11 +166,11 @@ def _train_longer(config: RunConfig, best: FrozenTrial) -> str:
     return train_longer(best_epoch, override(config, best.params).trainer.epochs)
 
 
-def _conclude_so_far(config: RunConfig, study: optuna.Study, target: int) -> str:
-    """Export the best model of a study that is interrupted, write its report, and say so."""
+def _report_interrupted(config: RunConfig, study: optuna.Study, target: int) -> str:
+    """Export the best model of an interrupted study, write its report, and describe both."""
     try:
         copy = copy_in_time(study, COPY_SECONDS)
-    except Exception as error:  # each database has errors of its own
+    except Exception as error:  # each database driver has its own errors
         return _storage_is_silent(error)
     best = best_trial(copy)
     if best is None:

@@ -94,11 +94,11 @@ class PhotoTask:
 
     @property
     def loading_threads(self) -> int:
-        """Threads that put batches together."""
+        """Threads that assemble batches."""
         return self.config.data.num_workers or torch.get_num_threads()
 
     def open(self) -> None:
-        """Open what trials of one process share."""
+        """Open the data that all trials of a process share."""
         open_data_once(self.config)
         open_decoded_once(self.config)
 
@@ -163,7 +163,7 @@ class HeadTask:
         )
 
     def open(self) -> None:
-        """Open what trials of one process share."""
+        """Open the data that all trials of a process share."""
         open_data_once(self.config)
         open_features_once(self.config)
 

@@ -1,4 +1,4 @@
-"""The training path of a single run: `train()`. `study/population.py` trains many heads at once, over the same tasks.
+"""The training path of a single run: `train()`. `study/population_training.py` trains many heads at once.
 
 A local run calls it, a trial that trains alone calls it, and the SageMaker container calls it. It reads no environment
 variable and no command line, and does not know where it runs: what differs comes in as a logger or a callback.
@@ -121,9 +121,9 @@ def train(
         enable_model_summary=False,
     )
     try:
-        trainer.fit(model, datamodule=data, ckpt_path=checkpoints.find_whole())
+        trainer.fit(model, datamodule=data, ckpt_path=checkpoints.find_resumable())
     except SIGTERMException as error:
-        # Lightning handles SIGTERM too, and ends the process after the epoch as if nothing were left to do.
+        # Lightning handles SIGTERM too: it returns after the epoch as if the training were complete.
         raise InterruptedRunError from error
     if failure := trainer.strategy.broadcast(history.failure):
         raise diverged(max(history.epochs), failure)
@@ -203,7 +203,7 @@ def data_facts(folders: ClassFolders) -> dict[str, str | int]:
 
 
 def exported_data(task: Task) -> dict[str, ConfigValue]:
-    """What `model.json` says of the photos: the facts, and the fields that divide them, from which `evaluate` does."""
+    """The entry `data` of `model.json`: facts about the photos, and the fields by which `evaluate` divides them."""
     facts: dict[str, ConfigValue] = {**data_facts(task.folders)}
     cut = {name: to_flat(task.config)[name] for name in CUT_FIELDS}
     return {name.removeprefix("data."): value for name, value in (facts | cut).items()}

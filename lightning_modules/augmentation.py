@@ -19,7 +19,7 @@ from lightning_modules.inference import Interpolation
 Augment = Literal["none", "light", "strong"]
 
 VERSION = 2
-"""Part of a feature cache's key: raise it when the same draws make another picture."""
+"""Part of a feature cache's key: raise it when the same draws give other pixels."""
 DRAWS = 16
 """Random numbers per image."""
 CROP_AREA = (0.35, 1.0)
@@ -101,10 +101,10 @@ def _strengths(draws: Tensor) -> Tensor:
 def _sample(
     pixels: Tensor, sizes: Tensor, draws: Tensor, geometry: Tensor, image_size: int, *, upright: bool, mode: str
 ) -> Tensor:
-    """Cut a random box out of each image, turned, sheared and flipped, and scale it: one sampling for all.
+    """Crop, rotate, shear, flip and resize each image, in one call of `grid_sample`.
 
     The result is (B, 3, image_size, image_size) float32, in [0, 255] except where bicubic sampling overshoots.
-    `upright` boxes are neither turned nor sheared.
+    `upright` boxes are neither rotated nor sheared.
 
     There is no low-pass filter: boxes are at most a little larger than the result, as photos come scaled down.
     """
@@ -113,21 +113,21 @@ def _sample(
     area = height * width * (low + (high - low) * draws[:, 0])
     low, high = (math.log(bound) for bound in CROP_RATIO)
     ratio = (low + (high - low) * draws[:, 1]).exp()
-    # A side that would stick out is cut.
+    # A side that is longer than the photo is shortened.
     box_height, box_width = torch.minimum((area / ratio).sqrt(), height), torch.minimum((area * ratio).sqrt(), width)
     middle_y = box_height / 2 + draws[:, 2] * (height - box_height)
     middle_x = box_width / 2 + draws[:, 3] * (width - box_width)
     mirrored = torch.where(draws[:, 4] < 0.5, -1.0, 1.0)
     angle, shear_x, shear_y = math.pi / 6 * geometry[:, 0], 0.3 * geometry[:, 1], 0.3 * geometry[:, 2]
 
-    # Places of the result's pixels: a share of the box's height and width each, down and across from its middle.
+    # Coordinates of the result's pixels: a share of the box's height and width each, down and across from its middle.
     along = (torch.arange(image_size, device=pixels.device) + 0.5) / image_size - 0.5
     down, across = box_height[:, None] * along, (box_width * mirrored)[:, None] * along
     sine, cosine = angle.sin()[:, None], angle.cos()[:, None]
     y_down, y_across = down * (cosine + sine * shear_x[:, None]), across * (cosine * shear_y[:, None] + sine)
     x_down, x_across = down * (cosine * shear_x[:, None] - sine), across * (cosine - sine * shear_y[:, None])
     # In `grid_sample`'s units, where the canvas reaches from -1 to 1.
-    places = draws.new_empty(len(draws), image_size, image_size, 2)
+    grid = draws.new_empty(len(draws), image_size, image_size, 2)
     for axis, from_down, from_across, middle, side, canvas in (
         (0, x_down, x_across, middle_x, width, pixels.shape[2]),
         (1, y_down, y_across, middle_y, height, pixels.shape[1]),
@@ -136,15 +136,15 @@ def _sample(
         step = from_across * (2 / canvas)
         if upright:  # a column shares its x, and a row its y: less to add up and to clamp
             start, step = (start[:, :1], step) if axis == 0 else (start, step[:, :1])
-        place = start[:, :, None] + step[:, None, :]
+        coordinates = start[:, :, None] + step[:, None, :]
         # Outside of the photo its nearest pixel is shown, never the padding of the batch.
         last = ((side - 0.5) * (2 / canvas) - 1)[:, None, None]
-        places[..., axis] = place.clamp_(torch.full_like(last, 1 / canvas - 1), last)
+        grid[..., axis] = coordinates.clamp_(torch.full_like(last, 1 / canvas - 1), last)
     padding = "zeros"  # never seen
     if mode == "bicubic":
         pixels, padding = _edges_repeated(pixels, sizes), "border"
     images = pixels.permute(0, 3, 1, 2).to(torch.float32)
-    return functional.grid_sample(images, places, mode=mode, padding_mode=padding, align_corners=False)
+    return functional.grid_sample(images, grid, mode=mode, padding_mode=padding, align_corners=False)
 
 
 def _edges_repeated(pixels: Tensor, sizes: Tensor) -> Tensor:
@@ -157,7 +157,7 @@ def _edges_repeated(pixels: Tensor, sizes: Tensor) -> Tensor:
 
 
 def _blend(images: Tensor, other: Tensor, share: Tensor, scale: Tensor | float = 1.0) -> None:
-    """`scale` times the images, away from `other` for shares above 1 and towards it for those below; in place."""
+    """Scale the images and move them away from `other` (share above 1) or towards it (share below 1), in place."""
     torch.addcmul(other * (1 - share), images, share * scale, out=images)
 
 
@@ -175,7 +175,10 @@ def _erased(draws: Tensor, image_size: int) -> Tensor:
     stretch = ((2 * draws[:, 3] - 1) * math.log(2)).exp()
     along = (torch.arange(image_size, device=draws.device) + 0.5) / image_size
     inside = []
-    for place, extent in ((draws[:, 1], (side * stretch).clamp(max=1)), (draws[:, 2], (side / stretch).clamp(max=1))):
-        start = (place * (1 - extent))[:, None]
+    for position, extent in (
+        (draws[:, 1], (side * stretch).clamp(max=1)),
+        (draws[:, 2], (side / stretch).clamp(max=1)),
+    ):
+        start = (position * (1 - extent))[:, None]
         inside.append(some & (along >= start) & (along < start + extent[:, None]))
     return (inside[0][:, :, None] & inside[1][:, None, :])[:, None]

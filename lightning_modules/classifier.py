@@ -15,7 +15,7 @@ from torchmetrics import Metric
 
 from lightning_modules import metrics
 from lightning_modules.data import IGNORED_LABEL, Batch, seed_draws, step_seed
-from lightning_modules.lightning_private import restore_place_in_data
+from lightning_modules.lightning_private import restore_data_position
 from lightning_modules.network import Trainable, find_head, trainable_modules
 
 Schedule = Literal["constant", "cosine", "one_cycle"]
@@ -34,7 +34,7 @@ class ImageClassifier(pl.LightningModule):
     """Cross-entropy fine-tuning of the head, the last block or all of a network.
 
     Frozen layers stay in eval mode, so neither their weights nor their BatchNorm statistics change. Checkpoints leave
-    them out: they hold what training changes, and are loaded into a network that was built the same way.
+    them out: they contain what training changes, and are loaded into a network that was built the same way.
     """
 
     strict_loading = False
@@ -68,8 +68,8 @@ class ImageClassifier(pl.LightningModule):
         self.criterion = nn.CrossEntropyLoss(ignore_index=IGNORED_LABEL)
         self._trained = trainable_modules(network, trainable)
         network.requires_grad_(False)
-        for part in self._trained:
-            part.requires_grad_(True)
+        for module in self._trained:
+            module.requires_grad_(True)
         self.num_classes = num_classes
         self.train_loss, self.train_accuracy = Average(), Average()
         self.val_loss, self.val_accuracy, self.val_top5_accuracy = Average(), Average(), Average()
@@ -92,8 +92,8 @@ class ImageClassifier(pl.LightningModule):
         """Switch to training mode, except for frozen layers."""
         super().train(mode)
         self.network.eval()
-        for part in self._trained:
-            part.train(mode)
+        for module in self._trained:
+            module.train(mode)
         return self
 
     def on_fit_start(self) -> None:
@@ -102,8 +102,8 @@ class ImageClassifier(pl.LightningModule):
 
     def on_train_start(self) -> None:
         """Resume within an epoch; Lightning does not call `on_train_epoch_start` for it."""
-        restore_place_in_data(self.trainer)
-        # Its seconds are those before the checkpoint plus those from now on, without lost steps and the pause.
+        restore_data_position(self.trainer)
+        # The epoch's duration is that before the checkpoint plus that from now on, without lost steps and the pause.
         self._epoch_started = time.perf_counter() - self._epoch_seconds
 
     def on_train_epoch_start(self) -> None:
@@ -164,8 +164,8 @@ class ImageClassifier(pl.LightningModule):
             }
         # torchmetrics has already reduced them over all devices.
         self.log_dict(values)
-        for one in (self.train_loss, self.train_accuracy, self.val_loss, self.val_accuracy, self.val_top5_accuracy):
-            one.reset()
+        for metric in (self.train_loss, self.train_accuracy, self.val_loss, self.val_accuracy, self.val_top5_accuracy):
+            metric.reset()
         self._epoch_images = 0
 
     def configure_optimizers(self) -> Any:
@@ -195,14 +195,14 @@ class ImageClassifier(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Remove what training does not change, and add the sums of the epoch so far."""
-        trained = {id(tensor) for part in self._trained for tensor in part.state_dict(keep_vars=True).values()}
+        trained = {id(tensor) for module in self._trained for tensor in module.state_dict(keep_vars=True).values()}
         own = self.state_dict(keep_vars=True)
         checkpoint["state_dict"] = {
             name: value for name, value in checkpoint["state_dict"].items() if id(own[name]) in trained
         }
         checkpoint[EPOCH_SO_FAR] = {
             # The sums of all devices, as one process writes for all; at the end of an epoch they have just been reset.
-            "metrics": self.all_gather([one.metric_state for one in self._epoch_metrics()]),
+            "metrics": self.all_gather([metric.metric_state for metric in self._epoch_metrics()]),
             "images": self._epoch_images,
             "seconds": time.perf_counter() - self._epoch_started,
         }
@@ -222,12 +222,12 @@ class ImageClassifier(pl.LightningModule):
 
     def _parameter_groups(self) -> list[dict[str, Any]]:
         """Head and backbone, each with and without decay: norms and biases (one dimension) are not decayed."""
-        head = {id(one) for one in self.network.get_submodule(find_head(self.network)).parameters()}
+        head = {id(parameter) for parameter in self.network.get_submodule(find_head(self.network)).parameters()}
         groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
-        for name, one in self.network.named_parameters():
-            if one.requires_grad:
-                is_decayed = one.ndim > 1 and name.rpartition(".")[2] not in NOT_DECAYED
-                groups.setdefault((id(one) in head, is_decayed), []).append(one)
+        for name, parameter in self.network.named_parameters():
+            if parameter.requires_grad:
+                is_decayed = parameter.ndim > 1 and name.rpartition(".")[2] not in NOT_DECAYED
+                groups.setdefault((id(parameter) in head, is_decayed), []).append(parameter)
         return [
             {
                 "params": parameters,
@@ -247,7 +247,7 @@ class ImageClassifier(pl.LightningModule):
 class Average(Metric):
     """Mean over images, of a loss or of hits; NaN stays NaN, and no update waits for the device.
 
-    torchmetrics' MeanMetric drops NaN, so that a diverged run looks well, and with `nan_strategy="disable"` it drops
+    torchmetrics' MeanMetric drops NaN, so that a diverged run looks good, and with `nan_strategy="disable"` it drops
     the weights instead; its accuracies with `ignore_index` select by a mask, which waits for the device (1.9.0).
     """
 
@@ -260,7 +260,7 @@ class Average(Metric):
         self.add_state("images", torch.tensor(0.0), dist_reduce_fx="sum")
 
     def update(self, total: Tensor, images: Tensor | int) -> None:
-        """Add one batch: its sum, over how many images."""
+        """Add the sum over a batch and its number of images."""
         self.total += total
         self.images += images
 

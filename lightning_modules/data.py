@@ -55,18 +55,18 @@ class ShardedSampler:
         return math.ceil(self.length / self.world_size)
 
     def draws(self) -> tuple[Tensor, Tensor, Tensor]:
-        """All of the epoch at once, each (len(self),).
+        """The draws of the whole epoch, each (len(self),).
 
         Returns:
-            Places in the split (int64), a seed for the augmentation of each image in this epoch (int64), and which
+            Indices in the split (int64), a seed for the augmentation of each image in this epoch (int64), and which
             images only fill up the share (bool).
         """
         generator = torch.Generator().manual_seed(self.seed * 100_003 + self.epoch)
         order = torch.randperm(self.length, generator=generator) if self.shuffle else torch.arange(self.length)
         seeds = torch.randint(2**62, (self.length,), generator=generator)
-        places = torch.arange(self.rank, len(self) * self.world_size, self.world_size)
-        photos = order[places % self.length]
-        padding = (places >= self.length) & torch.tensor(not self.shuffle)
+        positions = torch.arange(self.rank, len(self) * self.world_size, self.world_size)
+        photos = order[positions % self.length]
+        padding = (positions >= self.length) & torch.tensor(not self.shuffle)
         return photos, seeds[photos], padding
 
 
@@ -78,7 +78,7 @@ def step_seed(seed: int, step: int, rank: int = 0) -> int:
 def seed_draws(seed: int, device: torch.device) -> None:
     """Seed the random generators of the CPU and of `device`.
 
-    `torch.manual_seed` also seeds absent kinds of devices, which takes longer than a step of a head.
+    `torch.manual_seed` also seeds types of devices that are absent, which takes longer than a step of a head.
     """
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":
@@ -88,7 +88,7 @@ def seed_draws(seed: int, device: torch.device) -> None:
 
 
 class PhotoBatch(NamedTuple):
-    """A batch as it is sent to the device: bytes, a quarter of the size of floats."""
+    """A batch as it is sent to the device: uint8, a quarter of the size of float32."""
 
     pixels: Tensor
     """(B, H, W, 3) uint8; each photo in the upper left corner."""
@@ -113,13 +113,13 @@ def batch_sizes(images: int, batch_size: int, *, no_single: bool = False) -> lis
 
 
 class EpochBatches:
-    """The batches of one epoch, which can start in its middle: a loader for Lightning, without worker processes."""
+    """The batches of an epoch, which can resume within the epoch: a loader for Lightning without worker processes."""
 
     batch_sampler = None  # Lightning reads it from a loader with a sampler
 
     def __init__(self, batch_size: int, sampler: ShardedSampler, *, no_single: bool = False) -> None:
         self.batch_size = batch_size
-        self.sampler = sampler  # Lightning tells it the epoch
+        self.sampler = sampler  # Lightning sets its epoch
         self.sizes = batch_sizes(len(sampler), batch_size, no_single=no_single)
         """Images of each batch."""
         self._given, self._skipped = 0, 0
@@ -136,7 +136,7 @@ class EpochBatches:
         self._skipped = state_dict["batches"]
 
     def _begin(self) -> None:
-        """To be called at the first batch: Lightning creates the iterator before it sets epoch and position."""
+        """Start the epoch at its first batch: Lightning creates the iterator before it sets epoch and position."""
         self._given, self._skipped = self._skipped, 0
 
 
@@ -163,14 +163,14 @@ class PhotoBatches(EpochBatches):
 
     def __iter__(self) -> Iterator[PhotoBatch]:
         self._begin()
-        drawn = zip(*(torch.split(one, self.sizes) for one in self.sampler.draws()), strict=True)
-        parts = deque(islice(drawn, self._given, None))
+        drawn = zip(*(torch.split(draws, self.sizes) for draws in self.sampler.draws()), strict=True)
+        remaining = deque(islice(drawn, self._given, None))
         pool = open_threads(self.threads)
         coming: deque[tuple[PhotoBatch, list[Future[None]]]] = deque()
         try:
-            while parts or coming:
-                while parts and sum(len(tasks) for _, tasks in coming) < 3 * self.threads:
-                    coming.append(self._assemble(pool, *parts.popleft()))
+            while remaining or coming:
+                while remaining and sum(len(tasks) for _, tasks in coming) < 3 * self.threads:
+                    coming.append(self._assemble(pool, *remaining.popleft()))
                 batch, tasks = coming.popleft()
                 for task in tasks:
                     task.result()
@@ -180,11 +180,11 @@ class PhotoBatches(EpochBatches):
             pool.shutdown(cancel_futures=True)
 
     def _assemble(
-        self, pool: ThreadPoolExecutor, places: Tensor, seeds: Tensor, padding: Tensor
+        self, pool: ThreadPoolExecutor, indices: Tensor, seeds: Tensor, padding: Tensor
     ) -> tuple[PhotoBatch, list[Future[None]]]:
         """A batch, and the tasks that fill it. All threads share the first batch, so an epoch starts at once."""
-        wanted = places.tolist()
-        sizes = np.array([self.photos.size(place) for place in wanted])
+        wanted = indices.tolist()
+        sizes = np.array([self.photos.size(index) for index in wanted])
         height, width = sizes.max(axis=0).tolist()
         pixels = torch.empty(len(wanted), height, width, 3, dtype=torch.uint8, pin_memory=torch.cuda.is_available())
         # numpy: each torch operation releases the GIL and waits to get it back.
@@ -196,10 +196,10 @@ class PhotoBatches(EpochBatches):
                 high, wide = shapes[slot]
                 canvas[slot, :high, :wide] = self.photos[wanted[slot]]
 
-        places_of_tasks = range(len(wanted))
-        tasks = [pool.submit(fill, places_of_tasks[start : start + share]) for start in range(0, len(wanted), share)]
+        all_slots = range(len(wanted))
+        tasks = [pool.submit(fill, all_slots[start : start + share]) for start in range(0, len(wanted), share)]
         draws = draw_numbers(seeds) if self.augmented else torch.empty(len(seeds), 0)
-        labels = self.labels[places].masked_fill(padding, IGNORED_LABEL)
+        labels = self.labels[indices].masked_fill(padding, IGNORED_LABEL)
         return PhotoBatch(pixels, torch.from_numpy(sizes), draws, labels), tasks
 
 
@@ -256,31 +256,31 @@ class ClassFolderData(pl.LightningDataModule):
     def transfer_batch_to_device(self, batch: PhotoBatch, device: torch.device, dataloader_idx: int) -> Batch:
         """Send to the device; augment and normalise there.
 
-        On a GPU this runs on a stream of its own, beside the training of the batch before.
+        On a GPU this runs on a separate stream, while the previous batch trains.
         """
         del dataloader_idx
         stream = self._stream if device.type == "cuda" else None
         with torch.cuda.stream(stream):
-            here = _sent(batch, device)
+            here = _on_device(batch, device)
             ready = self._inputs(here), here.labels
             if self.augment == "strong" and batch.draws.shape[1]:
                 ready = self._mixed(*ready)
         if stream is not None:
             training = torch.cuda.current_stream(device)
             training.wait_stream(stream)
-            for one in ready:
-                one.record_stream(training)  # its memory is not free before training has read it
+            for tensor in ready:
+                tensor.record_stream(training)  # its memory is not free before training has read it
         return ready
 
     def validation_inputs(self, device: torch.device) -> Iterator[Tensor]:
         """The whole validation split in order, not divided between devices, as input of the network."""
         for batch in self._batches(self._valid, self.folders.valid, divided=False):
-            yield self._inputs(_sent(batch, device))
+            yield self._inputs(_on_device(batch, device))
 
     def split_inputs(self, split: Split, device: torch.device) -> Iterator[Tensor]:
         """A whole split in order, as input of the network: (B, 3, S, S) float32 on `device`."""
         for batch in self._batches(self.files(split), split, divided=False):
-            yield self._inputs(_sent(batch, device))
+            yield self._inputs(_on_device(batch, device))
 
     def training_views(self, device: torch.device, views: int) -> Iterator[Iterator[Tensor]]:
         """The whole training split in order, with this many augmented views per batch, which is decoded once."""
@@ -291,9 +291,9 @@ class ClassFolderData(pl.LightningDataModule):
             sampler.set_epoch(view)
             seeds.append(torch.split(sampler.draws()[1], self.batch_size))
         for batch, *own in zip(self._batches(self._train, self.folders.train, divided=False), *seeds, strict=True):
-            here = _sent(batch, device)
+            here = _on_device(batch, device)
             if augmented:
-                yield (self._inputs(here._replace(draws=draw_numbers(one).to(device))) for one in own)
+                yield (self._inputs(here._replace(draws=draw_numbers(view_seeds).to(device))) for view_seeds in own)
             else:
                 yield (self._inputs(here) for _ in own)
 
@@ -322,7 +322,7 @@ class ClassFolderData(pl.LightningDataModule):
         assert self.trainer is not None
         with torch.random.fork_rng(devices=[]):
             step = step_seed(self.seed, self.trainer.global_step, self.trainer.global_rank)
-            seed_draws(step, torch.device("cpu"))  # how images are mixed is drawn there
+            seed_draws(step, torch.device("cpu"))  # the draws of MixUp and CutMix are made there
             mixed: Batch = self._mix(images, labels) if float(torch.rand(())) < 0.5 else (images, labels)
         return mixed
 
@@ -348,5 +348,5 @@ class ClassFolderData(pl.LightningDataModule):
         )
 
 
-def _sent(batch: PhotoBatch, device: torch.device) -> PhotoBatch:
-    return PhotoBatch(*(one.to(device, non_blocking=True) for one in batch))
+def _on_device(batch: PhotoBatch, device: torch.device) -> PhotoBatch:
+    return PhotoBatch(*(tensor.to(device, non_blocking=True) for tensor in batch))

@@ -1,4 +1,4 @@
-"""Writing a file or folder whole or not at all."""
+"""Write a file or a folder atomically."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ def replaced_whole(path: Path, *, shared: bool = False) -> Iterator[Path]:
     A folder replaces no other folder unless that is empty.
 
     Args:
-        shared: whether several processes may write `path` at the same time: each then writes a part of its own.
+        shared: whether several processes may write `path` at the same time: each then writes its own temporary file.
 
     Yields:
-        Where to write. What a killed process left there is removed first.
+        The temporary path to write to. Leftovers of a killed process are removed first.
 
     Raises:
-        OSError: what the system says; it names `path` where the system's error names no file.
+        OSError: the system's error; it names `path` if the system's error names no file.
     """
-    part = part_of(path) if not shared else path.with_name(f".{path.name}.{os.getpid()}.part")
+    part = part_path(path) if not shared else path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         remove(part)
         yield part
@@ -33,28 +33,28 @@ def replaced_whole(path: Path, *, shared: bool = False) -> Iterator[Path]:
     except BaseException as error:
         with contextlib.suppress(OSError):
             remove(part)
-        failure = _of_the_machine(error)
+        failure = _machine_error(error)
         if failure is None:
             raise
         failure.filename = failure.filename or str(path)
         raise failure from (None if failure is error else error)
 
 
-def part_of(path: Path) -> Path:
-    """Where `replaced_whole` writes what becomes `path`."""
+def part_path(path: Path) -> Path:
+    """The temporary path that `replaced_whole` renames to `path`."""
     return path.with_name(f".{path.name}.part")
 
 
 def remove(path: Path) -> None:
-    """Delete a file or a folder with all that is in it, if it is there."""
+    """Delete a file or a folder with its content, if it exists."""
     if path.is_dir():
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
 
 
-def _of_the_machine(error: BaseException) -> OSError | None:
-    """The system's own error, which torch and safetensors wrap into errors of theirs."""
+def _machine_error(error: BaseException) -> OSError | None:
+    """The system's own error, which torch and safetensors wrap into their own errors."""
     if isinstance(error, OSError):
         return error if error.errno else None
     if isinstance(error, RuntimeError) and isinstance(error.__context__, OSError):

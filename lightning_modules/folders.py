@@ -67,7 +67,7 @@ class ClassFolders:
     test: Split | None
     """None where the data set has no test folder."""
     valid_is_cut: bool
-    """Whether valid is a part of train, because the data set has no folder with validation photos."""
+    """Whether valid was split from train, because the data set has no folder with validation photos."""
     bad_files: dict[str, str]
     """Files that were left out: path relative to root, and why."""
     leaked: int
@@ -92,7 +92,7 @@ def scan_class_folders(
 ) -> ClassFolders:
     """Scan `root/{train,valid,test}/CLASS/PHOTO`. Every file is decoded once; the result is cached by size and date.
 
-    Without a valid folder a stratified part of train, drawn with `seed`, takes its place.
+    Without a valid folder the validation split is drawn from train with `seed`, stratified by class.
 
     Raises:
         UserError: if there is no root or no train folder; if a split has classes that train lacks, or too few photos.
@@ -102,7 +102,7 @@ def scan_class_folders(
     listed = _list(root)
     folder_names, class_names = _names(root, listed)
     everything = [path for paths in listed.values() for path in paths]
-    facts = _look_at(everything, root, cache_dir, progress)
+    facts = _scan_files(everything, root, cache_dir, progress)
     bad = {printable(path.relative_to(root)): facts[path].problem for path in everything if facts[path].problem}
     accepted = max(1.0, max_bad_fraction * len(everything)) if max_bad_fraction else 0
     if len(bad) > accepted:
@@ -204,7 +204,7 @@ class _Fact(NamedTuple):
     width: int = 0
 
 
-def _look_at(paths: Sequence[Path], root: Path, cache_dir: Path, progress: Progress) -> dict[Path, _Fact]:
+def _scan_files(paths: Sequence[Path], root: Path, cache_dir: Path, progress: Progress) -> dict[Path, _Fact]:
     """Hash and decode every file once; a file of the same size and date is not opened again."""
     cache = cache_dir / f"files-{hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:16]}.json"
     known = _read_cache(cache)
@@ -293,7 +293,7 @@ def _scan_file(path: Path) -> _Fact:
 
 
 def _cut(split: Split, fraction: float, seed: int) -> tuple[Split, Split]:
-    """Split stratified by class: (the part, the rest), at least one photo per class in both."""
+    """Divide a split, stratified by class, into a fraction and the rest; both have at least one photo per class."""
     by_class: dict[int, list[int]] = defaultdict(list)
     for index, label in enumerate(split.labels):
         by_class[label].append(index)
@@ -303,9 +303,9 @@ def _cut(split: Split, fraction: float, seed: int) -> tuple[Split, Split]:
             raise _too_few(len(indices), split.paths[indices[0]].parent.name)
         count = min(max(1, round(fraction * len(indices))), len(indices) - 1)
         taken |= set(np.random.default_rng([seed, label]).permutation(indices)[:count].tolist())
-    part = sorted(taken)
+    selected = sorted(taken)
     rest = [index for index in range(len(split)) if index not in taken]
-    return _select(split, part), _select(split, rest)
+    return _select(split, selected), _select(split, rest)
 
 
 def _too_few(count: int, name: str) -> UserError:
@@ -345,23 +345,27 @@ def _copies(root: Path, splits: dict[str, Split]) -> tuple[tuple[str, ...], ...]
 
 def _remarks(root: Path, splits: Mapping[str, Split]) -> tuple[str, ...]:
     """Warnings about folders that are valid but rarely intended."""
-    said, empty = [], []
+    remarks, empty = [], []
     if "test" not in (found := split_folders(root)):
-        said.append(f"data.root {root} has no test folder: this run has no test score")
+        remarks.append(f"data.root {root} has no test folder: this run has no test score")
     for split, folder in found.items():
         photos = Counter(map(_folder, splits[split].paths)) if split in splits else Counter()
         if not photos:
             instead = "this run has no test score" if split == "test" else "a part of train is taken instead"
-            said.append(f"data.root {root}: {folder.name} has no photo in class folders: {instead}")
+            remarks.append(f"data.root {root}: {folder.name} has no photo in class folders: {instead}")
             continue
-        empty += [f"{folder.name}/{one.name}" for one in class_folders(folder) if not photos[in_one_spelling(one.name)]]
+        empty += [
+            f"{folder.name}/{path.name}" for path in class_folders(folder) if not photos[in_one_spelling(path.name)]
+        ]
         if single := [name for name, count in photos.items() if count == 1 and split == "train"]:
-            said.append(f"data.root {root}: classes in train with a single photo: {named(single)}")
-        if loose := [printable(one.name) for one in loose_files(folder)]:
-            said.append(f"data.root {root}: {folder.name} has files outside of class folders, left out: {named(loose)}")
+            remarks.append(f"data.root {root}: classes in train with a single photo: {named(single)}")
+        if loose := [printable(path.name) for path in loose_files(folder)]:
+            remarks.append(
+                f"data.root {root}: {folder.name} has files outside of class folders, left out: {named(loose)}"
+            )
     if empty:
-        said.append(f"data.root {root}: class folders without a photo: {named(empty)}")
-    return tuple(said)
+        remarks.append(f"data.root {root}: class folders without a photo: {named(empty)}")
+    return tuple(remarks)
 
 
 def _fingerprint(root: Path, splits: dict[str, Split]) -> str:

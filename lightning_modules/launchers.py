@@ -44,7 +44,7 @@ class OneProcess(LightningEnvironment):
 
 
 def cluster_environment(num_processes: int) -> ClusterEnvironment | None:
-    """How the processes of a training find each other.
+    """Lightning's environment, by which the processes of a training find each other.
 
     Args:
         num_processes: devices times nodes.

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytorch_lightning as pl
 
 
-def restore_place_in_data(trainer: pl.Trainer) -> None:
-    """Go on in the training data where the checkpoint was.
+def restore_data_position(trainer: pl.Trainer) -> None:
+    """Continue in the training data at the position of the checkpoint.
 
-    Lightning 2.6 does so as it opens the data. `estimated_stepping_batches` has had them opened before the checkpoint
-    is read. Nothing happens if the checkpoint ends an epoch.
+    Lightning 2.6 does so when it opens the data, but `estimated_stepping_batches` opens them before the checkpoint is
+    read. Does nothing for a checkpoint at the end of an epoch.
     """
     loop = trainer.fit_loop
     assert hasattr(loop, "_load_combined_loader_states"), "the fit loop can restore the loaders' states"

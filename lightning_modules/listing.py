@@ -20,7 +20,7 @@ MAX_FILE_BYTES = 512 * 1024 * 1024
 MAX_LINES = 50
 """Longest list that is printed on a terminal."""
 
-_KINDS = {
+_FILE_TYPES = {
     stat.S_IFIFO: "a named pipe",
     stat.S_IFSOCK: "a socket",
     stat.S_IFCHR: "a device",
@@ -29,7 +29,7 @@ _KINDS = {
 
 
 def split_folders(root: Path) -> dict[str, Path]:
-    """The folder of each split that there is.
+    """The folders of the splits that exist.
 
     Raises:
         UserError: if there is no root or no train folder, or two folders for one split.
@@ -44,7 +44,7 @@ def split_folders(root: Path) -> dict[str, Path]:
             names = " and ".join(folder.name for folder in folders)
             raise UserError(f"data.root {root} must have one folder for the {split} split, got {names}: merge them")
     if not found["train"]:
-        inside = sorted(printable(one.name) for one in root.iterdir() if one.is_dir() and not _is_ignored(one.name))
+        inside = sorted(printable(path.name) for path in root.iterdir() if path.is_dir() and not _is_ignored(path.name))
         raise UserError(
             f"data.root {root} must have a folder 'train' with one folder a class, got {named(inside) or 'no folder'}"
         )
@@ -57,12 +57,12 @@ def class_folders(folder: Path) -> list[Path]:
     Raises:
         UserError: for a name that is not in UTF-8, which no file of results could hold.
     """
-    found = sorted(one for one in _entries(folder) if one.is_dir())
-    for one in found:
-        if not _is_text(one.name):
+    found = sorted(path for path in _entries(folder) if path.is_dir())
+    for path in found:
+        if not _is_text(path.name):
             raise UserError(
                 f"data.root {folder.parent}: class folders in {folder.name} must have names in UTF-8, got "
-                f"{printable(one.name)}: rename it"
+                f"{printable(path.name)}: rename it"
             )
     return found
 
@@ -104,20 +104,20 @@ def list_photos(folder: Path) -> list[Path]:
         UserError: as `class_folders`, and for a class folder that holds folders only.
     """
     found: list[tuple[str, str, Path]] = []
-    for one in class_folders(folder):
-        inside = list(_entries(one))
+    for class_folder in class_folders(folder):
+        inside = list(_entries(class_folder))
         if inside and all(entry.is_dir() for entry in inside):
             raise UserError(
-                f"data.root {folder.parent}: {folder.name}/{one.name} must hold photos, got only folders, such as "
-                f"{printable(min(inside).name)}: class folders stand directly in {folder.name}, move them there"
+                f"data.root {folder.parent}: {folder.name}/{class_folder.name} must hold photos, got only folders, "
+                f"such as {printable(min(inside).name)}: class folders stand directly in {folder.name}, move them there"
             )
-        found += [(in_one_spelling(one.name), in_one_spelling(entry.name), entry) for entry in inside]
+        found += [(in_one_spelling(class_folder.name), in_one_spelling(entry.name), entry) for entry in inside]
     return [path for _, _, path in sorted(found)]  # the same on a Mac, as the order decides what is trained
 
 
 def loose_files(folder: Path) -> list[Path]:
     """Files in a split outside of its class folders, which are never used as photos."""
-    return [one for one in _entries(folder) if not one.is_dir()]
+    return [path for path in _entries(folder) if not path.is_dir()]
 
 
 def in_one_spelling(name: str) -> str:
@@ -140,8 +140,8 @@ def why_no_photo(path: Path) -> str:
         OSError: if the file system does not answer, or the file is gone.
     """
     status = path.stat()
-    if kind := _KINDS.get(stat.S_IFMT(status.st_mode)):
-        return f"the file is {kind}, not a photo"
+    if file_type := _FILE_TYPES.get(stat.S_IFMT(status.st_mode)):
+        return f"the file is {file_type}, not a photo"
     if status.st_size > MAX_FILE_BYTES:
         return f"the file has {status.st_size} bytes; a photo has at most {MAX_FILE_BYTES}"
     if not _is_text(path.name):
@@ -175,6 +175,6 @@ def named(names: Sequence[str], most: int = 10) -> str:
 
 
 def as_lines(lines: Sequence[str], where: str = "") -> str:
-    """Indented lines; beyond `MAX_LINES` their number and where they are."""
+    """Indented lines; after `MAX_LINES` lines the number of the others, and `where` they are."""
     more = [f"and {len(lines) - MAX_LINES} more{where}"] if len(lines) > MAX_LINES else []
     return "\n".join(f"  {line}" for line in [*lines[:MAX_LINES], *more])

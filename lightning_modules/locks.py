@@ -17,7 +17,7 @@ class KernelLock(FileLock):
     """A lock on a file.
 
     Args:
-        path: the file. It stays when the lock is released.
+        path: the file. It is kept when the lock is released.
         timeout: seconds to wait for another holder; -1 waits without a limit, after which `filelock.Timeout` is raised.
 
     Raises:
@@ -25,7 +25,7 @@ class KernelLock(FileLock):
     """
 
     def __init__(self, path: Path, timeout: float = -1) -> None:
-        # Not a soft lock: its file stays when the holder is killed, and other processes wait forever.
+        # Not a soft lock: its file remains when the holder is killed, and other processes wait forever.
         super().__init__(path, timeout, is_singleton=False, fallback_to_soft=False)
 
     def try_acquire(self) -> bool:

@@ -117,12 +117,12 @@ def create_network(
 def _dropout_before(network: nn.Module, head_name: str) -> list[str]:
     """Names of the dropout layers between the last layer with weights and the head."""
     found: list[str] = []
-    for name, part in network.named_modules():
+    for name, module in network.named_modules():
         if name == head_name:
             break
-        if isinstance(part, nn.Dropout):
+        if isinstance(module, nn.Dropout):
             found.append(name)
-        elif next(part.parameters(recurse=False), None) is not None:
+        elif next(module.parameters(recurse=False), None) is not None:
             found = []
     return found
 
@@ -163,8 +163,8 @@ def check_network(
     if dropout:
         _linear_head(network, backbone, dropout)
     if batch_size == 1 and trains_batch_norm(network, trainable):
-        for part in trainable_modules(network, trainable):
-            part.train()
+        for module in trainable_modules(network, trainable):
+            module.train()
         if not _takes(network, image_size):
             raise UserError(
                 f"data.batch_size must be 2 or more for {backbone} with model.trainable {trainable} at data.image_size "
@@ -224,7 +224,7 @@ def _linear_head(network: nn.Module, backbone: str, dropout: float) -> nn.Linear
 
 def find_head(network: nn.Module) -> str:
     """Name of the last layer with weights: what maps features to classes."""
-    heads = [name for name, part in network.named_modules() if isinstance(part, nn.Linear | nn.Conv2d)]
+    heads = [name for name, module in network.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)]
     return heads[-1]
 
 
@@ -245,24 +245,28 @@ def trainable_modules(network: nn.Module, trainable: Trainable) -> list[nn.Modul
 def trains_batch_norm(network: nn.Module, trainable: Trainable) -> bool:
     """Whether training computes BatchNorm statistics of batches, which a batch of one image may not have."""
     trained = trainable_modules(network, trainable)
-    return any(isinstance(part, BATCH_NORM) for one in trained for part in one.modules())
+    return any(isinstance(layer, BATCH_NORM) for module in trained for layer in module.modules())
 
 
 def _last_block(trunk: nn.Module, head: nn.Module) -> list[nn.Module]:
-    parts = [part for part in trunk.children() if part is not head and _weights(part, head)]
-    last = max(index for index, part in enumerate(parts) if _weights(part, head, norms=False))
-    block = parts[last]
+    modules = [module for module in trunk.children() if module is not head and _weights(module, head)]
+    last = max(index for index, module in enumerate(modules) if _weights(module, head, norms=False))
+    block = modules[last]
     # A trunk in one container (features of a VGG, encoder of a ViT) is not a block: search inside.
     if len(list(block.children())) > 1 and _weights(block, head) > 0.8 * _weights(trunk, head):
-        return [*_last_block(block, head), *parts[last + 1 :]]
-    if any(part is head for part in block.modules()):
-        return [part for part in block.children() if part is not head] + parts[last + 1 :]
-    return parts[last:]
+        return [*_last_block(block, head), *modules[last + 1 :]]
+    if any(module is head for module in block.modules()):
+        return [module for module in block.children() if module is not head] + modules[last + 1 :]
+    return modules[last:]
 
 
 def _weights(module: nn.Module, head: nn.Module, *, norms: bool = True) -> int:
-    skip = {id(one) for one in head.parameters()}
-    return sum(one.numel() for one in module.parameters() if id(one) not in skip and (norms or one.ndim > 1))
+    skip = {id(parameter) for parameter in head.parameters()}
+    return sum(
+        parameter.numel()
+        for parameter in module.parameters()
+        if id(parameter) not in skip and (norms or parameter.ndim > 1)
+    )
 
 
 def _imagenet_weights(backbone: str) -> dict[str, Tensor]:
@@ -389,7 +393,7 @@ def _fitting(network: nn.Module, state: Mapping[str, Tensor], head_name: str, so
     unknown = [key for key in kept if key not in own]
     faults = {"missing": missing, "unknown": unknown, "of another shape": wrong}
     if any(faults.values()):
-        which = "; ".join(f"{what}: {named(keys, 3)}" for what, keys in faults.items() if keys)
+        which = "; ".join(f"{fault}: {named(keys, 3)}" for fault, keys in faults.items() if keys)
         raise UserError(f"model.weights {source} is of another network; {which}")
     if broken := [key for key, value in kept.items() if not value.isfinite().all()]:
         raise UserError(f"model.weights {source} must hold finite numbers, got NaN or infinity in {named(broken, 3)}")
@@ -410,7 +414,7 @@ def _own_names(
 ) -> tuple[dict[str, Tensor], list[str]]:
     """Tensors under the names that torchvision gives them today, and the names of those beside the network."""
     prefixes = {match for key in state for match in _prefixes(key)}
-    prefix = max(sorted(prefixes, key=len), key=lambda one: sum(f"{one}{key}" in state for key in own))
+    prefix = max(sorted(prefixes, key=len), key=lambda candidate: sum(f"{candidate}{key}" in state for key in own))
     inside = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
     for old, new in OLD_NAMES:
         inside = {re.sub(old, new, key): value for key, value in inside.items()}
@@ -425,8 +429,8 @@ def _own_names(
 def _prefixes(key: str) -> list[str]:
     """Possible prefixes of a name by modules around the network: `module.model.fc.bias` has three."""
     found = [""]
-    while part := next((one for one in PREFIXES if key.startswith(found[-1] + one)), None):
-        found.append(found[-1] + part)
+    while prefix := next((candidate for candidate in PREFIXES if key.startswith(found[-1] + candidate)), None):
+        found.append(found[-1] + prefix)
     return found
 
 

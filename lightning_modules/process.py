@@ -47,7 +47,7 @@ def keep_memory() -> None:
 
 
 def default_threads() -> int:
-    """As many as torch may use, but no more than are useful."""
+    """The threads that torch may use, but no more than are useful."""
     return min(MOST_THREADS, torch.get_num_threads(), usable_cores())
 
 
@@ -60,9 +60,9 @@ def limit_threads() -> None:
 
 
 def open_threads(count: int = 0) -> ThreadPoolExecutor:
-    """So many threads, or `default_threads`, in which each torch operation stays on its thread.
+    """A pool of `count` threads, or `default_threads`, each of which computes torch operations on itself only.
 
     Otherwise sixteen threads would start sixteen more per operation.
     """
-    torch.get_num_threads()  # fixes the number for this thread: other threads no longer change it
+    torch.get_num_threads()  # fixes the number for this thread, so that the pool's threads do not change it
     return ThreadPoolExecutor(count or default_threads(), initializer=torch.set_num_threads, initargs=(1,))

@@ -18,13 +18,13 @@ BATCH_NORM = _BatchNorm
 
 
 def compiled_call(network: nn.Module) -> Callable[..., Any] | None:
-    """What a call of a network runs in place of its `forward`; None if it is not compiled."""
+    """The function that a call of a network runs instead of `forward`; None if it is not compiled."""
     assert "_compiled_call_impl" in vars(nn.Module), "Module._compiled_call_impl is what Module.compile sets"
     return network._compiled_call_impl
 
 
 def set_compiled_call(network: nn.Module, call: Callable[..., Any] | None) -> None:
-    """Replace what a call of a network runs; None runs its `forward`."""
+    """Set the function that a call of a network runs; None runs `forward`."""
     assert "_compiled_call_impl" in vars(nn.Module), "Module._compiled_call_impl is what Module.compile sets"
     network._compiled_call_impl = call
 

@@ -1,4 +1,4 @@
-"""The cloud half: the same module, config and search space as SageMaker jobs.
+"""The launcher: the same module, config and search space as SageMaker jobs.
 
 The names in `__all__` are what a script or notebook needs. Each is imported when it is first used, so `--help` stays
 fast. Modules of this package import from each other, never from here: a job gets this file empty.

@@ -28,7 +28,7 @@ from sagemaker_launch.rehearse import REHEARSED
 from sagemaker_launch.settings.cloud import CloudSettings, load_cloud
 
 PREFIX = "cloud."
-KINDS = {PREFIX: CloudSettings, "": RunConfig}
+SETTINGS_TYPES = {PREFIX: CloudSettings, "": RunConfig}
 """Prefix of fields on the command line, and the dataclass that has them."""
 
 
@@ -43,7 +43,9 @@ def main(argv: Sequence[str]) -> int:
     def run() -> None:
         typed = parse_overrides(fields)
         # `rehearse` alone runs no other command.
-        refuse_foreign_fields(typed, arguments.uses if getattr(arguments, "all", True) else arguments.uses[:1], KINDS)
+        refuse_foreign_fields(
+            typed, arguments.uses if getattr(arguments, "all", True) else arguments.uses[:1], SETTINGS_TYPES
+        )
         if getattr(arguments, "recorder", False):
             typed = {"trainer.record": "light"} | typed
         cloud = {name.removeprefix(PREFIX): value for name, value in typed.items() if name.startswith(PREFIX)}
@@ -121,46 +123,46 @@ def _rehearse(settings: CloudSettings, config: RunConfig, arguments: argparse.Na
 def _passed_on(
     arguments: argparse.Namespace, command: str, experiment: str | None = None, *, with_secrets: bool = True
 ) -> list[str]:
-    """The presets and fields of this command line, for another command, which takes its own fields only.
+    """The presets and fields of this command line that another command takes.
 
     Args:
-        experiment: in which the other command must find the runs, or put them.
+        experiment: the MLflow experiment of the other command.
         with_secrets: false leaves out the fields that may hold a password: `secret_environment` has them.
     """
     presets = {"--config": arguments.config, "--cloud": arguments.cloud}
-    of_config = _own(RunConfig, command, arguments.overrides)
+    of_config = _used_fields(RunConfig, command, arguments.overrides)
     try:
         there = load_config(arguments.config, of_config)
-    except UserError:  # the preset is whole only with a field that the other command does not take
+    except UserError:  # the preset needs a field that the other command does not take
         del presets["--config"]
         values, defaults = to_flat(load_config(arguments.config, arguments.overrides)), to_flat(RunConfig())
         differing = {name: str(value) for name, value in values.items() if value not in (None, defaults[name])}
-        of_config = _own(RunConfig, command, differing)
+        of_config = _used_fields(RunConfig, command, differing)
         there = load_config(None, of_config)
     if experiment not in (None, there.tracking.experiment):
         of_config["tracking.experiment"] = experiment
     if not with_secrets:
         of_config = {name: value for name, value in of_config.items() if name not in secret_variables()}
-    of_cloud = _own(CloudSettings, command, arguments.cloud_overrides)
+    of_cloud = _used_fields(CloudSettings, command, arguments.cloud_overrides)
     given = {option: str(path) for option, path in presets.items() if path}
     given |= {f"--{name}": value for name, value in of_config.items()}
     given |= {f"--{PREFIX}{name}": value for name, value in of_cloud.items()}
     return [word for option, value in given.items() for word in (option, value)]
 
 
-def _own(kind: type, command: str, values: Mapping[str, str]) -> dict[str, str]:
+def _used_fields(settings_type: type, command: str, values: Mapping[str, str]) -> dict[str, str]:
     """The values of the fields that a command uses."""
-    fields = fields_of(kind)
+    fields = fields_of(settings_type)
     return {name: value for name, value in values.items() if fields[name].is_used_by([f"cloud {command}"])}
 
 
 def command_parser() -> argparse.ArgumentParser:
-    """The commands and their own options; the fields of config and settings are what they leave over."""
+    """The parser of the commands and their options; the remaining arguments are fields of config and settings."""
     return command_line(
         "python -m sagemaker_launch",
         "Send the same module, config and search space to SageMaker, and bring the results home.",
         _add_commands,
-        KINDS,
+        SETTINGS_TYPES,
     )
 
 
@@ -182,8 +184,8 @@ def _add_commands(commands: Any) -> None:
     add_endpoint_commands(add)
     add_serving_commands(add)
     policy = add("policy", _policy, "Print least-privilege IAM policies for the launcher and for the roles.")
-    kinds = ("launcher", "role", "role_trust", "schedule_role", "schedule_role_trust")
-    policy.add_argument("of", nargs="?", choices=kinds, help="one of them alone")
+    policies = ("launcher", "role", "role_trust", "schedule_role", "schedule_role_trust")
+    policy.add_argument("of", nargs="?", choices=policies, help="one of them alone")
     rehearse = add("rehearse", _rehearse, "Run a stand-in for the service on 127.0.0.1 (needs the extra `rehearsal`).")
     rehearse.add_argument(
         "--all", action="store_true", help="tune, train, sync, deploy, query, delete; a verdict for each"

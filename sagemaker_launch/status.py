@@ -1,4 +1,4 @@
-"""What is running, what it costs per hour, and what it has cost."""
+"""Tables of running jobs and endpoints with their cost per hour, and of the cost of jobs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def status_table(services: Services, settings: CloudSettings) -> str:
     lines, total = [], 0.0
     for job in project_jobs(services.sagemaker, settings, "InProgress"):
         resources = _resources(job)
-        machines = resources["InstanceCount"] * (1 if job.kind is TRAINING else _running(job))
+        machines = resources["InstanceCount"] * (1 if job.job_type is TRAINING else _running_jobs(job))
         hourly = machines * price(resources["InstanceType"])
         total += hourly
         lines.append(f"{job.name:34} {job.status:12} {machines:3} x {resources['InstanceType']:16} ${hourly:.2f}/h")
@@ -54,8 +54,8 @@ def cost_table(client: Any, settings: CloudSettings) -> str:
     lines, total = [], 0.0
     for job in project_jobs(client, settings):
         resources = _resources(job)
-        jobs = [job.described] if job.kind is TRAINING else children(client, job.name)
-        billed = sum(seconds(one) for one in jobs) * resources["InstanceCount"]
+        jobs = [job.described] if job.job_type is TRAINING else children(client, job.name)
+        billed = sum(seconds(training_job) for training_job in jobs) * resources["InstanceCount"]
         usd = billed / 3600 * price(resources["InstanceType"])
         total += usd
         lines.append(f"{job.name:34} {job.status:12} {billed:8.0f} s on {resources['InstanceType']:16} ${usd:.2f}")
@@ -63,10 +63,10 @@ def cost_table(client: Any, settings: CloudSettings) -> str:
 
 
 def _resources(job: FoundJob) -> Mapping[str, Any]:
-    definition = job.described if job.kind is TRAINING else job.described["TrainingJobDefinition"]
+    definition = job.described if job.job_type is TRAINING else job.described["TrainingJobDefinition"]
     resources: Mapping[str, Any] = definition["ResourceConfig"]
     return resources
 
 
-def _running(job: FoundJob) -> int:
+def _running_jobs(job: FoundJob) -> int:
     return int(job.described["TrainingJobStatusCounters"].get("InProgress", 0))

@@ -38,7 +38,7 @@ from experiments.errors import UserError
 from experiments.runs.folder import RunFolder, environment_tags
 from experiments.study import workers
 from experiments.study.study import load_study
-from experiments.study.trials import claim
+from experiments.study.trials import claim_trial
 from experiments.task import task_of
 from lightning_modules.caches import features
 from tests.conftest import tiny
@@ -167,14 +167,16 @@ def run_case(case: str, config: RunConfig) -> None:
     """What the command of a case does, without MLflow."""
     if case not in SEARCHES:
         with contextlib.suppress(NotANumberError):  # its outcome is noted
-            training.train_run(config, training.run_place(config), "train", {})
+            training.train_run(config, training.run_path_prefix(config), "train", {})
         return
     if case == "timeout":
 
         def claim_in_time(study: optuna.Study, *args: Any, new: bool, **named: Any) -> Any:
-            return claim(study, *args, new=new and len(study.get_trials(deepcopy=False)) < TIMEOUT_TRIALS, **named)
+            return claim_trial(
+                study, *args, new=new and len(study.get_trials(deepcopy=False)) < TIMEOUT_TRIALS, **named
+            )
 
-        workers.claim = claim_in_time  # type: ignore[assignment]
+        workers.claim_trial = claim_in_time  # type: ignore[assignment]
     sweep.run_sweep(config)
 
 

@@ -20,7 +20,7 @@ from pytorch_lightning.callbacks import Callback
 from experiments.config import RunConfig, load_config, override
 from experiments.runs.folder import RunFolder
 from experiments.runs.logger import RunFolderLogger
-from experiments.study.population import PopulationRun, train_population
+from experiments.study.population_training import PopulationRun, train_population
 from experiments.task import HeadTask
 from experiments.train import train
 from tests.conftest import tiny

@@ -17,7 +17,7 @@ if __name__ == "__main__":
     from experiments.config import load_config
     from experiments.predict import evaluate_export
     from experiments.runs import processes
-    from experiments.single_run import run_place, train_run
+    from experiments.single_run import run_path_prefix, train_run
     from experiments.sweep import run_sweep
     from sagemaker_launch.cli import main
     from tests.unpublished import NoPublisher
@@ -28,7 +28,7 @@ if __name__ == "__main__":
         mock.patch("experiments.single_run.Publisher", NoPublisher),
         mock.patch("experiments.sweep.Publisher", NoPublisher),
     ):
-        run = train_run(config, run_place(config), "run", {})
+        run = train_run(config, run_path_prefix(config), "run", {})
         run_sweep(config)
     print(evaluate_export(run.export, config, "test").metrics["test_loss"], flush=True)
     sys.exit(main(["serve", str(run.export)]))

@@ -30,22 +30,22 @@ class Checkpoints(Checkpoint):
         folder: gets `best`, the weights of the best epoch so far, and `last`, from which a killed run resumes.
         history: says which epoch is the best.
         minutes: how often `last` is written within an epoch too, so that a kill costs no whole epoch; 0 for never.
-            Lightning's own callback knows no interval where a module takes its steps itself (2.6).
+            Lightning's own callback (2.6) has no such interval for a module that takes its optimiser steps itself.
     """
 
     def __init__(self, folder: Path, history: History, *, minutes: float) -> None:
         self.best, self.last = folder / BEST_CHECKPOINT, folder / LAST_CHECKPOINT
         self._history, self._seconds, self._written = history, 60 * minutes, 0.0
 
-    def find_whole(self) -> Path | None:
-        """The checkpoint to resume from; None for a new training. Damage is reported, and costs little."""
+    def find_resumable(self) -> Path | None:
+        """The checkpoint to resume from; None for a new training. A damaged file is reported and not used."""
         if self.best.is_file() and not is_whole(self.best):
             say(f"{self.best} is damaged: the run is trained again from its beginning")
             return None
         if self.last.is_file() and not is_whole(self.last):
             found = self.best if self.best.is_file() else None
-            place = "from its best epoch" if found else "again from its beginning"
-            say(f"{self.last} is damaged: the run is trained {place}")
+            starting_point = "from its best epoch" if found else "again from its beginning"
+            say(f"{self.last} is damaged: the run is trained {starting_point}")
             return found
         return self.last if self.last.is_file() else None
 
@@ -55,8 +55,8 @@ class Checkpoints(Checkpoint):
 
     def on_train_batch_end(self, trainer: pl.Trainer, *args: Any, **kwargs: Any) -> None:
         """Save if it is time and the epoch has not ended."""
-        # An epoch that ends here is validated first. Lightning takes one that was saved after its last batch for a
-        # finished one and never validates it, and one that was saved with a decision to stop is never validated either.
+        # An epoch that ends here is validated first. If it were saved after its last batch, or with a decision to stop,
+        # Lightning would resume without validating it.
         if not self._seconds or trainer.is_last_batch or trainer.should_stop:
             return
         # All devices write together, by the first one's clock.

@@ -20,11 +20,11 @@ class NotANumberError(ValueError):
 
 
 def diverged(epoch: int, cause: str) -> NotANumberError:
-    """The error of a run that ends because its loss is no number.
+    """The error of a run that ends because its loss is not a number.
 
     Args:
-        epoch: the last one, from 1.
-        cause: what was found in it.
+        epoch: the last epoch, counted from 1.
+        cause: what was found in that epoch.
     """
     return NotANumberError(f"diverged at epoch {epoch}: {cause}")
 
@@ -89,7 +89,7 @@ class History(Callback):
 
 
 def best_epoch(epochs: Mapping[int, Mapping[str, float]], metric: str, direction: metrics.Direction) -> int:
-    """The first epoch with the best value of a metric; a value that is no number is the worst."""
+    """The first epoch with the best value of a metric; NaN is the worst value."""
     return min(epochs, key=lambda epoch: metrics.to_minimize(epochs[epoch][metric], direction))
 
 

@@ -20,8 +20,8 @@ def step_profiler(settings: Settings, threads: int, output_dir: Path, logger: Lo
         threads: number of threads that load batches.
     """
 
-    def tell(said: str) -> None:
-        say(f"profile: {said}")
-        logger.log_hyperparams({"profile.verdict": said})
+    def tell(verdict: str) -> None:
+        say(f"profile: {verdict}")
+        logger.log_hyperparams({"profile.verdict": verdict})
 
     return StepProfiler(output_dir / PROFILE, settings=settings, threads=threads, tell=tell)

@@ -36,8 +36,8 @@ class EpochProgress(Callback):
         self._started, self._epochs_before = time.monotonic(), seen / batches
         if seen:
             epochs, within = divmod(seen, batches)
-            place = f"{within / batches:.0%} of epoch {epochs + 1}" if within else f"epoch {epochs}"
-            say(f"{self.name}: resumes from its checkpoint after {place}")
+            completed = f"{within / batches:.0%} of epoch {epochs + 1}" if within else f"epoch {epochs}"
+            say(f"{self.name}: resumes from its checkpoint after {completed}")
         if sys.stderr.isatty():
             self._bar = tqdm(
                 total=batches * (trainer.max_epochs or 1),

@@ -1,4 +1,4 @@
-"""Getting the photos: the embedded digits, a folder of one's own, or the dogImages download."""
+"""Where the photos are: the embedded digits, a folder of the user, or the dogImages download."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def open_data(config: DataConfig, *, seed: int) -> ClassFolders:
         DownloadError: if dogImages is neither cached nor downloadable.
     """
     folders = scan_class_folders(
-        locate(config),
+        locate_photos(config),
         valid_fraction=config.valid_fraction,
         fraction=config.fraction,
         max_bad_fraction=config.max_bad_fraction,
@@ -79,7 +79,7 @@ def check_photos(config: DataConfig) -> None:
 
 
 def photo_root(config: DataConfig) -> Path:
-    """The folder with the splits, whether or not it is there yet."""
+    """The folder with the splits, which may not exist yet."""
     if config.name == "folder":
         return config.own_root
     if config.name == "dog_images":
@@ -87,8 +87,8 @@ def photo_root(config: DataConfig) -> Path:
     return config.root or config.cache_dir / "digits"
 
 
-def locate(config: DataConfig) -> Path:
-    """The folder with the splits, made or downloaded if need be."""
+def locate_photos(config: DataConfig) -> Path:
+    """The folder with the splits; missing ones are written or downloaded."""
     root = photo_root(config)
     if config.name == "folder":
         return root

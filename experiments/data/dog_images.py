@@ -6,7 +6,7 @@ Files in `root`, all of them made here except an archive that a user may put the
     dogImages.json          where the photos came from; written last
     dogImages.zip           an archive placed by hand: used instead of the network, and kept
     dogImages.zip.part      our own download, deleted at the end
-    dogImages.zip.part.json what the server said of it
+    dogImages.zip.part.json what the server knows of it
     dogImages.unpacking/    photos being unpacked, never read
     dogImages.lock          held by the process at work
 """
@@ -64,7 +64,7 @@ _BAD_ARCHIVE = (
 
 
 class DownloadError(RuntimeError):
-    """The data set could not be had; the message is one line and says what to do."""
+    """The data set is neither cached nor downloadable; the message is one line with the next step."""
 
 
 def fetch_dog_images(root: Path, *, url: str = DOG_IMAGES_URL) -> Path:
@@ -100,8 +100,7 @@ def _fetch(root: Path, folder: Path, url: str) -> None:
     by_hand = placed_by_hand.exists()
     archive = placed_by_hand if by_hand else _download(root, url)
 
-    # Udacity publishes no checksum, so this is trust on first use: recorded, so that later copies
-    # can be compared with this one.
+    # Udacity publishes no checksum: the hash is recorded, so that later copies can be compared with this one.
     with archive.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     archive_bytes = archive.stat().st_size
@@ -125,8 +124,8 @@ def _fetch(root: Path, folder: Path, url: str) -> None:
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
         },
     )
-    _part(root).unlink(missing_ok=True)
-    _note(root).unlink(missing_ok=True)
+    _part_file(root).unlink(missing_ok=True)
+    _source_file(root).unlink(missing_ok=True)
 
 
 # --- Downloading ---
@@ -134,7 +133,7 @@ def _fetch(root: Path, folder: Path, url: str) -> None:
 
 @dataclass(frozen=True)
 class _Source:
-    """What the server said of the file when its first byte came; kept beside the part file."""
+    """The archive on the server when its first byte was received; stored beside the part file."""
 
     url: str
     validator: str
@@ -143,11 +142,11 @@ class _Source:
     """Length of the whole archive, in bytes."""
 
 
-def _part(root: Path) -> Path:
+def _part_file(root: Path) -> Path:
     return root / "dogImages.zip.part"
 
 
-def _note(root: Path) -> Path:
+def _source_file(root: Path) -> Path:
     return root / "dogImages.zip.part.json"
 
 
@@ -156,13 +155,13 @@ def _download(root: Path, url: str) -> Path:
     for attempt in range(ATTEMPTS):
         if attempt:
             time.sleep(FIRST_RETRY_WAIT_SECONDS * 2 ** (attempt - 1))
-        size_before = _size(_part(root))
+        size_before = _size(_part_file(root))
         try:
             if _receive(root, url):
-                return _part(root)
+                return _part_file(root)
         except requests.RequestException as error:
             # A first attempt without any byte means that there is no network: report it without a wait.
-            if attempt == 0 and _size(_part(root)) == size_before:
+            if attempt == 0 and _size(_part_file(root)) == size_before:
                 raise _failure(root, url, _in_few_words(error, url)) from error
     raise _failure(root, url, f"the connection dropped {ATTEMPTS} times; run again to resume it")
 
@@ -173,7 +172,7 @@ def _receive(root: Path, url: str) -> bool:
     Returns:
         Whether the part file is whole. If not, the next call continues from there, or from zero.
     """
-    part, source = _part(root), _resumable_source(root, url)
+    part, source = _part_file(root), _resumable_source(root, url)
     start = _size(part) if source else 0
     if source and start == source.size:
         return True
@@ -189,11 +188,11 @@ def _receive(root: Path, url: str) -> bool:
             start, size = 0, int(response.headers.get("Content-Length", 0)) or None
             # The part file goes before its note changes: a kill in between must not pair the two.
             part.unlink(missing_ok=True)
-            _note(root).unlink(missing_ok=True)
+            _source_file(root).unlink(missing_ok=True)
             if size:
                 _require_free_bytes(root, int(DISK_FACTOR * size))
                 if validator := _validator(response):
-                    _write_json(_note(root), asdict(_Source(url, validator, size)))
+                    _write_json(_source_file(root), asdict(_Source(url, validator, size)))
         elif source and start and response.status_code in (206, 416):
             if not _continues(response, source, start):
                 part.unlink()
@@ -210,9 +209,9 @@ def _receive(root: Path, url: str) -> bool:
 
 
 def _resumable_source(root: Path, url: str) -> _Source | None:
-    if not _note(root).exists():
+    if not _source_file(root).exists():
         return None
-    source = _Source(**json.loads(_note(root).read_text(encoding="utf-8")))
+    source = _Source(**json.loads(_source_file(root).read_text(encoding="utf-8")))
     return source if source.url == url else None
 
 

@@ -195,9 +195,9 @@ def _open_decoded(config: RunConfig) -> tuple[DecodedPhotos, DecodedPhotos] | No
 
 
 @contextlib.contextmanager
-def _progress(what: str, total: int) -> Iterator[Callable[[int], object]]:
-    say(f"{what}: {total} photos, once for all trials")
-    with progress(what, total, "photo") as advance:
+def _progress(description: str, total: int) -> Iterator[Callable[[int], object]]:
+    say(f"{description}: {total} photos, once for all trials")
+    with progress(description, total, "photo") as advance:
 
         def update(photos: int) -> None:
             advance(photos)

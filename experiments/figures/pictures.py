@@ -70,7 +70,7 @@ def draw_scores(scores: Scores, folder: Path) -> None:
 
 
 def write_tables(scores: Scores, folder: Path) -> None:
-    """The numbers behind the pictures, as CSV: accuracy by class, who is taken for whom, the worst errors."""
+    """The numbers behind the pictures, as CSV: accuracy by class, confusions, the worst errors."""
     names, labels, predictions = scores.class_names, scores.labels, scores.predictions
     images = np.bincount(labels, minlength=len(names))
     correct = np.bincount(labels[labels == predictions], minlength=len(names))
@@ -139,5 +139,5 @@ def _plain_picture(data: bytes) -> Image.Image | None:
                 return None
             image.draft(None, (_THUMBNAIL_SIDE, _THUMBNAIL_SIDE))
             return ImageOps.exif_transpose(image).convert("RGB")
-    except Exception:  # Pillow raises SyntaxError, struct.error and more; what is wrong, the decoder says
+    except Exception:  # Pillow raises SyntaxError, struct.error and more; the decoder reports what is wrong
         return None

@@ -35,14 +35,14 @@ def recording_figure(recording: Recording, findings: Sequence[Finding]) -> Figur
     (losses, gradients), (updates, units) = figure.subplots(2, 2)
     _draw_losses(losses, recording, findings)
     steps = [sample.step for sample in recording.samples]
-    names = [recording.parameters[place].removesuffix(".weight") for place in recording.weights]
+    names = [recording.parameters[index].removesuffix(".weight") for index in recording.weights]
     norms = _rows([sample.gradient_norm[recording.weights] for sample in recording.samples], len(names))
     ratios = _rows([sample.update_ratio[recording.weights] for sample in recording.samples], len(names))
     dead = _rows([sample.dead_share for sample in recording.samples], len(recording.activations))
     mortal = ~np.isnan(dead).all(axis=1)
     _draw_layers(gradients, norms, names, steps, "Length of the gradient", logarithmic(norms))
     _draw_layers(updates, ratios, names, steps, "Share of the weights that a step changed", LogNorm(1e-6, 1))
-    relus = [recording.activations[place] for place in np.flatnonzero(mortal).tolist()]
+    relus = [recording.activations[index] for index in np.flatnonzero(mortal).tolist()]
     _draw_layers(units, dead[mortal], relus, steps, "Share of dead ReLU units", Normalize(0, 1))
     return figure
 
@@ -72,7 +72,7 @@ def _draw_layers(
     title: str,
     scale: Normalize,
 ) -> None:
-    """A line for each of a few layers; of many a row for each, and a column for each sampled step."""
+    """Draw a line per layer; for many layers a heat map, with a row per layer and a column per sampled step."""
     axes.set(title=title, xlabel="step")
     if not values.size:
         axes.text(0.5, 0.5, "the network trains no such layer", ha="center", va="center", transform=axes.transAxes)
@@ -98,7 +98,7 @@ def layer_heatmap(
     max_names: int,
     label: str = "",
 ) -> None:
-    """Draw a row for each layer and a column for each step; what is no number, or has no place on the scale, is red.
+    """Draw a row per layer and a column per step; values that are not numbers, or not on the scale, are red.
 
     Args:
         values: (layers, steps).
@@ -118,7 +118,7 @@ def layer_heatmap(
 
 
 def _rows(columns: Sequence[npt.NDArray[np.float32]], rows: int) -> npt.NDArray[np.float32]:
-    """(layers, samples) of (layers,) for each sample."""
+    """Stack a (layers,) array per sample into (layers, samples)."""
     return np.stack(columns, axis=1) if columns else np.empty((rows, 0), np.float32)
 
 

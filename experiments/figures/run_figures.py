@@ -85,7 +85,7 @@ def confusion_matrix_figure(labels: IntArray, predictions: IntArray, class_names
 def classes_in_matrix(labels: IntArray, predictions: IntArray, num_classes: int) -> IntArray:
     """The classes that a confusion matrix has room for: all, or those with the most errors, in index order."""
     wrong = labels != predictions
-    errors = sum(np.bincount(one[wrong], minlength=num_classes) for one in (labels, predictions))
+    errors = sum(np.bincount(indices[wrong], minlength=num_classes) for indices in (labels, predictions))
     return np.sort(np.argsort(-np.asarray(errors), kind="stable")[:MAX_CLASSES_IN_MATRIX])
 
 

@@ -29,8 +29,8 @@ def save_figure(figure: Figure, target: Path | BinaryIO, **options: Any) -> None
     Args:
         options: as for `Figure.savefig`.
     """
-    for one in figure.findobj(Text):
-        one.set_parse_math(False)
+    for label in figure.findobj(Text):
+        label.set_parse_math(False)
     for axis in (axis for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)):
         if isinstance(axis.get_major_formatter(), LogFormatter):  # powers of ten, which matplotlib writes as formulas
             for tick in (*axis.get_major_ticks(), *axis.get_minor_ticks()):

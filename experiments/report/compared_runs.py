@@ -1,6 +1,6 @@
 """The finished runs that a report compares, of every origin: trials, single trainings, jobs in the cloud.
 
-They are read from run folders, which are written before MLflow is told, so that a report needs no server.
+They are read from run folders, so a report needs no MLflow server.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from lightning_modules.metrics import VAL_LOSS
 
 @dataclass(frozen=True)
 class ComparedRun:
-    """A finished run, and what it took."""
+    """A finished run, with its duration and cost."""
 
     name: str
     origin: str
     """local, sagemaker or rehearsal."""
     metrics: Mapping[str, float]
-    """Of the best epoch, and of the test split where it was scored."""
+    """Metrics of the best epoch, and of the test split if that was scored."""
     params: Mapping[str, str]
     minutes: float | None
     """From start to end, waiting included, and what was opened once for all trials: the pass that computes features."""
@@ -48,25 +48,25 @@ class ComparedRun:
     environment: Mapping[str, str] = field(default_factory=dict)
     """Commit, Python, packages and machine."""
     study: str | None = None
-    """The study that it is a trial of."""
+    """The study of a trial."""
     trial: tuple[str, str] | None = None
-    """Study and number of the trial that it is, or that it repeats."""
+    """Study and number of the trial that the run is or repeats."""
     folder: RunFolder | None = None
     """None for a trial that ran on another machine."""
 
     @property
     def usd(self) -> float | None:
-        """What the job cost at the list price; None at home."""
+        """Cost of a job at the list price; None for a run at home."""
         return self.metrics.get("usd")
 
     @property
     def fingerprint(self) -> str | None:
-        """Which photos it was scored on: only runs that share it can be compared."""
+        """Fingerprint of the photos that it was scored on: only runs with the same one can be compared."""
         return self.params.get(FINGERPRINT)
 
 
 def runs_of_study(study: Study, config: RunConfig) -> list[ComparedRun]:
-    """The complete trials of a study, also of other machines."""
+    """The complete trials of a study, also those of other machines."""
     name = study.study_name
     config = override(config, {"sweep.study_name": name})
     shared = study.user_attrs.get(INPUTS_SECONDS, 0.0) / 60
@@ -115,7 +115,7 @@ def _from_folder(folder: RunFolder, label: str) -> ComparedRun:
             name: known[name]
             for name in (
                 *("mlflow.source.git.commit", "python"),
-                *sorted(one for one in known if one.startswith(("package.", "hardware."))),
+                *sorted(key for key in known if key.startswith(("package.", "hardware."))),
             )
             if name in known
         },
@@ -162,7 +162,7 @@ def config_of(run: ComparedRun, at_home: RunConfig) -> RunConfig:
 
 
 def options_to_repeat(config: RunConfig, command: str) -> str:
-    """The options with which a command repeats a run: fields that are not at their default, as far as it uses them.
+    """The options with which a command repeats a run: the fields that it uses and that are not at their default.
 
     Args:
         command: as fields declare it, such as `train` or `cloud train`. The devices of a job are those of its machine.
@@ -175,8 +175,8 @@ def options_to_repeat(config: RunConfig, command: str) -> str:
     )
 
 
-def keeping_fields(config: Mapping[str, object]) -> str:
-    """The fields of a command line that say where the runs of a config are kept: experiment and output folder.
+def location_options(config: Mapping[str, object]) -> str:
+    """The options that say where the runs of a config are kept: experiment and output folder.
 
     Args:
         config: its fields, as `to_flat` or a study has them.

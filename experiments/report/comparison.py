@@ -18,7 +18,7 @@ from experiments.data.datasets import photo_root
 from experiments.figures.pictures import CONFUSION, ERRORS, PER_CLASS, thumbnail
 from experiments.figures.run_figures import MAX_BARS, MAX_CLASSES_WITH_COUNTS
 from experiments.figures.style import short
-from experiments.report.compared_runs import ComparedRun, best_run, config_of, keeping_fields, options_to_repeat
+from experiments.report.compared_runs import ComparedRun, best_run, config_of, location_options, options_to_repeat
 from experiments.report.page import (
     NOTHING,
     InteractivePlot,
@@ -47,7 +47,7 @@ LOOKS: Mapping[str, tuple[str, str]] = {
     "rehearsal": (GREEN, "diamond"),
     "sagemaker": (VERMILLION, "square"),
 }
-"""The colour and the mark of each origin: colour is never the only sign."""
+"""Colour and marker of each origin: colour is never the only distinction."""
 DATA_FACTS: Mapping[str, str] = {
     "Classes": "data.classes",
     "Training photos": "data.train_images",
@@ -64,7 +64,7 @@ MAX_CONFUSIONS = 200
 
 @dataclass(frozen=True)
 class Errors:
-    """Where a run is wrong."""
+    """Wrong predictions of a run."""
 
     of: str
     note: str
@@ -83,13 +83,13 @@ class Comparison:
     summary: str
     facts: Mapping[str, str]
     data: Table
-    """What the photos are."""
+    """Facts about the photos."""
     best_of_each: Table
     plots: tuple[InteractivePlot, ...]
     findings: Table
     errors: Errors
     commands: Mapping[str, str]
-    """The commands that repeat the best run, by place."""
+    """The commands that repeat the best run, at home and in the cloud."""
     environment: Table
 
 
@@ -101,13 +101,13 @@ def compare(
     metric: str = VAL_LOSS,
     maximize: bool = False,
 ) -> Comparison | None:
-    """Set runs side by side.
+    """Compare runs.
 
     Args:
         runs: complete runs on the same photos.
         at_home: config with photos and weights of this machine.
         class_names: of the photos, as far as they are known.
-        metric: what makes one of them the best.
+        metric: the objective, which says which run is the best.
 
     Returns:
         None if none of them has the metric.
@@ -122,7 +122,7 @@ def compare(
         if (found := best_run([run for run in runs if run.origin == origin], metric, maximize=maximize)) is not None
     ]
     root = photo_root(at_home.data)
-    repeated, kept = config_of(best, at_home), keeping_fields(to_flat(at_home))
+    repeated, kept = config_of(best, at_home), location_options(to_flat(at_home))
     options = {command: f"{options_to_repeat(repeated, command)} {kept}" for command in ("train", "cloud train")}
     return Comparison(
         photos=root.name,
@@ -154,21 +154,21 @@ def _score(run: ComparedRun, metric: str) -> str:
 
 
 def _test_accuracy(run: ComparedRun, runs: Sequence[ComparedRun]) -> str:
-    """That of a run. A trial leaves the test split alone: then that of the last `train --from-best`."""
+    """The test accuracy of a run. A trial has none: then that of the last `train --from-best` of the trial."""
     if TEST_ACCURACY in run.metrics or run.trial is None:
         return _score(run, TEST_ACCURACY)
-    again = [one for one in runs if one.trial == run.trial and TEST_ACCURACY in one.metrics]
-    return f"{_score(again[-1], TEST_ACCURACY)} (train --from-best)" if again else NOTHING
+    retrained = [other for other in runs if other.trial == run.trial and TEST_ACCURACY in other.metrics]
+    return f"{_score(retrained[-1], TEST_ACCURACY)} (train --from-best)" if retrained else NOTHING
 
 
 def _summary(best: ComparedRun, runs: Sequence[ComparedRun], metric: str) -> str:
     counts = {origin: sum(run.origin == origin for run in runs) for origin in LOOKS}
-    kinds = [
+    origin_counts = [
         f"{count} {ORIGINS[origin]}{'s' if count > 1 and origin != 'local' else ''}"
         for origin, count in counts.items()
         if count
     ]
-    of = f"Of {len(runs)} runs ({', '.join(kinds)}) the best is" if len(runs) > 1 else "The one run is"
+    of = f"Of {len(runs)} runs ({', '.join(origin_counts)}) the best is" if len(runs) > 1 else "The one run is"
     accuracy = best.metrics.get(VAL_ACCURACY)
     right = ""
     if accuracy is not None:
@@ -183,7 +183,7 @@ def _summary(best: ComparedRun, runs: Sequence[ComparedRun], metric: str) -> str
 
 
 def _data_table(run: ComparedRun, root: Path, class_names: Sequence[str]) -> Table:
-    """What the photos of a run are: their folder, classes and number, and files that are bad or in two splits."""
+    """The photos of a run: their folder, classes and number, and files that are bad or in two splits."""
     shown = ", ".join(class_names[:MAX_CLASS_NAMES]) + (", …" if len(class_names) > MAX_CLASS_NAMES else "")
     facts = {"Folder": str(root)}
     for label, key in DATA_FACTS.items():
@@ -272,7 +272,7 @@ def _scatter(
 
 
 def _error_bars(runs: Sequence[ComparedRun]) -> Mapping[str, object]:
-    """The intervals of the accuracies, as plotly takes them; a bar of no length where there is none."""
+    """The intervals of the accuracies as plotly's error bars, of length 0 where there is no interval."""
     values = [run.metrics[VAL_ACCURACY] for run in runs]
     known = [metric_interval(VAL_ACCURACY, run.metrics[VAL_ACCURACY], run.params) for run in runs]
     bounds = [interval or (value, value) for interval, value in zip(known, values, strict=True)]
@@ -296,7 +296,7 @@ def _curves(best: Sequence[ComparedRun]) -> list[InteractivePlot]:
     ):
         figure, rows = go.Figure(), []
         epochs = sorted({epoch for run in best for name in (trained, validated) for epoch in run.curves.get(name, {})})
-        for place, run in enumerate(best):
+        for index, run in enumerate(best):
             word, (color, symbol) = ORIGINS[run.origin], LOOKS[run.origin]
             for name, dash in ((validated, "solid"), (trained, "dash")):
                 course = run.curves.get(name, {})
@@ -308,7 +308,7 @@ def _curves(best: Sequence[ComparedRun]) -> list[InteractivePlot]:
                         mode="lines+markers",
                         name=f"{name}, {word}",
                         # Runs of two origins may have equal curves.
-                        line={"color": color, "dash": dash, "width": 2 + 4 * (len(best) - 1 - place)},
+                        line={"color": color, "dash": dash, "width": 2 + 4 * (len(best) - 1 - index)},
                         marker={"symbol": symbol, "size": 7},
                         hovertemplate=f"{run.name}, epoch %{{x}}: %{{y:.4g}}<extra>{name}</extra>",
                     )
@@ -383,12 +383,12 @@ def _confusion_plot(rows: Sequence[Sequence[str]], split: str) -> InteractivePlo
     share = 100 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     few = len(names) <= MAX_CLASSES_WITH_COUNTS
     # Positions, not names, on the axes: two classes of one name would share a row.
-    places = list(range(len(names)))
+    positions = list(range(len(names)))
     figure = go.Figure(
         go.Heatmap(
             z=share.tolist(),
-            x=places,
-            y=places,
+            x=positions,
+            y=positions,
             text=counts.tolist(),
             customdata=[[plotly_text(f"{true} taken for {taken}") for taken in names] for true in names],
             texttemplate="%{text}" if few else None,
@@ -401,7 +401,7 @@ def _confusion_plot(rows: Sequence[Sequence[str]], split: str) -> InteractivePlo
         )
     )
     ticks = (
-        {"tickvals": places, "ticktext": [plotly_text(short(name)) for name in names]}
+        {"tickvals": positions, "ticktext": [plotly_text(short(name)) for name in names]}
         if len(names) <= 45
         else {"showticklabels": False}
     )
@@ -421,7 +421,7 @@ def _confusion_plot(rows: Sequence[Sequence[str]], split: str) -> InteractivePlo
             height_px=min(240 + 36 * len(names), 760),
         )
     wrong = [(int(counts[i, j]), names[i], names[j]) for i, j in np.argwhere(counts) if i != j]
-    listed = sorted(wrong, key=lambda one: (-one[0], one[1:]))[:MAX_CONFUSIONS]
+    listed = sorted(wrong, key=lambda confusion: (-confusion[0], confusion[1:]))[:MAX_CONFUSIONS]
     caption += f" The table lists the {len(listed)} most frequent of {len(wrong)} confusions."
     table = Table(
         ("True class", "Taken for", "Photos"), tuple((true, taken, str(count)) for count, true, taken in listed)
@@ -433,11 +433,11 @@ def _class_plot(rows: Sequence[Sequence[str]], split: str) -> InteractivePlot:
     worst_first = sorted((row for row in rows[1:] if row[2] != "nan"), key=lambda row: float(row[2]))
     half = MAX_BARS // 2
     shown = worst_first if len(worst_first) <= MAX_BARS else [*worst_first[:half], *worst_first[-half:]]
-    places = list(range(len(shown)))
+    positions = list(range(len(shown)))
     figure = go.Figure(
         go.Bar(
             x=[float(row[2]) for row in shown],
-            y=places,
+            y=positions,
             orientation="h",
             marker_color=BLUE,
             text=[f"{float(row[2]):.0%}" for row in shown],
@@ -448,7 +448,11 @@ def _class_plot(rows: Sequence[Sequence[str]], split: str) -> InteractivePlot:
     )
     figure.update_layout(
         xaxis={"title": f"accuracy on {split} photos", "range": [0, 1.2], "tickformat": ".0%", "dtick": 0.25},
-        yaxis={"autorange": "reversed", "tickvals": places, "ticktext": [plotly_text(short(row[0])) for row in shown]},
+        yaxis={
+            "autorange": "reversed",
+            "tickvals": positions,
+            "ticktext": [plotly_text(short(row[0])) for row in shown],
+        },
     )
     few = "" if len(shown) == len(worst_first) else f" Of {len(worst_first)}, the {half} worst and the {half} best."
     if len(worst_first) > MAX_CONFUSIONS:
@@ -469,7 +473,7 @@ def _class_plot(rows: Sequence[Sequence[str]], split: str) -> InteractivePlot:
 
 
 def _error_photo(row: Sequence[str], root: Path) -> Photo | None:
-    """A wrongly named photo; None if this machine has no such photo now, and then the table still names it."""
+    """A misclassified photo; None if this machine does not have it. The table lists it in either case."""
     photo, true, predicted, probability, of_true = row
     try:
         shown = thumbnail(root / photo)
@@ -478,8 +482,8 @@ def _error_photo(row: Sequence[str], root: Path) -> Photo | None:
     content = io.BytesIO()
     Image.fromarray(shown).save(content, "JPEG", quality=85)
     # The number by which they are sorted comes first.
-    said = f"{true} ({float(of_true):.2g}), taken for {predicted} ({float(probability):.2g})"
-    return Photo(said, f"Photo {photo}: {said}", content.getvalue())
+    caption = f"{true} ({float(of_true):.2g}), taken for {predicted} ({float(probability):.2g})"
+    return Photo(caption, f"Photo {photo}: {caption}", content.getvalue())
 
 
 def _read_csv(path: Path) -> list[list[str]]:

@@ -1,4 +1,4 @@
-"""Parts of our HTML pages: tables, and plots over the table of their data.
+"""Elements of our HTML pages: tables, and plots with the table of their data.
 
 A page loads nothing. The table below a plot is what a screen reader or a browser without JavaScript gets.
 """
@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from experiments.figures.style import needs_log_axis, save_figure
 from lightning_modules.palette import BLUE, GREEN, GREY, VERMILLION
 
-if TYPE_CHECKING:  # pages of pictures do without it
+if TYPE_CHECKING:  # pages with pictures only do not need it
     import plotly.graph_objects as go
 
 NOTHING = "—"
@@ -36,7 +36,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Plot:
-    """A picture, what it shows, and the numbers behind it."""
+    """A picture, its caption, and the table of its data."""
 
     name: str
     title: str
@@ -88,7 +88,7 @@ def render_page(package: str, template: str, **values: object) -> str:
 
 
 def to_png(figure: Figure) -> bytes:
-    """The file that a figure makes."""
+    """A figure as the bytes of a PNG file."""
     target = io.BytesIO()
     save_figure(figure, target, format="png")
     return target.getvalue()
@@ -100,7 +100,7 @@ def whole_ticks(last: int) -> dict[str, int]:
 
 
 def name_epochs(figure: go.Figure, last: int) -> None:
-    """Name the axis of the epochs, at whole numbers."""
+    """Label the axis of the epochs, with ticks at whole numbers."""
     figure.update_xaxes(title="epoch", **whole_ticks(last))
 
 
@@ -129,7 +129,7 @@ def figure_json(figure: go.Figure) -> Markup:
         legend={"orientation": "h", "x": 0, "xanchor": "left", "y": 1.02, "yanchor": "bottom"},
         modebar={"bgcolor": "rgba(0,0,0,0)", "color": GREY, "activecolor": BLUE},
         hoverlabel={"bgcolor": "#1C2126", "bordercolor": GREY},
-        # A finger that drags over a plot scrolls the page; zooming is a button away.
+        # Dragging with a finger scrolls the page; a button zooms.
         dragmode=False,
     )
     return Markup(figure.to_json())

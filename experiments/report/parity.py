@@ -1,6 +1,6 @@
-"""Two runs of one experiment side by side: are their metrics equal, epoch by epoch, and if not, what else differs.
+"""Compare two runs of one experiment: are their metrics equal in each epoch, and if not, what else differs?
 
-`compare` is pure but for reading the two run folders; `write_parity` makes a page and a JSON file of what it found.
+`compare` reads the two run folders; `write_parity` writes its result as a page and a JSON file.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from lightning_modules.palette import BLUE, VERMILLION
 
 PAGE, DATA = "parity.html", "parity.json"
 BY_CLOCK = ("system/", EPOCH_SECONDS, IMAGES_PER_SECOND, "training_seconds", "billable_seconds", "spot_saving", "usd")
-"""Metrics, or what their names begin with, that are never twice the same."""
+"""Metrics, or prefixes of their names, that differ in every run."""
 ENVIRONMENT = ("package.", "hardware.", "cloud.", "python", "host", "origin", "mlflow.source.git.commit")
-"""Tags and params, or what their names begin with, that say where a run was made."""
+"""Tags and params, or prefixes of their names, that say where a run was made."""
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A number of both runs, at one epoch or, without one, at the end."""
+    """The values of a metric in both runs, at an epoch or at the end."""
 
     metric: str
     epoch: int | None
@@ -39,12 +39,12 @@ class Pair:
 
     @property
     def is_whole(self) -> bool:
-        """Whether both runs have it."""
+        """Whether both runs have the metric."""
         return self.first is not None and self.second is not None
 
     @property
     def difference(self) -> float:
-        """By how much the second is larger: 0 to the last digit, NaN where one of them is no number or missing."""
+        """The second value minus the first: 0 if they are equal to the last digit, NaN if one is missing or NaN."""
         if self.first is None or self.second is None:
             return math.nan
         alike = self.first == self.second or (math.isnan(self.first) and math.isnan(self.second))
@@ -56,8 +56,8 @@ class Pair:
         return math.inf if math.isnan(self.difference) else abs(self.difference)
 
     @property
-    def place(self) -> str:
-        """Position in the run, for sorting."""
+    def position(self) -> str:
+        """When the values were recorded: after an epoch or at the end of the run."""
         return "at the end" if self.epoch is None else f"epoch {self.epoch}"
 
 
@@ -73,27 +73,27 @@ class Setting:
 
     @property
     def is_equal(self) -> bool:
-        """Whether both recorded the same; jobs once noted `false` for what is `False` at home."""
+        """Whether both runs have the same value. Jobs of older versions noted `false` for `False`."""
         return None not in (self.first, self.second) and str(self.first).lower() == str(self.second).lower()
 
     @property
     def contradicts(self) -> bool:
-        """Whether it makes the runs different experiments. What one run does not note is no contradiction."""
+        """Whether it makes the runs different experiments. A value that one run did not note is no contradiction."""
         return self.decisive and None not in (self.first, self.second) and not self.is_equal
 
 
 @dataclass(frozen=True)
 class Parity:
-    """Two runs side by side."""
+    """The comparison of two runs."""
 
     labels: tuple[str, str]
     names: tuple[str, str]
     epochs: tuple[int, int]
-    """How many each run has."""
+    """Number of epochs of each run."""
     pairs: tuple[Pair, ...]
-    """What has to be equal."""
+    """Metrics that must be equal."""
     by_clock: tuple[Pair, ...]
-    """What depends on the clock: means over the run."""
+    """Metrics that depend on the clock, as means over the run."""
     settings: tuple[Setting, ...]
     environment: tuple[Setting, ...]
 
@@ -104,12 +104,12 @@ class Parity:
 
     @property
     def common(self) -> list[Pair]:
-        """What both have, and is judged."""
+        """The pairs that both runs have, which decide the verdict."""
         return [pair for pair in self.pairs if pair.is_whole]
 
     @property
     def is_equal(self) -> bool:
-        """Whether all that both have is equal to the last digit, over equally many epochs."""
+        """Whether all common values are equal to the last digit, over equally many epochs."""
         return bool(self.common) and self.epochs[0] == self.epochs[1] and not any(pair.distance for pair in self.common)
 
     @property
@@ -120,23 +120,23 @@ class Parity:
         metrics = {pair.metric for pair in self.common}
         apart = [pair for pair in self.common if pair.distance]
         unlike = list(dict.fromkeys(pair.metric for pair in apart))
-        parts = [] if self.epochs[0] == self.epochs[1] else [f"{self.epochs[0]} and {self.epochs[1]} epochs"]
+        statements = [] if self.epochs[0] == self.epochs[1] else [f"{self.epochs[0]} and {self.epochs[1]} epochs"]
         if apart:
             # The objective if there is one, else the first metric.
             named = next((name for name in OBJECTIVES if name in unlike), unlike[0])
             worst = max((pair for pair in apart if pair.metric == named), key=lambda pair: pair.distance)
             others = f", and {len(unlike) - 1} more of {len(metrics)} metrics" if len(unlike) > 1 else ""
-            parts.append(f"{named} by up to {worst.distance:.2g} ({worst.place}){others}")
+            statements.append(f"{named} by up to {worst.distance:.2g} ({worst.position}){others}")
         else:
-            parts.append(f"equal to the last digit: {len(metrics)} metrics, {min(self.epochs)} epochs")
-        return "; ".join(parts) if self.is_equal else f"differs: {'; '.join(parts)}"
+            statements.append(f"equal to the last digit: {len(metrics)} metrics, {min(self.epochs)} epochs")
+        return "; ".join(statements) if self.is_equal else f"differs: {'; '.join(statements)}"
 
     @property
     def verdict(self) -> str:
         """The verdict in one line."""
         if not self.contradictions:
             return self.result
-        unlike = (f"{one.name} is {one.first} and {one.second}" for one in self.contradictions)
+        unlike = (f"{setting.name} is {setting.first} and {setting.second}" for setting in self.contradictions)
         return f"not the same experiment ({', '.join(unlike)}): {self.result}"
 
 
@@ -144,7 +144,7 @@ def compare(first: RunFolder, second: RunFolder) -> Parity:
     """Compare two runs that have ended."""
     records = first.read(), second.read()
     settings, environment = [], []
-    of_first, of_second = ({**one.params, **one.tags} for one in records)
+    of_first, of_second = ({**record.params, **record.tags} for record in records)
     for name in sorted({*of_first, *of_second}):
         values = of_first.get(name), of_second.get(name)
         if name.startswith(ENVIRONMENT):
@@ -177,7 +177,7 @@ def _end(folder: RunFolder) -> _Numbers:
 
 
 def _means(folder: RunFolder) -> _Numbers:
-    """Means over epochs and samples, and what is known of the whole run."""
+    """Means over epochs and samples, and values of the whole run."""
     values: dict[str, list[float]] = {}
     for line in [*folder.metric_lines(), *folder.system_lines()]:
         for name, value in line.metrics.items():
@@ -187,8 +187,8 @@ def _means(folder: RunFolder) -> _Numbers:
 
 
 def _pairs(first: _Numbers, second: _Numbers) -> list[Pair]:
-    places = sorted({*first, *second}, key=lambda place: (place[1] or 0, place[0]))
-    return [Pair(*place, first.get(place), second.get(place)) for place in places]
+    keys = sorted({*first, *second}, key=lambda key: (key[1] or 0, key[0]))
+    return [Pair(*key, first.get(key), second.get(key)) for key in keys]
 
 
 def _epochs(course: _Numbers) -> int:
@@ -198,15 +198,19 @@ def _epochs(course: _Numbers) -> int:
 def _is_decisive(name: str, first: str | None, second: str | None) -> bool:
     if name == "model.weights":  # a job has the file, without its folder at home
         return Path(str(first)).name != Path(str(second)).name
-    return name not in field_names() or decides_result(name)  # what else is noted are facts about the photos
+    return name not in field_names() or decides_result(name)  # all other names are facts about the photos
 
 
 def _labels(first: RunRecord, second: RunRecord) -> tuple[str, str]:
     """Names of the runs: by origin, or by their own names if the origins are equal."""
-    one, other = (ORIGINS.get(record.tags.get("origin", ""), record.name) for record in (first, second))
-    if one == other:
-        one, other = first.name, second.name
-    return (one, other) if one != other else (f"{one}, first", f"{other}, second")
+    first_label, second_label = (ORIGINS.get(record.tags.get("origin", ""), record.name) for record in (first, second))
+    if first_label == second_label:
+        first_label, second_label = first.name, second.name
+    return (
+        (first_label, second_label)
+        if first_label != second_label
+        else (f"{first_label}, first", f"{second_label}, second")
+    )
 
 
 def write_parity(parity: Parity, folders: Sequence[RunFolder]) -> list[Path]:
@@ -258,11 +262,15 @@ def parity_page(parity: Parity) -> str:
             ("Metric", *parity.labels),
             tuple((pair.metric, _short(pair.first), _short(pair.second)) for pair in parity.by_clock),
         ),
-        unlike_settings=_setting_table([one for one in parity.settings if one.decisive and not one.is_equal], parity),
-        places=_setting_table([one for one in parity.settings if not one.decisive and not one.is_equal], parity),
-        equal_settings=_setting_table([one for one in parity.settings if one.is_equal], parity),
+        unlike_settings=_setting_table(
+            [setting for setting in parity.settings if setting.decisive and not setting.is_equal], parity
+        ),
+        storage_settings=_setting_table(
+            [setting for setting in parity.settings if not setting.decisive and not setting.is_equal], parity
+        ),
+        equal_settings=_setting_table([setting for setting in parity.settings if setting.is_equal], parity),
         unlike_environment=_setting_table(differing, parity),
-        equal_environment=_setting_table([one for one in parity.environment if one.is_equal], parity),
+        equal_environment=_setting_table([setting for setting in parity.environment if setting.is_equal], parity),
     )
 
 
@@ -273,7 +281,7 @@ def _photos(fingerprint: Setting | None) -> str:
 
 
 def _summary(pairs: Iterable[Pair]) -> Table:
-    """A row for each metric: how far apart its two courses come."""
+    """A row per metric: the largest difference of its two curves."""
     by_metric: dict[str, list[Pair]] = {}
     for pair in pairs:
         by_metric.setdefault(pair.metric, []).append(pair)
@@ -284,7 +292,7 @@ def _summary(pairs: Iterable[Pair]) -> Table:
         if worst is None:
             rows.append((name, "in one run only", NOTHING, NOTHING))
         elif worst.distance:
-            rows.append((name, "differs", _difference(worst), worst.place))
+            rows.append((name, "differs", _difference(worst), worst.position))
         else:
             rows.append((name, "equal", "0", NOTHING))
     return Table(("Metric", "Verdict", "Largest difference", "Where"), tuple(rows))
@@ -304,8 +312,12 @@ def _setting_table(settings: Iterable[Setting], parity: Parity) -> Table:
     return Table(
         ("Name", *parity.labels),
         tuple(
-            (one.name, NOTHING if one.first is None else one.first, NOTHING if one.second is None else one.second)
-            for one in settings
+            (
+                setting.name,
+                NOTHING if setting.first is None else setting.first,
+                NOTHING if setting.second is None else setting.second,
+            )
+            for setting in settings
         ),
     )
 
@@ -334,10 +346,13 @@ def _course_plot(name: str, pairs: Sequence[Pair], labels: tuple[str, str]) -> P
     if worst is None:
         found = "only one of the runs has it"
     elif worst.distance:
-        found = f"they differ by up to {worst.distance:.2g}, at {worst.place}"
+        found = f"they differ by up to {worst.distance:.2g}, at {worst.position}"
     else:
         found = "the two lie on one another"
-    words = (f"{label} as a {kind} line" for label, kind in zip(labels, ("wide blue", "dashed orange"), strict=True))
+    words = (
+        f"{label} as a {line_style} line"
+        for label, line_style in zip(labels, ("wide blue", "dashed orange"), strict=True)
+    )
     table = _pair_table(pairs, labels)
     table = Table(
         tuple(column for column in table.columns if column != "Metric"), tuple((row[0], *row[2:]) for row in table.rows)

@@ -1,6 +1,6 @@
 """The report of a sweep: one HTML page that needs no network, to read, keep or send.
 
-Runs of every origin side by side come first, then what each study has learned. The plots are drawn by plotly; each
+The comparison of runs of every origin comes first, then a section per study. The plots are drawn by plotly; each
 is above a table of its data, which is also what a screen reader or a browser without JavaScript gets.
 """
 
@@ -51,11 +51,11 @@ def report_studies(studies: Sequence[Study], config: RunConfig, path: Path | Non
 
 
 def _comparisons(studies: Sequence[Study], runs: Sequence[ComparedRun], config: RunConfig) -> list[Comparison]:
-    """The runs side by side, once for each set of photos: losses on other photos say nothing of one another."""
+    """A comparison per set of photos: losses on different photos can't be compared."""
     found = []
     for fingerprint in dict.fromkeys(run.fingerprint for run in runs):
         same = [run for run in runs if run.fingerprint == fingerprint]
-        study = next((one for one in studies if any(run.study == one.study_name for run in same)), studies[0])
+        study = next((study for study in studies if any(run.study == study.study_name for run in same)), studies[0])
         at_home = override(config, study.user_attrs.get("config", {}) | {"output_dir": str(config.output_dir)})
         compared = compare(
             same,

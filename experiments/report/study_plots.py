@@ -270,7 +270,7 @@ def _learning_curve_table(trials: Sequence[FrozenTrial]) -> Table:
 
 
 def _color_by_quality(figure: go.Figure, *, maximize: bool) -> None:
-    """Give the lines of a parallel coordinate plot colours that stand out on light and on dark."""
+    """Give the lines of a parallel coordinate plot colours that are visible on light and dark pages."""
     for trace in figure.data:
         if trace.mode == "lines":
             # The first axis is the objective, scaled to 0..1.
@@ -295,7 +295,7 @@ def rankable_parameters(study: Study) -> list[str]:
     """Name the parameters whose importance the completed trials can tell.
 
     Optuna's estimate compares the best tenth of the trials with all of them, so that tenth must
-    stand out; and each range that a parameter was drawn from, absence included, needs two trials.
+    differ from them; and each range that a parameter was drawn from, absence included, needs two trials.
 
     Source: `optuna.importance.PedAnovaImportanceEvaluator`, Optuna 5.0.
     """

@@ -11,7 +11,7 @@ from optuna import Study
 from optuna.trial import FrozenTrial, TrialState
 
 from experiments.console import duration
-from experiments.report.compared_runs import keeping_fields
+from experiments.report.compared_runs import location_options
 from experiments.report.page import (
     NOTHING,
     InteractivePlot,
@@ -47,7 +47,7 @@ class Section:
     facts: Mapping[str, str]
     best_parameters: Table
     commands: Mapping[str, str]
-    """The commands that repeat the best trial, by place."""
+    """The commands that repeat the best trial, at home and in the cloud."""
     region: Table
     """The range of the best quarter of the trials in the search space."""
     plots: tuple[InteractivePlot, ...]
@@ -81,7 +81,7 @@ def study_section(study: Study, interrupted: Collection[int] = ()) -> Section:
 
 
 def _commands(study: Study) -> Mapping[str, str]:
-    kept = keeping_fields(study.user_attrs.get("config", {}))
+    kept = location_options(study.user_attrs.get("config", {}))
     more = f"{shlex.quote(study.study_name)}{' ' if kept else ''}{kept}"
     return {
         "at home": f"python -m experiments train --from-best {more}",

@@ -58,7 +58,7 @@ class Outcome:
     value: float | None = None
     """The objective; for a pruned run, at the last epoch it reached, or the study's worst if it diverged."""
     metrics: dict[str, float] = field(default_factory=dict)
-    """Metrics of the weights that count, test scores included."""
+    """Metrics of the best weights, test scores included."""
     reason: str = ""
     """Why it failed or was pruned; without secrets, as run.json, MLflow, Optuna and reports show it."""
 
@@ -73,7 +73,7 @@ class RunRecord:
 
     name: str
     key: str
-    """MLflow's run carries it as a tag, and is found by it."""
+    """A tag of the run in MLflow, by which that run is found."""
     started_ms: int
     """Milliseconds since 1970, as MLflow counts."""
     params: Mapping[str, str]
@@ -81,15 +81,15 @@ class RunRecord:
     outcome: Outcome | None
     """None while the run is not finished."""
     ended_ms: int | None = None
-    """After a run was reopened, when it ended before."""
+    """When the run ended before it was reopened."""
     study: Mapping[str, Any] | None = None
     """What a trial keeps of its study's identity."""
 
     @classmethod
     def of(cls, loaded: Any) -> RunRecord | None:
         """The record that a parsed run.json has; None if it has none. Entries of other versions are left out."""
-        known = {one.name: one for one in fields(cls)}
-        needed = {name for name, one in known.items() if one.default is MISSING}
+        known = {field.name: field for field in fields(cls)}
+        needed = {name for name, field in known.items() if field.default is MISSING}
         if not isinstance(loaded, dict) or not needed <= loaded.keys():
             return None
         values = {name: value for name, value in loaded.items() if name in known}
@@ -192,7 +192,7 @@ class RunFolder:
                 (self.path / name).rename(aside / name)
 
     def _find(self) -> RunRecord | None:
-        """The record of the run; None if there is none, or if it is damaged, which is said."""
+        """The record of the run; None if there is none, or if it is damaged, which is reported."""
         if not (self.path / "run.json").is_file():
             return None
         try:
@@ -229,14 +229,14 @@ class RunFolder:
             self._write("run.json", replace(record, tags={**record.tags, **tags}))
 
     def record(self, step: int, metrics: Mapping[str, float], *, timestamp_ms: int | None = None) -> None:
-        """Append the metrics of one epoch, unless they are there from before a kill."""
+        """Append the metrics of an epoch, unless they were written before a kill."""
         with self._lock:
             if (step, frozenset(metrics)) not in self._recorded:
                 self._append("metrics.jsonl", MetricLine(step, timestamp_ms or self._now_ms(), dict(metrics)))
                 self._recorded.add((step, frozenset(metrics)))
 
     def record_system(self, metrics: Mapping[str, float]) -> None:
-        """Append a sample of the machine."""
+        """Append a sample of system metrics."""
         self._append("system.jsonl", MetricLine(len(self.system_lines()), self._now_ms(), dict(metrics)))
 
     def metric_lines(self) -> list[MetricLine]:
@@ -287,7 +287,7 @@ class RunFolder:
 
     @property
     def needs_drawing(self) -> bool:
-        """Whether pictures of it are still to be drawn."""
+        """Whether pictures of the run are still to be drawn."""
         tried = any((self.artifacts / name).is_file() for name in ("recording.png", "pictures_error.txt"))
         return self.scores.is_file() or (self.recording.is_dir() and not tried)
 
@@ -323,13 +323,13 @@ class RunFolder:
 
     @property
     def published(self) -> Published:
-        """What MLflow has of it."""
+        """What MLflow has of the run."""
         path = self.path / "published.json"
         noted: Any = _load(path, _status(path)) if path.is_file() else {}
         if not isinstance(noted, dict):
             _say_once(f"{path} is damaged: it has {_content(path)}. MLflow is asked what it has of the run")
             noted = {}
-        names = {one.name for one in fields(Published)}
+        names = {field.name for field in fields(Published)}
         return Published(**{name: value for name, value in noted.items() if name in names})  # older notes have others
 
     def note_published(self, published: Published) -> None:
@@ -338,7 +338,7 @@ class RunFolder:
             self._write("published.json", published)
 
     def _now_ms(self) -> int:
-        """The time of something that happens to the run. It follows what is noted, also when the clock was set back."""
+        """The current time, but no earlier than the last time in the folder: the clock may have been set back."""
         if self._clock is None:
             record = self._find()
             noted = [record.started_ms] if record else []
@@ -352,7 +352,7 @@ class RunFolder:
         return {(line.step, frozenset(line.metrics)) for line in self.metric_lines()}
 
     def _append(self, name: str, line: MetricLine) -> None:
-        # What a kill may cut off is the last line: it is closed here, and skipped when read.
+        # A kill may cut off the last line: it is ended here, and skipped when read.
         with (self.path / name).open("a+b") as file:
             if file.tell() and not _ends_with_newline(file):
                 file.write(b"\n")
@@ -361,11 +361,11 @@ class RunFolder:
     def _lines(self, name: str) -> list[MetricLine]:
         path = self.path / name
         lines = path.read_bytes().split(b"\n") if path.is_file() else []
-        found = [_metric_line(line) for line in lines]
+        parsed = [_metric_line(line) for line in lines]
         for number, line in enumerate(lines[:-1], start=1):
-            if found[number - 1] is None and line.strip():
+            if parsed[number - 1] is None and line.strip():
                 _say_once(f"{path}: line {number} is no line of metrics, and is left out")
-        return [one for one in found if one is not None]
+        return [line for line in parsed if line is not None]
 
     def _write(self, name: str, record: RunRecord | Published) -> None:
         self.path.mkdir(parents=True, exist_ok=True)
@@ -384,9 +384,9 @@ def environment_tags() -> Mapping[str, str]:
             tags[f"package.{name}"] = metadata.version(name)
     tags |= {"python": platform.python_version(), "host": platform.node(), **_hardware_tags()}
     if git := shutil.which("git"):  # neither a bare machine nor a job's image need have it
-        # Git reads no repository of another user unasked. This code runs already, so there is nothing to distrust.
-        command, place = [git, "-c", "safe.directory=*", "rev-parse", "HEAD"], Path(__file__).parent
-        found = subprocess.run(command, capture_output=True, text=True, check=False, cwd=place)
+        # Git refuses a repository of another user by default. The code of this one is running already.
+        command, source_folder = [git, "-c", "safe.directory=*", "rev-parse", "HEAD"], Path(__file__).parent
+        found = subprocess.run(command, capture_output=True, text=True, check=False, cwd=source_folder)
         if found.returncode == 0:
             tags["mlflow.source.git.commit"] = found.stdout.strip()
     return tags
@@ -438,14 +438,14 @@ def _load(path: Path, status: tuple[int, int, int]) -> Any:
 
 
 def _metric_line(line: bytes) -> MetricLine | None:
-    """A line of metrics; None for one that a kill has cut off, or that is none."""
+    """Parse a line of metrics; None if a kill has cut it off, or if it is something else."""
     parsed = _parse(line)
-    if not isinstance(parsed, dict) or parsed.keys() != {one.name for one in fields(MetricLine)}:
+    if not isinstance(parsed, dict) or parsed.keys() != {field.name for field in fields(MetricLine)}:
         return None
     found = MetricLine(**parsed)
     numbers = found.metrics.values() if isinstance(found.metrics, dict) else [None]
     whole = isinstance(found.step, int) and isinstance(found.timestamp_ms, int)
-    return found if whole and all(isinstance(one, float | int) for one in numbers) else None
+    return found if whole and all(isinstance(value, float | int) for value in numbers) else None
 
 
 @functools.cache

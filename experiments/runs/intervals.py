@@ -8,7 +8,7 @@ from collections.abc import Mapping
 Z = 1.959964
 """Standard normal deviate of a 95 % interval."""
 COUNTS: Mapping[str, str] = {"val_": "data.valid_images", "test_": "data.test_images"}
-"""What the name of a metric has, and the fact that says on how many photos it was measured."""
+"""Prefix of a metric's name, and the param that says on how many photos the metric was measured."""
 
 
 def wilson_interval(accuracy: float, photos: int) -> tuple[float, float]:
@@ -51,11 +51,11 @@ def metric_text(metric: str, value: float, facts: Mapping[str, object]) -> str:
 
 
 def selection_text(count: int, of: str, facts: Mapping[str, object]) -> str:
-    """What to know of the best of several: it was chosen by the photos that it is scored on.
+    """A caution about the best of several: it was selected by its score on the same photos.
 
     Args:
-        count: how many it is the best of.
-        of: what each of them is, such as `trial`.
+        count: how many there were to select from.
+        of: what was selected, such as `trial`.
         facts: as for `metric_interval`.
     """
     photos = facts.get(COUNTS["val_"])

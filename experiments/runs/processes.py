@@ -1,4 +1,4 @@
-"""Processes of our own beside the one that a person started: the publisher, its drawers, the workers of a sweep."""
+"""Child processes of a command: the publisher, its drawers, the workers of a sweep."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from lightning_modules.redaction import remember, remembered
 
 CONTEXT = multiprocessing.get_context("spawn")
 """CUDA and threads do not survive a fork, and a fork server keeps the environment that it started with."""
-_starting = threading.Lock()
+_start_lock = threading.Lock()
 
 
 def pipe() -> tuple[Connection, Connection]:
@@ -43,7 +43,7 @@ def start_process(
         environment: variables that it has in addition to those of this process.
         daemon: whether it is killed when this process ends.
     """
-    with _starting:
+    with _start_lock:
         main, own = sys.modules["__main__"], {**own_environment(), **environment}
         before = {variable: os.environ.get(variable) for variable in own}
         sys.modules["__main__"] = ModuleType("__main__")  # multiprocessing would have the process import its file

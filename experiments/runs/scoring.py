@@ -69,7 +69,7 @@ class Scores:
             np.savez(
                 file,
                 root=np.array(str(self.root)),
-                paths=np.array([str(one) for one in self.paths]),
+                paths=np.array([str(photo) for photo in self.paths]),
                 labels=self.labels,
                 log_probabilities=self.log_probabilities.astype("float32"),
                 class_names=np.array(self.class_names),
@@ -80,12 +80,12 @@ class Scores:
         """Read what `save` wrote.
 
         Raises:
-            ValueError, OSError: if it is no such file.
+            ValueError, OSError: if the file has no scores.
         """
         with np.load(path, allow_pickle=False) as loaded:
             if "root" not in loaded:
                 raise ValueError("scores must say which folder their photos are in; these are of an older version")
-            paths = tuple(Path(one) for one in loaded["paths"].tolist())
+            paths = tuple(Path(photo) for photo in loaded["paths"].tolist())
             names = tuple(loaded["class_names"].tolist())
             if "log_probabilities" in loaded:
                 log_probabilities = loaded["log_probabilities"]
@@ -95,7 +95,7 @@ class Scores:
 
 
 def score_split(network: nn.Module, data: ClassFolderData, split: Split) -> Scores:
-    """Score every photo of a split in float32, as an endpoint will."""
+    """Score every photo of a split in float32, as an endpoint does."""
     import torch
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

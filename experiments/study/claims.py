@@ -33,14 +33,14 @@ CLAIM = "claim"
 UNCLAIMED = "unclaimed_since"
 """User attribute of a running trial that was found without a holder: when that was, by the database's clock."""
 BEAT_SECONDS = 30.0
-"""How often a holder writes to the database, unless `sweep.claim_timeout_seconds` allows for less than four of it."""
+"""Most seconds between two heartbeats; a quarter of `sweep.claim_timeout_seconds` if that is less."""
 
 LAST_BEAT_SECONDS = 5.0
-"""How long the end of a claim waits for a heartbeat that is under way, to a database that may be away."""
+"""How long the end of a claim waits for a heartbeat that is being written: the database may not answer."""
 
 
 class ClaimLostError(CommandError):
-    """Another process works on a trial of this one."""
+    """Another process has taken over a trial of this process."""
 
 
 @dataclass(frozen=True)
@@ -49,13 +49,13 @@ class Holder:
 
     key: str
     host: str
-    """For people: a container that is made again has another name."""
+    """For messages only: a container that is created again has another host name."""
     seconds: float
     """Its last heartbeat, by the database's clock; 0 in a journal."""
 
     @classmethod
     def of(cls, attributes: Mapping[str, Any]) -> Holder:
-        """The one that a trial's attributes name; without a key if there is none."""
+        """The holder that a trial's user attributes name; its key is empty if there is none."""
         return cls(**attributes.get(CLAIM, {"key": "", "host": "?", "seconds": 0.0}))
 
 
@@ -68,7 +68,7 @@ class Claim:
     folder: RunFolder
     lock: KernelLock
     key: str
-    """Of its holder."""
+    """The holder's key in the study's storage."""
 
 
 def is_claimed_here(trial: FrozenTrial, folder: RunFolder, config: RunConfig) -> bool:
@@ -80,7 +80,7 @@ def is_claimed_here(trial: FrozenTrial, folder: RunFolder, config: RunConfig) ->
 
 
 def is_abandoned(trial: FrozenTrial, folder: RunFolder, storage: BaseStorage, config: RunConfig) -> bool:
-    """Whether a running trial has no holder, if the lock of its folder is free too."""
+    """Whether a running trial has no holder, provided that the lock of its folder is free."""
     if is_claimed_here(trial, folder, config):
         return True
     holder = Holder.of(trial.user_attrs)
@@ -92,7 +92,7 @@ def is_abandoned(trial: FrozenTrial, folder: RunFolder, storage: BaseStorage, co
     return float(now - since) > config.sweep.claim_timeout_seconds
 
 
-def take(
+def acquire_trial(
     trial: Trial | FrozenTrial, folder: RunFolder, storage: BaseStorage, config: RunConfig
 ) -> tuple[KernelLock, str] | None:
     """Become the holder of a trial that has none: the lock and the holder's key, or None if its folder is locked."""
@@ -117,9 +117,9 @@ def _note(storage: BaseStorage, trial: Trial | FrozenTrial, holder: Holder) -> N
 
 
 class HeldClaims:
-    """While it is entered, a thread writes a heartbeat of each claim to the study's database.
+    """A context manager in which a thread writes a heartbeat of each claim to the study's database.
 
-    In a journal, where a lock is enough, it does nothing. When it is left, the locks of the claims are released.
+    With a journal the locks are enough, and no heartbeat is written. On exit the locks of the claims are released.
     """
 
     def __init__(self, claims: Sequence[Claim], storage: BaseStorage, config: RunConfig) -> None:
@@ -127,7 +127,7 @@ class HeldClaims:
         self._locks = [claimed.lock for claimed in claims]
         self._storage = storage
         self.lost: Claim | None = None
-        """The first one that another process was found to hold."""
+        """The first claim that another process was found to hold."""
         self._reason = ""
         self._is_shared = config.sweep.storage is not None
         self._seconds = min(BEAT_SECONDS, config.sweep.claim_timeout_seconds / 4)
@@ -140,7 +140,7 @@ class HeldClaims:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self, exception_type: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._ended.set()
         # A heartbeat that is under way would take the trial from its next holder.
@@ -160,7 +160,7 @@ class HeldClaims:
             raise ClaimLostError(self._reason)
 
     def confirm(self, number: int) -> None:
-        """Ask the database whether a trial is still held by this process, before anything is told about it.
+        """Ask the database whether this process still holds a trial, before anything is reported about it.
 
         Raises:
             ClaimLostError: if it is not.
@@ -170,7 +170,7 @@ class HeldClaims:
         self.check()
 
     def give_back(self, number: int) -> None:
-        """End the heartbeat of a trial, which is about to be told.
+        """End the heartbeat of a trial whose outcome Optuna is about to be told.
 
         Raises:
             ClaimLostError: if another process holds it.

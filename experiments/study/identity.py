@@ -56,7 +56,7 @@ class StudyIdentity:
     photos: Photos | None
     """None in a study of an older version, which did not note them."""
     interpolation: str = "bilinear"
-    """How photos are resized, of each backbone; studies of an older version note nothing and are bilinear."""
+    """How the photos of each backbone are resized; studies of older versions, which do not note it, are bilinear."""
 
     @classmethod
     def of(cls, config: RunConfig, space: SearchSpace, photos: Photos) -> StudyIdentity:
@@ -64,7 +64,7 @@ class StudyIdentity:
         from lightning_modules.network import recipe  # reading studies needs no torchvision
 
         backbones = extremes(space["model.backbone"]) if "model.backbone" in space else (config.model.backbone,)
-        interpolation = ", ".join(sorted({recipe(str(one)).interpolation.value for one in backbones}))
+        interpolation = ", ".join(sorted({recipe(str(backbone)).interpolation.value for backbone in backbones}))
         return cls(dump_search_space(space), to_public(config), photos, interpolation)
 
     def to_dict(self) -> dict[str, Any]:
@@ -72,12 +72,12 @@ class StudyIdentity:
         return asdict(self)
 
     def for_trial(self) -> dict[str, Any]:
-        """What a trial keeps of it, for JSON: all but the config, which its params are."""
+        """The fields that a trial stores, for JSON: all but the config, which the params of the trial contain."""
         return {name: value for name, value in self.to_dict().items() if name != "config"}
 
     @classmethod
     def from_dict(cls, noted: Mapping[str, Any]) -> StudyIdentity | None:
-        """What `to_dict` made, also as the attributes of a study; None where there is no identity yet."""
+        """Parse the result of `to_dict` or the attributes of a study; None if they contain no identity."""
         if "config" not in noted:
             return None
         photos = noted.get("photos")
@@ -103,7 +103,7 @@ class StudyIdentity:
         changed = {
             key: value
             for key, value in other.config.items()
-            if must_stay(key) and key not in searched and self.config.get(key, value) != value
+            if is_fixed(key) and key not in searched and self.config.get(key, value) != value
         }
         # Also fields that were not typed, such as a default that another version changed.
         back = " ".join(option_text(key, self.config[key]) for key in changed)
@@ -145,7 +145,7 @@ class StudyIdentity:
         differing = [
             f"{key} is {record.params[key]} there and {value} here"
             for key, value in to_public(config).items()
-            if must_stay(key) and record.params.get(key, str(value)) != str(value)
+            if is_fixed(key) and record.params.get(key, str(value)) != str(value)
         ]
         if of_study is not None and not of_study.is_same(self):
             differing.append("it belongs to another study")
@@ -156,8 +156,8 @@ class StudyIdentity:
             )
 
 
-def must_stay(name: str) -> bool:
-    """Whether a field stays as it is when a study is continued, so that its trials stay comparable."""
+def is_fixed(name: str) -> bool:
+    """Whether a field must keep its value when a study is continued, so that its trials stay comparable."""
     return decides_result(name) or name == "sweep.study_name"
 
 

@@ -34,10 +34,10 @@ def narrow(space: SearchSpace, points: Sequence[Mapping[str, object]], values: S
     require(len(points) >= MIN_TRIALS, "--from-study", f"have {MIN_TRIALS} complete trials or more", len(points))
     best = sorted(range(len(points)), key=lambda index: values[index])[: math.ceil(len(points) / 4)]
     narrowed: dict[str, Range] = {}
-    for name, one in space.items():
+    for name, search_range in space.items():
         drawn = [points[index].get(name) for index in best]
         require(None not in drawn, f"--from-study: {name}", "be a field that the study tuned", drawn)
-        narrowed[name] = _narrow(one, drawn)
+        narrowed[name] = _narrow(search_range, drawn)
     return MappingProxyType(narrowed)
 
 
@@ -58,27 +58,29 @@ def describe(before: SearchSpace, after: SearchSpace) -> str:
     return "\n".join(f"  {name}: {range_text(before[name])} -> {range_text(after[name])}" for name in before)
 
 
-def _narrow(one: Range, drawn: Sequence[object]) -> Range:
-    if isinstance(one, ChoiceRange):
-        return ChoiceRange(tuple(value for value in one.values if value in drawn))
+def _narrow(search_range: Range, drawn: Sequence[object]) -> Range:
+    if isinstance(search_range, ChoiceRange):
+        return ChoiceRange(tuple(value for value in search_range.values if value in drawn))
     numbers = [float(value) for value in drawn]  # type: ignore[arg-type]
-    low, high = _scaled(one.low, one.log), _scaled(one.high, one.log)
+    low, high = _scaled(search_range.low, search_range.log), _scaled(search_range.high, search_range.log)
     margin = MARGIN * (high - low)
-    inside = max(low, min(_scaled(value, one.log) for value in numbers) - margin)
-    outside = min(high, max(_scaled(value, one.log) for value in numbers) + margin)
-    least, most = (math.exp(inside), math.exp(outside)) if one.log else (inside, outside)
-    if isinstance(one, FloatRange):
-        return FloatRange(max(one.low, least), min(one.high, most), one.log)
-    whole = IntRange(max(one.low, math.floor(least)), min(one.high, math.ceil(most)), one.log)
-    return whole if whole.low < whole.high else one
+    inside = max(low, min(_scaled(value, search_range.log) for value in numbers) - margin)
+    outside = min(high, max(_scaled(value, search_range.log) for value in numbers) + margin)
+    least, most = (math.exp(inside), math.exp(outside)) if search_range.log else (inside, outside)
+    if isinstance(search_range, FloatRange):
+        return FloatRange(max(search_range.low, least), min(search_range.high, most), search_range.log)
+    whole = IntRange(
+        max(search_range.low, math.floor(least)), min(search_range.high, math.ceil(most)), search_range.log
+    )
+    return whole if whole.low < whole.high else search_range
 
 
 def _scaled(value: float, log: bool) -> float:
     return math.log(value) if log else value
 
 
-def range_text(one: Range) -> str:
+def range_text(search_range: Range) -> str:
     """A range as a person reads it."""
-    if isinstance(one, ChoiceRange):
-        return ", ".join(map(str, one.values))
-    return f"{one.low:.4g}..{one.high:.4g}{' (log)' if one.log else ''}"
+    if isinstance(search_range, ChoiceRange):
+        return ", ".join(map(str, search_range.values))
+    return f"{search_range.low:.4g}..{search_range.high:.4g}{' (log)' if search_range.log else ''}"

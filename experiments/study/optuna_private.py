@@ -30,21 +30,21 @@ CMAES_CLASSES = {
 
 
 def storage_of(study: Study) -> BaseStorage:
-    """Where a study is kept."""
+    """The storage of a study."""
     storage = study._storage
     assert isinstance(storage, BaseStorage), "Study._storage is the storage"
     return storage
 
 
 def id_of(trial: Trial | FrozenTrial) -> int:
-    """By which number the storage knows a trial: the trials of all studies are counted."""
+    """The id of a trial in its storage, which counts the trials of all studies."""
     number = trial._trial_id
     assert isinstance(number, int), "_trial_id of a trial is a number"
     return number
 
 
 def forget_params(trial: Trial) -> None:
-    """Let a trial draw all its parameters once more: it keeps those of its storage in memory."""
+    """Make a trial draw all its parameters again: Optuna keeps those of the storage in memory."""
     assert isinstance(trial._cached_frozen_trial, FrozenTrial), "Trial._cached_frozen_trial is what it knows of itself"
     # Another object may share it.
     trial._cached_frozen_trial = copy.copy(trial._cached_frozen_trial)
@@ -52,7 +52,7 @@ def forget_params(trial: Trial) -> None:
 
 
 def with_storage(trial: Trial, storage: BaseStorage) -> Trial:
-    """A copy of a trial whose pruner finds and notes everything in another storage."""
+    """A copy of a trial whose pruner reads and writes another storage."""
     assert trial.storage is trial.study._storage, "a trial has the storage of its study"
     other = copy.copy(trial)
     other.study = copy.copy(trial.study)
@@ -61,7 +61,7 @@ def with_storage(trial: Trial, storage: BaseStorage) -> Trial:
 
 
 class ChangedStudy:
-    """A study whose samplers see other trials than it has.
+    """A study that shows other trials to its samplers than it contains.
 
     Args:
         change: takes all trials, returns those that samplers see.

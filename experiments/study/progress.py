@@ -40,7 +40,7 @@ class SweepProgress:
             self._bar = tqdm(total=target, initial=self._first, desc="sweep", position=0, bar_format=form)
 
     def start_clock(self) -> None:
-        """Count the time from here: what came before is done once for all trials."""
+        """Start the clock of the ETA: the time before was spent once for all trials."""
         self._started = time.monotonic()
 
     def update(self) -> None:
@@ -102,5 +102,5 @@ def ended_text(trial: FrozenTrial, metric: str, facts: Mapping[str, str]) -> str
 
 
 def _count(trials: Sequence[FrozenTrial]) -> int:
-    """Those that a study's target counts."""
+    """The number of trials that count towards a study's target."""
     return sum(trial.state.name in ("COMPLETE", "PRUNED") for trial in trials)

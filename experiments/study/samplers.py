@@ -36,7 +36,7 @@ def sampler_name(config: RunConfig, number: int = 0) -> str:
 
 
 def make_sampler(study: Study, config: RunConfig, space: SearchSpace, number: int) -> BaseSampler:
-    """What draws the point of trial `number`.
+    """The sampler that draws the point of trial `number`.
 
     It is seeded by the trial's number: a study that was interrupted draws what it would have drawn, and workers that
     ask at once draw different points.
@@ -91,19 +91,19 @@ class LearnsFromPruned(BaseSampler):
         self._sampler, self._ceiling = sampler, ceiling
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        """What the sampler draws together."""
+        """The search space that the sampler draws jointly."""
         return self._sampler.infer_relative_search_space(self._seen(study), trial)
 
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
-        """Draw together."""
+        """Draw these parameters jointly."""
         return self._sampler.sample_relative(self._seen(study), trial, search_space)
 
     def sample_independent(
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
-        """Draw one parameter."""
+        """Draw a single parameter."""
         return self._sampler.sample_independent(self._seen(study), trial, param_name, param_distribution)
 
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:
@@ -121,7 +121,7 @@ class LearnsFromPruned(BaseSampler):
                 return trials
             losses = [_value(trial) for trial in trials if trial.state == TrialState.COMPLETE]
             worst = self._ceiling * min(losses, default=math.inf)
-            return [_with_value(one, worst) if one.values and _value(one) > worst else one for one in trials]
+            return [_with_value(trial, worst) if trial.values and _value(trial) > worst else trial for trial in trials]
 
         return ChangedStudy(study, change)
 

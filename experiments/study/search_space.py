@@ -60,7 +60,9 @@ Range = FloatRange | IntRange | ChoiceRange
 SearchSpace = Mapping[str, Range]
 """Dotted field name to range, in the order of the file."""
 
-_KINDS: Mapping[str, type[Range]] = MappingProxyType({"float": FloatRange, "int": IntRange, "choice": ChoiceRange})
+_RANGE_TYPES: Mapping[str, type[Range]] = MappingProxyType(
+    {"float": FloatRange, "int": IntRange, "choice": ChoiceRange}
+)
 
 
 def study_space(config: RunConfig) -> SearchSpace:
@@ -107,17 +109,18 @@ def build_search_space(loaded: object, where: str) -> SearchSpace:
     return MappingProxyType({name: _range(str(name), raw) for name, raw in loaded.items()})
 
 
-def extremes(one: Range) -> tuple[Choice, ...]:
+def extremes(search_range: Range) -> tuple[Choice, ...]:
     """The values between which a range draws; all of them where it is a list."""
-    return one.values if isinstance(one, ChoiceRange) else (one.low, one.high)
+    return search_range.values if isinstance(search_range, ChoiceRange) else (search_range.low, search_range.high)
 
 
 def dump_search_space(space: SearchSpace) -> str:
     """The space as YAML that `load_search_space` reads back."""
-    kinds = {kind: name for name, kind in _KINDS.items()}
+    type_names = {range_type: name for name, range_type in _RANGE_TYPES.items()}
     plain = {
-        name: {"type": kinds[type(one)]} | {part.name: _plain(getattr(one, part.name)) for part in fields(one)}
-        for name, one in space.items()
+        name: {"type": type_names[type(search_range)]}
+        | {field.name: _plain(getattr(search_range, field.name)) for field in fields(search_range)}
+        for name, search_range in space.items()
     }
     return dump_yaml(plain)
 
@@ -135,8 +138,8 @@ def check_against(space: SearchSpace, config: RunConfig) -> None:
         "be false in a search: profile one run first (train --trainer.profile true)",
         config.trainer.profile,
     )
-    for name, one in space.items():
-        for value in extremes(one):
+    for name, search_range in space.items():
+        for value in extremes(search_range):
             try:
                 override(config, {name: value})
             except ValueError as error:
@@ -149,14 +152,14 @@ def grid_points(space: SearchSpace) -> dict[str, list[Choice]]:
     Raises:
         UserError: if a range is not a list of choices, which is all that SageMaker's Grid takes.
     """
-    for name, one in space.items():
+    for name, search_range in space.items():
         require(
-            isinstance(one, ChoiceRange),
+            isinstance(search_range, ChoiceRange),
             f"search space: {name}",
             "be a choice for sampler grid",
-            one,
+            search_range,
         )
-    return {name: list(one.values) for name, one in space.items() if isinstance(one, ChoiceRange)}
+    return {name: list(choices.values) for name, choices in space.items() if isinstance(choices, ChoiceRange)}
 
 
 def _range(name: str, raw: object) -> Range:
@@ -165,26 +168,31 @@ def _range(name: str, raw: object) -> Range:
         raise unknown_field(name, RunConfig, where="search space")
     require(isinstance(raw, dict), where, "be a mapping such as {type: float, low: 0.1, high: 1.0}", raw)
     assert isinstance(raw, dict)
-    parts = dict(raw)
-    kind = parts.pop("type", None)
-    require(isinstance(kind, str) and kind in _KINDS, f"{where}: type", f"be one of {', '.join(_KINDS)}", kind)
-    known = [part.name for part in fields(_KINDS[kind])]
-    for key in parts:
+    entries = dict(raw)
+    type_name = entries.pop("type", None)
+    require(
+        isinstance(type_name, str) and type_name in _RANGE_TYPES,
+        f"{where}: type",
+        f"be one of {', '.join(_RANGE_TYPES)}",
+        type_name,
+    )
+    known = [field.name for field in fields(_RANGE_TYPES[type_name])]
+    for key in entries:
         # `step`, `q` and conditional spaces exist in Optuna only, `ScalingType: ReverseLogarithmic` in SageMaker only.
-        require(key in known, f"{where}: {kind} range", f"have only {', '.join(known)}", key)
-    if kind == "choice":
-        return _choice(where, parts.get("values"))
-    number = (int, float) if kind == "float" else (int,)
+        require(key in known, f"{where}: {type_name} range", f"have only {', '.join(known)}", key)
+    if type_name == "choice":
+        return _choice(where, entries.get("values"))
+    number = (int, float) if type_name == "float" else (int,)
     for key in ("low", "high"):
-        value = parts.get(key)
+        value = entries.get(key)
         right = isinstance(value, number) and not isinstance(value, bool)
         hint = " (a number in quotes is text)" if isinstance(value, str) else ""
-        require(right, f"{where}: {key}", f"be a number of type {kind}{hint}", value)
-    low, high, log = parts["low"], parts["high"], parts.get("log", False)
+        require(right, f"{where}: {key}", f"be a number of type {type_name}{hint}", value)
+    low, high, log = entries["low"], entries["high"], entries.get("log", False)
     require(isinstance(log, bool), f"{where}: log", "be true or false", log)
     require(low < high, where, "have low < high", (low, high))
     require(not log or low > 0, f"{where}: low", "be > 0 on a log scale", low)
-    if kind == "float":
+    if type_name == "float":
         return FloatRange(float(low), float(high), log)
     return IntRange(low, high, log)
 

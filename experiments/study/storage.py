@@ -47,12 +47,12 @@ CLOCKS = {
 
 
 def study_folder(config: RunConfig) -> Path:
-    """Where a study and its trials are kept."""
+    """The folder of a study and its trials."""
     return config.output_dir / "studies" / config.sweep.study_name
 
 
 def journal_file(config: RunConfig) -> Path:
-    """Where a study is kept that has no database."""
+    """The journal file of a study that has no database."""
     return study_folder(config) / "journal.log"
 
 
@@ -70,10 +70,10 @@ class Journal(JournalFileBackend):
         self._path = path
 
     def read_logs(self, log_number_from: int) -> Iterator[dict[str, Any]]:  # type: ignore[override]
-        """All entries from one on. Lines at the end that are none are left to the next writer, who cuts them off.
+        """All entries from a number on. Damaged lines at the end are skipped: the next writer removes them.
 
         Raises:
-            UserError: if a line before an entry is none.
+            UserError: if a damaged line precedes an entry.
         """
         number = log_number_from
         try:
@@ -166,7 +166,7 @@ def open_storage(config: RunConfig, check: Callable[[], None] = lambda: None) ->
     except (ArgumentError, ValueError):  # a port that is no number
         raise UserError("sweep.storage must be a URL such as postgresql+psycopg://user@host/database") from None
     # The URL may hold a password, in more than one place, and the driver's own message may repeat it.
-    place = f"{url.host or ''}{f':{url.port}' if url.port else ''}/{url.database or ''}"
+    address = f"{url.host or ''}{f':{url.port}' if url.port else ''}/{url.database or ''}"
     if url.host and _is_unknown(url.host):
         raise UserError(f"sweep.storage must name a host that exists, got {url.host!r}")
     is_sqlite = url.get_backend_name() == "sqlite"
@@ -175,27 +175,29 @@ def open_storage(config: RunConfig, check: Callable[[], None] = lambda: None) ->
     # No pool: a database closes connections that idle for the hours of a trial, and nothing would close them here.
     options: dict[str, Any] = {"poolclass": NullPool}
     if is_sqlite:
-        options["connect_args"] = {"timeout": 0.5}  # SQLite's own waiting looks at no signal
+        options["connect_args"] = {"timeout": 0.5}  # SQLite's own wait ignores signals
     elif url.drivername in TAKE_CONNECT_TIMEOUT:
         options["connect_args"] = {"connect_timeout": CONNECT_SECONDS}  # a server may accept and stay silent
     try:
         storage = patience.call(
             lambda: RDBStorage(str(config.sweep.storage), engine_kwargs=dict(options)),
             lambda error: (is_sqlite or has_begun) and _is_away(error),
-            f"sweep.storage {place}",
+            f"sweep.storage {address}",
         )
     except CommandError:
         raise
-    except Exception as error:  # SQLAlchemy's drivers have kinds of their own
+    except Exception as error:  # each of SQLAlchemy's drivers raises its own classes
         if isinstance(error, RuntimeError):  # Optuna's own, of the version of its tables
             text = " ".join(str(error).split())
             raise UserError(
-                f"sweep.storage must be a database of Optuna {optuna.__version__}, got {place}: {text}"
+                f"sweep.storage must be a database of Optuna {optuna.__version__}, got {address}: {text}"
             ) from None
-        raise UserError(f"sweep.storage must be a database that answers, got {place}: {type(error).__name__}") from None
+        raise UserError(
+            f"sweep.storage must be a database that answers, got {address}: {type(error).__name__}"
+        ) from None
     if is_sqlite:
         _lock_at_once(storage.engine)
-    return _patient(storage, patience, f"sweep.storage {place}")
+    return _patient(storage, patience, f"sweep.storage {address}")
 
 
 def database_seconds(storage: BaseStorage) -> float:
@@ -224,11 +226,11 @@ def _patient(storage: RDBStorage, patience: Patience, name: str) -> BaseStorage:
             try:
                 return patience.call(lambda: method(*args, **named), _is_away, name)
             except (SQLAlchemyError, StorageInternalError) as error:
-                # Only the kind: a driver's text may repeat the password. Optuna's blames the data that was written.
-                kind = type(getattr(_of_driver(error), "orig", None) or error).__name__
+                # Only the class: a driver's text may repeat the password, and Optuna's own blames the written data.
+                error_type = type(getattr(_driver_error(error), "orig", None) or error).__name__
                 raise SweepError(
-                    f"{name} was opened, and then failed ({kind}): nothing is lost, a trial that has trained is kept "
-                    "in its folder. Bring the database back, then the same command continues"
+                    f"{name} was opened, and then failed ({error_type}): nothing is lost, a trial that has trained is "
+                    "kept in its folder. Bring the database back, then the same command continues"
                 ) from error
 
         return call
@@ -238,7 +240,7 @@ def _patient(storage: RDBStorage, patience: Patience, name: str) -> BaseStorage:
             return float(connection.execute(text(CLOCKS[storage.engine.dialect.name])).scalar_one())
 
     cached.seconds = seconds
-    for method in ("seconds", *(one for one in vars(BaseStorage) if not one.startswith("_"))):
+    for method in ("seconds", *(attribute for attribute in vars(BaseStorage) if not attribute.startswith("_"))):
         setattr(cached, method, repeat(getattr(cached, method)))
     patient: BaseStorage = cached
     return patient
@@ -255,7 +257,7 @@ def _is_unknown(host: str) -> bool:
 
 def _is_away(error: Exception) -> bool:
     """Whether an error says that a database is locked or away, so that waiting helps."""
-    found = _of_driver(error)
+    found = _driver_error(error)
     if not isinstance(found, DBAPIError):
         return False
     if isinstance(found.orig, sqlite3.Error):
@@ -263,15 +265,15 @@ def _is_away(error: Exception) -> bool:
     return isinstance(found, OperationalError | InterfaceError) or found.connection_invalidated
 
 
-def _of_driver(error: BaseException) -> BaseException:
-    """What Optuna's own error hides."""
+def _driver_error(error: BaseException) -> BaseException:
+    """The driver's error, which Optuna's own error wraps."""
     return error.__cause__ if isinstance(error, StorageInternalError) and error.__cause__ else error
 
 
 def _lock_at_once(engine: Engine) -> None:
     """Let SQLite's transactions take the lock when they begin.
 
-    A transaction that reads first and then writes can't wait: of two of that kind, each waits for the other.
+    Two transactions that first read and then write would wait for each other.
     """
 
     @event.listens_for(engine, "connect")

@@ -44,7 +44,7 @@ _log = logging.getLogger(__name__)
 
 
 def trial_folder(config: RunConfig, number: int) -> RunFolder:
-    """Where a trial is kept."""
+    """The folder of a trial."""
     return RunFolder(study_folder(config) / "trials" / f"{number:04d}")
 
 
@@ -183,7 +183,7 @@ def grid_size(space: SearchSpace) -> int:
 
 def journals(config: RunConfig) -> list[Path]:
     """The journal files of the studies under `output_dir`, each in its study's folder."""
-    # One without a line is what a kill leaves before the study was created.
+    # A kill before the study is created leaves a journal without a line.
     return [path for path in study_folder(config).parent.glob("*/journal.log") if path.stat().st_size]
 
 
@@ -215,7 +215,7 @@ def load_study(config: RunConfig, name: str, check: Callable[[], None] = lambda:
 
 
 def best_config(study: optuna.Study, config: RunConfig) -> tuple[RunConfig, FrozenTrial]:
-    """The config of the study's best trial, kept and tracked where `config` says.
+    """The config of the study's best trial, with the folders and the tracking of `config`.
 
     Raises:
         UserError: if no trial is complete.

@@ -28,11 +28,11 @@ from experiments.errors import CommandError, InterruptedRunError, SweepError
 from experiments.interrupts import Watch
 from experiments.runs.folder import LOCAL, Outcome, RunFolder, environment_tags
 from experiments.runs.logger import RunFolderLogger
-from experiments.study.claims import Claim, HeldClaims, Holder, is_abandoned, take
+from experiments.study.claims import Claim, HeldClaims, Holder, acquire_trial, is_abandoned
 from experiments.study.epochs import resolve_config
 from experiments.study.identity import StudyIdentity
 from experiments.study.optuna_private import forget_params, id_of, storage_of
-from experiments.study.population import PopulationRun, together, train_population
+from experiments.study.population_training import PopulationRun, shared_config, train_population
 from experiments.study.pruning import PruningCallback, stored_decision
 from experiments.study.samplers import make_sampler
 from experiments.study.search_space import ChoiceRange, FloatRange, Point, SearchSpace
@@ -58,7 +58,7 @@ class NothingToClaim:
     done: bool
     """All trials have finished; otherwise others still work on the last ones, and one of them may die."""
     waiting_for: tuple[str, ...] = ()
-    """Those trials and the machines that run them."""
+    """The trials that are still running, and their machines."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class SweepContext:
             watch.check()
 
 
-def claim(
+def claim_trial(
     study: optuna.Study,
     config: RunConfig,
     space: SearchSpace,
@@ -105,7 +105,7 @@ def claim(
         for trial in running:
             folder = trial_folder(config, trial.number)
             if is_abandoned(trial, folder, storage, config):
-                taken = take(trial, folder, storage, config)
+                taken = acquire_trial(trial, folder, storage, config)
                 if taken is not None:
                     return Claim(*draw_point(study, config, space, trial), folder, *taken)
         counted = sum(trial.state in (TrialState.COMPLETE, TrialState.PRUNED) for trial in trials) + len(running)
@@ -113,11 +113,11 @@ def claim(
         exhausted = config.sweep.sampler == "grid" and len(trials) >= grid_size(space)
         if not new or counted >= target or exhausted:
             return NothingToClaim(
-                not running, tuple(f"trial {one.number} on {Holder.of(one.user_attrs).host}" for one in running)
+                not running, tuple(f"trial {trial.number} on {Holder.of(trial.user_attrs).host}" for trial in running)
             )
         asked = study.ask()
         folder = trial_folder(config, asked.number)
-        taken = take(asked, folder, storage, config)
+        taken = acquire_trial(asked, folder, storage, config)
         assert taken is not None, "a new trial can't belong to another process"
         return Claim(*draw_point(study, config, space, asked), folder, *taken)
 
@@ -137,15 +137,15 @@ def suggest(trial: Trial, space: SearchSpace) -> Point:
         # A kill may have come between two values, and the sampler's random numbers come in order: draw all once more.
         forget_params(trial)
     point: Point = {}
-    for name, one in space.items():
-        if isinstance(one, ChoiceRange):
-            drawn = trial.suggest_categorical(name, one.values)
+    for name, search_range in space.items():
+        if isinstance(search_range, ChoiceRange):
+            drawn = trial.suggest_categorical(name, search_range.values)
             assert drawn is not None, "a search space holds no null"
             point[name] = drawn
-        elif isinstance(one, FloatRange):
-            point[name] = trial.suggest_float(name, one.low, one.high, log=one.log)
+        elif isinstance(search_range, FloatRange):
+            point[name] = trial.suggest_float(name, search_range.low, search_range.high, log=search_range.log)
         else:
-            point[name] = trial.suggest_int(name, one.low, one.high, log=one.log)
+            point[name] = trial.suggest_int(name, search_range.low, search_range.high, log=search_range.log)
     return point
 
 
@@ -159,7 +159,7 @@ def run_trials(context: SweepContext, claims: Sequence[Claim], held: HeldClaims)
         if folder.has_started:
             context.identity.check_trial(folder, config)
             if folder.outcome is not None and folder.outcome.state == "STOPPED":
-                folder.reopen()  # another machine took it over, and left it again
+                folder.reopen()  # another machine took it over, and stopped too
         else:
             tags = {"study": context.config.sweep.study_name, "trial": str(claimed.trial.number)}
             tags |= {**LOCAL, **environment_tags()}
@@ -170,7 +170,7 @@ def run_trials(context: SweepContext, claims: Sequence[Claim], held: HeldClaims)
         task = task_of(config)
         if len(claims) > 1 and folder.outcome is None and isinstance(task, HeadTask):
             run = PopulationRun(task, folder, _pruning(context, claimed, held).report)
-            fresh.setdefault(together(config), []).append(run)
+            fresh.setdefault(shared_config(config), []).append(run)
         else:
             if folder.outcome is None:
                 _finish(claimed, held, _attempt(context, claimed, held))
@@ -192,7 +192,7 @@ def run_trials(context: SweepContext, claims: Sequence[Claim], held: HeldClaims)
 
 
 def trial_config(config: RunConfig, point: Mapping[str, object]) -> RunConfig:
-    """The config of a trial: that of its study at its point."""
+    """The config of a trial: the config of its study with the values of its point."""
     return resolve_config(override(config, point))
 
 
@@ -273,7 +273,7 @@ def _train_trial(context: SweepContext, claimed: Claim, held: HeldClaims) -> Out
             config,
             output_dir=folder.path,
             logger=RunFolderLogger(folder),
-            # The epoch's line comes before the pruner may end the trial with it.
+            # Progress comes first: the pruner may end the trial with this epoch.
             callbacks=[EpochProgress(name, facts, position=1), _pruning(context, claimed, held), *context.watches],
         )
     except optuna.TrialPruned:
@@ -306,16 +306,16 @@ def _pruned(claimed: Claim) -> Outcome | None:
 
 
 def keep_best_checkpoints(config: RunConfig, study: optuna.Study) -> None:
-    """Keep the checkpoints of no finished trial but the best one, whose model the sweep ends with."""
+    """Delete the checkpoints of all finished trials but the best one, which the sweep exports."""
     best = best_trial(study)
     for trial in study.get_trials(deepcopy=False):
         checkpoints = trial_folder(config, trial.number).path / CHECKPOINT_FOLDER
         if trial.state.is_finished() and (best is None or trial.number != best.number) and checkpoints.is_dir():
-            shutil.rmtree(checkpoints, ignore_errors=True)  # another worker may be at it too
+            shutil.rmtree(checkpoints, ignore_errors=True)  # another worker may delete it at the same time
 
 
 def diverged_outcome(study: optuna.Study, metric: str, num_classes: int, reason: str) -> Outcome:
-    """How a trial ends whose loss is no number: pruned, with a value that keeps the sampler away.
+    """The outcome of a trial whose loss is not a number: pruned, with a value that keeps the sampler away.
 
     The value is finite, as a huge one would spoil a model of the objective: accuracy 0, or the worst loss that a trial
     of the study has reported, and at least that of guessing.

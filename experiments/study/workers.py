@@ -31,7 +31,7 @@ from experiments.study.study import INPUTS_SECONDS, count_finished, load_study, 
 from experiments.study.trials import (
     NothingToClaim,
     SweepContext,
-    claim,
+    claim_trial,
     mark_taken_over,
     raise_if_too_many_failed,
     run_trials,
@@ -63,9 +63,9 @@ def run_workers(context: SweepContext) -> None:
         if config.sweep.workers > 1:
             _supervise(context, progress)
             return
-        _open_inputs(context)  # while the publisher comes up
+        _open_inputs(context)  # while the publisher starts
         progress.start_clock()
-        _work(context, progress)
+        _claim_and_run(context, progress)
     finally:
         progress.close()
 
@@ -79,7 +79,7 @@ def _open_inputs(context: SweepContext) -> None:
         context.study.set_user_attr(INPUTS_SECONDS, before + seconds)
 
 
-def _work(context: SweepContext, progress: SweepProgress | None = None) -> None:
+def _claim_and_run(context: SweepContext, progress: SweepProgress | None = None) -> None:
     """Claim and run trials until there is nothing left to do."""
     config, study = context.config, context.study
     waiting_for: tuple[str, ...] = ()
@@ -90,7 +90,7 @@ def _work(context: SweepContext, progress: SweepProgress | None = None) -> None:
         claims: list[Claim] = []
         while len(claims) < config.sweep.population:
             new = time.monotonic() < context.deadline
-            claimed = claim(study, config, context.space, context.target, new=new, check=context.check)
+            claimed = claim_trial(study, config, context.space, context.target, new=new, check=context.check)
             if not isinstance(claimed, Claim):
                 break
             claims.append(claimed)
@@ -122,7 +122,7 @@ def _supervise(context: SweepContext, progress: SweepProgress) -> None:
     finished, crashes = count_finished(study), 0
     gpus = visible_gpus()
 
-    def start(index: int) -> BaseProcess:
+    def start_worker(index: int) -> BaseProcess:
         seconds = context.deadline - time.monotonic()
         return start_process(
             _worker_main,
@@ -131,7 +131,7 @@ def _supervise(context: SweepContext, progress: SweepProgress) -> None:
             environment={CUDA_VISIBLE_DEVICES: gpus[index % len(gpus)]} if gpus else {},  # read before CUDA starts
         )
 
-    workers = {index: start(index) for index in range(config.sweep.workers)}
+    workers = {index: start_worker(index) for index in range(config.sweep.workers)}
     try:
         while workers:
             context.check()
@@ -150,10 +150,10 @@ def _supervise(context: SweepContext, progress: SweepProgress) -> None:
                 finished = count_finished(study)
                 if crashes > MAX_CRASHES:
                     raise SweepError(f"workers keep dying: see {_worker_log(config, index)}")
-                say(f"worker {index} died ({_death(process.exitcode)}); another one continues its trial")
-                workers[index] = start(index)
+                say(f"worker {index} died ({_death_text(process.exitcode)}); another one continues its trial")
+                workers[index] = start_worker(index)
     finally:
-        _stop(list(workers.values()))
+        _stop_workers(list(workers.values()))
 
 
 def _worker_main(
@@ -175,7 +175,7 @@ def _worker_main(
         signal.signal(number, signal.SIG_IGN)
     die_with_parent()
     if training_device(config).type == "cpu":
-        _pin(index, config.sweep.workers)
+        _pin_to_cores(index, config.sweep.workers)
     prepare_process()
     interrupts = Interrupts([signal.SIGTERM])
     study = load_study(config, config.sweep.study_name, interrupts.raise_if_requested)
@@ -185,7 +185,7 @@ def _worker_main(
         watches = [Watch(interrupts.raise_if_requested)]
         context = SweepContext(config, space, identity, study, target, max_failed, deadline, watches)
         try:
-            _work(context)
+            _claim_and_run(context)
         except InterruptedRunError:
             return
         except SweepError:
@@ -196,10 +196,10 @@ def _worker_main(
 def visible_gpus() -> list[str]:
     """The GPUs that this process may use, by the names that CUDA_VISIBLE_DEVICES has for them: numbers or UUIDs."""
     count, named = torch.cuda.device_count(), os.environ.get(CUDA_VISIBLE_DEVICES)
-    return [one.strip() for one in named.split(",")][:count] if named else [str(index) for index in range(count)]
+    return [gpu.strip() for gpu in named.split(",")][:count] if named else [str(index) for index in range(count)]
 
 
-def _pin(index: int, workers: int) -> None:
+def _pin_to_cores(index: int, workers: int) -> None:
     """Bind a CPU worker to its share of the cores: two workers on all cores slow each other down."""
     count = usable_cores()
     torch.set_num_threads(len(range(index % count, count, workers)))
@@ -208,7 +208,7 @@ def _pin(index: int, workers: int) -> None:
         os.sched_setaffinity(0, cores[index % len(cores) :: workers] or [cores[index % len(cores)]])
 
 
-def _stop(workers: Sequence[BaseProcess]) -> None:
+def _stop_workers(workers: Sequence[BaseProcess]) -> None:
     """Ask the workers to stop, and kill late ones: checkpoints and run folders are always complete."""
     for process in workers:
         process.terminate()
@@ -224,5 +224,5 @@ def _worker_log(config: RunConfig, index: int) -> Path:
     return study_folder(config) / f"worker-{index}.log"
 
 
-def _death(exit_code: int | None) -> str:
+def _death_text(exit_code: int | None) -> str:
     return f"signal {-exit_code}" if exit_code is not None and exit_code < 0 else f"exit code {exit_code}"

@@ -16,7 +16,7 @@ from lightning_modules.cores import usable_cores
 from lightning_modules.redaction import redact
 
 MAX_DRAWERS = 4
-"""Four draw as many runs per second as one process sends."""
+"""Four processes draw as many runs per second as the publisher sends."""
 
 _own = threading.local()
 
@@ -24,7 +24,7 @@ _own = threading.local()
 def open_drawers() -> ThreadPoolExecutor:
     """Threads with one process each, started when there is something to draw, at a lower priority than training.
 
-    Not a ProcessPoolExecutor: the semaphores of one that is killed stay behind, and Python complains of them.
+    Not a ProcessPoolExecutor: the semaphores of a killed one remain, and Python warns about them.
     """
     return ThreadPoolExecutor(min(MAX_DRAWERS, usable_cores()), initializer=_start_drawer)
 
@@ -70,7 +70,7 @@ def _drawer(connection: Connection) -> None:
 
 
 def draw_once(path: Path) -> None:
-    """Draw a finished run, once. A photo that is gone costs the pictures, which say so, and not the run."""
+    """Draw a finished run, once. If a photo is gone, the pictures show that, and the run is published."""
     from experiments.figures.pictures import draw  # matplotlib takes half a second to import
 
     folder = RunFolder(path)

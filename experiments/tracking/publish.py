@@ -1,7 +1,7 @@
 """The publisher process: draws finished runs and sends MLflow what it lacks of run folders.
 
-It only reads what the training processes write, so that nothing waits for it, and a new one continues where one that
-was killed stopped. A run is done when MLflow has everything that it will ever have: see `RunFolder.is_published`.
+It only reads what the training processes write, so nothing waits for it, and a new process continues where a killed
+one stopped. A run is done when MLflow has everything of it: see `RunFolder.is_published`.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ def publish(publication: Publication, connection: Connection) -> None:
     """Publish run folders until the last phase comes over the connection, then do what it says.
 
     Args:
-        connection: gets numbers on the way: the seconds that the next call to MLflow may take, or infinity after it.
-            Gets a text at the end: empty, or what went wrong. Gives the last phase.
+        connection: receives the last phase. Before each call to MLflow it is sent the seconds that the call may
+            take, afterwards infinity; and at the end a text, which is empty or says what went wrong.
     """
     os.nice(5)
     holder, phase = KernelLock(publication.lock), Phase.FOLLOW
@@ -98,7 +98,7 @@ class _Work:
         except AWAY as error:
             self._say_once("store", error)
             return
-        for folder in drawn([one for one in self._folders() if one.path not in self._done], self._drawers):
+        for folder in drawn([folder for folder in self._folders() if folder.path not in self._done], self._drawers):
             if self._connection.poll():
                 return
             self._record_system(folder, sample)
@@ -109,7 +109,7 @@ class _Work:
                 self._say_once(folder.path.name, error)
                 if not is_refusal(error):
                     return
-            # A run may end, or be drawn, at any moment here. The next round sends what this one missed.
+            # A run may end, or be drawn, at any moment. The next call sends what this one missed.
             if folder.is_published:
                 self._done.add(folder.path)
 
@@ -117,7 +117,7 @@ class _Work:
         """Publish everything that has ended, and register the model of a single run.
 
         Raises:
-            TrackingError: if MLflow stays away, or refuses a run.
+            TrackingError: if MLflow does not answer, or refuses a run.
         """
         store = self._ask(partial(wait_for_store, self._open, self._config))
         refusals: list[TrackingError] = []
@@ -141,7 +141,7 @@ class _Work:
         self._refill(store)
 
     def interrupt(self) -> None:
-        """Send what is whole, and tell MLflow that the other runs do not run any more. Waits for nothing."""
+        """Publish complete runs and mark the others as killed in MLflow, without waiting."""
         try:
             store = self._ask(self._open)
             for folder in [*self._folders(), *([self._parent] if self._parent else [])]:
@@ -159,7 +159,7 @@ class _Work:
             store = RunStore(self._config, before_call=self._before_call)
             if self._parent is not None:
                 self._parent_run_id = store.push(self._parent)
-            self._done = store.find_whole(self._folders())
+            self._done = store.find_complete(self._folders())
             self._store = store
         return self._store
 
@@ -170,12 +170,12 @@ class _Work:
 
     def _ended(self) -> Iterator[RunFolder]:
         """The folders of runs that have ended, drawn; the parent's last."""
-        yield from drawn([one for one in self._folders() if one.outcome is not None], self._drawers)
+        yield from drawn([folder for folder in self._folders() if folder.outcome is not None], self._drawers)
         if self._parent is not None and self._parent.outcome is not None:
             yield self._parent
 
     def _record_system(self, folder: RunFolder, sample: Mapping[str, float] | None) -> None:
-        """Note the state of the machine with a run that runs, and once with one that was over before."""
+        """Record a sample of system metrics in a running run, and once in a run that had ended before."""
         if (sample and folder.outcome is None) or not folder.system_lines():
             folder.record_system(sample or self._monitor.sample())
 
@@ -193,11 +193,11 @@ class _Work:
 
         A run that was deleted in MLflow's UI stays deleted.
         """
-        groups = [one for one in run_groups(self._config) if one.lock != self._publication.lock]
+        groups = [group for group in run_groups(self._config) if group.lock != self._publication.lock]
         try:
-            known = self._ask(partial(store.find_known, [folder for one in groups for folder in one.runs]))
+            known = self._ask(partial(store.find_known, [folder for group in groups for folder in group.runs]))
             for group in groups:
-                lacking = [one for one in group.runs if one.path not in known and not one.needs_drawing]
+                lacking = [folder for folder in group.runs if folder.path not in known and not folder.needs_drawing]
                 lock = KernelLock(group.lock)
                 if not lacking or self._connection.poll() or not lock.try_acquire():
                     continue

@@ -1,7 +1,7 @@
 """The publisher, as the training process sees it: a process that sends runs to MLflow.
 
-MLflow is imported over there only: a trial waits neither for it nor for a picture. Nor can MLflow hold up the end of a
-command: this process gives the other one a time limit, and kills it after that.
+Only that process imports MLflow, so a trial waits neither for MLflow nor for a picture. MLflow cannot delay the end of
+a command either: the command kills the publisher after a time limit.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ MAX_DEATHS = 3
 INTERRUPTED_SECONDS = 5.0
 """How long an interrupted command waits for MLflow at most."""
 EXTRA_SECONDS = 1.0
-"""By how much this process is more patient than the other one, whose message says more."""
+"""Additional seconds before the publisher is killed: its own message about a time-out says more."""
 POLL_SECONDS = 0.1
 LOCK_FILE = "publisher.lock"
 """Lock file of a publisher: of two publishers of the same runs, one works and the other waits."""
@@ -88,15 +88,15 @@ def run_groups(config: RunConfig) -> Iterator[RunGroup]:
 
 
 class Publisher:
-    """Publishes run folders as long as it is entered, and all of them to their end when it is left.
+    """A context manager: publishes run folders while it is entered, and completes all of them on exit.
 
     Args:
-        raise_if_interrupted: called while this waits for MLflow.
+        raise_if_interrupted: called while it waits for MLflow.
 
     Raises:
-        TrackingError: from leaving it, if MLflow does not answer within `tracking.flush_timeout_seconds` or refuses a
+        TrackingError: on exit, if MLflow does not answer within `tracking.flush_timeout_seconds` or refuses a
             run. Nothing is lost: the same command sends the rest.
-        InterruptedRunError: from leaving it, if `raise_if_interrupted` raises it.
+        InterruptedRunError: on exit, if `raise_if_interrupted` raises it.
     """
 
     def __init__(self, publication: Publication, raise_if_interrupted: Callable[[], None] = lambda: None) -> None:
@@ -108,14 +108,14 @@ class Publisher:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self, exception_type: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
             if isinstance(error, InterruptedRunError):
                 self._interrupt()
             elif error is None:
                 self._finish()
-            else:  # what stopped the command says more than what MLflow may add
+            else:  # the error that stopped the command says more than an error of MLflow
                 try:
                     self._finish()
                 except TrackingError as second:
@@ -136,8 +136,8 @@ class Publisher:
             TrackingError: if it keeps being killed.
         """
         while self._connection.poll():
-            said = self._receive()
-            if said is None:
+            message = self._receive()
+            if message is None:
                 self._restart()
 
     def _start(self) -> None:
@@ -181,9 +181,9 @@ class Publisher:
         begun = asked = time.monotonic()
         while True:
             if self._connection.poll(POLL_SECONDS):
-                said = self._receive()
-                if not isinstance(said, float):
-                    return said
+                message = self._receive()
+                if not isinstance(message, float):
+                    return message
                 asked = time.monotonic()
             for limit, begin, extra in ((self._allowed, asked, EXTRA_SECONDS), (seconds, begun, 0.0)):
                 if time.monotonic() - begin > limit + extra:
@@ -196,14 +196,14 @@ class Publisher:
             self._raise_if_interrupted()
 
     def _receive(self) -> str | float | None:
-        """What the process says next: its limit, or its last word; None if it was killed."""
+        """The next message of the process: a time limit, or its last message; None if the process was killed."""
         try:
-            said: str | float = self._connection.recv()
+            message: str | float = self._connection.recv()
         except (EOFError, ConnectionResetError):
             return None
-        if isinstance(said, float):
-            self._allowed = said
-        return said
+        if isinstance(message, float):
+            self._allowed = message
+        return message
 
 
 def _main(publication: Publication, connection: Connection) -> None:

@@ -35,7 +35,7 @@ def register(store: RunStore, folder: RunFolder, *, name: str) -> None:
     """Log the export of a run as its model, register it, and note the version in the run folder.
 
     The version becomes the champion if there is none, or if it is better than a champion that was trained on the same
-    data set, by the run's `sweep.metric`. Each step may be repeated: what a call before has made is found and kept.
+    data set, by the run's `sweep.metric`. Each step may be repeated: an earlier result is found and kept.
 
     Raises:
         MlflowException, OSError: if the server does not take it.
@@ -64,7 +64,7 @@ def register(store: RunStore, folder: RunFolder, *, name: str) -> None:
 
 
 def _listed(names: Sequence[str]) -> str:
-    """Class names as JSON, as many as a tag has room for, and how many are left out."""
+    """As many class names as fit into a tag, as JSON, and how many are left out."""
     text, shown = json.dumps(names), len(names)
     while len(text) > MAX_TAG:
         shown //= 2
@@ -108,7 +108,7 @@ def _log_model(store: RunStore, run_id: str, export: Path) -> str:
             signature=signature,
             input_example=pd.DataFrame({"image": [golden]}),
             pip_requirements=[
-                f"{one}=={metadata.version(one)}" for one in ("torch", "torchvision", "pillow", "pandas")
+                f"{package}=={metadata.version(package)}" for package in ("torch", "torchvision", "pillow", "pandas")
             ],
         )
     return str(logged.model_uri)
@@ -151,7 +151,7 @@ def _unlike(champion: Mapping[str, str], tags: Mapping[str, str], metric: str) -
 
 
 def _noted(store: RunStore, version: ModelVersion) -> Mapping[str, str]:
-    """The tags of a version; what older ones lack is in their run, and others may not have it at all."""
+    """The tags of a version; those that older versions lack are taken from their run, as far as it has them."""
     run = store.find_run(version.run_id) if version.run_id else None
     if run is None:
         return version.tags
@@ -186,7 +186,7 @@ def download_export(uri: str, store: RunStore) -> Path:
     Raises:
         UserError: if there is no such model.
     """
-    # Not by arguments: what MLflow asks in between would go to a database that it makes in the working directory.
+    # Not by arguments: MLflow would make its inner calls to a database that it creates in the working directory.
     mlflow.set_tracking_uri(store.uri)
     mlflow.set_registry_uri(store.uri)
     source = uri

@@ -1,7 +1,7 @@
-"""MLflow's store. Run folders are written first, and MLflow gets what it lacks of them, repeatedly.
+"""MLflow's store. Run folders are written first, and MLflow is repeatedly sent what it lacks of them.
 
 So nothing waits for a tracking server, and nothing is lost when it is away or when a process is killed: pushing a
-folder a second time sends only what the server lacks.
+folder again sends only what the server lacks.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from lightning_modules.metrics import DIRECTIONS, VAL_LOSS
 from lightning_modules.redaction import public_url, redact
 
 KEY_TAG = "experiments.key"
-"""Tag by which a run folder finds its run again."""
+"""Tag by which the run of a run folder is found."""
 STATUS = {"COMPLETE": "FINISHED", "PRUNED": "FINISHED", "FAIL": "FAILED", "STOPPED": "KILLED"}
 
 DATABASE, ARTIFACTS = "mlflow.db", "mlartifacts"
@@ -88,8 +88,8 @@ class RunStore:
         self.before_call = before_call
         local = None if config.tracking.uri else (config.output_dir / ARTIFACTS).resolve().as_uri()
         before_call()
-        with _opening(config):
-            self.client = MlflowClient(self.uri, registry_uri=self.uri)  # or a variable of the shell decides
+        with _locked_store(config):
+            self.client = MlflowClient(self.uri, registry_uri=self.uri)  # otherwise an environment variable decides
             self.experiment_id = self._experiment(config.tracking.experiment, local)
         # What this process knows MLflow to have, by run: metric points and params.
         self._sent: dict[str, set[_Point]] = {}
@@ -100,7 +100,7 @@ class RunStore:
         """Open the store, and wait for a server that is away.
 
         Raises:
-            TrackingError: if it stays away for `tracking.flush_timeout_seconds`.
+            TrackingError: if it does not answer within `tracking.flush_timeout_seconds`.
         """
         return wait_for_store(lambda: cls(config), config)
 
@@ -110,7 +110,7 @@ class RunStore:
         Raises:
             MlflowException, OSError: if the server does not take it.
         """
-        # First: what is written from here on differs from this list, and is sent by the next push.
+        # First: a file that is written from now on differs from this list, and the next push sends it.
         files = folder.files()
         record = folder.read()
         epochs = folder.metric_lines()
@@ -124,13 +124,15 @@ class RunStore:
             assert record.ended_ms is not None, "written with the outcome"
             last = max((line.step for line in epochs), default=0)
             points += [Metric(key, value, record.ended_ms, last) for key, value in folder.final_metrics().items()]
-        for chunk in _chunks([one for one in points if _point(one) not in sent], 1000):  # MLflow's limit a request
+        for chunk in _chunks(
+            [point for point in points if _point(point) not in sent], 1000
+        ):  # MLflow's limit a request
             self.before_call()
             self.client.log_batch(run_id, metrics=chunk)
-            sent |= {_point(one) for one in chunk}
+            sent |= {_point(point) for point in chunk}
         self._push_params(run_id, record.params)
         if record.outcome is not None:
-            # What was noted since the run began, too.
+            # With the tags that were added since the run began.
             tags = {**record.tags, "trial_state": record.outcome.state}
             tags |= {"failure_reason": record.outcome.reason} if record.outcome.reason else {}
             self.before_call()
@@ -142,19 +144,19 @@ class RunStore:
         return run_id
 
     def _push_artifacts(self, run_id: str, folder: RunFolder, files: Mapping[str, Sequence[int]]) -> None:
-        """Send the files that MLflow lacks, or has as they were before."""
+        """Send the files that MLflow lacks or has in an older version."""
         before = folder.published.files
         for name, status in files.items():
             path = folder.path / name
             if folder.artifacts in path.parents and before.get(name) != status:
-                place = path.parent.relative_to(folder.artifacts).as_posix()
+                artifact_path = path.parent.relative_to(folder.artifacts).as_posix()
                 self.before_call()
-                self.client.log_artifact(run_id, str(path), None if place == "." else place)
+                self.client.log_artifact(run_id, str(path), None if artifact_path == "." else artifact_path)
 
     def _run_id(
         self, folder: RunFolder, record: RunRecord, lines: Sequence[MetricLine], parent_run_id: str | None
     ) -> str:
-        """The MLflow run of a folder: the one it was given, the one that carries its key, or a new one."""
+        """The MLflow run of a folder: by the noted run ID, else by the tag with its key, else a new run."""
         known = folder.run_id
         if known in self._sent:
             return known
@@ -188,7 +190,7 @@ class RunStore:
         """Push, and wait for a server that is away.
 
         Raises:
-            TrackingError: if it stays away for `tracking.flush_timeout_seconds`.
+            TrackingError: if it does not answer within `tracking.flush_timeout_seconds`.
         """
         return self.wait(lambda: self.push(folder, parent_run_id), folder)
 
@@ -196,7 +198,7 @@ class RunStore:
         """Make a call about a run's folder, and wait for a server that is away.
 
         Raises:
-            TrackingError: if it stays away for `tracking.flush_timeout_seconds`.
+            TrackingError: if it does not answer within `tracking.flush_timeout_seconds`.
         """
         kept = f"the run is whole in {folder.path} and is sent when the same command runs again"
         return call_or_wait(call, self.uri, self.flush_timeout_seconds, kept)
@@ -213,9 +215,11 @@ class RunStore:
             self.client.update_run(run_id, "KILLED")
         return run_id
 
-    def find_whole(self, folders: Sequence[RunFolder]) -> set[Path]:
-        """The folders that MLflow has completely. MLflow is asked too, as its database may have been deleted."""
-        by_run_id = {one.run_id: one for one in folders if one.published.store == self.name and one.is_published}
+    def find_complete(self, folders: Sequence[RunFolder]) -> set[Path]:
+        """The folders that MLflow has completely. MLflow itself is asked, as its database may have been deleted."""
+        by_run_id = {
+            folder.run_id: folder for folder in folders if folder.published.store == self.name and folder.is_published
+        }
         return {
             by_run_id[run.info.run_id].path
             for run in self._runs_by_id([run_id for run_id in by_run_id if run_id is not None])
@@ -225,12 +229,12 @@ class RunStore:
 
     def find_known(self, folders: Sequence[RunFolder]) -> set[Path]:
         """The folders that have a run in MLflow, complete or not, deleted or not."""
-        paths = {one.run_id: one.path for one in folders}
-        return {paths[run.info.run_id] for run in self._runs_by_id([one for one in paths if one is not None])}
+        paths = {folder.run_id: folder.path for folder in folders}
+        return {paths[run.info.run_id] for run in self._runs_by_id([run_id for run_id in paths if run_id is not None])}
 
     def _runs_by_id(self, run_ids: list[str]) -> Iterator[Run]:
         for chunk in _chunks(run_ids, 100):
-            listed = ", ".join(f"'{one}'" for one in chunk)
+            listed = ", ".join(f"'{run_id}'" for run_id in chunk)
             self.before_call()
             yield from self.client.search_runs(
                 [self.experiment_id], f"attributes.run_id IN ({listed})", ViewType.ALL, max_results=len(chunk)
@@ -283,7 +287,7 @@ def call_or_wait(call: Callable[[], _Item], uri: str, seconds: float, kept: str)
     """Make a call to MLflow, and wait for a server or database that is away.
 
     Args:
-        kept: what is not lost, and how it is sent later.
+        kept: for the error: what is not lost, and how it is sent later.
 
     Raises:
         TrackingError: if it stays away for that many seconds, or refuses the call.
@@ -306,7 +310,7 @@ def wait_for_store(open_store: Callable[[], RunStore], config: RunConfig) -> Run
     """Open a store by a call, and wait for a server that is away.
 
     Raises:
-        TrackingError: if it stays away for `tracking.flush_timeout_seconds`.
+        TrackingError: if it does not answer within `tracking.flush_timeout_seconds`.
     """
     kept = f"what has run is whole in {config.output_dir} and is sent when the same command runs again"
     return call_or_wait(open_store, tracking_uri(config), config.tracking.flush_timeout_seconds, kept)
@@ -334,7 +338,7 @@ def _restore_command(uri: str, experiment_id: str) -> str:
 
 @dataclass(frozen=True)
 class _Experiment:
-    """What `check_tracking` must know about an experiment."""
+    """The properties of an experiment that `check_tracking` needs."""
 
     experiment_id: str
     is_deleted: bool
@@ -353,7 +357,7 @@ def check_tracking(config: RunConfig) -> None:
     # The registered model has the name of the experiment, and MLflow allows fewer names for models.
     allowed = name.strip() not in ("", ".", "..") and len(name) <= MAX_NAME_LENGTH and not re.search("[/:]", name)
     require(allowed, "tracking.experiment", f"have 1..{MAX_NAME_LENGTH} characters, none of them / or :", name)
-    found = _look_up(uri, name)
+    found = _find_experiment(uri, name)
     if found is not None and found.is_deleted:
         raise UserError(
             f"tracking.experiment must not be deleted in MLflow, got {name!r}: choose another name, or restore it: "
@@ -366,8 +370,8 @@ def check_tracking(config: RunConfig) -> None:
         require_folder("output_dir", config.output_dir)
 
 
-def _look_up(uri: str, name: str) -> _Experiment | None:
-    """The experiment of a name; None if the store has none, or is a database that is locked at the moment."""
+def _find_experiment(uri: str, name: str) -> _Experiment | None:
+    """The experiment with a name; None if the store has none, or is a database that is locked now."""
     if "://" not in uri and uri != "databricks":
         hint = f"; did you mean http://{uri}?" if re.match(r"[\w.-]+:\d+", uri) else ""
         raise UserError(f"tracking.uri must start with http://, https:// or a database's sqlite:///, got {uri!r}{hint}")
@@ -376,7 +380,7 @@ def _look_up(uri: str, name: str) -> _Experiment | None:
         url = _database(uri)
         if url is None:
             client = MlflowClient(uri, registry_uri=uri)
-            found = _within(CHECK_SECONDS, lambda: client.get_experiment_by_name(name))
+            found = _with_timeout(CHECK_SECONDS, lambda: client.get_experiment_by_name(name))
             if found is None:
                 return None
             is_deleted = found.lifecycle_stage == LifecycleStage.DELETED
@@ -384,7 +388,7 @@ def _look_up(uri: str, name: str) -> _Experiment | None:
         if url.get_backend_name() == "sqlite" and not Path(url.database or "").exists():
             require_folder("the folder of tracking.uri", Path(url.database or "").parent)
             return None  # a run creates it
-        return _within(CHECK_SECONDS, lambda: _look_up_in_database(url, name))
+        return _with_timeout(CHECK_SECONDS, lambda: _find_experiment_in_database(url, name))
     except (*AWAY, SQLAlchemyError, ImportError) as error:
         if "database is locked" in str(error):
             return None  # the publisher waits for it
@@ -398,11 +402,11 @@ def _database(uri: str) -> URL | None:
     try:
         url = make_url(uri)
         return url if url.get_backend_name() in DATABASE_ENGINES else None
-    except (ArgumentError, ValueError):  # MLflow's client says what is wrong with it
+    except (ArgumentError, ValueError):  # MLflow's client explains what is wrong with it
         return None
 
 
-def _look_up_in_database(url: URL, name: str) -> _Experiment | None:
+def _find_experiment_in_database(url: URL, name: str) -> _Experiment | None:
     """Read the experiment with SQL: MLflow's own client creates or changes tables when it opens a database."""
     timeout = {"sqlite": {"timeout": 0.5}, "postgresql": {"connect_timeout": int(CHECK_SECONDS)}}
     options = timeout.get(url.get_backend_name(), {})
@@ -431,8 +435,8 @@ def _look_up_in_database(url: URL, name: str) -> _Experiment | None:
     return _Experiment(str(row.experiment_id), row.lifecycle_stage == LifecycleStage.DELETED, row.artifact_location)
 
 
-def _within(seconds: float, call: Callable[[], _Item]) -> _Item:
-    """The result of a call that may hang, such as a server that accepts a connection and stays silent.
+def _with_timeout(seconds: float, call: Callable[[], _Item]) -> _Item:
+    """The result of a call that may hang, for example if a server accepts a connection and sends nothing.
 
     Raises:
         TimeoutError: if it takes longer; the call keeps its thread, which ends with the process.
@@ -479,7 +483,7 @@ def save_views(config: RunConfig) -> dict[str, str]:
         The IDs of the experiments that have runs, by name.
     """
     uri = tracking_uri(config)
-    with _opening(config):
+    with _locked_store(config):
         client = MlflowClient(uri, registry_uri=uri)
         experiments = client.search_experiments()
     found: dict[str, str] = {}
@@ -507,8 +511,8 @@ def _runs_without_parent(client: MlflowClient, experiment_id: str) -> list[Run]:
 
 
 @contextlib.contextmanager
-def _opening(config: RunConfig) -> Iterator[None]:
-    """Prepare the place of MLflow's store, and keep other processes from it while it is made."""
+def _locked_store(config: RunConfig) -> Iterator[None]:
+    """Prepare MLflow's store and lock it, so that no other process creates it at the same time."""
     _limit_requests()
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # standard output is for results
     config.output_dir.mkdir(parents=True, exist_ok=True)
@@ -521,9 +525,9 @@ def _opening(config: RunConfig) -> Iterator[None]:
 
 
 def _limit_requests() -> None:
-    """Let a call to MLflow fail without tries of its own: this file decides how long to wait, and says what failed.
+    """Turn off the retries of MLflow's client: this module decides how long to wait, and reports what failed.
 
-    How long one request may take stays MLflow's own decision: a large artifact in a slow store needs its 120 seconds.
+    The time limit of a request remains MLflow's 120 seconds, which a large artifact in a slow store needs.
     """
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # it logs tracebacks of what it also raises
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
@@ -538,7 +542,7 @@ def _create_database(path: Path) -> None:
 
 
 def _follow_folder(output_dir: Path) -> None:
-    """Correct the absolute paths in MLflow's store below `output_dir`, if that was moved or is mounted elsewhere.
+    """Correct the absolute paths in MLflow's store below `output_dir` if that was moved or is mounted elsewhere.
 
     Raises:
         MlflowException: if the database is locked.
@@ -550,11 +554,17 @@ def _follow_folder(output_dir: Path) -> None:
             if "experiments" not in tables:
                 return  # it is empty, and MLflow fills it
             locations = database.execute("SELECT DISTINCT artifact_location FROM experiments").fetchall()
-            for before in (one for (one,) in locations if one.endswith(f"/{ARTIFACTS}") and one != artifacts.as_uri()):
+            for before in (
+                location
+                for (location,) in locations
+                if location.endswith(f"/{ARTIFACTS}") and location != artifacts.as_uri()
+            ):
                 folder = _local_folder(before)
                 if folder is None or (folder.is_dir() and not artifacts.is_dir()):
                     continue  # artifacts are elsewhere on purpose
-                for table, column in ((name, one) for name in LOCATIONS.keys() & tables for one in LOCATIONS[name]):
+                for table, column in (
+                    (name, column) for name in LOCATIONS.keys() & tables for column in LOCATIONS[name]
+                ):
                     database.execute(
                         f"UPDATE {table} SET {column} = ? || substr({column}, ?) WHERE {column} = ? OR {column} GLOB ?",
                         (artifacts.as_uri(), len(before) + 1, before, f"{_literal(before)}/*"),
@@ -592,7 +602,7 @@ def _chunks(items: list[_Item], size: int) -> Iterator[list[_Item]]:
 
 
 def first_line(error: BaseException) -> str:
-    """What went wrong, without the pages that MLflow and urllib3 add, and without secrets, which must not be cut."""
+    """The first line of an error, without secrets and the pages that MLflow and urllib3 add."""
     text = redact(str(error))
     system = re.search(r"\[Errno -?\d+\] ([\w ]+)", text)
     return system[1] if system else text.strip().splitlines()[0][:300]

@@ -11,7 +11,7 @@ from mlflow.system_metrics.metrics.gpu_monitor import GPUMonitor
 from mlflow.system_metrics.metrics.network_monitor import NetworkMonitor
 
 SYSTEM = "system/"
-"""What the names begin with for which MLflow's UI has a tab."""
+"""Prefix of the metrics that MLflow's UI shows in its tab of system metrics."""
 
 _log = logging.getLogger(__name__)
 

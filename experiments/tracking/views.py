@@ -43,7 +43,7 @@ def view_tags(tuned: Sequence[str], metric: str, *, now_ms: int) -> dict[str, st
 
 
 def view_link(address: str, experiment_id: str, view: str) -> str:
-    """Where a view is in the UI at `address`."""
+    """The URL of a view in the UI at `address`."""
     mode = "&compareRunsMode=CHART" if view == CHARTS else ""
     return f"{address}/#/experiments/{experiment_id}/runs?viewStateShareKey={view}{mode}&workflowType=machine_learning"
 
@@ -52,7 +52,7 @@ def _table(tuned: Sequence[str]) -> dict[str, object]:
     scores = [f"metrics.`{name}`" for name in (*metrics.SUMMARY, metrics.TEST_ACCURACY)]
     columns = ["tags.`origin`", "tags.`trial_state`", *scores, "metrics.`usd`", *(f"params.`{name}`" for name in tuned)]
     order = ["attributes.`Run Name`", "runDateAndNestInfo", *columns[:2], "duration", *columns[2:]]
-    widths = {column: max(85, 7 * len(column.partition(".")[2]) + 10) for column in order}  # so that names can be read
+    widths = {column: max(85, 7 * len(column.partition(".")[2]) + 10) for column in order}  # names must be readable
     widths |= {order[0]: 290, order[1]: 140}
     return {"selectedColumns": columns, "columnOrder": order, "columnWidths": widths}
 

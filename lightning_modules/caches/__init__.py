@@ -1,1 +1,1 @@
-"""What is computed once for all trials: decoded photos and features."""
+"""Caches that are computed once for all trials: decoded photos and features."""

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from lightning_modules.errors import UserError
-from lightning_modules.files import part_of, remove, replaced_whole
+from lightning_modules.files import part_path, remove, replaced_whole
 from lightning_modules.locks import KernelLock
 
 ARRAY_FILE = "array.npy"
@@ -52,7 +52,7 @@ def open_array(
     fill: Callable[[NDArray[Any]], None],
     max_gb: float,
 ) -> NDArray[Any]:
-    """The array of `key`, computed by `fill` unless the cache has it.
+    """The array of a key, computed by `fill` unless the cache has it.
 
     Args:
         folder: folder of all entries; when it is full, the least recently used entries are removed.
@@ -61,7 +61,7 @@ def open_array(
         max_gb: how large all entries together may become, in 10^9 bytes.
 
     Returns:
-        A private memory map: what is written to it stays in this process.
+        A private memory map: writes to it are visible in this process only.
 
     Raises:
         CacheTooSmallError: if the array alone is larger than `max_gb`, than what the disk has free, or than a quota.
@@ -87,7 +87,7 @@ def open_array(
     with held:
         if not _is_whole(entry):
             shutil.rmtree(entry, ignore_errors=True)
-            remove(part_of(entry))
+            remove(part_path(entry))
             _make_room(folder, size, max_gb)
             if (free := shutil.disk_usage(folder).free) < size:
                 raise CacheTooSmallError(
@@ -135,12 +135,16 @@ def _reserve(path: Path, start: int) -> None:
                 os.posix_fallocate(file.fileno(), 0, size)
                 return
             except OSError as error:
-                if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS):  # what file systems lack it say
+                if error.errno not in (
+                    errno.EINVAL,
+                    errno.EOPNOTSUPP,
+                    errno.ENOSYS,
+                ):  # the errors of file systems without it
                     raise
         zeros = bytes(2**20)
-        for place in range(start, size, len(zeros)):
-            file.seek(place)
-            file.write(zeros[: size - place])
+        for offset in range(start, size, len(zeros)):
+            file.seek(offset)
+            file.write(zeros[: size - offset])
         file.flush()
         os.fsync(file.fileno())  # a full network drive reports its error only now
 
@@ -153,7 +157,7 @@ def _is_whole(entry: Path) -> bool:
         whole = wanted == _digest(entry / ARRAY_FILE)
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         whole = False
-    except OSError as error:  # perhaps temporary, or of this user only: keep the entry, which may have taken hours
+    except OSError as error:  # maybe temporary, or for this user only: keep the entry, which may have taken hours
         error.filename = error.filename or str(entry)
         raise
     if not whole:
@@ -167,7 +171,7 @@ def _digest(path: Path) -> str:
 
 
 def _make_room(folder: Path, needed: int, max_gb: float) -> None:
-    """Remove the entries that were not used for longest. A process that has one open keeps it until it ends."""
+    """Remove the least recently used entries. A process that has one open can use it until it ends."""
     entries = sorted((path.stat().st_mtime, path.parent) for path in folder.glob(f"*/{MANIFEST_FILE}"))
     sizes = {entry: (entry / ARRAY_FILE).stat().st_size for _, entry in entries}
     total = sum(sizes.values())

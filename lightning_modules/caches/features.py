@@ -25,7 +25,7 @@ from lightning_modules.network import find_head
 from lightning_modules.precision import exact_float32
 
 IMAGES_AT_ONCE = 4096
-"""Whose features are gathered together: 34 MB of a ResNet50's."""
+"""Images whose features are gathered at once: 34 MB for a ResNet50."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,7 +44,7 @@ class FeatureSet:
     """The network's head before training."""
 
     def to(self, device: torch.device) -> FeatureSet:
-        """The same set where it is used; the last one stays there."""
+        """The set on a device; the last copy is kept."""
         return _to_device(self, device)
 
 
@@ -71,7 +71,7 @@ def compute_features(
     max_gb: float,
     progress: Progress,
 ) -> FeatureSet:
-    """The features of the training and validation photos: from disk, or computed and kept there.
+    """The features of the training and validation photos: read from disk, or computed and stored there.
 
     Args:
         network: a classifier with a linear head; everything but the head is frozen.
@@ -129,7 +129,7 @@ def compute_features(
 
 
 class Steps(NamedTuple):
-    """Several batches of an epoch in one piece."""
+    """Consecutive batches of an epoch in one tensor."""
 
     inputs: Tensor
     """(N, F) float32."""
@@ -150,20 +150,20 @@ class FeatureBatches(EpochBatches):
 
     def __iter__(self) -> Iterator[Any]:
         self._begin()
-        places, seeds, padding = self.sampler.draws()
+        indices, seeds, padding = self.sampler.draws()
         # The same (seed, epoch, image) as for an uncached photo.
         views = (seeds % len(self.features)).to(self.features.device)
-        places, padding = places.to(self.features.device), padding.to(self.features.device)
-        labels = self.labels[places].masked_fill(padding, IGNORED_LABEL)
-        rows, flat = views * self.features.shape[1] + places, self.features.flatten(0, 1)
-        for start in range(self._given * self.batch_size, len(places), self.batch_size):
-            part = slice(start, start + self.batch_size)
+        indices, padding = indices.to(self.features.device), padding.to(self.features.device)
+        labels = self.labels[indices].masked_fill(padding, IGNORED_LABEL)
+        rows, flat = views * self.features.shape[1] + indices, self.features.flatten(0, 1)
+        for start in range(self._given * self.batch_size, len(indices), self.batch_size):
+            batch = slice(start, start + self.batch_size)
             self._given += 1
-            yield flat.index_select(0, rows[part]), labels[part]
+            yield flat.index_select(0, rows[batch]), labels[batch]
 
 
 class FeatureSteps(FeatureBatches):
-    """Number of batches with about `IMAGES_AT_ONCE` images."""
+    """Several batches at once, of about `IMAGES_AT_ONCE` images together."""
 
     def __init__(self, features: Tensor, labels: Tensor, batch_size: int, sampler: ShardedSampler) -> None:
         super().__init__(features, labels, max(1, IMAGES_AT_ONCE // batch_size) * batch_size, sampler)
@@ -189,8 +189,8 @@ class FeatureData(pl.LightningDataModule):
 
     def train_dataloader(self) -> FeatureBatches:
         """Shuffled; each epoch draws one view of each image."""
-        here, kind = self._here(), FeatureSteps if self.steps_at_once else FeatureBatches
-        return kind(here.train, here.train_labels, self.batch_size, self._sampler(here.train, shuffle=True))
+        here, loader_type = self._here(), FeatureSteps if self.steps_at_once else FeatureBatches
+        return loader_type(here.train, here.train_labels, self.batch_size, self._sampler(here.train, shuffle=True))
 
     def val_dataloader(self) -> FeatureBatches:
         """In the order of the photos."""
@@ -213,17 +213,17 @@ class FeatureData(pl.LightningDataModule):
 
 @contextlib.contextmanager
 def _before_each_layer(network: nn.Module, call: Callable[[], object]) -> Iterator[None]:
-    """Call something before each layer: a batch of large photos takes seconds, and progress may stop the work."""
+    """Call a function before each layer: a batch of large photos takes seconds, and the function may raise to stop."""
 
     def hook(*_: object) -> None:
         call()
 
-    hooks = [layer.register_forward_pre_hook(hook) for layer in network.modules()]
+    handles = [layer.register_forward_pre_hook(hook) for layer in network.modules()]
     try:
         yield
     finally:
-        for one in hooks:
-            one.remove()
+        for handle in handles:
+            handle.remove()
 
 
 @contextlib.contextmanager

@@ -24,20 +24,20 @@ from lightning_modules.process import open_threads
 SHORT_SIDE = 1.15
 """Short side of a photo before a random crop, as a multiple of image_size."""
 LONGEST = 1.5
-"""Long side of such a photo, as a share of the short one: of a longer strip the middle stays, which is all that a crop
-without augmentation ever shows. It bounds the canvas that photos of a batch share."""
+"""Longest side of such a photo, as a multiple of the short one: of a longer photo the middle is kept, as a crop without
+augmentation shows no more. It limits the canvas that the photos of a batch share."""
 Progress = Callable[[str, int], AbstractContextManager[Callable[[int], object]]]
-"""Shows the progress over this many photos: returns a function that takes the number of newly finished ones."""
+"""Shows the progress over a number of photos: yields a function that takes the number of newly finished ones."""
 
 
 class Photos(Protocol):
     """The photos of a split, ready to be put into a batch."""
 
-    def __getitem__(self, place: int) -> NDArray[np.uint8]:
+    def __getitem__(self, index: int) -> NDArray[np.uint8]:
         """One photo, (h, w, 3)."""
         ...
 
-    def size(self, place: int) -> tuple[int, int]:
+    def size(self, index: int) -> tuple[int, int]:
         """Its height and width; its pixels are not read."""
         ...
 
@@ -58,13 +58,13 @@ class PhotoFiles:
     def __len__(self) -> int:
         return len(self.split)
 
-    def __getitem__(self, place: int) -> NDArray[np.uint8]:
+    def __getitem__(self, index: int) -> NDArray[np.uint8]:
         """One photo, (h, w, 3).
 
         Raises:
             BadImageError, OSError: if the file changed since the scan; the message names it.
         """
-        path = self.split.paths[place]
+        path = self.split.paths[index]
         try:
             photo = open_image(read_photo(path), short_side=self._short_side if self.augmented else 0)
         except BadImageError as error:
@@ -77,15 +77,15 @@ class PhotoFiles:
         longest = round(LONGEST * min(image.shape[1:]))
         if max(image.shape[1:]) > longest:
             image = F.center_crop(image, [min(side, longest) for side in image.shape[1:]])
-        size = self.size(place)
+        size = self.size(index)
         mode = InterpolationMode(self.preprocessing.interpolation)
         return _pixels(image if image.shape[1:] == size else F.resize(image, list(size), mode, antialias=True))
 
-    def size(self, place: int) -> tuple[int, int]:
+    def size(self, index: int) -> tuple[int, int]:
         """Height and width of a photo: never larger than the file's."""
         if not self.augmented:
             return self.preprocessing.image_size, self.preprocessing.image_size
-        height, width = self.split.sizes[place]
+        height, width = self.split.sizes[index]
         short = min(height, width)
         longest, scale = round(LONGEST * short), min(1.0, self._short_side / short)
         return round(min(height, longest) * scale), round(min(width, longest) * scale)
@@ -95,27 +95,27 @@ class DecodedPhotos:
     """Photos that were decoded once: one (T,) array of all their pixels, as a rule a memory map."""
 
     def __init__(self, pixels: NDArray[np.uint8], sizes: NDArray[np.int64]) -> None:
-        self.pixels, self._sizes = np.asarray(pixels), sizes.tolist()  # to cut a memmap takes three times as long
+        self.pixels, self._sizes = np.asarray(pixels), sizes.tolist()  # slicing a memmap takes three times as long
         self._ends = (sizes.prod(axis=1) * 3).cumsum().tolist()
 
     def __len__(self) -> int:
         return len(self._sizes)
 
-    def __getitem__(self, place: int) -> NDArray[np.uint8]:
+    def __getitem__(self, index: int) -> NDArray[np.uint8]:
         """One photo, (h, w, 3): a view of the file's pages, nothing is copied."""
-        (height, width), end = self._sizes[place], self._ends[place]
+        (height, width), end = self._sizes[index], self._ends[index]
         return self.pixels[end - 3 * height * width : end].reshape(height, width, 3)
 
-    def size(self, place: int) -> tuple[int, int]:
+    def size(self, index: int) -> tuple[int, int]:
         """Its height and width."""
-        height, width = self._sizes[place]
+        height, width = self._sizes[index]
         return height, width
 
 
-def cache_key(kind: str, split: Split) -> dict[str, object]:
-    """The part of a cache key that every array of a split's photos has."""
+def cache_key(content: str, split: Split) -> dict[str, object]:
+    """The part of a cache key that is common to all arrays of a split's photos."""
     return {
-        "kind": kind,
+        "kind": content,
         "decoder": DECODER_VERSION,
         "photos": hashlib.sha256("".join(split.hashes).encode()).hexdigest(),
         "packages": {name: metadata.version(name) for name in ("torch", "torchvision", "pillow")},
@@ -131,15 +131,15 @@ def open_decoded(
         CacheTooSmallError: if all of them together do not fit.
         BadImageError, OSError: if a file changed since the scan.
     """
-    sizes = [np.array([files.size(place) for place in range(len(files))], dtype=np.int64) for files in splits]
-    needed = 3 * sum(int(one.prod(axis=1).sum()) for one in sizes) / GB
+    sizes = [np.array([files.size(index) for index in range(len(files))], dtype=np.int64) for files in splits]
+    needed = 3 * sum(int(split_sizes.prod(axis=1).sum()) for split_sizes in sizes) / GB
     if needed > max_gb:
         raise CacheTooSmallError(
             f"data.cache_max_gb must be at least {needed:.3g} for the decoded photos, got {max_gb}"
         )
     return [
-        _open(files, one, cache_dir=cache_dir, max_gb=max_gb, progress=progress)
-        for files, one in zip(splits, sizes, strict=True)
+        _open(files, split_sizes, cache_dir=cache_dir, max_gb=max_gb, progress=progress)
+        for files, split_sizes in zip(splits, sizes, strict=True)
     ]
 
 
@@ -155,8 +155,8 @@ def _open(
     def fill(values: NDArray[Any]) -> None:
         decoded = DecodedPhotos(values, sizes)
 
-        def decode(place: int) -> None:
-            decoded[place][:] = files[place]
+        def decode(index: int) -> None:
+            decoded[index][:] = files[index]
 
         pool = open_threads()  # decoding and scaling release the GIL
         try:

@@ -36,7 +36,7 @@ class HeadClassifier(ImageClassifier):
         self.steps_per_epoch, self.gradient_clip = steps_per_epoch, gradient_clip
 
     def training_step(self, batch: Steps, batch_idx: int) -> None:  # type: ignore[override]
-        """Take the steps. Their metrics are fetched from the device at the end of the epoch."""
+        """Take the steps of a batch. Their metrics are fetched from the device at the end of the epoch."""
         del batch_idx
         counted, optimizer, scheduler = self.optimizers(), self.optimizers(use_pl_optimizer=False), self.lr_schedulers()
         assert isinstance(counted, LightningOptimizer)
@@ -47,18 +47,18 @@ class HeadClassifier(ImageClassifier):
         draws, smoothing = isinstance(self.network, DropoutLinear), self.train_criterion.label_smoothing
         [group], [peak], [factor] = optimizer.param_groups, scheduler.base_lrs, scheduler.lr_lambdas
         parameters = list(self.network.parameters())
-        decayed = [one for one in parameters if one.ndim > 1 and self.weight_decay]
+        decayed = [parameter for parameter in parameters if parameter.ndim > 1 and self.weight_decay]
         losses: list[Tensor] = []
         all_scores: list[Tensor] = []
-        parts = zip(torch.split(batch.inputs, batch.size), torch.split(batch.labels, batch.size), strict=True)
-        for step, (inputs, labels) in enumerate(parts, start=first):
+        batches = zip(torch.split(batch.inputs, batch.size), torch.split(batch.labels, batch.size), strict=True)
+        for step, (inputs, labels) in enumerate(batches, start=first):
             rate = group["lr"] = float(peak) * factor(step)
             if draws:
                 seed_draws(step_seed(self.seed, step), self.device)
             scores = self.network(inputs)
             loss = functional.cross_entropy(scores, labels, label_smoothing=smoothing)
-            for one in parameters:
-                one.grad = None
+            for parameter in parameters:
+                parameter.grad = None
             loss.backward()  # type: ignore[no-untyped-call]
             if self.gradient_clip:
                 nn.utils.clip_grad_norm_(parameters, self.gradient_clip)
@@ -68,7 +68,7 @@ class HeadClassifier(ImageClassifier):
             losses.append(loss)
             all_scores.append(scores)
         scheduler.last_epoch = last
-        scheduler.step()  # to the step that comes next; checkpoints keep it
+        scheduler.step()  # to the next step; checkpoints keep it
         images = len(batch.labels)
         missing = (last + 1 - first) * batch.size - images  # of the last one
         self.train_loss.update(torch.stack(losses).detach().sum() * batch.size - losses[-1].detach() * missing, images)

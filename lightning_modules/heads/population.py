@@ -44,7 +44,7 @@ class HeadPopulation:
     Args:
         features: training and validation features; the heads train on their device.
         members: their settings.
-        optimizer: the same for all, as the schedule.
+        optimizer: of all members, like the schedule.
         seed: of the order of images, the augmented views and dropout.
         gradient_clip: largest gradient norm of a member; 0 does not clip.
     """
@@ -60,49 +60,50 @@ class HeadPopulation:
         gradient_clip: float = 0.0,
     ) -> None:
         self.features, self.schedule, self.seed, self.gradient_clip = features, schedule, seed, gradient_clip
-        self.places = sorted(range(len(members)), key=lambda place: members[place].batch_size)
-        """Which member each row is, by its place in the list that was given."""
-        self.members = [members[place] for place in self.places]
+        self.member_indices = sorted(range(len(members)), key=lambda index: members[index].batch_size)
+        """Per row, the index of its member in the argument `members`."""
+        self.members = [members[index] for index in self.member_indices]
         self.epoch = 0
         self._update = _sgd if optimizer == "sgd" else _adamw
         head, device = features.head, features.train.device
         bias = torch.zeros(head.out_features) if head.bias is None else head.bias
         # (K, C, F) weights and (K, C, 1) biases, each with its first and second moment.
         self._parameters = [
-            [start.clone(), torch.zeros_like(start), torch.zeros_like(start)]
-            for start in (
+            [initial.clone(), torch.zeros_like(initial), torch.zeros_like(initial)]
+            for initial in (
                 head.weight.detach().to(device).expand(len(members), -1, -1).contiguous(),
                 bias.detach().to(device)[:, None].expand(len(members), -1, -1).contiguous(),
             )
         ]
 
-    def head(self, place: int) -> tuple[Tensor, Tensor]:
+    def head(self, index: int) -> tuple[Tensor, Tensor]:
         """Copies of the (C, F) weight and (C,) bias of a member, on the CPU."""
-        row = self.places.index(place)
+        row = self.member_indices.index(index)
         (weight, *_), (bias, *_) = self._parameters
         return weight[row].cpu().clone(), bias[row, :, 0].cpu().clone()
 
-    def keep(self, places: Sequence[int]) -> None:
-        """Keep these members only."""
-        rows = [row for row, place in enumerate(self.places) if place in places]
-        self.places, self.members = [self.places[row] for row in rows], [self.members[row] for row in rows]
-        self._parameters = [[tensor[rows] for tensor in one] for one in self._parameters]
+    def keep(self, indices: Sequence[int]) -> None:
+        """Remove all members but those with these indices."""
+        rows = [row for row, index in enumerate(self.member_indices) if index in indices]
+        self.member_indices = [self.member_indices[row] for row in rows]
+        self.members = [self.members[row] for row in rows]
+        self._parameters = [[tensor[rows] for tensor in tensors] for tensors in self._parameters]
 
     def train_epoch(self) -> dict[int, dict[str, float]]:
         """Train every member for one epoch and validate it.
 
         Returns:
-            The epoch's metrics by the member's place.
+            The epoch's metrics by the member's index.
         """
         started = time.perf_counter()
         device = self.features.train.device
         images = self.features.train.shape[1]
         sampler = ShardedSampler(images, seed=self.seed, shuffle=True)
         sampler.set_epoch(self.epoch)
-        places, seeds, _ = sampler.draws()
-        order = (seeds % len(self.features.train)).to(device), places.to(device)
-        # Ragged epochs: rounds[k] batches for row k, falling.
-        rounds = [-(-images // member.batch_size) for member in self.members]
+        image_indices, seeds, _ = sampler.draws()
+        order = (seeds % len(self.features.train)).to(device), image_indices.to(device)
+        # The epochs of members differ in length: row k has steps_per_epoch[k] batches, sorted from most to fewest.
+        steps_per_epoch = [-(-images // member.batch_size) for member in self.members]
         # The batches are laid out once per epoch, so that no step waits for the host.
         self._columns = {
             name: torch.tensor([getattr(member, name) for member in self.members]).to(device)[:, None, None]
@@ -110,15 +111,15 @@ class HeadPopulation:
         }
         rates = torch.tensor(
             [
-                [self._rate(member, self.epoch * own + step, own) for step in range(rounds[0])]
-                for member, own in zip(self.members, rounds, strict=True)
+                [self._rate(member, self.epoch * steps + step, steps) for step in range(steps_per_epoch[0])]
+                for member, steps in zip(self.members, steps_per_epoch, strict=True)
             ]
         ).to(device)
-        done = torch.tensor([self.epoch * own for own in rounds]).to(device)
+        done = torch.tensor([self.epoch * steps for steps in steps_per_epoch]).to(device)
         loss, right = torch.zeros(2, len(self.members), device=device)
-        for step in range(rounds[0]):
-            rows = sum(step < own for own in rounds)
-            losses, hits, gradients = self._gradients(order, rows, step, rounds)
+        for step in range(steps_per_epoch[0]):
+            rows = sum(step < steps for steps in steps_per_epoch)
+            losses, hits, gradients = self._gradients(order, rows, step, steps_per_epoch)
             for (values, first, second), gradient, decayed in zip(
                 self._parameters, gradients, (True, False), strict=True
             ):
@@ -136,10 +137,13 @@ class HeadPopulation:
         train_loss, train_accuracy = (loss / images).tolist(), (right / images).tolist()  # waits for the device
         seconds = time.perf_counter() - started
         self.epoch += 1
-        rate = [self._rate(one, self.epoch * own, own) for one, own in zip(self.members, rounds, strict=True)]
-        columns = zip(self.places, rate, train_loss, train_accuracy, *self._validate(), strict=True)
+        rate = [
+            self._rate(member, self.epoch * steps, steps)
+            for member, steps in zip(self.members, steps_per_epoch, strict=True)
+        ]
+        columns = zip(self.member_indices, rate, train_loss, train_accuracy, *self._validate(), strict=True)
         return {
-            place: {
+            index: {
                 metrics.VAL_LOSS: val_loss,
                 metrics.VAL_ACCURACY: val_accuracy,
                 metrics.VAL_TOP5_ACCURACY: top5,
@@ -149,39 +153,39 @@ class HeadPopulation:
                 metrics.EPOCH_SECONDS: seconds,
                 metrics.IMAGES_PER_SECOND: images / seconds,
             }
-            for place, next_rate, mean_loss, accuracy, val_loss, val_accuracy, top5 in columns
+            for index, next_rate, mean_loss, accuracy, val_loss, val_accuracy, top5 in columns
         }
 
     def _gradients(
-        self, order: tuple[Tensor, Tensor], rows: int, step: int, rounds: Sequence[int]
+        self, order: tuple[Tensor, Tensor], rows: int, step: int, steps_per_epoch: Sequence[int]
     ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
         """Summed loss (rows,), hits (rows,), and the gradients of weights and biases, in closed form."""
-        first, parts = 0, []
+        first, batches = 0, []
         # Members of one batch size see the same images.
         for batch_size, group in itertools.groupby(self.members[:rows], key=lambda member: member.batch_size):
             members = slice(first, first + len(list(group)))
             batch = slice(step * batch_size, (step + 1) * batch_size)
-            views, places = order[0][batch], order[1][batch]
-            inputs, labels = self.features.train[views, places], self.features.train_labels[places]
-            parts.append(self._gradients_of(members, inputs, labels, step, rounds[first]))
+            views, image_indices = order[0][batch], order[1][batch]
+            inputs, labels = self.features.train[views, image_indices], self.features.train_labels[image_indices]
+            batches.append(self._gradients_of(members, inputs, labels, step, steps_per_epoch[first]))
             first = members.stop
-        losses, hits, weights, biases = (torch.cat(one) for one in zip(*parts, strict=True))
+        losses, hits, weights, biases = (torch.cat(tensors) for tensors in zip(*batches, strict=True))
         if self.gradient_clip:
-            norms = sum((one**2).sum(dim=(1, 2), keepdim=True) for one in (weights, biases)) ** 0.5
+            norms = sum((gradient**2).sum(dim=(1, 2), keepdim=True) for gradient in (weights, biases)) ** 0.5
             scale = (self.gradient_clip / (norms + 1e-6)).clamp(max=1.0)
             weights, biases = weights * scale, biases * scale
         return losses, hits, (weights, biases)
 
     def _gradients_of(
-        self, rows: slice, inputs: Tensor, labels: Tensor, step: int, rounds: int
+        self, rows: slice, inputs: Tensor, labels: Tensor, step: int, steps_per_epoch: int
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """What `_gradients` says, of members that share a batch: (B, F) inputs and (B,) labels."""
+        """The result of `_gradients` for members that share a batch: (B, F) inputs and (B,) labels."""
         (weight, *_), (bias, *_) = self._parameters
         weight, bias = weight[rows], bias[rows]
         count, classes, width = weight.shape
         dropped = None
         if any(member.dropout for member in self.members[rows]):
-            dropped = inputs * self._dropout(inputs.shape, rows, step, rounds)  # (count, B, F)
+            dropped = inputs * self._dropout(inputs.shape, rows, step, steps_per_epoch)  # (count, B, F)
             scores = dropped @ weight.transpose(1, 2)
         else:
             scores = (inputs @ weight.reshape(count * classes, width).T).view(-1, count, classes).transpose(0, 1)
@@ -198,10 +202,10 @@ class HeadPopulation:
             weights = slopes.transpose(1, 2) @ dropped
         return losses, hits, weights, slopes.sum(dim=1)[:, :, None]
 
-    def _dropout(self, shape: torch.Size, rows: slice, step: int, rounds: int) -> Tensor:
-        """What each input is multiplied with: the draws that `DropoutLinear` would make alone."""
+    def _dropout(self, shape: torch.Size, rows: slice, step: int, steps_per_epoch: int) -> Tensor:
+        """The factors of the inputs: (count, B, F), from the same draws as `DropoutLinear` makes alone."""
         device = self.features.train.device
-        seed_draws(step_seed(self.seed, self.epoch * rounds + step), device)
+        seed_draws(step_seed(self.seed, self.epoch * steps_per_epoch + step), device)
         drawn = torch.rand(*shape, device=device)
         rates = self._columns["dropout"][rows]
         return (drawn >= rates) / (1 - rates)
@@ -224,8 +228,8 @@ class HeadPopulation:
         loss, top1, top5 = (totals / len(self.features.valid_labels)).tolist()
         return loss, top1, top5
 
-    def _rate(self, member: Member, step: int, rounds: int) -> float:
-        total = member.max_epochs * rounds
+    def _rate(self, member: Member, step: int, steps_per_epoch: int) -> float:
+        total = member.max_epochs * steps_per_epoch
         warmup = round(member.warmup_epochs * total / member.max_epochs)
         factor = learning_rate_factor(step, total, schedule=self.schedule, warmup_steps=warmup)
         return member.learning_rate * factor

@@ -81,7 +81,10 @@ def page(profile: Profile, verdict: str) -> str:
         traced_ms=1000 * trace.seconds,
         operators=_table(
             ("Operator", "ms per step", "Calls"),
-            ((f"<code>{escape(one.name)}</code>", _ms(one.seconds), f"{one.calls:.0f}") for one in trace.operators),
+            (
+                (f"<code>{escape(operator.name)}</code>", _ms(operator.seconds), f"{operator.calls:.0f}")
+                for operator in trace.operators
+            ),
         ),
         machine=_table(("", ""), ((escape(name), escape(value)) for name, value in machine)),
     )
@@ -90,19 +93,19 @@ def page(profile: Profile, verdict: str) -> str:
 def _bars(profile: Profile) -> str:
     """One bar per step, divided into phases; the table above it has the numbers."""
     scale = _WIDTH / max(sum(step.values()) for step in profile.steps)
-    parts = []
+    elements = []
     for row, step in enumerate(profile.steps):
-        left, said = 0.0, ", ".join(f"{label} {_ms(step[phase])} ms" for phase, label in PHASES.items())
-        parts.append(f"<g><title>step {profile.first_step + row}: {said}</title>")
+        left, title = 0.0, ", ".join(f"{label} {_ms(step[phase])} ms" for phase, label in PHASES.items())
+        elements.append(f"<g><title>step {profile.first_step + row}: {title}</title>")
         for phase in PHASES:
             width = scale * step[phase]
-            place = f'x="{left:.2f}" y="{row * _BAR}" width="{width:.2f}" height="{_BAR - 3}"'
-            parts.append(f'<rect {place} fill="{COLORS[phase]}"/>')
+            attributes = f'x="{left:.2f}" y="{row * _BAR}" width="{width:.2f}" height="{_BAR - 3}"'
+            elements.append(f'<rect {attributes} fill="{COLORS[phase]}"/>')
             left += width
-        parts.append("</g>")
+        elements.append("</g>")
     alt = ", ".join(f"{label} {profile.shares[phase]:.0%}" for phase, label in PHASES.items())
     box = f"0 0 {_WIDTH} {_BAR * len(profile.steps)}"
-    return f'<svg role="img" viewBox="{box}" aria-label="Steps by phase: {alt}">{"".join(parts)}</svg>'
+    return f'<svg role="img" viewBox="{box}" aria-label="Steps by phase: {alt}">{"".join(elements)}</svg>'
 
 
 def _table(columns: Iterable[str], rows: Iterable[Iterable[str]]) -> str:

@@ -26,7 +26,7 @@ OTHER_SHARE = 0.3
 IDLE_SHARE = 0.3
 WAIT_SHARE = 0.1
 BUSY_CORES = 0.8
-"""Share of the cores' time from which on more threads would find no core."""
+"""Share of the cores' time from which more threads would not help: no core is free."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Profile:
-    """What was measured of a run."""
+    """The measurements of a run."""
 
     settings: Settings
     first_step: int
@@ -56,9 +56,9 @@ class Profile:
     cpu_share: float
     """CPU time of this process, as a share of all cores."""
     peak_rss_bytes: int
-    """Most memory that this process had at once, since it began."""
+    """Peak memory of this process since its start."""
     gpu: str
-    """Its name; empty without one."""
+    """Name of the GPU; empty without one."""
     gpu_peak_bytes: int
     gpu_total_bytes: int
     trace: Trace
@@ -86,10 +86,10 @@ def verdict(profile: Profile) -> str:
     if shares["data"] >= DATA_SHARE:
         return f"{_percent(shares['data'])} of the step waits for data: {_faster_data(profile)}"
     if trace.wait_share >= WAIT_SHARE and (idle is None or idle >= IDLE_SHARE):
-        place = f" by {trace.wait_place}" if trace.wait_place else ""
+        location = f" by {trace.wait_place}" if trace.wait_place else ""
         return (
             f"{_percent(trace.wait_share)} of the step reads values off the device, {trace.waits:.0f} times a step"
-            f"{place}: keep them as tensors, and read them once an epoch"
+            f"{location}: keep them as tensors, and read them once an epoch"
         )
     if shares["other"] >= OTHER_SHARE:
         return f"{_percent(shares['other'])} of the step is neither data nor computation: {_less_other(profile)}"

@@ -30,7 +30,7 @@ from pytorch_lightning.profilers import Profiler
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from lightning_modules.cores import usable_cores
-from lightning_modules.files import part_of, remove, replaced_whole
+from lightning_modules.files import part_path, remove, replaced_whole
 from lightning_modules.insight.profile_page import page
 from lightning_modules.insight.profile_trace import STEP, read_trace
 from lightning_modules.insight.profile_verdict import PHASES, Profile, Settings, verdict
@@ -52,17 +52,17 @@ PHASE_OF_HOOK: Mapping[str, str] = {
 
 @dataclass
 class StepTimes:
-    """What one step took."""
+    """The durations of one step."""
 
     phases: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PHASES, 0.0))
     """Seconds by phase: together the whole step."""
     others: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
-    """Seconds of what belongs to `other`, by hook."""
+    """Seconds of the hooks and callbacks that are part of `other`, by name."""
     cpu_seconds: float = 0.0
 
 
 class StepClock(Profiler):
-    """Takes the place of the trainer's profiler and divides a step among its phases, each moment to one.
+    """Replaces the trainer's profiler, and assigns each moment of a step to one phase.
 
     Args:
         wait: waits for the device, where it works on its own.
@@ -155,13 +155,13 @@ class StepProfiler(Callback):
         self._usual: Profiler | None = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Divide the steps that are left."""
+        """Divide the remaining steps into those to skip, to time and to trace."""
         if self.folder.is_dir() or not trainer.is_global_zero:
             return
-        remove(part_of(self.folder))  # a kill may have left it
+        remove(part_path(self.folder))  # a kill may have left it
         left = int(trainer.estimated_stepping_batches) - trainer.global_step
         batches = int(trainer.num_training_batches)
-        steady = left - -(-left // batches)  # but the first of each epoch
+        steady = left - -(-left // batches)  # without the first step of each epoch
         self._to_skip = min(SKIPPED, steady // 3)
         self._to_trace = min(TRACED, (steady - self._to_skip) // 2)
         self._to_time = min(max(TIMED, 2 * self.threads), steady - self._to_skip - self._to_trace)
@@ -179,7 +179,7 @@ class StepProfiler(Callback):
                 self._traced += 1
         if self._traced and (self._traced == self._to_trace or trainer.is_last_batch):
             self._finish(trainer)
-        elif trainer.is_last_batch:  # what comes is validation
+        elif trainer.is_last_batch:  # validation is next
             self._detach(trainer)
         elif self._to_skip:
             self._to_skip -= 1
@@ -194,7 +194,7 @@ class StepProfiler(Callback):
             self._begin(trainer, wait=lambda: None, annotate=True)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Say so if the run was too short."""
+        """Report a run that was too short."""
         if not self._over:
             self._detach(trainer)
             self._over = True
@@ -204,7 +204,7 @@ class StepProfiler(Callback):
             )
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Remove all measuring, as the process continues."""
+        """Remove clock and tracer: the process may continue."""
         self._over = True
         self._detach(trainer)
         if self._tracer is not None:
@@ -238,7 +238,7 @@ class StepProfiler(Callback):
         tracer, self._tracer = self._tracer, None
         assert tracer is not None
         device = trainer.strategy.root_device
-        torch.get_device_module(device).synchronize()  # what the steps have launched belongs to them
+        torch.get_device_module(device).synchronize()  # the kernels of the steps must have ended
         tracer.stop()
         self.folder.parent.mkdir(parents=True, exist_ok=True)
         with replaced_whole(self.folder) as part:
@@ -247,11 +247,11 @@ class StepProfiler(Callback):
             tracer.export_chrome_trace(str(trace))
             with gzip.open(trace) as file:
                 measured = self._profile(json.load(file)["traceEvents"], device)
-            said = verdict(measured)
-            figures = {"verdict": said, "shares": measured.shares, "step_seconds": measured.step_seconds}
+            verdict_text = verdict(measured)
+            figures = {"verdict": verdict_text, "shares": measured.shares, "step_seconds": measured.step_seconds}
             (part / "profile.json").write_text(json.dumps(figures | asdict(measured), indent=1))
-            (part / "profile.html").write_text(page(measured, said), encoding="utf-8")
-        self.tell(said)
+            (part / "profile.html").write_text(page(measured, verdict_text), encoding="utf-8")
+        self.tell(verdict_text)
 
     def _profile(self, events: list[dict[str, Any]], device: torch.device) -> Profile:
         others: defaultdict[str, float] = defaultdict(float)

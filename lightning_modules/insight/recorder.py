@@ -73,11 +73,13 @@ class Recorder(Callback):
         """Continue the recording in the folder from the checkpoint, or start a new one."""
         if trainer.global_step and (self._folder / FINDINGS).is_file():
             self._recording = Recording.load(self._folder).until(trainer.global_step)
-            self._findings = [one for one in load_findings(self._folder) if one.step < trainer.global_step]
-        trained = [(name, one) for name, one in _network(pl_module).named_parameters() if one.requires_grad]
+            self._findings = [finding for finding in load_findings(self._folder) if finding.step < trainer.global_step]
+        trained = [
+            (name, parameter) for name, parameter in _network(pl_module).named_parameters() if parameter.requires_grad
+        ]
         self._recording.parameters = [name for name, _ in trained]
-        self._recording.dimensions = [one.ndim for _, one in trained]
-        self._trained = [one for _, one in trained]
+        self._recording.dimensions = [parameter.ndim for _, parameter in trained]
+        self._trained = [parameter for _, parameter in trained]
         self._on_cpu = pl_module.device.type == "cpu"
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, _: int) -> None:
@@ -87,7 +89,7 @@ class Recorder(Callback):
             self._probe = _Probe(_network(pl_module), self._trained, all_layers=self._all_layers)
 
     def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:
-        """On a CPU, where reading the loss is free, find the layer before the weights change."""
+        """On a CPU, where reading the loss is free, find the layer that is not finite before the weights change."""
         if self._on_cpu and not math.isfinite(loss.item()) and not self._recording.not_finite_in:
             if self._probe is not None:
                 self._probe.remove_hooks()  # for this step only
@@ -148,15 +150,15 @@ class Recorder(Callback):
     def _fetch(self, trainer: pl.Trainer, *, validated: bool) -> None:
         """Fetch the values from the device, and apply the rules."""
         self._flush()
-        told = {one.rule for one in self._findings}
-        new = [one for one in check(self._recording, validated=validated) if one.rule not in told]
+        told = {finding.rule for finding in self._findings}
+        new = [finding for finding in check(self._recording, validated=validated) if finding.rule not in told]
         self._findings += new
         if new or time.monotonic() - self._saved > SAVE_SECONDS:
             self._save(trainer)
         if self._stop and trainer.strategy.broadcast(bool(new)):
             trainer.should_stop = True
-        for one in new if trainer.is_global_zero else ():
-            self._on_finding(one)
+        for finding in new if trainer.is_global_zero else ():
+            self._on_finding(finding)
 
     def _flush(self) -> None:
         if self._losses:
@@ -187,11 +189,11 @@ class _Probe:
         self._compiled = compiled_call(network)
         set_compiled_call(network, None)
         head = network.get_submodule(find_head(network))
-        leaves = [(name, part) for name, part in network.named_modules() if not any(part.children())]
+        leaves = [(name, module) for name, module in network.named_modules() if not any(module.children())]
         self._hooks = [
-            part.register_forward_hook(self._watch(name or "head", isinstance(part, nn.ReLU | nn.ReLU6)))
-            for name, part in leaves
-            if all_layers or part is head or isinstance(part, NONLINEAR)
+            module.register_forward_hook(self._watch(name or "head", isinstance(module, nn.ReLU | nn.ReLU6)))
+            for name, module in leaves
+            if all_layers or module is head or isinstance(module, NONLINEAR)
         ]
         self._hooks.append(head.register_forward_hook(self._watch_head))
 
@@ -199,17 +201,19 @@ class _Probe:
         """Measure gradients and weights, and keep the weights."""
         group = optimizer.param_groups[0]
         self._learning_rate = float(group["lr"]) / float(group["initial_lr"])
-        gradients = [torch.zeros_like(one) if one.grad is None else one.grad for one in self._trained]
-        counts = torch.tensor([one.numel() for one in self._trained], device=gradients[0].device)
+        gradients = [
+            torch.zeros_like(parameter) if parameter.grad is None else parameter.grad for parameter in self._trained
+        ]
+        counts = torch.tensor([parameter.numel() for parameter in self._trained], device=gradients[0].device)
         self._gradient_norm = norms(gradients)
         self._gradient_mean = norms(gradients, 1) / counts
         self._weight_norm = norms(self._trained)
         self._before = copies(self._trained)
 
     def sample(self, step: int, loss: Tensor) -> tuple[list[str], Sample]:
-        """What was measured, and the names of the layers; waits for the device."""
+        """The names of the layers and the measurements; waits for the device."""
         self.remove_hooks()
-        changes = differences([one.detach() for one in self._trained], self._before)
+        changes = differences([parameter.detach() for parameter in self._trained], self._before)
         ratio = norms(changes) / self._weight_norm.clamp(min=torch.finfo(torch.float32).tiny)
         parameters = [self._gradient_norm, self._gradient_mean, self._weight_norm, ratio]
         layers = torch.stack(list(self._statistics.values()), dim=1)
@@ -246,7 +250,7 @@ class _Probe:
 
 
 def find_not_finite(network: nn.Module, images: Tensor) -> str:
-    """Where numbers stop being finite.
+    """Find where values stop being finite.
 
     Args:
         images: the batch whose loss is not finite.
@@ -257,7 +261,7 @@ def find_not_finite(network: nn.Module, images: Tensor) -> str:
     if not bool(torch.isfinite(images).all()):
         return "the images"
     # A gradient of NaN spoils the weights of its layer and of all layers before it: the last such layer is the cause.
-    spoilt = [name for name, one in network.named_parameters() if not bool(torch.isfinite(one).all())]
+    spoilt = [name for name, parameter in network.named_parameters() if not bool(torch.isfinite(parameter).all())]
     if spoilt:
         return f"the weights of {spoilt[-1].rpartition('.')[0] or 'the head'} (its gradient was not finite)"
     with _first_not_finite(network) as found, torch.no_grad():
@@ -277,7 +281,9 @@ def _first_not_finite(network: nn.Module) -> Iterator[list[str]]:
         return hook
 
     hooks = [
-        part.register_forward_hook(look(name)) for name, part in network.named_modules() if not any(part.children())
+        module.register_forward_hook(look(name))
+        for name, module in network.named_modules()
+        if not any(module.children())
     ]
     try:
         yield found

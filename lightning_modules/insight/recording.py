@@ -39,13 +39,13 @@ class Finding:
 
 @dataclass(frozen=True)
 class Sample:
-    """The layers at one step."""
+    """Statistics of the layers at one step."""
 
     step: int
     learning_rate: float
-    """As a share of its peak."""
+    """Share of the peak learning rate."""
     loss: float
-    """Of the batch."""
+    """Loss of the batch."""
     spread: float
     """Standard deviation of the scores from image to image, mean over the classes; NaN for a batch of one."""
     gradient_norm: FloatArray
@@ -57,7 +57,7 @@ class Sample:
     update_ratio: FloatArray
     """(P,) L2 norm of the update, as a share of the weight norm."""
     activation_mean: FloatArray
-    """(A,) over images, channels and places."""
+    """(A,) over images, channels and pixels."""
     activation_std: FloatArray
     """(A,) standard deviation over the same."""
     dead_share: FloatArray
@@ -74,7 +74,7 @@ _COLUMNS = [name for name in Sample.__dataclass_fields__ if name != "step"]
 
 @dataclass
 class Recording:
-    """Everything that was recorded of one run; steps count from 0."""
+    """The recording of one run; steps count from 0."""
 
     parameters: Sequence[str] = ()
     """Names of the P parameters that are trained, in the order of the network."""
@@ -89,12 +89,12 @@ class Recording:
     validation_losses: list[float] = field(default_factory=list)
     samples: list[Sample] = field(default_factory=list)
     not_finite_in: str = ""
-    """The first place with a value that is not finite, if it was found."""
+    """Where values stop being finite, as `find_not_finite` returns it; empty if all values are finite."""
 
     @property
     def weights(self) -> list[int]:
-        """Places of the parameters that are weights: biases and norms have statistics of their own kind."""
-        return [place for place, dimensions in enumerate(self.dimensions) if dimensions > 1]
+        """Indices of the parameters that are weights: biases and norms have statistics of their own kind."""
+        return [index for index, dimensions in enumerate(self.dimensions) if dimensions > 1]
 
     def validations(self) -> dict[int, float]:
         """The mean loss of each validation by its step."""
@@ -104,9 +104,9 @@ class Recording:
         return {step: fmean(losses) for step, losses in by_step.items()}
 
     def until(self, step: int) -> Recording:
-        """What was recorded before a step."""
-        train = sum(one < step for one in self.train_steps)
-        validation = sum(one < step for one in self.validation_steps)
+        """The part of the recording before a step."""
+        train = sum(recorded < step for recorded in self.train_steps)
+        validation = sum(recorded < step for recorded in self.validation_steps)
         return Recording(
             self.parameters,
             self.dimensions,
@@ -119,7 +119,7 @@ class Recording:
         )
 
     def save(self, folder: Path) -> None:
-        """Write it whole or not at all."""
+        """Write the recording atomically."""
         arrays: dict[str, npt.NDArray[np.generic]] = {
             "train/step": np.asarray(self.train_steps, np.int64),
             "train/loss": np.asarray(self.train_losses, np.float32),
@@ -163,18 +163,18 @@ class Recording:
 
 
 def _row(columns: Sequence[npt.NDArray[Any]], row: int) -> list[Any]:
-    return [one[row] if one.ndim > 1 else float(one[row]) for one in columns]
+    return [column[row] if column.ndim > 1 else float(column[row]) for column in columns]
 
 
 def save_findings(folder: Path, findings: Sequence[Finding]) -> None:
     """Write the findings of the rules so far."""
-    _write(folder / FINDINGS, json.dumps([asdict(one) for one in findings], indent=1).encode())
+    _write(folder / FINDINGS, json.dumps([asdict(finding) for finding in findings], indent=1).encode())
 
 
 def load_findings(folder: Path) -> list[Finding]:
     """Read the findings of the rules; none if there is no file."""
     path = folder / FINDINGS
-    return [Finding(**one) for one in json.loads(path.read_bytes())] if path.is_file() else []
+    return [Finding(**record) for record in json.loads(path.read_bytes())] if path.is_file() else []
 
 
 def _write(path: Path, content: bytes) -> None:

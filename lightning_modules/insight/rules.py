@@ -55,7 +55,7 @@ def check(recording: Recording, *, validated: bool) -> list[Finding]:
     """
     broken = list(_not_finite(recording))
     if broken:
-        return broken  # after it nothing can be judged
+        return broken  # no other rule can be applied to such values
     rules = [*RULES, _overfitting] if validated else RULES
     return [finding for rule in rules for finding in rule(recording)]
 
@@ -78,7 +78,7 @@ def _vanishing_gradient(recording: Recording) -> Iterator[Finding]:
     if len(recording.samples) < 2 or min(sample.loss for sample in recording.samples[-2:]) < LEARNED:
         return
     newest = np.max([sample.gradient_mean for sample in recording.samples[-2:]], axis=0)
-    gone = [place for place in recording.weights if newest[place] < VANISHING_GRADIENT]
+    gone = [index for index in recording.weights if newest[index] < VANISHING_GRADIENT]
     if gone:
         step, layer = recording.samples[-1].step, recording.parameters[gone[-1]]
         yield Finding(

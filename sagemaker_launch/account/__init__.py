@@ -1,1 +1,1 @@
-"""What an AWS account needs."""
+"""IAM policies that an AWS account needs."""

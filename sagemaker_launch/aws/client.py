@@ -13,13 +13,13 @@ from experiments.errors import UserError
 from sagemaker_launch.settings.cloud import CloudSettings
 
 THREADS = 16
-"""Objects of S3 that are sent or fetched at once, and connections that a client keeps."""
+"""S3 objects that are transferred at the same time, and connections that a client keeps."""
 NOT_THERE = ("ResourceNotFound", "ValidationException")
 """Codes by which SageMaker says that a job does not exist: tuning jobs by the first, training jobs by the second."""
 
 
 def client(service: str, settings: CloudSettings, **options: Any) -> Any:
-    """A client that tries again when AWS is busy.
+    """A client that retries when AWS is busy.
 
     Args:
         options: of botocore's Config.
@@ -49,15 +49,15 @@ def region(settings: CloudSettings) -> str:
 
 
 def is_rehearsal(client: Any) -> bool:
-    """Whether the service is a stand-in on this machine."""
+    """Whether the service is a rehearsal on this machine."""
     return urlsplit(client.meta.endpoint_url).hostname in ("127.0.0.1", "localhost", "::1")
 
 
 def origin(client: Any) -> str:
-    """Where its jobs run, as runs in MLflow are tagged."""
+    """The tag `origin` of the runs of its jobs."""
     return "rehearsal" if is_rehearsal(client) else "sagemaker"
 
 
 def error_code(error: ClientError) -> str:
-    """AWS's name for what went wrong."""
+    """AWS's code of an error."""
     return str(error.response.get("Error", {}).get("Code", ""))

@@ -1,4 +1,4 @@
-"""What jobs and endpoints print, from CloudWatch Logs."""
+"""Logs of jobs and endpoints, from CloudWatch Logs."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ class LogLine(NamedTuple):
 
 
 class Log:
-    """Streams of a log group, read on from where the last look ended.
+    """Streams of a log group, read from where the last call ended.
 
     Args:
-        prefix: what the streams' names begin with.
+        prefix: prefix of the streams' names.
     """
 
     def __init__(self, client: Any, group: str, prefix: str = "") -> None:
@@ -41,7 +41,7 @@ class Log:
         self._last: deque[str] = deque(maxlen=LAST_LINES)
 
     def read(self) -> list[LogLine]:
-        """The lines that are new since the last call, in their order."""
+        """The lines since the last call, in order of time."""
         lines = [line for stream in self._streams() for line in self._read_stream(stream)]
         lines.sort(key=lambda line: line.timestamp_ms)  # stable: a stream keeps its order
         self._last.extend(line.text for line in lines if line.text.strip())
@@ -58,7 +58,7 @@ class Log:
         try:
             return sorted(stream["logStreamName"] for page in pages for stream in page["logStreams"])
         except ClientError as error:
-            if error_code(error) == "ResourceNotFoundException":  # nothing has printed anything there yet
+            if error_code(error) == "ResourceNotFoundException":  # nothing was printed yet
                 return []
             raise
 

@@ -1,4 +1,4 @@
-"""What a machine costs: AWS's price list, or the table in `conf/cloud/`."""
+"""Prices of instances: AWS's price list, or the table in `conf/cloud/`."""
 
 from __future__ import annotations
 
@@ -21,25 +21,27 @@ PRICES = Path("conf/cloud/prices.yaml")
 
 @dataclass(frozen=True)
 class Price:
-    """Dollars an hour of one machine, and who says so."""
+    """Dollars per hour of one instance, and the source of the price."""
 
     usd_per_hour: float
     source: str
 
 
 def price_finder(settings: CloudSettings, region: str, component: str = "Training") -> Callable[[str], float]:
-    """Dollars an hour by instance type, each looked up once.
+    """A function from instance type to dollars per hour, which looks each type up once.
 
     Raises:
-        UserError: from the finder, if no price is known.
+        UserError: from that function, if no price is known.
     """
     return cache(
-        lambda kind: find_price(replace(settings, instance_type=kind), region, component=component).usd_per_hour
+        lambda instance_type: (
+            find_price(replace(settings, instance_type=instance_type), region, component=component).usd_per_hour
+        )
     )
 
 
 def find_price(settings: CloudSettings, region: str, *, component: str = "Training", prices: Path = PRICES) -> Price:
-    """Dollars an hour of the settings' instance type.
+    """Dollars per hour of the settings' instance type.
 
     Args:
         component: of SageMaker, as the price list calls it: Training, Hosting or Processing.
@@ -70,14 +72,14 @@ def find_price(settings: CloudSettings, region: str, *, component: str = "Traini
 
 
 def price_table(prices: Path) -> dict[str, Any]:
-    """The table of prices: region to instance type to dollars an hour, and `as_of`, its date."""
+    """The table of prices: region to instance type to dollars per hour, and `as_of`, its date."""
     table = read_yaml(prices, "the price list") if prices.is_file() else {}
     assert isinstance(table, dict)
     return table
 
 
 def _listed_price(pricing: Any, instance_type: str, region: str, component: str) -> float | None:
-    """What the AWS Price List API says."""
+    """The price in the AWS Price List API."""
     wanted = {"instanceName": instance_type, "regionCode": region, "component": component}
     filters = [{"Type": "TERM_MATCH", "Field": field, "Value": value} for field, value in wanted.items()]
     found = pricing.get_products(ServiceCode="AmazonSageMaker", Filters=filters, MaxResults=10)

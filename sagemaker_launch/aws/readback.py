@@ -14,7 +14,7 @@ from typing import Any
 from botocore.exceptions import BotoCoreError, ClientError
 
 from experiments.errors import CommandError
-from sagemaker_launch.aws.resources import Kind, Request, tags_of
+from sagemaker_launch.aws.resources import Request, ResourceType, tags_of
 
 PROTECTED = frozenset(
     {
@@ -60,7 +60,7 @@ class Difference:
         return f"{self.path} was sent as {self.sent!r}, AWS has {self.described!r}"
 
 
-def read_back(client: Any, kind: Kind, request: Request, described: Mapping[str, Any]) -> list[str]:
+def read_back(client: Any, resource_type: ResourceType, request: Request, described: Mapping[str, Any]) -> list[str]:
     """Look for what a request said in AWS's description, and in AWS's list of tags.
 
     Args:
@@ -76,10 +76,12 @@ def read_back(client: Any, kind: Kind, request: Request, described: Mapping[str,
         found = list(differences(request, described))
         if any(difference.is_protected for difference in found):
             time.sleep(SECOND_LOOK_SECONDS)
-            found = list(differences(request, kind.describe(client, request[kind.name])))
+            found = list(differences(request, resource_type.describe(client, request[resource_type.name])))
         if protected := [difference for difference in found if difference.is_protected]:
-            raise ProtectionError(f"{kind.word} {request[kind.name]}: {'; '.join(map(str, protected))}")
-        return [*map(str, found), *_missing_tags(client, request, described[kind.arn])]
+            raise ProtectionError(
+                f"{resource_type.word} {request[resource_type.name]}: {'; '.join(map(str, protected))}"
+            )
+        return [*map(str, found), *_missing_tags(client, request, described[resource_type.arn])]
     except (ClientError, BotoCoreError) as error:  # it exists and is as it is: a check that fails must not hide it
         return [f"what AWS describes could not be compared with what was sent: {error}"]
 

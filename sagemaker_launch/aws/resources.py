@@ -1,4 +1,4 @@
-"""What SageMaker's API keeps: how each kind is created, found and deleted.
+"""Resources of SageMaker's API: how each type is created, found and deleted.
 
 A request whose answer got lost (time-out, 5xx, throttling) is sent again under the same name, and AWS gives a name
 only once.
@@ -23,12 +23,12 @@ from sagemaker_launch.aws.client import NOT_THERE, error_code
 
 Request = dict[str, Any]
 MAX_TRIES = 6
-"""Tries of a launch whose answer was lost, with pauses that double from half a second."""
+"""Attempts of a request whose answer was lost, with pauses that double from half a second."""
 
 
 @dataclass(frozen=True)
-class Kind:
-    """The names of one kind of resource in SageMaker's API."""
+class ResourceType:
+    """The names of a type of resource in SageMaker's API."""
 
     operation: str
     name: str
@@ -43,12 +43,12 @@ class Kind:
         return f"Create{self.operation.title().replace('_', '')}"
 
     def describe(self, client: Any, name: str) -> dict[str, Any]:
-        """AWS's description of one."""
+        """AWS's description of a resource."""
         described: dict[str, Any] = self._call(client, "describe")(**{self.name: name})
         return described
 
     def find(self, client: Any, name: str) -> dict[str, Any] | None:
-        """AWS's description of one; None if there is none of that name."""
+        """AWS's description of a resource; None if none has that name."""
         try:
             return self.describe(client, name)
         except ClientError as error:
@@ -65,7 +65,7 @@ class Kind:
         self._call(client, "stop")(**{self.name: name})
 
     def delete(self, client: Any, name: str) -> None:
-        """Delete it; it may be deleted already."""
+        """Delete a resource, which may be deleted already."""
         try:
             self._call(client, "delete")(**{self.name: name})
         except ClientError:
@@ -77,21 +77,21 @@ class Kind:
         return call
 
 
-TRAINING = Kind("training_job", "TrainingJobName", "TrainingJobArn", "training job", "TrainingJobStatus")
-TUNING = Kind(
+TRAINING = ResourceType("training_job", "TrainingJobName", "TrainingJobArn", "training job", "TrainingJobStatus")
+TUNING = ResourceType(
     "hyper_parameter_tuning_job",
     "HyperParameterTuningJobName",
     "HyperParameterTuningJobArn",
     "tuning job",
     "HyperParameterTuningJobStatus",
 )
-MODEL = Kind("model", "ModelName", "ModelArn", "model")
-CONFIG = Kind("endpoint_config", "EndpointConfigName", "EndpointConfigArn", "endpoint config")
-ENDPOINT = Kind("endpoint", "EndpointName", "EndpointArn", "endpoint", "EndpointStatus")
+MODEL = ResourceType("model", "ModelName", "ModelArn", "model")
+CONFIG = ResourceType("endpoint_config", "EndpointConfigName", "EndpointConfigArn", "endpoint config")
+ENDPOINT = ResourceType("endpoint", "EndpointName", "EndpointArn", "endpoint", "EndpointStatus")
 
 
 class LaunchError(CommandError):
-    """AWS took the request but no job can be found, or would not take it."""
+    """AWS refused the request, or no job is found after it."""
 
 
 class InvalidRequestError(CommandError):
@@ -114,42 +114,42 @@ def _api() -> ServiceModel:
     return botocore.session.get_session().get_service_model("sagemaker")
 
 
-def create(client: Any, kind: Kind, request: Request) -> dict[str, Any]:
+def create(client: Any, resource_type: ResourceType, request: Request) -> dict[str, Any]:
     """Send a request until AWS has the resource, even if answers get lost.
 
     Returns:
-        All that AWS knows about it.
+        AWS's description of the resource.
 
     Raises:
         LaunchError: if AWS does not take it.
         InvalidRequestError: if botocore would not send it.
     """
-    validate(kind.create_operation, request)
-    name = request[kind.name]
+    validate(resource_type.create_operation, request)
+    name = request[resource_type.name]
     for number in range(MAX_TRIES):
         try:
-            kind.create(client, request)
-            return kind.describe(client, name)
+            resource_type.create(client, request)
+            return resource_type.describe(client, name)
         except ClientError as error:
             # An earlier try may have succeeded, or another process sent the same request.
-            if not may_pass(error) and (found := kind.find(client, name)) is not None:
+            if not may_pass(error) and (found := resource_type.find(client, name)) is not None:
                 return found
             if not may_pass(error):
-                said = f"AWS refuses {kind.word} {name}: {error.response['Error']['Message']}"
-                raise LaunchError(f"{said}{_hint(request, error)}") from error
+                message = f"AWS refuses {resource_type.word} {name}: {error.response['Error']['Message']}"
+                raise LaunchError(f"{message}{_hint(request, error)}") from error
             problem: Exception = error
         except BotoCoreError as error:  # no answer
             problem = error
-        say(f"{kind.word} {name}: {type(problem).__name__}, looking whether it got through")
+        say(f"{resource_type.word} {name}: {type(problem).__name__}, looking whether it got through")
         time.sleep(0.5 * 2**number)
     raise LaunchError(
-        f"AWS gives no answer to {kind.word} {name} ({problem}): run the same command again, which finds it if it was "
-        "started after all"
+        f"AWS gives no answer to {resource_type.word} {name} ({problem}): run the same command again, which finds it "
+        "if it was started after all"
     )
 
 
 def _hint(request: Request, error: ClientError) -> str:
-    """A likely reason of a refusal, and what to do instead."""
+    """The likely reason of a refusal, and the next step."""
     # AWS publishes no text of this refusal. A quota that is used up is the one reason that is surely another.
     if "DebugHookConfig" not in request or error_code(error) == "ResourceLimitExceeded":
         return ""
@@ -160,7 +160,7 @@ def _hint(request: Request, error: ClientError) -> str:
 
 
 def may_pass(error: ClientError) -> bool:
-    """Whether the same call may be taken later."""
+    """Whether the same call may succeed later."""
     status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
     return status >= 500 or "Throttl" in error_code(error) or error_code(error) == "TooManyRequestsException"
 

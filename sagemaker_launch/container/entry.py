@@ -42,7 +42,7 @@ from sagemaker_launch.container.smdebug.recorder import CONFIG_FILE
 PHOTOS, WEIGHTS = "photos", "weights"
 """Channels of a job."""
 INDEX_FILES = "sets/*/index.json"
-"""The one file of a content-addressed channel that names its photos: path below the root to file in `objects`."""
+"""The file of a content-addressed channel that maps the path of each photo to its file in `objects`."""
 MAX_REASON = 1024
 """Characters of the failure file that become the job's FailureReason (AWS's developer guide, read 2026-11)."""
 
@@ -71,12 +71,12 @@ class Job:
 
     @property
     def is_tuned(self) -> bool:
-        """Whether a tuning job started it: then the test split is not touched."""
+        """Whether it belongs to a tuning job: then the test split is not scored."""
         return TUNING_OBJECTIVE in self.hyperparameters
 
     @property
     def is_debugged(self) -> bool:
-        """Whether the service wants tensors."""
+        """Whether the service has configured Debugger."""
         return (self.base / CONFIG_FILE).is_file()
 
     def channel(self, name: str) -> Path:
@@ -106,12 +106,12 @@ def run(job: Job, *, scratch: Path) -> None:
     Raises:
         DebuggerError: if requested tensors are missing, raised after the model is written.
     """
-    config = resolve_config(job_config(job, scratch))  # resolved already, unless another program has sent the job
+    config = resolve_config(job_config(job, scratch))  # already resolved, unless another program created the job
     # The jobs of a tuning job may share a checkpoint prefix in S3.
     folder = RunFolder(job.base / "checkpoints" / job.name)
     num_processes = config.trainer.num_processes
     if is_first_process(num_processes):
-        start(folder, job, config)
+        start_run(folder, job, config)
 
     def say_epoch(epoch: int, values: Mapping[str, float]) -> None:
         epochs = {line.step: line.metrics for line in folder.metric_lines()}
@@ -129,7 +129,7 @@ def run(job: Job, *, scratch: Path) -> None:
     scored = {name: value for name, value in values.items() if name.startswith(("val_", "test_"))}
     epochs = {line.step: line.metrics for line in folder.metric_lines()}
     write_line(metric_line("outcome", max(epochs), {**summary_of(config, epochs), **scored}))
-    # Nothing resumes from them any more, and each later job of a search restores everything in S3.
+    # They are no longer needed, and each later job of a search downloads all checkpoints in S3.
     shutil.rmtree(folder.path / CHECKPOINT_FOLDER)
     for hook in debugger:  # last, so that the trained model is kept
         hook.check()
@@ -142,7 +142,7 @@ def summary_of(config: RunConfig, epochs: Mapping[int, Mapping[str, float]]) -> 
 
 
 def job_config(job: Job, scratch: Path) -> RunConfig:
-    """The config that was sent, with the places and devices of this machine.
+    """The config that was sent, with the folders and devices of this machine.
 
     Raises:
         UserError: for an unknown field, a value that its field refuses, or a channel that is missing.
@@ -164,7 +164,7 @@ def job_config(job: Job, scratch: Path) -> RunConfig:
 
 
 def photo_folder(channel: Path, target: Path) -> Path:
-    """Where the class folders are: the channel itself, or links that give content-addressed files their names back.
+    """The class folders: the channel itself, or links with the original names to its content-addressed files.
 
     Raises:
         UserError: if the channel is missing.
@@ -175,7 +175,7 @@ def photo_folder(channel: Path, target: Path) -> Path:
     if index is None:
         return channel
     target.parent.mkdir(parents=True, exist_ok=True)
-    with KernelLock(Path(f"{target}.lock")):  # the processes of all devices come here
+    with KernelLock(Path(f"{target}.lock")):  # the processes of all devices call this
         if not target.is_dir():
             with replaced_whole(target) as part:
                 for name, stored in json.loads(index.read_text()).items():
@@ -184,13 +184,13 @@ def photo_folder(channel: Path, target: Path) -> Path:
     return target
 
 
-def start(folder: RunFolder, job: Job, config: RunConfig) -> None:
+def start_run(folder: RunFolder, job: Job, config: RunConfig) -> None:
     """Start the run folder, or resume it after an interruption, and print where it runs."""
     tags = environment_tags()
     if not folder.has_started:
         folder.start(job.name, to_public(config), tags)
-    # An interruption loses lines that the toolkit has read and not yet passed on. An epoch that was trained is not
-    # trained again, so its line is printed again.
+    # An interruption loses lines that the toolkit has read and not yet logged. Completed epochs are not trained again,
+    # so their lines are printed again.
     epochs: dict[int, Mapping[str, float]] = {}
     for line in folder.metric_lines():
         epochs[line.step] = line.metrics
@@ -204,5 +204,5 @@ def write_failure(base: Path, error: Exception) -> None:
     """Write a reason that fits into the service's answer; the traceback is in the log."""
     path = base / "output" / "failure"
     path.parent.mkdir(parents=True, exist_ok=True)
-    # The toolkit writes its own, traceback first, unless there is one.
+    # If there is no file, the toolkit writes one that begins with the traceback.
     path.write_text(redact(f"{type(error).__name__}: {error}")[:MAX_REASON])

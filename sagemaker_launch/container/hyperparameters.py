@@ -1,7 +1,7 @@
 r"""The codec between a RunConfig and a job's hyperparameters, which are text, and whose names may hold no dot.
 
 `optimizer.learning_rate` is sent as `optimizer__learning_rate`: the container's start-up exports every hyperparameter
-as a shell variable. Values are written as JSON; what arrives may be in any of three dialects (`false`, `False`,
+as a shell variable. Values are written as JSON; they arrive in one of three forms (`false`, `False`,
 `"\"sgd\""`), which the typed config loader reads alike.
 """
 
@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from experiments.config import ConfigValue, RunConfig, is_sent, to_flat
 
 TUNING_OBJECTIVE = "_tuning_objective_metric"
-"""The service gives it to each training job of a tuning job."""
+"""Hyperparameter that the service adds to each training job of a tuning job."""
 RESERVED = ("sagemaker_", TUNING_OBJECTIVE)
 """Hyperparameters of the service and its toolkit."""
 
@@ -29,17 +29,17 @@ def field_name(name: str) -> str:
 
 
 def wire_value(value: ConfigValue) -> str:
-    """A value as one of a range's texts."""
+    """A value as text in a parameter range."""
     return value if isinstance(value, str) else json.dumps(value)
 
 
 def encode(config: RunConfig) -> dict[str, str]:
-    """The hyperparameters of a training job; text is quoted, or the toolkit would remark on it, field by field."""
+    """The hyperparameters of a training job; text is quoted, as the toolkit warns about each unquoted one."""
     return {wire_name(name): json.dumps(value) for name, value in to_flat(config).items() if is_sent(name)}
 
 
 def decode(hyperparameters: Mapping[str, str]) -> dict[str, str]:
-    """Field names and values as text, for `override`; what belongs to the service is left out."""
+    """Field names and values as text, for `override`, without the service's own hyperparameters."""
     return {
         field_name(name): _unquoted(value) for name, value in hyperparameters.items() if not name.startswith(RESERVED)
     }

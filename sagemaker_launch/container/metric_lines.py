@@ -1,4 +1,4 @@
-"""The lines in which a job reports: their format, the regexes that the service finds metrics by, and their parser.
+"""The lines in which a job reports metrics: their format, the regexes of the service, and their parser.
 
     [metrics] epoch=3 val_loss=0.62 best_val_loss=0.6 best_val_accuracy=0.72 highest_val_accuracy=0.73 end
     [outcome] epoch=5 best_val_loss=0.6 best_val_accuracy=0.72 highest_val_accuracy=0.73 val_loss=0.6 test_loss=0.64 end
@@ -21,7 +21,7 @@ from typing import Literal
 
 from lightning_modules import metrics
 
-Kind = Literal["metrics", "outcome", "facts", "environment"]
+Topic = Literal["metrics", "outcome", "facts", "environment"]
 NUMBER = r"[-+]?[0-9.]+(?:[eE][-+]?[0-9]+)?"
 _LINE = re.compile(rf"\[(metrics|outcome)\] epoch=(\d+)((?: \w+={NUMBER})+) end$")
 _FACTS = re.compile(r"\[(facts|environment)\] (\{.*\})$")
@@ -39,18 +39,18 @@ REPORTED = (
     metrics.IMAGES_PER_SECOND,
     *metrics.SUMMARY,
 )
-"""What the service keeps of a job. It takes a last value: the objectives are those of the best epoch so far."""
+"""Metrics that the service records. It uses the last value, so the objectives are those of the best epoch so far."""
 
 
 @dataclass(frozen=True)
 class ReportedLine:
     """One line of a job's log about the run."""
 
-    kind: Kind
+    topic: Topic
     epoch: int = 0
     metrics: Mapping[str, float] = field(default_factory=dict)
     facts: Mapping[str, str] = field(default_factory=dict)
-    """Of the kind `facts` what becomes params of the run, of the kind `environment` what becomes its tags."""
+    """Params of the run (topic `facts`), or its tags (topic `environment`)."""
 
 
 def objective(metric: str) -> str:
@@ -63,24 +63,24 @@ def metric_definitions() -> list[dict[str, str]]:
     return [{"Name": name, "Regex": f" {name}=({NUMBER}) "} for name in REPORTED]
 
 
-def metric_line(kind: Literal["metrics", "outcome"], epoch: int, values: Mapping[str, float]) -> str:
+def metric_line(topic: Literal["metrics", "outcome"], epoch: int, values: Mapping[str, float]) -> str:
     """One epoch, or the end, as a line; values keep all their digits."""
     pairs = " ".join(f"{name}={float(value)!r}" for name, value in values.items())
-    return f"[{kind}] epoch={epoch} {pairs} end"
+    return f"[{topic}] epoch={epoch} {pairs} end"
 
 
 def facts_line(facts: Mapping[str, object]) -> str:
-    """Facts of the run that are known once it has started."""
+    """A line with facts that are known once the run has started."""
     return f"[facts] {json.dumps({name: str(value) for name, value in facts.items()})}"
 
 
 def environment_line(tags: Mapping[str, str]) -> str:
-    """Where the run is made."""
+    """The environment of the run: packages and hardware."""
     return f"[environment] {json.dumps(dict(tags))}"
 
 
 def write_line(line: str) -> None:
-    """Print in a single write: the toolkit relays what it reads, and would put lines of two processes into one."""
+    """Print a line in a single write, as the toolkit would mix the partial lines of two processes."""
     sys.stdout.flush()
     os.write(sys.stdout.fileno(), f"{line}\n".encode())
 
@@ -93,8 +93,8 @@ def parse_lines(lines: Iterable[str]) -> list[ReportedLine]:
 def _parse(line: str) -> ReportedLine | None:
     if match := _LINE.search(line):
         pairs = (pair.split("=") for pair in match[3].split())
-        kind: Kind = "metrics" if match[1] == "metrics" else "outcome"
-        return ReportedLine(kind, int(match[2]), {name: float(value) for name, value in pairs})
+        topic: Topic = "metrics" if match[1] == "metrics" else "outcome"
+        return ReportedLine(topic, int(match[2]), {name: float(value) for name, value in pairs})
     if match := _FACTS.search(line):
         try:
             return ReportedLine("facts" if match[1] == "facts" else "environment", facts=json.loads(match[2]))

@@ -1,1 +1,1 @@
-"""What a debugged job saved, read and shown."""
+"""Read and show the tensors of a debugged job."""

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def add_debug_command(add: Add) -> None:
-    """The command and its options."""
+    """Add the command and its options."""
     report = add(
         "debug-report", _debug_report, "Draw and judge what SageMaker Debugger saved of a job, or of a folder."
     )

@@ -1,4 +1,4 @@
-"""The environment in which smdebug reads: made on demand, once, and never mixed with this one.
+"""smdebug's own virtual environment for reading tensors, created once on demand and separate from this one.
 
 smdebug needs packages that are years old, so `container/smdebug/reader.py` runs as a process in that environment.
 """
@@ -27,11 +27,11 @@ _MAIN = (
     "import sys; sys.path.append({!r}); from sagemaker_launch.container.smdebug.reader import main; "
     "sys.exit(main(sys.argv[1:]))"
 )
-"""Our code comes last on its path: an installation of it has newer packages beside it."""
+"""Our code is last on its path: an installation of it has newer packages beside it."""
 
 
 def debugger_python(cache_dir: Path) -> Path:
-    """The interpreter of the environment, which is built if it is not there.
+    """The interpreter of the environment, which is built if it is missing.
 
     Raises:
         UserError: with pip's own message, if the packages are not available.
@@ -46,17 +46,17 @@ def debugger_python(cache_dir: Path) -> Path:
 
 
 def read_tensors(cache_dir: Path, folder: Path) -> dict[str, Any]:
-    """What smdebug's `create_trial` reads in a folder; see `container.smdebug.reader.read`.
+    """The tensors in a folder; see `container.smdebug.reader.read`.
 
     Raises:
         UserError: if there is nothing to read, or no environment to read it in.
     """
-    tensors: dict[str, Any] = _ask(cache_dir, "read", str(folder.resolve()))
+    tensors: dict[str, Any] = _run_reader(cache_dir, "read", str(folder.resolve()))
     return tensors
 
 
 def run_rules(cache_dir: Path, folder: Path, configurations: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """What rules find in a folder; see `container.smdebug.reader.evaluate`.
+    """Evaluate rules on the tensors in a folder; see `container.smdebug.reader.evaluate`.
 
     Args:
         configurations: DebugRuleConfigurations of a request.
@@ -67,18 +67,18 @@ def run_rules(cache_dir: Path, folder: Path, configurations: Sequence[Mapping[st
     with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
         json.dump(list(configurations), file)
         file.flush()
-        statuses: list[dict[str, Any]] = _ask(cache_dir, "rules", str(folder.resolve()), file.name)
+        statuses: list[dict[str, Any]] = _run_reader(cache_dir, "rules", str(folder.resolve()), file.name)
     return statuses
 
 
-def _ask(cache_dir: Path, *arguments: str) -> Any:
+def _run_reader(cache_dir: Path, *arguments: str) -> Any:
     command = [str(debugger_python(cache_dir)), "-P", "-c", _MAIN.format(str(PROJECT)), *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        said = (
+        message = (
             done.stderr.strip().removeprefix("error: ")[-2000:] or f"it ended with {done.returncode} and said nothing"
         )
-        raise UserError(f"smdebug can't read {arguments[1]}: {said}")
+        raise UserError(f"smdebug can't read {arguments[1]}: {message}")
     return json.loads(done.stdout)
 
 
@@ -90,6 +90,6 @@ def _build(root: Path) -> None:
     command = [*pip, "install", "--quiet", "--no-deps", "--only-binary=:all:", f"--requirement={REQUIREMENTS}"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        said = done.stderr.strip() or f"pip ended with {done.returncode} and said nothing"
-        raise UserError(f"smdebug's environment needs the packages of {REQUIREMENTS.name}: {said}")
+        message = done.stderr.strip() or f"pip ended with {done.returncode} and said nothing"
+        raise UserError(f"smdebug's environment needs the packages of {REQUIREMENTS.name}: {message}")
     (root / "complete").touch()

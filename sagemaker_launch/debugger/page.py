@@ -1,4 +1,4 @@
-"""The page of a debug job: losses by step and mode, layers over steps, and what the rules found."""
+"""The page of a debug job: losses by step and mode, layers over steps, and the findings of the rules."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SHOWN = (
     ("biases", "l2_norm", "Biases by layer", "L2 norm"),
     ("other", "std", "Other tensors", "standard deviation"),
 )
-"""Collection, statistic, title and what the statistic is called."""
+"""Collection, statistic, title and name of the statistic."""
 
 
 def write_report(
@@ -36,11 +36,11 @@ def write_report(
     """Write the page, which needs no network and no scripts.
 
     Args:
-        tensors: what `debugger_environment.read_tensors` gives.
-        statuses: what rules found: RuleConfigurationName, RuleEvaluationStatus, StatusDetails, and `by` and `when`.
+        tensors: as `debugger.environment.read_tensors` returns them.
+        statuses: findings of the rules: RuleConfigurationName, RuleEvaluationStatus, StatusDetails, `by` and `when`.
 
     Returns:
-        What is drawn on it.
+        The plots on the page.
     """
     plots = [losses_plot(tensors["losses"])]
     for collection, statistic, heading, meaning in SHOWN:
@@ -55,13 +55,13 @@ def write_report(
         ("Rule", "Found", "By", "When", "Details"),
         tuple(
             (
-                str(one["RuleConfigurationName"]),
-                str(one["RuleEvaluationStatus"]),
-                str(one["by"]),
-                str(one["when"]),
-                str(one.get("StatusDetails") or NOTHING),
+                str(status["RuleConfigurationName"]),
+                str(status["RuleEvaluationStatus"]),
+                str(status["by"]),
+                str(status["when"]),
+                str(status.get("StatusDetails") or NOTHING),
             )
-            for one in statuses
+            for status in statuses
         ),
     )
     page.parent.mkdir(parents=True, exist_ok=True)
@@ -108,7 +108,7 @@ def losses_plot(losses: Mapping[str, Mapping[str, Sequence[Sequence[Any]]]]) -> 
 
 
 def validations(points: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
-    """Mean losses of runs of steps that follow one another, each at its last step."""
+    """Mean losses of consecutive steps, each at the last of them."""
     runs: list[list[tuple[int, float]]] = []
     for step, value in points:
         if not runs or step != runs[-1][-1][0] + 1:
@@ -118,7 +118,7 @@ def validations(points: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
 
 
 def layers_plot(name: str, title: str, meaning: str, layers: Mapping[str, Mapping[int, float]]) -> Plot:
-    """Draw a number of each layer over the steps: a row a layer, its colour the number on a logarithmic scale."""
+    """Draw a statistic of each layer over the steps: a row per layer, coloured on a logarithmic scale."""
     steps = sorted({step for values in layers.values() for step in values})
     values = np.array([[layers[layer].get(step, math.nan) for step in steps] for layer in layers])
     figure = Figure(figsize=(11.0, min(2.0 + 0.2 * len(layers), 16.0)), dpi=100, layout="constrained")
@@ -137,10 +137,10 @@ def layers_plot(name: str, title: str, meaning: str, layers: Mapping[str, Mappin
 
 
 def _thinned(items: Sequence[Any], most: int) -> list[Any]:
-    """At most so many of some items, evenly spread, the first and the last among them."""
+    """At most `most` of some items, evenly spaced, with the first and the last."""
     if len(items) <= most:
         return list(items)
-    return [items[round(place)] for place in np.linspace(0, len(items) - 1, most)]
+    return [items[round(position)] for position in np.linspace(0, len(items) - 1, most)]
 
 
 def _text(value: float | None) -> str:

@@ -27,7 +27,7 @@ def report_folder(config: RunConfig, folder: Path) -> Path:
     """Write the report of a folder of tensors beside it.
 
     Raises:
-        UserError: if it holds none.
+        UserError: if the folder has no tensors.
     """
     page = folder.resolve().with_name(f"{folder.resolve().name}-{PAGE}")
     tensors, statuses = _judge(config, folder, {})
@@ -36,10 +36,10 @@ def report_folder(config: RunConfig, folder: Path) -> Path:
 
 
 def report_job(config: RunConfig, name: str, synchroniser: Synchroniser) -> Path:
-    """Fetch the tensors of a training job, write its report, and bring both job and report into MLflow.
+    """Fetch the tensors of a training job, write its report, and add both job and report to MLflow.
 
     Raises:
-        UserError: if it is not a training job that is debugged, or its tensors are not there.
+        UserError: if it is not a debugged training job, or its tensors are missing.
     """
     job = find_job(synchroniser.sagemaker, name)
     hook = job.described.get("DebugHookConfig")
@@ -82,26 +82,30 @@ def _write(
         **facts,
         **{f"{mode} steps": str(number) for mode, number in tensors["modes"].items()},
         "Tensors": str(len(tensors["tensors"]) + len(tensors["losses"])),
-        "Rules with issues": str(sum(one["RuleEvaluationStatus"] == "IssuesFound" for one in statuses)),
+        "Rules with issues": str(sum(status["RuleEvaluationStatus"] == "IssuesFound" for status in statuses)),
     }
-    for one in statuses:
-        say(f"{one['RuleConfigurationName']}: {one['RuleEvaluationStatus']}, says {one['by']} ({one['StatusDetails']})")
+    for status in statuses:
+        say(
+            f"{status['RuleConfigurationName']}: {status['RuleEvaluationStatus']}, says {status['by']} "
+            f"({status['StatusDetails']})"
+        )
     return write_report(f"Debug report: {subject}", facts, tensors, statuses, page)
 
 
 def _by_service(evaluated: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """DebugRuleEvaluationStatuses, with when they last changed."""
+    """DebugRuleEvaluationStatuses, with the time of their last change."""
     found = []
-    for one in evaluated:
-        changed = one.get("LastModifiedTime")
+    for evaluation in evaluated:
+        changed = evaluation.get("LastModifiedTime")
         when = f"{changed:%Y-%m-%d %H:%M:%S}" if isinstance(changed, datetime) else ""
         keys = ("RuleConfigurationName", "RuleEvaluationStatus", "StatusDetails")
-        found.append({key: str(one.get(key, "")) for key in keys} | {"by": "the service", "when": when})
+        found.append({key: str(evaluation.get(key, "")) for key in keys} | {"by": "the service", "when": when})
     return found
 
 
 def _by_us(statuses: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """What our own rules found, with the step at which they did."""
+    """The findings of our own rules, with their steps."""
     return [
-        {**one, "by": "this command", "when": "" if one["step"] is None else f"step {one['step']}"} for one in statuses
+        {**status, "by": "this command", "when": "" if status["step"] is None else f"step {status['step']}"}
+        for status in statuses
     ]

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def add_endpoint_commands(add: Add) -> None:
-    """The commands and their own options."""
+    """Add the commands and their options."""
     deploy = add("deploy", _deploy, "Serve a model as an endpoint, or bring the endpoint to another model.")
     deploy.add_argument("name", metavar="NAME", help="of the endpoint")
     source = deploy.add_mutually_exclusive_group(required=True)
@@ -52,7 +52,9 @@ def _deploy(settings: CloudSettings, config: RunConfig, arguments: argparse.Name
 
     plan = plan_endpoint(settings, config, arguments.name, ttl=arguments.ttl)
     if not arguments.dry_run:
-        find_endpoint(Services.open(settings), settings, plan.name)  # another project's is refused at once
+        find_endpoint(
+            Services.open(settings), settings, plan.name
+        )  # refuse an endpoint of another project before any work
     say(plan.worst.table())
     if not arguments.dry_run:
         plan.worst.check_budget(settings)
@@ -94,14 +96,14 @@ def _query(settings: CloudSettings, config: RunConfig, arguments: argparse.Names
     if arguments.show is not None:
         require_output_file("--show", arguments.show)
     answers = query_photos(target, photos, top_k=arguments.top_k, parallel=arguments.parallel)
-    print(json.dumps([one.to_dict() for one in answers], indent=2) if arguments.json else answer_table(answers))
+    print(json.dumps([answer.to_dict() for answer in answers], indent=2) if arguments.json else answer_table(answers))
     if arguments.show:
         from experiments.figures.style import save_figure  # imports matplotlib
         from sagemaker_launch.endpoints.photo_grid import photo_grid
 
         save_figure(photo_grid(answers), arguments.show)
         say(f"picture: {arguments.show}")
-    failed = [one for one in answers if one.error]
+    failed = [answer for answer in answers if answer.error]
     if failed:
         raise QueryError(f"{len(failed)} of {len(answers)} photos have no answer: {failed[0].image}: {failed[0].error}")
 
@@ -115,7 +117,7 @@ def _delete(settings: CloudSettings, config: RunConfig, arguments: argparse.Name
     services = Services.open(settings)
     names = list(arguments.names)
     if arguments.expired:
-        names = [one.name for one in project_endpoints(services, settings) if one.lease.has_expired()]
+        names = [endpoint.name for endpoint in project_endpoints(services, settings) if endpoint.lease.has_expired()]
         names += sorted(orphans(services, settings))
         if not names:
             print("no endpoint has expired")

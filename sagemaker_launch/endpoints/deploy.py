@@ -48,7 +48,7 @@ from sagemaker_launch.settings.cloud import CloudSettings
 
 
 class DeployError(CommandError):
-    """The endpoint does not answer correctly; the message says what state it is in."""
+    """The endpoint does not answer correctly; the message describes its state."""
 
 
 @dataclass(frozen=True)
@@ -60,12 +60,12 @@ class Golden:
 
     @classmethod
     def read(cls, export: Path) -> Golden:
-        """Of an export folder."""
+        """Read them from an export folder."""
         scores = json.loads((export / "golden" / "scores.json").read_text())
         return cls((export / "golden" / "image.jpg").read_bytes(), tuple(scores["logits"]))
 
     def check(self, target: Target) -> tuple[float, float]:
-        """Ask for the photo.
+        """Send the photo and compare the answer.
 
         Returns:
             The largest difference of a logit, and the latency in milliseconds.
@@ -76,10 +76,10 @@ class Golden:
         answer = target.ask(self.photo, "image/jpeg")
         (logits,) = answer.content
         same = len(logits) == len(self.logits)
-        differences = [abs(one - other) for one, other in zip(logits, self.logits, strict=same)]
+        differences = [abs(logit - golden) for logit, golden in zip(logits, self.logits, strict=same)]
         difference = max(differences) if same else math.inf
         # One by one: NaN is not within any tolerance, and max() may pass over it.
-        close = same and all(one <= GOLDEN_TOLERANCE for one in differences)
+        close = same and all(difference <= GOLDEN_TOLERANCE for difference in differences)
         if not close or logits.index(max(logits)) != self.logits.index(max(self.logits)):
             raise DeployError(
                 f"the golden photo's logits are off by {difference:.2g}, allowed are {GOLDEN_TOLERANCE:g}"
@@ -95,7 +95,7 @@ class Deployed:
     golden_difference: float
     first_latency_ms: float
     guards: str
-    """How it will be deleted, as a sentence."""
+    """A sentence about when and how it will be deleted."""
 
 
 def deploy(
@@ -108,16 +108,16 @@ def deploy(
     target: Target,
     log: Log,
 ) -> Deployed:
-    """Create an endpoint or update it to a version; nothing is done if it has that version.
+    """Create an endpoint, or update it unless it has this version.
 
     A new endpoint that fails is deleted with everything created for it. An existing endpoint keeps its version,
     and what was created for the new version is deleted. After a kill the same call continues.
 
     Raises:
         DeployError: if AWS refuses the version, or it fails, or its scores differ from the trainer's.
-        UserError: if an endpoint of that name is not one of this project, or of another kind.
+        UserError: if an endpoint of that name belongs to another project or has another `cloud.endpoint.kind`.
     """
-    wait_settled(services, name)  # a call that was killed may have left it in a change
+    wait_settled(services, name)  # a killed call may have started a change
     before = find_endpoint(services, settings, name)
     if before is not None and before.status == "Failed":
         say(f"endpoint {name} failed before: it is removed first")
@@ -136,7 +136,7 @@ def deploy(
         _bring_up(services, settings, name, version, lease, before, log)
         difference, latency_ms = golden.check(target)
     except Exception as error:
-        outcome = _take_back(services, settings, name, version, before)
+        outcome = _roll_back(services, settings, name, version, before)
         raise DeployError(f"endpoint {name}: {error}\n{outcome}") from error
     if settings.endpoint.scales:
         _start_scaling(services, settings, name)
@@ -149,11 +149,11 @@ def deploy(
 
 def _check_kind(services: Services, settings: CloudSettings, before: FoundEndpoint) -> None:
     config = CONFIG.describe(services.sagemaker, before.config_name)
-    kind = kind_of(config)
-    if kind != settings.endpoint.kind:
+    deployed_kind = kind_of(config)
+    if deployed_kind != settings.endpoint.kind:
         raise UserError(
-            f"cloud.endpoint.kind must stay {kind} for endpoint {before.name}, got {settings.endpoint.kind}: AWS can't "
-            "change it; delete the endpoint first, or choose another name"
+            f"cloud.endpoint.kind must stay {deployed_kind} for endpoint {before.name}, got {settings.endpoint.kind}: "
+            "AWS can't change it; delete the endpoint first, or choose another name"
         )
 
 
@@ -166,12 +166,12 @@ def _bring_up(
     before: FoundEndpoint | None,
     log: Log,
 ) -> None:
-    """Create what is missing of a version, and wait until it answers."""
-    for kind, request in ((MODEL, version.model), (CONFIG, version.config)):
-        described = kind.find(services.sagemaker, request[kind.name])
+    """Create the missing resources of a version, and wait until the endpoint is in service."""
+    for resource_type, request in ((MODEL, version.model), (CONFIG, version.config)):
+        described = resource_type.find(services.sagemaker, request[resource_type.name])
         if described is None:
-            described = create(services.sagemaker, kind, request)
-        for difference in read_back(services.sagemaker, kind, request, described):
+            described = create(services.sagemaker, resource_type, request)
+        for difference in read_back(services.sagemaker, resource_type, request, described):
             say(f"warning: {difference}")
     wanted = update_alarms(settings, name)
     for alarm in wanted:
@@ -190,7 +190,7 @@ def _bring_up(
 
 
 def _update(services: Services, request: Request) -> None:
-    """Send an update; its answer may get lost."""
+    """Send an update, whose answer may be lost."""
     validate("UpdateEndpoint", request)
     try:
         services.sagemaker.update_endpoint(**request)
@@ -200,10 +200,10 @@ def _update(services: Services, request: Request) -> None:
             raise
 
 
-def _take_back(
+def _roll_back(
     services: Services, settings: CloudSettings, name: str, version: Deployment, before: FoundEndpoint | None
 ) -> str:
-    """After a failure: delete everything that is new."""
+    """Restore the state before a failed deployment: delete all new resources."""
     if before is None:
         gone = delete_endpoint(services, settings, name)
         return f"all that was made is removed again: {', '.join(gone) or 'nothing'}"
@@ -226,10 +226,10 @@ def _take_back(
 def set_lease(
     services: Services, settings: CloudSettings, name: str, lease: Lease, before: FoundEndpoint | None
 ) -> str:
-    """Write owner and end of the endpoint into its tags, and let AWS delete it at its end.
+    """Write owner and expiry of the endpoint into its tags, and schedule its deletion in AWS.
 
     Returns:
-        How it will be deleted, as a sentence.
+        A sentence about when and how it will be deleted.
     """
     if before is not None:
         tags = endpoint_tags(settings, name, lease)

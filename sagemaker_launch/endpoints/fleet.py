@@ -1,4 +1,4 @@
-"""Everything that belongs to an endpoint in AWS: found by name and tags alone, and deleted together."""
+"""All resources of an endpoint in AWS: found by name and tags, and deleted together."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from botocore.exceptions import ClientError
 from experiments.console import say
 from experiments.errors import UserError
 from sagemaker_launch.aws import client as aws
-from sagemaker_launch.aws.resources import CONFIG, ENDPOINT, MODEL, Kind, tags_of
+from sagemaker_launch.aws.resources import CONFIG, ENDPOINT, MODEL, ResourceType, tags_of
 from sagemaker_launch.endpoints.lease import ENDPOINT_TAG, Lease
 from sagemaker_launch.endpoints.requests import alarm_names, schedule_name, variant_of
 from sagemaker_launch.settings.cloud import PROJECT_TAG, CloudSettings
@@ -27,7 +27,7 @@ ORPHAN_AGE = timedelta(hours=1)
 
 @dataclass(frozen=True)
 class Services:
-    """The services of AWS that an endpoint uses."""
+    """Clients of the AWS services that an endpoint uses."""
 
     sagemaker: Any
     autoscaling: Any
@@ -36,7 +36,7 @@ class Services:
 
     @classmethod
     def open(cls, settings: CloudSettings) -> Services:
-        """Clients of all of them."""
+        """Create the clients."""
         names = ("sagemaker", "application-autoscaling", "cloudwatch", "scheduler")
         return cls(*(aws.client(name, settings) for name in names))
 
@@ -66,10 +66,10 @@ class FoundEndpoint:
 
 
 def find_endpoint(services: Services, settings: CloudSettings, name: str) -> FoundEndpoint | None:
-    """The endpoint of a name; None if there is none.
+    """The endpoint with a name; None if there is none.
 
     Raises:
-        UserError: if it is not one of this project.
+        UserError: if it belongs to another project.
     """
     described = ENDPOINT.find(services.sagemaker, name)
     if described is None:
@@ -93,7 +93,7 @@ def project_endpoints(services: Services, settings: CloudSettings) -> Iterator[F
         if tags is None or tags.get(PROJECT_TAG) != settings.project:
             continue
         described = ENDPOINT.find(services.sagemaker, summary[ENDPOINT.name])
-        if described is not None:  # it has just been deleted
+        if described is not None:  # None: it has just been deleted
             yield FoundEndpoint(summary[ENDPOINT.name], described, Lease.read(tags))
 
 
@@ -108,7 +108,7 @@ def _tags_of_endpoint(services: Services, name: str, arn: str) -> Mapping[str, s
 
 
 def kind_of(config: Mapping[str, Any]) -> str:
-    """The kind of endpoint that a described config makes."""
+    """The `cloud.endpoint.kind` of a described endpoint config."""
     (variant,) = config["ProductionVariants"]
     if "ServerlessConfig" in variant:
         return "serverless"
@@ -117,14 +117,14 @@ def kind_of(config: Mapping[str, Any]) -> str:
 
 def wait_settled(services: Services, name: str) -> Mapping[str, Any] | None:
     """Wait until AWS accepts changes; return the endpoint then, or None if it was deleted."""
-    said = ""
+    reported_status = ""
     while True:
         described = ENDPOINT.find(services.sagemaker, name)
         if described is None or described[ENDPOINT.status] not in MOVING:
             return described
-        if described[ENDPOINT.status] != said:
-            said = described[ENDPOINT.status]
-            say(f"endpoint {name}: {said}")
+        if described[ENDPOINT.status] != reported_status:
+            reported_status = described[ENDPOINT.status]
+            say(f"endpoint {name}: {reported_status}")
         time.sleep(services.poll_seconds)
 
 
@@ -135,10 +135,10 @@ def delete_endpoint(services: Services, settings: CloudSettings, name: str) -> l
         What was deleted.
 
     Raises:
-        UserError: if it is not one of this project.
+        UserError: if it belongs to another project.
     """
     gone: list[str] = []
-    # First what costs money; last the models and configs, whose tags find the rest again.
+    # The resources that cost money first; models and configs last, as their tags identify leftovers.
     if find_endpoint(services, settings, name) is not None:
         if wait_settled(services, name) is not None:
             ENDPOINT.delete(services.sagemaker, name)
@@ -155,38 +155,38 @@ def delete_endpoint(services: Services, settings: CloudSettings, name: str) -> l
 def delete_versions(services: Services, settings: CloudSettings, name: str, *, keep: tuple[str, ...] = ()) -> list[str]:
     """Delete the endpoint configs and models of an endpoint, except some; return what was deleted."""
     gone: list[str] = []
-    for kind, version in versions(services, settings, name):
+    for resource_type, version in versions(services, settings, name):
         if version not in keep:
-            kind.delete(services.sagemaker, version)
-            gone.append(f"{kind.word} {version}")
+            resource_type.delete(services.sagemaker, version)
+            gone.append(f"{resource_type.word} {version}")
     return gone
 
 
-def versions(services: Services, settings: CloudSettings, name: str) -> list[tuple[Kind, str]]:
+def versions(services: Services, settings: CloudSettings, name: str) -> list[tuple[ResourceType, str]]:
     """Endpoint configs and models of an endpoint, in the order of their deletion."""
     return [
-        (kind, found)
-        for kind, summary in _listed(services, settings, NameContains=f"{name}-")
-        if (found := summary[kind.name]) and summary["tags"][ENDPOINT_TAG] == name
+        (resource_type, found)
+        for resource_type, summary in _listed(services, settings, NameContains=f"{name}-")
+        if (found := summary[resource_type.name]) and summary["tags"][ENDPOINT_TAG] == name
     ]
 
 
 def orphans(services: Services, settings: CloudSettings) -> set[str]:
-    """Names of deleted endpoints of which a model or a config is left."""
+    """Names of deleted endpoints whose models or configs still exist."""
     before = datetime.now(UTC) - ORPHAN_AGE
     old = _listed(services, settings, CreationTimeBefore=before)
     names = {summary["tags"][ENDPOINT_TAG] for _, summary in old}
     return {name for name in names if ENDPOINT.find(services.sagemaker, name) is None}
 
 
-def _listed(services: Services, settings: CloudSettings, **only: Any) -> Iterator[tuple[Kind, dict[str, Any]]]:
+def _listed(services: Services, settings: CloudSettings, **only: Any) -> Iterator[tuple[ResourceType, dict[str, Any]]]:
     """Summaries of the project's endpoint configs and models, with their tags."""
-    for kind, key in ((CONFIG, "EndpointConfigs"), (MODEL, "Models")):
-        pages = services.sagemaker.get_paginator(f"list_{kind.operation}s").paginate(**only)
+    for resource_type, key in ((CONFIG, "EndpointConfigs"), (MODEL, "Models")):
+        pages = services.sagemaker.get_paginator(f"list_{resource_type.operation}s").paginate(**only)
         for summary in [summary for page in pages for summary in page[key]]:
-            tags = tags_of(services.sagemaker, summary[kind.arn])
+            tags = tags_of(services.sagemaker, summary[resource_type.arn])
             if tags.get(PROJECT_TAG) == settings.project and ENDPOINT_TAG in tags:
-                yield kind, {**summary, "tags": tags}
+                yield resource_type, {**summary, "tags": tags}
 
 
 def stop_scaling(services: Services, name: str) -> bool:
@@ -201,7 +201,7 @@ def stop_scaling(services: Services, name: str) -> bool:
 
 
 def delete_alarms(services: Services, names: list[str]) -> list[str]:
-    """Delete the existing ones of these alarms."""
+    """Delete those of the alarms that exist."""
     found = services.cloudwatch.describe_alarms(AlarmNames=names)["MetricAlarms"]
     there = [alarm["AlarmName"] for alarm in found]
     if there:

@@ -19,11 +19,11 @@ _UNITS = {"m": timedelta(minutes=1), "h": timedelta(hours=1), "d": timedelta(day
 
 @dataclass(frozen=True)
 class Lease:
-    """Owner and end of an endpoint."""
+    """Owner and expiry of an endpoint."""
 
     owner: str
     expires: datetime | None
-    """In UTC; None for an endpoint that stays."""
+    """In UTC; None for an endpoint that never expires."""
 
     @property
     def tags(self) -> dict[str, str]:
@@ -32,7 +32,7 @@ class Lease:
 
     @classmethod
     def read(cls, tags: Mapping[str, str]) -> Lease:
-        """From the tags of an endpoint.
+        """Read a lease from the tags of an endpoint.
 
         Raises:
             UserError: if a tag was changed to something that is not a time.
@@ -42,11 +42,11 @@ class Lease:
         return cls(tags.get(OWNER_TAG, "unknown"), expires)
 
     def has_expired(self, now: datetime | None = None) -> bool:
-        """Whether it has expired."""
+        """Whether the lease has expired."""
         return self.expires is not None and self.expires <= (now or datetime.now(UTC))
 
     def text(self) -> str:
-        """As a person reads it."""
+        """The lease as text."""
         if self.expires is None:
             return "stays until it is deleted"
         left = (self.expires - datetime.now(UTC)).total_seconds()

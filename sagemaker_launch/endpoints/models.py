@@ -1,4 +1,4 @@
-"""Which model is to be deployed: the best of a tuning job, a run in MLflow, or a registered version."""
+"""Locate the model to deploy: the best of a tuning job, a run in MLflow, or a registered version."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ def model_of_tuning_job(settings: CloudSettings, config: RunConfig, tuning_job: 
         ValueError: if there is none yet.
     """
     job = best_training_job(aws.client("sagemaker", settings), tuning_job)
-    return LocatedModel(_of_job(settings, config, job), f"best of {tuning_job}: {job['TrainingJobName']}")
+    return LocatedModel(_export_of_job(settings, config, job), f"best of {tuning_job}: {job['TrainingJobName']}")
 
 
 def model_of_run(settings: CloudSettings, config: RunConfig, run_id: str) -> LocatedModel:
-    """The model of a run in MLflow, wherever it was trained.
+    """The model of a run in MLflow, trained at home or in the cloud.
 
     Raises:
-        ValueError: if there is no such run, or it left no model.
+        ValueError: if there is no such run, or it has no model.
     """
     store = RunStore.open_or_wait(config)
     found = store.find_run(run_id)
@@ -51,7 +51,7 @@ def model_of_run(settings: CloudSettings, config: RunConfig, run_id: str) -> Loc
         return LocatedModel(folder.export, source)
     if "job" in found.data.tags:
         described = TRAINING.describe(aws.client("sagemaker", settings), found.data.tags["job"])
-        return LocatedModel(_of_job(settings, config, described), source)
+        return LocatedModel(_export_of_job(settings, config, described), source)
     return LocatedModel(locate_export(f"runs:/{run_id}/model", config), source)
 
 
@@ -64,7 +64,7 @@ def registered_model(config: RunConfig, model: str) -> LocatedModel:
     return LocatedModel(locate_export(model, config), model, model if model.startswith("models:/") else None)
 
 
-def _of_job(settings: CloudSettings, config: RunConfig, described: object) -> Path:
+def _export_of_job(settings: CloudSettings, config: RunConfig, described: object) -> Path:
     assert isinstance(described, dict)
     name = described["TrainingJobName"]
     artifacts = described.get("ModelArtifacts", {}).get("S3ModelArtifacts")

@@ -17,23 +17,24 @@ COLOURS = {True: GREEN, False: VERMILLION, None: GREY}
 
 
 def photo_grid(answers: Sequence[PhotoAnswer]) -> Figure:
-    """At most 48 photos, each with what it is (where that is known) above what the model says."""
+    """At most 48 photos, each with its true name, if that is known, and the predicted name."""
     shown = answers[:MAX_PHOTOS]
     columns = min(4, len(shown))
     rows = math.ceil(len(shown) / columns)
     figure = Figure(figsize=(2.9 * columns, 3.4 * rows), layout="constrained")
-    for number, one in enumerate(shown):
+    for number, answer in enumerate(shown):
         axes = figure.add_subplot(rows, columns, number + 1)
         axes.set_axis_off()
         try:
-            axes.imshow(thumbnail(one.image))
+            axes.imshow(thumbnail(answer.image))
         except (OSError, ValueError):
             axes.text(0.5, 0.5, "no image", ha="center", va="center")
         right: bool | None = False
-        said = one.error[:60]
-        if not one.error:
-            name, score = one.classes[0]
-            said, right = f"says {name} ({score:.0%})", None if one.true_name is None else name == one.true_name
-        known = f"is {one.true_name}" if one.true_name else one.image.name
-        axes.set_title(f"{known}\n{said}", fontsize=9, color=COLOURS[right])
+        caption = answer.error[:60]
+        if not answer.error:
+            name, score = answer.classes[0]
+            caption = f"says {name} ({score:.0%})"
+            right = None if answer.true_name is None else name == answer.true_name
+        known = f"is {answer.true_name}" if answer.true_name else answer.image.name
+        axes.set_title(f"{known}\n{caption}", fontsize=9, color=COLOURS[right])
     return figure

@@ -1,4 +1,4 @@
-"""An endpoint before it is deployed: what serves the model, until when, at what cost; then the deployment as a run."""
+"""An endpoint before it is deployed: image, lease and cost; then the deployment as a run."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ class EndpointPlan:
 
 
 def plan_endpoint(settings: CloudSettings, config: RunConfig, name: str, *, ttl: str = DEFAULT_TTL) -> EndpointPlan:
-    """Plan what serves a model, until when, and at what cost per hour. Nothing is created.
+    """Plan an endpoint: its image, its lease and its cost per hour. Nothing is created.
 
     Args:
-        ttl: how long it may live: a whole number and m, h or d, or `none`.
+        ttl: time until it expires: a whole number and m, h or d, or `none`.
 
     Raises:
         UserError: for a name, a time or settings that an endpoint can't have, or if no price is known.
@@ -58,7 +58,7 @@ def plan_endpoint(settings: CloudSettings, config: RunConfig, name: str, *, ttl:
 def deployment_requests(
     settings: CloudSettings, config: RunConfig, plan: EndpointPlan, model: LocatedModel
 ) -> dict[str, Request]:
-    """Operation to request of all that `deploy_model` would send to create the endpoint or to update it."""
+    """The requests that `deploy_model` would send to create or update the endpoint, by operation."""
     archive, _, version = _packed(settings, config, plan, model)
     archive.unlink()
     return {
@@ -70,16 +70,16 @@ def deployment_requests(
 
 
 def deploy_model(settings: CloudSettings, config: RunConfig, plan: EndpointPlan, model: LocatedModel) -> Deployed:
-    """Serve a model as an endpoint, or bring the endpoint to it, and note it as a run in MLflow.
+    """Deploy a model as a new endpoint or as an update, and record it as a run in MLflow.
 
     Raises:
-        OverBudgetError: if an endpoint that is there would be updated, and both fleets together are too dear.
-        DeployError: if it does not come up, or answers otherwise than the trainer did; what was there before is left.
+        OverBudgetError: if an update would exceed the budget, as the old and the new instances run at the same time.
+        DeployError: if it does not start, or its scores differ from the trainer's; the previous version is kept.
     """
     services = Services.open(settings)
     there = find_endpoint(services, settings, plan.name)
     archive, key, version = _packed(settings, config, plan, model)
-    # A serverless endpoint is billed by the request, and one request goes to one fleet.
+    # A serverless endpoint is billed per request, so an update costs no more.
     if there is not None and there.config_name != version.config_name and settings.endpoint.kind != "serverless":
         updating = replace(plan.worst, fleets=2)
         say(updating.table())
@@ -92,7 +92,7 @@ def deploy_model(settings: CloudSettings, config: RunConfig, plan: EndpointPlan,
 def _packed(
     settings: CloudSettings, config: RunConfig, plan: EndpointPlan, model: LocatedModel
 ) -> tuple[Path, str, Deployment]:
-    """A model's archive on this machine, its key in the bucket, and what is made of it."""
+    """A model's archive on this machine, its key in the bucket, and the deployment."""
     say(f"model: {model.source}, {_check(model)}")
     archive = pack_model(model.export, config.output_dir / "models" / f"{plan.name}.tar.gz")
     key = f"models/{file_sha256(archive)[:32]}/model.tar.gz"
@@ -103,7 +103,7 @@ def _check(model: LocatedModel) -> str:
     """Score the golden photo on this machine before anything is sent.
 
     Raises:
-        UserError: if the export is not whole, or scores the photo otherwise than its trainer.
+        UserError: if the export is damaged, or its scores differ from the trainer's.
     """
     from lightning_modules.export import check_golden  # imports torch
     from lightning_modules.inference import BadExportError
@@ -123,7 +123,7 @@ def _deploy_as_run(
     model: LocatedModel,
     version: Deployment,
 ) -> Deployed:
-    """Deploy, and note in MLflow what was deployed, where and how it answered."""
+    """Deploy, and record model, endpoint, scores and latency in MLflow."""
     from experiments.tracking.store import RunStore
     from sagemaker_launch.endpoints.deploy import Golden, deploy
 

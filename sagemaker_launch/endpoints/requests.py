@@ -18,7 +18,7 @@ DIMENSION = "sagemaker:variant:DesiredInstanceCount"
 MAX_NAME = 52
 """Characters of an endpoint's name: AWS takes 63, and models and configs have a hash at the end."""
 INVOCATIONS_PER_INSTANCE, BACKLOG_PER_INSTANCE = 300.0, 5.0
-"""Targets of scaling by default: requests per minute, and of an async endpoint requests that wait."""
+"""Default targets of scaling: requests per minute; for an async endpoint requests that wait."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Deployment:
 
 
 def deployment(settings: CloudSettings, name: str, image_uri: str, model_uri: str) -> Deployment:
-    """The model and the endpoint config of an endpoint, named by what is in them.
+    """The model and the endpoint config of an endpoint, named by the hash of their content.
 
     Args:
         name: of the endpoint.
@@ -90,7 +90,7 @@ def update_endpoint(settings: CloudSettings, name: str, config_name: str) -> Req
         "AutoRollbackConfiguration": {"Alarms": [{"AlarmName": alarm} for alarm in alarms]},
     }
     if endpoint.scales:
-        # Otherwise the new fleet would start with the few instances of the config, under the load of many.
+        # Otherwise the new fleet would start with the fewest instances, under the load of more.
         request["RetainAllVariantProperties"] = True
         request["ExcludeRetainedVariantProperties"] = [{"VariantPropertyType": "DataCaptureConfig"}]
     return request
@@ -183,11 +183,11 @@ def wake_alarm(name: str, policy_arn: str) -> Request:
 
 def alarm_names(name: str) -> list[str]:
     """Names of all alarms that this project may create for an endpoint."""
-    return [f"{name}-{what}" for what in ("5xx", "latency", "wake")]
+    return [f"{name}-{suffix}" for suffix in ("5xx", "latency", "wake")]
 
 
 def schedule(settings: CloudSettings, name: str, expires: datetime) -> Request:
-    """The body of CreateSchedule: AWS deletes the endpoint at its end, independent of this machine."""
+    """The body of CreateSchedule: AWS deletes the endpoint when it expires, independent of this machine."""
     return {
         "Name": schedule_name(name),
         "Description": f"end of the lease of endpoint {name}",
@@ -222,7 +222,7 @@ def _model(settings: CloudSettings, image_uri: str, model_uri: str) -> Request:
         "PrimaryContainer": {
             "Image": image_uri,
             "ModelDataUrl": model_uri,
-            # AWS's toolkit reads the first two, our image none of them.
+            # AWS's toolkit reads the first two; our image reads none.
             "Environment": {
                 "SAGEMAKER_PROGRAM": "inference.py",
                 "SAGEMAKER_SUBMIT_DIRECTORY": "/opt/ml/model/code",
@@ -258,7 +258,7 @@ def _config(settings: CloudSettings, name: str, model_name: str) -> Request:
     key = {"KmsKeyId": settings.output_kms_key} if settings.output_kms_key else {}
     if endpoint.kind == "async":
         paths = {"S3OutputPath": "out", "S3FailurePath": "failed"}
-        output = {field: async_uri(settings, name, what) for field, what in paths.items()}
+        output = {field: async_uri(settings, name, folder) for field, folder in paths.items()}
         config["AsyncInferenceConfig"] = {
             "OutputConfig": {**output, **key},
             "ClientConfig": {"MaxConcurrentInvocationsPerInstance": 4},
@@ -274,14 +274,14 @@ def _config(settings: CloudSettings, name: str, model_name: str) -> Request:
     return config
 
 
-def async_uri(settings: CloudSettings, name: str, what: str) -> str:
+def async_uri(settings: CloudSettings, name: str, folder: str) -> str:
     """S3 prefixes of photos (`in`), answers (`out`) and errors (`failed`) of an async endpoint."""
-    return f"{settings.uri}/async/{name}/{what}"
+    return f"{settings.uri}/async/{name}/{folder}"
 
 
-def _alarm(name: str, what: str, metric: str) -> Request:
+def _alarm(name: str, suffix: str, metric: str) -> Request:
     return {
-        "AlarmName": f"{name}-{what}",
+        "AlarmName": f"{name}-{suffix}",
         "Namespace": "AWS/SageMaker",
         "MetricName": metric,
         "Dimensions": [{"Name": "EndpointName", "Value": name}, {"Name": "VariantName", "Value": VARIANT}],

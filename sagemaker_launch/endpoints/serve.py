@@ -1,4 +1,4 @@
-"""The commands about our own serving process: run it at home, and bring its image to ECR."""
+"""The commands about our serving process: run it at home, and push its image to ECR."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def add_serving_commands(add: Add) -> None:
-    """The commands and their own options."""
+    """Add the commands and their options."""
     serve = add("serve", _serve, "Serve an export on 127.0.0.1 as an endpoint does (needs the extra `serving`).")
     serve.add_argument(
         "export", metavar="EXPORT", help="export folder, model.tar.gz, or registry URI such as models:/NAME@champion"

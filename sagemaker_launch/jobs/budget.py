@@ -18,7 +18,7 @@ FREE_RULES = Price(0.0, "free of charge on AWS's own machines (developer guide o
 
 @dataclass(frozen=True)
 class RuleProcessing:
-    """Machines that evaluate Debugger's rules beside a job, each as long as the job runs at worst."""
+    """Instances that evaluate Debugger's rules, each for at most the time limit of the job."""
 
     rules: int
     instance_type: str | None
@@ -31,7 +31,7 @@ class RuleProcessing:
         return self.rules * self.price.usd_per_hour
 
     def line(self, hours: float) -> str:
-        """The sum as a person checks it."""
+        """The computation as text, for a person to check."""
         if self.instance_type is None:
             return f"          {self.rules} Debugger rules: {self.price.source}"
         return (
@@ -42,16 +42,16 @@ class RuleProcessing:
 
 @dataclass(frozen=True)
 class WorstCase:
-    """The cost of jobs if each of them runs until it is stopped."""
+    """The cost of jobs that all reach their time limit."""
 
     jobs: int
     instance_type: str
     instance_count: int
     seconds: int
-    """Billed at most for each job."""
+    """Largest billed time of each job."""
     price: Price
     rules: RuleProcessing | None = None
-    """Of each job that Debugger watches."""
+    """Rule processing of each job with Debugger."""
 
     @property
     def usd_per_hour(self) -> float:
@@ -61,11 +61,11 @@ class WorstCase:
 
     @property
     def usd(self) -> float:
-        """Dollars in all."""
+        """Dollars of all jobs together."""
         return self.jobs * self.seconds / 3600 * self.usd_per_hour
 
     def table(self) -> str:
-        """The sum as a person checks it."""
+        """The computation as text, for a person to check."""
         hours = self.seconds / 3600
         machines = self.jobs * self.instance_count * hours * self.price.usd_per_hour
         lines = [
@@ -103,7 +103,7 @@ def worst_case(settings: CloudSettings, price: Price, *, jobs: int, rules: RuleP
 
 
 def rule_processing(settings: CloudSettings, region: str) -> RuleProcessing | None:
-    """What evaluates the rules of a job that Debugger watches; None without rules.
+    """The instances that evaluate the rules of a job with Debugger; None without rules.
 
     Raises:
         UserError: if no price is known for the instance type of the rules.

@@ -20,7 +20,7 @@ Add = Callable[[str, object, str], argparse.ArgumentParser]
 
 
 def add_job_commands(add: Add) -> None:
-    """The commands and their own options."""
+    """Add the commands and their options."""
     tune = add("tune", _tune, "Search as a tuning job; the same command finds the job that it started before.")
     tune.add_argument(
         "--from-study", metavar="STUDY", help="only in the range of the best quarter of a local study's trials"
@@ -47,7 +47,7 @@ def add_job_commands(add: Add) -> None:
 
 
 def add_parity_command(add: Add) -> None:
-    """The command and its options."""
+    """Add the command and its options."""
     parity = add("parity", _parity, "Train the config and seed of a job at home, and compare the two runs.")
     parity.add_argument("job", metavar="JOB", help="a training job, or one of a tuning job")
     parity.add_argument("--run", metavar="FOLDER_OR_RUN_ID", help="compare with this run instead of training one")
@@ -61,7 +61,7 @@ def _tune(settings: CloudSettings, config: RunConfig, arguments: argparse.Namesp
     check_against(space, config)
     if arguments.from_study:
         space = _narrowed(config, space, arguments.from_study)
-    _start(settings, plan_tuning(settings, config, space), arguments)
+    _start_and_watch(settings, plan_tuning(settings, config, space), arguments)
 
 
 def _train(settings: CloudSettings, config: RunConfig, arguments: argparse.Namespace) -> None:
@@ -81,11 +81,11 @@ def _train(settings: CloudSettings, config: RunConfig, arguments: argparse.Names
         described = best_training_job(client("sagemaker", settings), arguments.best_of)
         say(f"settings of {described['TrainingJobName']}, the best of {arguments.best_of}")
         config = config_at_home(config, decode(described["HyperParameters"]), arguments.overrides)
-    _start(settings, plan_training(settings, config), arguments)
+    _start_and_watch(settings, plan_training(settings, config), arguments)
 
 
-def _start(settings: CloudSettings, plan: JobPlan, arguments: argparse.Namespace) -> None:
-    """Show what it costs, start it, and watch it."""
+def _start_and_watch(settings: CloudSettings, plan: JobPlan, arguments: argparse.Namespace) -> None:
+    """Print the cost of a job, start it, and watch it."""
     from sagemaker_launch.aws.resources import validate
     from sagemaker_launch.jobs.follow import watch_job
     from sagemaker_launch.jobs.launch import job_name
@@ -94,12 +94,12 @@ def _start(settings: CloudSettings, plan: JobPlan, arguments: argparse.Namespace
     say(plan.worst.table())
     if arguments.dry_run:
         request = plan.build(job_name(plan.label, plan.build, 1))
-        validate(plan.kind.create_operation, request)
+        validate(plan.job_type.create_operation, request)
         print(json.dumps(request, indent=2))
         return
     plan.worst.check_budget(settings)
     job = start_job(settings, plan, again=arguments.again)
-    say(f"{job.kind.word} {job.name} {'was there before' if job.found else 'is started'}")
+    say(f"{job.job_type.word} {job.name} {'was there before' if job.found else 'is started'}")
     print(job.arn)
     come_back, stop = (
         invocation("sagemaker_launch", command, job.name, *arguments.passed_on(command, plan.label))
@@ -143,7 +143,7 @@ def _stop(settings: CloudSettings, config: RunConfig, arguments: argparse.Namesp
     for name in arguments.jobs:
         job = find_job(sagemaker, name)
         if job.status not in ENDED:
-            job.kind.stop(sagemaker, name)
+            job.job_type.stop(sagemaker, name)
         print(f"{name}: {job.status if job.status in ENDED else 'Stopping'}")
 
 

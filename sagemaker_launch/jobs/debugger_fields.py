@@ -82,7 +82,7 @@ def rule_image(settings: CloudSettings) -> str:
 
 
 def hook(debugger: DebuggerSettings) -> dict[str, Any]:
-    """What smdebug's hook saves; all values in the request are text."""
+    """The configuration of smdebug's hook; all values in the request are text."""
     collections = [_collection("losses", debugger.losses_every, debugger.eval_losses_every)]
     for name in ("weights", "gradients", "biases"):
         # Validation has no gradients.
@@ -93,7 +93,9 @@ def hook(debugger: DebuggerSettings) -> dict[str, Any]:
     if debugger.include_regex is not None:
         further = _collection("custom", debugger.custom_every, debugger.eval_every, debugger.include_regex)
         collections.append(further)
-    kept = [one for one in collections if one["CollectionParameters"]["train.save_interval"] != "0"]
+    kept = [
+        collection for collection in collections if collection["CollectionParameters"]["train.save_interval"] != "0"
+    ]
     built: dict[str, Any] = {"LocalPath": TENSORS, "CollectionConfigurations": kept}
     # Without reductions smdebug keeps whole tensors. Its save_raw_tensor needs a boolean, which the request can't have.
     if not debugger.raw_tensors:
@@ -103,7 +105,7 @@ def hook(debugger: DebuggerSettings) -> dict[str, Any]:
 
 def _collection(name: str, train_every: int, eval_every: int, pattern: str | None = None) -> dict[str, Any]:
     parameters = {"train.save_interval": str(train_every)}
-    # smdebug divides by an interval, so none is said by an end before the first step.
+    # smdebug divides by the interval, so "never" is expressed by an end before the first step.
     parameters |= {"eval.save_interval": str(eval_every)} if eval_every else {"eval.end_step": "0"}
     if pattern is not None:
         parameters["include_regex"] = pattern

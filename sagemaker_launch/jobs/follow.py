@@ -1,4 +1,4 @@
-"""Watching a job until it ends. Nothing of the job depends on it: Ctrl-C leaves the job running."""
+"""Watch a job until it ends. The job does not depend on it: after Ctrl-C the job keeps running."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class JobFailedError(CommandError):
 
 
 def watch_job(settings: CloudSettings, job: Launched, usd_per_hour: float) -> str:
-    """`follow` a job of this account, or of a rehearsal."""
+    """`follow` a job of this account or of a rehearsal."""
     sagemaker = aws.client("sagemaker", settings)
     poll = 1.0 if aws.is_rehearsal(sagemaker) else POLL_SECONDS
     return follow(sagemaker, aws.client("logs", settings), job, usd_per_hour, poll_seconds=poll)
@@ -49,11 +49,11 @@ def follow(sagemaker: Any, logs: Any, job: Launched, usd_per_hour: float, *, pol
     Raises:
         JobFailedError: if it failed.
     """
-    log, own, tails, said = job_log(logs, job.name), OwnLines(), Tails(logs), ""
+    log, own, tails, reported_state = job_log(logs, job.name), OwnLines(), Tails(logs), ""
     while True:
-        described = job.kind.describe(sagemaker, job.name)
-        status = str(described[job.kind.status])
-        if job.kind is TRAINING:
+        described = job.job_type.describe(sagemaker, job.name)
+        status = str(described[job.job_type.status])
+        if job.job_type is TRAINING:
             state = f"{status} ({described.get('SecondaryStatus', '')})"
             spent = seconds(described)
             for text in own.lines(line.text for line in log.read()):
@@ -64,8 +64,8 @@ def follow(sagemaker: Any, logs: Any, job: Launched, usd_per_hour: float, *, pol
             for text in tails.lines(summaries):
                 say(f"  {text}")
             state = f"{status}, {_tuning_state(described)}"
-        if state != said:
-            said = state
+        if state != reported_state:
+            reported_state = state
             say(f"{job.name}: {state}, ${spent / 3600 * usd_per_hour:.2f} so far")
         if status == "Failed":
             raise JobFailedError(f"{job.name} failed: {failure_reason(described, log.last_lines)}")
@@ -75,7 +75,7 @@ def follow(sagemaker: Any, logs: Any, job: Launched, usd_per_hour: float, *, pol
 
 
 class OwnLines:
-    """Leaves out the hundred lines that AWS's toolkit prints around a script, unless they tell of an error.
+    """Removes the hundred lines that AWS's toolkit prints around a script, unless they report an error.
 
     The script's reports for `sync` are printed in words.
     """
@@ -85,9 +85,9 @@ class OwnLines:
         self._facts: dict[str, str] = {}
 
     def lines(self, texts: Iterable[str]) -> Iterator[str]:
-        """The next lines of a log without those."""
+        """The next lines of a log, without the toolkit's."""
         for text in texts:
-            # The command has every hyperparameter once more.
+            # The command line repeats all hyperparameters.
             toolkit = "sagemaker-training-toolkit" in text or text.startswith("SM_") or " entry.py --" in text
             if "error" in text.lower() or (self._running and text.strip() and not toolkit):
                 yield from _readable(text, self._facts)
@@ -95,7 +95,7 @@ class OwnLines:
 
 
 class Tails:
-    """What the training jobs of a tuning job report."""
+    """The reports of the training jobs of a tuning job."""
 
     def __init__(self, logs: Any) -> None:
         self._logs = logs
@@ -104,7 +104,7 @@ class Tails:
         self._ended: set[str] = set()
 
     def lines(self, summaries: Iterable[Mapping[str, Any]]) -> Iterator[str]:
-        """The epochs that are new since the last call, and why a job failed; a job that has ended is read once more."""
+        """The epochs since the last call, and the reasons of failures; a job that has ended is read once more."""
         for summary in summaries:
             name = summary["TrainingJobName"]
             if name in self._ended:
@@ -129,11 +129,11 @@ def _readable(line: str, facts: dict[str, str]) -> Iterator[str]:
     report = next(iter(parse_lines([line])), None)
     if report is None:
         yield line
-    elif report.kind in {"metrics", "outcome"}:
-        shown = [(name, value) for name, value in report.metrics.items() if name in SHOWN[report.kind]]
+    elif report.topic in {"metrics", "outcome"}:
+        shown = [(name, value) for name, value in report.metrics.items() if name in SHOWN[report.topic]]
         values = (metric_text(name, value, facts) for name, value in shown)
-        yield f"{f'epoch {report.epoch}' if report.kind == 'metrics' else 'ended'}: {' '.join(values)}"
-    elif report.kind == "facts":
+        yield f"{f'epoch {report.epoch}' if report.topic == 'metrics' else 'ended'}: {' '.join(values)}"
+    elif report.topic == "facts":
         facts |= report.facts
 
 

@@ -1,4 +1,4 @@
-"""AWS's descriptions of jobs, as the rest of the launcher uses them."""
+"""Find jobs in AWS, and read their descriptions."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from experiments.config import RunConfig, is_own_in_job, is_sent, override, require
 from experiments.errors import UserError
-from sagemaker_launch.aws.resources import TRAINING, TUNING, Kind, tags_of
+from sagemaker_launch.aws.resources import TRAINING, TUNING, ResourceType, tags_of
 from sagemaker_launch.settings.cloud import PROJECT_TAG, CloudSettings
 
 ENDED = ("Completed", "Failed", "Stopped")
@@ -17,28 +17,28 @@ ENDED = ("Completed", "Failed", "Stopped")
 
 @dataclass(frozen=True)
 class FoundJob:
-    """A job of a name."""
+    """A job that exists in AWS."""
 
-    kind: Kind
+    job_type: ResourceType
     name: str
     described: Mapping[str, Any]
 
     @property
     def status(self) -> str:
         """InProgress, Completed, Failed, Stopping or Stopped."""
-        return str(self.described[self.kind.status])
+        return str(self.described[self.job_type.status])
 
 
 def find_job(client: Any, name: str) -> FoundJob:
-    """The tuning job or training job of a name.
+    """The tuning job or training job with a name.
 
     Raises:
         UserError: if there is neither.
     """
-    for kind in (TUNING, TRAINING):
-        described = kind.find(client, name)
+    for job_type in (TUNING, TRAINING):
+        described = job_type.find(client, name)
         if described is not None:
-            return FoundJob(kind, name, described)
+            return FoundJob(job_type, name, described)
     raise UserError(f"{name!r} must be a tuning job or a training job of this account and region, found neither")
 
 
@@ -65,10 +65,10 @@ def best_training_job(client: Any, tuning_job: str) -> Mapping[str, Any]:
 
 
 def config_at_home(config: RunConfig, sent: Mapping[str, object], overrides: Mapping[str, object]) -> RunConfig:
-    """The config of a training job, whose photos, weights and devices are those of this machine, as `config` says.
+    """The config of a training job, with the photos, weights and devices of `config`.
 
     Args:
-        sent: the fields of the job, as its hyperparameters or its run have them.
+        sent: the fields of the job, from its hyperparameters or its run.
         overrides: what the user set on top.
 
     Raises:
@@ -82,22 +82,22 @@ def project_jobs(client: Any, settings: CloudSettings, status: str | None = None
     """The tuning jobs and single training jobs that this project has made, newest first."""
     only = {"StatusEquals": status} if status else {}
     tuning_jobs: set[str] = set()
-    for kind, operation, key in (
+    for job_type, operation, key in (
         (TUNING, "list_hyper_parameter_tuning_jobs", "HyperParameterTuningJobSummaries"),
         (TRAINING, "list_training_jobs", "TrainingJobSummaries"),
     ):
         pages = client.get_paginator(operation).paginate(SortBy="CreationTime", SortOrder="Descending", **only)
         for summary in (summary for page in pages for summary in page[key]):
-            name = summary[kind.name]
-            if kind is TUNING:
+            name = summary[job_type.name]
+            if job_type is TUNING:
                 tuning_jobs.add(name)
             elif name.rsplit("-", 2)[0] in tuning_jobs:
-                continue  # NAME-001-1a2b3c4d: hundreds of them need not be asked what they belong to
-            if tags_of(client, summary[kind.arn]).get(PROJECT_TAG) != settings.project:
+                continue  # NAME-001-1a2b3c4d: no request per training job of a tuning job
+            if tags_of(client, summary[job_type.arn]).get(PROJECT_TAG) != settings.project:
                 continue
-            described = kind.describe(client, name)
-            if kind is TUNING or "TuningJobArn" not in described:
-                yield FoundJob(kind, name, described)
+            described = job_type.describe(client, name)
+            if job_type is TUNING or "TuningJobArn" not in described:
+                yield FoundJob(job_type, name, described)
 
 
 def seconds(job: Mapping[str, Any]) -> float:

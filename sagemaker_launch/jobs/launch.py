@@ -1,4 +1,4 @@
-"""Start a job once: its name is a hash of what it does, so the same command finds the job that it started before."""
+"""Start a job once: its name is a hash of its work, so the same command finds the job that it started before."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from itertools import count
 from typing import Any
 
 from sagemaker_launch.aws.readback import ProtectionError, read_back
-from sagemaker_launch.aws.resources import Kind, Request, create
+from sagemaker_launch.aws.resources import Request, ResourceType, create
 from sagemaker_launch.settings.cloud import MAX_TUNING_JOB_NAME
 
 
 @dataclass(frozen=True)
 class Launched:
-    """A job that runs, or has run."""
+    """A job that was started or found."""
 
-    kind: Kind
+    job_type: ResourceType
     name: str
     arn: str
     found: bool
@@ -29,12 +29,12 @@ class Launched:
 
 
 def job_name(label: str, build: Callable[[str], Request], attempt: int) -> str:
-    """A name from the content of a job, for both kinds of jobs.
+    """The name of a training or tuning job: a label and a hash of its request.
 
     Args:
         label: readable prefix.
         build: the request, given a name.
-        attempt: 1 for the first job that does this.
+        attempt: 1 for the first job with this work.
     """
     digest = hashlib.sha256(json.dumps(build(""), sort_keys=True).encode()).hexdigest()[:10]
     tail = f"-{digest}-{attempt}"
@@ -42,13 +42,15 @@ def job_name(label: str, build: Callable[[str], Request], attempt: int) -> str:
     return f"{head or 'job'}{tail}"
 
 
-def launch(client: Any, kind: Kind, label: str, build: Callable[[str], Request], *, again: bool = False) -> Launched:
+def launch(
+    client: Any, job_type: ResourceType, label: str, build: Callable[[str], Request], *, again: bool = False
+) -> Launched:
     """Start the job that `build` describes, or find the one that was started before.
 
     A job that failed or was stopped is followed by another attempt; one that runs or is complete is found.
 
     Args:
-        again: start another one although there is one that is complete.
+        again: start another job even if one is complete.
 
     Raises:
         LaunchError: if AWS does not take it.
@@ -56,21 +58,21 @@ def launch(client: Any, kind: Kind, label: str, build: Callable[[str], Request],
     """
     for attempt in count(1):
         name = job_name(label, build, attempt)
-        described = kind.find(client, name)
-        if described is not None and described[kind.status] in ("InProgress", "Stopping", "Completed"):
-            if again and described[kind.status] == "Completed":
+        described = job_type.find(client, name)
+        if described is not None and described[job_type.status] in ("InProgress", "Stopping", "Completed"):
+            if again and described[job_type.status] == "Completed":
                 continue
-            return Launched(kind, name, described[kind.arn], found=True)
+            return Launched(job_type, name, described[job_type.arn], found=True)
         if described is None:
-            return _start(client, kind, build(name), name)
+            return _create_job(client, job_type, build(name), name)
     raise AssertionError("count never ends")
 
 
-def _start(client: Any, kind: Kind, request: Request, name: str) -> Launched:
-    described = create(client, kind, request)
+def _create_job(client: Any, job_type: ResourceType, request: Request, name: str) -> Launched:
+    described = create(client, job_type, request)
     try:
-        differing = read_back(client, kind, request, described)
+        differing = read_back(client, job_type, request, described)
     except ProtectionError as error:
-        kind.stop(client, name)
+        job_type.stop(client, name)
         raise ProtectionError(f"{error}; the job was stopped: start it again, and report this if it recurs") from error
-    return Launched(kind, name, described[kind.arn], found=False, differences=tuple(differing))
+    return Launched(job_type, name, described[job_type.arn], found=False, differences=tuple(differing))

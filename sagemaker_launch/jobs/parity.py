@@ -1,4 +1,4 @@
-"""`parity`: the config and seed of a job once more on this machine, and both runs side by side."""
+"""`parity`: train the config and seed of a job on this machine too, and compare the two runs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from experiments.config import RunConfig, noted_fields, require
 from experiments.console import say
 from experiments.report.parity import compare, write_parity
 from experiments.runs.folder import RunFolder
-from experiments.single_run import complete_run, run_place, train_run
+from experiments.single_run import complete_run, run_path_prefix, train_run
 from experiments.tracking.store import RunStore, find_folder
 from lightning_modules.metrics import TEST_LOSS
 from sagemaker_launch.aws import client as aws
@@ -29,7 +29,7 @@ def compare_with_home(
 
     Args:
         name: of a training job, or of one of a tuning job.
-        overrides: what the user set in addition to the job's config.
+        overrides: fields that the user set in addition to the job's config.
         run: folder or ID in MLflow of the run to compare with; by default the job's config is trained here.
 
     Returns:
@@ -53,7 +53,7 @@ def compare_with_home(
 
 
 def _sync(settings: CloudSettings, config: RunConfig, name: str) -> RunFolder:
-    """The run folder of a training job; one of a tuning job comes home with it, below its run.
+    """Synchronise a training job, with its tuning job if it belongs to one, and return its run folder.
 
     Raises:
         ValueError: if there is none of that name, or it has not ended.
@@ -62,30 +62,32 @@ def _sync(settings: CloudSettings, config: RunConfig, name: str) -> RunFolder:
     described = TRAINING.find(sagemaker, name)
     require(described is not None, "JOB", "be a training job of this account and region", name)
     assert described is not None
-    whole = described["TuningJobArn"].rpartition("/")[2] if "TuningJobArn" in described else name
-    synchronised = Synchroniser.open(settings, config).sync(find_job(sagemaker, whole))
-    (job,) = (one for one in synchronised if one.path.name == name)
+    fetched_name = described["TuningJobArn"].rpartition("/")[2] if "TuningJobArn" in described else name
+    synchronised = Synchroniser.open(settings, config).sync(find_job(sagemaker, fetched_name))
+    (job,) = (folder for folder in synchronised if folder.path.name == name)
     require(job.outcome is not None, name, "have ended: run parity again after its end", described[TRAINING.status])
     return job
 
 
 def train_at_home(config: RunConfig, job: RunFolder, overrides: Mapping[str, object]) -> RunFolder:
-    """Train what a job has trained, unless that was done before.
+    """Train the config of a job on this machine, unless that was done before.
 
     Args:
         job: its run folder.
-        overrides: what the user set on top of its config.
+        overrides: fields that the user set in addition to the job's config.
     """
     name = job.path.name
     config = config_at_home(config, noted_fields(job.read().params), overrides)
-    place = run_place(config, f"parity/{name}")
-    done = complete_run(place)
+    path_prefix = run_path_prefix(config, f"parity/{name}")
+    done = complete_run(path_prefix)
     if done is not None:
         say(f"{name} was trained at home before: {done.path}")
         return done
     assert job.outcome is not None, "checked when it was synchronised"
-    # The jobs of a search leave the test split alone, and so does this.
-    return train_run(config, place, f"{name} at home", {PARITY_TAG: name}, score_test=TEST_LOSS in job.outcome.metrics)
+    # The jobs of a search do not score the test split, so neither does this run.
+    return train_run(
+        config, path_prefix, f"{name} at home", {PARITY_TAG: name}, score_test=TEST_LOSS in job.outcome.metrics
+    )
 
 
 def find_run_folder(config: RunConfig, run: str) -> RunFolder:

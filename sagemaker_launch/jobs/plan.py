@@ -1,4 +1,4 @@
-"""A job before it is started: its request, its worst-case cost, and what is uploaded for it."""
+"""A job before it is started: its request, its worst-case cost, and its uploads."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from experiments.study.epochs import EPOCHS, resolve_config
 from experiments.study.search_space import SearchSpace
 from sagemaker_launch.aws import client as aws
 from sagemaker_launch.aws.prices import find_price
-from sagemaker_launch.aws.resources import TRAINING, TUNING, Kind, Request
+from sagemaker_launch.aws.resources import TRAINING, TUNING, Request, ResourceType
 from sagemaker_launch.jobs.budget import WorstCase, rule_processing, worst_case
 from sagemaker_launch.jobs.launch import Launched, launch
 from sagemaker_launch.jobs.requests import number_of_jobs, training_job, tuning_job
@@ -25,14 +25,14 @@ from sagemaker_launch.shipping.storage import Inputs
 class JobPlan:
     """A job that can be shown, priced and started."""
 
-    kind: Kind
+    job_type: ResourceType
     label: str
     """Readable prefix of the job's name."""
     build: Callable[[str], Request]
     """The request, given the job's name."""
     worst: WorstCase
     upload: Callable[[Any], None]
-    """Uploads what the bucket lacks, given a client of S3."""
+    """Takes an S3 client and uploads the files that the bucket lacks."""
 
 
 def plan_tuning(settings: CloudSettings, config: RunConfig, space: SearchSpace) -> JobPlan:
@@ -69,7 +69,7 @@ def plan_training(settings: CloudSettings, config: RunConfig) -> JobPlan:
 def _plan(
     settings: CloudSettings,
     config: RunConfig,
-    kind: Kind,
+    job_type: ResourceType,
     jobs: int,
     build: Callable[[RunConfig, Inputs, str, str], Request],
 ) -> JobPlan:
@@ -89,11 +89,11 @@ def _plan(
     def request(name: str) -> Request:
         return build(sent, inputs, image, name)
 
-    return JobPlan(kind, config.tracking.experiment, request, worst, lambda s3: shipment.upload(s3, settings))
+    return JobPlan(job_type, config.tracking.experiment, request, worst, lambda s3: shipment.upload(s3, settings))
 
 
 def start_job(settings: CloudSettings, plan: JobPlan, *, again: bool = False) -> Launched:
-    """Upload what is missing, and start the job or find it.
+    """Upload missing files, and start the job or find it.
 
     Args:
         again: start another job although one is complete.
@@ -103,4 +103,4 @@ def start_job(settings: CloudSettings, plan: JobPlan, *, again: bool = False) ->
         ProtectionError: if the job lacks a protection that was asked for; it was stopped.
     """
     plan.upload(aws.client("s3", settings))
-    return launch(aws.client("sagemaker", settings), plan.kind, plan.label, plan.build, again=again)
+    return launch(aws.client("sagemaker", settings), plan.job_type, plan.label, plan.build, again=again)

@@ -60,7 +60,11 @@ def tuning_job(
         "(--recorder keeps losses and statistics of weights and gradients in every job, without Debugger)",
         settings.debugger.enabled,
     )
-    tuned = {name: one for name, one in space.items() if not (settings.strategy == "Hyperband" and name == EPOCHS)}
+    tuned = {
+        name: search_range
+        for name, search_range in space.items()
+        if not (settings.strategy == "Hyperband" and name == EPOCHS)
+    }
     require(len(tuned) > 0, "search space", f"tune something besides {EPOCHS} with strategy Hyperband", sorted(space))
     metric = objective(config.sweep.metric)
     static = {key: value for key, value in encode(config).items() if key not in map(wire_name, tuned)}
@@ -109,7 +113,7 @@ def tuning_job(
 
 
 def number_of_jobs(settings: CloudSettings, config: RunConfig, space: SearchSpace) -> int:
-    """Training jobs of a tuning job: a grid has as many as it has points.
+    """Number of training jobs of a tuning job; of a grid the number of its points.
 
     Raises:
         ValueError: if a range of a grid is not a list of choices.
@@ -129,19 +133,21 @@ def parameter_ranges(space: SearchSpace) -> dict[str, list[dict[str, Any]]]:
         "IntegerParameterRanges": [],
         "CategoricalParameterRanges": [],
     }
-    for field, one in space.items():
+    for field, search_range in space.items():
         name = {"Name": wire_name(field)}
-        if isinstance(one, ChoiceRange):
-            ranges["CategoricalParameterRanges"].append(name | {"Values": [wire_value(value) for value in one.values]})
+        if isinstance(search_range, ChoiceRange):
+            ranges["CategoricalParameterRanges"].append(
+                name | {"Values": [wire_value(value) for value in search_range.values]}
+            )
             continue
-        kind = "ContinuousParameterRanges" if isinstance(one, FloatRange) else "IntegerParameterRanges"
-        limits = {"MinValue": wire_value(one.low), "MaxValue": wire_value(one.high)}
-        ranges[kind].append(name | limits | {"ScalingType": "Logarithmic" if one.log else "Linear"})
-    return {kind: listed for kind, listed in ranges.items() if listed}
+        range_key = "ContinuousParameterRanges" if isinstance(search_range, FloatRange) else "IntegerParameterRanges"
+        limits = {"MinValue": wire_value(search_range.low), "MaxValue": wire_value(search_range.high)}
+        ranges[range_key].append(name | limits | {"ScalingType": "Logarithmic" if search_range.log else "Linear"})
+    return {range_key: listed for range_key, listed in ranges.items() if listed}
 
 
 def _definition(settings: CloudSettings, inputs: Inputs, image_uri: str, name: str) -> dict[str, Any]:
-    """What training jobs and the jobs of a tuning job have in common."""
+    """The fields that single training jobs and those of a tuning job share."""
     stopping = {"MaxRuntimeInSeconds": settings.max_runtime_seconds}
     if settings.longest_wait_seconds is not None:
         stopping["MaxWaitTimeInSeconds"] = settings.longest_wait_seconds
@@ -201,7 +207,7 @@ def _channels(settings: CloudSettings, inputs: Inputs) -> list[dict[str, Any]]:
 
 
 def _toolkit(settings: CloudSettings) -> dict[str, str]:
-    """What AWS's start-up reads; the code is a channel, so that it is there without a network too."""
+    """The hyperparameters that AWS's toolkit reads; the code is a channel, which needs no network."""
     hyperparameters = {
         "sagemaker_program": json.dumps(ENTRY),
         "sagemaker_submit_directory": json.dumps(CODE_ARCHIVE),

@@ -1,6 +1,6 @@
-"""Brings cloud jobs into MLflow: each becomes a run folder, as at home, and run folders are published to MLflow.
+"""Copy cloud jobs to MLflow: each becomes a run folder, as at home, and run folders are published to MLflow.
 
-A tuning job is the parent of its training jobs. Runs are found by their ARN, so doing it again changes nothing.
+A tuning job is the parent of its training jobs. Runs are found by their ARN, so a repeated call changes nothing.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ OUTCOMES: Mapping[str, Any] = {"Completed": "COMPLETE", "Failed": "FAIL", "Stopp
 Report = tuple[int, ReportedLine]
 """Lines of a job's log and their times, in milliseconds since 1970."""
 LOG_DELAY_SECONDS = 600.0
-"""How long the last lines of a job that has ended may take to reach CloudWatch."""
+"""Seconds that the last lines of an ended job may take to reach CloudWatch."""
 RULE_DELAY_SECONDS = 1800.0
-"""How long Debugger's rules may run after the end of their job."""
+"""Seconds that Debugger's rules may run after the end of their job."""
 POLL_SECONDS = 30.0
 """Seconds between two checks after a job's end; shorter for a rehearsal."""
 
@@ -67,12 +67,12 @@ class Synchroniser:
 
     @classmethod
     def open(cls, settings: CloudSettings, config: RunConfig) -> Synchroniser:
-        """With clients and prices of the settings' account and region."""
+        """A synchroniser with clients and prices of the settings' account and region."""
         sagemaker, logs, s3 = (aws.client(name, settings) for name in ("sagemaker", "logs", "s3"))
         return cls(config, sagemaker, logs, s3, price_finder(settings, aws.region(settings)))
 
     def sync_ended(self, name: str, *, models: bool = False) -> list[RunFolder]:
-        """`sync` an ended job until everything has arrived: log and findings of rules come after its end."""
+        """`sync` an ended job until its log and the findings of rules are complete, which may be after its end."""
         while True:
             folders = self.sync(find_job(self.sagemaker, name), models=models)
             if all(folder.outcome is not None for folder in folders):
@@ -88,7 +88,7 @@ class Synchroniser:
         Returns:
             The run folders, the parent's first.
         """
-        if job.kind is TRAINING:
+        if job.job_type is TRAINING:
             self._whole = self._find_whole([job.name])
             folder = self._training_job(job.name, job.described, {}, models=models)
             self._push(folder)
@@ -113,7 +113,7 @@ class Synchroniser:
     def _find_whole(self, names: Sequence[str]) -> set[Path]:
         folders = [RunFolder(self._home / name) for name in names]
         existing = [folder for folder in folders if folder.has_started]
-        return self._store.wait(lambda: self._store.find_whole(existing), RunFolder(self._home))
+        return self._store.wait(lambda: self._store.find_complete(existing), RunFolder(self._home))
 
     def _push(self, folder: RunFolder, parent_run_id: str | None = None) -> None:
         if folder.path not in self._whole or not folder.is_published:
@@ -133,7 +133,7 @@ class Synchroniser:
                 **_as_at_home(decode(described["TrainingJobDefinition"]["StaticHyperParameters"])),
             }
             params |= {f"{SEARCHED}{name}": text for name, text in _ranges(tuning["ParameterRanges"]).items()}
-            self._start(folder, job.name, params, described[TUNING.arn], described["CreationTime"], {})
+            self._start_folder(folder, job.name, params, described[TUNING.arn], described["CreationTime"], {})
         return folder
 
     def _finish_search(self, parent: RunFolder, described: Mapping[str, Any], jobs: Mapping[str, RunFolder]) -> None:
@@ -158,10 +158,10 @@ class Synchroniser:
         described = TRAINING.describe(self.sagemaker, name)
         params = {**_as_at_home(decode(described["HyperParameters"])), **_machine(described)}
         if not folder.has_started:
-            self._start(folder, name, params, described[TRAINING.arn], described["CreationTime"], tags)
+            self._start_folder(folder, name, params, described[TRAINING.arn], described["CreationTime"], tags)
         log = job_log(self._logs, name)
         lines = log.read()
-        reported = [(line.timestamp_ms, one) for line in lines for one in parse_lines([line.text])]
+        reported = [(line.timestamp_ms, parsed) for line in lines for parsed in parse_lines([line.text])]
         _note(folder, reported)
         if folder.outcome is None and described[TRAINING.status] in ENDED and not self._lags(described, reported):
             _write_log(folder, lines)
@@ -178,7 +178,7 @@ class Synchroniser:
         return folder
 
     def _draw_scores(self, folder: RunFolder, described: Mapping[str, Any]) -> None:
-        """Draw the scores of a job as those of a run at home, with the photos of this machine."""
+        """Draw the scores of a job like those of a run at home, with the photos of this machine."""
         output = described["OutputDataConfig"]["S3OutputPath"].rstrip("/")
         try:
             fetch_scores(
@@ -190,7 +190,7 @@ class Synchroniser:
         draw_once(folder.path)
 
     def _lags(self, described: Mapping[str, Any], reported: list[Report]) -> bool:
-        """Whether something of an ended job is missing and may still come; printed once."""
+        """Whether a part of an ended job is missing and may still arrive; printed once."""
         late = _late(described, reported)
         if late and late not in self._said:
             self._said.add(late)
@@ -198,17 +198,17 @@ class Synchroniser:
         return bool(late)
 
     def _fetch_artifacts(self, folder: RunFolder, described: Mapping[str, Any]) -> None:
-        """Download the recording of a job, and draw it as that of a run at home."""
+        """Download the recording of a job, and draw it like that of a run at home."""
         sent = decode(described["HyperParameters"])
-        # Jobs of before know neither of the two.
+        # Jobs of older versions have neither field.
         if sent.get("trainer.record", "none") == "none" and sent.get("trainer.profile", "false").lower() == "false":
             return
-        place = described["CheckpointConfig"]["S3Uri"].rstrip("/")
-        fetch_folder(self.s3, f"{place}/{described[TRAINING.name]}/{folder.artifacts.name}", folder.artifacts)
+        checkpoint_uri = described["CheckpointConfig"]["S3Uri"].rstrip("/")
+        fetch_folder(self.s3, f"{checkpoint_uri}/{described[TRAINING.name]}/{folder.artifacts.name}", folder.artifacts)
         if folder.needs_drawing:
             draw_once(folder.path)
 
-    def _start(
+    def _start_folder(
         self,
         folder: RunFolder,
         name: str,
@@ -221,14 +221,14 @@ class Synchroniser:
         folder.start(name, params, tags, key=_key(arn, created), started_ms=milliseconds(created))
 
     def _folder(self, name: str, arn: str, created: datetime) -> RunFolder:
-        """The run folder of a job; a folder of another rehearsal with this name is in MLflow, and is moved away."""
+        """The run folder of a job. A folder of another rehearsal with this name was published, and is moved away."""
         folder = RunFolder(self._home / name)
         if folder.has_started and folder.read().key != _key(arn, created):
             shutil.rmtree(folder.path)
         return folder
 
     def _outcome(self, described: Mapping[str, Any], reported: list[Report], reason: str) -> Outcome:
-        """How a job ended, with the metrics that count and what it cost."""
+        """The outcome of a job, with the metrics of its best epoch and its cost."""
         status = described[TRAINING.status]
         values = {
             "training_seconds": float(described.get("TrainingTimeInSeconds", 0)),
@@ -243,22 +243,24 @@ class Synchroniser:
         scored: dict[str, float] = {}
         for _, line in reported:
             best |= {name: line.metrics[shown] for shown, name in metrics.SUMMARY.items() if shown in line.metrics}
-            if line.kind == "outcome":  # of the exported network; jobs of before say nothing of its validation there
+            if (
+                line.topic == "outcome"
+            ):  # of the exported network; jobs of older versions report no validation metrics in it
                 scored |= {name: value for name, value in line.metrics.items() if name not in metrics.SUMMARY}
         value = best.get(decode(described["HyperParameters"])["sweep.metric"])
         return Outcome(OUTCOMES[status], value, best | scored | values, reason)
 
 
 def _note(folder: RunFolder, reported: list[Report]) -> None:
-    """Keep the epochs, facts and environment that a job has reported so far."""
+    """Write the epochs, facts and environment that a job has reported so far into its run folder."""
     facts: dict[str, str] = {}
     environment: dict[str, str] = {}
     for timestamp_ms, line in reported:
-        if line.kind == "environment":
+        if line.topic == "environment":
             environment |= line.facts
         else:
             facts |= line.facts
-        if line.kind == "metrics":
+        if line.topic == "metrics":
             values = {key: value for key, value in line.metrics.items() if key not in metrics.SUMMARY}
             folder.record(line.epoch, values, timestamp_ms=timestamp_ms)
     record = folder.read()
@@ -269,7 +271,7 @@ def _note(folder: RunFolder, reported: list[Report]) -> None:
 
 
 def _as_at_home(sent: Mapping[str, str]) -> dict[str, str]:
-    """Values as runs at home note them, so that MLflow shows true and True as equal."""
+    """Convert values to the text of runs at home, so that MLflow shows true and True as equal."""
     noted = {}
     for name, text in sent.items():
         try:
@@ -297,9 +299,9 @@ def _machine(definition: Mapping[str, Any]) -> dict[str, object]:
 def _ranges(ranges: Mapping[str, Any]) -> dict[str, str]:
     texts: dict[str, str] = {}
     for listed in ranges.values():
-        for one in listed:
-            (name,) = decode({one["Name"]: ""})
-            texts[name] = str({key: value for key, value in one.items() if key != "Name"})
+        for parameter in listed:
+            (name,) = decode({parameter["Name"]: ""})
+            texts[name] = str({key: value for key, value in parameter.items() if key != "Name"})
     return texts
 
 
@@ -321,9 +323,9 @@ def _note_rules(folder: RunFolder, described: Mapping[str, Any]) -> None:
 
 
 def _late(described: Mapping[str, Any], reported: list[Report]) -> str:
-    """What is missing of an ended job and may still come; empty if nothing is missing."""
+    """The part of an ended job that is missing and may still arrive; empty if nothing is missing."""
     seconds_since = (datetime.now(UTC) - _ended(described)).total_seconds()
-    whole = described[TRAINING.status] != "Completed" or any(line.kind == "outcome" for _, line in reported)
+    whole = described[TRAINING.status] != "Completed" or any(line.topic == "outcome" for _, line in reported)
     judged = all(rule["RuleEvaluationStatus"] not in ("InProgress", "Stopping") for rule in rule_statuses(described))
     log_lags = not whole and seconds_since < LOG_DELAY_SECONDS
     rules_lag = not judged and seconds_since < RULE_DELAY_SECONDS

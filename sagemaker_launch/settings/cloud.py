@@ -1,4 +1,4 @@
-"""Where and how jobs run in the cloud: what a person sets in `conf/cloud/*.yaml` or as `--cloud.field value`."""
+"""Settings of jobs in the cloud, in `conf/cloud/*.yaml` or as `--cloud.field value`."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ LISTS_JOBS = ("cloud sync", "cloud status", "cloud cost")
 PRICES_JOBS = (*LISTS_JOBS, "cloud parity", "cloud debug-report")
 OWNS = (*RUNS_MACHINES, *LISTS_JOBS, "cloud delete", "cloud image", "cloud policy")
 ASKS_AWS = (*OWNS, "cloud parity", "cloud debug-report", "cloud stop", "cloud query")
-"""Commands by which settings they use."""
+"""Groups of commands that use the same settings."""
 GPU_FAMILIES = ("ml.p", "ml.g")
-"""Beginnings of the names of instance types with GPUs, of which a machine may have several."""
+"""Prefixes of instance types with GPUs, which may have several."""
 MAX_TUNING_JOB_NAME = 32
 """Characters of a tuning job's name (CreateHyperParameterTuningJob, read 2026-11); training jobs may have 63."""
 
@@ -102,7 +102,7 @@ class CloudSettings:
     """What SageMaker Debugger watches in a training job."""
 
     def __post_init__(self) -> None:
-        """Refuse what no job can use."""
+        """Refuse values that no job can use."""
 
         def check(condition: bool, name: str, rule: str) -> None:
             require(condition, f"cloud.{name}", rule, getattr(self, name))
@@ -169,7 +169,7 @@ class CloudSettings:
 
     @property
     def uri(self) -> str:
-        """Prefix of everything in S3, without a slash at its end."""
+        """Prefix of all objects in S3, without a slash at its end."""
         return f"s3://{self.bucket}/{self.prefix}"
 
     @property

@@ -1,4 +1,4 @@
-"""What SageMaker Debugger watches: what a person sets as `--cloud.debugger.field value` or in a preset."""
+"""Settings of SageMaker Debugger, as `--cloud.debugger.field value` or in a preset."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ RULES: Mapping[str, tuple[str, ...]] = {
 }
 """AWS's built-in rules, and the intervals without which they find no tensors (developer guide, read 2026-11)."""
 NEEDED_REDUCTIONS = ("abs_mean", "l2_norm")
-"""What reports and rules read of weights and gradients."""
+"""Reductions of weights and gradients that reports and rules read."""
 REDUCTION = re.compile(r"(abs_)?(min|max|mean|std|variance|sum|prod|l1_norm|l2_norm)")
 """Names that smdebug 1.0.34 knows."""
 PROFILING_INTERVALS_MS = (100, 200, 500, 1000, 5000, 60_000)
-"""What ProfilerConfig.ProfilingIntervalInMilliseconds may be (API reference, read 2026-11)."""
+"""Allowed values of ProfilerConfig.ProfilingIntervalInMilliseconds (API reference, read 2026-11)."""
 MAX_VALUE = 256
 """Characters of a hook's or collection's parameter (API reference, read 2026-11)."""
 
@@ -71,7 +71,7 @@ class DebuggerSettings:
     """Time between two samples."""
 
     def __post_init__(self) -> None:
-        """Refuse what no job can use."""
+        """Refuse values that no job can use."""
 
         def check(condition: bool, name: str, rule: str) -> None:
             require(condition, f"cloud.debugger.{name}", rule, getattr(self, name))
@@ -119,6 +119,6 @@ class DebuggerSettings:
 
 def _compiles(expressions: str) -> bool:
     try:
-        return all(re.compile(one) for one in expressions.split(","))
+        return all(re.compile(expression) for expression in expressions.split(","))
     except re.error:
         return False

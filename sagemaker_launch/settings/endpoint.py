@@ -1,4 +1,4 @@
-"""How models are served in the cloud: what a person sets as `--cloud.endpoint.field value` or in a preset."""
+"""Settings of endpoints, as `--cloud.endpoint.field value` or in a preset."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class EndpointSettings:
     """Limit of the worst-case cost per hour; required before anything is deployed."""
 
     def __post_init__(self) -> None:
-        """Refuse what no endpoint can use."""
+        """Refuse values that no endpoint can use."""
 
         def check(condition: bool, name: str, rule: str) -> None:
             require(condition, f"cloud.endpoint.{name}", rule, getattr(self, name))

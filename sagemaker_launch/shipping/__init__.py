@@ -1,1 +1,1 @@
-"""What is sent to S3 and ECR, and what comes back."""
+"""Uploads to S3 and ECR, and downloads of results."""

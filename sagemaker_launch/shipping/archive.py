@@ -22,9 +22,9 @@ FILES = (
     "code/inference.py",
     "code/requirements.txt",
 )
-"""All that an export folder, and so an archive, holds. (No torch for a list of names: `sync` answers at once.)"""
+"""The files of an export folder and of an archive, listed here without importing torch, so that `sync` starts fast."""
 PICKLES = (".pt", ".pth", ".pkl", ".pickle", ".bin", ".ckpt", ".joblib", ".npy", ".npz")
-"""Names of weights that run code when they are read."""
+"""Suffixes of weights that run code when they are read."""
 MAX_BYTES = 8_000_000_000
 """Unpacked; torchvision's largest classifier has 2.6 GB of weights."""
 
@@ -94,12 +94,12 @@ def fetch_model(s3: Any, uri: str, folder: Path) -> Path:
     Raises:
         BadArchiveError: if it has a wrong entry.
     """
-    place = urlsplit(uri)
+    url = urlsplit(uri)
     folder.parent.mkdir(parents=True, exist_ok=True)
     archive = folder.with_name(f".{folder.name}.tar.gz")
     say(f"fetching {uri}")
     try:
-        s3.download_file(place.netloc, place.path.lstrip("/"), str(archive))
+        s3.download_file(url.netloc, url.path.lstrip("/"), str(archive))
         return unpack_model(archive, folder)
     finally:
         archive.unlink(missing_ok=True)

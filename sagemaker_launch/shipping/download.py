@@ -25,13 +25,15 @@ def fetch_scores(s3: Any, uri: str, target: Path, root: Path) -> None:
     Raises:
         UserError: if the archive holds no scores that can be read.
     """
-    place = urlsplit(uri)
+    url = urlsplit(uri)
     archive = target.with_name(f".{target.name}.tar.gz")
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
-        s3.download_file(place.netloc, place.path.lstrip("/"), str(archive))
+        s3.download_file(url.netloc, url.path.lstrip("/"), str(archive))
         with tarfile.open(archive) as opened:
-            entry = next((one for one in opened if one.isreg() and one.name.removeprefix("./") == target.name), None)
+            entry = next(
+                (member for member in opened if member.isreg() and member.name.removeprefix("./") == target.name), None
+            )
             content = None if entry is None else opened.extractfile(entry)
             if content is None:
                 raise UserError(f"{uri} must hold {target.name}, as the jobs of this version leave it")
@@ -45,14 +47,14 @@ def fetch_folder(s3: Any, uri: str, folder: Path) -> int:
     """Download all missing objects below a URI.
 
     Returns:
-        How many objects there are.
+        The number of objects.
 
     Raises:
-        UserError: if a name would leave the folder.
+        UserError: if a key would be written outside of the folder.
     """
-    place = urlsplit(uri)
-    prefix = f"{place.path.strip('/')}/"
-    pages = s3.get_paginator("list_objects_v2").paginate(Bucket=place.netloc, Prefix=prefix)
+    url = urlsplit(uri)
+    prefix = f"{url.path.strip('/')}/"
+    pages = s3.get_paginator("list_objects_v2").paginate(Bucket=url.netloc, Prefix=prefix)
     entries = [entry for page in pages for entry in page.get("Contents", ())]
     missing: list[tuple[str, Path]] = []
     for entry in entries:
@@ -66,8 +68,8 @@ def fetch_folder(s3: Any, uri: str, folder: Path) -> int:
 
     def fetch(key: str, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        s3.download_file(place.netloc, key, str(path))
+        s3.download_file(url.netloc, key, str(path))
 
     with ThreadPoolExecutor(THREADS) as pool:
-        list(pool.map(lambda one: fetch(*one), missing))
+        list(pool.map(lambda key_and_path: fetch(*key_and_path), missing))
     return len(entries)

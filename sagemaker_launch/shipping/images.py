@@ -1,4 +1,4 @@
-"""How our serving image gets into ECR: the lines of a shell."""
+"""The shell commands that push our serving image to ECR."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from experiments.errors import UserError
 from sagemaker_launch.settings.cloud import PROJECT_TAG
 
 ROOT = Path(__file__).resolve().parents[2]
-"""What the image is built from."""
+"""The files that the image is built from."""
 DOCKERFILE = "sagemaker_launch/serving/Dockerfile"
 REPOSITORY_NAME = r"[a-z0-9]+([._-][a-z0-9]+)*(/[a-z0-9]+([._-][a-z0-9]+)*)*"
 """ECR's own pattern (CreateRepository, read 2026-11)."""
 
 
 def push_commands(image_uri: str, region: str, device: str, project: str) -> list[str]:
-    """Build the image, and push it into a repository that is made if it is not there.
+    """Commands that build the image and push it, and create the repository if it is missing.
 
     Args:
         image_uri: REGISTRY/REPOSITORY:TAG.

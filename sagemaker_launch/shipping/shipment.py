@@ -56,9 +56,9 @@ def s3_root(config: RunConfig) -> str | None:
 def _photo_root(config: RunConfig) -> Path:
     if config.data.name == "folder":
         return config.data.own_root
-    from experiments.data.datasets import locate  # imports torch
+    from experiments.data.datasets import locate_photos  # imports torch
 
-    return locate(config.data)
+    return locate_photos(config.data)
 
 
 def find_image(settings: CloudSettings, region: str, cache_dir: Path) -> str:
@@ -70,7 +70,7 @@ def find_image(settings: CloudSettings, region: str, cache_dir: Path) -> str:
     if settings.image_uri is not None:
         return settings.image_uri
     query = {"framework": "pytorch-amzn2023", "version": "2.14", "image_scope": "training"}
-    return _look_up("cloud.image_uri", query, region, settings.instance_type, cache_dir)
+    return _image_uri("cloud.image_uri", query, region, settings.instance_type, cache_dir)
 
 
 def find_serving_image(settings: CloudSettings, region: str, cache_dir: Path) -> str:
@@ -87,7 +87,7 @@ def find_serving_image(settings: CloudSettings, region: str, cache_dir: Path) ->
     if endpoint.image == "own":
         return own_serving_image(settings, region, serving_device(settings))
     query = {"framework": "pytorch", "version": "2.6.0", "py_version": "py312", "image_scope": "inference"}
-    return _look_up("cloud.endpoint.image_uri", query, region, endpoint.instance_type, cache_dir)
+    return _image_uri("cloud.endpoint.image_uri", query, region, endpoint.instance_type, cache_dir)
 
 
 def serving_device(settings: CloudSettings) -> str:
@@ -96,15 +96,15 @@ def serving_device(settings: CloudSettings) -> str:
 
 
 def own_serving_image(settings: CloudSettings, region: str, device: str) -> str:
-    """Where `python -m sagemaker_launch image --push` puts our serving image."""
+    """The URI to which `python -m sagemaker_launch image --push` pushes our serving image."""
     assert settings.role_arn is not None, "checked by require_for_jobs"
     account = settings.role_arn.split(":")[4]
     version = metadata.version("local-first-experiments")
     return f"{account}.dkr.ecr.{region}.amazonaws.com/{settings.project}-serving:{version}-{device}"
 
 
-def _look_up(field: str, query: dict[str, str], region: str, instance_type: str, cache_dir: Path) -> str:
-    """What AWS calls an image, asked once."""
+def _image_uri(field: str, query: dict[str, str], region: str, instance_type: str, cache_dir: Path) -> str:
+    """The URI of AWS's image, looked up once."""
     known = cache_dir / f"image-{'-'.join([*query.values(), region, instance_type])}.json"
     if known.is_file():
         return str(json.loads(known.read_text()))

@@ -51,7 +51,7 @@ class PhotoSet:
 
     @property
     def sha256(self) -> str:
-        """Over the names and contents of all photos."""
+        """SHA-256 over the names and contents of all photos."""
         return hashlib.sha256(json.dumps(sorted(self.index.items())).encode()).hexdigest()
 
 
@@ -62,7 +62,7 @@ def read_photo_set(root: Path) -> PhotoSet:
         UserError: if there is no root or no train folder.
     """
     listed = [path for folder in split_folders(root).values() for path in list_photos(folder)]
-    # Ignored at home, too: folders below a class, pipes, archives of gigabytes.
+    # Ignored at home too: folders below a class, pipes, archives of gigabytes.
     paths = [path for path in listed if path.is_file() and not why_no_photo(path)]
     with ThreadPoolExecutor() as pool:  # hashing releases the GIL
         hashes = list(_progress("hashing photos", pool.map(file_sha256, paths), len(paths)))
@@ -75,7 +75,7 @@ def read_photo_set(root: Path) -> PhotoSet:
 
 @dataclass(frozen=True)
 class Shipment:
-    """All that a job gets from this machine."""
+    """The files that a job gets from this machine."""
 
     photos: PhotoSet | str
     """Photos to upload, or the s3:// URI of class folders that are there already."""
@@ -91,7 +91,7 @@ class Shipment:
         return Inputs(photos, f"{settings.uri}/{self._code_folder}/", weights)
 
     def upload(self, client: Any, settings: CloudSettings) -> None:
-        """Upload what S3 lacks; after an interruption the next call uploads the rest.
+        """Upload the files that S3 lacks; after an interruption the next call uploads the rest.
 
         Raises:
             UserError: if a photo changed while it was read.
@@ -123,7 +123,7 @@ class Storage:
         self._uri = settings.uri
 
     def upload_photos(self, photos: PhotoSet) -> None:
-        """Upload what S3 lacks of a data set.
+        """Upload the photos of a data set that S3 lacks.
 
         Raises:
             UserError: if a photo changed while it was read.
@@ -139,7 +139,7 @@ class Storage:
                 pass
         index = f"{manifest.rpartition('/')[0]}/index.json"
         self.put(index, json.dumps(photos.index, sort_keys=True).encode())
-        # Objects lie beside each other on the machine; the index gives them their names back.
+        # On the instance all objects are in one folder; the index has their original paths.
         listed = [*(f"objects/{name}" for name in sorted(photos.objects)), index.removeprefix("data/")]
         self.put(manifest, json.dumps([{"prefix": f"{self._uri}/data/"}, *listed]).encode())
 
@@ -157,13 +157,13 @@ class Storage:
         self.put(f"data/objects/{name}", content)
 
     def put(self, key: str, content: bytes) -> None:
-        """Write an object whole; S3 refuses it if it arrives changed."""
+        """Write an object with a checksum: S3 refuses damaged content."""
         checksum = base64.b64encode(hashlib.sha256(content).digest()).decode()
         self._client.put_object(Bucket=self._bucket, Key=f"{self._prefix}/{key}", Body=content, ChecksumSHA256=checksum)
 
     def exists(self, key: str) -> bool:
-        """Whether an object is there."""
-        # Not by HeadObject: with the right to list only this prefix, S3 answers 403 for what is not there.
+        """Whether an object exists."""
+        # Not by HeadObject: with the right to list only this prefix, S3 answers 403 for a missing object.
         return key.rpartition("/")[2] in self._names(key, of=f"{key.rpartition('/')[0]}/")
 
     def _names(self, start: str, *, of: str) -> set[str]:
@@ -185,12 +185,14 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _progress(what: str, items: Iterable[Any], total: int) -> Iterable[Any]:
-    with _bar(what, total, "photo") as bar:
+def _progress(description: str, items: Iterable[Any], total: int) -> Iterable[Any]:
+    with _bar(description, total, "photo") as bar:
         for item in items:
             bar.update()
             yield item
 
 
-def _bar(what: str, total: int, unit: str) -> tqdm[Any]:
-    return tqdm(total=total, desc=what, unit=unit, unit_scale=unit == "B", disable=not sys.stderr.isatty() or not total)
+def _bar(description: str, total: int, unit: str) -> tqdm[Any]:
+    return tqdm(
+        total=total, desc=description, unit=unit, unit_scale=unit == "B", disable=not sys.stderr.isatty() or not total
+    )

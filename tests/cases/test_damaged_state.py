@@ -62,7 +62,7 @@ def config(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run
 
 
 def train(config: RunConfig) -> RunFolder:
-    return training.train_run(config, training.run_place(config), "train", {})
+    return training.train_run(config, training.run_path_prefix(config), "train", {})
 
 
 def interrupted(config: RunConfig, epoch: int, monkeypatch: pytest.MonkeyPatch) -> Path:

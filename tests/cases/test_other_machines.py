@@ -14,7 +14,7 @@ from experiments.study import trials as study_trials
 from experiments.study.claims import Claim, HeldClaims
 from experiments.study.search_space import load_search_space
 from experiments.study.study import load_study, trial_folder
-from experiments.study.trials import claim
+from experiments.study.trials import claim_trial
 from lightning_modules.metrics import OBJECTIVES
 from tests.conftest import tiny
 
@@ -31,7 +31,7 @@ def take_elsewhere(config: RunConfig, tmp_path: Path) -> Claim:
     assert config.search is not None
     space, study = load_search_space(config.search), load_study(there, "tiny")
     while True:
-        taken = claim(study, there, space, 1)
+        taken = claim_trial(study, there, space, 1)
         if isinstance(taken, Claim):
             return taken
 

@@ -148,7 +148,7 @@ def test_a_run_whose_lines_nobody_reads_is_complete(
     monkeypatch.setattr(training, "Publisher", NoPublisher)
     monkeypatch.setattr(sys, "stderr", Gone())
     config = load_config(None, tiny(photos, tmp_path) | {"trainer.max_epochs": 1})
-    outcome = training.train_run(config, training.run_place(config), "train", {}).outcome
+    outcome = training.train_run(config, training.run_path_prefix(config), "train", {}).outcome
     assert outcome is not None and outcome.state == "COMPLETE"
 
 

@@ -29,7 +29,7 @@ def config(photos: Path, tmp_path: Path) -> RunConfig:
 
 def epochs_of(output: str) -> dict[int, dict[str, float]]:
     """What a log says of each epoch, without what depends on the clock or repeats an earlier epoch."""
-    lines = [line for line in parse_lines(output.splitlines()) if line.kind == "metrics"]
+    lines = [line for line in parse_lines(output.splitlines()) if line.topic == "metrics"]
     return {line.epoch: _comparable(dict(line.metrics or {})) for line in lines}
 
 
@@ -53,7 +53,7 @@ def test_a_job_has_the_metrics_of_a_local_run_to_the_last_digit(
     assert epochs_of(output) == local
 
     check_golden(base / "model")
-    (outcome,) = (line for line in parse_lines(output.splitlines()) if line.kind == "outcome")
+    (outcome,) = (line for line in parse_lines(output.splitlines()) if line.topic == "outcome")
     assert outcome.metrics is not None
     best = min(local.values(), key=lambda values: values["val_loss"])
     assert outcome.metrics["best_val_loss"] == best["val_loss"]
@@ -118,7 +118,7 @@ def test_a_killed_job_goes_on_from_its_checkpoint_with_the_same_metrics(photos: 
     assert epochs_of(second) == epochs_of(expected)
     assert second.count("[metrics] epoch=1 ") == 1
     losses = [epochs_of(second)[epoch]["val_loss"] for epoch in range(1, 41)]
-    said = {line.epoch: line.metrics for line in parse_lines(second.splitlines()) if line.kind == "metrics"}
+    said = {line.epoch: line.metrics for line in parse_lines(second.splitlines()) if line.topic == "metrics"}
     assert [said[epoch]["best_val_loss"] for epoch in range(1, 41)] == list(itertools.accumulate(losses, min))
 
     # The service may start it once more, when it was interrupted while the model was uploaded.

@@ -167,7 +167,7 @@ def config(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run
 
 
 def train(config: RunConfig) -> RunFolder:
-    return training.train_run(config, training.run_place(config), "train", {})
+    return training.train_run(config, training.run_path_prefix(config), "train", {})
 
 
 def test_a_training_that_was_interrupted_and_ends_replaces_the_export(

@@ -19,7 +19,7 @@ from experiments.predict import evaluate_export
 from experiments.runs.folder import RunFolder
 from experiments.runs.logger import RunFolderLogger
 from experiments.runs.scoring import Scores
-from experiments.study.population import PopulationRun, train_population
+from experiments.study.population_training import PopulationRun, train_population
 from experiments.task import HeadTask
 from experiments.train import score_and_export, train
 from lightning_modules.folders import ClassFolders, scan_class_folders

@@ -13,7 +13,7 @@ from experiments.config import RunConfig, load_config, override
 from experiments.data import inputs
 from experiments.data.inputs import open_data_once, open_features_once
 from experiments.runs.folder import RunFolder
-from experiments.study.population import PopulationRun, train_population
+from experiments.study.population_training import PopulationRun, train_population
 from experiments.task import HeadTask
 from experiments.train import train
 from lightning_modules.caches.features import FeatureSet

@@ -88,7 +88,7 @@ def test_commands_are_understood(command: Command) -> None:
     own, fields = split_fields(shlex.split(command.words)[3:])
     arguments, rest = command_parser().parse_known_args(own)
     typed = parse_overrides([*fields, *rest])
-    refuse_foreign_fields(typed, arguments.uses, cli.KINDS)
+    refuse_foreign_fields(typed, arguments.uses, cli.SETTINGS_TYPES)
     load_config(arguments.config, typed)
 
 
@@ -98,7 +98,7 @@ def test_commands_are_understood(command: Command) -> None:
 def test_cloud_commands_are_understood(command: Command) -> None:
     arguments, fields = parse(shlex.split(command.words)[3:])
     overrides = parse_overrides(fields)
-    refuse_foreign_fields(overrides, arguments.uses, cloud_cli.KINDS)
+    refuse_foreign_fields(overrides, arguments.uses, cloud_cli.SETTINGS_TYPES)
     cloud = {name.removeprefix("cloud."): overrides.pop(name) for name in list(overrides) if name.startswith("cloud.")}
     load_config(arguments.config, overrides)
     # The reader's own mine.yaml begins as a copy of the example.

@@ -164,7 +164,7 @@ def test_registering_leaves_the_run_as_the_folder_has_it(store: RunStore, config
     register(store, folder, name="dogs")
     run = MlflowClient(store.uri).get_run(str(folder.run_id))
     assert (run.info.status, run.info.end_time) == ("FINISHED", folder.read().ended_ms)
-    assert store.find_whole([folder]) == {folder.path}
+    assert store.find_complete([folder]) == {folder.path}
     assert mlflow.pyfunc.load_model("models:/dogs@champion") is not None
 
 
@@ -186,7 +186,7 @@ def test_a_store_that_moved_opens_its_champion_and_writes_nothing_into_the_old_p
     mlflow.set_tracking_uri(there.uri)
     assert mlflow.pyfunc.load_model("models:/dogs@champion") is not None
     folder = RunFolder(moved.output_dir / "train" / "a")
-    assert there.find_whole([folder]) == {folder.path}, "nothing is sent again"
+    assert there.find_complete([folder]) == {folder.path}, "nothing is sent again"
     register(there, trained(there, moved, export, "b", val_loss=0.4, data="dogs"), name="dogs")
     again = move(moved, tmp_path / "a*third[place")
     assert (download_export("models:/dogs@champion", RunStore(again)) / "model.json").is_file()

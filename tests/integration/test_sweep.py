@@ -301,13 +301,13 @@ def test_a_publisher_that_is_killed_is_replaced(config: RunConfig, monkeypatch: 
 
 @pytest.mark.slow
 def test_a_publisher_that_is_killed_at_the_end_is_replaced(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    conclude = sweep._conclude
+    conclude = sweep._export_and_report
 
     def kill_then_conclude(*args: Any) -> sweep.SweepResult:
         kill_publisher()
         return conclude(*args)
 
-    monkeypatch.setattr(sweep, "_conclude", kill_then_conclude)
+    monkeypatch.setattr(sweep, "_export_and_report", kill_then_conclude)
     sweep.run_sweep(config)
     check_whole(config, 3)
     assert publishers() == []

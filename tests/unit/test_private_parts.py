@@ -140,7 +140,7 @@ def test_a_network_can_be_called_otherwise_and_again_as_written() -> None:
 
 def test_a_lightning_without_the_private_part_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = pl.Trainer(logger=False, enable_checkpointing=False, accelerator="cpu")
-    lightning_private.restore_place_in_data(trainer)
+    lightning_private.restore_data_position(trainer)
     monkeypatch.delattr(type(trainer.fit_loop), "_load_combined_loader_states")
     with pytest.raises(AssertionError, match="restore the loaders' states"):
-        lightning_private.restore_place_in_data(trainer)
+        lightning_private.restore_data_position(trainer)

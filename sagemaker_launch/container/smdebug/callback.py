@@ -34,7 +34,7 @@ class DebuggerHook(Callback):
         assert isinstance(pl_module, ImageClassifier)
         recorder = self._recorder = TensorRecorder(self._config_file)
         if self._steps:
-            recorder.go_on(self._steps)
+            recorder.resume(self._steps)
         recorder.watch(pl_module.network, [pl_module.train_criterion, pl_module.criterion])
         recorder.set_mode("TRAIN")
         say(f"smdebug watches {type(pl_module.network).__name__} and saves to {recorder.folder}")

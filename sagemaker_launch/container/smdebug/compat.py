@@ -22,7 +22,7 @@ UNUSED = (
     *("boto3", "boto3.s3", "boto3.s3.transfer", "botocore", "botocore.exceptions", "requests"),
     *("distutils", "distutils.util", "pyinstrument", "pyinstrument.renderers"),
 )
-"""What smdebug imports for S3, its profiler and its telemetry, and is not there everywhere."""
+"""Modules that smdebug imports for S3, its profiler and its telemetry, and that may be missing."""
 
 
 class DebuggerError(RuntimeError):
@@ -34,7 +34,7 @@ def load_smdebug() -> None:
     """Make `import smdebug` work in this process.
 
     Raises:
-        DebuggerError: if it is not there.
+        DebuggerError: if smdebug is not installed.
     """
     # It prints to standard output, and resuming after an interruption is the task of our checkpoints.
     os.environ.setdefault("SMDEBUG_LOG_LEVEL", "error")
@@ -56,8 +56,8 @@ def load_smdebug() -> None:
         sys.modules["smdebug.profiler.system_metrics_reader"] = _StandIn("smdebug.profiler.system_metrics_reader")
         if int(google.protobuf.__version__.split(".")[0]) > 3:
             _rebuild_messages(root)
-        _bring_back_tostring()
-        # Who reads needs no torch.
+        _restore_tostring()
+        # A process that only reads tensors needs no torch.
         recording = ["smdebug.pytorch"] if importlib.util.find_spec("torch") else []
         for name in ("smdebug.trials", "smdebug.rules", *recording):
             importlib.import_module(name)
@@ -76,7 +76,7 @@ class _StandIn(types.ModuleType):
 
 @contextlib.contextmanager
 def _stand_ins(names: Collection[str]) -> Iterator[None]:
-    """Let these imports succeed where they would fail; the stand-ins are removed afterwards."""
+    """Replace missing modules by empty ones while smdebug is imported."""
     absent = [name for name in names if importlib.util.find_spec(name.partition(".")[0]) is None]
     before = {name: sys.modules[name] for name in absent if name in sys.modules}
     sys.modules.update({name: _StandIn(name) for name in absent})
@@ -123,7 +123,7 @@ def _serialized_descriptor(path: Path) -> bytes:
     return found.value
 
 
-def _bring_back_tostring() -> None:
+def _restore_tostring() -> None:
     """Give smdebug arrays that still have `tostring`, which numpy 2.3 removed."""
     import numpy as np
 

@@ -22,16 +22,16 @@ from sagemaker_launch.container.smdebug.compat import DebuggerError, load_smdebu
 from sagemaker_launch.container.smdebug.rules import BuiltIn, make_rule, matches
 
 STATISTICS = ("mean", "abs_mean", "std", "min", "max", "l2_norm")
-"""What is read of a tensor that was saved whole."""
-KINDS = ("losses", "gradients", "weights", "biases")
-"""Collections by which tensors are told apart."""
+"""Statistics that are computed of a tensor that was saved whole."""
+COLLECTIONS = ("losses", "gradients", "weights", "biases")
+"""smdebug's collections that are shown; all other tensors are `other`."""
 
 
 def open_trial(folder: Path) -> Any:
-    """What smdebug saved in a folder, as its own `create_trial` reads it; nothing waits for more to come.
+    """The tensors in a folder, as smdebug's `create_trial` reads them, without waiting for further ones.
 
     Raises:
-        DebuggerError: if the folder holds nothing of it.
+        DebuggerError: if the folder has no tensors.
     """
     load_smdebug()
     from smdebug.trials import create_trial
@@ -88,7 +88,7 @@ class SavedStep:
             return None
 
     def _statistics(self, tensor: str) -> dict[str, float]:
-        """What was saved; of a whole tensor what smdebug would have saved, whose own code fails on four dimensions."""
+        """The saved reductions, or those of a whole tensor: smdebug's own code fails on four dimensions."""
         values = self._values(tensor)
         if values is not None:
             return statistics(values)
@@ -100,7 +100,7 @@ class SavedStep:
 
 
 def statistics(values: np.ndarray[Any, Any]) -> dict[str, float]:
-    """The reductions of a tensor that are of use here."""
+    """The reductions of a tensor that rules and the report read."""
     spread = float(values.std(ddof=1)) if values.size > 1 else 0.0  # as torch does
     return {
         "mean": float(values.mean()),
@@ -117,7 +117,7 @@ def saved_steps(trial: Any) -> list[SavedStep]:
     """All steps of a trial, in their order."""
     names = trial.tensor_names()
     collections = {
-        name: {one for one in names if one in members.tensor_names or matches(one, members.include_regex)}
+        name: {tensor for tensor in names if tensor in members.tensor_names or matches(tensor, members.include_regex)}
         for name, members in trial.collections().items()
     }
     return [SavedStep(trial, number, collections) for number in trial.steps()]
@@ -139,30 +139,37 @@ def read(folder: Path) -> dict[str, Any]:
     for step in saved_steps(open_trial(folder)):
         modes[step.mode] = modes.get(step.mode, 0) + 1
         for name in step.tensors:
-            kind = next((kind for kind in KINDS if name in step.collections.get(kind, ())), "other")
-            if kind == "losses":
+            collection = next(
+                (collection for collection in COLLECTIONS if name in step.collections.get(collection, ())), "other"
+            )
+            if collection == "losses":
                 point = (step.number, step.mode_step, step.statistic(name, "mean"))
                 losses.setdefault(name, {}).setdefault(step.mode, []).append(point)
                 continue
-            values = {one: value for one in STATISTICS if (value := step.statistic(name, one)) is not None}
-            entry = tensors.setdefault(name, {"collection": kind, "points": []})
+            values = {
+                statistic: value for statistic in STATISTICS if (value := step.statistic(name, statistic)) is not None
+            }
+            entry = tensors.setdefault(name, {"collection": collection, "points": []})
             entry["points"].append({"step": step.number, "mode": step.mode, **values})
     return {"modes": modes, "losses": losses, "tensors": tensors}
 
 
 def evaluate(folder: Path, configurations: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """What rules find in a folder, by smdebug's own way of running them.
+    """Evaluate rules on the tensors in a folder, by smdebug's own evaluation loop.
 
     Args:
         configurations: DebugRuleConfigurations of a request.
 
     Returns:
-        For each its name, a RuleEvaluationStatus, StatusDetails and the first global step at which it was met.
+        For each rule its name, a RuleEvaluationStatus, StatusDetails and the first global step with an issue.
     """
     try:
         trial = open_trial(folder)
     except DebuggerError as error:
-        return [{"RuleConfigurationName": one["RuleConfigurationName"], **_error(error)} for one in configurations]
+        return [
+            {"RuleConfigurationName": configuration["RuleConfigurationName"], **_error(error)}
+            for configuration in configurations
+        ]
     steps = {step.number: step for step in saved_steps(trial)}
     statuses = []
     for configuration in configurations:
@@ -176,7 +183,7 @@ def evaluate(folder: Path, configurations: Sequence[Mapping[str, Any]]) -> list[
 
 
 def _run_rule(trial: Any, steps: Mapping[int, SavedStep], rule: BuiltIn) -> list[tuple[int, str]]:
-    """The steps at which a rule was met, and what was wrong."""
+    """The steps with an issue, and its description."""
     from smdebug.exceptions import NoMoreData
     from smdebug.rules import Rule, invoke_rule
 
@@ -189,7 +196,7 @@ def _run_rule(trial: Any, steps: Mapping[int, SavedStep], rule: BuiltIn) -> list
                 return True
             return False
 
-    with contextlib.suppress(NoMoreData):  # by which it says that it is through
+    with contextlib.suppress(NoMoreData):  # raised after the last step
         invoke_rule(Adapter(trial, action_str=""))
     if detail := rule.end():
         found.append((max(steps), detail))

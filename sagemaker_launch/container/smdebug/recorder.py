@@ -16,11 +16,11 @@ if TYPE_CHECKING:
     from torch import nn
 
 CONFIG_FILE = "input/config/debughookconfig.json"
-"""Where the service says what to save."""
+"""File in which the service configures what is saved."""
 TENSORS = "/opt/ml/output/tensors"
-"""Where the service collects tensors, unless it says otherwise."""
+"""Default folder from which the service uploads tensors."""
 END_OF_JOB = "training_job_end.ts"
-"""Tells readers that nothing more will come."""
+"""File that tells readers that all tensors are written."""
 Mode = Literal["TRAIN", "EVAL"]
 Placed = tuple[dict[int, Any], int, Any]
 """A hook, with the table of torch's that it is in and its key there."""
@@ -29,8 +29,8 @@ Placed = tuple[dict[int, Any], int, Any]
 class TensorRecorder:
     """smdebug's hook in a training: what it saves is in `folder`.
 
-    smdebug raises errors in the middle of a training, or logs them and turns itself off, by the look of its
-    configuration. Here the training always continues, and `check` reports the error.
+    Depending on its configuration, smdebug raises errors within a training, or logs them and turns itself off. Here the
+    training always continues, and `check` reports the error.
     """
 
     def __init__(self, config_file: Path) -> None:
@@ -60,21 +60,23 @@ class TensorRecorder:
 
         The hooks of layers take milliseconds per step, so they exist only in steps that save more than losses.
         """
-        parts = [network, *losses]
+        modules = [network, *losses]
         first = network.register_forward_pre_hook(self._before_step)  # ahead of smdebug's, which begins a step
-        known = {key for table in _hook_tables(parts) for key in table} - {first.id}
+        known = {key for table in _hook_tables(modules) for key in table} - {first.id}
         self._hook.register_module(network)
         for loss in losses:
             self._hook.register_loss(loss)
-        with _refused(self._config_file):  # smdebug itself would find out in the first step
+        with _refused(self._config_file):  # smdebug itself would fail in the first step
             self._hook._prepare_collections()
         self.check()
-        self._costly = [one for one in self._hook._get_all_collections_to_save() if one.name != "losses"]
+        self._costly = [
+            collection for collection in self._hook._get_all_collections_to_save() if collection.name != "losses"
+        ]
         log_params = self._hook._log_params
         self._hook._log_params = lambda module: log_params(module) if self._is_on else None
-        guard = self._agent.catch_smdebug_errors()  # which smdebug has around all of its hooks but those of gradients
+        guard = self._agent.catch_smdebug_errors()  # smdebug wraps all of its hooks in it, except those of gradients
         each_step = {id(network._forward_pre_hooks), *(id(loss._forward_hooks) for loss in losses)}
-        for table in _hook_tables(parts):
+        for table in _hook_tables(modules):
             placed = [(table, key, guard(hook)) for key, hook in table.items() if key not in known]
             (self._always if id(table) in each_step else self._sometimes).extend(placed)
         self._switch_off()
@@ -88,8 +90,8 @@ class TensorRecorder:
         """The last step of each mode, from 0; GLOBAL counts them all."""
         return {mode.name: step for mode, step in self._hook.mode_steps.items()}
 
-    def go_on(self, steps: Mapping[str, int]) -> None:
-        """Count on from the steps of an earlier process."""
+    def resume(self, steps: Mapping[str, int]) -> None:
+        """Continue with the steps of an earlier process."""
         self._hook.mode_steps = {self._modes[mode]: step for mode, step in steps.items()}
         self._hook.step = self._first_step = steps["GLOBAL"]
 
@@ -129,10 +131,10 @@ class TensorRecorder:
             )
 
     def _before_step(self, module: nn.Module, inputs: object) -> None:
-        """Place the layers' hooks in a step that needs them; those of the step before have seen its gradients."""
+        """Add the layers' hooks in a step that saves them, and remove them in the next step, after its gradients."""
         mode = self._hook.mode
         step = self._hook.mode_steps[mode] + 1
-        due = any(one.save_config.should_save_step(mode, step) for one in self._costly)
+        due = any(collection.save_config.should_save_step(mode, step) for collection in self._costly)
         if due and not self._is_on:
             for table, key, hook in self._sometimes:
                 table[key] = hook
@@ -166,7 +168,7 @@ def _clear_leftovers(folder: Path) -> None:
 
 
 def _hook_tables(parts: Sequence[nn.Module]) -> Iterator[dict[int, Any]]:
-    """Where torch keeps the hooks of modules and their parameters."""
+    """Torch's tables of the hooks of modules and their parameters."""
     for module in (module for part in parts for module in part.modules()):
         yield module._forward_pre_hooks
         yield module._forward_hooks

@@ -21,14 +21,14 @@ from typing import Any, Protocol
 from experiments.errors import UserError
 
 FINITE_STATISTICS = ("mean", "abs_mean", "min", "max", "l2_norm")
-"""What of a tensor's reductions must be a number: the spread of a single value is none."""
+"""Reductions that must be finite; not the spread, which a single value does not have."""
 MODES = ("EVAL", "TRAIN", "GLOBAL")
 OF_THE_SERVICE = ("rule_to_invoke", "base_trial", "source_s3_uri")
-"""Entries of RuleParameters that are none of the rule's own."""
+"""Entries of RuleParameters that are not parameters of the rule."""
 
 
 class Step(Protocol):
-    """What was saved at one global step."""
+    """The tensors of one global step."""
 
     @property
     def number(self) -> int:
@@ -56,21 +56,21 @@ class Step(Protocol):
 
 
 class BuiltIn(Protocol):
-    """A rule: sees all steps in their order."""
+    """A rule, which is given all steps in order."""
 
     @property
     def needs(self) -> str:
-        """What has to be saved, or there is nothing to judge."""
+        """The tensors that must be saved for this rule."""
 
     @property
     def looked_at(self) -> int:
-        """How often it had something to judge."""
+        """Number of steps with tensors for this rule."""
 
     def at(self, step: Step) -> str | None:
-        """What is wrong at this step."""
+        """Evaluate a step: a description of the issue, or None."""
 
     def end(self) -> str | None:
-        """What is wrong once all steps are known."""
+        """Evaluate the end of the steps: a description of the issue, or None."""
 
 
 @dataclass
@@ -97,7 +97,7 @@ class VanishingGradient:
         return f"{len(small)} of {len(means)} gradients are below {self.threshold:g}: {name} has {small[name]:.3g}"
 
     def end(self) -> None:
-        """Nothing more."""
+        """Nothing is left to evaluate."""
 
 
 @dataclass
@@ -112,13 +112,13 @@ class ExplodingTensor:
     looked_at = 0
 
     def at(self, step: Step) -> str | None:
-        """Look at every tensor that was asked for; at all by default."""
+        """Check the tensors of the rule's collections and patterns; all by default."""
         names = step.matching(self.tensor_regex or [".*"])
         if self.collection_names:
             names = _chosen(step, self.collection_names, self.tensor_regex)
         wrong = math.isnan if self.only_nan else lambda value: not math.isfinite(value)
         for name in names:
-            values = [step.statistic(name, one) for one in FINITE_STATISTICS]
+            values = [step.statistic(name, statistic) for statistic in FINITE_STATISTICS]
             numbers = [value for value in values if value is not None]
             self.looked_at += bool(numbers)
             if any(map(wrong, numbers)):
@@ -126,12 +126,12 @@ class ExplodingTensor:
         return None
 
     def end(self) -> None:
-        """Nothing more."""
+        """Nothing is left to evaluate."""
 
 
 @dataclass
 class Epochs:
-    """Puts losses together: the mean of each validation, and of the training losses since the one before."""
+    """Averages losses: of each validation, and of the training since the validation before."""
 
     names: Callable[[Step], list[str]]
     looked_at: int = 0
@@ -141,7 +141,7 @@ class Epochs:
     _valid: list[float] = field(default_factory=list)
 
     def add(self, step: Step) -> tuple[float, float] | None:
-        """Take the losses of a step; training and validation loss once a validation is over."""
+        """Add the losses of a step; returns mean training and validation loss at the end of a validation."""
         loss = _loss(step, self.names(step))
         if loss is None:
             return None
@@ -164,7 +164,7 @@ class Epochs:
 
 
 class OfEpochs(ABC):
-    """What the rules have in common that judge validations."""
+    """Base class of the rules that compare validations."""
 
     needs = "losses of TRAIN and EVAL"
     _epochs: Epochs
@@ -175,21 +175,21 @@ class OfEpochs(ABC):
         return self._epochs.looked_at
 
     def at(self, step: Step) -> str | None:
-        """Judge a validation once it is over."""
+        """Evaluate a validation at its end."""
         return self._judge(self._epochs.add(step))
 
     def end(self) -> str | None:
-        """Judge the last one."""
+        """Evaluate the last validation."""
         return self._judge(self._epochs.end())
 
     @abstractmethod
     def _judge(self, means: tuple[float, float] | None) -> str | None:
-        """What is wrong with the training and the validation loss; None where no validation is over."""
+        """Describe an issue of the training and the validation loss; None if no validation has ended."""
 
 
 @dataclass
 class Overfit(OfEpochs):
-    """The validation loss is above the training loss by more than `ratio_threshold`, `patience` times on end."""
+    """The validation loss is above the training loss by more than `ratio_threshold`, `patience` times in a row."""
 
     tensor_regex: list[str] = field(default_factory=list)
     start_step: int = 0
@@ -242,8 +242,8 @@ class LossNotDecreasing:
     """The loss does not fall by `diff_percent` over `num_steps`.
 
     In EVAL the means of validations are compared, else the means of `num_steps` losses each. The guide allows an
-    increase of `increase_threshold_percent` without saying how it goes with a decrease that is asked for; here a small
-    increase is forgiven once, and the loss after it must be lower.
+    increase of `increase_threshold_percent` without defining how it combines with the required decrease; here one small
+    increase is ignored, and the next loss must be lower.
     """
 
     collection_names: list[str] = field(default_factory=list)
@@ -267,7 +267,7 @@ class LossNotDecreasing:
         self._forgiven = False
 
     def at(self, step: Step) -> str | None:
-        """Take a loss, and compare where a mean is complete."""
+        """Add a loss, and compare the means when one is complete."""
         self.mode = self.mode or next(mode for mode in MODES if mode in step.modes)
         collections = [*self.collection_names, *(["losses"] if self.use_losses_collection else [])]
         loss = _loss(step, _chosen(step, collections, self.tensor_regex))
@@ -281,7 +281,7 @@ class LossNotDecreasing:
         return self._compare() if self.mode != "EVAL" and len(self._window) >= self.num_steps else None
 
     def end(self) -> str | None:
-        """Compare a validation that is over."""
+        """Compare the last validation."""
         return self._compare() if self.mode == "EVAL" and self._window else None
 
     def _compare(self) -> str | None:
@@ -328,7 +328,7 @@ class PoorWeightInitialization:
         return min(self._causes, len(self._losses))
 
     def at(self, step: Step) -> str | None:
-        """Look at one of the first steps of the training."""
+        """Evaluate one of the first steps of the training."""
         if step.mode == "EVAL" or len(self._losses) >= self.steps:
             return None
         self._reason = self._reason or self._cause(step)
@@ -342,7 +342,7 @@ class PoorWeightInitialization:
         return f"{self._reason}, and the loss has not fallen below {self._losses[best]:.4g} for {waited} steps"
 
     def end(self) -> None:
-        """Nothing more."""
+        """Nothing is left to evaluate."""
 
     def _cause(self, step: Step) -> str:
         variances = _numbers(step, step.matching(self.activation_inputs_regex), "variance")
@@ -363,8 +363,8 @@ class PoorWeightInitialization:
 
 
 RULES: Mapping[str, type[Any]] = {
-    one.__name__: one
-    for one in (
+    rule.__name__: rule
+    for rule in (
         VanishingGradient,
         ExplodingTensor,
         Overfit,
@@ -384,28 +384,28 @@ def make_rule(parameters: Mapping[str, str]) -> BuiltIn:
     name = parameters.get("rule_to_invoke", "")
     if name not in RULES:
         raise UserError(f"rule_to_invoke must be one of {', '.join(RULES)}, got {name!r}; AWS has more of them")
-    kinds = {one.name: str(one.type) for one in dataclasses.fields(RULES[name])}
+    type_names = {field.name: str(field.type) for field in dataclasses.fields(RULES[name])}
     values = {}
     for key, text in parameters.items():
         if key in OF_THE_SERVICE:
             continue
-        if key not in kinds:
-            near = difflib.get_close_matches(key, kinds, n=1)
+        if key not in type_names:
+            near = difflib.get_close_matches(key, type_names, n=1)
             raise UserError(f"{name} has no parameter {key!r}{f'; did you mean {near[0]}?' if near else ''}")
-        values[key] = _parse(f"{name}.{key}", kinds[key], text)
+        values[key] = _parse(f"{name}.{key}", type_names[key], text)
     rule: BuiltIn = RULES[name](**values)
     return rule
 
 
-def _parse(what: str, kind: str, text: str) -> Any:
+def _parse(name: str, type_name: str, text: str) -> Any:
     try:
-        if kind == "bool":
+        if type_name == "bool":
             return {"true": True, "false": False}[text.lower()]
-        if kind == "list[str]":
-            return [part.strip() for part in text.split(",") if part.strip()]
-        return {"float": float, "int": int, "str": str}[kind](text)
+        if type_name == "list[str]":
+            return [item.strip() for item in text.split(",") if item.strip()]
+        return {"float": float, "int": int, "str": str}[type_name](text)
     except (ValueError, KeyError):
-        raise UserError(f"{what} must be a {kind}, got {text!r}") from None
+        raise UserError(f"{name} must be a {type_name}, got {text!r}") from None
 
 
 def _chosen(step: Step, collections: Iterable[str], patterns: list[str]) -> list[str]:

@@ -304,8 +304,8 @@ def test_an_interrupt_is_exit_code_130(capsys: pytest.CaptureFixture[str], monke
 
 @pytest.mark.parametrize("uri", ["http://me:secret@host:5000", "https://host/tools/mlflow", "http://[::1]:5000/"])
 def test_a_server_is_looked_at_in_a_browser_and_a_database_by_a_command_that_opens_it(uri: str, tmp_path: Path) -> None:
-    assert cli._where_to_look(load_config(None, {"tracking.uri": uri})) == f"{public_url(uri)} in a browser"
-    words = cli._where_to_look(load_config(None, {"tracking.uri": f"sqlite:///{tmp_path}/mlflow.db"}))
+    assert cli._ui_address(load_config(None, {"tracking.uri": uri})) == f"{public_url(uri)} in a browser"
+    words = cli._ui_address(load_config(None, {"tracking.uri": f"sqlite:///{tmp_path}/mlflow.db"}))
     assert words.endswith(f"-m experiments ui --tracking.uri sqlite:///{tmp_path}/mlflow.db")
 
 

@@ -128,7 +128,7 @@ def test_a_job_repeated_at_home_has_the_devices_and_weights_of_home() -> None:
 @pytest.mark.parametrize("name", FIELDS)
 def test_the_command_that_repeats_a_run_takes_its_options(name: str, command: str) -> None:
     words = shlex.split(options_to_repeat(with_another(name), command))
-    cli.refuse_foreign_fields(cli.parse_overrides(words), [command], cloud_cli.KINDS)
+    cli.refuse_foreign_fields(cli.parse_overrides(words), [command], cloud_cli.SETTINGS_TYPES)
 
 
 def test_a_name_that_is_no_field_is_refused_with_the_field_that_was_meant() -> None:

@@ -27,7 +27,7 @@ CLOUD = (
 ALL = [*((cli.main, "", name) for name in HOME), *((cloud_cli.main, "cloud ", name) for name in CLOUD)]
 LONG = ("sweep", "train", "tune", "deploy", "rehearse")
 """Commands with more fields than fit into 60 lines."""
-KINDS = {"": RunConfig, "cloud.": CloudSettings}
+SETTINGS_TYPES = {"": RunConfig, "cloud.": CloudSettings}
 
 
 def help_of(main: Main, command: str) -> str:
@@ -48,14 +48,14 @@ def own(*commands: str) -> set[str]:
     """The fields that commands declare to use."""
     return {
         prefix + name
-        for prefix, kind in KINDS.items()
+        for prefix, kind in SETTINGS_TYPES.items()
         if not prefix or commands[0].startswith("cloud ")
         for name, field in fields_of(kind).items()
         if field.is_used_by(commands)
     }
 
 
-@pytest.mark.parametrize("kind", KINDS.values())
+@pytest.mark.parametrize("kind", SETTINGS_TYPES.values())
 def test_every_field_declares_commands_that_exist(kind: type) -> None:
     known = {prefix + name for _, prefix, name in ALL}
     for name, field in fields_of(kind).items():
@@ -157,7 +157,7 @@ def test_a_printed_follow_up_command_gets_its_own_fields_and_the_experiment() ->
     assert cloud_cli._passed_on(given, "sync", "dogs")[4:6] == ["--tracking.experiment", "dogs"]
     for command in ("stop", "sync", "query"):  # and it is accepted there
         words = cloud_cli._passed_on(given, command, "dogs")
-        cli.refuse_foreign_fields(cli.parse_overrides(words[2:]), [f"cloud {command}"], cloud_cli.KINDS)
+        cli.refuse_foreign_fields(cli.parse_overrides(words[2:]), [f"cloud {command}"], cloud_cli.SETTINGS_TYPES)
 
 
 def test_a_preset_that_needs_a_typed_field_is_passed_on_field_by_field(tmp_path: Path) -> None:
@@ -171,7 +171,7 @@ def test_a_preset_that_needs_a_typed_field_is_passed_on_field_by_field(tmp_path:
     assert stop == ["--tracking.uri", "http://mlflow:5000", "--tracking.experiment", "dogs"]
     assert "--config" not in sync and sync[:4] == ["--data.name", "folder", "--data.root", "my/dogs"]
     for command, words in (("stop", stop), ("sync", sync)):
-        cli.refuse_foreign_fields(cli.parse_overrides(words), [f"cloud {command}"], cloud_cli.KINDS)
+        cli.refuse_foreign_fields(cli.parse_overrides(words), [f"cloud {command}"], cloud_cli.SETTINGS_TYPES)
 
 
 @pytest.mark.parametrize(
@@ -209,7 +209,7 @@ def test_a_whole_rehearsal_gives_each_command_what_it_accepts(monkeypatch: pytes
 
     def stage(done: list[tuple[str, bool, float]], label: str, words: Sequence[str], _: object) -> str:
         parsed, fields = cloud_cli.parse(words)
-        cli.refuse_foreign_fields(cli.parse_overrides(fields), parsed.uses, cloud_cli.KINDS)
+        cli.refuse_foreign_fields(cli.parse_overrides(fields), parsed.uses, cloud_cli.SETTINGS_TYPES)
         ran.append(words[0])
         done.append((label, True, 0.0))
         return f"arn/{label}"

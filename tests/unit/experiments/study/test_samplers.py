@@ -21,7 +21,7 @@ from experiments.errors import UserError
 from experiments.runs.folder import Outcome
 from experiments.study.samplers import START_UP, sampler_name
 from experiments.study.study import make_pruner, open_study
-from experiments.study.trials import claim, diverged_outcome, suggest, tell
+from experiments.study.trials import claim_trial, diverged_outcome, suggest, tell
 from tests.harmful import TouchesAFile
 from tests.unit.experiments.study.test_study import (
     GRID,
@@ -65,12 +65,12 @@ def test_two_machines_that_ask_at_once_draw_different_points(
     def ask_after_the_other(asking: optuna.Study, *arguments: Any) -> optuna.Trial:
         with monkeypatch.context() as once:
             once.setattr(optuna.Study, "ask", ask)
-            found.append(claim(other, there, space, target))
+            found.append(claim_trial(other, there, space, target))
         return ask(asking, *arguments)
 
     with monkeypatch.context() as patch:
         patch.setattr(optuna.Study, "ask", ask_after_the_other)
-        found.append(claim(study, here, space, target))
+        found.append(claim_trial(study, here, space, target))
     first, second = found
     assert {first.trial.number, second.trial.number} == {0, 1}
     assert first.point != second.point
@@ -147,7 +147,7 @@ def next_trial(tmp_path: Path) -> Any:
     """What another process claims in that study."""
     config = make_config(tmp_path / "runs", sampler="cmaes", n_trials=40)
     study, target = open_study(config, SPACE, PHOTOS)
-    return claim(study, config, SPACE, target)
+    return claim_trial(study, config, SPACE, target)
 
 
 def test_cmaes_continues_from_the_state_that_the_study_has(journal: Path, tmp_path: Path) -> None:

@@ -57,7 +57,7 @@ from experiments.study.study import (
     trial_folder,
     trial_seconds,
 )
-from experiments.study.trials import NothingToClaim, claim, suggest
+from experiments.study.trials import NothingToClaim, claim_trial, suggest
 
 SPACE: SearchSpace = {
     "optimizer.learning_rate": FloatRange(1e-4, 1e-1, log=True),
@@ -102,12 +102,12 @@ def run_trials(config: RunConfig, space: SearchSpace, count: int, *, reopen: boo
     study, target = open_study(config, space, PHOTOS)
     points = []
     for _ in range(count):
-        claimed = claim(study, config, space, target)
+        claimed = claim_trial(study, config, space, target)
         if reopen:
             assert isinstance(claimed, Claim)
             claimed.lock.release()
             study, target = open_study(config, space, PHOTOS)
-            claimed = claim(study, config, space, target)
+            claimed = claim_trial(study, config, space, target)
         assert isinstance(claimed, Claim)
         points.append(claimed.point)
         finish(study, claimed)
@@ -252,16 +252,16 @@ def test_an_interrupted_addition_is_completed_before_another_begins(config: RunC
     for _ in range(target - finished_before):
         assert open_study(config, SPACE, PHOTOS, more=4)[1] == target
         study, _ = open_study(config, SPACE, PHOTOS)
-        finish(study, claim(study, config, SPACE, target))
+        finish(study, claim_trial(study, config, SPACE, target))
     assert open_study(config, SPACE, PHOTOS, more=4)[1] == target + 4
 
 
 def test_a_failed_trial_is_replaced_by_another(config: RunConfig) -> None:
     study, target = open_study(config, SPACE, PHOTOS)
     for state in (TrialState.COMPLETE, TrialState.FAIL, TrialState.PRUNED):
-        finish(study, claim(study, config, SPACE, target), state)
-    finish(study, claim(study, config, SPACE, target))
-    assert claim(study, config, SPACE, target) == NothingToClaim(done=True)
+        finish(study, claim_trial(study, config, SPACE, target), state)
+    finish(study, claim_trial(study, config, SPACE, target))
+    assert claim_trial(study, config, SPACE, target) == NothingToClaim(done=True)
     assert (count_finished(study), count_failed(study)) == (3, 1)
 
 
@@ -269,8 +269,8 @@ def test_a_grid_has_no_other_point_for_one_that_failed(tmp_path: Path) -> None:
     config = make_config(tmp_path, sampler="grid", n_trials=8)
     study, target = open_study(config, GRID, PHOTOS)
     for number in range(8):
-        finish(study, claim(study, config, GRID, target), TrialState.FAIL if number == 3 else TrialState.COMPLETE)
-    assert claim(study, config, GRID, target) == NothingToClaim(done=True)
+        finish(study, claim_trial(study, config, GRID, target), TrialState.FAIL if number == 3 else TrialState.COMPLETE)
+    assert claim_trial(study, config, GRID, target) == NothingToClaim(done=True)
 
 
 def test_fewer_than_no_more_trials_are_refused(config: RunConfig) -> None:
@@ -389,7 +389,7 @@ def test_a_study_without_a_finished_trial_holds_nobody_to_its_settings(
 ) -> None:
     config = make_config(tmp_path, storage=storage(tmp_path))
     study, target = open_study(config, SPACE, PHOTOS)
-    claimed = claim(study, config, SPACE, target)
+    claimed = claim_trial(study, config, SPACE, target)
     assert isinstance(claimed, Claim)
     finish_run(config, 0, "FAIL")
     if state is None:
@@ -412,7 +412,7 @@ def test_a_maximizing_study_may_follow_a_minimizing_one_that_finished_no_trial(c
 
 def test_a_study_that_somebody_works_on_is_not_replaced(config: RunConfig) -> None:
     study, target = open_study(config, SPACE, PHOTOS)
-    held = claim(study, config, SPACE, target)
+    held = claim_trial(study, config, SPACE, target)
     assert isinstance(held, Claim)
     with pytest.raises(
         UserError, match=r"sweep\.study_name must name a study that no other command works on.*trial 0 is being"
@@ -464,7 +464,7 @@ def test_an_identity_survives_its_file(config: RunConfig, tmp_path: Path) -> Non
 
 def test_a_claimed_trial_is_new_locked_and_inside_the_space(config: RunConfig) -> None:
     study, target = open_study(config, SPACE, PHOTOS)
-    claimed = claim(study, config, SPACE, target)
+    claimed = claim_trial(study, config, SPACE, target)
     assert isinstance(claimed, Claim)
     assert claimed.trial.number == 0
     assert claimed.folder.path == trial_folder(config, 0).path
@@ -477,17 +477,17 @@ def test_a_claimed_trial_is_new_locked_and_inside_the_space(config: RunConfig) -
 def test_nothing_is_claimed_once_all_trials_have_finished(config: RunConfig) -> None:
     run_trials(config, SPACE, 3)
     study, target = open_study(config, SPACE, PHOTOS)
-    assert claim(study, config, SPACE, target) == NothingToClaim(done=True, waiting_for=())
+    assert claim_trial(study, config, SPACE, target) == NothingToClaim(done=True, waiting_for=())
     assert len(study.trials) == 3
 
 
 def test_a_trial_that_nobody_holds_is_taken_over_as_it_was_drawn(config: RunConfig) -> None:
     study, target = open_study(config, SPACE, PHOTOS)
-    first = claim(study, config, SPACE, target)
+    first = claim_trial(study, config, SPACE, target)
     assert isinstance(first, Claim)
     first.lock.release()
     study, target = open_study(config, SPACE, PHOTOS)
-    again = claim(study, config, SPACE, target)
+    again = claim_trial(study, config, SPACE, target)
     assert isinstance(again, Claim)
     assert (again.trial.number, again.point) == (0, first.point)
     assert len(study.trials) == 1
@@ -495,11 +495,11 @@ def test_a_trial_that_nobody_holds_is_taken_over_as_it_was_drawn(config: RunConf
 
 def test_a_free_trial_is_taken_over_even_where_no_new_one_may_start(config: RunConfig) -> None:
     study, target = open_study(config, SPACE, PHOTOS)
-    assert claim(study, config, SPACE, target, new=False) == NothingToClaim(done=True)
-    first = claim(study, config, SPACE, target)
+    assert claim_trial(study, config, SPACE, target, new=False) == NothingToClaim(done=True)
+    first = claim_trial(study, config, SPACE, target)
     assert isinstance(first, Claim)
     first.lock.release()
-    again = claim(study, config, SPACE, target, new=False)
+    again = claim_trial(study, config, SPACE, target, new=False)
     assert isinstance(again, Claim)
     assert again.trial.number == 0
 
@@ -508,11 +508,11 @@ CLAIM_AND_WAIT = """
 import sys
 from pathlib import Path
 from experiments.study.study import open_study
-from experiments.study.trials import claim
+from experiments.study.trials import claim_trial
 from tests.unit.experiments.study.test_study import PHOTOS, SPACE, make_config
 config = make_config(Path(sys.argv[1]), n_trials=1)
 study, target = open_study(config, SPACE, PHOTOS)
-claimed = claim(study, config, SPACE, target)
+claimed = claim_trial(study, config, SPACE, target)
 print("ready", flush=True)
 sys.stdin.read()
 """
@@ -522,26 +522,26 @@ def test_a_trial_waits_for_its_process_and_is_taken_over_when_that_is_killed(tmp
     config = make_config(tmp_path, n_trials=1)
     with another_process(CLAIM_AND_WAIT, tmp_path) as process:
         study, target = open_study(config, SPACE, PHOTOS)
-        assert claim(study, config, SPACE, target) == NothingToClaim(
+        assert claim_trial(study, config, SPACE, target) == NothingToClaim(
             done=False, waiting_for=(f"trial 0 on {platform.node()}",)
         )
         drawn = study.trials[0].params
         process.send_signal(signal.SIGKILL)
         process.wait()
-    claimed = claim(study, config, SPACE, target)
+    claimed = claim_trial(study, config, SPACE, target)
     assert isinstance(claimed, Claim)
     assert (claimed.trial.number, claimed.point) == (0, drawn)
     finish(study, claimed)
-    assert claim(study, config, SPACE, target) == NothingToClaim(done=True)
+    assert claim_trial(study, config, SPACE, target) == NothingToClaim(done=True)
 
 
 def test_a_held_trial_is_left_alone_and_a_new_one_starts_beside_it(config: RunConfig) -> None:
     study, target = open_study(config, SPACE, PHOTOS)
-    first = claim(study, config, SPACE, target)
+    first = claim_trial(study, config, SPACE, target)
     assert isinstance(first, Claim)
     first.lock.release()
     with FileLock(first.folder.path / "lock"):
-        second = claim(study, config, SPACE, target)
+        second = claim_trial(study, config, SPACE, target)
     assert isinstance(second, Claim)
     assert second.trial.number == 1
 
@@ -555,7 +555,7 @@ def test_threads_that_claim_at_once_share_the_trials(config: RunConfig) -> None:
         study, target = open_study(config, SPACE, PHOTOS)
         claims = []
         start.wait()
-        while isinstance(claimed := claim(study, config, SPACE, target), Claim):
+        while isinstance(claimed := claim_trial(study, config, SPACE, target), Claim):
             claims.append(claimed)
         assert not claimed.done
         end.wait()
@@ -572,7 +572,7 @@ def claim_until_done(folder: Path) -> list[int]:
     study, target = open_study(config, SPACE, PHOTOS)
     numbers = []
     while True:
-        claimed = claim(study, config, SPACE, target)
+        claimed = claim_trial(study, config, SPACE, target)
         if isinstance(claimed, Claim):
             numbers.append(claimed.trial.number)
             finish(study, claimed)
@@ -594,18 +594,20 @@ def test_the_lock_of_a_trial_decides_whatever_the_machine_is_called(
 ) -> None:
     config = make_config(tmp_path, storage=storage(tmp_path), n_trials=1)
     study, target = open_study(config, SPACE, PHOTOS)
-    first = claim(study, config, SPACE, target)
+    first = claim_trial(study, config, SPACE, target)
     assert isinstance(first, Claim)
     before = platform.node()
     monkeypatch.setattr(platform, "node", lambda: "a-new-container")
-    assert claim(study, config, SPACE, target) == NothingToClaim(False, (f"trial 0 on {before}",))
+    assert claim_trial(study, config, SPACE, target) == NothingToClaim(False, (f"trial 0 on {before}",))
     first.lock.release()  # its process was killed
-    again = claim(study, config, SPACE, target)
+    again = claim_trial(study, config, SPACE, target)
     assert isinstance(again, Claim)
     assert (again.trial.number, again.point) == (0, first.point)
     again.lock.release()
     (again.folder.path / "claim").write_bytes(b"\xff\0")  # a damaged one is none
-    assert isinstance(claim(study, config, SPACE, target), Claim if config.sweep.storage is None else NothingToClaim)
+    assert isinstance(
+        claim_trial(study, config, SPACE, target), Claim if config.sweep.storage is None else NothingToClaim
+    )
     study._storage.remove_session()
 
 
@@ -618,17 +620,17 @@ def two_machines(tmp_path: Path, **values: object) -> tuple[RunConfig, RunConfig
 def test_another_machine_takes_a_trial_over_when_its_holder_was_silent_for_too_long(tmp_path: Path) -> None:
     here, there = two_machines(tmp_path, n_trials=1, claim_timeout_seconds=1.0)
     study, target = open_study(here, SPACE, PHOTOS)
-    first = claim(study, here, SPACE, target)
+    first = claim_trial(study, here, SPACE, target)
     assert isinstance(first, Claim)
     first.lock.release()  # it was killed, and the other machine cannot see that
     other, _ = open_study(there, SPACE, PHOTOS)
     waiting = NothingToClaim(False, (f"trial 0 on {platform.node()}",))
-    assert claim(other, there, SPACE, target) == waiting
+    assert claim_trial(other, there, SPACE, target) == waiting
     time.sleep(1.1)
-    second = claim(other, there, SPACE, target)
+    second = claim_trial(other, there, SPACE, target)
     assert isinstance(second, Claim)
     assert second.point == first.point
-    assert claim(study, here, SPACE, target) == waiting, "its old folder is no claim any more"
+    assert claim_trial(study, here, SPACE, target) == waiting, "its old folder is no claim any more"
     study._storage.remove_session()
     other._storage.remove_session()
 
@@ -638,14 +640,14 @@ def test_a_heartbeat_keeps_a_claim_also_where_the_clocks_differ(
 ) -> None:
     here, there = two_machines(tmp_path, n_trials=1, claim_timeout_seconds=0.6)
     study, target = open_study(here, SPACE, PHOTOS)
-    first = claim(study, here, SPACE, target)
+    first = claim_trial(study, here, SPACE, target)
     assert isinstance(first, Claim)
     other, _ = open_study(there, SPACE, PHOTOS)
     with HeldClaims([first], study._storage, here) as held:
         now = time.time
         monkeypatch.setattr(time, "time", lambda: now() + 86_400)
         time.sleep(1.0)
-        assert isinstance(claim(other, there, SPACE, target), NothingToClaim)
+        assert isinstance(claim_trial(other, there, SPACE, target), NothingToClaim)
         held.check()
     study._storage.remove_session()
     other._storage.remove_session()
@@ -654,12 +656,12 @@ def test_a_heartbeat_keeps_a_claim_also_where_the_clocks_differ(
 def test_a_holder_that_returns_after_its_claim_was_taken_learns_of_it(tmp_path: Path) -> None:
     here, there = two_machines(tmp_path, n_trials=2, claim_timeout_seconds=0.4)
     study, target = open_study(here, SPACE, PHOTOS)
-    claims = [claim(study, here, SPACE, target) for _ in range(2)]
+    claims = [claim_trial(study, here, SPACE, target) for _ in range(2)]
     assert isinstance(claims[0], Claim)
     assert isinstance(claims[1], Claim)
     time.sleep(0.5)  # a laptop that was closed
     other, _ = open_study(there, SPACE, PHOTOS)
-    taken = claim(other, there, SPACE, target)
+    taken = claim_trial(other, there, SPACE, target)
     assert isinstance(taken, Claim)
     with HeldClaims(claims, study._storage, here) as held:
         held.confirm(1)
@@ -675,7 +677,7 @@ def test_a_holder_that_returns_after_its_claim_was_taken_learns_of_it(tmp_path: 
 def test_a_trial_that_somebody_ended_is_not_told_again(tmp_path: Path) -> None:
     config = make_config(tmp_path, storage=sqlite(tmp_path), n_trials=1)
     study, target = open_study(config, SPACE, PHOTOS)
-    claimed = claim(study, config, SPACE, target)
+    claimed = claim_trial(study, config, SPACE, target)
     assert isinstance(claimed, Claim)
     with HeldClaims([claimed], study._storage, config) as held:
         study.tell(0, state=TrialState.FAIL)  # by hand
@@ -689,9 +691,9 @@ def test_a_trial_that_nobody_claimed_is_taken_over_after_the_timeout(tmp_path: P
     study, target = open_study(config, SPACE, PHOTOS)
     study.ask()  # and its process is killed
     waiting = NothingToClaim(done=False, waiting_for=("trial 0 on ?",))
-    assert claim(study, config, SPACE, target) == waiting, "somebody may be about to claim it"
+    assert claim_trial(study, config, SPACE, target) == waiting, "somebody may be about to claim it"
     time.sleep(0.5)
-    assert isinstance(claim(study, config, SPACE, target), Claim)
+    assert isinstance(claim_trial(study, config, SPACE, target), Claim)
     study._storage.remove_session()
 
 
@@ -751,7 +753,7 @@ def test_a_call_is_made_again_from_its_beginning_when_its_database_restarts(tmp_
     study, target = open_study(config, SPACE, PHOTOS)
     for number in range(2):
         driver = _RestartingDriver(study._storage, 3)
-        claimed = claim(study, config, SPACE, target)
+        claimed = claim_trial(study, config, SPACE, target)
         assert isinstance(claimed, Claim)
         assert driver.left == 0
         assert claimed.trial.number == number
@@ -795,12 +797,12 @@ def test_a_trial_that_was_cut_off_while_it_was_drawn_is_completed(
     with monkeypatch.context() as patch:
         kill_after(drawn, patch)
         with pytest.raises(KeyboardInterrupt):
-            claim(study, config, space, target)
+            claim_trial(study, config, space, target)
     gc.collect()  # the lock goes with the frames that held it
     study, target = open_study(config, space, PHOTOS)
     noted = study.trials[0].params
     assert list(noted.items()) == list(whole.items())[:drawn]
-    claimed = claim(study, config, space, target)
+    claimed = claim_trial(study, config, space, target)
     assert isinstance(claimed, Claim)
     assert claimed.trial.number == 0
     assert is_inside(claimed.point, space)
@@ -834,7 +836,7 @@ def test_a_study_over_a_grid_ends_with_the_grid(tmp_path: Path, caplog: pytest.L
     assert len(run_trials(config, GRID, size)) == size
     assert f"the grid has {size} points" in caplog.text
     study, target = open_study(config, GRID, PHOTOS)
-    assert claim(study, config, GRID, target) == NothingToClaim(done=True)
+    assert claim_trial(study, config, GRID, target) == NothingToClaim(done=True)
 
 
 def test_a_grid_of_ranges_is_refused(tmp_path: Path) -> None:

@@ -58,7 +58,7 @@ def test_facts_come_back_as_text() -> None:
 
 def test_the_environment_is_told_from_facts() -> None:
     (line,) = parse_lines([environment_line({"package.torch": "2.14"})])
-    assert (line.kind, line.facts) == ("environment", {"package.torch": "2.14"})
+    assert (line.topic, line.facts) == ("environment", {"package.torch": "2.14"})
 
 
 def test_noise_says_nothing() -> None:

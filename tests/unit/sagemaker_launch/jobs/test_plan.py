@@ -49,7 +49,7 @@ def space(config: RunConfig) -> SearchSpace:
 def test_a_training_job_is_planned_without_aws(settings: CloudSettings, config: RunConfig) -> None:
     plan = plan_training(settings, config)
     request: dict[str, Any] = plan.build("dogs-1")
-    assert (plan.kind, plan.label, request["TrainingJobName"]) == (TRAINING, config.tracking.experiment, "dogs-1")
+    assert (plan.job_type, plan.label, request["TrainingJobName"]) == (TRAINING, config.tracking.experiment, "dogs-1")
     assert plan.worst.usd == pytest.approx(1.0)
     assert "$1.00" in plan.worst.table()
 
@@ -57,7 +57,7 @@ def test_a_training_job_is_planned_without_aws(settings: CloudSettings, config: 
 def test_a_tuning_job_costs_at_worst_what_its_jobs_do(settings: CloudSettings, config: RunConfig) -> None:
     plan = plan_tuning(settings, config, space(config))
     limits = plan.build("dogs-1")["HyperParameterTuningJobConfig"]["ResourceLimits"]
-    assert (plan.kind, limits["MaxNumberOfTrainingJobs"]) == (TUNING, 3)
+    assert (plan.job_type, limits["MaxNumberOfTrainingJobs"]) == (TUNING, 3)
     assert plan.worst.usd == pytest.approx(3.0)
 
 

@@ -1,4 +1,4 @@
-"""Several trials of a sweep as one batched product: the results of `train()` for all of them at once."""
+"""Train several trials of a sweep at once, as one batched matrix product, with the results that `train()` has alone."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import torch
 
@@ -25,18 +26,33 @@ SAY_SECONDS = 2.0
 """Seconds between progress lines: an epoch of small heads takes milliseconds."""
 
 
+class ReportEpoch(Protocol):
+    """Reports an epoch of a run, as `PruningCallback.report` does."""
+
+    def __call__(self, epoch: int, value: float, ends: bool) -> bool:
+        """Report the objective of an epoch.
+
+        Args:
+            epoch: counted from 1.
+            value: the objective.
+            ends: whether training ends with this epoch anyway.
+
+        Returns:
+            Whether to prune the run.
+        """
+
+
 @dataclass(frozen=True)
 class PopulationRun:
     """One of the runs that are trained together."""
 
     task: HeadTask
     folder: RunFolder
-    report: Callable[[int, float, bool], bool]
-    """Takes an epoch, counted from 1, its objective and whether training ends there; says whether to prune the run."""
+    report: ReportEpoch
 
 
-def together(config: RunConfig) -> RunConfig:
-    """The config without fields that may differ within a population: runs with equal ones train together."""
+def shared_config(config: RunConfig) -> RunConfig:
+    """The config without the fields that may differ within a population. Runs with equal ones train together."""
     return replace(
         config,
         data=replace(config.data, batch_size=1),
@@ -49,10 +65,10 @@ def together(config: RunConfig) -> RunConfig:
 def train_population(
     runs: Sequence[PopulationRun], *, check: Callable[[], None]
 ) -> Iterator[tuple[PopulationRun, Outcome | NotANumberError]]:
-    """Train runs together, from the start: a kill costs the seconds that they have trained.
+    """Train runs together, from their first epoch: there are no checkpoints to resume from after a kill.
 
     Args:
-        runs: that `together` makes equal.
+        runs: runs whose shared configs are equal.
         check: called between two epochs; raises to stop.
 
     Yields:
@@ -64,12 +80,12 @@ def train_population(
         run.folder.add_params(data_facts(run.task.folders))
     histories: list[dict[int, dict[str, float]]] = [{} for _ in runs]
     best: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
-    said = time.monotonic()
-    while population.places:
+    reported_at = time.monotonic()
+    while population.member_indices:
         check()
         staying = []
-        for place, values in population.train_epoch().items():
-            run, epoch, history = runs[place], population.epoch, histories[place]
+        for index, values in population.train_epoch().items():
+            run, epoch, history = runs[index], population.epoch, histories[index]
             history[epoch] = values
             run.folder.record(epoch, values)
             if not math.isfinite(values[metrics.VAL_LOSS]):
@@ -77,28 +93,28 @@ def train_population(
                 continue
             best_yet = best_epoch(history, sweep.metric, sweep.direction)
             if best_yet == epoch:
-                best[place] = population.head(place)
+                best[index] = population.head(index)
             trainer = run.task.config.trainer
             ends = epoch == trainer.epochs or has_stalled(epoch, best_yet, trainer.early_stopping_patience)
             pruned = run.report(epoch, values[sweep.metric], ends)
             if ends:
-                _write_checkpoint(run.folder, best_yet, *best[place])
-                scores = _score(run.task, *best[place])
+                _write_checkpoint(run.folder, best_yet, *best[index])
+                scores = _score(run.task, *best[index])
                 scores.save(run.folder.scores)
                 scored = {**run_metrics(history, best_yet), **scores.metrics("val")}
                 yield run, Outcome("COMPLETE", history[best_yet][sweep.metric], scored)
             elif pruned:
                 yield run, Outcome("PRUNED", values[sweep.metric], reason=f"pruned after epoch {epoch}")
             else:
-                staying.append(place)
+                staying.append(index)
         population.keep(staying)
-        if (waited := time.monotonic() - said) > SAY_SECONDS or not staying:
+        if (waited := time.monotonic() - reported_at) > SAY_SECONDS or not staying:
             say(f"population: epoch {population.epoch}, {len(staying)} of {len(runs)} trials continue")
-            said += waited
+            reported_at += waited
 
 
 def new_population(tasks: Sequence[HeadTask]) -> HeadPopulation:
-    """Untrained heads of tasks whose configs `together` makes equal, on their features."""
+    """Untrained heads of tasks whose shared configs are equal, on the features of the tasks."""
     config = tasks[0].config
     return HeadPopulation(
         tasks[0].features.to(training_device(config)),
@@ -130,7 +146,7 @@ def _score(task: HeadTask, weight: torch.Tensor, bias: torch.Tensor) -> Scores:
 
 
 def _write_checkpoint(folder: RunFolder, epoch: int, weight: torch.Tensor, bias: torch.Tensor) -> None:
-    """The best weights as a solo run leaves them; epochs count from 1 here and from 0 in a checkpoint."""
+    """Write the best weights as `train()` does; epochs count from 1 here and from 0 in a checkpoint."""
     state = {"network.weight": weight, "network.bias": bias}
     path = folder.path / CHECKPOINT_FOLDER / BEST_CHECKPOINT
     AtomicCheckpointIO().save_checkpoint({"state_dict": state, "epoch": epoch - 1}, path)
