@@ -58,6 +58,8 @@ def main(argv: Sequence[str]) -> int:
         settings = load_cloud(arguments.cloud, arguments.cloud_overrides)
         config = load_config(arguments.config, arguments.overrides)
         arguments.passed_on = functools.partial(_passed_on, arguments)
+        # A preset says where its runs belong, by a name of its own or by that of its photos.
+        arguments.names_experiment = arguments.config is not None or "tracking.experiment" in arguments.overrides
         arguments.command(settings, config, arguments)
 
     return run_command(run, show_traceback=arguments.traceback)

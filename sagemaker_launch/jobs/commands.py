@@ -67,6 +67,7 @@ def _tune(settings: CloudSettings, config: RunConfig, arguments: argparse.Namesp
 def _train(settings: CloudSettings, config: RunConfig, arguments: argparse.Namespace) -> None:
     from sagemaker_launch.jobs.plan import plan_training
 
+    channels = None
     if arguments.from_study:
         from experiments.study.study import best_config, load_study  # imports Optuna
 
@@ -75,13 +76,20 @@ def _train(settings: CloudSettings, config: RunConfig, arguments: argparse.Names
         config = override(best, arguments.overrides)
     elif arguments.best_of:
         from sagemaker_launch.aws.client import client
-        from sagemaker_launch.container.hyperparameters import decode
-        from sagemaker_launch.jobs.found import best_training_job, config_at_home
+        from sagemaker_launch.aws.resources import TRAINING, tags_of
+        from sagemaker_launch.jobs.found import best_training_job
+        from sagemaker_launch.jobs.repeat import channels_of, config_for_another_job, experiment_of
 
-        described = best_training_job(client("sagemaker", settings), arguments.best_of)
-        say(f"settings of {described['TrainingJobName']}, the best of {arguments.best_of}")
-        config = config_at_home(config, decode(described["HyperParameters"]), arguments.overrides)
-    _start_and_watch(settings, plan_training(settings, config), arguments)
+        sagemaker = client("sagemaker", settings)
+        described = best_training_job(sagemaker, arguments.best_of)
+        channels = channels_of(described)
+        overrides = dict(arguments.overrides)
+        if not arguments.names_experiment:
+            tags = tags_of(sagemaker, described[TRAINING.arn])
+            overrides["tracking.experiment"] = experiment_of(tags, config)
+        config = config_for_another_job(config, described, overrides)
+        say(f"settings, photos and weights of {described['TrainingJobName']}, the best of {arguments.best_of}")
+    _start_and_watch(settings, plan_training(settings, config, channels=channels), arguments)
 
 
 def _start_and_watch(settings: CloudSettings, plan: JobPlan, arguments: argparse.Namespace) -> None:
@@ -123,15 +131,25 @@ def _start_and_watch(settings: CloudSettings, plan: JobPlan, arguments: argparse
 
 def _sync(settings: CloudSettings, config: RunConfig, arguments: argparse.Namespace) -> None:
     from sagemaker_launch.aws.client import client
+    from sagemaker_launch.aws.logs import failure_reason
+    from sagemaker_launch.aws.resources import tags_of
     from sagemaker_launch.jobs.found import find_job, project_jobs
+    from sagemaker_launch.jobs.repeat import experiment_of
     from sagemaker_launch.jobs.sync import Synchroniser
 
     sagemaker = client("sagemaker", settings)
     found = [find_job(sagemaker, name) for name in arguments.jobs] or list(project_jobs(sagemaker, settings))
-    synchroniser = Synchroniser.open(settings, config)
+    synchronisers: dict[str, Synchroniser] = {}
     for job in found:
-        folders = synchroniser.sync(job, models=arguments.models)
-        print(f"{job.name}: {job.status}, {len(folders)} runs in MLflow experiment '{config.tracking.experiment}'")
+        experiment = config.tracking.experiment
+        if not arguments.names_experiment:
+            experiment = experiment_of(tags_of(sagemaker, job.described[job.job_type.arn]), config)
+        if experiment not in synchronisers:
+            there = override(config, {"tracking.experiment": experiment})
+            synchronisers[experiment] = Synchroniser.open(settings, there)
+        folders = synchronisers[experiment].sync(job, models=arguments.models)
+        reason = f" ({failure_reason(job.described).splitlines()[0]})" if job.status == "Failed" else ""
+        print(f"{job.name}: {job.status}{reason}, {len(folders)} runs in MLflow experiment '{experiment}'")
 
 
 def _stop(settings: CloudSettings, config: RunConfig, arguments: argparse.Namespace) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from experiments.config import RunConfig, is_own_in_job, is_sent, override, require
+from experiments.config import require
 from experiments.errors import UserError
 from sagemaker_launch.aws.resources import TRAINING, TUNING, ResourceType, tags_of
 from sagemaker_launch.settings.cloud import PROJECT_TAG, CloudSettings
@@ -62,20 +62,6 @@ def best_training_job(client: Any, tuning_job: str) -> Mapping[str, Any]:
     require(best is not None, tuning_job, "have a training job with an objective", state)
     assert best is not None
     return TRAINING.describe(client, best["TrainingJobName"])
-
-
-def config_at_home(config: RunConfig, sent: Mapping[str, object], overrides: Mapping[str, object]) -> RunConfig:
-    """The config of a training job, with the photos, weights and devices of `config`.
-
-    Args:
-        sent: the fields of the job, from its hyperparameters or its run.
-        overrides: what the user set on top.
-
-    Raises:
-        UserError: for a field that the job was sent and this version does not know.
-    """
-    kept = {name: value for name, value in sent.items() if is_sent(name) and not is_own_in_job(name)}
-    return override(config, kept | dict(overrides))
 
 
 def project_jobs(client: Any, settings: CloudSettings, status: str | None = None) -> Iterator[FoundJob]:

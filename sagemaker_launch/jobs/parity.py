@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from experiments.config import RunConfig, noted_fields, require
+from experiments.config import RunConfig, require
 from experiments.console import say
 from experiments.report.parity import compare, write_parity
 from experiments.runs.folder import RunFolder
@@ -14,7 +14,8 @@ from experiments.tracking.store import RunStore, find_folder
 from lightning_modules.metrics import TEST_LOSS
 from sagemaker_launch.aws import client as aws
 from sagemaker_launch.aws.resources import TRAINING
-from sagemaker_launch.jobs.found import config_at_home, find_job
+from sagemaker_launch.jobs.found import find_job
+from sagemaker_launch.jobs.repeat import config_for_home
 from sagemaker_launch.jobs.sync import Synchroniser
 from sagemaker_launch.settings.cloud import CloudSettings
 
@@ -74,10 +75,13 @@ def train_at_home(config: RunConfig, job: RunFolder, overrides: Mapping[str, obj
 
     Args:
         job: its run folder.
-        overrides: fields that the user set in addition to the job's config.
+        overrides: what the user set on top of its config.
+
+    Raises:
+        UserError: if the photos or weights of this machine are not the job's.
     """
     name = job.path.name
-    config = config_at_home(config, noted_fields(job.read().params), overrides)
+    config = config_for_home(config, name, job.read().params, overrides)
     path_prefix = run_path_prefix(config, f"parity/{name}")
     done = complete_run(path_prefix)
     if done is not None:

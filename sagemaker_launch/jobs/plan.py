@@ -13,6 +13,7 @@ from experiments.study.search_space import SearchSpace
 from sagemaker_launch.aws import client as aws
 from sagemaker_launch.aws.prices import find_price
 from sagemaker_launch.aws.resources import TRAINING, TUNING, Request, ResourceType
+from sagemaker_launch.aws.tags import MAX_VALUE, to_tag_value
 from sagemaker_launch.jobs.budget import WorstCase, rule_processing, worst_case
 from sagemaker_launch.jobs.launch import Launched, launch
 from sagemaker_launch.jobs.requests import number_of_jobs, training_job, tuning_job
@@ -51,8 +52,11 @@ def plan_tuning(settings: CloudSettings, config: RunConfig, space: SearchSpace) 
     return _plan(settings, config, TUNING, number_of_jobs(settings, config, space), build)
 
 
-def plan_training(settings: CloudSettings, config: RunConfig) -> JobPlan:
+def plan_training(settings: CloudSettings, config: RunConfig, *, channels: Inputs | None = None) -> JobPlan:
     """Plan a single training job. Nothing is created or uploaded.
+
+    Args:
+        channels: of another job, whose photos and weights this one uses; by default those of this machine.
 
     Raises:
         UserError: for settings that a job can't have, photos or weights that are missing, or if no price is known.
@@ -63,7 +67,7 @@ def plan_training(settings: CloudSettings, config: RunConfig) -> JobPlan:
     def build(sent: RunConfig, inputs: Inputs, image_uri: str, name: str) -> Request:
         return training_job(settings, sent, inputs, image_uri, name=name)
 
-    return _plan(settings, resolve_config(config), TRAINING, 1, build)
+    return _plan(settings, resolve_config(config), TRAINING, 1, build, channels)
 
 
 def _plan(
@@ -72,6 +76,7 @@ def _plan(
     job_type: ResourceType,
     jobs: int,
     build: Callable[[RunConfig, Inputs, str, str], Request],
+    channels: Inputs | None = None,
 ) -> JobPlan:
     settings.require_for_jobs()
     require(
@@ -80,16 +85,19 @@ def _plan(
         "be true with trainer.record or trainer.profile: what they leave comes home with the checkpoints",
         settings.checkpoints,
     )
+    experiment = config.tracking.experiment
+    rule = f"have at most {MAX_VALUE} characters as a tag of the job"
+    require(len(to_tag_value(experiment)) <= MAX_VALUE, "tracking.experiment", rule, experiment)
     where = aws.region(settings)
     worst = worst_case(settings, find_price(settings, where), jobs=jobs, rules=rule_processing(settings, where))
-    shipment, sent = make_shipment(settings, config, debugger=settings.debugger.enabled)
+    shipment, sent = make_shipment(settings, config, debugger=settings.debugger.enabled, channels=channels)
     image = find_image(settings, where, config.data.cache_dir)
     inputs = shipment.inputs(settings)
 
     def request(name: str) -> Request:
         return build(sent, inputs, image, name)
 
-    return JobPlan(job_type, config.tracking.experiment, request, worst, lambda s3: shipment.upload(s3, settings))
+    return JobPlan(job_type, experiment, request, worst, lambda s3: shipment.upload(s3, settings))
 
 
 def start_job(settings: CloudSettings, plan: JobPlan, *, again: bool = False) -> Launched:

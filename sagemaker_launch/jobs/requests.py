@@ -9,10 +9,11 @@ from typing import Any
 from experiments.config import RunConfig, require
 from experiments.study.epochs import EPOCHS
 from experiments.study.search_space import ChoiceRange, FloatRange, SearchSpace, grid_points
+from sagemaker_launch.aws.tags import to_tag_value
 from sagemaker_launch.container.hyperparameters import encode, wire_name, wire_value
 from sagemaker_launch.container.metric_lines import metric_definitions, objective
 from sagemaker_launch.jobs.debugger_fields import debugger_fields
-from sagemaker_launch.settings.cloud import GPU_FAMILIES, PROJECT_TAG, CloudSettings
+from sagemaker_launch.settings.cloud import EXPERIMENT_TAG, GPU_FAMILIES, PROJECT_TAG, CloudSettings
 from sagemaker_launch.shipping.bundle import ENTRY
 from sagemaker_launch.shipping.storage import Inputs
 
@@ -31,7 +32,7 @@ def training_job(
     request = _definition(settings, inputs, image_uri, name)
     request["TrainingJobName"] = name
     request["HyperParameters"] = encode(config) | _toolkit(settings)
-    request["Tags"] = _tags(settings)
+    request["Tags"] = _tags(settings, config)
     if settings.keep_alive_seconds:
         request["ResourceConfig"]["KeepAlivePeriodInSeconds"] = settings.keep_alive_seconds
     if settings.debugger.enabled:
@@ -100,7 +101,7 @@ def tuning_job(
         "HyperParameterTuningJobName": name,
         "HyperParameterTuningJobConfig": tuning,
         "TrainingJobDefinition": definition,
-        "Tags": _tags(settings),
+        "Tags": _tags(settings, config),
     }
     if settings.warm_start_from:
         parents = [{"HyperParameterTuningJobName": parent} for parent in settings.warm_start_from]
@@ -217,6 +218,7 @@ def _toolkit(settings: CloudSettings) -> dict[str, str]:
     return hyperparameters
 
 
-def _tags(settings: CloudSettings) -> list[dict[str, str]]:
-    tags: Mapping[str, str] = {PROJECT_TAG: settings.project, **settings.tags}
+def _tags(settings: CloudSettings, config: RunConfig) -> list[dict[str, str]]:
+    experiment = to_tag_value(config.tracking.experiment)
+    tags: Mapping[str, str] = {PROJECT_TAG: settings.project, EXPERIMENT_TAG: experiment, **settings.tags}
     return [{"Key": key, "Value": value} for key, value in tags.items()]

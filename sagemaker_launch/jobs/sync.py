@@ -31,6 +31,7 @@ from sagemaker_launch.aws.resources import TRAINING, TUNING
 from sagemaker_launch.container.hyperparameters import decode
 from sagemaker_launch.container.metric_lines import ReportedLine, parse_lines
 from sagemaker_launch.jobs.found import ENDED, FoundJob, children, find_job, milliseconds, seconds
+from sagemaker_launch.jobs.repeat import WEIGHTS_PARAM, channel_uris
 from sagemaker_launch.settings.cloud import CloudSettings
 from sagemaker_launch.shipping.archive import fetch_model
 from sagemaker_launch.shipping.download import fetch_folder, fetch_scores
@@ -157,6 +158,8 @@ class Synchroniser:
             return folder  # it can't change any more
         described = TRAINING.describe(self.sagemaker, name)
         params = {**_as_at_home(decode(described["HyperParameters"])), **_machine(described)}
+        if weights := channel_uris(described).get("weights"):
+            params[WEIGHTS_PARAM] = weights
         if not folder.has_started:
             self._start_folder(folder, name, params, described[TRAINING.arn], described["CreationTime"], tags)
         log = job_log(self._logs, name)

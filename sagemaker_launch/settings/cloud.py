@@ -15,6 +15,8 @@ from sagemaker_launch.settings.endpoint import EndpointSettings
 
 PROJECT_TAG = "project"
 """Tag by which this project finds its resources, and to which the IAM policy restricts it."""
+EXPERIMENT_TAG = "tracking.experiment"
+"""Tag of a job: the MLflow experiment that it was launched for."""
 TRAINS = ("cloud tune", "cloud train")
 RUNS_MACHINES = (*TRAINS, "cloud deploy")
 LISTS_JOBS = ("cloud sync", "cloud status", "cloud cost")
@@ -140,6 +142,7 @@ class CloudSettings:
         check(len(self.environment) <= 48, "environment", "have at most 48 entries")
         check(len(self.tags) <= 48, "tags", "have at most 48 entries")
         check(PROJECT_TAG not in self.tags, "tags", f"leave {PROJECT_TAG!r} to cloud.project")
+        check(EXPERIMENT_TAG not in self.tags, "tags", f"leave {EXPERIMENT_TAG!r} to the field of this name")
         check(1 <= self.max_parallel_jobs <= 100, "max_parallel_jobs", "be 1..100")
         check(
             not self.early_stopping or self.strategy != "Hyperband",

@@ -11,14 +11,17 @@ from experiments.console import say
 from experiments.errors import UserError
 from sagemaker_launch.settings.cloud import GPU_FAMILIES, CloudSettings
 from sagemaker_launch.shipping.bundle import fetch_debugger, fetch_wheels, make_bundle
-from sagemaker_launch.shipping.storage import Shipment, file_sha256, read_photo_set
+from sagemaker_launch.shipping.storage import Inputs, PhotoSet, Shipment, file_sha256, read_photo_set
 
 
-def make_shipment(settings: CloudSettings, config: RunConfig, *, debugger: bool = False) -> tuple[Shipment, RunConfig]:
+def make_shipment(
+    settings: CloudSettings, config: RunConfig, *, debugger: bool = False, channels: Inputs | None = None
+) -> tuple[Shipment, RunConfig]:
     """Collect the inputs of a job of this config.
 
     Args:
         debugger: whether smdebug ships with the code.
+        channels: of another job, whose photos and weights this one uses; by default those of this machine.
 
     Returns:
         The shipment, and the config as it is sent, without paths of this machine.
@@ -26,11 +29,10 @@ def make_shipment(settings: CloudSettings, config: RunConfig, *, debugger: bool 
     Raises:
         UserError: if photos or weights are missing, settings do not fit, or the code holds what looks like a secret.
     """
-    weights, sha256 = None, ""
-    if config.model.weights not in ("imagenet", "none"):
-        weights = Path(config.model.weights)
-        if not weights.is_file():
-            raise UserError(f"model.weights must be imagenet, none or a file, got {str(weights)!r}")
+    weights: Path | str | None = None if channels is None else channels.weights
+    sha256 = ""
+    if channels is None and config.model.weights not in ("imagenet", "none"):
+        weights = local_weights(config)
         sha256 = file_sha256(weights)
         config = override(config, {"model.weights": weights.name})
     require(
@@ -41,9 +43,25 @@ def make_shipment(settings: CloudSettings, config: RunConfig, *, debugger: bool 
     )
     wheels = fetch_wheels(config.data.cache_dir) if settings.network_isolation else None
     wheel = fetch_debugger(config.data.cache_dir) if debugger else None
-    root = s3_root(config)
-    photos = root or read_photo_set(_photo_root(config))
+    photos = channels.photos if channels else find_photo_set(config)
     return Shipment(photos, make_bundle(wheels, wheel), weights, sha256), config
+
+
+def local_weights(config: RunConfig) -> Path:
+    """The checkpoint that a config names.
+
+    Raises:
+        UserError: if there is none.
+    """
+    weights = Path(config.model.weights)
+    if not weights.is_file():
+        raise UserError(f"model.weights must be imagenet, none or a file, got {str(weights)!r}")
+    return weights
+
+
+def find_photo_set(config: RunConfig) -> PhotoSet | str:
+    """The photos of a config: those of this machine by their content, or the s3:// URI that `data.root` is."""
+    return s3_root(config) or read_photo_set(_photo_root(config))
 
 
 def s3_root(config: RunConfig) -> str | None:

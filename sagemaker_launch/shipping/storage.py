@@ -54,6 +54,11 @@ class PhotoSet:
         """SHA-256 over the names and contents of all photos."""
         return hashlib.sha256(json.dumps(sorted(self.index.items())).encode()).hexdigest()
 
+    @property
+    def manifest(self) -> str:
+        """Key of its manifest below the project's prefix."""
+        return f"data/sets/{self.sha256[:32]}/manifest.json"
+
 
 def read_photo_set(root: Path) -> PhotoSet:
     """Hash all photos of the class folders under `root`.
@@ -80,14 +85,14 @@ class Shipment:
     photos: PhotoSet | str
     """Photos to upload, or the s3:// URI of class folders that are there already."""
     bundle: Bundle
-    weights: Path | None
-    """A local checkpoint."""
+    weights: Path | str | None
+    """A local checkpoint to upload, or the s3:// URI of a folder that holds one."""
     weights_sha256: str = ""
 
     def inputs(self, settings: CloudSettings) -> Inputs:
         """The channels of a job."""
-        photos = self.photos if isinstance(self.photos, str) else f"{settings.uri}/{_manifest_key(self.photos)}"
-        weights = f"{settings.uri}/{self._weights_folder}/" if self.weights else None
+        photos = self.photos if isinstance(self.photos, str) else f"{settings.uri}/{self.photos.manifest}"
+        weights = f"{settings.uri}/{self._weights_folder}/" if isinstance(self.weights, Path) else self.weights
         return Inputs(photos, f"{settings.uri}/{self._code_folder}/", weights)
 
     def upload(self, client: Any, settings: CloudSettings) -> None:
@@ -102,7 +107,7 @@ class Shipment:
         archive = f"{self._code_folder}/sourcedir.tar.gz"
         if not storage.exists(archive):
             storage.put(archive, self.bundle.archive)
-        if self.weights is not None:
+        if isinstance(self.weights, Path):
             storage.upload_file(f"{self._weights_folder}/{self.weights.name}", self.weights)
 
     @property
@@ -111,7 +116,7 @@ class Shipment:
 
     @property
     def _weights_folder(self) -> str:
-        return f"weights/{self.weights_sha256[:32]}"
+        return weights_folder(self.weights_sha256)
 
 
 class Storage:
@@ -128,7 +133,7 @@ class Storage:
         Raises:
             UserError: if a photo changed while it was read.
         """
-        manifest = _manifest_key(photos)
+        manifest = photos.manifest
         if self.exists(manifest):
             return
         there = self._names("data/objects/", of="data/objects/")
@@ -175,8 +180,9 @@ class Storage:
         return {key.removeprefix(f"{self._prefix}/{of}") for key in keys}
 
 
-def _manifest_key(photos: PhotoSet) -> str:
-    return f"data/sets/{photos.sha256[:32]}/manifest.json"
+def weights_folder(sha256: str) -> str:
+    """Where a checkpoint is below the project's prefix, by its content."""
+    return f"weights/{sha256[:32]}"
 
 
 def file_sha256(path: Path) -> str:

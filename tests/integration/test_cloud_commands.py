@@ -25,7 +25,7 @@ from sagemaker_launch.jobs.follow import JobFailedError, OwnLines, follow
 from sagemaker_launch.jobs.launch import Launched
 from sagemaker_launch.settings.cloud import CloudSettings, load_cloud
 from sagemaker_launch.shipping.shipment import find_image, make_shipment
-from sagemaker_launch.shipping.storage import Shipment
+from sagemaker_launch.shipping.storage import Inputs, Shipment
 from tests.conftest import REPOSITORY, own_flags, tiny
 from tests.unit.lightning_modules.test_export import export, tiny_network
 
@@ -101,9 +101,11 @@ def without_smdebug(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     """Let a job be planned without the package that ships with it; what was asked for is noted."""
     asked: list[bool] = []
 
-    def ship(settings: CloudSettings, config: RunConfig, *, debugger: bool) -> tuple[Shipment, RunConfig]:
+    def ship(
+        settings: CloudSettings, config: RunConfig, *, debugger: bool, channels: Inputs | None
+    ) -> tuple[Shipment, RunConfig]:
         asked.append(debugger)
-        return real(settings, config)
+        return real(settings, config, channels=channels)
 
     real = make_shipment
     monkeypatch.setattr("sagemaker_launch.jobs.plan.make_shipment", ship)

@@ -32,7 +32,7 @@ from experiments.runs.folder import Outcome, RunFolder
 from experiments.study.identity import Photos, StudyIdentity
 from sagemaker_launch import cli as cloud_cli
 from sagemaker_launch.container.hyperparameters import decode, encode
-from sagemaker_launch.jobs.found import config_at_home
+from sagemaker_launch.jobs.repeat import config_fields
 
 FIELDS = fields_of(RunConfig)
 PHOTOS = Photos("fingerprint", ("a", "b"), 2, 2, 0)
@@ -98,7 +98,7 @@ def test_a_job_gets_the_fields_that_are_sent_and_home_takes_back_what_is_not_the
     config = with_another(name)
     received = decode(encode(config))
     assert (name in received) == is_sent(name)
-    back = to_flat(config_at_home(RunConfig(), received, {}))[name] == to_flat(config)[name]
+    back = to_flat(override(RunConfig(), config_fields(received)))[name] == to_flat(config)[name]
     assert back == (is_sent(name) and not is_own_in_job(name))
 
 
