@@ -32,12 +32,15 @@ _SECRET_NAME = re.compile(
     re.IGNORECASE,
 )
 """The end of a parameter's or variable's name that says that its value is a secret."""
-_TOKENS = (
-    r"\b(?:AKIA|ASIA)[0-9A-Z]{16}\b",
-    r"\b(?:gh[pousr]_|github_pat_|glpat-|hf_|npm_|sk-|dapi|xox[a-z]-)[\w-]{16,}",
-    r"\beyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]*",
-)
-"""Forms of keys and tokens: AWS, GitHub, GitLab, Hugging Face, npm, OpenAI, Databricks, Slack, JSON web tokens."""
+TOKENS = {
+    "AWS access key": r"\b(?:AKIA|ASIA)[0-9A-Z]{16}\b",
+    "AWS secret key": r"(?i)\baws_?secret_?access_?key\W{1,4}[A-Za-z0-9/+]{40}\b",
+    # GitHub, GitLab, Hugging Face, npm, OpenAI, Databricks, Slack
+    "token": r"\b(?:gh[pousr]_|github_pat_|glpat-|hf_|npm_|sk-|dapi|xox[a-z]-)(?=[\w-]*\d)[\w-]{16,}",
+    "JSON web token": r"\beyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]*",
+    "private key": r"-----BEGIN [A-Z ]*PRIVATE KEY-----[^-]*",
+}
+"""Forms of keys and tokens that tell what they are."""
 _TEXT_END, _URL_END = r"\s'\"`<>", ""
 """Letters that end a URL in a text; nothing but its end ends a URL alone."""
 
@@ -101,7 +104,7 @@ def _patterns(end: str) -> tuple[tuple[re.Pattern[str], str | Callable[[re.Match
         (re.compile(rf"(?<![\w.%+-])([\w.%+-]+)( ?= ?['\"]?|%3[dD])({value})"), _assignment),
         (re.compile(r"""(['"])([\w.-]+)\1(\s*[:,]\s*b?)(['"])(.*?)(?<!\\)\4"""), _entry),
         (re.compile(r"(?i)\b(authorization:? )(?:(basic|bearer|token) )?[^\s'\"]+"), rf"\1{BLOT}"),
-        *((re.compile(token), BLOT) for token in _TOKENS),
+        *((re.compile(form), BLOT) for form in TOKENS.values()),
     )
 
 

@@ -40,11 +40,14 @@ def pack_model(export: Path, target: Path) -> Path:
         `target`.
 
     Raises:
-        BadArchiveError: if a file is missing.
+        BadArchiveError: if a file is missing, or a link out of the folder, whose target would be sent.
     """
     missing = [name for name in FILES if not (export / name).is_file()]
     if missing:
         raise BadArchiveError(f"{export} must be an export folder, it lacks {', '.join(missing)}")
+    links = [name for name in FILES if not (export / name).resolve().is_relative_to(export.resolve())]
+    if links:
+        raise BadArchiveError(f"{export} must hold its own files, but {', '.join(links)} is a link to one elsewhere")
     target.parent.mkdir(parents=True, exist_ok=True)
     # Level 1: weights hardly shrink, and higher levels take minutes for it.
     with (

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import hashlib
 import io
-import re
 import subprocess
 import sys
 import tarfile
@@ -20,6 +19,7 @@ from experiments.errors import UserError
 from lightning_modules.files import replaced_whole
 from lightning_modules.locks import KernelLock
 from sagemaker_launch.shipping.import_graph import import_graph
+from sagemaker_launch.shipping.secret_scan import refuse_secrets
 
 ENTRY = "entry.py"
 REQUIREMENTS = "requirements.txt"
@@ -27,14 +27,6 @@ ENTRY_MODULE = "sagemaker_launch.container.entry"
 SMDEBUG = "smdebug==1.0.34"
 PYTHONS = ("3.11", "3.12", "3.13")
 """Interpreters for which packages travel with a job that has no network: the image decides which one it is."""
-SECRETS = {
-    "an AWS access key": rb"\b(?:AKIA|ASIA)[0-9A-Z]{16}\b",
-    "an AWS secret key": rb"(?i)aws_?secret_?access_?key\W{1,4}[A-Za-z0-9/+]{40}\b",
-    "a private key": rb"-----BEGIN [A-Z ]*PRIVATE KEY-----",
-    "a token": rb"\b(?:gh[pousr]_[A-Za-z0-9]{36}|glpat-[\w-]{20}|hf_[A-Za-z0-9]{34}|sk-[A-Za-z0-9]{40,})\b",
-    "a password in a URL": rb"://[^\s:/@'\"{}$<>]+:[^\s:/@'\"{}$<>*]{3,}@",
-}
-"""Patterns of secrets, which must not leave this machine."""
 
 
 @dataclass(frozen=True)
@@ -63,14 +55,30 @@ def shipped_files() -> dict[str, bytes]:
     """What a job gets: path in the archive to content.
 
     These are the modules that the entry imports, and an empty `__init__.py` for each package: an edit of any other
-    file changes no job's name, so it starts no new job.
+    file changes no job's name, so it starts no new job. What else is in the folders (checkpoints of notebooks, nested
+    environments) is not shipped.
+
+    Raises:
+        UserError: if a module is a link to a file outside its package.
     """
-    files = {f"{name.replace('.', '/')}.py": path.read_bytes() for name, path in import_graph(ENTRY_MODULE).items()}
+    files = {f"{name.replace('.', '/')}.py": _source(name, path) for name, path in import_graph(ENTRY_MODULE).items()}
     packages = {folder.as_posix() for name in files for folder in Path(name).parents[:-1]}
     files |= {f"{package}/__init__.py": b"" for package in packages}
     files[ENTRY] = f"from {ENTRY_MODULE} import main\n\nmain()\n".encode()
     files[REQUIREMENTS] = requirements_file().read_bytes()
     return files
+
+
+def _source(name: str, path: Path) -> bytes:
+    """The source of a module.
+
+    Raises:
+        UserError: if it is a link out of its package.
+    """
+    package = path.parents[name.count(".") - 1]
+    if not path.resolve().is_relative_to(package.resolve()):
+        raise UserError(f"{path} must be a file in {package}, not a link to one elsewhere: copy the file there")
+    return path.read_bytes()
 
 
 def requirements_file() -> Path:
@@ -84,29 +92,17 @@ def pack(files: Mapping[str, bytes]) -> Bundle:
     Raises:
         UserError: if a file holds what looks like a secret.
     """
+    refuse_secrets({name: content for name, content in files.items() if not name.endswith(".whl")})
     packed = io.BytesIO()
     with (
         gzip.GzipFile(fileobj=packed, mode="wb", filename="", mtime=0) as zipped,
         tarfile.open(fileobj=zipped, mode="w", format=tarfile.USTAR_FORMAT) as archive,
     ):
         for name, content in sorted(files.items()):
-            refuse_secrets(name, content)
             entry = tarfile.TarInfo(name)
             entry.size, entry.mode = len(content), 0o644
             archive.addfile(entry, io.BytesIO(content))
     return Bundle(packed.getvalue(), hashlib.sha256(packed.getvalue()).hexdigest())
-
-
-def refuse_secrets(name: str, content: bytes) -> None:
-    """Look for what looks like a secret.
-
-    Raises:
-        UserError: naming the file, the line and the kind, never the secret.
-    """
-    for kind, pattern in SECRETS.items() if not name.endswith(".whl") else ():
-        if found := re.search(pattern, content):
-            line = content[: found.start()].count(b"\n") + 1
-            raise UserError(f"{name}, line {line}, holds what looks like {kind}: nothing was packed; take it out")
 
 
 def fetch_wheels(cache_dir: Path) -> Path:
@@ -168,6 +164,6 @@ def _unpacked(wheel: Path) -> dict[str, bytes]:
 
 
 def _with_wheels(folder: Path) -> dict[str, bytes]:
-    files = {f"wheels/{path.name}": path.read_bytes() for path in folder.iterdir()}
+    files = {f"wheels/{path.name}": path.read_bytes() for path in folder.glob("*.whl") if not path.is_symlink()}
     files[REQUIREMENTS] = b"--no-index\n--find-links wheels\n" + requirements_file().read_bytes()
     return files

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
 import tarfile
+import warnings
 import zipfile
 from io import BytesIO
 from modulefinder import ModuleFinder
@@ -13,16 +15,29 @@ from pathlib import Path
 
 import pytest
 
+from experiments.errors import UserError
+from sagemaker_launch.shipping import bundle, import_graph
 from sagemaker_launch.shipping.bundle import make_bundle, pack, requirements_file, shipped_files
 from tests.conftest import REPOSITORY
 
 # Put together here, so that no scanner takes this file for a leak.
+LETTERS = "a1B2" * 9
 PLANTED = {
-    "an AWS access key": "AKIA" + "Q3EXAMPLE7WXYZ12",
-    "an AWS secret key": "aws_secret_access_key = " + "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY",
-    "a private key": "-----BEGIN RSA " + "PRIVATE KEY-----",
-    "a token": "ghp_" + "a1B2" * 9,
-    "a password in a URL": "postgresql://me:" + "hunter22@db/x",
+    "AWS Access Key": "key = '" + "AKIA" + "Q3EXAMPLE7WXYZ12'",
+    "AWS Access Key, secret": "environ['AWS_SECRET_" + "ACCESS_KEY'] = 'wJalrXUtnFEMI/K7MDENG/bPxRfiCYzzEXAMPLEK'",
+    "private key": "-----BEGIN ENCRYPTED " + "PRIVATE KEY-----",
+    "Private Key": "-----BEGIN RSA " + "PRIVATE KEY-----",
+    "GitHub Token": "token('ghp_" + LETTERS + "')",
+    "token": "token('github_pat_" + LETTERS + "')",
+    "token, OpenAI": "token('sk-proj-" + LETTERS + "')",
+    "token, npm": "token('npm_" + LETTERS + "')",
+    "token, Hugging Face": "token('hf_" + LETTERS + "')",
+    "token, Databricks": "token('dapi" + "0123456789abcdef" * 2 + "')",
+    "Slack Token": "token('xoxb-" + "123456789012-1234567890123-" + LETTERS[:24] + "')",
+    "JSON web token": "token('eyJhbGciOiJIUzI1NiJ9." + "eyJzdWIiOiIxMjM0NTY3ODkwIn0.dozjgNryP4J3jVmNHl0w5N')",
+    "Basic Auth Credentials": "url = 'postgresql://me:" + "hunter22@db/x'",
+    "Secret Keyword": "pass" + "word = 'hunter2hunter'",
+    "Base64 High Entropy String": "x = 'AIzaSyA1234567890" + "abcdefghijklmnopqrstuv'",
 }
 
 
@@ -120,13 +135,75 @@ def test_a_job_that_is_debugged_gets_smdebug_with_its_licence_and_nothing_else(t
 
 @pytest.mark.parametrize("kind", PLANTED)
 def test_a_planted_secret_is_refused_without_being_shown(kind: str) -> None:
-    with pytest.raises(ValueError, match=rf"settings\.py, line 3, holds what looks like {kind}") as caught:
-        pack({"settings.py": f"import os\n\nKEY = '{PLANTED[kind]}'\n".encode()})
-    assert PLANTED[kind] not in str(caught.value)
+    with pytest.raises(UserError, match=r"^settings\.py, line 3, holds what looks like a secret \([\w ]+\)") as caught:
+        pack({"settings.py": f"import os\n\n{PLANTED[kind]}\n".encode()})
+    message = str(caught.value)
+    assert f"({kind.partition(',')[0]})".casefold() in message.casefold()
+    assert not any(word in message for word in re.split(r"[ '\"=\[\]()]", PLANTED[kind]) if len(word) > 12)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "password = os.environ['PASSWORD']",
+        "url = f'postgresql://{user}:{password}@db/x'",
+        "sha256 = '2c26b46b68ffc68ff99b453c1d30413413422d706483bfa0f98a5e886266e7ae'",
+        "address = '198.51.100.7'",
+        "pass" + "word = 'hunter2hunter'  # pragma: allowlist secret",
+        "token = 'npm_" + LETTERS + "'  # pragma: allowlist secret",
+    ],
+)
+def test_what_is_no_secret_stops_nobody(line: str) -> None:
+    pack({"settings.py": f"{line}\n".encode()})
 
 
 def test_what_we_ship_holds_no_secret() -> None:
     pack(shipped_files())
+
+
+def test_warnings_of_this_process_are_shown_as_before_after_packing() -> None:
+    before = warnings.showwarning
+    pack({"a.py": b"1"})
+    assert warnings.showwarning is before
+
+
+def test_what_is_in_the_folders_beside_the_modules_is_not_shipped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in OURS:
+        shutil.copytree(REPOSITORY / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for place in ("experiments/.ipynb_checkpoints", "experiments/.venv/lib", "lightning_modules/venv/experiments"):
+        (tmp_path / place).mkdir(parents=True)
+        (tmp_path / place / "config.py").write_text("pass" + "word = 'hunter2hunter'\n")
+        (tmp_path / place / "train-checkpoint.py").write_text("import experiments.config")
+    before = shipped_files()
+    monkeypatch.setattr(import_graph, "_PACKAGES", {name: tmp_path / name / "__init__.py" for name in OURS})
+    assert shipped_files() == before
+    (tmp_path / "experiments" / "train.py").write_text("# the copy is read")
+    assert shipped_files() != before
+
+
+def test_a_module_that_is_a_link_out_of_its_package_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "experiments" / "data").mkdir(parents=True)
+    (tmp_path / "elsewhere.py").write_text("x = 1")
+    link = tmp_path / "experiments" / "data" / "inputs.py"
+    link.symlink_to(tmp_path / "elsewhere.py")
+    monkeypatch.setattr(bundle, "import_graph", lambda _: {"experiments.data.inputs": link})
+    with pytest.raises(UserError, match=r"inputs\.py must be a file in .*experiments, not a link to one elsewhere"):
+        shipped_files()
+    link.unlink()
+    (tmp_path / "experiments" / "own.py").write_text("x = 2")
+    link.symlink_to("../own.py")
+    assert shipped_files()["experiments/data/inputs.py"] == b"x = 2"
+
+
+def test_only_wheels_of_the_folder_of_wheels_are_shipped(tmp_path: Path) -> None:
+    (tmp_path / ".ipynb_checkpoints").mkdir()
+    (tmp_path / "notes.txt").write_text("mine")
+    (tmp_path / "a-1-py3-none-any.whl").write_bytes(b"wheel")
+    (tmp_path / "b-1-py3-none-any.whl").symlink_to(tmp_path / "notes.txt")
+    with tarfile.open(fileobj=BytesIO(make_bundle(wheels=tmp_path).archive)) as archive:
+        assert [name for name in archive.getnames() if name.startswith("wheels")] == ["wheels/a-1-py3-none-any.whl"]
 
 
 def test_a_job_installs_the_versions_that_are_pinned_here() -> None:
