@@ -6,6 +6,7 @@ Nothing is lost when a process is killed at any moment: see `study/trials.py`.
 from __future__ import annotations
 
 import math
+import shlex
 import shutil
 import time
 from dataclasses import dataclass
@@ -196,9 +197,10 @@ def _export(config: RunConfig, study: optuna.Study, best: FrozenTrial) -> None:
     is_complete = folder.outcome is not None and folder.outcome.state == "COMPLETE"
     best_checkpoint = checkpoints / BEST_CHECKPOINT
     if is_complete and best_checkpoint.is_file() and not is_whole(best_checkpoint):
+        name = shlex.quote(study.study_name)
         say(
-            f"{best_checkpoint} is damaged: the study ends without a model, and `train --from-best {study.study_name}` "
-            "trains one with the settings of its best trial"
+            f"{best_checkpoint} is damaged: the study ends without a model, and `train --from-best {name}` trains one "
+            "with the settings of its best trial"
         )
         shutil.rmtree(checkpoints)
     elif is_complete and best_checkpoint.is_file():

@@ -30,16 +30,18 @@ def push_commands(image_uri: str, region: str, device: str, project: str) -> lis
     repository = rest.rpartition(":")[0]
     if re.fullmatch(REPOSITORY_NAME, repository) is None:
         raise UserError(f"cloud.project must be lower case as part of an ECR repository, got {project!r}")
-    aws = f"aws --region {region} ecr"
-    name = f"--repository-name {repository}"
+    aws = ["aws", "--region", region, "ecr"]
     # SageMaker's machines are x86-64, and it takes no index of several manifests, which BuildKit makes of provenance.
-    build = f"docker buildx build --load --platform linux/amd64 --provenance=false --build-arg DEVICE={device}"
+    build = ["docker", "buildx", "build", "--load", "--platform", "linux/amd64", "--provenance=false"]
+    build += ["--build-arg", f"DEVICE={device}"]
     if device == "cpu":
-        build += " --build-arg TORCH_INDEX"  # taken from the environment
+        build += ["--build-arg", "TORCH_INDEX"]  # taken from the environment
+    login = ["docker", "login", "--username", "AWS", "--password-stdin", registry]
+    create = ["create-repository", "--repository-name", repository, "--tags", f"Key={PROJECT_TAG},Value={project}"]
     return [
-        f"{build} --tag {image_uri} --file {shlex.quote(str(ROOT / DOCKERFILE))} {shlex.quote(str(ROOT))}",
-        f"{aws} get-login-password | docker login --username AWS --password-stdin {registry}",
-        f"{aws} describe-repositories --repository-names {repository} > /dev/null || "
-        f"{aws} create-repository {name} --tags {shlex.quote(f'Key={PROJECT_TAG},Value={project}')}",
-        f"docker push {image_uri}",
+        shlex.join([*build, "--tag", image_uri, "--file", str(ROOT / DOCKERFILE), str(ROOT)]),
+        f"{shlex.join([*aws, 'get-login-password'])} | {shlex.join(login)}",
+        f"{shlex.join([*aws, 'describe-repositories', '--repository-names', repository])} > /dev/null || "
+        f"{shlex.join([*aws, *create])}",
+        shlex.join(["docker", "push", image_uri]),
     ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 from pathlib import Path
 
@@ -102,7 +103,7 @@ def test_a_model_of_another_data_set_never_takes_the_alias_and_the_command_that_
     (said,) = [line for line in capfd.readouterr().err.splitlines() if "stays the champion" in line]
     assert said.startswith("dogs version 1 stays the champion: it was trained on another data set")
     assert "dogs Class1" in said
-    exec(said.partition('python -c "')[2].removesuffix('"'))
+    exec(shlex.split(said.rpartition("the champion: ")[2])[-1])
     assert champion(store) == "2"
 
 
