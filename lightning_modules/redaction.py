@@ -26,6 +26,9 @@ DISTINCT = 12
 MAX_SCAN = 1000
 """Letters of a URL in a text that are searched for its password: a limit, so that no text takes quadratic time."""
 
+WORKING_FOLDER = "PWD"
+"""A variable of every shell: no password, although other names with `pwd` at their end are."""
+
 _SECRET_NAME = re.compile(
     r"(?:password|passwd|passphrase|secret|token|credential|signature|api[-_.]?key|(?:access|private|account)[-_.]?key"
     r"|authorization|(?:^|[-_.])(?:pass|pwd|sig|auth|jwt))\Z",
@@ -141,6 +144,8 @@ def _known() -> Iterator[str]:
     """The secrets of the environment and of the remembered URLs."""
     yield from _remembered
     for name, value in os.environ.items():
+        if name == WORKING_FOLDER:
+            continue
         if _is_secret_name(name) and len(value) >= MIN_KNOWN:
             yield value
         elif "://" in value:

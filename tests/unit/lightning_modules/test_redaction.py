@@ -118,6 +118,12 @@ def test_a_token_is_known_by_its_form(token: str) -> None:
     assert redact(f"refused {token}: expired") == f"refused {BLOT}: expired"
 
 
+def test_the_working_folder_of_a_shell_is_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PWD", "/home/me/experiments")
+    monkeypatch.setenv("DB_PWD", "correct horse")
+    assert redact("see /home/me/experiments/conf, not correct horse") == "see /home/me/experiments/conf, not ***"
+
+
 def test_the_secrets_of_the_environment_are_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "Plant3d/Word+")
     monkeypatch.setenv("AWS_SESSION_TOKEN", "Sess10nT0ken==")
