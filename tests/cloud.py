@@ -26,7 +26,6 @@ from tests.shared_run import SharedRun
 
 CLOUD = REPOSITORY / "conf" / "cloud" / "rehearsal.yaml"
 PRESET = "preset.yaml"
-SECRET = "planted" + "/Secret+Key7Q"
 PASSWORD = "planted" + "Password9"
 REAL_CLIENT = aws.client
 STARTED: list[Service] = []
@@ -48,13 +47,18 @@ class Cloud:
     environment: Mapping[str, str] = field(default_factory=dict)
 
     @property
+    def secret(self) -> str:
+        """The key with which its commands sign, which they must not show."""
+        return self.environment["AWS_SECRET_ACCESS_KEY"]
+
+    @property
     def preset(self) -> Path:
         """The file of its config."""
         return self.home / PRESET
 
     @contextmanager
     def in_reach(self) -> Iterator[None]:
-        """Within it, clients of AWS reach the rehearsal with keys worth stealing, and what they call is noted."""
+        """Within it, clients of AWS reach the rehearsal, and what they call is noted."""
 
         def recording(name: str, *given: Any, **options: Any) -> Any:
             client = REAL_CLIENT(name, *given, **options)
@@ -68,7 +72,6 @@ class Cloud:
         with pytest.MonkeyPatch.context() as patch:
             for name, value in self.environment.items():
                 patch.setenv(name, value)
-            patch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
             patch.setattr(aws, "client", recording)
             yield
 
@@ -125,7 +128,9 @@ def start_shared(run: SharedRun, images: Path) -> Mapping[str, str]:
             running = start_service(load_cloud(CLOUD), folder / "rehearsal", options, stdin=alive.fileno())
         STARTED.append(running)
         run.end_with_run(psutil.Process(running.process.pid))
-        (folder / "environment.json").write_text(json.dumps(dict(running.environment)))
+        kept = folder / "environment.json"  # for the other processes of this run, and for nobody else
+        kept.touch(mode=0o600)
+        kept.write_text(json.dumps(dict(running.environment)))
 
     folder = run.build_once("rehearsal-service", start)
     environment: dict[str, str] = json.loads((folder / "environment.json").read_text())

@@ -24,7 +24,11 @@ def main() -> int:
     arguments = _parser().parse_args()
     optuna.logging.set_verbosity(optuna.logging.WARNING)  # Optuna replaces AWS's strategies here, without log lines
     root = arguments.root.resolve()
-    root.mkdir(parents=True, exist_ok=True)
+    try:
+        make_private(root)
+    except OSError as error:
+        print(f"rehearsal: {error}", file=sys.stderr)
+        return 1
     _log_to(root / "server.log")
     # Handlers, and not a blocked mask: jobs would inherit the mask and never be told to stop.
     stop = threading.Event()
@@ -59,6 +63,18 @@ def main() -> int:
     log.info("stopping: running jobs and endpoints end now")
     server.stop()
     return 0
+
+
+def make_private(root: Path) -> None:
+    """Make a folder that only this user can open.
+
+    Raises:
+        OSError: if it belongs to another user, who could read and replace what jobs leave there.
+    """
+    root.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if root.stat().st_uid != os.getuid():
+        raise PermissionError(f"--root {root} belongs to another user: name a folder of your own")
+    root.chmod(0o700)
 
 
 def _wait_for_eof(stop: threading.Event) -> None:

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs
 
+import boto3
+from botocore.config import Config
 from filelock import Timeout
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, MotoRequestHandler, create_backend_app
 from werkzeug.serving import make_server
@@ -22,12 +24,15 @@ from lightning_modules.locks import KernelLock
 from sagemaker_launch.rehearsal.api import Regions, install
 from sagemaker_launch.rehearsal.endpoints.autoscaling import install_scaling
 from sagemaker_launch.rehearsal.faults import Application, Faults, FaultSettings, FaultyApplication, json_answer
+from sagemaker_launch.rehearsal.gate import Gate, answer_refused, check_is_launcher
 from sagemaker_launch.rehearsal.jobs.schedules import Clock, install_schedules
+from sagemaker_launch.rehearsal.keys import draw_keys
 from sagemaker_launch.rehearsal.machine.image import LINKED, REQUIREMENTS, build_image
 from sagemaker_launch.rehearsal.machine.namespaces import find_namespaces
 from sagemaker_launch.rehearsal.machine.objects import Objects
 from sagemaker_launch.rehearsal.machine.runner import Machine, Settings
 from sagemaker_launch.rehearsal.machine.runtime import Runtime
+from sagemaker_launch.rehearsal.signatures import RefusedRequestError
 
 REGION = "us-east-1"
 """Region of requests that name none."""
@@ -54,7 +59,10 @@ class Control:
         if path[1:2] != ["rehearsal"]:
             return self._application(environ, start_response)
         try:
+            check_is_launcher(environ)
             answer = self._answer(environ["REQUEST_METHOD"], path[2:], parse_qs(environ.get("QUERY_STRING", "")))
+        except RefusedRequestError as refused:
+            return answer_refused(environ, start_response, refused)
         except ValueError as error:
             return json_answer(start_response, "409 Conflict", {"error": str(error)})
         return json_answer(start_response, "200 OK", answer)
@@ -81,13 +89,12 @@ class Server:
     def __init__(
         self, settings: Settings, port: int, images: Path, use_namespaces: bool, fault_settings: FaultSettings
     ) -> None:
-        """Take the root folder and the port, and build what jobs need.
+        """Take the root folder and the port, draw the keys, and build what jobs need.
 
         Raises:
             RuntimeError: if another server has the root folder, or the job image can't be built.
             OSError: if the port is taken.
         """
-        settings.root.mkdir(parents=True, exist_ok=True)
         self._settings = settings
         self._lock = KernelLock(settings.root / "server.lock")
         try:
@@ -105,31 +112,39 @@ class Server:
                 settings.root / "jobs",
             )
         objects = Objects(settings.account, REGION, settings.root / "cache")
-        machine = Machine(settings, build_image(images, REQUIREMENTS, LINKED), namespaces, objects)
+        # In memory and in the environment of processes only: jobs can read the files of this folder.
+        self._keys = draw_keys()
+        image = build_image(images, REQUIREMENTS, LINKED)
+        machine = Machine(settings, image, namespaces, objects, self._keys["role"])
         self._regions = Regions(machine)
         install(self._regions)
         install_scaling(lambda region, name: self._regions[region].hosting.endpoints.get(name))
         install_schedules()
-        self._clock = Clock(self._regions, settings.account, machine.shutdown)
+        self._clock = Clock(self._regions, settings.account, machine.shutdown, self._as_schedule_role)
         faults = Faults(fault_settings)
         objects.delay = faults.delay
         moto = DomainDispatcherApplication(create_backend_app)
         runtime = Runtime(moto, self._regions.__getitem__, settings.account, objects)
         application = FaultyApplication(runtime, faults)
-        control = Control(application, self._regions, faults)
-        self._http = make_server("127.0.0.1", port, control, threaded=True, request_handler=QuietHandler)
+        gate = Gate(Control(application, self._regions, faults), self._keys)
+        self._http = make_server("127.0.0.1", port, gate, threaded=True, request_handler=QuietHandler)
         machine.url = self.url = f"http://127.0.0.1:{self._http.server_port}"
         self._thread = threading.Thread(target=self._http.serve_forever, name="http")
 
     def environment(self) -> dict[str, str]:
-        """What a client needs to call this server and nothing else."""
+        """What the user of the launcher needs to call this server and nothing else."""
         return {
             "AWS_ENDPOINT_URL": self.url,
-            "AWS_ACCESS_KEY_ID": "rehearsal",
-            "AWS_SECRET_ACCESS_KEY": "rehearsal",
+            **self._keys["launcher"].environment(),
             "AWS_DEFAULT_REGION": REGION,
             "AWS_REGION": REGION,
         }
+
+    def _as_schedule_role(self, region: str) -> Any:
+        """A client of this server that signs with the keys of the schedule's role."""
+        pair = self._keys["schedule_role"]
+        session = boto3.Session(pair.access_key_id, pair.secret_access_key, region_name=region)
+        return session.client("sagemaker", endpoint_url=self.url, config=Config(proxies={}))
 
     def start(self) -> None:
         """Serve, and write the address to a file."""

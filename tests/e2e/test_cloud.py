@@ -13,7 +13,6 @@ import subprocess
 import sys
 import tarfile
 import time
-import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
@@ -41,8 +40,9 @@ from sagemaker_launch.jobs.requests import training_job
 from sagemaker_launch.rehearse import run_rehearsal
 from sagemaker_launch.settings.cloud import load_cloud
 from sagemaker_launch.shipping.storage import Inputs
-from tests.cloud import CLOUD, PASSWORD, SECRET, Cloud, comparable
+from tests.cloud import CLOUD, PASSWORD, Cloud, comparable
 from tests.shared_run import SharedRun
+from tests.signing import control
 
 OF_ENDPOINTS = ("Model", "Endpoint", "Scal", "Alarm", "Schedule", "ServiceLinkedRole")
 
@@ -217,10 +217,10 @@ def test_no_credential_is_printed_logged_packed_or_stored(flow: Cloud, shared_ru
     }
     assert unpacked
     for name, content in (stored | kept | unpacked | {"output": flow.said.encode()}).items():
-        for secret in (SECRET, PASSWORD):
+        for secret in (flow.secret, PASSWORD):
             assert secret.encode() not in content, name
     bodies = json.dumps([call for _, _, call in flow.calls], default=str)
-    assert SECRET not in bodies
+    assert flow.secret not in bodies
     assert PASSWORD not in bodies
 
 
@@ -241,8 +241,7 @@ def test_an_interrupted_spot_job_ends_with_the_metrics_of_an_uninterrupted_one(f
     sagemaker = boto3.client("sagemaker", region_name="us-east-1")
     logs = boto3.client("logs", region_name="us-east-1")
     wait_for(lambda: "epoch=3 " in log_of(logs, name))
-    url = f"{os.environ['AWS_ENDPOINT_URL']}/rehearsal/interrupt/{name}"
-    urllib.request.urlopen(urllib.request.Request(url, method="POST")).read()
+    control(os.environ, "POST", f"interrupt/{name}")
     wait_for(lambda: sagemaker.describe_training_job(TrainingJobName=name)["TrainingJobStatus"] != "InProgress")
     described = sagemaker.describe_training_job(TrainingJobName=name)
     assert described["TrainingJobStatus"] == "Completed", described.get("FailureReason")
@@ -300,9 +299,7 @@ def test_fifty_launches_on_a_bad_day_leave_fifty_jobs(
             launched = list(pool.map(start, range(50)))
         pages = sagemaker.get_paginator("list_training_jobs").paginate()
         there = [job["TrainingJobName"] for page in pages for job in page["TrainingJobSummaries"]]
-        faults = json.load(urllib.request.urlopen(f"{running.environment['AWS_ENDPOINT_URL']}/rehearsal/faults"))[
-            "counts"
-        ]
+        faults = control(running.environment, "GET", "faults")["counts"]
     print(faults)
     assert all(faults[kind] > 0 for kind in ("throttling", "error", "lost"))
     assert len(there) == 50

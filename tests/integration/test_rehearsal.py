@@ -11,10 +11,8 @@ import sys
 import tarfile
 import textwrap
 import time
-import urllib.error
-import urllib.request
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,10 +20,12 @@ from typing import Any
 import boto3
 import psutil
 import pytest
+import requests
 from botocore.config import Config
 from botocore.exceptions import ClientError, HTTPClientError
 
 from tests.conftest import JOB_IMAGES
+from tests.signing import control
 
 pytestmark = pytest.mark.usefixtures("job_images")
 ROLE = "arn:aws:iam::123456789012:role/SageMaker"
@@ -37,24 +37,25 @@ PLANTED = "planted-secret-of-the-launcher"
 class Rehearsal:
     """A running server, and clients of it."""
 
-    url: str
+    environment: Mapping[str, str]
     process: subprocess.Popen[str]
+
+    @property
+    def url(self) -> str:
+        return self.environment["AWS_ENDPOINT_URL"]
 
     def client(self, service: str, retries: int = 3) -> Any:
         return boto3.client(
             service,
             endpoint_url=self.url,
             region_name="us-east-1",
-            aws_access_key_id="rehearsal",
-            aws_secret_access_key="rehearsal",
+            aws_access_key_id=self.environment["AWS_ACCESS_KEY_ID"],
+            aws_secret_access_key=self.environment["AWS_SECRET_ACCESS_KEY"],
             config=Config(retries={"total_max_attempts": retries}, read_timeout=10),
         )
 
     def post(self, path: str) -> dict[str, Any]:
-        request = urllib.request.Request(f"{self.url}/rehearsal/{path}", method="POST")
-        with urllib.request.urlopen(request, timeout=10) as answer:
-            parsed: dict[str, Any] = json.load(answer)
-            return parsed
+        return control(self.environment, "POST", path)
 
 
 def command(root: Path, *options: str) -> list[str]:
@@ -81,7 +82,7 @@ def rehearsal(root: Path, *options: str) -> Iterator[Rehearsal]:
             "url": exports["AWS_ENDPOINT_URL"],
             "pid": process.pid,
         }
-        server = Rehearsal(exports["AWS_ENDPOINT_URL"], process)
+        server = Rehearsal(exports, process)
         server.client("s3").create_bucket(Bucket="bucket")
         yield server
     finally:
@@ -557,9 +558,9 @@ def test_a_spot_job_goes_on_from_its_checkpoints(server: Rehearsal, kind: str) -
 
 
 def test_only_running_spot_jobs_are_interrupted(server: Rehearsal) -> None:
-    with pytest.raises(urllib.error.HTTPError) as error:
+    with pytest.raises(requests.HTTPError) as error:
         server.post("interrupt/unknown")
-    assert json.load(error.value)["error"] == "no training job unknown is in progress"
+    assert error.value.response.json()["error"] == "no training job unknown is in progress"
 
 
 TUNED = """

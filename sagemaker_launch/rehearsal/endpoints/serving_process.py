@@ -22,12 +22,7 @@ import sagemaker_launch
 from sagemaker_launch.rehearsal.endpoints import torchserve
 from sagemaker_launch.rehearsal.endpoints.torchserve import free_ports
 from sagemaker_launch.rehearsal.jobs.log import LogStream, Metrics, OutputReader
-from sagemaker_launch.rehearsal.machine.container import (
-    DUMMY_CREDENTIALS,
-    OPT_ML,
-    OWN_SCRIPT_IMAGE,
-    environment_folders,
-)
+from sagemaker_launch.rehearsal.machine.container import OPT_ML, OWN_SCRIPT_IMAGE, environment_folders
 from sagemaker_launch.rehearsal.machine.image import build_image
 from sagemaker_launch.rehearsal.machine.namespaces import SYSTEM_PATH, Process, own_folder, own_tmp, socket_in_network
 from sagemaker_launch.rehearsal.machine.objects import DataError, Uri
@@ -249,7 +244,7 @@ class ServingProcess:
         environment = {
             "AWS_REGION": self._spec.region,
             "AWS_DEFAULT_REGION": self._spec.region,
-            **DUMMY_CREDENTIALS,
+            **self._machine.role_keys.environment(),
             **self._spec.container.get("Environment", {}),
             # Containers share the loopback interface here, so none may use AWS's port 8080.
             "SAGEMAKER_BIND_TO_PORT": str(self._port),

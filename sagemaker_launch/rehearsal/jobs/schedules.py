@@ -9,10 +9,12 @@ import json
 import logging
 import re
 import threading
+from collections.abc import Callable
 from datetime import UTC, datetime
+from typing import Any
 from zoneinfo import ZoneInfo
 
-from moto.sagemaker.exceptions import SagemakerClientError
+from botocore.exceptions import BotoCoreError, ClientError
 from moto.scheduler.exceptions import ValidationException
 from moto.scheduler.models import EventBridgeSchedulerBackend, Schedule, scheduler_backends
 from moto.scheduler.responses import EventBridgeSchedulerResponse
@@ -59,9 +61,17 @@ class SchedulesResponse(EventBridgeSchedulerResponse):
 class Clock(threading.Thread):
     """Carries out schedules whose time has come."""
 
-    def __init__(self, regions: Regions, account: str, shutdown: threading.Event) -> None:
+    def __init__(
+        self, regions: Regions, account: str, shutdown: threading.Event, sagemaker: Callable[[str], Any]
+    ) -> None:
+        """Prepare.
+
+        Args:
+            sagemaker: gives boto3's client for a region, with the keys of the schedule's role.
+        """
         super().__init__(name="schedules")
         self._regions, self._account, self._shutdown = regions, account, shutdown
+        self._sagemaker = sagemaker
         self._done: set[tuple[str, float]] = set()
 
     def run(self) -> None:
@@ -80,12 +90,17 @@ class Clock(threading.Thread):
             return
         name = json.loads(schedule.target["Input"])["EndpointName"]
         try:
-            service.hosting.delete_endpoint({"EndpointName": name})
+            # As the scheduler does on AWS: a call of the service, signed by the schedule's role.
+            self._sagemaker(service.region).delete_endpoint(EndpointName=name)
             log.info("schedule %s: deletes endpoint %s", schedule.name, name)
-        except SagemakerClientError as error:
-            if error.message.startswith("Cannot update in-progress"):
+        except ClientError as error:
+            message = error.response["Error"]["Message"]
+            if message.startswith("Cannot update in-progress"):
                 return  # tried again, as AWS does
-            log.warning("schedule %s: %s", schedule.name, error.message)
+            log.warning("schedule %s: %s", schedule.name, message)
+        except BotoCoreError as error:
+            log.warning("schedule %s: tried again: %s", schedule.name, error)
+            return
         self._done.add(key)
         if schedule.action_after_completion == "DELETE":
             backend.delete_schedule(schedule.group_name, schedule.name)

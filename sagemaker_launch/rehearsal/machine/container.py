@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from sagemaker_launch.rehearsal.keys import KeyPair
 from sagemaker_launch.rehearsal.machine.image import Image
 from sagemaker_launch.rehearsal.machine.namespaces import SYSTEM_PATH, Namespaces, Process, own_folder, own_tmp
 
@@ -27,11 +28,6 @@ HOOK_CONFIG = "debughookconfig.json"
 OWN_SCRIPT_IMAGE = "rehearsal.local/script"
 """Stands for an image of one's own: `train.py` of channel `code` runs, or `code/serve.py` of a model archive."""
 OWN_SCRIPT = f"{OPT_ML}/input/data/code/train.py"
-DUMMY_CREDENTIALS = {
-    "AWS_ACCESS_KEY_ID": "rehearsal",
-    "AWS_SECRET_ACCESS_KEY": "rehearsal",
-}
-"""Replaces the keys of a role on AWS: moto accepts any."""
 
 log = logging.getLogger(__name__)
 
@@ -61,6 +57,8 @@ class ContainerSpec:
     """DebugHookConfig; None for a job that Debugger does not watch."""
     endpoint_url: str
     """Of this server."""
+    keys: KeyPair
+    """Of the job's role."""
 
 
 class Container:
@@ -221,7 +219,7 @@ class Container:
             "TRAINING_JOB_NAME": spec.job_name,
             "TRAINING_JOB_ARN": spec.job_arn,
             "CURRENT_HOST": spec.host,
-            **DUMMY_CREDENTIALS,
+            **spec.keys.environment(),
             **spec.environment,
         }
         if not spec.network_isolation:

@@ -18,6 +18,7 @@ from sagemaker_launch.debugger.environment import run_rules
 from sagemaker_launch.rehearsal.jobs.debugger import END_OF_JOB, judge
 from sagemaker_launch.rehearsal.jobs.log import LogStream, OutputReader
 from sagemaker_launch.rehearsal.jobs.training import TrainingJob
+from sagemaker_launch.rehearsal.keys import KeyPair
 from sagemaker_launch.rehearsal.machine.container import (
     OPT_ML,
     Container,
@@ -80,6 +81,8 @@ class Machine:
     image: Image
     namespaces: Namespaces | None
     objects: Objects
+    role_keys: KeyPair
+    """Of the role of jobs and endpoints, which no other process gets."""
     url: str = ""
     """Of the server, once it has a port."""
     shutdown: threading.Event = field(default_factory=threading.Event)
@@ -201,6 +204,7 @@ class JobRunner(threading.Thread):
             debug_hook=request.get("DebugHookConfig"),
             checkpoints=Path(checkpoints.get("LocalPath", OPT_ML / "checkpoints")) if checkpoints else None,
             endpoint_url=self._machine.url,
+            keys=self._machine.role_keys,
         )
 
     def _attempt(self, containers: Sequence[Container]) -> Ending:

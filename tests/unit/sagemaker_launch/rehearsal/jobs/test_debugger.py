@@ -12,6 +12,7 @@ import pytest
 
 from sagemaker_launch.rehearsal.jobs.debugger import check_debugger, judge
 from sagemaker_launch.rehearsal.jobs.training import TrainingJob
+from sagemaker_launch.rehearsal.keys import KeyPair
 from sagemaker_launch.rehearsal.machine.container import Container, ContainerSpec
 from sagemaker_launch.rehearsal.rules import check_training_job, service_model
 from tests.unit.sagemaker_launch.rehearsal.test_rules import TRAINING, change, refusal
@@ -117,6 +118,7 @@ def test_where_opt_ml_is_elsewhere_smdebug_is_told_so(tmp_path: Path) -> None:
         **{"environment": {}, "channels": {}, "instance_type": "ml.m5.large", "hosts": {"algo-1": "127.0.0.1"}},
         **{"host": "algo-1", "network_isolation": False, "checkpoints": None, "endpoint_url": ""},
         debug_hook=DEBUG["DebugHookConfig"],
+        keys=KeyPair("AKIAROLE", "secret of the role"),
     )
     container = Container(tmp_path / "tree", spec, None, None, [])
     container._write_config()

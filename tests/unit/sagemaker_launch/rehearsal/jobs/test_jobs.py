@@ -20,10 +20,13 @@ from sagemaker_launch.rehearsal.jobs.log import Metrics, float32
 from sagemaker_launch.rehearsal.jobs.strategies import make_strategy
 from sagemaker_launch.rehearsal.jobs.training import TrainingJob
 from sagemaker_launch.rehearsal.jobs.tuning import TuningJob, TuningRunner, falls_behind
+from sagemaker_launch.rehearsal.keys import KeyPair
 from sagemaker_launch.rehearsal.machine.image import Image
 from sagemaker_launch.rehearsal.machine.objects import DataError, FolderSync, Objects, Uri, relative_path
 from sagemaker_launch.rehearsal.machine.runner import JobRunner, Machine, Settings
 from tests.unit.sagemaker_launch.rehearsal.test_rules import CONFIG, TRAINING, TUNING, change
+
+KEYS = KeyPair("AKIAROLE", "secret of the role")
 
 
 def test_the_last_match_of_a_metric_counts_and_what_is_no_number_does_not() -> None:
@@ -233,7 +236,7 @@ def test_an_internal_error_is_tried_again_as_often_as_asked(
     monkeypatch.setattr(JobRunner, "_run", run)
     settings = Settings(root=tmp_path)
     # Nothing of the machine is used before the job's first step.
-    machine = Machine(settings, image=None, namespaces=None, objects=None)
+    machine = Machine(settings, image=None, namespaces=None, objects=None, role_keys=KEYS)
     JobRunner(job, "us-east-1", machine).run()
     assert (job.status, len(runs)) == (status, attempts + 1)
     assert caplog.text.count("RuntimeError: a bug") == 2
@@ -262,7 +265,7 @@ def test_a_job_that_fails_has_a_reason(objects: Objects, tmp_path: Path, script:
         "ContainerEntrypoint": ["sh", "-c", f"ML=$SAGEMAKER_BASE_DIR; {script}"],
     }
     job = TrainingJob("arn:job", {**TRAINING, "AlgorithmSpecification": algorithm, "InputDataConfig": []})
-    machine = Machine(Settings(root=tmp_path, log_seconds=0.1), image, namespaces=None, objects=objects)
+    machine = Machine(Settings(root=tmp_path, log_seconds=0.1), image, None, objects, KEYS)
     JobRunner(job, "us-east-1", machine).run()
     assert job.status == "Failed"
     if reason is not None:
@@ -282,7 +285,7 @@ def test_a_script_is_an_image_of_its_own_also_where_opt_ml_is_elsewhere(objects:
     request = change(TRAINING, "AlgorithmSpecification.TrainingImage", "rehearsal.local/script:1")
     request = change(request, "AlgorithmSpecification.ContainerArguments", ["/opt/ml/model"])
     job = TrainingJob("arn:job", request)
-    machine = Machine(Settings(root=tmp_path, log_seconds=0.1), image, namespaces=None, objects=objects)
+    machine = Machine(Settings(root=tmp_path, log_seconds=0.1), image, None, objects, KEYS)
     JobRunner(job, "us-east-1", machine).run()
     assert [point.value for point in job.metrics.points("val_loss")] == [0.5]
     reason = str(job.failure_reason)
@@ -296,7 +299,7 @@ def test_the_reason_and_the_exit_code_are_those_of_the_host_that_failed(objects:
     request = change({**TRAINING, "InputDataConfig": []}, "ResourceConfig.InstanceCount", 2)
     request = change(request, "AlgorithmSpecification.ContainerEntrypoint", ["sh", "-c", script])
     job = TrainingJob("arn:job", request)
-    machine = Machine(Settings(root=tmp_path, log_seconds=0.1), image, namespaces=None, objects=objects)
+    machine = Machine(Settings(root=tmp_path, log_seconds=0.1), image, None, objects, KEYS)
     JobRunner(job, "us-east-1", machine).run()
     assert job.failure_reason == "AlgorithmError: begins\nbreaks, exit code: 7"
 

@@ -1,0 +1,145 @@
+"""What every request must pass: an address of this machine, no browser page behind it, and a signature that we know.
+
+Without it, each page that the user's browser shows and each user of the machine could start a job, which is code of
+their choice under the user's name.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import re
+import uuid
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from http import HTTPStatus
+from typing import Any
+from xml.sax.saxutils import escape
+
+from sagemaker_launch.rehearsal.faults import Application
+from sagemaker_launch.rehearsal.keys import Keys, Principal
+from sagemaker_launch.rehearsal.signatures import Environ, Fault, RefusedRequestError, verify
+
+PRINCIPAL = "rehearsal.principal"
+"""Key under which a request's WSGI environment says who signed it."""
+MOTO_PATHS = ("/moto-api", "/latest/meta-data", "/latest/api", "/favicon.ico")
+"""What moto answers beside AWS: it resets all state, replays requests, hands out credentials. Closed to everybody."""
+MOTO_HEADERS = "HTTP_X_MOTO_"
+"""Headers by which a client chooses moto's account."""
+HOST = re.compile(r"(?:\[([0-9a-f:]+)\]|([a-z0-9.-]+))(?::\d{1,5})?")
+"""An address in brackets or a name, and a port or none."""
+CODES: dict[Fault, tuple[str, str, str]] = {
+    "missing": ("AccessDenied", "MissingAuthenticationTokenException", "MissingAuthenticationToken"),
+    "malformed": ("AuthorizationHeaderMalformed", "IncompleteSignatureException", "IncompleteSignature"),
+    "key": ("InvalidAccessKeyId", "UnrecognizedClientException", "InvalidClientTokenId"),
+    "signature": ("SignatureDoesNotMatch", "InvalidSignatureException", "SignatureDoesNotMatch"),
+    "time": ("RequestTimeTooSkewed", "InvalidSignatureException", "SignatureDoesNotMatch"),
+    "expired": ("AccessDenied", "ExpiredTokenException", "RequestExpired"),
+    "payload": ("XAmzContentSHA256Mismatch", "InvalidSignatureException", "SignatureDoesNotMatch"),
+    "forbidden": ("AccessDenied", "AccessDeniedException", "AccessDenied"),
+    "unsupported": ("NotImplemented", "ValidationException", "ValidationError"),
+}
+"""AWS's error codes by fault: of S3, of services with JSON, and of the query services such as STS and IAM.
+
+Sources, 2026: docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html, and the pages "Common Errors" of SageMaker's
+and of IAM's API reference.
+"""
+BAD_REQUESTS: tuple[Fault, ...] = ("malformed", "payload", "unsupported")
+"""Faults that S3 and the query services answer with 400; all others with 403."""
+
+
+class Gate:
+    """The outermost application: it lets the owners of the keys in and nobody else."""
+
+    def __init__(self, application: Application, keys: Keys) -> None:
+        self._application, self._keys = application, keys
+
+    def __call__(self, environ: Environ, start_response: Any) -> Iterable[bytes]:
+        """Pass a request on, with its principal, or refuse it as AWS does."""
+        try:
+            _check_source(environ)
+            environ[PRINCIPAL] = verify(environ, self._keys, datetime.now(UTC))
+        except RefusedRequestError as refused:
+            return answer_refused(environ, start_response, refused)
+        return self._application(environ, _without_cors(start_response))
+
+
+def check_is_launcher(environ: Environ) -> None:
+    """Let the user of the launcher do what no role may do.
+
+    Raises:
+        RefusedRequestError: if another principal signed the request.
+    """
+    principal: Principal = environ[PRINCIPAL]
+    if principal != "launcher":
+        raise RefusedRequestError("forbidden", f"{principal} may not call the rehearsal's own addresses")
+
+
+def answer_refused(environ: Environ, start_response: Any, refused: RefusedRequestError) -> Iterable[bytes]:
+    """Answer in the form in which the service that was called answers errors."""
+    message, request_id = str(refused), str(uuid.uuid4())
+    s3_code, json_code, query_code = CODES[refused.fault]
+    status = 400 if refused.fault in BAD_REQUESTS else 403
+    headers = [("x-amzn-RequestId", request_id)]
+    if "HTTP_X_AMZ_TARGET" in environ:
+        # Services with JSON and an operation in a header answer client errors with 400.
+        status, kind = 400, "application/x-amz-json-1.1"
+        text = json.dumps({"__type": json_code, "message": message})
+    elif environ.get("CONTENT_TYPE", "").startswith("application/x-www-form-urlencoded"):
+        kind, error = "text/xml", f"<Code>{query_code}</Code><Message>{escape(message)}</Message>"
+        text = f"<ErrorResponse><Error><Type>Sender</Type>{error}</Error><RequestId>{request_id}</RequestId>"
+        text += "</ErrorResponse>"
+    elif (authorization := environ.get("HTTP_AUTHORIZATION", "")) and "/s3/" not in authorization:
+        kind, text = "application/json", json.dumps({"message": message})
+        headers.append(("x-amzn-ErrorType", json_code))
+    else:
+        kind, error = "application/xml", f"<Code>{s3_code}</Code><Message>{escape(message)}</Message>"
+        text = f'<?xml version="1.0" encoding="UTF-8"?>\n<Error>{error}<RequestId>{request_id}</RequestId></Error>'
+    body = text.encode()
+    headers += [("Content-Type", kind), ("Content-Length", str(len(body)))]
+    start_response(f"{status} {HTTPStatus(status).phrase}", headers)
+    return [] if environ["REQUEST_METHOD"] == "HEAD" else [body]
+
+
+def _check_source(environ: Environ) -> None:
+    """Refuse what a web page could send, and what leads around the signature.
+
+    Raises:
+        RefusedRequestError: saying what was refused.
+    """
+    # A page whose host name was made to resolve to 127.0.0.1 still sends that name. Any port: a proxy has its own.
+    if not is_loopback(environ.get("HTTP_HOST", "")):
+        raise RefusedRequestError(
+            "forbidden", "Host must be an address of this machine, such as 127.0.0.1 or localhost"
+        )
+    # Browsers send it with every request that a page makes to another site. No SDK and no CLI sends it.
+    if "HTTP_ORIGIN" in environ:
+        raise RefusedRequestError("forbidden", "requests from web pages are refused: there must be no Origin header")
+    uri = environ["RAW_URI"]
+    if not uri.startswith("/") or uri.startswith("//"):
+        raise RefusedRequestError("forbidden", "the request target must be a path with one slash at its start")
+    if environ["PATH_INFO"].startswith(MOTO_PATHS) or any(key.startswith(MOTO_HEADERS) for key in environ):
+        raise RefusedRequestError("forbidden", "moto's own addresses and headers are closed in a rehearsal")
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a Host header, with any port, names this machine."""
+    found = HOST.fullmatch(host.lower())
+    if found is None:
+        return False
+    name = found[1] or found[2]
+    try:
+        return ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        # Browsers and resolvers never ask a name server for these (RFC 6761, section 6.3).
+        return name == "localhost" or name.endswith(".localhost")
+
+
+def _without_cors(start_response: Any) -> Any:
+    """Drop the headers by which moto lets every web page read its answers."""
+
+    def start(status: str, headers: list[tuple[str, str]], *rest: Any) -> Any:
+        kept = [(name, value) for name, value in headers if not name.lower().startswith("access-control-")]
+        return start_response(status, kept, *rest)
+
+    return start
