@@ -76,8 +76,7 @@ def rehearsal(root: Path, *options: str) -> Iterator[Rehearsal]:
     environment = {**os.environ, "PLANTED": PLANTED}
     process = subprocess.Popen(command(root, *options), stdout=subprocess.PIPE, text=True, env=environment)
     try:
-        assert process.stdout is not None
-        exports = dict(process.stdout.readline().removeprefix("export ").strip().split("=", 1) for _ in range(5))
+        exports = printed_variables(process)
         assert json.loads((root / "server.json").read_text()) == {
             "url": exports["AWS_ENDPOINT_URL"],
             "pid": process.pid,
@@ -94,6 +93,12 @@ def rehearsal(root: Path, *options: str) -> Iterator[Rehearsal]:
     assert "Traceback" not in (root / "server.log").read_text()
     assert not list(root.glob("jobs/*/*/*/*"))
     assert processes_of(root) == []
+
+
+def printed_variables(process: subprocess.Popen[str]) -> dict[str, str]:
+    """What a server prints when it is ready."""
+    assert process.stdout is not None
+    return dict(process.stdout.readline().removeprefix("export ").strip().split("=", 1) for _ in range(5))
 
 
 def processes_of(root: Path | str) -> list[str]:

@@ -24,7 +24,16 @@ from botocore.exceptions import ClientError, HTTPClientError
 from sagemaker_launch.rehearsal.endpoints.serving_process import extract_all
 from sagemaker_launch.shipping.archive import pack_model
 from tests.conftest import JOB_IMAGES
-from tests.integration.test_rehearsal import PLANTED, ROLE, Rehearsal, command, failure, processes_of, rehearsal
+from tests.integration.test_rehearsal import (
+    PLANTED,
+    ROLE,
+    Rehearsal,
+    command,
+    failure,
+    printed_variables,
+    processes_of,
+    rehearsal,
+)
 from tests.unit.lightning_modules.test_export import export, tiny_network
 
 pytestmark = pytest.mark.usefixtures("job_images")
@@ -676,7 +685,7 @@ def test_a_killed_server_takes_its_endpoints_along(tmp_path: Path) -> None:
     process = subprocess.Popen(command(tmp_path), stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     try:
-        server = Rehearsal(process.stdout.readline().strip().partition("=")[2], process)
+        server = Rehearsal(printed_variables(process), process)
         server.client("s3").create_bucket(Bucket="bucket")
         server.client("s3").put_object(Bucket="bucket", Key="script.tar.gz", Body=archive({"code/serve.py": SERVER}))
         deploy(server, "orphan")
