@@ -5,15 +5,14 @@ from __future__ import annotations
 import argparse
 import errno
 import json
-import os
 import shlex
 import signal
-import subprocess
 import sys
 import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -291,7 +290,9 @@ def _ui(config: RunConfig, arguments: argparse.Namespace) -> None:
     require_free_port("--port", arguments.port)
     if arguments.dashboard is not None:
         require_free_port("--dashboard-port", arguments.dashboard_port)
-    from experiments.tracking.store import check_tracking, save_views
+    from experiments.runs.processes import start_process
+    from experiments.tracking.server import serve_mlflow
+    from experiments.tracking.store import artifact_folder, check_tracking, save_views
     from experiments.tracking.views import CHARTS, TABLE, view_link
 
     check_tracking(config)
@@ -309,28 +310,23 @@ def _ui(config: RunConfig, arguments: argparse.Namespace) -> None:
         links.append(f"{name}, charts: {view_link(address, experiment_id, CHARTS)}")
     say("starting MLflow, which takes some seconds")
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # the end of this process ends both
-    command = [sys.executable, "-m", "mlflow", "server", "--workers", "1"]
-    # By environment: every user of this machine can read a command line, which may hold the database's password.
-    server = subprocess.Popen(
-        [*command, "--host", "127.0.0.1", "--port", str(arguments.port)],
-        env={**os.environ, "MLFLOW_BACKEND_STORE_URI": uri},
-    )
+    server = start_process(serve_mlflow, (uri, artifact_folder(config), arguments.port), name="mlflow")
     try:
         if _answers(server, arguments.port):
             print("\n".join(links), flush=True)
-        code = server.wait()
+        server.join()
     finally:
         server.terminate()
-        server.wait()
-    if code:
-        raise CommandError(f"MLflow ended with exit code {code}: see what it said above")
+        server.join()
+    if server.exitcode:
+        raise CommandError(f"MLflow ended with exit code {server.exitcode}: see what it said above")
 
 
-def _answers(server: subprocess.Popen[bytes], port: int) -> bool:
+def _answers(server: BaseProcess, port: int) -> bool:
     """Wait until MLflow answers; false if it ends before."""
     import http.client  # urllib would ask a proxy
 
-    while server.poll() is None:
+    while server.is_alive():
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
         try:
             connection.request("GET", "/health")

@@ -1,7 +1,7 @@
 """Optuna's own dashboard on a study, beside MLflow: what `ui --dashboard` serves.
 
 The dashboard can change and delete what it shows, also while a sweep runs. So it gets a copy of the studies in memory,
-and requests that write are refused.
+and requests that write are refused, as are those of other web pages.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from optuna_dashboard import wsgi
 
 from experiments.config import RunConfig, override, require
 from experiments.errors import CommandError, UserError
+from experiments.loopback import why_foreign
 from experiments.study.storage import open_storage
 from experiments.study.study import journals, load_study
 
@@ -54,6 +55,8 @@ class ReadOnlyDashboard:
 
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., object]) -> Answer:
         """Answer a request."""
+        if reason := why_foreign(environ.get("HTTP_HOST", ""), environ.get("HTTP_ORIGIN")):
+            return _refuse(start_response, "403 Forbidden", reason)
         if environ["REQUEST_METHOD"] not in READING:
             reason = "this is a read-only copy of the study: `ui --dashboard` changes nothing"
             return _refuse(start_response, "403 Forbidden", reason)

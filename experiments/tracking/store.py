@@ -49,7 +49,7 @@ KEY_TAG = "experiments.key"
 STATUS = {"COMPLETE": "FINISHED", "PRUNED": "FINISHED", "FAIL": "FAILED", "STOPPED": "KILLED"}
 
 DATABASE, ARTIFACTS = "mlflow.db", "mlartifacts"
-"""MLflow's store below `output_dir`, where `tracking.uri` names no other."""
+"""MLflow's store below `output_dir`; `tracking.uri` may name another database, or a server that keeps both."""
 LOCATIONS = {
     "experiments": ("artifact_location",),
     "runs": ("artifact_uri",),
@@ -86,7 +86,8 @@ class RunStore:
         self.name = f"{public_url(config.tracking.uri or DATABASE)}#{config.tracking.experiment}"
         self.flush_timeout_seconds = config.tracking.flush_timeout_seconds
         self.before_call = before_call
-        local = None if config.tracking.uri else (config.output_dir / ARTIFACTS).resolve().as_uri()
+        # A server has its own place. A database has none, and MLflow would take the working directory.
+        local = None if _database(self.uri) is None else artifact_folder(config).resolve().as_uri()
         before_call()
         with _locked_store(config):
             self.client = MlflowClient(self.uri, registry_uri=self.uri)  # otherwise an environment variable decides
@@ -366,7 +367,7 @@ def check_tracking(config: RunConfig) -> None:
     is_own = found is not None and config.tracking.uri is None and found.artifact_location.endswith(f"/{ARTIFACTS}")
     if found is not None and not is_own and (folder := _local_folder(found.artifact_location)) is not None:
         require_folder(f"the artifact folder of tracking.experiment {name!r}", folder)
-    elif config.tracking.uri is None:
+    elif _database(uri) is not None:
         require_folder("output_dir", config.output_dir)
 
 
@@ -395,6 +396,11 @@ def _find_experiment(uri: str, name: str) -> _Experiment | None:
         raise UserError(
             f"tracking.uri must be an MLflow server or database that answers, got {uri}: {first_line(error)}"
         ) from None
+
+
+def artifact_folder(config: RunConfig) -> Path:
+    """Where the artifacts of a store are whose database this process opens itself."""
+    return config.output_dir / ARTIFACTS
 
 
 def _database(uri: str) -> URL | None:

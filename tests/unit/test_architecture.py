@@ -44,7 +44,7 @@ ORDER = {
         "runs",
         "data",
         "config interrupts",
-        "console errors fields patience yaml_files",
+        "console errors fields loopback patience yaml_files",
     ),
     "sagemaker_launch": (
         "rehearsal",

@@ -18,6 +18,7 @@ from tests.conftest import REPOSITORY
 ROOMS = ("benchmarks", "experiments", "lightning_modules", "sagemaker_launch")
 FILES = {
     "experiments/study/optuna_private.py": "optuna",
+    "experiments/tracking/server.py": "mlflow",
     "experiments/tracking/system_metrics.py": "mlflow",
     "experiments/tracking/views.py": "mlflow",
     "lightning_modules/lightning_private.py": "pytorch-lightning",
@@ -32,6 +33,7 @@ ELSEWHERE = {
 PUBLIC = {"_exit", "_replace"}
 """Of Python: os._exit, and of named tuples."""
 UNDOCUMENTED = (
+    "mlflow.server",
     "mlflow.system_metrics",
     "moto.sagemaker.urls",
     "moto.scheduler.urls",

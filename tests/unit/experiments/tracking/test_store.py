@@ -17,7 +17,7 @@ from experiments.config import RunConfig, load_config
 from experiments.errors import UserError
 from experiments.tracking import store as tracking
 from experiments.tracking.publish import MODEL_FILES, REGISTER_SECONDS, seconds_to_register
-from experiments.tracking.store import check_tracking
+from experiments.tracking.store import RunStore, check_tracking
 
 
 @pytest.fixture
@@ -145,3 +145,17 @@ def test_a_slow_store_may_take_its_time_for_each_file_of_a_model(tmp_path: Path)
     for name in ("model.safetensors", "model.json", "golden/image.jpg"):
         (tmp_path / name).touch()
     assert seconds_to_register(tmp_path, 120) == REGISTER_SECONDS + 120 * (MODEL_FILES + 3)
+
+
+def test_a_database_that_is_named_puts_no_artifacts_into_the_working_directory(
+    tmp_path: Path, mlflow_database: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copy(mlflow_database, tmp_path / "own.db")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    store = RunStore(config_of(tmp_path, uri=f"sqlite:///{tmp_path / 'own.db'}"))
+    run = store.client.create_run(store.experiment_id)
+    (tmp_path / "picture.png").write_bytes(b"picture")
+    store.client.log_artifact(run.info.run_id, str(tmp_path / "picture.png"))
+    assert files(tmp_path / "elsewhere") == set()
+    assert [one.name for one in (tmp_path / "runs" / "mlartifacts").rglob("*.png")] == ["picture.png"]

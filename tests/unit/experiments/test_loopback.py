@@ -1,0 +1,50 @@
+"""Who may ask a server that is for this machine only."""
+
+from __future__ import annotations
+
+import pytest
+
+from experiments.loopback import is_loopback, why_foreign
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "127.0.0.1:5000",
+        "127.0.0.1",
+        "LOCALHOST:80",
+        "localhost",
+        "[::1]:8080",
+        "[::1]",
+        "127.8.9.10:1",
+        "a.localhost:5",
+    ],
+)
+def test_this_machine_is_asked_by_any_of_its_names_and_ports(host: str) -> None:
+    assert is_loopback(host)
+    assert why_foreign(host, None) is None
+    assert why_foreign(host, f"http://{host}") is None
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        *("", "example.com", "example.com:5000", "10.example.com:5000", "192.168.example.com", "10.0.0.1:5000"),
+        *("127.0.0.1.example.com:5000", "localhost.example.com", "notlocalhost", "localhost@example.com", "0.0.0.0:80"),
+        *("127.0.0.1:5000, example.com", "127.0.0.1:x", "localhost:", "::1", "[::2]:80", "127.0.0.1 ", "localhost\n"),
+    ],
+)
+def test_no_other_name_is_taken(host: str) -> None:
+    assert not is_loopback(host)
+    assert "Host header" in (why_foreign(host, None) or "")
+
+
+@pytest.mark.parametrize(
+    "origin",
+    [
+        *("http://example.com", "https://localhost:5000", "http://localhost:5001", "http://127.0.0.1:5000", "null", ""),
+        *("http://localhost:5000.example.com", "http://localhost:5000/", "http://localhost:5000, http://example.com"),
+    ],
+)
+def test_only_pages_of_the_server_itself_may_ask(origin: str) -> None:
+    assert "Origin header" in (why_foreign("localhost:5000", origin) or "")
