@@ -94,8 +94,8 @@ def main() -> None:
         ("decoded cache / copy into new memory", f"{ratios['copy']:.2f}"),
     ]
     rows += [
-        (f"  {name}", f"{one['median']:,.0f} photos/s ({one['min']:,.0f} to {one['max']:,.0f})")
-        for name, one in spreads.items()
+        (f"  {name}", f"{spread['median']:,.0f} photos/s ({spread['min']:,.0f} to {spread['max']:,.0f})")
+        for name, spread in spreads.items()
     ]
     rows.append(("  first pass, once", f"{first_pass:,.0f} photos/s"))
     report(rows, {"ratios": ratios, "photos_per_second": spreads, "first_pass": first_pass}, arguments.json)

@@ -148,17 +148,18 @@ def measure(common: RunConfig, seeds: Sequence[int], *, own_views: bool) -> dict
         inputs._open_features = OPEN_FEATURES
         last = f"sweep {sweeps[-1].loss:.4f}, train {trainings[-1].loss:.4f}, regression {regressions[-1][0]:.4f}"
         print(f"{common.data.root}, seed {seed}: {last}", file=sys.stderr)
-    regression = fmean(one[0] for one in regressions)
+    regression = fmean(regression_figures[0] for regression_figures in regressions)
     return {
         "regression": {
             "val_loss": regression,
-            "val_accuracy": fmean(one[1] for one in regressions),
-            "c": [one[2] for one in regressions],
+            "val_accuracy": fmean(regression_figures[1] for regression_figures in regressions),
+            "c": [regression_figures[2] for regression_figures in regressions],
         },
         "sweep": figures_of(sweeps),
         "train": figures_of(trainings),
-        "sweep_above_regression": fmean(one.loss for one in sweeps) - regression,
-        "train_above_sweep": fmean(one.loss for one in trainings) - fmean(one.loss for one in sweeps),
+        "sweep_above_regression": fmean(scored_run.loss for scored_run in sweeps) - regression,
+        "train_above_sweep": fmean(scored_run.loss for scored_run in trainings)
+        - fmean(scored_run.loss for scored_run in sweeps),
     }
 
 
@@ -168,12 +169,12 @@ OPEN_FEATURES = inputs._open_features
 def figures_of(scored: Sequence[Scored]) -> dict[str, Any]:
     """Means, and all losses."""
     return {
-        "val_loss": fmean(one.loss for one in scored),
-        "val_losses": [one.loss for one in scored],
-        "val_accuracy": fmean(one.accuracy for one in scored),
-        "epochs": [one.epochs for one in scored],
-        "seconds": fmean(one.seconds for one in scored),
-        "cpu_seconds": fmean(one.cpu_seconds for one in scored),
+        "val_loss": fmean(scored_run.loss for scored_run in scored),
+        "val_losses": [scored_run.loss for scored_run in scored],
+        "val_accuracy": fmean(scored_run.accuracy for scored_run in scored),
+        "epochs": [scored_run.epochs for scored_run in scored],
+        "seconds": fmean(scored_run.seconds for scored_run in scored),
+        "cpu_seconds": fmean(scored_run.cpu_seconds for scored_run in scored),
     }
 
 

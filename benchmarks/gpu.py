@@ -90,7 +90,7 @@ def bare(config: RunConfig, steps: int) -> float:
         network.compile(dynamic=False)
     torch.backends.cudnn.benchmark = device.type == "cuda"
     bf16 = device.type == "cuda" and config.model.trainable != "head"
-    parameters = [one for one in network.parameters() if one.requires_grad]
+    parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(parameters, fused=device.type == "cuda")
 
     def run(count: int) -> float:

@@ -152,12 +152,13 @@ def main() -> None:
         costs = trial_costs(small) if arguments.trials else []
     rows: list[tuple[str, str]] = []
     figures: dict[str, object] = {}
-    for place, what in ((1, "step"), (0, "epoch")) if arguments.repeat else ():
-        mine, theirs = spread(loops["train()"][place]), spread(loops["bare loop"][place])
-        figures[what] = {"ratio": mine["median"] / theirs["median"], "train": mine, "bare": theirs}
-        rows.append((f"train() / bare loop, {what}", f"{mine['median'] / theirs['median']:.3f}"))
-        for name, one in (("train()", mine), ("bare loop", theirs)):
-            rows.append((f"  {name}", f"{one['median']:.3f} s ({one['min']:.3f} to {one['max']:.3f}, n={one['n']})"))
+    for index, unit in ((1, "step"), (0, "epoch")) if arguments.repeat else ():
+        mine, theirs = spread(loops["train()"][index]), spread(loops["bare loop"][index])
+        figures[unit] = {"ratio": mine["median"] / theirs["median"], "train": mine, "bare": theirs}
+        rows.append((f"train() / bare loop, {unit}", f"{mine['median'] / theirs['median']:.3f}"))
+        for name, times in (("train()", mine), ("bare loop", theirs)):
+            text = f"{times['median']:.3f} s ({times['min']:.3f} to {times['max']:.3f}, n={times['n']})"
+            rows.append((f"  {name}", text))
     for number in (10, 100, 1000):
         if number <= arguments.trials:
             cost = spread(costs[number - 10 : number])

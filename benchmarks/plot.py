@@ -47,7 +47,7 @@ def trial_cost(figures: dict[str, Any]) -> Figure:
     seconds = np.array(figures["trial_seconds"])
     trials = np.arange(2, len(seconds) + 2)  # what came before the first one is the start of the study
     width = min(25, len(seconds))
-    running = [float(np.median(seconds[max(0, place - width) : place + 1])) for place in range(len(seconds))]
+    running = [float(np.median(seconds[max(0, index - width) : index + 1])) for index in range(len(seconds))]
     figure = Figure(figsize=(8, 3), dpi=120, layout="constrained")
     axes = figure.subplots()
     axes.plot(trials, seconds, ".", color=GREY, markersize=2, label="a trial")

@@ -92,14 +92,14 @@ def main() -> None:
             for number in range(arguments.repeat + 1):
                 for record, milliseconds in measured.items():
                     folder = root / case / f"{record}-{number}"
-                    one = measure(config, folder, record)
+                    seconds = measure(config, folder, record)
                     if number:  # the first of each warms up
-                        milliseconds.append(one)
-            for clock, place in (("CPU", 1), ("wall clock", 0)):
-                bare = spread([one[place] for one in measured["none"]])
+                        milliseconds.append(seconds)
+            for clock, index in (("CPU", 1), ("wall clock", 0)):
+                bare = spread([seconds[index] for seconds in measured["none"]])
                 figures[f"{case}, {clock}, none"] = bare
                 for record in records[1:]:
-                    own_spread = spread([one[place] for one in measured[record]])
+                    own_spread = spread([seconds[index] for seconds in measured[record]])
                     figures[f"{case}, {clock}, {record}"] = own_spread
                     cost = own_spread["median"] / bare["median"] - 1
                     text = f"{cost:+.1%} ({bare['median']:.3f} -> {own_spread['median']:.3f} ms a step)"

@@ -135,14 +135,14 @@ def main() -> None:
         config = override(base, {"sweep.sampler": sampler, "sweep.pruner": pruner})
         seeded = [override(config, {"seed": seed}) for seed in seeds]
         for diverges in DIVERGES:
-            studies = [search(one, WIDE, diverges=diverges, trials=40) for one in seeded]
+            studies = [search(seed, WIDE, diverges=diverges, trials=40) for seed in seeded]
             name = f"{sampler}, {pruner}, {diverges}"
-            shares[name] = [diverging_share(one.trials[20:]) for one in studies]
+            shares[name] = [diverging_share(study.trials[20:]) for study in studies]
             print(f"{name}: {_text(shares[name], '.2f')}", file=sys.stderr)
-        gaps[f"{sampler}, {pruner}"] = [gap(search(one, NARROW, trials=30)) for one in seeded]
+        gaps[f"{sampler}, {pruner}"] = [gap(search(seed, NARROW, trials=30)) for seed in seeded]
     rows = [(f"{name}: share of trials 20 to 39 that diverge", _text(found, ".2f")) for name, found in shares.items()]
     for name, found in gaps.items():
-        closer = sum(one < other for one, other in zip(found, gaps["random, none"], strict=True))
+        closer = sum(found_gap < random_gap for found_gap, random_gap in zip(found, gaps["random, none"], strict=True))
         rows.append(
             (f"{name}: gap to the optimum", f"{_text(found, '.5f')}, below random's on {closer} of {len(found)}")
         )

@@ -103,13 +103,13 @@ def random_search(config: RunConfig, space: SearchSpace, *, draws: int) -> Searc
     configs = [override(config, point) for point in points]
     values = [math.inf] * TRIALS
     # Heads of one batch size share every batch, which is several times as fast.
-    for size in {one.data.batch_size for one in configs}:
-        places = [place for place, one in enumerate(configs) if one.data.batch_size == size]
-        population = new_population([HeadTask(configs[place]) for place in places])
+    for size in {config.data.batch_size for config in configs}:
+        indices = [index for index, config in enumerate(configs) if config.data.batch_size == size]
+        population = new_population([HeadTask(configs[index]) for index in indices])
         for _ in range(epochs):
             for row, epoch in population.train_epoch().items():
                 loss = epoch[config.sweep.metric]
-                values[places[row]] = min(values[places[row]], loss if math.isfinite(loss) else math.inf)
+                values[indices[row]] = min(values[indices[row]], loss if math.isfinite(loss) else math.inf)
     return Search([epochs * (number + 1) for number in range(TRIALS)], list(itertools.accumulate(values, min)))
 
 
@@ -169,14 +169,14 @@ def figures_of(seeds: Sequence[Seed]) -> dict[str, Any]:
     """Ratios of epochs."""
     budget = seeds[0].random.epochs[-1]
     pairs = {
-        "same_draws": [(one.sweep, one.random) for one in seeds],
-        "other_draws": [(one.sweep, one.other) for one in seeds],
+        "same_draws": [(seed.sweep, seed.random) for seed in seeds],
+        "other_draws": [(seed.sweep, seed.other) for seed in seeds],
         # The second random search against the first: what luck alone gives.
-        "random_again": [(one.other, one.random) for one in seeds],
+        "random_again": [(seed.other, seed.random) for seed in seeds],
     }
     figures: dict[str, Any] = {"budget_epochs": budget}
     for name, searches in pairs.items():
-        reached = [one.reaches(random.best[-1], budget) for one, random in searches]
+        reached = [search.reaches(random.best[-1], budget) for search, random in searches]
         spent = [budget if epochs is None else epochs for epochs in reached]
         own = [random.to_its_best for _, random in searches]
         figures[name] = {
@@ -187,14 +187,14 @@ def figures_of(seeds: Sequence[Seed]) -> dict[str, Any]:
             "random_epochs_to_its_best": own,
         }
     for name, epochs in (("at_a_third", budget // 3), ("at_the_end", budget)):
-        figures[name] = quartiles([one.sweep.at(epochs) - one.random.best[-1] for one in seeds])
-    figures["random_val_loss"] = quartiles([one.random.best[-1] for one in seeds])
+        figures[name] = quartiles([seed.sweep.at(epochs) - seed.random.best[-1] for seed in seeds])
+    figures["random_val_loss"] = quartiles([seed.random.best[-1] for seed in seeds])
     return figures
 
 
 def quartiles(values: Sequence[float]) -> dict[str, float]:
     """Five numbers and how many values they stand for."""
-    low, first, median, third, high = (float(one) for one in np.quantile(values, [0, 0.25, 0.5, 0.75, 1]))
+    low, first, median, third, high = (float(value) for value in np.quantile(values, [0, 0.25, 0.5, 0.75, 1]))
     return {"median": median, "min": low, "q1": first, "q3": third, "max": high, "n": len(values)}
 
 
@@ -206,17 +206,17 @@ def draw(measured: dict[int, list[Seed]], path: Path, name: str) -> None:
     ):
         budget = seeds[0].random.epochs[-1]
         spent = range(max_epochs, budget + 1)
-        kinds = (
-            ("random search", VERMILLION, "--", [one.random for one in seeds]),
-            (name, BLUE, "-", [one.sweep for one in seeds]),
+        curves_to_draw = (
+            ("random search", VERMILLION, "--", [seed.random for seed in seeds]),
+            (name, BLUE, "-", [seed.sweep for seed in seeds]),
         )
-        for label, color, style, searches in kinds:
-            curves = np.array([[one.at(epochs) for epochs in spent] for one in searches])
+        for label, color, style, searches in curves_to_draw:
+            curves = np.array([[search.at(epochs) for epochs in spent] for search in searches])
             # Not a number, so not drawn, until each search has a complete trial.
             low, middle, high = np.quantile(curves, [0.25, 0.5, 0.75], axis=0)
             axes.fill_between(spent, low, high, color=color, alpha=0.2, linewidth=0)
             axes.plot(spent, middle, style, color=color, label=f"{label}: median, quartiles")
-        final = np.median([one.random.best[-1] for one in seeds])
+        final = np.median([seed.random.best[-1] for seed in seeds])
         axes.set_ylim(final - 0.01, final + 0.09)
         axes.axvline(budget / 3, color="black", linestyle=":", linewidth=1, label="a third of the epochs")
         axes.set(xlabel="epochs spent", ylabel="lowest val_loss so far (nats)")
@@ -233,9 +233,9 @@ def rows_of(figures: dict[str, Any], max_epochs: int) -> list[tuple[str, str]]:
     budget = figures["budget_epochs"]
 
     def row(name: str, key: str, ratio: str = "ratio") -> tuple[str, str]:
-        one = figures[key]
-        never = f"never {one['never']}, counted as all epochs"
-        return name, f"{_five(one[ratio], '.2f')}; {never}"
+        ratio_figures = figures[key]
+        never = f"never {ratio_figures['never']}, counted as all epochs"
+        return name, f"{_five(ratio_figures[ratio], '.2f')}; {never}"
 
     return [
         row(f"{max_epochs}-epoch trials: epochs of the sweep / all {budget} of the random search", "same_draws"),

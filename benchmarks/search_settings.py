@@ -53,24 +53,24 @@ class Curves:
         rates, decays, sizes = (space[name] for name in FIELDS)
         assert isinstance(rates, FloatRange) and isinstance(decays, FloatRange) and isinstance(sizes, ChoiceRange)
         axes = [
-            np.linspace(math.log10(one.low), math.log10(one.high), count)
-            for one, count in ((rates, RATES), (decays, DECAYS))
+            np.linspace(math.log10(search_range.low), math.log10(search_range.high), count)
+            for search_range, count in ((rates, RATES), (decays, DECAYS))
         ]
         self._of_size = {}
         for size in sizes.values:
             points = [(10**rate, 10**decay, size) for rate, decay in itertools.product(*axes)]
-            configs = [override(config, dict(zip(FIELDS, one, strict=True))) for one in points]
-            population = new_population([HeadTask(one) for one in configs])
+            configs = [override(config, dict(zip(FIELDS, point, strict=True))) for point in points]
+            population = new_population([HeadTask(config) for config in configs])
             epochs = [population.train_epoch() for _ in range(config.trainer.epochs)]
-            losses = np.array([[one[place][config.sweep.metric] for one in epochs] for place in range(len(points))])
+            losses = np.array([[epoch[index][config.sweep.metric] for epoch in epochs] for index in range(len(points))])
             assert np.isfinite(losses).all()
             self._of_size[size] = RegularGridInterpolator(axes, losses.reshape(RATES, DECAYS, -1), method="cubic")
 
     def losses(self, point: Point) -> list[float]:
         """The val_loss of each epoch of a trial."""
         rate, decay, size = (point[name] for name in FIELDS)
-        place = math.log10(float(rate)), math.log10(float(decay))
-        found: list[float] = np.ravel(self._of_size[size](place)).tolist()
+        coordinates = math.log10(float(rate)), math.log10(float(decay))
+        found: list[float] = np.ravel(self._of_size[size](coordinates)).tolist()
         return found
 
 
@@ -95,7 +95,7 @@ def main() -> None:
             space = load_search_space(config.search)
             measured = measure(config, space, Curves(config, space), range(arguments.seeds), arguments.together)
             figures[f"{data.name}, {max_epochs} epochs"] = measured
-            rows += [(f"{data.name}, {max_epochs} epochs: {name}", row(one)) for name, one in measured.items()]
+            rows += [(f"{data.name}, {max_epochs} epochs: {name}", row(figures)) for name, figures in measured.items()]
     report(rows, figures, arguments.json)
 
 
@@ -122,11 +122,11 @@ def measure(
 def figures_of(searches: Sequence[Search], targets: Sequence[Search]) -> dict[str, dict[str, float]]:
     """Epochs until a search was as good as the random search of its seed, and how much better it ended."""
     budget = targets[0].epochs[-1]
-    pairs = [(one, target.best[-1]) for one, target in zip(searches, targets, strict=True)]
+    pairs = [(search, target.best[-1]) for search, target in zip(searches, targets, strict=True)]
     return {
-        "ratio": quartiles([(one.reaches(target, budget) or budget) / budget for one, target in pairs]),
-        "at_a_third": quartiles([one.at(budget // 3) - target for one, target in pairs]),
-        "at_the_end": quartiles([one.at(budget) - target for one, target in pairs]),
+        "ratio": quartiles([(search.reaches(target, budget) or budget) / budget for search, target in pairs]),
+        "at_a_third": quartiles([search.at(budget // 3) - target for search, target in pairs]),
+        "at_the_end": quartiles([search.at(budget) - target for search, target in pairs]),
     }
 
 

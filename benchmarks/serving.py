@@ -101,7 +101,9 @@ def _export(folder: Path, weights: Path | None) -> Path:
     state = read_safetensors(weights) if weights else {}
     network = build_network("resnet50", len(state["fc.bias"]) if weights else 133)
     if weights:
-        network.load_state_dict({name: one.float() if one.is_floating_point() else one for name, one in state.items()})
+        network.load_state_dict(
+            {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
+        )
     else:
         for part in network.modules():
             if isinstance(part, nn.BatchNorm2d):
@@ -173,7 +175,7 @@ def _measure(
                 found["p99_ms"].append(1000 * statistics.quantiles(times, n=100, method="inclusive")[98])
                 found["requests_per_second"].append(len(times) / took)
                 found["peak_rss_mb"].append(max(peak) / 1e6)
-                found["pss_mb"].append(sum(one.memory_full_info().pss for one in _tree(pid)) / 1e6)
+                found["pss_mb"].append(sum(process.memory_full_info().pss for process in _tree(pid)) / 1e6)
     return figures
 
 
@@ -206,7 +208,7 @@ def _drive(
         for index, status, body in answers:
             assert status == 200, (url, status, body[:200])
             (row,) = json.loads(body)
-            assert max(abs(one - other) for one, other in zip(row, wanted[index], strict=True)) < 1e-3, url
+            assert max(abs(logit - other) for logit, other in zip(row, wanted[index], strict=True)) < 1e-3, url
     return [one for times, _ in done for one in times], took
 
 
@@ -222,7 +224,7 @@ def _peak(pid: int) -> Iterator[list[int]]:
 
     def watch() -> None:
         while not over.wait(0.2):
-            seen.append(sum(one.memory_info().rss for one in tree))
+            seen.append(sum(process.memory_info().rss for process in tree))
 
     thread = threading.Thread(target=watch)
     thread.start()

@@ -70,7 +70,7 @@ class Witness(Callback):
             loss.register_forward_hook(lambda *seen, noted=noted: noted.append(float(seen[2].detach())))
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        tables: list[object] = [one._backward_hooks or () for one in pl_module.parameters()]
+        tables: list[object] = [parameter._backward_hooks or () for parameter in pl_module.parameters()]
         for module in pl_module.modules():
             tables += [module._forward_hooks, module._forward_pre_hooks]
         self.hooks_left = sum(map(len, tables)) - 2

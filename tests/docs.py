@@ -16,7 +16,7 @@ NEEDS_AWS = "# needs AWS"
 class Block:
     """What stands between two fences."""
 
-    place: str
+    location: str
     info: str
     text: str
 
@@ -41,7 +41,7 @@ class Block:
 class Command:
     """A line that a person types."""
 
-    place: str
+    location: str
     line: str
     needs_aws: bool
 
@@ -69,7 +69,7 @@ def pages() -> list[Path]:
 def commands(*paths: Path) -> list[Command]:
     """The commands of some pages, in their order."""
     return [
-        Command(block.place, line, block.needs_aws)
+        Command(block.location, line, block.needs_aws)
         for path in paths
         for block in blocks(path)
         if block.holds_commands

@@ -127,21 +127,21 @@ class Boundaries:
 
         def building(trainer: pl.Trainer, **options: Any) -> None:
             build(trainer, **options)
-            for one in trainer.callbacks:
+            for callback in trainer.callbacks:
                 for hook in ("on_validation_end", "on_train_epoch_end", "on_fit_end"):
-                    setattr(one, hook, self.after(getattr(one, hook), f"{type(one).__name__}.{hook}"))
+                    setattr(callback, hook, self.after(getattr(callback, hook), f"{type(callback).__name__}.{hook}"))
 
         pl.Trainer.__init__ = building  # type: ignore[assignment]
         replace: Any = Path.replace
-        Path.replace = self.around(replace, lambda _, target: f"writing {kind(target)}")
-        shutil.rmtree = self.around(shutil.rmtree, lambda path, **_: f"removing {kind(path)}")  # type: ignore[assignment]
+        Path.replace = self.around(replace, lambda _, target: f"writing {base_name(target)}")
+        shutil.rmtree = self.around(shutil.rmtree, lambda path, **_: f"removing {base_name(path)}")  # type: ignore[assignment]
         RunFolder._append = self.around(RunFolder._append, lambda _, name, __: f"appending to {name}")
         JournalFileBackend.append_logs = self.around(
             JournalFileBackend.append_logs, lambda _, logs: f"journal entry {logs[0]['op_code']}"
         )
 
 
-def kind(path: Path | str) -> str:
+def base_name(path: Path | str) -> str:
     """The name of a file without the number of its trial."""
     return Path(path).name
 
@@ -231,7 +231,7 @@ def left(case: str, config: RunConfig) -> dict[str, Any]:
             manifest = json.loads((folder.export / "model.json").read_text())
             found |= {f"{name} export {key}": value for key, value in manifest["metrics"].items()}
             found[f"{name} export weights"] = manifest["sha256"]
-        found[f"{name} checkpoints"] = sorted(one.name for one in path.parent.glob("checkpoints/*.ckpt"))
+        found[f"{name} checkpoints"] = sorted(path.name for path in path.parent.glob("checkpoints/*.ckpt"))
     if case in SEARCHES:
         for trial in load_study(config, config.sweep.study_name).trials:
             name = f"trial {trial.number}"
@@ -254,10 +254,10 @@ def chosen(case: str, names: list[str], which: str) -> list[int]:
 def differences(expected: dict[str, Any], found: dict[str, Any], *, exact: bool) -> list[str]:
     """What is not equal, in words."""
 
-    def equal(one: Any, other: Any) -> bool:
-        if not exact and isinstance(one, float) and isinstance(other, float):
-            return math.isclose(one, other, rel_tol=1e-5)
-        return str(one) == str(other)  # NaN is NaN
+    def equal(first: Any, other: Any) -> bool:
+        if not exact and isinstance(first, float) and isinstance(other, float):
+            return math.isclose(first, other, rel_tol=1e-5)
+        return str(first) == str(other)  # NaN is NaN
 
     return [
         f"{key}: {expected.get(key)} became {found.get(key)}"
@@ -280,7 +280,7 @@ def try_case(case: str, which: str, config: RunConfig) -> dict[str, Any]:
         in_a_child(case, cut, 0)
         # Which heads train together after a kill decides how their products are rounded.
         found = differences(expected, left(case, cut), exact=case != "population")
-        differing += [f"killed {names[number - 1]} ({number}): {one}" for one in found]
+        differing += [f"killed {names[number - 1]} ({number}): {difference}" for difference in found]
         shutil.rmtree(cut.output_dir)
     epochs = re.findall(r"^(.+) epoch (\d+) val_loss$", "\n".join(expected), re.MULTILINE)
     return {
@@ -291,7 +291,7 @@ def try_case(case: str, which: str, config: RunConfig) -> dict[str, Any]:
         "metrics": len(expected),
         "differing": differing,
         "states": sorted({str(value) for key, value in expected.items() if key.endswith(" state")}),
-        "epochs": dict(sorted(epochs, key=lambda one: int(one[1]))),
+        "epochs": dict(sorted(epochs, key=lambda epoch: int(epoch[1]))),
         "seconds": round(time.monotonic() - started, 1),
     }
 
@@ -299,8 +299,8 @@ def try_case(case: str, which: str, config: RunConfig) -> dict[str, Any]:
 def main(photos: Path, folder: Path, cases: list[str]) -> None:
     """Try cases."""
     prepare_process()
-    for one in cases:
-        case, _, which = one.partition(":")
+    for case_name in cases:
+        case, _, which = case_name.partition(":")
         if case not in CASES:
             raise UserError(f"CASE must be one of {', '.join(CASES)}, got {case!r}")
         values = tiny(photos, folder) | {"trainer.max_epochs": 3} | CASES[case]

@@ -197,8 +197,8 @@ class MlflowUi:
     def see_axes(self, names: Sequence[str]) -> None:
         """Wait for parallel coordinates with these axes."""
         labels = self.page.locator(".parcoords .dimension .label")
-        said = f"not on the page: axes {names}"
-        expect(labels, said).to_have_text(list(names), timeout=PATIENCE_SECONDS * 1000)
+        message = f"not on the page: axes {names}"
+        expect(labels, message).to_have_text(list(names), timeout=PATIENCE_SECONDS * 1000)
 
     def plots(self) -> list[list[dict[str, Any]]]:
         """The traces of each plot on the page, as Plotly has drawn them."""
@@ -219,14 +219,14 @@ class MlflowUi:
             self._see(option, f"{name} among {label}").click()
         self.page.keyboard.press("Escape")
 
-    def _see(self, locator: Locator, what: str) -> Locator:
-        expect(locator, f"not on the page: {what}").to_be_visible(timeout=PATIENCE_SECONDS * 1000)
+    def _see(self, locator: Locator, description: str) -> Locator:
+        expect(locator, f"not on the page: {description}").to_be_visible(timeout=PATIENCE_SECONDS * 1000)
         return locator
 
-    def _until(self, condition: Callable[[], bool], what: str) -> None:
+    def _until(self, condition: Callable[[], bool], description: str) -> None:
         deadline = time.monotonic() + PATIENCE_SECONDS
         while not condition():
-            assert time.monotonic() < deadline, f"not on the page: {what}"
+            assert time.monotonic() < deadline, f"not on the page: {description}"
             self.page.wait_for_timeout(200)
 
 
@@ -234,10 +234,10 @@ def _wait_for_links(experiment: str, process: subprocess.Popen[bytes], log: Path
     """What the command prints when its server answers."""
     deadline = time.monotonic() + 120
     while True:
-        said = log.read_text()
-        links = [re.search(rf"^{experiment}, {kind}: +(\S+)$", said, re.MULTILINE) for kind in ("runs", "charts")]
+        printed = log.read_text()
+        links = [re.search(rf"^{experiment}, {kind}: +(\S+)$", printed, re.MULTILINE) for kind in ("runs", "charts")]
         if all(links):
             return Links(*(str(link[1]) for link in links if link))
-        assert process.poll() is None, f"it has ended: {said}"
-        assert time.monotonic() < deadline, f"no links to experiment {experiment} in: {said}"
+        assert process.poll() is None, f"it has ended: {printed}"
+        assert time.monotonic() < deadline, f"no links to experiment {experiment} in: {printed}"
         time.sleep(0.2)

@@ -52,12 +52,12 @@ def watch_database() -> None:
     Boundaries.install = installing  # type: ignore[assignment]
 
 
-def change_the_machine(kind: str, config: RunConfig, moment: int) -> RunConfig:
+def change_the_machine(change: str, config: RunConfig, moment: int) -> RunConfig:
     """What happens to the machine between a kill and the same command."""
-    if kind == "host":
+    if change == "host":
         name = f"box-{moment}"
         platform.node = lambda: name  # children are forked from here
-    if kind == "moved":
+    if change == "moved":
         moved = config.output_dir.with_name(f"moved to {moment}")
         config.output_dir.rename(moved)
         return override(config, {"output_dir": moved})
@@ -91,8 +91,8 @@ def try_moments(config: RunConfig, count: int, server: Server | None) -> dict[st
     shared = override(config, {"sweep.storage": url, "sweep.claim_timeout_seconds": 1.0})
     names: dict[str, list[str]] = {}
     expected: dict[str, Any] = {}
-    for where, one in (("journal", config), ("database", shared)):
-        whole = override(one, {"output_dir": config.output_dir / where})
+    for where, base_config in (("journal", config), ("database", shared)):
+        whole = override(base_config, {"output_dir": config.output_dir / where})
         _, names[where] = in_a_child("pruning", whole, 0)
         found = left("pruning", whole)
         assert not expected or differences(expected, found, exact=True) == [], "a database changes no metric"
@@ -101,24 +101,24 @@ def try_moments(config: RunConfig, count: int, server: Server | None) -> dict[st
     differing: list[str] = []
     moments: list[str] = []
     for number in range(count):
-        kind = ("host", "moved", "database")[number % 3]
-        where, base = ("database", shared) if kind == "database" else ("journal", config)
+        change = ("host", "moved", "database")[number % 3]
+        where, base = ("database", shared) if change == "database" else ("journal", config)
         boundary = draw.randrange(len(names[where]))
         cut = override(base, {"output_dir": config.output_dir / f"cut {number}"})
         ended_by, _ = in_a_child("pruning", cut, boundary + 1)
-        assert ended_by == signal.SIGKILL, (kind, boundary, names[where][boundary])
-        moments.append(f"{kind}: {names[where][boundary]}")
-        cut = change_the_machine(kind, cut, number)
-        with restarting(server if kind == "database" else None):
+        assert ended_by == signal.SIGKILL, (change, boundary, names[where][boundary])
+        moments.append(f"{change}: {names[where][boundary]}")
+        cut = change_the_machine(change, cut, number)
+        with restarting(server if change == "database" else None):
             in_a_child("pruning", cut, 0)
         trials, found = load_study(cut, "tiny").trials, left("pruning", cut)
         states = Counter(trial.state.name for trial in trials)
         if states["COMPLETE"] + states["PRUNED"] != cut.sweep.n_trials or len(trials) != cut.sweep.n_trials:
             differing.append(f"{moments[-1]}: {dict(states)}")
-        if kind == "database":
+        if change == "database":
             optuna.delete_study(study_name="tiny", storage=url)  # Hyperband decides by a study's name
-        differing += [f"{moments[-1]}: {one}" for one in differences(expected, found, exact=True)]
-        if (config.output_dir / f"cut {number}").exists() and kind == "moved":
+        differing += [f"{moments[-1]}: {difference}" for difference in differences(expected, found, exact=True)]
+        if (config.output_dir / f"cut {number}").exists() and change == "moved":
             differing.append(f"{moments[-1]}: something was written into the old place")
     seconds = round(time.monotonic() - started, 1)
     return {"kills": len(moments), "moments": moments, "metrics": len(expected), "differing": differing} | {

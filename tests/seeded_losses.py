@@ -127,8 +127,8 @@ def _train_and_resume(config: RunConfig, path: Path) -> RunFolder:
 def _train_population(config: RunConfig, work: Path) -> list[RunFolder]:
     configs = [override(config, {"data.cache": "features", "data.augment": "light", **values}) for values in MEMBERS]
     runs = [
-        PopulationRun(HeadTask(one), _started(work / f"member-{number}"), report=lambda *_: False)
-        for number, one in enumerate(configs)
+        PopulationRun(HeadTask(member), _started(work / f"member-{number}"), report=lambda *_: False)
+        for number, member in enumerate(configs)
     ]
     assert len(list(train_population(runs, check=lambda: None))) == len(runs)
     return [run.folder for run in runs]

@@ -53,7 +53,7 @@ def test_two_data_sets_make_two_studies_two_experiments_and_two_models(home: Pat
         assert (trained.model_uri, trained.champion) == (f"models:/{name}/1", True)
     assert sorted(path.name for path in (home / "studies").iterdir()) == ["clothing", "dogs"]
     client = MlflowClient(tracking_uri(config))
-    assert {"dogs", "clothing"} <= {one.name for one in client.search_experiments()}
+    assert {"dogs", "clothing"} <= {experiment.name for experiment in client.search_experiments()}
     for name in ("dogs", "clothing"):
         found = client.get_experiment_by_name(name)
         assert found is not None

@@ -64,10 +64,12 @@ def test_the_stand_in_for_mps_refuses_float64_and_lets_it_be_on_the_cpu() -> Non
 def test_training_and_scoring_need_no_float64_on_the_device(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trainable: str
 ) -> None:
-    for kind in (ImageClassifier, HeadClassifier):
+    for module_class in (ImageClassifier, HeadClassifier):
         for name in ("training_step", "validation_step"):
-            step = getattr(kind, name)
-            monkeypatch.setattr(kind, name, lambda self, batch, index, step=step: step(self, moved_batch(batch), index))
+            step = getattr(module_class, name)
+            monkeypatch.setattr(
+                module_class, name, lambda self, batch, index, step=step: step(self, moved_batch(batch), index)
+            )
     seen: list[Tensor] = []
 
     def moved(batches: Iterator[Tensor]) -> Iterator[Tensor]:

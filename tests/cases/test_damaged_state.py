@@ -97,9 +97,9 @@ def test_a_run_whose_run_json_is_damaged_is_trained_again_and_loses_no_file(
     assert folder.path == path
     assert folder.outcome is not None and folder.outcome.state == "COMPLETE"
     assert len(losses(folder)) == 4
-    said = [line for line in capsys.readouterr().err.splitlines() if "is damaged" in line]
-    assert len(said) == 1
-    assert said[0].startswith(f"{path / 'run.json'} is damaged, it has ")
+    lines = [line for line in capsys.readouterr().err.splitlines() if "is damaged" in line]
+    assert len(lines) == 1
+    assert lines[0].startswith(f"{path / 'run.json'} is damaged, it has ")
     assert (path / "damaged-1" / "run.json").is_file()
     assert (path / "damaged-1" / CHECKPOINT_FOLDER / "last.ckpt").is_file()
 
@@ -113,8 +113,8 @@ def test_a_damaged_run_of_others_is_left_out_of_a_report(config: RunConfig, caps
     empty(trial_folder(config, 1).path / "run.json")
     capsys.readouterr()
     assert "trial 1" in report_studies([study], config).read_text().lower()
-    said = capsys.readouterr().err
-    assert said.count("run.json is damaged, it has no bytes") == 2
+    printed = capsys.readouterr().err
+    assert printed.count("run.json is damaged, it has no bytes") == 2
 
 
 @DAMAGES
@@ -164,8 +164,8 @@ def test_a_damaged_last_checkpoint_costs_the_epochs_after_the_best_one(
     path = interrupted(config, 4, monkeypatch)
     damage(path / CHECKPOINT_FOLDER / "last.ckpt")
     assert losses(train(config)) == losses(whole)
-    said = capsys.readouterr().err
-    assert "last.ckpt is damaged: the run is trained from its best epoch" in said
+    printed = capsys.readouterr().err
+    assert "last.ckpt is damaged: the run is trained from its best epoch" in printed
 
 
 @pytest.mark.parametrize("damage", [empty, cut, flip])

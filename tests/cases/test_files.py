@@ -200,9 +200,9 @@ def test_a_large_photo_is_sent_to_an_endpoint_as_the_decoder_reads_it(
     levels = np.tile(np.linspace(0, 30_000, 64), (48, 1)).astype("uint16")  # which Pillow's own conversion shows white
     Image.fromarray(levels).save(root / "deep.png")
     monkeypatch.setattr("sagemaker_launch.endpoints.query.MAX_BODY", 100)
-    data, kind = read_photo(root / "deep.png")
-    assert kind == "image/jpeg"
-    sent, meant = (decode_image(one).float() for one in (data, (root / "deep.png").read_bytes()))
+    data, content_type = read_photo(root / "deep.png")
+    assert content_type == "image/jpeg"
+    sent, meant = (decode_image(image).float() for image in (data, (root / "deep.png").read_bytes()))
     assert (sent - meant).abs().mean() < 2
 
 

@@ -30,7 +30,7 @@ def test_predict_names_all_photos_below_a_folder(
 ) -> None:
     model = str(export(tiny_network(), tmp_path / "export"))
     assert main(["predict", str(folder), "--model", model, "--json"]) == 0
-    named = [one["image"] for one in json.loads(capsys.readouterr().out)]
+    named = [prediction["image"] for prediction in json.loads(capsys.readouterr().out)]
     assert len(named) == 12 and named == sorted(named)
     assert named == [str(path) for path in find_photos([folder], SUFFIXES)], "as `query` does"
     assert main(["predict", named[0], str(folder), "--model", model, "--json"]) == 0
@@ -43,6 +43,6 @@ def test_a_folder_without_photos_is_refused(tmp_path: Path, capsys: pytest.Captu
     empty = tmp_path / "empty"
     empty.mkdir()
     assert main(["predict", str(empty), "--model", model]) == 2
-    said = capsys.readouterr().err
-    assert said.startswith("error: PHOTO must be a file or a folder with photos (.jpg, ")
-    assert f"got {str(empty)!r}" in said and said.count("\n") == 1
+    printed = capsys.readouterr().err
+    assert printed.startswith("error: PHOTO must be a file or a folder with photos (.jpg, ")
+    assert f"got {str(empty)!r}" in printed and printed.count("\n") == 1

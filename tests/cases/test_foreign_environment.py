@@ -105,7 +105,7 @@ def test_the_url_of_a_database_names_its_file_and_lets_mlflow_create_no_other(tm
     url = sqlite_url(path)
     assert make_url(url).database == str(path)
     _make_parent_dirs_if_sqlite(url)
-    assert [one.name for one in tmp_path.iterdir()] == [name]
+    assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
 def test_one_process_reads_no_variable_of_a_launcher(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -39,10 +39,10 @@ def no_photo_is_opened(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def run(capsys: pytest.CaptureFixture[str], command: str, values: dict[str, object]) -> str:
     """Run a command that must be refused in one line, and return the line."""
     code = main([command, *own_flags(command, (f"--{name}={value}" for name, value in values.items()))])
-    said = capsys.readouterr()
-    assert (code, said.out) == (EXIT_USAGE, ""), said.err
-    lines = [line for line in said.err.splitlines() if not line.startswith(" ")]
-    assert len(lines) == 1, said.err
+    captured = capsys.readouterr()
+    assert (code, captured.out) == (EXIT_USAGE, ""), captured.err
+    lines = [line for line in captured.err.splitlines() if not line.startswith(" ")]
+    assert len(lines) == 1, captured.err
     assert lines[0].startswith("error: ")
     return lines[0].removeprefix("error: ")
 
@@ -208,9 +208,9 @@ def check(
     shutil.copy(mlflow_database, home)
     values = {**tiny(photos, home), "model.backbone": "resnet18"}
     values |= setup(home, photos)
-    said = run(capsys, command, values)
-    assert re.search(rule, said), said
-    assert "Errno" not in said
+    line = run(capsys, command, values)
+    assert re.search(rule, line), line
+    assert "Errno" not in line
 
 
 def test_a_gpu_that_is_not_there_is_refused(
@@ -252,9 +252,9 @@ def test_an_evaluation_is_refused(
     given = [f"--{name}={value}" for name, value in (tiny(photos, tmp_path) | values).items()]
     model = [] if "--model" in arguments else ["--model", str(tmp_path / "export")]
     assert main(["evaluate", *model, *arguments, *own_flags("evaluate", given)]) == EXIT_USAGE
-    said = capsys.readouterr().err
-    assert re.search(rule, said), said
-    assert said.count("\n") == 1
+    printed = capsys.readouterr().err
+    assert re.search(rule, printed), printed
+    assert printed.count("\n") == 1
 
 
 @pytest.mark.parametrize("size", [32, 224])

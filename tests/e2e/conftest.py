@@ -40,15 +40,15 @@ def flow(shared_run: SharedRun, cloud: Cloud) -> Cloud:
 
     def run(folder: Path) -> None:
         shared_run.note_build("jobs of the end-to-end tests")
-        said = io.StringIO()
-        with cloud.in_reach(), contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+        output = io.StringIO()
+        with cloud.in_reach(), contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
             done = [cloud.run("tune")]
             best_of = cloud.sent("CreateHyperParameterTuningJob")["HyperParameterTuningJobName"]
             done.append(cloud.run("train", "--best-of", best_of, "--trainer.profile=true"))
             done.append(cloud.run("sync", "--models"))
-        assert done == [0, 0, 0], said.getvalue()
+        assert done == [0, 0, 0], output.getvalue()
         shutil.copy(cloud.home / "mlflow.db", folder / "mlflow.db")
-        (folder / "said.txt").write_text(said.getvalue())
+        (folder / "said.txt").write_text(output.getvalue())
         (folder / "calls.json").write_text(json.dumps(cloud.calls, default=_text))
 
     folder = shared_run.build_once("jobs", run)

@@ -78,8 +78,8 @@ def test_the_trained_model_comes_home_and_is_the_best_of_the_search(flow: Cloud)
     assert TEST_LOSS in run.data.metrics
     drawn = {path.name for path in (flow.home / "cloud" / name / "artifacts").iterdir()}
     assert {"confusion_matrix.png", "worst_errors.csv"} <= drawn
-    tuned = [one for one in flow.runs().values() if "mlflow.parentRunId" in one.data.tags]
-    assert run.data.metrics["best_val_loss"] == min(one.data.metrics["best_val_loss"] for one in tuned)
+    tuned = [run for run in flow.runs().values() if "mlflow.parentRunId" in run.data.tags]
+    assert run.data.metrics["best_val_loss"] == min(run.data.metrics["best_val_loss"] for run in tuned)
 
 
 def test_what_a_job_recorded_comes_home_and_is_drawn(flow: Cloud) -> None:
@@ -87,13 +87,13 @@ def test_what_a_job_recorded_comes_home_and_is_drawn(flow: Cloud) -> None:
     trained = [run for name, run in flow.runs().items() if name != flow.tuning_job]
     assert len(trained) == 3
     for run in trained:
-        artifacts = {one.path for one in client.list_artifacts(run.info.run_id)}
+        artifacts = {artifact.path for artifact in client.list_artifacts(run.info.run_id)}
         assert {"recording.png", "recording"} <= artifacts
         recording = Recording.load(RunFolder(flow.home / "cloud" / str(run.info.run_name)).recording)
         assert recording.train_steps == list(range(9))  # 3 epochs of 24 photos, 8 at once
     name = flow.sent("CreateTrainingJob")["TrainingJobName"]
     assert "of the step" in flow.runs()[name].data.params["profile.verdict"]
-    profile = {one.path for one in client.list_artifacts(flow.runs()[name].info.run_id, "profile")}
+    profile = {artifact.path for artifact in client.list_artifacts(flow.runs()[name].info.run_id, "profile")}
     assert profile == {"profile/profile.html", "profile/profile.json", "profile/trace.json.gz"}
 
 
@@ -109,14 +109,14 @@ def test_parity_trains_a_job_at_home_once_and_both_runs_have_the_page(
     name, before = flow.sent("CreateTrainingJob")["TrainingJobName"], len(flow.calls)
     assert flow.run("parity", name) == 0
     assert len(flow.calls) == before, "the job is here: nobody needs to sign in for what is at home"
-    said = capsys.readouterr()
+    captured = capsys.readouterr()
     # 6 of each epoch, loss and accuracy at the best one, the highest accuracy, 3 of the test split
-    verdict, page = said.out.splitlines()
-    assert verdict == "equal to the last digit: 12 metrics, 3 epochs", said
+    verdict, page = captured.out.splitlines()
+    assert verdict == "equal to the last digit: 12 metrics, 3 epochs", captured
     runs, home = flow.all_runs(), f"{name} at home"
     client = MlflowClient(f"sqlite:///{flow.home / 'mlflow.db'}")
     for run in (runs[name], runs[home]):
-        assert {"parity.html", "parity.json"} <= {one.path for one in client.list_artifacts(run.info.run_id)}
+        assert {"parity.html", "parity.json"} <= {artifact.path for artifact in client.list_artifacts(run.info.run_id)}
     assert runs[home].data.tags["parity_of"] == name
     assert flow.history(runs[home]) == flow.history(runs[name])
     assert not client.search_registered_models()
@@ -128,7 +128,7 @@ def test_parity_trains_a_job_at_home_once_and_both_runs_have_the_page(
     assert "was trained at home before" in capsys.readouterr().err
     assert flow.all_runs().keys() == runs.keys()
     assert flow.run("parity", name, "--run", runs[home].info.run_id) == 0
-    assert capsys.readouterr().out == said.out
+    assert capsys.readouterr().out == captured.out
     elsewhere = [f"--output_dir={tmp_path / 'runs'}", f"--tracking.uri=sqlite:///{flow.home / 'mlflow.db'}"]
     assert flow.run("parity", name, "--run", str(Path(page).parent.parent), *elsewhere) == 0
     assert capsys.readouterr().out.splitlines()[0] == verdict, "from a machine that has to fetch the job"
@@ -176,7 +176,7 @@ def test_the_policies_grant_every_call_that_was_made_and_no_service_beyond(flow:
         "sagemaker:StopHyperParameterTuningJob",
         "pricing:GetProducts",
     }
-    objects = next(one["Resource"][0] for one in statements if "s3:PutObject" in one["Action"])
+    objects = next(statement["Resource"][0] for statement in statements if "s3:PutObject" in statement["Action"])
     for service_name, operation, call in flow.calls:
         if service_name == "s3" and operation != "ListObjectsV2":
             # botocore puts the bucket in later, into the path or the host.
@@ -191,7 +191,7 @@ def test_complete_jobs_leave_no_weights_for_later_ones_to_restore(flow: Cloud) -
     assert sent.endswith("/"), "or dogs-1 begins as dogs-10 does"
     listed = boto3.client("s3", region_name="us-east-1").get_paginator("list_objects_v2")
     pages = listed.paginate(Bucket=flow.settings.bucket, Prefix=f"{flow.settings.prefix}/checkpoints/")
-    kept = [one["Key"] for page in pages for one in page["Contents"]]
+    kept = [entry["Key"] for page in pages for entry in page["Contents"]]
     assert sum(key.endswith("/metrics.jsonl") for key in kept) == len(flow.runs()) - 1, "all but the search itself"
     assert not [key for key in kept if key.endswith((".ckpt", ".part"))]
 
@@ -200,9 +200,9 @@ def test_no_credential_is_printed_logged_packed_or_stored(flow: Cloud, shared_ru
     s3 = boto3.client("s3", region_name="us-east-1")
     pages = s3.get_paginator("list_objects_v2").paginate(Bucket=flow.settings.bucket)
     stored = {
-        one["Key"]: s3.get_object(Bucket=flow.settings.bucket, Key=one["Key"])["Body"].read()
+        entry["Key"]: s3.get_object(Bucket=flow.settings.bucket, Key=entry["Key"])["Body"].read()
         for page in pages
-        for one in page["Contents"]
+        for entry in page["Contents"]
     }
     service = shared_run.folder / "rehearsal-service" / "rehearsal"
     # In the preset, the person keeps the password.
@@ -245,7 +245,7 @@ def test_an_interrupted_spot_job_ends_with_the_metrics_of_an_uninterrupted_one(f
     wait_for(lambda: sagemaker.describe_training_job(TrainingJobName=name)["TrainingJobStatus"] != "InProgress")
     described = sagemaker.describe_training_job(TrainingJobName=name)
     assert described["TrainingJobStatus"] == "Completed", described.get("FailureReason")
-    assert "Interrupted" in [one["Status"] for one in described["SecondaryStatusTransitions"]]
+    assert "Interrupted" in [transition["Status"] for transition in described["SecondaryStatusTransitions"]]
     assert flow.run("sync", name) == 0
     run = flow.runs()[name]
     history = flow.history(run)
@@ -301,7 +301,7 @@ def test_fifty_launches_on_a_bad_day_leave_fifty_jobs(
         there = [job["TrainingJobName"] for page in pages for job in page["TrainingJobSummaries"]]
         faults = control(running.environment, "GET", "faults")["counts"]
     print(faults)
-    assert all(faults[kind] > 0 for kind in ("throttling", "error", "lost"))
+    assert all(faults[fault] > 0 for fault in ("throttling", "error", "lost"))
     assert len(there) == 50
     assert sorted(there) == sorted(job.name for job in launched)
 
@@ -318,7 +318,7 @@ def both_have_the_same_names(home: Run, job: Run, config: RunConfig) -> None:
     assert home.data.tags.keys() - job.data.tags.keys() == only_home
     assert job.data.tags.keys() - home.data.tags.keys() == {"arn", "job"}
     hardware = {name for name in job.data.tags if name.startswith("hardware.")}
-    assert hardware == {f"hardware.{one}" for one in ("processor", "cores", "memory_gb", "gpu", "threads")}
+    assert hardware == {f"hardware.{name}" for name in ("processor", "cores", "memory_gb", "gpu", "threads")}
     assert job.data.tags["origin"] == "rehearsal"
     assert home.data.tags["origin"] == "local"
 

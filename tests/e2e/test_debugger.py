@@ -41,10 +41,10 @@ def test_an_account_without_debugger_is_offered_the_recorder(
             monkeypatch.setenv(name, value)
         assert main(["train", "--debug", *fields("train")]) == 1
         assert boto3.client("sagemaker").list_training_jobs()["TrainingJobSummaries"] == []
-    said = capsys.readouterr().err
-    assert "Amazon SageMaker Debugger is not available to this account" in said
-    assert "closed to new customers since 2026-07-30" in said
-    assert "--recorder" in said
+    printed = capsys.readouterr().err
+    assert "Amazon SageMaker Debugger is not available to this account" in printed
+    assert "closed to new customers since 2026-07-30" in printed
+    assert "--recorder" in printed
 
 
 # Needs the job's side of Debugger: smdebug in the job, and an environment in which its rules are evaluated.
@@ -77,11 +77,11 @@ def test_a_watched_job_is_judged_and_its_run_says_what_was_found(
     assert found.pop("ProfilerReport") == "Stopped"
     assert set(found.values()) <= {"NoIssuesFound", "IssuesFound"}
     client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
-    (run,) = client.search_runs([one.experiment_id for one in client.search_experiments()])
+    (run,) = client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
     for rule, status in found.items():
         assert run.data.tags[f"debugger.{rule}"] == status
         assert rule in page.read_text()
-    artifacts = {one.path for one in client.list_artifacts(run.info.run_id)}
+    artifacts = {artifact.path for artifact in client.list_artifacts(run.info.run_id)}
     assert {"debug-report.html", "debug.json", "debug_losses.png"} <= artifacts
 
 

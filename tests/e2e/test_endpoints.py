@@ -137,7 +137,7 @@ class Rehearsal:
     def left(self) -> list[str]:
         """All that there is in the account of models, configs, endpoints and what belongs to them."""
         found: list[str] = []
-        for name, call, key, what in (
+        for name, call, key, name_key in (
             ("sagemaker", "list_endpoints", "Endpoints", "EndpointName"),
             ("sagemaker", "list_endpoint_configs", "EndpointConfigs", "EndpointConfigName"),
             ("sagemaker", "list_models", "Models", "ModelName"),
@@ -145,11 +145,11 @@ class Rehearsal:
             ("scheduler", "list_schedules", "Schedules", "Name"),
         ):
             client = boto3.client(name, region_name="us-east-1")
-            found += [one[what] for one in getattr(client, call)()[key]]
+            found += [summary[name_key] for summary in getattr(client, call)()[key]]
         scaling = boto3.client("application-autoscaling", region_name="us-east-1")
         targets = scaling.describe_scalable_targets(ServiceNamespace="sagemaker")["ScalableTargets"]
-        found += [one["ResourceId"] for one in targets]
-        return [re.sub(UUID, "", one) for one in found]
+        found += [target["ResourceId"] for target in targets]
+        return [re.sub(UUID, "", name) for name in found]
 
     def answers(self, name: str, *photos: Path) -> list[dict[str, Any]]:
         """What an endpoint says."""
@@ -252,9 +252,9 @@ def test_an_endpoint_is_deployed_asked_updated_and_deleted_and_nothing_is_left(
 ) -> None:
     scaling = ["--cloud.endpoint.max_instances=2", f"--cloud.endpoint.schedule_role_arn={ROLE}"]
     twice = "--cloud.endpoint.budget_usd_per_hour=0.46"
-    said = cloud.done("deploy", "dogs", "--model", str(first), *scaling)
-    assert "at worst  2 x ml.m5.large x $0.115/h = $0.23 an hour, $5.52 a day" in said
-    assert "AWS deletes it at" in said
+    printed = cloud.done("deploy", "dogs", "--model", str(first), *scaling)
+    assert "at worst  2 x ml.m5.large x $0.115/h = $0.23 an hour, $5.52 a day" in printed
+    assert "AWS deletes it at" in printed
     everything = cloud.left()
     assert len(everything) == 8  # endpoint, config, model, alarm, schedule, scaling with two alarms of its own
     answers_as(cloud, "dogs", first)
@@ -279,10 +279,10 @@ def test_an_endpoint_is_deployed_asked_updated_and_deleted_and_nothing_is_left(
         "deploy", "dogs", "--model", str(second), *scaling, "--cloud.endpoint.budget_usd_per_hour=0.45"
     )
     assert code == 2 and "budget_usd_per_hour must be at least 0.46" in err  # two fleets while it is updated
-    said = cloud.done("deploy", "dogs", "--model", str(second), *scaling, twice)
+    printed = cloud.done("deploy", "dogs", "--model", str(second), *scaling, twice)
     answers_as(cloud, "dogs", second)
     assert len(cloud.left()) == len(everything)
-    of_this_python, delete = re.findall("^delete it: (.+) -m sagemaker_launch (.+)$", said, re.MULTILINE)[0]
+    of_this_python, delete = re.findall("^delete it: (.+) -m sagemaker_launch (.+)$", printed, re.MULTILINE)[0]
     assert Path(of_this_python).exists() or of_this_python == "python"
     assert main(shlex.split(delete)) == 0, "as it stands there, with the presets and fields that deploy was given"
     assert cloud.left() == []
@@ -470,7 +470,7 @@ def test_the_policies_grant_every_call_that_was_made(cloud: Rehearsal) -> None:
     statements = policies(settings, "us-east-1")["launcher"]["Statement"]
     granted = {action for statement in statements for action in statement["Action"]}
     # IAM knows the runtime's calls as SageMaker's.
-    assert {action_of(one.removesuffix("-runtime"), operation) for one, operation in cloud.calls} <= granted
+    assert {action_of(service.removesuffix("-runtime"), operation) for service, operation in cloud.calls} <= granted
 
 
 @pytest.mark.slow
@@ -494,11 +494,11 @@ def test_a_model_that_was_trained_at_home_is_deployed_by_its_run_and_by_its_regi
 @pytest.mark.slow
 def test_dogs_are_trained_deployed_asked_updated_and_deleted(cloud: Rehearsal, second: Path, tmp_path: Path) -> None:
     dogs, images = real("data/dogs6"), real("images")
-    for photo in [one for split in ("train", "valid") for breed in (dogs / split).iterdir() for one in _few(breed)]:
+    for photo in [photo for split in ("train", "valid") for breed in (dogs / split).iterdir() for photo in _few(breed)]:
         (tmp_path / photo.parent.relative_to(dogs)).mkdir(parents=True, exist_ok=True)
         (tmp_path / photo.relative_to(dogs)).symlink_to(photo)
-    said = cloud.done("train", f"--data.root={tmp_path}", "--data.image_size=64", "--trainer.max_epochs=2")
-    job = next(line for line in said.splitlines() if ":training-job/" in line).rpartition("/")[2]
+    printed = cloud.done("train", f"--data.root={tmp_path}", "--data.image_size=64", "--trainer.max_epochs=2")
+    job = next(line for line in printed.splitlines() if ":training-job/" in line).rpartition("/")[2]
     cloud.done("sync", job)
     client = MlflowClient(f"sqlite:///{cloud.home / 'mlflow.db'}")
     experiment = client.get_experiment_by_name("endpoints")
@@ -507,9 +507,9 @@ def test_dogs_are_trained_deployed_asked_updated_and_deleted(cloud: Rehearsal, s
     cloud.done("deploy", "dogs6", "--run", run.info.run_id)
     answers = cloud.answers("dogs6", images)
     assert len(answers) == 7
-    assert all(len(one["classes"]) == 5 and not one["error"] for one in answers)
+    assert all(len(answer["classes"]) == 5 and not answer["error"] for answer in answers)
     cloud.done("deploy", "dogs6", "--model", str(second))
-    assert all(len(one["classes"]) == 3 for one in cloud.answers("dogs6", images))
+    assert all(len(answer["classes"]) == 3 for answer in cloud.answers("dogs6", images))
     cloud.done("delete", "dogs6")
     assert cloud.left() == []
 

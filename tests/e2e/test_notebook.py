@@ -59,16 +59,16 @@ def test_its_code_is_short_and_calls_public_functions_only() -> None:
         used = {node.attr for node in nodes if isinstance(node, ast.Attribute)} | {
             alias.name for node in nodes if isinstance(node, ast.ImportFrom) for alias in node.names
         }
-        private = {one for one in used if one.startswith("_") and not one.endswith("__")}
+        private = {name for name in used if name.startswith("_") and not name.endswith("__")}
         assert not private | used & {"system", "popen", "run_line_magic", "run_cell_magic"}, name
         assert name in ("settings", "prepare", "imports") or len(cell.source.splitlines()) <= 8, name
 
 
 def test_a_step_says_what_it_does_before_it_does_it() -> None:
-    kinds = [cell.cell_type for cell in read_notebook().cells]
-    assert kinds[0] == "markdown"
+    cell_types = [cell.cell_type for cell in read_notebook().cells]
+    assert cell_types[0] == "markdown"
     # Of code cells at most two follow one another after the settings and the imports.
-    assert ["code"] * 3 not in [kinds[at : at + 3] for at in range(4, len(kinds))]
+    assert ["code"] * 3 not in [cell_types[at : at + 3] for at in range(4, len(cell_types))]
 
 
 @pytest.fixture
@@ -146,14 +146,14 @@ def left_by(home: Path) -> list[str]:
     return left
 
 
-def said(cell: NotebookNode, stream: str = "stdout") -> str:
+def stream_text(cell: NotebookNode, stream: str = "stdout") -> str:
     """What a cell printed."""
-    return "".join(one.text for one in cell.outputs if one.output_type == "stream" and one.name == stream)
+    return "".join(output.text for output in cell.outputs if output.output_type == "stream" and output.name == stream)
 
 
-def shown(cell: NotebookNode, kind: str) -> list[str]:
+def shown(cell: NotebookNode, mime_type: str) -> list[str]:
     """What a cell shows, by MIME type."""
-    return [one.data[kind] for one in cell.outputs if "data" in one and kind in one.data]
+    return [output.data[mime_type] for output in cell.outputs if "data" in output and mime_type in output.data]
 
 
 def test_it_runs_from_top_to_bottom_against_the_rehearsal(home: Path, photos: Path) -> None:
@@ -170,12 +170,12 @@ def test_it_runs_from_top_to_bottom_against_the_rehearsal(home: Path, photos: Pa
     assert LOSS in json.loads(next(home.rglob("debug.json")).read_text())["losses"]
     (rules,) = shown(cells["rules"], "text/plain")
     assert "LossNotDecreasing" in rules
-    assert "of the step" in said(cells["profile"])
-    answer = said(cells["ask"])
+    assert "of the step" in stream_text(cells["profile"])
+    answer = stream_text(cells["ask"])
     assert "(is Class1)" in answer and "with a known name are right" in answer
-    assert "deleted: endpoint walk-through" in said(cells["delete"])
-    assert "0 jobs and 0 endpoints run, $0.00 an hour" in said(cells["delete"])
-    assert [name for name, cell in cells.items() if "Warning" in said(cell, "stderr")] == []
+    assert "deleted: endpoint walk-through" in stream_text(cells["delete"])
+    assert "0 jobs and 0 endpoints run, $0.00 an hour" in stream_text(cells["delete"])
+    assert [name for name, cell in cells.items() if "Warning" in stream_text(cell, "stderr")] == []
     assert not any((REPOSITORY / name).exists() for name in ("mlruns", "mlartifacts", "mlflow.db", "lightning_logs"))
     assert left_by(home) == []
 

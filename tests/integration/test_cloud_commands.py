@@ -131,7 +131,10 @@ def test_debug_puts_debugger_on_the_wire_and_into_the_sum(
     )
     printed = capsys.readouterr()
     request = json.loads(printed.out)
-    collections = {one["CollectionName"]: one for one in request["DebugHookConfig"]["CollectionConfigurations"]}
+    collections = {
+        collection["CollectionName"]: collection
+        for collection in request["DebugHookConfig"]["CollectionConfigurations"]
+    }
     assert collections["gradients"]["CollectionParameters"]["train.save_interval"] == "50"
     assert len(request["DebugRuleConfigurations"]) == 5
     assert "6 Debugger rules: free of charge" in printed.err
@@ -163,7 +166,9 @@ def study_of(config: RunConfig, name: str) -> optuna.Study:
     """A study of 12 trials, of which the best have learning rates of about 0.05."""
     space = load_search_space(config.search or Path())
     study, _ = open_study(config, space, Photos("f" * 64, ("Beagle", "Poodle"), train=24, valid=8, test=8))
-    ranges = {one: FloatDistribution(part.low, part.high, log=True) for one, part in space.items()}
+    ranges = {
+        name: FloatDistribution(search_range.low, search_range.high, log=True) for name, search_range in space.items()
+    }
     for number in range(12):
         rate = 0.01 * 1.3**number
         params = {"optimizer.learning_rate": rate, "optimizer.weight_decay": 1e-4}
@@ -183,7 +188,7 @@ def test_a_local_study_narrows_the_search_and_gives_its_best_settings(
     (rate, _) = json.loads(printed.out)["HyperParameterTuningJobConfig"]["ParameterRanges"]["ContinuousParameterRanges"]
     assert 0.01 < float(rate["MinValue"]) < 0.05 < float(rate["MaxValue"]) < 0.2
     assert "optimizer.learning_rate: 0.01..0.2 (log) -> " in printed.err
-    kept = [one for one in fields if "learning_rate" not in one]
+    kept = [name for name in fields if "learning_rate" not in name]
     assert main(["train", "--dry-run", "--from-study", "tiny", CLOUD, *own_flags("cloud train", kept)]) == 0
     sent = json.loads(capsys.readouterr().out)["HyperParameters"]
     assert float(sent["optimizer__learning_rate"]) == study.best_params["optimizer.learning_rate"]
@@ -228,7 +233,7 @@ def test_the_newest_image_is_looked_up_once(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setitem(sys.modules, "sagemaker.core", core)
     for _ in range(2):
         assert find_image(load_cloud(), "eu-west-1", tmp_path) == "account/pytorch:2.14"
-    assert [one["region"] for one in asked] == ["eu-west-1"]
+    assert [query["region"] for query in asked] == ["eu-west-1"]
     assert find_image(load_cloud(None, {"image_uri": "mine"}), "eu-west-1", tmp_path) == "mine"
     monkeypatch.setitem(sys.modules, "sagemaker.core", None)
     with pytest.raises(ValueError, match=r"cloud\.image_uri must be set"):
@@ -273,9 +278,9 @@ def test_ctrl_c_leaves_the_job_running_and_says_how_to_come_back(
     )
     monkeypatch.setattr("sagemaker_launch.jobs.follow.follow", interrupted)
     assert main(["train", CLOUD, *own_flags("cloud train", fields)]) == 130
-    said = capsys.readouterr().err
-    assert f"job-1 keeps running; its results: {invocation('sagemaker_launch', 'sync', 'job-1')} " in said
-    assert f"to end it: {invocation('sagemaker_launch', 'stop', 'job-1')} " in said
+    printed = capsys.readouterr().err
+    assert f"job-1 keeps running; its results: {invocation('sagemaker_launch', 'sync', 'job-1')} " in printed
+    assert f"to end it: {invocation('sagemaker_launch', 'stop', 'job-1')} " in printed
 
 
 def test_what_the_toolkit_prints_around_a_script_is_left_out() -> None:

@@ -118,8 +118,8 @@ def test_a_killed_job_goes_on_from_its_checkpoint_with_the_same_metrics(photos: 
     assert epochs_of(second) == epochs_of(expected)
     assert second.count("[metrics] epoch=1 ") == 1
     losses = [epochs_of(second)[epoch]["val_loss"] for epoch in range(1, 41)]
-    said = {line.epoch: line.metrics for line in parse_lines(second.splitlines()) if line.topic == "metrics"}
-    assert [said[epoch]["best_val_loss"] for epoch in range(1, 41)] == list(itertools.accumulate(losses, min))
+    reported = {line.epoch: line.metrics for line in parse_lines(second.splitlines()) if line.topic == "metrics"}
+    assert [reported[epoch]["best_val_loss"] for epoch in range(1, 41)] == list(itertools.accumulate(losses, min))
 
     # The service may start it once more, when it was interrupted while the model was uploaded.
     job = start_job(cut, code)

@@ -102,10 +102,10 @@ def test_a_member_of_a_population_ends_as_its_solo_run(config: RunConfig, tmp_pa
     members = [Member(0.05, 0.1, 8, 3), Member(0.02, 0.0, 5, 3, dropout=0.3)]
     population = HeadPopulation(features, members, optimizer="adamw", schedule="one_cycle", seed=config.seed)
     epochs = [population.train_epoch() for _ in range(3)]
-    for place, member in enumerate(members):
+    for index, member in enumerate(members):
         values = {"optimizer.learning_rate": member.learning_rate, "optimizer.weight_decay": member.weight_decay}
         values |= {"data.batch_size": member.batch_size, "model.dropout": member.dropout}
-        solo = train(override(config, values), output_dir=tmp_path / str(place), logger=MemoryLogger())
+        solo = train(override(config, values), output_dir=tmp_path / str(index), logger=MemoryLogger())
         for epoch, metrics in solo.history.items():
             for name in ("val_loss", "train_loss", "val_accuracy"):
-                assert epochs[epoch - 1][place][name] == pytest.approx(metrics[name], abs=1e-4), (name, epoch)
+                assert epochs[epoch - 1][index][name] == pytest.approx(metrics[name], abs=1e-4), (name, epoch)

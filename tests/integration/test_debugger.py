@@ -87,7 +87,7 @@ def result(folder: Path) -> dict[str, Any]:
 def judge(tensors: Path, names: Iterable[str] = RULES) -> dict[str, dict[str, Any]]:
     """What rules find, by their names."""
     asked = [{"RuleConfigurationName": name, "RuleParameters": {"rule_to_invoke": name}} for name in names]
-    return {one["RuleConfigurationName"]: one for one in run_rules(JOB_IMAGES, tensors, asked)}
+    return {status["RuleConfigurationName"]: status for status in run_rules(JOB_IMAGES, tensors, asked)}
 
 
 @pytest.mark.parametrize("name", ["healthy", "interrupted"])
@@ -130,7 +130,9 @@ def test_a_broken_training_trips_the_right_rule(trained: Path, name: str, rule: 
 
 def test_a_healthy_training_trips_no_rule(trained: Path) -> None:
     found = judge(trained / "healthy" / "tensors")
-    assert {name: one["RuleEvaluationStatus"] for name, one in found.items()} == dict.fromkeys(RULES, "NoIssuesFound")
+    assert {name: status["RuleEvaluationStatus"] for name, status in found.items()} == dict.fromkeys(
+        RULES, "NoIssuesFound"
+    )
 
 
 @dataclass(frozen=True)
@@ -160,13 +162,14 @@ def recorded_steps(folder: Path) -> list[RecordedStep]:
     """All steps of a recording, counted as smdebug counts them: those of training and validation together."""
     recording = Recording.load(folder / "run" / RECORDING)
     gradients = {
-        one.step: dict(zip(recording.parameters, one.gradient_mean.tolist(), strict=True)) for one in recording.samples
+        sample.step: dict(zip(recording.parameters, sample.gradient_mean.tolist(), strict=True))
+        for sample in recording.samples
     }
     steps: list[RecordedStep] = []
     validation = list(zip(recording.validation_steps, recording.validation_losses, strict=True))
     for step, loss in zip(recording.train_steps, recording.train_losses, strict=True):
         steps.append(RecordedStep(len(steps), "TRAIN", loss, gradients.get(step, {})))
-        for _, value in [one for one in validation if one[0] == step]:
+        for _, value in [point for point in validation if point[0] == step]:
             steps.append(RecordedStep(len(steps), "EVAL", value, {}))
     return steps
 
@@ -190,8 +193,8 @@ def test_our_recording_holds_the_gradients_that_smdebug_saved(trained: Path) -> 
     tensors = read_tensors(JOB_IMAGES, trained / "healthy" / "tensors")["tensors"]
     ours = {step.number: step.gradients for step in recorded_steps(trained / "healthy")}
     compared = 0
-    for name, one in tensors.items():
-        for point in one["points"] if one["collection"] == "gradients" else ():
+    for name, entry in tensors.items():
+        for point in entry["points"] if entry["collection"] == "gradients" else ():
             if gradients := ours[point["step"]]:
                 assert gradients[name.partition("_")[2]] == pytest.approx(point["abs_mean"], rel=1e-3)
                 compared += 1
@@ -200,7 +203,7 @@ def test_our_recording_holds_the_gradients_that_smdebug_saved(trained: Path) -> 
 
 def test_a_rule_that_has_nothing_to_judge_or_is_unknown_says_so(trained: Path, tmp_path: Path) -> None:
     found = judge(trained / "silent" / "tensors", ["VanishingGradient", "DeadRelu"])
-    assert {one["RuleEvaluationStatus"] for one in found.values()} == {"Error"}
+    assert {status["RuleEvaluationStatus"] for status in found.values()} == {"Error"}
     assert "needs gradients" in found["VanishingGradient"]["StatusDetails"]
     assert "'DeadRelu'" in found["DeadRelu"]["StatusDetails"]
     (nowhere,) = judge(tmp_path, ["Overfit"]).values()
@@ -312,8 +315,8 @@ def test_a_report_comes_from_the_bucket_and_goes_into_the_job_s_run(
 ) -> None:
     (tmp_path / "runs").mkdir()
     shutil.copy(mlflow_database, tmp_path / "runs" / "mlflow.db")
-    places = {"output_dir": tmp_path / "runs", "data.cache_dir": JOB_IMAGES, "tracking.experiment": "cloud"}
-    config = load_config(None, places)
+    locations = {"output_dir": tmp_path / "runs", "data.cache_dir": JOB_IMAGES, "tracking.experiment": "cloud"}
+    config = load_config(None, locations)
     account = DebugAccount(config, trained / "zeroed_head" / "tensors")
     synchroniser = Synchroniser(config, account, account, account, {"ml.g5.xlarge": 3.6}.__getitem__)
     page = report_job(config, "tuning-000", synchroniser)
@@ -324,7 +327,7 @@ def test_a_report_comes_from_the_bucket_and_goes_into_the_job_s_run(
     experiment = client.get_experiment_by_name("cloud")
     assert experiment is not None
     (run,) = client.search_runs([experiment.experiment_id])
-    pushed = {one.path for one in client.list_artifacts(run.info.run_id)}
+    pushed = {artifact.path for artifact in client.list_artifacts(run.info.run_id)}
     assert {"debug-report.html", "debug.json", "debug_losses.png", "debug_gradients.png", "debug_weights.png"} <= pushed
 
 

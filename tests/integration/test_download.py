@@ -374,9 +374,9 @@ def test_a_full_disk_is_refused_before_the_download(
 # --- A bad archive ---
 
 
-def special(name: str, kind: int) -> zipfile.ZipInfo:
+def special(name: str, file_type: int) -> zipfile.ZipInfo:
     member = zipfile.ZipInfo(name)
-    member.create_system, member.external_attr = 3, (kind | 0o777) << 16
+    member.create_system, member.external_attr = 3, (file_type | 0o777) << 16
     return member
 
 

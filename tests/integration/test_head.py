@@ -59,7 +59,7 @@ def test_it_ends_as_one_by_one(photos: Path, tmp_path: Path, monkeypatch: pytest
     assert len({metrics["train_loss"] for metrics in many.history.values()}) == 3, "nothing was learned"
     for epoch, metrics in timeless(single).items():
         assert timeless(many)[epoch] == pytest.approx(metrics, abs=1e-6), epoch
-    heads = [trained_network(one.task, one.output_dir).state_dict()["fc.weight"] for one in (single, many)]
+    heads = [trained_network(result.task, result.output_dir).state_dict()["fc.weight"] for result in (single, many)]
     assert torch.allclose(heads[0], heads[1], atol=1e-6)
 
 

@@ -29,7 +29,7 @@ def kill(photos: Path, folder: Path, *cases: str) -> dict[str, dict[str, Any]]:
     )
     assert done.returncode == 0, done.stderr[-3000:]
     results = [json.loads(line) for line in done.stdout.splitlines()]
-    return {one["case"]: one for one in results}
+    return {result["case"]: result for result in results}
 
 
 def check(result: dict[str, Any]) -> None:
@@ -83,7 +83,7 @@ def moments(photos: Path, folder: Path, count: int) -> dict[str, Any]:
 def check_moments(found: dict[str, Any], count: int) -> None:
     assert found["differing"] == []
     assert found["kills"] == len(found["moments"]) == count
-    assert {one.partition(":")[0] for one in found["moments"]} == {"host", "moved", "database"}
+    assert {moment.partition(":")[0] for moment in found["moments"]} == {"host", "moved", "database"}
     assert found["metrics"] > 100
 
 

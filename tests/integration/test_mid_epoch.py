@@ -75,11 +75,11 @@ def run(config: RunConfig, folder: Path, *callbacks: Callback) -> TrainResult:
     return train(config, output_dir=folder, logger=MemoryLogger(), callbacks=callbacks)
 
 
-def assert_same(one: TrainResult, other: TrainResult) -> None:
+def assert_same(first: TrainResult, other: TrainResult) -> None:
     """To the last bit."""
-    assert timeless(one) == timeless(other)
-    assert one.best_epoch == other.best_epoch
-    networks = [trained_network(result.task, result.output_dir).state_dict() for result in (one, other)]
+    assert timeless(first) == timeless(other)
+    assert first.best_epoch == other.best_epoch
+    networks = [trained_network(result.task, result.output_dir).state_dict() for result in (first, other)]
     for name, value in networks[0].items():
         assert torch.equal(value, networks[1][name]), name
 

@@ -65,7 +65,7 @@ def alone(config: RunConfig, member: Member, folder: Path) -> list[dict[str, flo
     return [dict(result.history[epoch]) for epoch in sorted(result.history)]
 
 
-def together(config: RunConfig, members: list[Member]) -> HeadPopulation:
+def new_heads(config: RunConfig, members: list[Member]) -> HeadPopulation:
     return HeadPopulation(
         open_features_once(config),
         members,
@@ -76,9 +76,9 @@ def together(config: RunConfig, members: list[Member]) -> HeadPopulation:
     )
 
 
-def assert_equal(one: dict[str, float], other: dict[str, float], tolerance: float = 1e-4) -> None:
+def assert_equal(first: dict[str, float], other: dict[str, float], tolerance: float = 1e-4) -> None:
     names = ("val_loss", "val_accuracy", "val_top5_accuracy", "train_loss", "train_accuracy", "learning_rate")
-    assert {name: one[name] for name in names} == pytest.approx({name: other[name] for name in names}, abs=tolerance)
+    assert {name: first[name] for name in names} == pytest.approx({name: other[name] for name in names}, abs=tolerance)
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
@@ -87,23 +87,25 @@ def test_every_member_ends_as_its_solo_run(
     config: RunConfig, tmp_path: Path, optimizer: str, members: list[Member]
 ) -> None:
     config = override(config, {"optimizer.name": optimizer})
-    population = together(config, members)
+    population = new_heads(config, members)
     epochs = [population.train_epoch() for _ in range(4)]
-    for place, member in enumerate(members):
-        solo = alone(config, member, tmp_path / str(place))
-        assert max(one["val_loss"] for one in solo) - min(one["val_loss"] for one in solo) > 0.01, "nothing was learned"
+    for index, member in enumerate(members):
+        solo = alone(config, member, tmp_path / str(index))
+        assert max(epoch["val_loss"] for epoch in solo) - min(epoch["val_loss"] for epoch in solo) > 0.01, (
+            "nothing was learned"
+        )
         for found, wanted in zip(epochs, solo, strict=True):
-            assert_equal(found[place], wanted)
+            assert_equal(found[index], wanted)
 
 
 @pytest.mark.parametrize("schedule", ["constant", "one_cycle"])
 def test_schedule_and_clipping_are_those_of_a_solo_run(config: RunConfig, tmp_path: Path, schedule: str) -> None:
     config = override(config, {"optimizer.schedule": schedule, "trainer.gradient_clip": 0.05})
-    population = together(config, MEMBERS[:2])
+    population = new_heads(config, MEMBERS[:2])
     epochs = [population.train_epoch() for _ in range(4)]
-    for place, member in enumerate(MEMBERS[:2]):
-        for found, wanted in zip(epochs, alone(config, member, tmp_path / str(place)), strict=True):
-            assert_equal(found[place], wanted)
+    for index, member in enumerate(MEMBERS[:2]):
+        for found, wanted in zip(epochs, alone(config, member, tmp_path / str(index)), strict=True):
+            assert_equal(found[index], wanted)
 
 
 def test_a_member_stops_early_where_it_would_alone(config: RunConfig, tmp_path: Path) -> None:
@@ -116,35 +118,35 @@ def test_a_member_stops_early_where_it_would_alone(config: RunConfig, tmp_path: 
     ]
     runs = [
         PopulationRun(
-            HeadTask(override(config, point)), RunFolder(tmp_path / str(place)), lambda epoch, value, ends: False
+            HeadTask(override(config, point)), RunFolder(tmp_path / str(index)), lambda epoch, value, ends: False
         )
-        for place, point in enumerate(points)
+        for index, point in enumerate(points)
     ]
-    for one in runs:
-        one.folder.start("member", {}, {})
+    for member_run in runs:
+        member_run.folder.start("member", {}, {})
     outcomes = {run.folder.path: outcome for run, outcome in train_population(runs, check=lambda: None)}
     lengths = []
-    for place, one in enumerate(runs):
-        solo = train(one.task.config, output_dir=tmp_path / f"solo-{place}", logger=MemoryLogger())
-        lines = one.folder.metric_lines()
+    for index, member_run in enumerate(runs):
+        solo = train(member_run.task.config, output_dir=tmp_path / f"solo-{index}", logger=MemoryLogger())
+        lines = member_run.folder.metric_lines()
         assert [line.step for line in lines] == list(solo.history)
         for line in lines:
             assert line.metrics["val_loss"] == pytest.approx(solo.history[line.step]["val_loss"], rel=1e-4)
-        assert outcomes[one.folder.path].metrics["val_loss"] == pytest.approx(solo.metrics["val_loss"], rel=1e-4)
-        best = torch.load(one.folder.path / CHECKPOINT_FOLDER / BEST_CHECKPOINT, weights_only=True)
+        assert outcomes[member_run.folder.path].metrics["val_loss"] == pytest.approx(solo.metrics["val_loss"], rel=1e-4)
+        best = torch.load(member_run.folder.path / CHECKPOINT_FOLDER / BEST_CHECKPOINT, weights_only=True)
         assert best["epoch"] + 1 == solo.best_epoch
         lengths.append(len(lines))
     assert len(set(lengths)) > 2 and max(lengths[:3]) < 12, lengths
 
 
 def test_members_that_leave_change_nothing_for_the_others(config: RunConfig) -> None:
-    whole, thinned = together(config, MEMBERS), together(config, MEMBERS)
+    whole, thinned = new_heads(config, MEMBERS), new_heads(config, MEMBERS)
     whole.train_epoch()
     thinned.train_epoch()
     thinned.keep([1, 4])
     wanted, found = whole.train_epoch(), thinned.train_epoch()
     assert found.keys() == {1, 4}
-    for place in (1, 4):
-        assert_equal(found[place], wanted[place], tolerance=1e-6)
-        for one, other in zip(thinned.head(place), whole.head(place), strict=True):
-            assert torch.allclose(one, other, atol=1e-6)
+    for index in (1, 4):
+        assert_equal(found[index], wanted[index], tolerance=1e-6)
+        for tensor, other in zip(thinned.head(index), whole.head(index), strict=True):
+            assert torch.allclose(tensor, other, atol=1e-6)

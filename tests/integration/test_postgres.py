@@ -26,8 +26,8 @@ def server() -> Iterator[Server]:
     binaries = find_binaries()
     if binaries is None:
         pytest.skip("needs PostgreSQL: apt-get install postgresql")
-    with running_server(binaries) as one:
-        yield one
+    with running_server(binaries) as running:
+        yield running
 
 
 def test_two_workers_share_a_study_in_postgresql(photos: Path, tmp_path: Path, server: Server) -> None:
@@ -68,9 +68,9 @@ def test_a_study_waits_for_its_postgresql_that_restarts(
     assert [trial.state.name for trial in study.trials] == ["COMPLETE", "COMPLETE"]
     assert started == [0, 0]
     assert all(sorted(trial.intermediate_values) == [1, 2, 3] for trial in study.trials)
-    said = [line for line in capfd.readouterr().err.splitlines() if line.startswith("waiting for")]
-    assert len(said) == 1
-    assert re.fullmatch(r"waiting for sweep\.storage 127\.0\.0\.1:\d+/postgres, .*, for 2 min at most", said[0])
+    lines = [line for line in capfd.readouterr().err.splitlines() if line.startswith("waiting for")]
+    assert len(lines) == 1
+    assert re.fullmatch(r"waiting for sweep\.storage 127\.0\.0\.1:\d+/postgres, .*, for 2 min at most", lines[0])
 
 
 @pytest.mark.usefixtures("unpublished")

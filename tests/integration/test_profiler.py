@@ -31,7 +31,7 @@ def config(photos: Path, tmp_path: Path) -> RunConfig:
     return load_config(None, tiny(photos, tmp_path) | values)
 
 
-def said(config: RunConfig, folder: Path, *callbacks: Callback) -> str:
+def verdict_of(config: RunConfig, folder: Path, *callbacks: Callback) -> str:
     """The verdict of a run, as MLflow gets it."""
     logger = MemoryLogger()
     train(config, output_dir=folder, logger=logger, callbacks=callbacks)
@@ -67,25 +67,25 @@ def test_a_step_that_computes_is_measured_and_left_as_it_is(
     assert sum(figures["shares"].values()) == pytest.approx(1)
     assert len(figures["steps"]) == 12 and figures["first_step"] == 8
     assert figures["trace"]["steps"] == 3
-    assert any("conv" in one["name"] for one in figures["trace"]["operators"])
+    assert any("conv" in operator["name"] for operator in figures["trace"]["operators"])
     assert figures["peak_rss_bytes"] > 10**8
     shown = (folder / "profile.html").read_text()
     assert figures["verdict"] in shown and "http" not in shown
     with gzip.open(folder / "trace.json.gz") as file:
-        names = {one["name"] for one in json.load(file)["traceEvents"]}
+        names = {event["name"] for event in json.load(file)["traceEvents"]}
     assert {"step", "data", "copy", "forward", "backward", "optimiser"} <= names
 
 
 def test_a_slow_loader_is_found(config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read = PhotoFiles.__getitem__
 
-    def slowly(self: PhotoFiles, place: int) -> Any:
+    def slowly(self: PhotoFiles, index: int) -> Any:
         time.sleep(0.05 if len(self) == 24 else 0)  # those to train with
-        return read(self, place)
+        return read(self, index)
 
     monkeypatch.setattr(PhotoFiles, "__getitem__", slowly)
     uncached = override(config, {"data.cache": "none", "data.num_workers": 1})
-    verdict = said(uncached, tmp_path)
+    verdict = verdict_of(uncached, tmp_path)
     assert verdict.endswith("of the step waits for data: raise data.num_workers or use data.cache features")
 
 
@@ -101,7 +101,7 @@ def test_values_that_are_read_in_the_step_are_found_where_they_are(
         return loss
 
     monkeypatch.setattr(ImageClassifier, "training_step", reading)
-    verdict = said(override(config, {"model.trainable": "all"}), tmp_path)
+    verdict = verdict_of(override(config, {"model.trainable": "all"}), tmp_path)
     assert "of the step reads values off the device, 10000 times a step by " in verdict
     assert "test_profiler.py(" in verdict and "): reading: keep them as tensors" in verdict
 
@@ -111,7 +111,7 @@ def test_a_slow_callback_is_found(config: RunConfig, tmp_path: Path) -> None:
         def on_train_batch_end(self, *args: Any) -> None:
             time.sleep(0.05)
 
-    assert "Sleeper.on_train_batch_end takes 5" in said(config, tmp_path, Sleeper())
+    assert "Sleeper.on_train_batch_end takes 5" in verdict_of(config, tmp_path, Sleeper())
 
 
 @pytest.mark.parametrize("step", [9, 22])
@@ -127,12 +127,12 @@ def test_a_run_that_is_killed_while_it_is_measured_leaves_nothing_and_is_measure
     with pytest.raises(ConnectionAbortedError):
         run(config, tmp_path, Killer())
     assert not (tmp_path / "artifacts").exists() or not list((tmp_path / "artifacts").iterdir())
-    assert "of the step" in said(config, tmp_path)
+    assert "of the step" in verdict_of(config, tmp_path)
     assert [path.name for path in (tmp_path / "artifacts").iterdir()] == ["profile"]
 
 
 def test_a_run_without_a_steady_step_says_why_it_has_no_profile(config: RunConfig, tmp_path: Path) -> None:
-    assert said(override(config, {"data.batch_size": 24}), tmp_path) == (
+    assert verdict_of(override(config, {"data.batch_size": 24}), tmp_path) == (
         "no profile, for too few steps (1, 1 an epoch): lower data.batch_size or raise trainer.max_epochs"
     )
     assert not (tmp_path / "artifacts").exists()
@@ -140,5 +140,5 @@ def test_a_run_without_a_steady_step_says_why_it_has_no_profile(config: RunConfi
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_a_tiny_batch_leaves_a_gpu_idle(config: RunConfig, tmp_path: Path) -> None:
-    verdict = said(override(config, {"trainer.accelerator": "gpu"}), tmp_path)
+    verdict = verdict_of(override(config, {"trainer.accelerator": "gpu"}), tmp_path)
     assert verdict.startswith("the GPU is idle for ") and "2 images are too few for it" in verdict

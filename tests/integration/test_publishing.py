@@ -58,14 +58,14 @@ def draw_fast(path: Path) -> None:
     folder.scores.unlink(missing_ok=True)
 
 
-def publish_with_fast_drawers(what: Publication, connection: Connection) -> None:
+def publish_with_fast_drawers(publication: Publication, connection: Connection) -> None:
     """The publisher's process. Only what a picture shows is ours; when it is drawn and sent is decided as always."""
     from experiments.tracking import publish
 
     drawing._start_drawer = lambda: None
     drawing._have_drawn = draw_fast
     publish.PUBLISH_SECONDS = 0.02
-    publish.publish(what, connection)
+    publish.publish(publication, connection)
 
 
 def write_trial(config: RunConfig, number: int, chance: random.Random) -> None:
@@ -75,12 +75,12 @@ def write_trial(config: RunConfig, number: int, chance: random.Random) -> None:
     for epoch in (1, 2):
         folder.record(epoch, {"val_loss": chance.random()})
         time.sleep(0.06 * chance.random())
-    kind = number % 4
-    if kind < 2:
+    outcome_index = number % 4
+    if outcome_index < 2:
         folder.scores.write_bytes(b"scores")
         time.sleep(0.002 * chance.random())
         folder.finish(Outcome("COMPLETE", 1.0, {"val_loss": 1.0}))
-    elif kind == 2:
+    elif outcome_index == 2:
         folder.finish(Outcome("PRUNED", 1.0, reason="pruned after epoch 2"))
     else:
         (folder.artifacts / "profile").mkdir(parents=True)
@@ -181,10 +181,10 @@ def test_200_trials_that_end_while_the_publisher_works_are_whole_in_mlflow(confi
             ours.recv()
     finish_study(config)
     ours.send(Phase.FINISH)
-    while isinstance(said := ours.recv(), float):
+    while isinstance(message := ours.recv(), float):
         pass
     process.join(30)
-    assert said == ""
+    assert message == ""
     assert differences(config) == []
 
 

@@ -54,7 +54,7 @@ def of(program: str, listed: list[Command] = ALL) -> list[Command]:
 
 
 def named(command: Command) -> str:
-    return f"{command.place} {command.words[:60]}"
+    return f"{command.location} {command.words[:60]}"
 
 
 def test_the_first_commands_are_make_demo_and_make_test() -> None:
@@ -79,7 +79,7 @@ def test_links_lead_to_files_and_headings_that_exist(page: Path) -> None:
 
 @pytest.mark.parametrize("page", pages(), ids=lambda page: page.name)
 def test_a_code_block_says_whether_it_holds_commands(page: Path) -> None:
-    assert [block.place for block in blocks(page) if block.info not in ("sh", "text", "yaml", "json")] == []
+    assert [block.location for block in blocks(page) if block.info not in ("sh", "text", "yaml", "json")] == []
 
 
 @pytest.mark.parametrize("command", [*of("python -m experiments"), *of("python -m experiments", INLINE)], ids=named)
@@ -108,7 +108,7 @@ def test_cloud_commands_are_understood(command: Command) -> None:
 
 
 @pytest.mark.parametrize(
-    "command", [one for one in of("python -m sagemaker_launch") if "README" not in one.place], ids=named
+    "command", [one for one in of("python -m sagemaker_launch") if "README" not in one.location], ids=named
 )
 def test_what_asks_aws_is_marked(command: Command) -> None:
     local = shlex.split(command.words)[3] in WITHOUT_AWS or re.search(r"--dry-run|--url", command.words)
@@ -124,11 +124,11 @@ def test_every_other_command_runs_in_a_test_or_is_marked() -> None:
     known += [
         f"{pip} install -e '.[{extra}]' -c constraints.txt" for extra in extras for pip in ("pip", "python -m pip")
     ]
-    ran = {one.line for page in RUN for one in commands(DOCS / page)}
+    ran = {command.line for page in RUN for command in commands(DOCS / page)}
     for command in ALL:
         ours = command.words.startswith(("python -m experiments ", "python -m sagemaker_launch "))
         assert ours or command.needs_aws or command.words in known or command.line in ran, (
-            f"{command.place}: {command.line!r} runs in no test; if it can't, its block must begin with # needs AWS"
+            f"{command.location}: {command.line!r} runs in no test; if it can't, its block must begin with # needs AWS"
         )
 
 
@@ -218,8 +218,8 @@ def test_a_newcomer_gets_from_page_to_page(photos: Path, mlflow_database: Path, 
     environment |= {"AWS_EC2_METADATA_DISABLED": "true", "PYTHONPATH": str(REPOSITORY)}
     done = run_warm("tests.typed", ["steps.json"], folder=tmp_path, environment=environment)
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
-    said = {part.partition("\n")[0]: part for part in done.stdout.split("$ ")[1:]}
-    for line, of_command in said.items():
+    outputs = {part.partition("\n")[0]: part for part in done.stdout.split("$ ")[1:]}
+    for line, of_command in outputs.items():
         if " predict " in line:
             assert len(re.findall(r"^\S+\.(png|jpg)\n +\d+\.\d+%  \w", of_command, re.MULTILINE)) > 1, line
         if " sweep " in line:

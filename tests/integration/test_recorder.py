@@ -51,7 +51,7 @@ class Watcher(Callback):
 
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
         parameters = list(pl_module.network.parameters())
-        self.norms[trainer.global_step] = [float(one.grad.norm()) for one in parameters]
+        self.norms[trainer.global_step] = [float(parameter.grad.norm()) for parameter in parameters]
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, *args: Any) -> None:
         self.losses.append(float(outputs["loss"]))
@@ -62,8 +62,8 @@ class Zeroed(Callback):
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, *args: Any) -> None:
         with torch.no_grad():
-            for one in pl_module.network.fc.parameters():
-                one.zero_()
+            for parameter in pl_module.network.fc.parameters():
+                parameter.zero_()
 
 
 def recorded(folder: Path) -> Recording:
@@ -86,7 +86,9 @@ def test_what_is_recorded_is_what_happened_and_changes_nothing(config: RunConfig
         assert len(sample.dead_share) == len(recording.activations)
     validation = recording.validations()
     assert list(validation) == [24, 49, 74]
-    assert list(validation.values()) == pytest.approx([one["val_loss"] for one in without.history.values()], rel=1e-5)
+    assert list(validation.values()) == pytest.approx(
+        [metrics["val_loss"] for metrics in without.history.values()], rel=1e-5
+    )
     assert load_findings(tmp_path / "with" / RECORDING) == []
     assert replay(recording) == []
 
@@ -133,10 +135,10 @@ def test_shuffled_labels_overfit_or_teach_nothing(config: RunConfig, tmp_path: P
     shuffled = tmp_path / "shuffled"
     make_class_folders(shuffled, classes=2, per_class={"train": 50, "valid": 8, "test": 4}, size=16, seed=0)
     first, second = sorted((shuffled / "train").iterdir())
-    for one, other in list(zip(sorted(first.iterdir()), sorted(second.iterdir()), strict=True))[::2]:
-        kept = one.read_bytes()
-        one.write_bytes(other.read_bytes())
-        other.write_bytes(kept)
+    for first_photo, second_photo in list(zip(sorted(first.iterdir()), sorted(second.iterdir()), strict=True))[::2]:
+        kept = first_photo.read_bytes()
+        first_photo.write_bytes(second_photo.read_bytes())
+        second_photo.write_bytes(kept)
     values = {"data.root": shuffled, "trainer.max_epochs": 8, "optimizer.schedule": "constant"}
     run(override(config, values), tmp_path / "run")
     found = {finding.rule for finding in load_findings(tmp_path / "run" / RECORDING)}
@@ -155,7 +157,7 @@ def test_a_loss_that_is_no_number_ends_the_run_at_once_and_names_the_layer(
 
     with pytest.raises(NotANumberError, match=rf"at step {spoilt}, first in the weights of stage3\.0\.branch1\.2"):
         run(override(config, {"trainer.on_rule": "stop"}), tmp_path, Spoil())
-    assert [one.rule for one in load_findings(tmp_path / RECORDING)] == ["not_finite"]
+    assert [finding.rule for finding in load_findings(tmp_path / RECORDING)] == ["not_finite"]
     assert math.isnan(recorded(tmp_path).train_losses[spoilt])
 
 
@@ -178,7 +180,7 @@ def test_a_run_that_goes_on_records_no_step_twice(
     whole, killed = recorded(tmp_path / "whole"), recorded(tmp_path / "killed")
     assert killed.train_steps == whole.train_steps and killed.train_losses == whole.train_losses
     assert killed.validation_steps == whole.validation_steps
-    assert [one.step for one in killed.samples] == [one.step for one in whole.samples]
+    assert [sample.step for sample in killed.samples] == [sample.step for sample in whole.samples]
 
 
 def test_a_compiled_network_is_looked_into_and_goes_on_compiled(config: RunConfig, tmp_path: Path) -> None:

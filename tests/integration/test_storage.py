@@ -36,7 +36,7 @@ def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 def keys(s3: Any) -> dict[str, bytes]:
     """Everything in the bucket."""
     found = s3.list_objects_v2(Bucket=SETTINGS.bucket).get("Contents", [])
-    return {one["Key"]: s3.get_object(Bucket=SETTINGS.bucket, Key=one["Key"])["Body"].read() for one in found}
+    return {entry["Key"]: s3.get_object(Bucket=SETTINGS.bucket, Key=entry["Key"])["Body"].read() for entry in found}
 
 
 def test_a_second_upload_sends_only_what_changed(s3: Any, photos: Path, tmp_path: Path) -> None:
@@ -52,7 +52,7 @@ def test_a_second_upload_sends_only_what_changed(s3: Any, photos: Path, tmp_path
     changed = next(root.glob("train/*/*"))
     changed.write_bytes(changed.read_bytes() + b"\0")
     storage.upload_photos(read_photo_set(root))
-    assert len([one for one in sent if "/objects/" in one]) == 1
+    assert len([key for key in sent if "/objects/" in key]) == 1
     assert len(sent) == 3  # the photo, the index and the manifest
     assert first.items() <= keys(s3).items()
 
@@ -126,9 +126,11 @@ def test_a_checkpoint_and_the_code_travel_once(s3: Any, photos: Path, tmp_path: 
     inputs = shipment.inputs(SETTINGS)
     for uri in (inputs.photos, inputs.code, inputs.weights):
         assert any(f"s3://{SETTINGS.bucket}/{key}".startswith(str(uri)) for key in keys(s3)), uri
-    before = {one["Key"]: one["LastModified"] for one in s3.list_objects_v2(Bucket=SETTINGS.bucket)["Contents"]}
+    before = {entry["Key"]: entry["LastModified"] for entry in s3.list_objects_v2(Bucket=SETTINGS.bucket)["Contents"]}
     shipment.upload(s3, SETTINGS)
-    assert before == {one["Key"]: one["LastModified"] for one in s3.list_objects_v2(Bucket=SETTINGS.bucket)["Contents"]}
+    assert before == {
+        entry["Key"]: entry["LastModified"] for entry in s3.list_objects_v2(Bucket=SETTINGS.bucket)["Contents"]
+    }
 
 
 def test_photos_that_are_in_s3_are_used_as_they_are() -> None:

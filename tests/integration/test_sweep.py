@@ -381,13 +381,15 @@ def test_a_population_ends_as_its_trials_would_alone(config: RunConfig) -> None:
     together = override(config, {"sweep.population": 3, "output_dir": config.output_dir.parent / "together"})
     result = sweep.run_sweep(together)
     check_whole(together, 5)
-    for one, other in zip(result.study.trials, alone.study.trials, strict=True):
-        assert one.params == other.params
-        assert one.value == pytest.approx(other.value, abs=1e-4)
-        assert one.intermediate_values == pytest.approx(other.intermediate_values, abs=1e-4)
+    for trial, other in zip(result.study.trials, alone.study.trials, strict=True):
+        assert trial.params == other.params
+        assert trial.value == pytest.approx(other.value, abs=1e-4)
+        assert trial.intermediate_values == pytest.approx(other.intermediate_values, abs=1e-4)
     assert result.best is not None and alone.best is not None
     assert result.best.number == alone.best.number
-    networks = [load_export(trial_folder(one, result.best.number).export).network for one in (config, together)]
+    networks = [
+        load_export(trial_folder(run_config, result.best.number).export).network for run_config in (config, together)
+    ]
     for weight, other_weight in zip(*(network.state_dict().values() for network in networks), strict=True):
         assert torch.allclose(weight.float(), other_weight.float(), atol=1e-4)
     assert not list(study_folder(together).rglob("*.ckpt"))
@@ -554,7 +556,7 @@ def test_a_killed_sweep_ends_as_an_uninterrupted_one(config: RunConfig) -> None:
         os.kill(process.pid, signal.SIGKILL)
         process.join()
         kills += 1
-    studies = [load_study(one, "tiny") for one in (config, other)]
+    studies = [load_study(run_config, "tiny") for run_config in (config, other)]
     assert [trial.params for trial in studies[0].trials] == [trial.params for trial in studies[1].trials]
     assert [trial.value for trial in studies[0].trials] == [trial.value for trial in studies[1].trials]
 
@@ -613,6 +615,6 @@ def test_the_epoch_after_which_a_trial_is_pruned_leaves_a_line_too(
     values = {**tiny(photos, tmp_path), "sweep.n_trials": 1}
     with pytest.raises(SweepError, match="1 pruned"):
         sweep.run_sweep(load_config(None, values))
-    said = capsys.readouterr().err.splitlines()
-    assert any(line.startswith("trial 0: epoch 1/3 val_loss ") for line in said)
-    assert any(line.startswith("trial 0 pruned, val_loss ") and "(pruned after epoch 1)" in line for line in said)
+    lines = capsys.readouterr().err.splitlines()
+    assert any(line.startswith("trial 0: epoch 1/3 val_loss ") for line in lines)
+    assert any(line.startswith("trial 0 pruned, val_loss ") and "(pruned after epoch 1)" in line for line in lines)

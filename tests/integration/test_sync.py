@@ -172,8 +172,8 @@ def test_a_job_that_failed_without_a_message_is_explained_by_the_end_of_its_log(
     explained = "No module named 'sagemaker_training'"
     assert failed.data.tags["failure_reason"].startswith("AlgorithmError: , exit code: 1")
     assert explained in failed.data.tags["failure_reason"]
-    said = capsys.readouterr().err
-    assert "tuning-000 failed: AlgorithmError" in said and explained in said
+    printed = capsys.readouterr().err
+    assert "tuning-000 failed: AlgorithmError" in printed and explained in printed
     sync(config, account)
     assert "failed" not in capsys.readouterr().err, "said once"
 
@@ -184,10 +184,10 @@ def test_following_a_search_says_why_each_of_its_jobs_failed(config: RunConfig) 
     running = [account.describe_training_job(name) | {"TrainingJobStatus": "InProgress"} for name in account.logs]
     assert list(tails.lines(running)) == []
     failed = [account.describe_training_job(name) for name in account.logs]
-    said = list(tails.lines(failed))
-    assert [text.split(":")[0] for text in said] == ["tuning-000 failed", "tuning-001 failed"]
+    lines = list(tails.lines(failed))
+    assert [text.split(":")[0] for text in lines] == ["tuning-000 failed", "tuning-001 failed"]
     # The lines were read while the job still ran.
-    assert all(text.endswith("No module named 'sagemaker_training'") for text in said)
+    assert all(text.endswith("No module named 'sagemaker_training'") for text in lines)
     assert list(tails.lines(failed)) == []
 
 
@@ -225,7 +225,7 @@ def test_jobs_become_a_parent_and_its_children_with_the_names_of_local_runs(conf
         name for name in to_flat(config) if name.startswith("optimizer.")
     }
     client = MlflowClient(f"sqlite:///{config.output_dir / 'mlflow.db'}")
-    assert [one.path for one in client.list_artifacts(complete.info.run_id)] == ["log.txt"]
+    assert [artifact.path for artifact in client.list_artifacts(complete.info.run_id)] == ["log.txt"]
 
 
 def everything(config: RunConfig) -> list[tuple[Any, ...]]:
@@ -315,7 +315,7 @@ def test_a_job_that_has_ended_is_synchronised_until_all_of_it_is_here(
 
     account.describe_training_job = describe
     folders = Synchroniser(config, account, account, None, PRICES.__getitem__).sync_ended("tuning")
-    assert [one.outcome.state for one in folders if one.outcome] == ["COMPLETE", "COMPLETE"]
+    assert [folder.outcome.state for folder in folders if folder.outcome] == ["COMPLETE", "COMPLETE"]
     assert account.calls == 3
     assert capsys.readouterr().err.count("its log is not yet") == 1
 

@@ -88,12 +88,12 @@ class Proxy:
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    one = Server(tmp_path_factory.mktemp("server"))
-    one.start()
+    started = Server(tmp_path_factory.mktemp("server"))
+    started.start()
     try:
-        yield one
+        yield started
     finally:
-        one.kill()
+        started.kill()
 
 
 @contextmanager

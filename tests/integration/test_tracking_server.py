@@ -37,9 +37,9 @@ class Server:
             self.port = free.getsockname()[1]
         self.uri = f"http://127.0.0.1:{self.port}{prefix}"
         store = ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--artifacts-destination", f"{folder}/files"]
-        place = ["--host", "127.0.0.1", "--port", str(self.port), "--workers", "1"]
-        place += ["--static-prefix", prefix] if prefix else []
-        self._command = [sys.executable, "-m", "mlflow", "server", *store, *place]
+        address = ["--host", "127.0.0.1", "--port", str(self.port), "--workers", "1"]
+        address += ["--static-prefix", prefix] if prefix else []
+        self._command = [sys.executable, "-m", "mlflow", "server", *store, *address]
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
@@ -64,12 +64,12 @@ class Server:
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[Server]:
-    one = Server(tmp_path)
-    one.start()
+    started = Server(tmp_path)
+    started.start()
     try:
-        yield one
+        yield started
     finally:
-        one.kill()
+        started.kill()
 
 
 def test_a_server_that_goes_away_and_comes_back_gets_everything(

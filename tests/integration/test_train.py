@@ -110,8 +110,8 @@ def test_a_resumed_run_ends_with_the_metrics_of_an_uninterrupted_one(
     resumed = run(config, tmp_path / "cut")
     assert timeless(resumed) == timeless(whole)
     networks = [trained_network(result.task, result.output_dir).state_dict() for result in (resumed, whole)]
-    for one, other in zip(*(network.values() for network in networks), strict=True):
-        assert torch.equal(one, other)
+    for tensor, other in zip(*(network.values() for network in networks), strict=True):
+        assert torch.equal(tensor, other)
 
 
 def test_a_run_folder_that_was_moved_resumes_with_its_best_epoch(config: RunConfig, tmp_path: Path) -> None:
@@ -126,8 +126,8 @@ def test_a_run_folder_that_was_moved_resumes_with_its_best_epoch(config: RunConf
     resumed = run(config, tmp_path / "there")
     assert (timeless(resumed), resumed.best_epoch) == (timeless(whole), 1)
     networks = [trained_network(result.task, result.output_dir).state_dict() for result in (resumed, whole)]
-    for one, other in zip(*(network.values() for network in networks), strict=True):
-        assert torch.equal(one, other)
+    for tensor, other in zip(*(network.values() for network in networks), strict=True):
+        assert torch.equal(tensor, other)
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
@@ -192,8 +192,8 @@ def test_auto_says_that_decoded_photos_do_not_fit_and_goes_on(
     config = override(config, {"model.trainable": "all", "data.cache_max_gb": 1e-5, "trainer.max_epochs": 2})
     run(config, tmp_path / "auto")
     assert len(decoded_files) == 2 * (24 + 12) + 12
-    said = "photos are decoded in every epoch: data.cache_max_gb must be at least 0.000111 for the decoded photos"
-    assert said in capsys.readouterr().err
+    message = "photos are decoded in every epoch: data.cache_max_gb must be at least 0.000111 for the decoded photos"
+    assert message in capsys.readouterr().err
     with pytest.raises(ValueError, match=r"data\.cache_max_gb must be at least 0\.000111"):
         run(override(config, {"data.cache": "decoded"}), tmp_path / "decoded")
 

@@ -89,37 +89,37 @@ def violations(root: Path) -> list[str]:
     """Every import that the design forbids, as 'file imports module'."""
     found = []
     for path in sorted(path for room in OURS for path in (root / room).rglob("*.py")):
-        place = path.relative_to(root)
+        module_path = path.relative_to(root)
         for module in imports(path):
             top = module.split(".")[0]
             foreign = top not in sys.stdlib_module_names
-            parts = place.parts
+            folders = module_path.parts
             bad = False
-            if parts[0] == "lightning_modules":
+            if folders[0] == "lightning_modules":
                 allowed = STANDALONE if path.name == "inference.py" else TENSOR_STACK | {"lightning_modules"}
                 bad = foreign and top not in allowed
-            elif parts[0] == "experiments":
-                package = parts[1].removesuffix(".py")
+            elif folders[0] == "experiments":
+                package = folders[1].removesuffix(".py")
                 bad = top == "sagemaker_launch" or (top in MAY_IMPORT and package not in MAY_IMPORT[top])
-            elif parts[1] == "container":
+            elif folders[1] == "container":
                 other_half = top == "sagemaker_launch" and not module.startswith("sagemaker_launch.container")
                 bad = top in {"boto3", "mlflow", "optuna", "moto"} or other_half
-            elif parts[1] == "serving":
+            elif folders[1] == "serving":
                 own = module.startswith("sagemaker_launch.serving") or module in STANDALONE_MODULES
                 bad = foreign and top not in SERVING and not own
-            bad = bad or points_up(place, module)
+            bad = bad or points_up(module_path, module)
             if bad:
-                found.append(f"{place} imports {module}")
+                found.append(f"{module_path} imports {module}")
     return found
 
 
-def points_up(place: Path, module: str) -> bool:
+def points_up(module_path: Path, module: str) -> bool:
     """Whether a file imports what stands above it in its own room, or the rehearsal from outside."""
-    room, below = place.parts[0], module.split(".")
+    room, below = module_path.parts[0], module.split(".")
     if below[0] != room:
         return module.startswith("sagemaker_launch.rehearsal")
     ranks = {name: rank for rank, line in enumerate(ORDER.get(room, ())) for name in line.split()}
-    own, other = place.parts[1].removesuffix(".py"), (*below, "")[1]
+    own, other = module_path.parts[1].removesuffix(".py"), (*below, "")[1]
     if own == "__init__":  # the package's public names, from all of its modules
         return False
     if is_public_name(room, other):  # a job gets the package without its public names

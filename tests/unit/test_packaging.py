@@ -55,8 +55,8 @@ def normalised(name: str) -> str:
 
 def undeclared(path: Path, installed: dict[str, list[str]]) -> list[str]:
     """The packages that a file imports and that pyproject.toml does not declare for its folder."""
-    place = path.relative_to(REPOSITORY).as_posix()
-    folder = max((name for name in EXTRAS if place.startswith(f"{name}/")), key=len)
+    relative_path = path.relative_to(REPOSITORY).as_posix()
+    folder = max((name for name in EXTRAS if relative_path.startswith(f"{name}/")), key=len)
     allowed = declared(*EXTRAS[folder])
     ours = OURS | {"benchmarks", "tests"} | NOT_ON_PYPI
     packages = {name.split(".")[0] for name in imports(path)} - sys.stdlib_module_names - ours - {"__future__"}
@@ -65,7 +65,7 @@ def undeclared(path: Path, installed: dict[str, list[str]]) -> list[str]:
         distributions = [BROUGHT_BY[package]] if package in BROUGHT_BY else installed.get(package, [])
         distributions = distributions or [NOT_INSTALLED[package]]
         if not any(normalised(name) in allowed for name in distributions):
-            missing.append(f"{place} imports {package}")
+            missing.append(f"{relative_path} imports {package}")
     return missing
 
 

@@ -82,15 +82,15 @@ def uses(root: Path) -> dict[str, set[str]]:
     """Private parts that each file uses of libraries."""
     trees = {path: ast.parse(path.read_text()) for room in ROOMS for path in (root / room).rglob("*.py")}
     names = {path: path.relative_to(root).as_posix() for path in trees}
-    functions = {one.name for tree in trees.values() for one in tree.body if isinstance(one, ast.FunctionDef)}
-    gathered = {one for path, tree in trees.items() if names[path] in FILES for one in private_attributes(tree)}
+    functions = {node.name for tree in trees.values() for node in tree.body if isinstance(node, ast.FunctionDef)}
+    gathered = {name for path, tree in trees.items() if names[path] in FILES for name in private_attributes(tree)}
     found = {}
     for path, tree in trees.items():
         private = private_attributes(tree) - PUBLIC - functions
         if foreign := private - (defined(tree) - gathered):
             found[names[path]] = foreign
         modules = {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
-        modules |= {one.name for node in ast.walk(tree) if isinstance(node, ast.Import) for one in node.names}
+        modules |= {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
         if undocumented := {module for module in modules if module.startswith(UNDOCUMENTED)}:
             found[names[path]] = found.get(names[path], set()) | undocumented
     return found
@@ -119,7 +119,7 @@ def test_the_check_sees_private_parts(tmp_path: Path, line: str) -> None:
 def test_each_of_these_libraries_has_an_upper_bound(library: str) -> None:
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
     required = [*project["dependencies"], *project["optional-dependencies"]["rehearsal"]]
-    [line] = [one for one in required if one.partition(">=")[0].partition("[")[0] == library]
+    [line] = [requirement for requirement in required if requirement.partition(">=")[0].partition("[")[0] == library]
     assert ",<" in line
 
 

@@ -68,7 +68,11 @@ def raised(source: str) -> Iterator[tuple[int, str]]:
     tree = ast.parse(source)
     functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
     # Settings check their fields through a function in a function: it puts the section in front of the name.
-    checks = {one.name: calls(one, "require")[0] for one in functions if one.name == "check" and calls(one, "require")}
+    checks = {
+        function.name: calls(function, "require")[0]
+        for function in functions
+        if function.name == "check" and calls(function, "require")
+    }
     for function in [tree, *functions]:
         known = strings(function)
         for node in own_nodes(function):
@@ -83,8 +87,10 @@ def raised(source: str) -> Iterator[tuple[int, str]]:
                 yield node.lineno, f"{key} must {arguments[2]}, got {HOLE}"
             elif name.endswith(("Error", "BadZipFile", "TrialPruned")) and name not in OURS:
                 yield node.lineno, max(arguments, key=len, default=HOLE)
-    for kind in (node for node in ast.walk(tree) if isinstance(node, ast.ClassDef) and node.name.endswith("Error")):
-        for node in calls(kind, "__init__"):
+    for error_class in (
+        node for node in ast.walk(tree) if isinstance(node, ast.ClassDef) and node.name.endswith("Error")
+    ):
+        for node in calls(error_class, "__init__"):
             yield node.lineno, max((template(argument, {}) for argument in node.args), key=len, default=HOLE)
 
 
@@ -123,7 +129,7 @@ def texts(tree: ast.AST) -> Iterator[ast.expr]:
     """All strings but docstrings."""
     for node in ast.walk(tree):
         if not isinstance(node, ast.Expr):
-            yield from (one for one in ast.iter_child_nodes(node) if isinstance(one, ast.expr) and is_text(one))
+            yield from (child for child in ast.iter_child_nodes(node) if isinstance(child, ast.expr) and is_text(child))
 
 
 def letters(message: str) -> int:
@@ -175,12 +181,12 @@ def test_every_message_has_a_row_that_says_what_to_do() -> None:
 
 def test_every_row_is_about_a_message_that_the_project_has() -> None:
     """Of those that are said without an error, and of the rehearsal's, any string of the code will do."""
-    said = {
+    printed = {
         re.sub(r"%[sd]", HOLE, plain(template(node, {})))
         for path in sources(rehearsal=True)
         for node in texts(ast.parse(path.read_text()))
     }
-    there = [*messages(), *said]
+    there = [*messages(), *printed]
     stale = [row for row in rows() if row != BOUND_ROW and not any(matches(row, message) for message in there)]
     assert not stale, f"no longer raised, or worded otherwise: {stale}"
 

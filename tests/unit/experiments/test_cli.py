@@ -217,9 +217,9 @@ def test_an_error_of_ours_is_one_line(
 
     monkeypatch.setattr(cli, "_report", fail)
     assert main(["report", "digits", *(["--traceback"] if wants_traceback else [])]) == code
-    said = capsys.readouterr().err
-    assert said.endswith(f"error: {error}\n")
-    assert said.startswith("Traceback" if wants_traceback else "error: ")
+    printed = capsys.readouterr().err
+    assert printed.endswith(f"error: {error}\n")
+    assert printed.startswith("Traceback" if wants_traceback else "error: ")
 
 
 @pytest.mark.parametrize(
@@ -241,11 +241,11 @@ def test_any_other_error_is_a_bug_with_its_traceback_and_a_log(
     monkeypatch.setattr(sys, "argv", ["experiments", "--sweep.storage", "postgresql://me:hush@host/db"])
     monkeypatch.setattr(cli, "_report", fail)
     assert main(["report", "digits"]) == EXIT_FAILED
-    said = capsys.readouterr().err
-    assert said.startswith("Traceback")
-    assert "this is a bug in this program" in said
+    printed = capsys.readouterr().err
+    assert printed.startswith("Traceback")
+    assert "this is a bug in this program" in printed
     [log] = tmp_path.iterdir()
-    assert str(log) in said
+    assert str(log) in printed
     text = log.read_text()
     assert "Traceback" in text and "hush" not in text and sys.version.split()[0] in text
 
@@ -273,10 +273,10 @@ def test_an_error_of_the_machine_says_what_to_do(
 
     monkeypatch.setattr(cli, "_report", fail)
     assert main(["report", "digits"]) == EXIT_FAILED
-    said = capsys.readouterr().err
-    assert said.startswith(f"error: {advice}")
-    assert "Errno" not in said
-    assert said.count("\n") == 1
+    printed = capsys.readouterr().err
+    assert printed.startswith(f"error: {advice}")
+    assert "Errno" not in printed
+    assert printed.count("\n") == 1
 
 
 def test_an_output_file_is_refused_before_the_work(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -47,15 +47,20 @@ TOGETHER: dict[str, dict[str, object]] = {
 def another(name: str) -> ConfigValue:
     """A value of a field that is not its default."""
     field = FIELDS[name]
-    options = [one for one in get_args(field.hint) if get_origin(one) is Literal] or [field.hint]
-    words = [word for one in options for word in get_args(one) if get_origin(one) is Literal and word != field.default]
+    options = [option for option in get_args(field.hint) if get_origin(option) is Literal] or [field.hint]
+    words = [
+        word
+        for option in options
+        for word in get_args(option)
+        if get_origin(option) is Literal and word != field.default
+    ]
     if words:
         return str(words[0])
-    kinds = get_args(field.hint) or (field.hint,)
-    if bool in kinds:
+    types = get_args(field.hint) or (field.hint,)
+    if bool in types:
         return field.default is not True
-    if int in kinds or float in kinds:
-        return 32 if name == "data.image_size" else 0.7 if float in kinds else 7
+    if int in types or float in types:
+        return 32 if name == "data.image_size" else 0.7 if float in types else 7
     return f"other-{name}"
 
 
@@ -90,7 +95,7 @@ def test_parity_calls_a_difference_decisive_where_the_field_decides_the_result(n
         folder.record(1, {"val_loss": 1.0})
         folder.finish(Outcome("COMPLETE", 1.0, {"val_loss": 1.0}))
         folders.append(folder)
-    assert [one.name for one in compare(*folders).contradictions] == [name] * decides_result(name)
+    assert [setting.name for setting in compare(*folders).contradictions] == [name] * decides_result(name)
 
 
 @pytest.mark.parametrize("name", FIELDS)

@@ -48,9 +48,9 @@ def own(*commands: str) -> set[str]:
     """The fields that commands declare to use."""
     return {
         prefix + name
-        for prefix, kind in SETTINGS_TYPES.items()
+        for prefix, settings_type in SETTINGS_TYPES.items()
         if not prefix or commands[0].startswith("cloud ")
-        for name, field in fields_of(kind).items()
+        for name, field in fields_of(settings_type).items()
         if field.is_used_by(commands)
     }
 
@@ -103,9 +103,9 @@ def test_a_typed_field_of_other_commands_is_refused(
     main: Main, words: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(words) == EXIT_USAGE
-    said = capsys.readouterr().err
-    assert f"must be left out of `{words[0]}`, which does not use it, got '7'; `{words[0]} --help`" in said
-    assert said.count("\n") == 1
+    printed = capsys.readouterr().err
+    assert f"must be left out of `{words[0]}`, which does not use it, got '7'; `{words[0]} --help`" in printed
+    assert printed.count("\n") == 1
 
 
 def test_a_refusal_shows_no_password(capsys: pytest.CaptureFixture[str]) -> None:
@@ -196,8 +196,8 @@ def test_commands_without_photos_take_a_preset_that_leaves_their_folder_open(
     for command in (["train"], ["evaluate", "--model", str(tmp_path)]):
         (tmp_path / "model.json").write_text("{}")
         assert cli.main([*command, "--config", str(preset), "--output_dir", str(tmp_path)]) == EXIT_USAGE
-        said = capsys.readouterr().err
-        assert "data.root must name the folder of class folders when data.name is 'folder', got None" in said
+        printed = capsys.readouterr().err
+        assert "data.root must name the folder of class folders when data.name is 'folder', got None" in printed
 
 
 def test_a_whole_rehearsal_gives_each_command_what_it_accepts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -48,7 +48,7 @@ def test_each_entry_point_prepares_its_process_first(
 
 
 def test_the_training_path_changes_no_setting_of_the_process() -> None:
-    paths = [REPOSITORY / one for one in TRAINING_PATH]
+    paths = [REPOSITORY / name for name in TRAINING_PATH]
     files = [file for path in paths for file in ([path] if path.is_file() else sorted(path.rglob("*.py")))]
     assert len(files) > 30
     found = {str(file.relative_to(REPOSITORY)) for file in files if re.search(SETTINGS, file.read_text())}

@@ -31,7 +31,7 @@ def draws(**values: float) -> Tensor:
     return torch.tensor([[(plain | values)[name] for name in names]])
 
 
-def one(picture: Tensor, numbers: Tensor, level: Augment = "light") -> Tensor:
+def augment_one(picture: Tensor, numbers: Tensor, level: Augment = "light") -> Tensor:
     """(3, SIZE, SIZE) float32 in [0, 1]."""
     sizes = torch.tensor([picture.shape[:2]])
     return augment(picture[None], sizes, numbers, level=level, image_size=SIZE)[0]
@@ -44,7 +44,7 @@ def resized(picture: Tensor) -> Tensor:
 
 def test_a_crop_of_everything_is_the_photo_scaled() -> None:
     square = photo(40, 40)
-    assert torch.allclose(one(square, draws()), resized(square), atol=0.01)
+    assert torch.allclose(augment_one(square, draws()), resized(square), atol=0.01)
 
 
 def test_a_crop_lies_where_it_was_drawn() -> None:
@@ -53,12 +53,12 @@ def test_a_crop_lies_where_it_was_drawn() -> None:
     numbers = {"area": 0.15 / 0.65, "y": 0.0, "x": 1.0}
     side = round(64 * 0.5**0.5)
     corner = square[:side, -side:]
-    assert torch.allclose(one(square, draws(**numbers)), resized(corner), atol=0.02)
+    assert torch.allclose(augment_one(square, draws(**numbers)), resized(corner), atol=0.02)
 
 
 def test_a_flip_mirrors() -> None:
     square = photo(40, 40)
-    assert torch.allclose(one(square, draws(flip=0.1)), one(square, draws()).flip(2), atol=1e-5)
+    assert torch.allclose(augment_one(square, draws(flip=0.1)), augment_one(square, draws()).flip(2), atol=1e-5)
 
 
 @pytest.mark.parametrize("interpolation", [Interpolation.BILINEAR, Interpolation.BICUBIC])
@@ -70,18 +70,18 @@ def test_what_fills_up_the_batch_is_never_seen(interpolation: Interpolation) -> 
     for level in ("light", "strong"):
         options = {"level": level, "image_size": SIZE, "interpolation": interpolation}
         together = augment(canvas, torch.tensor([[40, 60], [44, 30]]), numbers, **options)
-        for place, picture in enumerate((wide, high)):
-            own = numbers[place : place + 1]
+        for index, picture in enumerate((wide, high)):
+            own = numbers[index : index + 1]
             alone = augment(picture[None], torch.tensor([picture.shape[:2]]), own, **options)[0]
-            assert torch.allclose(together[place], alone, atol=1e-5)
+            assert torch.allclose(together[index], alone, atol=1e-5)
 
 
 def test_a_bicubic_crop_is_sharper_than_a_bilinear_one() -> None:
     picture = F.pil_to_tensor(noisy_picture((120, 120, 120), 64, noise=60.0)).permute(1, 2, 0)
     options = {"level": "light", "image_size": SIZE}
     bilinear, bicubic = (
-        augment(picture[None], torch.tensor([[64, 64]]), draws(area=0.3), interpolation=one, **options)
-        for one in (Interpolation.BILINEAR, Interpolation.BICUBIC)
+        augment(picture[None], torch.tensor([[64, 64]]), draws(area=0.3), interpolation=interpolation, **options)
+        for interpolation in (Interpolation.BILINEAR, Interpolation.BICUBIC)
     )
     assert float(bilinear.std()) < float(bicubic.std())
 
@@ -102,17 +102,17 @@ def test_the_result_is_a_square_within_bounds(level: Augment) -> None:
 
 
 @pytest.mark.parametrize(("name", "place"), [("brightness", 5), ("contrast", 6), ("saturation", 7)])
-def test_colours_move_both_ways(name: str, place: int) -> None:
+def test_colours_move_both_ways(name: str, index: int) -> None:
     picture = photo(40, 40)
-    middle = one(picture, draws())
-    more, less = one(picture, draws(**{name: 1.0})), one(picture, draws(**{name: 0.0}))
+    middle = augment_one(picture, draws())
+    more, less = augment_one(picture, draws(**{name: 1.0})), augment_one(picture, draws(**{name: 0.0}))
     measure = {
         "brightness": lambda image: image.mean(),
         "contrast": lambda image: image.std(dim=(1, 2)).mean(),
         "saturation": lambda image: (image.amax(dim=0) - image.amin(dim=0)).mean(),
     }[name]
     assert float(measure(less)) < float(measure(middle)) < float(measure(more))
-    assert float(draws(**{name: 1.0})[0, place]) == 1.0
+    assert float(draws(**{name: 1.0})[0, index]) == 1.0
 
 
 @pytest.mark.parametrize("operation", range(8))
@@ -120,17 +120,17 @@ def test_colours_move_both_ways(name: str, place: int) -> None:
 def test_each_operation_of_strong_changes_the_image_and_its_middle_does_not(operation: int, strength: float) -> None:
     picture = photo(40, 40)
     chosen = {"first": (operation + 0.5) / 8, "second": (operation + 0.5) / 8}
-    plain = one(picture, draws(), "light")
-    assert torch.allclose(one(picture, draws(**chosen), "strong"), plain, atol=1e-6)
-    changed = one(picture, draws(**chosen, first_strength=strength), "strong")
+    plain = augment_one(picture, draws(), "light")
+    assert torch.allclose(augment_one(picture, draws(**chosen), "strong"), plain, atol=1e-6)
+    changed = augment_one(picture, draws(**chosen, first_strength=strength), "strong")
     assert float((changed - plain).abs().mean()) > 0.004
 
 
 def test_operations_that_were_not_drawn_do_nothing() -> None:
     picture = photo(40, 40)
     twice = {"first": 0.01, "second": 0.01}  # rotate, and rotate
-    turned = one(picture, draws(**twice, first_strength=0.9, second_strength=0.1), "strong")
-    assert torch.allclose(turned, one(picture, draws(**twice), "strong"), atol=1e-6), "they add up to nothing"
+    turned = augment_one(picture, draws(**twice, first_strength=0.9, second_strength=0.1), "strong")
+    assert torch.allclose(turned, augment_one(picture, draws(**twice), "strong"), atol=1e-6), "they add up to nothing"
 
 
 def test_a_quarter_of_the_images_has_an_erased_rectangle() -> None:

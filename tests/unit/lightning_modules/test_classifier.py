@@ -108,17 +108,17 @@ def test_each_device_goes_on_with_its_own_sums_of_an_epoch() -> None:
     for rank, model in enumerate(models):
         model.train_loss.update(torch.tensor(4.0 + rank), 4)
         model.train_accuracy.update(torch.tensor(3 - rank), 4)
-    states = [[one.metric_state for one in (model.train_loss, model.train_accuracy)] for model in models]
+    states = [[metric.metric_state for metric in (model.train_loss, model.train_accuracy)] for model in models]
     gathered = [
-        {name: torch.stack([one[name], other[name]]) for name in one} for one, other in zip(*states, strict=True)
+        {name: torch.stack([first[name], other[name]]) for name in first} for first, other in zip(*states, strict=True)
     ]
     for rank, model in enumerate(models):
         resumed = classifier("head")
         resumed._trainer = SimpleNamespace(world_size=2, global_rank=rank)  # type: ignore[assignment]
         resumed.on_load_checkpoint({EPOCH_SO_FAR: {"metrics": gathered, "images": 4, "seconds": 1.0}})
-        for one in (resumed, model):
-            one.train_loss.update(torch.tensor(0.5), 2)
-            one.train_accuracy.update(torch.tensor(1), 2)
+        for module in (resumed, model):
+            module.train_loss.update(torch.tensor(0.5), 2)
+            module.train_accuracy.update(torch.tensor(1), 2)
         assert torch.equal(resumed.train_loss.compute(), model.train_loss.compute())
         assert torch.equal(resumed.train_accuracy.compute(), model.train_accuracy.compute())
 
@@ -130,7 +130,7 @@ def test_norms_and_biases_are_not_decayed_and_the_backbone_steps_smaller() -> No
     assert groups["backbone"]["lr"] == pytest.approx(0.01)
     for name, group in groups.items():
         assert group["weight_decay"] == (0.0 if "norms" in name else 0.05)
-        assert all((one.ndim == 1) == ("norms" in name) for one in group["params"])
+        assert all((parameter.ndim == 1) == ("norms" in name) for parameter in group["params"])
     assert sum(len(group["params"]) for group in groups.values()) == len(list(model.network.parameters()))
 
 
@@ -147,12 +147,21 @@ def test_norms_and_biases_are_not_decayed_and_the_backbone_steps_smaller() -> No
 def test_scales_and_positions_are_not_decayed(backbone: str, exempt: set[str]) -> None:
     """Whatever else has two dimensions belongs to a layer that multiplies its input with it."""
     model = ImageClassifier(network_on_meta(backbone), num_classes=2, trainable="all", weight_decay=0.05)
-    plain = {id(one) for group in model._parameter_groups() if not group["weight_decay"] for one in group["params"]}
+    plain = {
+        id(parameter)
+        for group in model._parameter_groups()
+        if not group["weight_decay"]
+        for parameter in group["params"]
+    }
     spared = {
-        name.rpartition(".")[2] for name, one in model.network.named_parameters() if one.ndim > 1 and id(one) in plain
+        name.rpartition(".")[2]
+        for name, parameter in model.network.named_parameters()
+        if parameter.ndim > 1 and id(parameter) in plain
     }
     assert spared == exempt
-    decayed = {name.rpartition(".")[2] for name, one in model.network.named_parameters() if id(one) not in plain}
+    decayed = {
+        name.rpartition(".")[2] for name, parameter in model.network.named_parameters() if id(parameter) not in plain
+    }
     assert decayed <= {"weight", "in_proj_weight"}
 
 
@@ -209,8 +218,8 @@ def test_label_smoothing_touches_the_training_loss_only() -> None:
 def test_optimizer_holds_every_trained_parameter_once_and_no_other(optimizer: str) -> None:
     model = ImageClassifier(small_network(), num_classes=3, trainable="last_block", optimizer=optimizer)
     trainer = fit(model, loader([0, 1, 2, 0]), loader([0, 1, 2]))
-    held = [id(one) for group in trainer.optimizers[0].param_groups for one in group["params"]]
-    assert sorted(held) == sorted(id(one) for one in model.network.parameters() if one.requires_grad)
+    held = [id(parameter) for group in trainer.optimizers[0].param_groups for parameter in group["params"]]
+    assert sorted(held) == sorted(id(parameter) for parameter in model.network.parameters() if parameter.requires_grad)
 
 
 def test_head_step_size_is_what_is_logged() -> None:

@@ -412,10 +412,10 @@ def test_fingerprint_knows_every_byte_class_split_and_name(root: Path) -> None:
     photo.write_bytes(whole + b"\0")
     fingerprints.append(scan(root).fingerprint)
     photo.write_bytes(whole)
-    for place in ("train/002.Class2/photo_x.jpg", "valid/001.Class1/photo_x.jpg", "train/001.Class1/photo_x.jpg"):
-        photo.rename(root / place)
+    for moved_to in ("train/002.Class2/photo_x.jpg", "valid/001.Class1/photo_x.jpg", "train/001.Class1/photo_x.jpg"):
+        photo.rename(root / moved_to)
         fingerprints.append(scan(root).fingerprint)
-        (root / place).rename(photo)
+        (root / moved_to).rename(photo)
     assert len(set(fingerprints)) == 5
     assert scan(root).fingerprint == fingerprints[0]
 
@@ -428,7 +428,7 @@ def drawn(length: int, *, seed: int = 0, epoch: int = 0, shuffle: bool = True, *
     sampler = ShardedSampler(length, seed=seed, shuffle=shuffle, **share)
     sampler.set_epoch(epoch)
     assert len(sampler) == len(sampler.draws()[0])
-    return [one.tolist() for one in sampler.draws()]
+    return [tensor.tolist() for tensor in sampler.draws()]
 
 
 @pytest.mark.parametrize("shuffle", [False, True])
@@ -436,17 +436,19 @@ def drawn(length: int, *, seed: int = 0, epoch: int = 0, shuffle: bool = True, *
 @pytest.mark.parametrize("world_size", [1, 2, 3, 4])
 def test_shards_cover_everything_once_and_are_equally_long(world_size: int, length: int, shuffle: bool) -> None:
     shards = [drawn(length, seed=3, shuffle=shuffle, rank=rank, world_size=world_size) for rank in range(world_size)]
-    assert {len(places) for places, _, _ in shards} == {-(-length // world_size)}
-    together = [(place, filler) for places, _, padding in shards for place, filler in zip(places, padding, strict=True)]
-    assert {place for place, _ in together} == set(range(length))
-    assert shuffle or sorted(place for place, filler in together if not filler) == list(range(length))
+    assert {len(indices) for indices, _, _ in shards} == {-(-length // world_size)}
+    together = [
+        (index, filler) for indices, _, padding in shards for index, filler in zip(indices, padding, strict=True)
+    ]
+    assert {index for index, _ in together} == set(range(length))
+    assert shuffle or sorted(index for index, filler in together if not filler) == list(range(length))
 
 
 def test_training_has_no_padding() -> None:
     # A last batch of padding alone has no mean loss: its NaN would reach every weight through the gradients.
     shards = [drawn(17, rank=rank, world_size=2) for rank in range(2)]
     assert not any(any(padding) for _, _, padding in shards)
-    assert max(Counter(place for places, _, _ in shards for place in places).values()) <= 2
+    assert max(Counter(index for indices, _, _ in shards for index in indices).values()) <= 2
 
 
 def test_order_depends_on_seed_and_epoch_only() -> None:
@@ -470,7 +472,7 @@ def test_unshuffled_order_is_that_of_the_paths() -> None:
 def test_augmentation_of_a_photo_does_not_depend_on_the_number_of_devices() -> None:
     def seeds(world_size: int) -> dict[int, int]:
         shards = [drawn(12, rank=rank, world_size=world_size) for rank in range(world_size)]
-        return {place: seed for places, own, _ in shards for place, seed in zip(places, own, strict=True)}
+        return {index: seed for indices, own, _ in shards for index, seed in zip(indices, own, strict=True)}
 
     assert seeds(1) == seeds(3)
 
@@ -495,9 +497,9 @@ def data_module(root: Path, *, num_threads: int = 0, seed: int = 0, batch_size: 
 
 
 def test_batches_do_not_depend_on_the_number_of_threads(root: Path) -> None:
-    one, three = (data_module(root, num_threads=count).train_dataloader() for count in (1, 3))
+    first, three = (data_module(root, num_threads=count).train_dataloader() for count in (1, 3))
     for epoch in (0, 1):
-        for batch, other in zip(batches(one, epoch), batches(three, epoch), strict=True):
+        for batch, other in zip(batches(first, epoch), batches(three, epoch), strict=True):
             assert all(torch.equal(*pair) for pair in zip(batch, other, strict=True))
 
 
@@ -598,8 +600,8 @@ def test_photos_of_different_shapes_stand_in_the_upper_left_corner(root: Path) -
     batch = next(iter(loader))
     assert batch.sizes.tolist() == [[18, 27], [27, 18], [18, 18]]  # 1.15 times 16, at most 1.5 times as long
     assert batch.pixels.shape == (3, 27, 27, 3)
-    for slot, place in zip(batch.pixels, range(3), strict=True):
-        photo = photos[place]
+    for slot, index in zip(batch.pixels, range(3), strict=True):
+        photo = photos[index]
         assert np.array_equal(slot[: photo.shape[0], : photo.shape[1]], photo)
 
 
@@ -681,13 +683,13 @@ def mixed(root: Path, step: int, augment: str = "strong") -> tuple[Tensor, Tenso
 
 
 def test_strong_mixes_about_half_of_the_batches_and_says_so_in_the_labels(root: Path) -> None:
-    kinds = []
+    dimensions = []
     plain = mixed(root, 0, "light")[2]
     for step in range(40):
         images, labels, before = mixed(root, step)
         assert torch.equal(before, plain)
         assert images.is_contiguous(memory_format=torch.channels_last)
-        kinds.append(labels.ndim)
+        dimensions.append(labels.ndim)
         if labels.ndim == 2:
             assert labels.shape == (12, 3)
             assert torch.allclose(labels.sum(dim=1), torch.ones(12))
@@ -695,7 +697,7 @@ def test_strong_mixes_about_half_of_the_batches_and_says_so_in_the_labels(root: 
             assert (labels.gather(1, before[:, None]) > 0).all()
         else:
             assert torch.equal(labels, before)
-    assert 10 < kinds.count(2) < 30
+    assert 10 < dimensions.count(2) < 30
 
 
 def test_mixing_depends_on_the_step_only(root: Path) -> None:

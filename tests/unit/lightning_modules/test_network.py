@@ -71,9 +71,9 @@ def trained_parameters(network: nn.Module, trained: list[nn.Module]) -> list[boo
     return [id(parameter) in ids for parameter in network.parameters()]
 
 
-def names_of(network: nn.Module, parts: list[nn.Module]) -> set[str]:
-    names = {id(part): name for name, part in network.named_modules()}
-    return {names[id(part)] for part in parts}
+def names_of(network: nn.Module, modules: list[nn.Module]) -> set[str]:
+    names = {id(module): name for name, module in network.named_modules()}
+    return {names[id(module)] for module in modules}
 
 
 # Head and last block
@@ -91,10 +91,10 @@ def test_head_is_the_layer_that_gives_the_classes(backbone: str, head: str) -> N
 @pytest.mark.parametrize(("backbone", "head", "block"), FAMILIES, ids=[one[0] for one in FAMILIES])
 def test_last_block_is_the_end_of_the_trunk_with_its_norms(backbone: str, head: str, block: set[str]) -> None:
     network = empty_network(backbone)
-    parts = trainable_modules(network, "last_block")
-    names = names_of(network, parts)
+    modules = trainable_modules(network, "last_block")
+    names = names_of(network, modules)
     assert names - {head} == block
-    trained = trained_parameters(network, parts)
+    trained = trained_parameters(network, modules)
     first = trained.index(True)
     assert 0 < first < len(trained) - 2
     assert all(trained[first:]), "what trains is everything from one place to the end"
@@ -566,7 +566,7 @@ def test_a_pickle_is_not_run_even_if_its_hash_is_the_published_one(
 
 
 def test_every_published_file_is_named_by_its_hash() -> None:
-    names = [Path(models.get_model_weights(one).DEFAULT.url).stem for one in classifier_names()]
+    names = [Path(models.get_model_weights(name).DEFAULT.url).stem for name in classifier_names()]
     assert len(names) > 70
     assert [name for name in names if not re.fullmatch("[0-9a-f]{8,}", name.rpartition("-")[2])] == []
 

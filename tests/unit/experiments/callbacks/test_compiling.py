@@ -108,11 +108,11 @@ def test_training_continues_where_compiling_fails_and_says_so_once(
     network(batch).sum().backward()
     assert network.weight.grad is not None
     assert compiler.calls == failing_call, "nothing is compiled afterwards"
-    said = capsys.readouterr().err.splitlines()
-    assert len(said) == 1
-    assert said[0].startswith("torch.compile failed, training continues without it: ")
-    assert why in said[0]
-    assert "VERBOSE" not in said[0]
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith("torch.compile failed, training continues without it: ")
+    assert why in lines[0]
+    assert "VERBOSE" not in lines[0]
 
 
 def test_a_backward_pass_that_can_not_be_compiled_is_noticed_in_the_call(

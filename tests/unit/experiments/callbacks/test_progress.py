@@ -37,7 +37,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 @pytest.fixture(params=[True, False], ids=["terminal", "pipe"])
-def said(
+def printed(
     request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> Callable[[], str]:
     """All that was said so far."""
@@ -65,14 +65,14 @@ def ask(study: optuna.Study, rate: float) -> optuna.Trial:
     return trial
 
 
-def test_each_trial_that_ends_leaves_a_line_with_its_parameters(said: Callable[[], str], clock: Clock) -> None:
+def test_each_trial_that_ends_leaves_a_line_with_its_parameters(printed: Callable[[], str], clock: Clock) -> None:
     study = new_study()
     shown = SweepProgress(study, 4, float("inf"))
     study.tell(ask(study, 0.0123456), 0.51)
     clock.now = 30
     shown.update()
-    assert "trial 0 complete, val_loss 0.5100: optimizer.learning_rate 0.01235, data.batch_size 64\n" in said()
-    assert "best val_loss 0.5100 (trial 0), 90 s to go" in said().replace("2 min", "90 s")
+    assert "trial 0 complete, val_loss 0.5100: optimizer.learning_rate 0.01235, data.batch_size 64\n" in printed()
+    assert "best val_loss 0.5100 (trial 0), 90 s to go" in printed().replace("2 min", "90 s")
     pruned = ask(study, 0.5)
     pruned.report(2.5, 1)
     pruned.set_user_attr("failure_reason", "pruned after epoch 1")
@@ -83,30 +83,30 @@ def test_each_trial_that_ends_leaves_a_line_with_its_parameters(said: Callable[[
     shown.update()
     shown.update()
     shown.close()
-    lines = said()
+    lines = printed()
     assert lines.count("trial 1 pruned, val_loss 2.5000: optimizer.learning_rate 0.5") == 1
     assert "(pruned after epoch 1)" in lines
     assert "trial 2 failed: optimizer.learning_rate 0.25, data.batch_size 64 (OSError: disk)" in lines
     assert "2/4" in lines, "a trial that failed does not count"
 
 
-def test_a_trial_that_diverged_says_so_in_place_of_the_value_that_the_sampler_got(said: Callable[[], str]) -> None:
+def test_a_trial_that_diverged_says_so_in_place_of_the_value_that_the_sampler_got(printed: Callable[[], str]) -> None:
     study = new_study()
     shown = SweepProgress(study, 4, float("inf"))
     tell(study, ask(study, 0.5), Outcome("PRUNED", 2.5, reason="diverged at epoch 1: val_loss is nan"))
     shown.update()
     shown.close()
-    assert "trial 0 diverged at epoch 1: val_loss is nan: optimizer.learning_rate 0.5" in said()
-    assert "2.5" not in said()
+    assert "trial 0 diverged at epoch 1: val_loss is nan: optimizer.learning_rate 0.5" in printed()
+    assert "2.5" not in printed()
 
 
-def test_trials_of_an_earlier_command_are_not_told_again(said: Callable[[], str]) -> None:
+def test_trials_of_an_earlier_command_are_not_told_again(printed: Callable[[], str]) -> None:
     study = new_study()
     study.tell(ask(study, 0.1), 0.5)
     shown = SweepProgress(study, 2, float("inf"))
     shown.update()
     shown.close()
-    assert "trial 0" not in said()
+    assert "trial 0" not in printed()
 
 
 @pytest.mark.parametrize(
@@ -125,7 +125,7 @@ def test_what_is_left_respects_the_time_limit(
     assert text.replace("90 s of", "60 s of") in capsys.readouterr().err
 
 
-def test_epochs_of_other_processes_leave_lines_here(said: Callable[[], str]) -> None:
+def test_epochs_of_other_processes_leave_lines_here(printed: Callable[[], str]) -> None:
     study = new_study()
     shown = SweepProgress(study, 2, float("inf"), shows_epochs=True)
     trial = ask(study, 0.1)
@@ -134,8 +134,8 @@ def test_epochs_of_other_processes_leave_lines_here(said: Callable[[], str]) -> 
         shown.update()
         shown.update()
     shown.close()
-    assert said().count("trial 0: epoch 1 val_loss 1.0000") == 1
-    assert said().count("trial 0: epoch 2 val_loss 0.5000") == 1
+    assert printed().count("trial 0: epoch 1 val_loss 1.0000") == 1
+    assert printed().count("trial 0: epoch 2 val_loss 0.5000") == 1
 
 
 def test_long_work_without_a_terminal_says_now_and_then_how_far_it_is(

@@ -31,7 +31,7 @@ def png(figure: Figure) -> bytes:
 
 def texts(figure: Figure) -> dict[str, bool]:
     """What a figure says, and whether that is read as a formula."""
-    return {one.get_text(): one.get_parse_math() for one in figure.findobj(Text)}
+    return {label.get_text(): label.get_parse_math() for label in figure.findobj(Text)}
 
 
 def test_confusion_matrix_writes_each_count_into_its_cell() -> None:
@@ -192,10 +192,10 @@ def test_class_names_are_text_and_never_formulas(tmp_path: Path) -> None:
     ]
     for figure in pictures:
         assert png(figure)
-        said = texts(figure)
+        drawn_texts = texts(figure)
         for name in MARKUP:
-            assert any(name in one for one in said), name
-        assert not any(said.values())
+            assert any(name in label for label in drawn_texts), name
+        assert not any(drawn_texts.values())
 
 
 def test_a_photo_that_is_gone_is_shown_as_such(tmp_path: Path) -> None:

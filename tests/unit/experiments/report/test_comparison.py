@@ -126,7 +126,9 @@ def test_the_best_run_of_every_origin_stands_first_with_what_it_took(page: Page)
     assert cloud[:8] == ["SageMaker job", "job-1", "0.3", "0.8 [0.517, 0.937]", "—", "8", "0.25", "ml.g4dn.xlarge"]
     assert "optimizer.weight_decay" in heading
     assert page.facts()["Best run"] == "job-1"
-    summary = next(one.full_text() for one in page.all("p") if one.attributes.get("class") == "summary")
+    summary = next(
+        paragraph.full_text() for paragraph in page.all("p") if paragraph.attributes.get("class") == "summary"
+    )
     assert summary == (
         "Of 5 runs (3 at home, 1 rehearsed job, 1 SageMaker job) the best is job-1 (SageMaker job): 80.0% [51.7%, "
         "93.7%] of the validation photos named right, val_loss 0.3 in 8 min 0 s for $0.25. It is the best of 5 runs on "
@@ -241,7 +243,7 @@ def test_the_commands_make_the_best_run_again(config: RunConfig, page: Page) -> 
 
 
 def test_a_run_at_home_keeps_its_own_photos_and_null_stays_null(config: RunConfig) -> None:
-    (run,) = [one for one in other_runs(config, {"same"}) if one.name.startswith("one-000")]
+    (run,) = [run for run in other_runs(config, {"same"}) if run.name.startswith("one-000")]
     assert config_of(run, RunConfig()).data.root == config.data.root
     assert config_of(run, RunConfig()).seed == 7
     assert "--sweep" not in options_to_repeat(config_of(run, config), "train")
@@ -265,7 +267,7 @@ def test_without_the_scores_of_the_best_run_the_page_says_how_to_get_them(config
 def test_the_page_of_all_origins_is_whole_and_loads_nothing(page: Page) -> None:
     for image in page.all("img"):
         assert (image.attributes["src"] or "").startswith("data:image/jpeg;base64,")
-    identifiers = [one.attributes["id"] for one in page.all("section")]
+    identifiers = [section.attributes["id"] for section in page.all("section")]
     assert len(set(identifiers)) == len(identifiers)
     plots = page.plots()
     assert len(plots) >= 6
@@ -297,7 +299,7 @@ def test_each_set_of_photos_has_a_best_run_of_its_own(config: RunConfig, tmp_pat
     best = [value.full_text() for term, value in zip(page.all("dt"), page.all("dd"), strict=True) if is_best(term)]
     assert best == ["job-1", "other, trial 0"]
     assert "elsewhere" not in page.all("main")[0].full_text()
-    identifiers = [one.attributes["id"] for one in page.all("section")]
+    identifiers = [section.attributes["id"] for section in page.all("section")]
     assert len(set(identifiers)) == len(identifiers)
 
 

@@ -52,12 +52,14 @@ def make(tmp_path: Path) -> Make:
 
 def changed(epoch: int, **values: float) -> tuple[Mapping[str, float], ...]:
     """The epochs with other values in one of them."""
-    return tuple({**one, **values} if number == epoch else one for number, one in enumerate(EPOCHS, start=1))
+    return tuple(
+        {**metrics, **values} if number == epoch else metrics for number, metrics in enumerate(EPOCHS, start=1)
+    )
 
 
 def test_equal_runs_are_equal_whatever_the_clock_and_the_places_say(make: Make) -> None:
     home = make("home", end={"test_loss": 0.5}, **{"data.root": "/photos", "model.weights": "/w/net.safetensors"})
-    epochs = tuple({**one, "epoch_seconds": 99.0, "images_per_second": 1.0} for one in EPOCHS)
+    epochs = tuple({**metrics, "epoch_seconds": 99.0, "images_per_second": 1.0} for metrics in EPOCHS)
     job = make(
         "job",
         tags=JOB_TAGS,
@@ -76,7 +78,7 @@ def test_equal_runs_are_equal_whatever_the_clock_and_the_places_say(make: Make) 
         "system/cpu": (50.0, None),
         "usd": (None, 0.1),
     }
-    assert {one.name: one.is_equal for one in found.environment} == {
+    assert {setting.name: setting.is_equal for setting in found.environment} == {
         "cloud.spot": False,
         "hardware.cores": False,
         "host": False,
@@ -158,14 +160,16 @@ def test_runs_of_before_the_environment_was_tagged_are_compared_too(make: Make) 
     found = compare(make("home", tags={}), job)
     assert found.verdict == "equal to the last digit: 3 metrics, 3 epochs"
     assert found.labels == ("home", "job")
-    assert [one.name for one in found.environment] == ["origin", "package.numpy", "package.torch"]
+    assert [setting.name for setting in found.environment] == ["origin", "package.numpy", "package.torch"]
 
 
 def test_a_setting_that_one_run_does_not_note_is_shown_and_no_contradiction(make: Make) -> None:
     home = make("home", **{"data.leaked_images": 0})
     found = compare(home, make("job", tags=JOB_TAGS))
     assert not found.contradictions
-    assert "data.leaked_images" in {one.name for one in found.settings if one.decisive and not one.is_equal}
+    assert "data.leaked_images" in {
+        setting.name for setting in found.settings if setting.decisive and not setting.is_equal
+    }
 
 
 class Page(HTMLParser):

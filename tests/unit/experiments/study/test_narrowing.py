@@ -54,16 +54,16 @@ def test_a_narrowed_space_stays_inside_and_holds_the_best(points: list[dict[str,
     values = data.draw(st.lists(st.floats(0, 1), min_size=len(points), max_size=len(points)))
     narrowed = narrow(SPACE, points, values)
     best = points[min(range(len(points)), key=lambda index: values[index])]
-    for name, one in narrowed.items():
+    for name, after in narrowed.items():
         before = SPACE[name]
-        if isinstance(one, ChoiceRange):
+        if isinstance(after, ChoiceRange):
             assert isinstance(before, ChoiceRange)
-            assert set(one.values) <= set(before.values)
-            assert best[name] in one.values
+            assert set(after.values) <= set(before.values)
+            assert best[name] in after.values
         else:
             assert not isinstance(before, ChoiceRange)
-            assert before.low <= one.low < one.high <= before.high
-            assert one.low <= float(str(best[name])) <= one.high
+            assert before.low <= after.low < after.high <= before.high
+            assert after.low <= float(str(best[name])) <= after.high
 
 
 def test_too_few_trials_and_another_space_are_refused() -> None:
@@ -82,8 +82,8 @@ def test_a_study_narrows_by_its_own_direction(direction: str, low: float, high: 
         rate = 1e-4 * 10 ** (number / 4)
         params = {"optimizer.learning_rate": rate}
         study.add_trial(optuna.create_trial(params=params, distributions=ranges, value=rate))
-    one = narrow_by_study({"optimizer.learning_rate": FloatRange(1e-4, 1e-1, log=True)}, study)[
+    narrowed = narrow_by_study({"optimizer.learning_rate": FloatRange(1e-4, 1e-1, log=True)}, study)[
         "optimizer.learning_rate"
     ]
-    assert isinstance(one, FloatRange)
-    assert low / 1.01 <= one.low < one.high <= high * 1.01
+    assert isinstance(narrowed, FloatRange)
+    assert low / 1.01 <= narrowed.low < narrowed.high <= high * 1.01

@@ -26,7 +26,7 @@ def config(tmp_path: Path) -> RunConfig:
 def test_its_trials_are_found_with_their_settings_and_values(config: RunConfig) -> None:
     study = load_study(config, "photos")
     best, trial = best_config(study, config)
-    assert [one.state.name for one in study.trials] == ["COMPLETE", "COMPLETE", "PRUNED"]
+    assert [trial.state.name for trial in study.trials] == ["COMPLETE", "COMPLETE", "PRUNED"]
     assert (trial.number, best.optimizer.learning_rate) == (0, trial.params["optimizer.learning_rate"])
     assert (best.model.backbone, best.trainer.max_epochs, best.data.image_size) == ("shufflenet_v2_x0_5", 3, 32)
 

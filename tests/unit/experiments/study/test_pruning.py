@@ -176,7 +176,7 @@ class Trainings:
     def ended(self) -> list[Any]:
         """All that Optuna knows of the trials but for the time."""
         trials = optuna.load_study(storage=self.storage, study_name="one").get_trials()
-        return [(one.state.name, one.value, one.intermediate_values, one.system_attrs) for one in trials]
+        return [(trial.state.name, trial.value, trial.intermediate_values, trial.system_attrs) for trial in trials]
 
 
 @pytest.mark.parametrize("from_start", [False, True], ids=["checkpoints", "population"])

@@ -74,9 +74,9 @@ def test_two_machines_that_ask_at_once_draw_different_points(
     first, second = found
     assert {first.trial.number, second.trial.number} == {0, 1}
     assert first.point != second.point
-    for one, claimed in ((other, first), (study, second)):
-        finish(one, claimed)
-        one._storage.remove_session()
+    for machine_study, claimed in ((other, first), (study, second)):
+        finish(machine_study, claimed)
+        machine_study._storage.remove_session()
 
 
 # Trials that diverge

@@ -26,15 +26,19 @@ from experiments.study.search_space import (
 from experiments.yaml_files import parse_yaml
 from tests.conftest import REPOSITORY
 
-floats = st.tuples(st.floats(1e-9, 1e3), st.floats(1e-9, 1e3), st.booleans()).filter(lambda one: one[0] < one[1])
-integers = st.tuples(st.integers(1, 500), st.integers(1, 500), st.booleans()).filter(lambda one: one[0] < one[1])
+floats = st.tuples(st.floats(1e-9, 1e3), st.floats(1e-9, 1e3), st.booleans()).filter(
+    lambda bounds: bounds[0] < bounds[1]
+)
+integers = st.tuples(st.integers(1, 500), st.integers(1, 500), st.booleans()).filter(
+    lambda bounds: bounds[0] < bounds[1]
+)
 choices = st.lists(
     st.integers() | st.booleans() | st.text(max_size=9) | st.floats(-9, 9), min_size=1, max_size=9, unique_by=str
 )
 ranges = st.one_of(
-    floats.map(lambda one: FloatRange(*one)),
-    integers.map(lambda one: IntRange(*one)),
-    choices.map(lambda one: ChoiceRange(tuple(one))),
+    floats.map(lambda bounds: FloatRange(*bounds)),
+    integers.map(lambda bounds: IntRange(*bounds)),
+    choices.map(lambda values: ChoiceRange(tuple(values))),
 )
 names = st.sampled_from(
     ["optimizer.learning_rate", "data.batch_size", "trainer.max_epochs", "model.dropout", "data.cache_views"]
@@ -230,8 +234,8 @@ def test_choices_fit_as_the_text_that_a_tuning_job_sends() -> None:
         "model.trainable": ChoiceRange(("head", "all")),
     }
     check_against(space, RunConfig())
-    for name, one in space.items():
-        for value in one.values:
+    for name, search_range in space.items():
+        for value in search_range.values:
             assert to_flat(override(RunConfig(), {name: str(value)}))[name] == value
 
 

@@ -118,12 +118,15 @@ def run_trials(config: RunConfig, space: SearchSpace, count: int, *, reopen: boo
 
 def is_inside(point: Point, space: SearchSpace) -> bool:
     """Whether every value has its range's type and lies in it."""
-    for name, one in space.items():
+    for name, search_range in space.items():
         value = point[name]
-        if isinstance(one, ChoiceRange):
-            if (type(value), value) not in [(type(choice), choice) for choice in one.values]:
+        if isinstance(search_range, ChoiceRange):
+            if (type(value), value) not in [(type(choice), choice) for choice in search_range.values]:
                 return False
-        elif type(value) is not (float if isinstance(one, FloatRange) else int) or not one.low <= value <= one.high:
+        elif (
+            type(value) is not (float if isinstance(search_range, FloatRange) else int)
+            or not search_range.low <= value <= search_range.high
+        ):
             return False
     return point.keys() == space.keys()
 
@@ -376,8 +379,8 @@ def test_other_photos_are_refused_with_both_data_sets(tmp_path: Path, storage: C
     run_trials(config, SPACE, 1)
     with pytest.raises(UserError, match=r"^data\.root must hold the photos of study 'sweep': choose another") as caught:
         open_study(config, SPACE, CATS)
-    for said in ("ffffffffffff, 24 train", "Beagle, Poodle", "cccccccccccc, 30 train", "Persian, Siamese"):
-        assert said in str(caught.value)
+    for facts in ("ffffffffffff, 24 train", "Beagle, Poodle", "cccccccccccc, 30 train", "Persian, Siamese"):
+        assert facts in str(caught.value)
     study, _ = open_study(config, SPACE, replace(PHOTOS))
     assert len(study.trials) == 1
 
@@ -559,10 +562,10 @@ def test_threads_that_claim_at_once_share_the_trials(config: RunConfig) -> None:
             claims.append(claimed)
         assert not claimed.done
         end.wait()
-        return [one.trial.number for one in claims]
+        return [claimed.trial.number for claimed in claims]
 
     with ThreadPoolExecutor(4) as threads:
-        numbers = [number for one in threads.map(work, range(4)) for number in one]
+        numbers = [number for claimed_numbers in threads.map(work, range(4)) for number in claimed_numbers]
     assert sorted(numbers) == list(range(8))
 
 
@@ -582,7 +585,9 @@ def claim_until_done(folder: Path) -> list[int]:
 
 def test_processes_that_claim_at_once_share_the_trials(tmp_path: Path) -> None:
     with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as processes:
-        numbers = [number for one in processes.map(claim_until_done, [tmp_path] * 2) for number in one]
+        numbers = [
+            number for claimed_numbers in processes.map(claim_until_done, [tmp_path] * 2) for number in claimed_numbers
+        ]
     assert sorted(numbers) == list(range(12))
     study = load_study(make_config(tmp_path), "sweep")
     assert [trial.state for trial in study.trials] == [TrialState.COMPLETE] * 12
@@ -729,9 +734,9 @@ def test_a_locked_database_is_waited_for_and_named_once(
             other.execute("ROLLBACK")
             written.result(30)
     assert study.user_attrs["key"] == "value"
-    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("waiting for sweep.storage")]
-    assert len(said) == 1
-    assert said[0].endswith("for 2 min at most")
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("waiting for sweep.storage")]
+    assert len(lines) == 1
+    assert lines[0].endswith("for 2 min at most")
     study._storage.remove_session()
 
 
@@ -826,12 +831,16 @@ def test_every_sampler_draws_inside_the_space(tmp_path: Path, sampler: str, tria
 def test_a_grid_goes_through_all_combinations_once(tmp_path: Path) -> None:
     points = run_trials(make_config(tmp_path, sampler="grid", n_trials=8), GRID, 8)
     assert all(is_inside(point, GRID) for point in points)
-    combinations = itertools.product(*(one.values for one in GRID.values() if isinstance(one, ChoiceRange)))
+    combinations = itertools.product(
+        *(search_range.values for search_range in GRID.values() if isinstance(search_range, ChoiceRange))
+    )
     assert sorted(map(str, (tuple(point.values()) for point in points))) == sorted(map(str, combinations))
 
 
 def test_a_study_over_a_grid_ends_with_the_grid(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    size = math.prod(len(one.values) for one in GRID.values() if isinstance(one, ChoiceRange))
+    size = math.prod(
+        len(search_range.values) for search_range in GRID.values() if isinstance(search_range, ChoiceRange)
+    )
     config = make_config(tmp_path, sampler="grid", n_trials=size + 5)
     assert len(run_trials(config, GRID, size)) == size
     assert f"the grid has {size} points" in caplog.text

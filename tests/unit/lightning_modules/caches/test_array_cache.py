@@ -103,7 +103,7 @@ def test_two_at_once_compute_it_once(tmp_path: Path) -> None:
     with ThreadPoolExecutor(4) as pool:
         opened = list(pool.map(lambda _: open_one(tmp_path, fill), range(8)))
     assert fill.calls == 1
-    assert all(np.array_equal(one, opened[0]) for one in opened)
+    assert all(np.array_equal(array, opened[0]) for array in opened)
 
 
 def test_the_entry_that_was_not_used_for_longest_goes_first(tmp_path: Path) -> None:

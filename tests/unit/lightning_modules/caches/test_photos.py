@@ -42,7 +42,7 @@ class Passes:
         self.done: list[int] = []
 
     @contextlib.contextmanager
-    def __call__(self, what: str, total: int) -> Iterator[Callable[[int], object]]:
+    def __call__(self, description: str, total: int) -> Iterator[Callable[[int], object]]:
         self.done.append(0)
 
         def advance(count: int) -> None:
@@ -52,16 +52,16 @@ class Passes:
         assert self.done[-1] == total
 
 
-def open_one(one: PhotoFiles, folder: Path, passes: Passes, max_gb: float = 1.0) -> DecodedPhotos:
-    [decoded] = open_decoded([one], cache_dir=folder, max_gb=max_gb, progress=passes)
+def open_split(files: PhotoFiles, folder: Path, passes: Passes, max_gb: float = 1.0) -> DecodedPhotos:
+    [decoded] = open_decoded([files], cache_dir=folder, max_gb=max_gb, progress=passes)
     return decoded
 
 
 def test_a_photo_to_be_augmented_is_scaled_down_and_never_up(split: Split) -> None:
-    one = files(split)  # short side 1.15 * 40 = 46
-    shapes = [tuple(one[place].shape) for place in range(len(SHAPES))]
+    photo_files = files(split)  # short side 1.15 * 40 = 46
+    shapes = [tuple(photo_files[index].shape) for index in range(len(SHAPES))]
     assert shapes == [(46, 57, 3), (57, 46, 3), (46, 46, 3), (20, 30, 3), (46, 69, 3), (69, 46, 3)]
-    assert [one.size(place) for place in range(len(SHAPES))] == [shape[:2] for shape in shapes]
+    assert [photo_files.size(index) for index in range(len(SHAPES))] == [shape[:2] for shape in shapes]
 
 
 def test_scaling_leaves_the_picture_as_it_is(split: Split) -> None:
@@ -71,11 +71,11 @@ def test_scaling_leaves_the_picture_as_it_is(split: Split) -> None:
 
 @pytest.mark.parametrize("augmented", [True, False])
 def test_decoded_photos_are_those_of_the_files(split: Split, tmp_path: Path, augmented: bool) -> None:
-    one, passes = files(split, augmented=augmented), Passes()
+    photo_files, passes = files(split, augmented=augmented), Passes()
     for _ in range(2):
-        decoded = open_one(one, tmp_path / "cache", passes)
-        assert len(decoded) == len(one) == len(SHAPES)
-        assert all(np.array_equal(decoded[place], one[place]) for place in range(len(SHAPES)))
+        decoded = open_split(photo_files, tmp_path / "cache", passes)
+        assert len(decoded) == len(photo_files) == len(SHAPES)
+        assert all(np.array_equal(decoded[index], photo_files[index]) for index in range(len(SHAPES)))
     assert passes.done == [len(SHAPES)], "they are decoded once"
 
 
@@ -83,19 +83,23 @@ def test_another_size_purpose_or_interpolation_is_another_entry(split: Split, tm
     passes = Passes()
     cubic = Preprocessing(40, 46, interpolation=Interpolation.BICUBIC)
     others = [PhotoFiles(split, cubic, augmented=augmented) for augmented in (True, False)]
-    for one in (files(split), files(split, augmented=False), files(split, image_size=44), *others):
-        open_one(one, tmp_path / "cache", passes)
+    for photo_files in (files(split), files(split, augmented=False), files(split, image_size=44), *others):
+        open_split(photo_files, tmp_path / "cache", passes)
     assert len(passes.done) == 5
 
 
 def test_reading_is_a_view_and_copies_nothing(split: Split, tmp_path: Path) -> None:
-    decoded = open_one(files(split), tmp_path / "cache", Passes())
+    decoded = open_split(files(split), tmp_path / "cache", Passes())
     assert np.shares_memory(decoded[3], decoded.pixels)
 
 
 def test_too_little_room_says_what_all_splits_need_together(split: Split, tmp_path: Path) -> None:
     both = [files(split), files(split, augmented=False)]
-    needed = 3 * sum(height * width for one in both for height, width in map(one.size, range(len(SHAPES)))) / 1e9
+    needed = (
+        3
+        * sum(height * width for photo_files in both for height, width in map(photo_files.size, range(len(SHAPES))))
+        / 1e9
+    )
     open_decoded(both, cache_dir=tmp_path / "a", max_gb=needed * 1.01, progress=Passes())
     with pytest.raises(CacheTooSmallError, match=r"data\.cache_max_gb must be at least .* for the decoded photos"):
         open_decoded(both, cache_dir=tmp_path / "b", max_gb=needed * 0.99, progress=Passes())
@@ -107,9 +111,9 @@ def test_a_file_that_changed_is_named_and_leaves_nothing_in_use(
 ) -> None:
     split.paths[2].write_bytes(b"no photo any more")
     with pytest.raises(BadImageError, match=r"2\.jpg: the bytes are not a JPEG"):
-        open_one(files(split), tmp_path / "cache", Passes())
+        open_split(files(split), tmp_path / "cache", Passes())
     split.paths[2].write_bytes(split.paths[1].read_bytes())
-    decoded = open_one(files(split), tmp_path / "cache", Passes())
+    decoded = open_split(files(split), tmp_path / "cache", Passes())
     assert tuple(decoded[2].shape) == (46, 46, 3)
     monkeypatch.setattr(photos, "open_image", lambda *args, **named: pytest.fail("decoded again"))
-    open_one(files(split), tmp_path / "cache", Passes())
+    open_split(files(split), tmp_path / "cache", Passes())

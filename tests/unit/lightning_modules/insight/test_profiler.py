@@ -65,8 +65,8 @@ def test_a_gpu_that_idles_on_tiny_batches_gets_larger_ones() -> None:
 
 
 def test_reads_that_keep_a_gpu_idle_are_named() -> None:
-    said = verdict(on_gpu(0.5, waits=200.0, wait_share=0.3, wait_place="my.py(7): step"))
-    assert said.startswith("30 % of the step reads values off the device, 200 times a step by my.py(7): step: keep")
+    sentence = verdict(on_gpu(0.5, waits=200.0, wait_share=0.3, wait_place="my.py(7): step"))
+    assert sentence.startswith("30 % of the step reads values off the device, 200 times a step by my.py(7): step: keep")
 
 
 def test_a_busy_gpu_may_be_waited_for() -> None:
@@ -99,10 +99,10 @@ def test_a_slow_callback_is_named() -> None:
 def test_a_step_that_computes_names_phase_operator_and_what_could_help(
     settings: Settings, gpu: str, phases: dict[str, float], advice: str
 ) -> None:
-    said = verdict(profile(settings, gpu=gpu, **phases))
-    assert said.startswith("compute-bound, ")
-    assert "aten::convolution_backward is the slowest operator" in said
-    assert re.search(advice, said), said
+    sentence = verdict(profile(settings, gpu=gpu, **phases))
+    assert sentence.startswith("compute-bound, ")
+    assert "aten::convolution_backward is the slowest operator" in sentence
+    assert re.search(advice, sentence), sentence
 
 
 def event(category: str, name: str, begin: float, seconds: float, thread: int = 1, **args: Any) -> dict[str, Any]:
@@ -124,8 +124,8 @@ def test_an_operator_is_counted_without_those_that_it_calls_and_only_where_train
             event("cpu_op", "after", 250, 10),
         ]
     )
-    assert [(one.name, one.calls) for one in read.operators] == [("inner", 1.0), ("outer", 0.5)]
-    assert [one.seconds for one in read.operators] == pytest.approx([35e-6, 10e-6])
+    assert [(operator.name, operator.calls) for operator in read.operators] == [("inner", 1.0), ("outer", 0.5)]
+    assert [operator.seconds for operator in read.operators] == pytest.approx([35e-6, 10e-6])
     assert (read.steps, read.seconds, read.gpu_idle) == (2, pytest.approx(100e-6), None)
 
 
@@ -138,7 +138,7 @@ def test_a_gpu_is_idle_where_no_stream_works() -> None:
     ]
     read = read_trace([*STEPS, launch, *kernels])
     assert read.gpu_idle == pytest.approx(1 - (80 + 10) / 200)
-    assert [one.name for one in read.operators] == ["aten::conv2d", "Memcpy HtoD", "nameless"]
+    assert [operator.name for operator in read.operators] == ["aten::conv2d", "Memcpy HtoD", "nameless"]
 
 
 def test_reads_are_counted_with_their_loop_and_named_by_the_function_of_ours() -> None:

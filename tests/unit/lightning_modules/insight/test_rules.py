@@ -68,7 +68,7 @@ def rules_of(recording: Recording) -> set[str]:
 
 
 def with_samples(recording: Recording, **changes: object) -> Recording:
-    samples = [replace(one, **changes) if one.step >= 50 else one for one in recording.samples]
+    samples = [replace(sample, **changes) if sample.step >= 50 else sample for sample in recording.samples]
     return replace(recording, samples=samples)
 
 
@@ -147,7 +147,7 @@ def test_a_recording_comes_back_as_it_was(
 ) -> None:
     folder = tmp_path_factory.mktemp("recording")
     count = len(parameters)
-    one = replace(
+    filled = replace(
         sample(3),
         **{
             name: np.ones(count, np.float32)
@@ -162,7 +162,7 @@ def test_a_recording_comes_back_as_it_was(
         losses,
         [1, 1],
         [0.5, float("nan")],
-        [replace(one, step=step) for step in range(samples)],
+        [replace(filled, step=step) for step in range(samples)],
         "the loss",
     )
     recording.save(folder)

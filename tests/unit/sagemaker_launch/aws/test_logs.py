@@ -26,9 +26,9 @@ def test_a_reason_of_aws_stays_as_it_is(reason: str) -> None:
     ],
 )
 def test_an_empty_reason_is_followed_by_the_end_of_the_log(reason: str) -> None:
-    said = failure_reason({"FailureReason": reason}, LINES)
-    assert said.startswith(reason.strip())
-    assert said.endswith("the log ends with:\n  starting\n  No module named 'sagemaker_training'")
+    reason_and_log = failure_reason({"FailureReason": reason}, LINES)
+    assert reason_and_log.startswith(reason.strip())
+    assert reason_and_log.endswith("the log ends with:\n  starting\n  No module named 'sagemaker_training'")
 
 
 @pytest.mark.parametrize("described", [{}, {"FailureReason": ""}, {"FailureReason": None}, {"FailureReason": " "}])

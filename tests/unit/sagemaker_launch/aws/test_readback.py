@@ -154,8 +154,8 @@ def test_late_tags_are_read_again(pauses: list[float]) -> None:
 def test_tags_that_stay_away_are_named(pauses: list[float]) -> None:
     account = Account(tune(ALL), late_tags=99)
     described = account.describe_hyper_parameter_tuning_job("job")
-    said = read_back(account, TUNING, account.request, described)
-    assert "tag team was sent as 'vision', AWS lists None" in said
+    warnings = read_back(account, TUNING, account.request, described)
+    assert "tag team was sent as 'vision', AWS lists None" in warnings
     assert tuple(pauses) == (*TAG_PAUSES, 0.0)
 
 

@@ -107,12 +107,12 @@ def test_every_point_that_sagemaker_can_draw_is_the_config_that_optuna_would_hav
 def points(space: SearchSpace) -> st.SearchStrategy[dict[str, object]]:
     """Any point of a space."""
 
-    def values(one: object) -> st.SearchStrategy[object]:
-        if isinstance(one, FloatRange):
-            return st.floats(one.low, one.high)
-        if isinstance(one, IntRange):
-            return st.integers(one.low, one.high)
-        assert isinstance(one, ChoiceRange)
-        return st.sampled_from(one.values)
+    def values(search_range: object) -> st.SearchStrategy[object]:
+        if isinstance(search_range, FloatRange):
+            return st.floats(search_range.low, search_range.high)
+        if isinstance(search_range, IntRange):
+            return st.integers(search_range.low, search_range.high)
+        assert isinstance(search_range, ChoiceRange)
+        return st.sampled_from(search_range.values)
 
-    return st.fixed_dictionaries({name: values(one) for name, one in space.items()})
+    return st.fixed_dictionaries({name: values(search_range) for name, search_range in space.items()})

@@ -32,7 +32,7 @@ def test_each_regex_finds_its_own_metric_and_no_other(values: dict[str, float]) 
     line = metric_line("metrics", 3, values)
     for definition in metric_definitions():
         found = re.findall(definition["Regex"], line)
-        assert [float(one) for one in found] == [values[definition["Name"]]]
+        assert [float(match) for match in found] == [values[definition["Name"]]]
 
 
 @given(cut=st.integers(0, 200))
@@ -48,7 +48,7 @@ def test_a_line_that_was_cut_gives_no_half_number(cut: int) -> None:
 def test_definitions_are_within_the_limits_of_the_service() -> None:
     definitions = metric_definitions()
     assert len(definitions) <= 40
-    assert all(len(one["Regex"]) <= 500 for one in definitions)
+    assert all(len(definition["Regex"]) <= 500 for definition in definitions)
 
 
 def test_facts_come_back_as_text() -> None:

@@ -126,7 +126,7 @@ def test_the_same_model_and_settings_have_the_same_names_and_others_have_others(
 
     first = names(BASIC)
     assert names(BASIC) == first
-    assert all(one.startswith("dogs-") for one in first)
+    assert all(name.startswith("dogs-") for name in first)
     other_model = names(BASIC, "s3://b/other")
     assert other_model[0] != first[0] and other_model[1] != first[1]
     other_machine = names(BASIC | {"endpoint.instance_type": "ml.m5.large"})

@@ -24,7 +24,9 @@ def test_rules_on_machines_of_ones_own_are_in_the_worst_case(monkeypatch: pytest
     asked: list[str] = []
     monkeypatch.setattr(prices, "client", lambda *_, **__: PriceList([LISTED]))
     monkeypatch.setattr(
-        prices, "_listed_price", lambda _, kind, __, component: asked.append(f"{component} {kind}") or 0.2
+        prices,
+        "_listed_price",
+        lambda _, instance_type, __, component: asked.append(f"{component} {instance_type}") or 0.2,
     )
     paid = {"debugger.rule_instance_type": "ml.t3.medium", "debugger.rules": ["Overfit", "Overtraining"]}
     values: dict[str, object] = {"max_runtime_seconds": 7200, "debugger.enabled": True, "budget_usd": 1}

@@ -185,9 +185,11 @@ def test_any_other_difference_is_told_and_the_job_runs() -> None:
     service.lose_tags = True
     launched = launch(service, TRAINING, "dogs", build())
     assert service.stopped == []
-    assert any("TrainingImage was sent as 'image', AWS has 'another'" in said for said in launched.differences)
-    assert any(said.startswith("tag project was sent as") for said in launched.differences)
-    assert not any("TrainingInputMode" in said for said in launched.differences)
+    assert any(
+        "TrainingImage was sent as 'image', AWS has 'another'" in difference for difference in launched.differences
+    )
+    assert any(difference.startswith("tag project was sent as") for difference in launched.differences)
+    assert not any("TrainingInputMode" in difference for difference in launched.differences)
 
 
 def test_a_check_that_aws_does_not_answer_stops_no_job(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -202,6 +204,6 @@ def test_both_kinds_name_operations_that_the_api_has() -> None:
     import botocore.session
 
     model = botocore.session.get_session().get_service_model("sagemaker")
-    for kind in (TRAINING, TUNING):
-        shape = model.operation_model(kind.create_operation).input_shape
-        assert kind.name in shape.members
+    for job_type in (TRAINING, TUNING):
+        shape = model.operation_model(job_type.create_operation).input_shape
+        assert job_type.name in shape.members

@@ -109,7 +109,7 @@ def test_a_tensor_explodes_where_it_is_no_number_and_its_spread_does_not_count()
 
 def test_weights_are_poor_where_the_loss_stands_still_and_the_layers_show_why() -> None:
     def steps(loss: Sequence[float], layers: dict[str, dict[str, float]]) -> list[Saved]:
-        return [Saved(n, numbers={"loss": {"mean": one}} | layers) for n, one in enumerate(loss)]
+        return [Saved(n, numbers={"loss": {"mean": value}} | layers) for n, value in enumerate(loss)]
 
     still, falling = [1.0] * 8, [1.0 - n / 10 for n in range(8)]
     narrow = {"gradient/a": {"min": -1e-4, "max": 1e-4}}
