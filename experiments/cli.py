@@ -40,11 +40,11 @@ def main(argv: Sequence[str]) -> int:
     Returns:
         0 done, 1 failed, 2 wrong use, 130 interrupted.
     """
-    own, fields = split_fields(argv)
-    arguments, rest = command_parser().parse_known_args(own)
+    command_arguments, fields = split_fields(argv)
+    arguments, remaining = command_parser().parse_known_args(command_arguments)
 
     def run() -> None:
-        arguments.overrides = parse_overrides([*fields, *rest])
+        arguments.overrides = parse_overrides([*fields, *remaining])
         refuse_foreign_fields(arguments.overrides, arguments.uses, SETTINGS_TYPES)
         arguments.command(load_config(arguments.config, arguments.overrides), arguments)
 
@@ -128,18 +128,18 @@ def _version() -> str:
 def split_fields(argv: Sequence[str]) -> tuple[list[str], list[str]]:
     """The command's own arguments, and the fields of the config, in any order."""
     names = set(field_names())
-    own: list[str] = []
+    command_arguments: list[str] = []
     fields: list[str] = []
-    rest = list(argv)
-    while rest:
-        token = rest.pop(0)
+    remaining = list(argv)
+    while remaining:
+        token = remaining.pop(0)
         name, equals, _ = token[2:].partition("=")
         if not (token.startswith("--") and (name in names or "." in name)):
-            own.append(token)
+            command_arguments.append(token)
             continue
-        fields += [token] if equals else [token, *rest[:1]]
-        rest = rest if equals else rest[1:]
-    return own, fields
+        fields += [token] if equals else [token, *remaining[:1]]
+        remaining = remaining if equals else remaining[1:]
+    return command_arguments, fields
 
 
 def parse_overrides(tokens: Sequence[str]) -> dict[str, str]:
@@ -149,16 +149,16 @@ def parse_overrides(tokens: Sequence[str]) -> dict[str, str]:
         UserError: for anything else.
     """
     overrides: dict[str, str] = {}
-    rest = list(tokens)
-    while rest:
-        token = rest.pop(0)
+    remaining = list(tokens)
+    while remaining:
+        token = remaining.pop(0)
         if not token.startswith("--"):
             raise UserError(f"unexpected argument {token!r}; fields are set as --section.field value")
         name, equals, value = token[2:].partition("=")
         if not equals:
-            if not rest:
+            if not remaining:
                 raise UserError(f"--{name} needs a value")
-            value = rest.pop(0)
+            value = remaining.pop(0)
         overrides[name] = value
         remember_url(value)  # every message from here on
     return overrides

@@ -560,11 +560,11 @@ def with_recipe(config: RunConfig, drawn: Collection[str] = ()) -> RunConfig:
         return config
     from lightning_modules.network import recipe  # needed only if a size is open: torchvision is slow to import
 
-    wanted = recipe(config.model.backbone)
+    preprocessing = recipe(config.model.backbone)
     data = replace(
         config.data,
-        image_size=wanted.image_size if size is None else size,
-        crop_fraction=wanted.image_size / wanted.resize_size if crop is None else crop,
+        image_size=preprocessing.image_size if size is None else size,
+        crop_fraction=preprocessing.image_size / preprocessing.resize_size if crop is None else crop,
     )
     return replace(config, data=data)
 
@@ -632,11 +632,11 @@ def _refused(settings_type: type, values: Mapping[str, object], error: ArgumentE
     return UserError(f"{prefix}{name} must {fields_of(settings_type)[name].rule}, got {values[name]!r}")
 
 
-def _known(values: Mapping[str, object], settings_type: type, where: str = "") -> dict[str, object]:
+def _known(values: Mapping[str, object], settings_type: type, source: str = "") -> dict[str, object]:
     fields = fields_of(settings_type)
     for name, value in values.items():
         if name not in fields:
-            raise unknown_field(name, settings_type, where=where)
+            raise unknown_field(name, settings_type, source=source)
         require(value is not None or type(None) in get_args(fields[name].hint), name, "have a value", value)
     return dict(values)
 

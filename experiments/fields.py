@@ -129,34 +129,34 @@ def fields_of(settings_type: type, prefix: str = "", commands: tuple[str, ...] =
     found: dict[str, Field] = {}
     hints = get_type_hints(settings_type)
     for field in dataclasses.fields(settings_type):
-        own, hint = field.metadata.get(COMMANDS, commands), hints[field.name]
+        field_commands, hint = field.metadata.get(COMMANDS, commands), hints[field.name]
         if dataclasses.is_dataclass(hint):
             assert isinstance(hint, type)
-            found |= fields_of(hint, f"{prefix}{field.name}.", own)
+            found |= fields_of(hint, f"{prefix}{field.name}.", field_commands)
         else:
             default = field.default if field.default is not dataclasses.MISSING else None
             declared = {name: value for name, value in field.metadata.items() if name != COMMANDS}
-            found[prefix + field.name] = Field(hint, default, own, **declared)
+            found[prefix + field.name] = Field(hint, default, field_commands, **declared)
     return found
 
 
 def unknown_field(
-    name: str, settings_type: type, *, where: str = "", prefix: str = "", command: str = "sweep"
+    name: str, settings_type: type, *, source: str = "", prefix: str = "", command: str = "sweep"
 ) -> UserError:
     """The error for a name that is no field, with the field that was probably meant.
 
     Args:
-        where: the file that names it.
+        source: the file that names it.
         prefix: prefix of the fields of `settings_type` on the command line.
         command: whose help lists the fields.
     """
     known = list(fields_of(settings_type))
     typed = name.removeprefix(prefix)
-    near = [candidate for candidate in known if _abbreviates(typed, candidate)] or difflib.get_close_matches(
+    matches = [candidate for candidate in known if _abbreviates(typed, candidate)] or difflib.get_close_matches(
         typed, known, 1, cutoff=0.5
     )
-    hint = f"did you mean {prefix}{near[0]}?" if near else f"`{command} --help` lists options and fields"
-    return UserError(f"{where}{': ' if where else ''}{name} must be the name of a field, got {name!r}; {hint}")
+    hint = f"did you mean {prefix}{matches[0]}?" if matches else f"`{command} --help` lists options and fields"
+    return UserError(f"{source}{': ' if source else ''}{name} must be the name of a field, got {name!r}; {hint}")
 
 
 def _abbreviates(typed: str, name: str) -> bool:
@@ -175,8 +175,8 @@ def fields_help(settings_type: type, commands: Sequence[str], prefix: str = "") 
         commands: the section of the first command comes first.
         prefix: prefix of the fields on the command line.
     """
-    own = f"{commands[0]}."
-    sections = sorted(_sections(settings_type), key=lambda section: section[0] != own)
+    own_section = f"{commands[0]}."
+    sections = sorted(_sections(settings_type), key=lambda section: section[0] != own_section)
     listed = [
         (title, list(_lines(settings_type, path, section, commands, prefix))) for path, title, section in sections
     ]

@@ -83,7 +83,10 @@ def check_locks(folder: Path) -> None:
         UserError: naming it.
     """
     nearest = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
-    with tempfile.TemporaryDirectory(prefix=".locks-", dir=nearest) as own, KernelLock(Path(own) / "lock"):
+    with (
+        tempfile.TemporaryDirectory(prefix=".locks-", dir=nearest) as lock_folder,
+        KernelLock(Path(lock_folder) / "lock"),
+    ):
         pass
 
 
@@ -111,8 +114,8 @@ def check_device(config: RunConfig) -> None:
         raise UserError("trainer.accelerator must be auto, cpu or gpu on this machine: there is no MPS, got 'mps'")
     on_gpu = accelerator in ("auto", "gpu") and has_cuda
     if on_gpu:
-        there = torch.cuda.device_count()
-        require(devices <= there, "trainer.devices", f"be at most {there}, the GPUs of this machine", devices)
+        gpus = torch.cuda.device_count()
+        require(devices <= gpus, "trainer.devices", f"be at most {gpus}, the GPUs of this machine", devices)
     # Lightning would train in bf16-mixed instead, with a warning.
     if config.trainer.precision == "16-mixed" and not (on_gpu or has_mps):
         raise UserError("trainer.precision must be auto, 32-true or bf16-mixed without a GPU, got '16-mixed'")

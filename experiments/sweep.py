@@ -90,8 +90,8 @@ def run_sweep(config: RunConfig, *, more: int = 0) -> SweepResult:
     max_failed = count_failed(study) + config.sweep.max_failures
     parent = _open_parent(config, space)
     deadline = time.monotonic() + (config.sweep.timeout_seconds or float("inf"))
-    here = study_folder(config)
-    publication = Publication(config, here / "trials" / "*", here / LOCK_FILE, parent=parent.path)
+    folder = study_folder(config)
+    publication = Publication(config, folder / "trials" / "*", folder / LOCK_FILE, parent=parent.path)
     with interrupts, Publisher(publication, interrupts.raise_if_requested) as publisher:
         watches = [Watch(interrupts.raise_if_requested), Watch(publisher.check)]
         context = SweepContext(config, space, identity, study, target, max_failed, deadline, watches)
@@ -181,8 +181,8 @@ def _report_interrupted(config: RunConfig, study: optuna.Study, target: int) -> 
     facts, finished = photo_facts(copy), count_finished(copy)
     scored = metric_text(config.sweep.metric, objective_value(best), facts)
     model = f"trial {best.number} ({scored}, {selection_text(finished, 'trial', facts)})"
-    where = f"{trial_folder(config, best.number).export}, report: {report}"
-    return f" after {finished} of {target} trials; best model so far: {model} in {where}"
+    location = f"{trial_folder(config, best.number).export}, report: {report}"
+    return f" after {finished} of {target} trials; best model so far: {model} in {location}"
 
 
 def _storage_is_silent(error: Exception) -> str:

@@ -93,14 +93,14 @@ def train(
 
     history = History(config.sweep.metric, config.sweep.direction, patience=options.early_stopping_patience)
     checkpoints = Checkpoints(output_dir / CHECKPOINT_FOLDER, history, minutes=options.checkpoint_minutes)
-    own: list[Callback] = [history]
+    all_callbacks: list[Callback] = [history]
     if options.record != "none":
-        own.append(new_recorder(options.record, options.on_rule, output_dir, logger, history))
-    own += [*callbacks, checkpoints]
+        all_callbacks.append(new_recorder(options.record, options.on_rule, output_dir, logger, history))
+    all_callbacks += [*callbacks, checkpoints]
     if task.compiles_when_it_pays:
-        own.append(CompileWhenItPays())
+        all_callbacks.append(CompileWhenItPays())
     if options.profile:
-        own.append(step_profiler(task.profile_settings, task.loading_threads, output_dir, logger))
+        all_callbacks.append(step_profiler(task.profile_settings, task.loading_threads, output_dir, logger))
 
     trainer = pl.Trainer(
         max_epochs=options.epochs,
@@ -110,7 +110,7 @@ def train(
         precision=task.precision,
         gradient_clip_val=task.gradient_clip,
         logger=logger,
-        callbacks=own,
+        callbacks=all_callbacks,
         plugins=[AtomicCheckpointIO(), *([environment] if environment else [])],
         default_root_dir=output_dir,  # Lightning looks there for checkpoints of a Slurm job that was requeued
         benchmark=training_device(config).type == "cuda",  # all batches but the last of an epoch have one size

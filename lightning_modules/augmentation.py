@@ -79,7 +79,9 @@ def augment(
     jitter = COLOUR * (2 * draws[:, 5:8].T[:, :, None, None, None] - 1)
     # In place and in few passes, as each costs its way through memory: brightness and contrast in one.
     names = ("brightness", "contrast", "saturation")
-    brightness, contrast, saturation = (1 + own + 0.9 * by_name[name] for own, name in zip(jitter, names, strict=True))
+    brightness, contrast, saturation = (
+        1 + own_jitter + 0.9 * by_name[name] for own_jitter, name in zip(jitter, names, strict=True)
+    )
     brightness = brightness / 255
     _blend(images, _grey(images.mean(dim=(2, 3), keepdim=True)) * brightness, contrast, scale=brightness)
     _blend(images, _grey(images), saturation)

@@ -196,9 +196,9 @@ class ImageClassifier(pl.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Remove what training does not change, and add the sums of the epoch so far."""
         trained = {id(tensor) for module in self._trained for tensor in module.state_dict(keep_vars=True).values()}
-        own = self.state_dict(keep_vars=True)
+        tensors = self.state_dict(keep_vars=True)
         checkpoint["state_dict"] = {
-            name: value for name, value in checkpoint["state_dict"].items() if id(own[name]) in trained
+            name: value for name, value in checkpoint["state_dict"].items() if id(tensors[name]) in trained
         }
         checkpoint[EPOCH_SO_FAR] = {
             # The sums of all devices, as one process writes for all; at the end of an epoch they have just been reset.
@@ -213,8 +213,8 @@ class ImageClassifier(pl.LightningModule):
         for metric, saved in zip(self._epoch_metrics(), so_far["metrics"], strict=True):
             for name, of_devices in saved.items():
                 state = getattr(metric, name)
-                own = of_devices.reshape(self.trainer.world_size, *state.shape)[self.global_rank]
-                setattr(metric, name, own.to(state.device))
+                own_sum = of_devices.reshape(self.trainer.world_size, *state.shape)[self.global_rank]
+                setattr(metric, name, own_sum.to(state.device))
         self._epoch_images, self._epoch_seconds = so_far["images"], so_far["seconds"]
 
     def _epoch_metrics(self) -> tuple[Metric, Metric]:

@@ -183,21 +183,23 @@ class PhotoBatches(EpochBatches):
         self, pool: ThreadPoolExecutor, indices: Tensor, seeds: Tensor, padding: Tensor
     ) -> tuple[PhotoBatch, list[Future[None]]]:
         """A batch, and the tasks that fill it. All threads share the first batch, so an epoch starts at once."""
-        wanted = indices.tolist()
-        sizes = np.array([self.photos.size(index) for index in wanted])
+        photo_indices = indices.tolist()
+        sizes = np.array([self.photos.size(index) for index in photo_indices])
         height, width = sizes.max(axis=0).tolist()
-        pixels = torch.empty(len(wanted), height, width, 3, dtype=torch.uint8, pin_memory=torch.cuda.is_available())
+        pixels = torch.empty(
+            len(photo_indices), height, width, 3, dtype=torch.uint8, pin_memory=torch.cuda.is_available()
+        )
         # numpy: each torch operation releases the GIL and waits to get it back.
         canvas, shapes = pixels.numpy(), sizes.tolist()
-        share = max(PHOTOS_PER_TASK, -(-len(wanted) // self.threads))
+        share = max(PHOTOS_PER_TASK, -(-len(photo_indices) // self.threads))
 
         def fill(slots: range) -> None:
             for slot in slots:
                 high, wide = shapes[slot]
-                canvas[slot, :high, :wide] = self.photos[wanted[slot]]
+                canvas[slot, :high, :wide] = self.photos[photo_indices[slot]]
 
-        all_slots = range(len(wanted))
-        tasks = [pool.submit(fill, all_slots[start : start + share]) for start in range(0, len(wanted), share)]
+        all_slots = range(len(photo_indices))
+        tasks = [pool.submit(fill, all_slots[start : start + share]) for start in range(0, len(photo_indices), share)]
         draws = draw_numbers(seeds) if self.augmented else torch.empty(len(seeds), 0)
         labels = self.labels[indices].masked_fill(padding, IGNORED_LABEL)
         return PhotoBatch(pixels, torch.from_numpy(sizes), draws, labels), tasks
@@ -261,8 +263,8 @@ class ClassFolderData(pl.LightningDataModule):
         del dataloader_idx
         stream = self._stream if device.type == "cuda" else None
         with torch.cuda.stream(stream):
-            here = _on_device(batch, device)
-            ready = self._inputs(here), here.labels
+            on_device = _on_device(batch, device)
+            ready = self._inputs(on_device), on_device.labels
             if self.augment == "strong" and batch.draws.shape[1]:
                 ready = self._mixed(*ready)
         if stream is not None:
@@ -290,12 +292,17 @@ class ClassFolderData(pl.LightningDataModule):
         for view in range(views):
             sampler.set_epoch(view)
             seeds.append(torch.split(sampler.draws()[1], self.batch_size))
-        for batch, *own in zip(self._batches(self._train, self.folders.train, divided=False), *seeds, strict=True):
-            here = _on_device(batch, device)
+        for batch, *seeds_by_view in zip(
+            self._batches(self._train, self.folders.train, divided=False), *seeds, strict=True
+        ):
+            on_device = _on_device(batch, device)
             if augmented:
-                yield (self._inputs(here._replace(draws=draw_numbers(view_seeds).to(device))) for view_seeds in own)
+                yield (
+                    self._inputs(on_device._replace(draws=draw_numbers(view_seeds).to(device)))
+                    for view_seeds in seeds_by_view
+                )
             else:
-                yield (self._inputs(here) for _ in own)
+                yield (self._inputs(on_device) for _ in seeds_by_view)
 
     def _inputs(self, batch: PhotoBatch) -> Tensor:
         """The input of the network: (B, 3, S, S) float32, normalised."""

@@ -297,14 +297,14 @@ def _cut(split: Split, fraction: float, seed: int) -> tuple[Split, Split]:
     by_class: dict[int, list[int]] = defaultdict(list)
     for index, label in enumerate(split.labels):
         by_class[label].append(index)
-    taken: set[int] = set()
+    drawn: set[int] = set()
     for label, indices in sorted(by_class.items()):
         if len(indices) < 2:
             raise _too_few(len(indices), split.paths[indices[0]].parent.name)
         count = min(max(1, round(fraction * len(indices))), len(indices) - 1)
-        taken |= set(np.random.default_rng([seed, label]).permutation(indices)[:count].tolist())
-    selected = sorted(taken)
-    rest = [index for index in range(len(split)) if index not in taken]
+        drawn |= set(np.random.default_rng([seed, label]).permutation(indices)[:count].tolist())
+    selected = sorted(drawn)
+    rest = [index for index in range(len(split)) if index not in drawn]
     return _select(split, selected), _select(split, rest)
 
 

@@ -62,8 +62,8 @@ class DropoutLinear(nn.Linear):
         """Map (..., in_features) to (..., out_features)."""
         if self.training:
             # Not functional.dropout: of these draws a population makes the masks of many heads at once.
-            kept = torch.rand(input.shape, device=input.device) >= self.dropout
-            input = input * kept / (1 - self.dropout)
+            mask = torch.rand(input.shape, device=input.device) >= self.dropout
+            input = input * mask / (1 - self.dropout)
         return super().forward(input)
 
 

@@ -67,13 +67,13 @@ def main(argv: Sequence[str]) -> int:
 
 def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     """A command with its own arguments, and the fields of config and settings."""
-    own, fields = split_fields(argv)
-    arguments, rest = command_parser().parse_known_args(own)
-    if "more" in arguments and not any(word.startswith("-") for word in rest):
+    command_arguments, fields = split_fields(argv)
+    arguments, remaining = command_parser().parse_known_args(command_arguments)
+    if "more" in arguments and not any(word.startswith("-") for word in remaining):
         # argparse takes a list of words only without options between them.
-        setattr(arguments, arguments.more, [*getattr(arguments, arguments.more), *rest])
-        rest = []
-    return arguments, [*fields, *rest]
+        setattr(arguments, arguments.more, [*getattr(arguments, arguments.more), *remaining])
+        remaining = []
+    return arguments, [*fields, *remaining]
 
 
 def _status(settings: CloudSettings, config: RunConfig, arguments: argparse.Namespace) -> None:
@@ -134,14 +134,14 @@ def _passed_on(
     presets = {"--config": arguments.config, "--cloud": arguments.cloud}
     of_config = _used_fields(RunConfig, command, arguments.overrides)
     try:
-        there = load_config(arguments.config, of_config)
+        other_config = load_config(arguments.config, of_config)
     except UserError:  # the preset needs a field that the other command does not take
         del presets["--config"]
         values, defaults = to_flat(load_config(arguments.config, arguments.overrides)), to_flat(RunConfig())
         differing = {name: str(value) for name, value in values.items() if value not in (None, defaults[name])}
         of_config = _used_fields(RunConfig, command, differing)
-        there = load_config(None, of_config)
-    if experiment not in (None, there.tracking.experiment):
+        other_config = load_config(None, of_config)
+    if experiment not in (None, other_config.tracking.experiment):
         of_config["tracking.experiment"] = experiment
     if not with_secrets:
         of_config = {name: value for name, value in of_config.items() if name not in secret_variables()}

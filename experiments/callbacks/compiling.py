@@ -32,13 +32,13 @@ class CompileWhenItPays(Callback):
             return
         self._decided = True
         epochs = (trainer.max_epochs or 1) - trainer.current_epoch - 1
-        left = epochs * float(trainer.callback_metrics[metrics.EPOCH_SECONDS])
+        seconds_left = epochs * float(trainer.callback_metrics[metrics.EPOCH_SECONDS])
         network = pl_module.network
         assert isinstance(network, nn.Module)
-        if left * COMPILE_GAIN <= COMPILE_SECONDS:
-            say(f"torch.compile: not worth its {COMPILE_SECONDS:.0f} s, {duration(left)} of training are left")
+        if seconds_left * COMPILE_GAIN <= COMPILE_SECONDS:
+            say(f"torch.compile: not worth its {COMPILE_SECONDS:.0f} s, {duration(seconds_left)} of training are left")
             return
-        say(f"torch.compile: from here on, {duration(left)} of training are left")
+        say(f"torch.compile: from here on, {duration(seconds_left)} of training are left")
         compile_network(network)
 
 

@@ -50,15 +50,15 @@ def open_data(config: DataConfig, *, seed: int) -> ClassFolders:
 
 def _list_copies(folders: ClassFolders, cache_dir: Path) -> str:
     """Report duplicate photos; many of them are listed in a file."""
-    lines, where = [" = ".join(group) for group in folders.copies], ""
+    lines, location = [" = ".join(group) for group in folders.copies], ""
     if len(lines) > listing.MAX_LINES:
         path = cache_dir / f"copies-{folders.fingerprint[:16]}.txt"
         try:
             path.write_text("\n".join(lines) + "\n")
-            where = f"; all of them are listed in {path}"
+            location = f"; all of them are listed in {path}"
         except OSError as error:  # a cache that may only be read
-            where = f"; {path} can't be written: {error.strerror}"
-    return listing.as_lines(lines, where)
+            location = f"; {path} can't be written: {error.strerror}"
+    return listing.as_lines(lines, location)
 
 
 def check_photos(config: DataConfig) -> None:

@@ -99,8 +99,8 @@ def confusion_counts(labels: IntArray, predictions: IntArray, classes: IntArray)
         (C, C) images, a row for each true class.
     """
     counts = np.zeros((len(classes), len(classes)), dtype=np.int64)
-    both = np.isin(labels, classes) & np.isin(predictions, classes)
-    np.add.at(counts, (np.searchsorted(classes, labels[both]), np.searchsorted(classes, predictions[both])), 1)
+    counted = np.isin(labels, classes) & np.isin(predictions, classes)
+    np.add.at(counts, (np.searchsorted(classes, labels[counted]), np.searchsorted(classes, predictions[counted])), 1)
     return counts
 
 

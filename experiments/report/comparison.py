@@ -122,8 +122,8 @@ def compare(
         if (found := best_run([run for run in runs if run.origin == origin], metric, maximize=maximize)) is not None
     ]
     root = photo_root(at_home.data)
-    repeated, kept = config_of(best, at_home), location_options(to_flat(at_home))
-    options = {command: f"{options_to_repeat(repeated, command)} {kept}" for command in ("train", "cloud train")}
+    repeated, locations = config_of(best, at_home), location_options(to_flat(at_home))
+    options = {command: f"{options_to_repeat(repeated, command)} {locations}" for command in ("train", "cloud train")}
     return Comparison(
         photos=root.name,
         summary=_summary(best, runs, metric),
@@ -243,16 +243,16 @@ def _scatter(
     figure = go.Figure()
     for origin, (color, symbol) in LOOKS.items():
         word = ORIGINS[origin]
-        own = [run for run in runs if run.origin == origin]
-        if own:
+        of_origin = [run for run in runs if run.origin == origin]
+        if of_origin:
             figure.add_scatter(
-                x=[costs[run.name] for run in own],
-                y=[run.metrics[VAL_ACCURACY] for run in own],
+                x=[costs[run.name] for run in of_origin],
+                y=[run.metrics[VAL_ACCURACY] for run in of_origin],
                 mode="markers",
                 name=word,
-                marker={"color": color, "symbol": symbol, "size": [18 if run is best else 10 for run in own]},
-                error_y=_error_bars(own),
-                text=[run.name for run in own],
+                marker={"color": color, "symbol": symbol, "size": [18 if run is best else 10 for run in of_origin]},
+                error_y=_error_bars(of_origin),
+                text=[run.name for run in of_origin],
                 hovertemplate=f"%{{text}}: %{{y:.3f}} for %{{x:.3g}} {unit}<extra>{word}</extra>",
             )
     figure.update_layout(
@@ -283,8 +283,8 @@ def _error_bars(runs: Sequence[ComparedRun]) -> Mapping[str, object]:
     }
 
 
-def _index(runs: Sequence[ComparedRun], wanted: ComparedRun) -> int | None:
-    return next((index for index, run in enumerate(runs) if run is wanted), None)
+def _index(runs: Sequence[ComparedRun], searched_run: ComparedRun) -> int | None:
+    return next((index for index, run in enumerate(runs) if run is searched_run), None)
 
 
 def _curves(best: Sequence[ComparedRun]) -> list[InteractivePlot]:
@@ -390,7 +390,7 @@ def _confusion_plot(rows: Sequence[Sequence[str]], split: str) -> InteractivePlo
             x=positions,
             y=positions,
             text=counts.tolist(),
-            customdata=[[plotly_text(f"{true} taken for {taken}") for taken in names] for true in names],
+            customdata=[[plotly_text(f"{true} taken for {predicted}") for predicted in names] for true in names],
             texttemplate="%{text}" if few else None,
             colorscale=[[0, "#FFFFFF"], [0.5, SKY], [1, "#00436B"]],
             zmin=0,
@@ -424,7 +424,7 @@ def _confusion_plot(rows: Sequence[Sequence[str]], split: str) -> InteractivePlo
     listed = sorted(wrong, key=lambda confusion: (-confusion[0], confusion[1:]))[:MAX_CONFUSIONS]
     caption += f" The table lists the {len(listed)} most frequent of {len(wrong)} confusions."
     table = Table(
-        ("True class", "Taken for", "Photos"), tuple((true, taken, str(count)) for count, true, taken in listed)
+        ("True class", "Taken for", "Photos"), tuple((true, predicted, str(count)) for count, true, predicted in listed)
     )
     return InteractivePlot("Confusion matrix", caption, figure_json(figure), table, min_width_px=640, height_px=680)
 

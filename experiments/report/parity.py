@@ -118,14 +118,18 @@ class Parity:
         if not self.common:
             return "nothing to compare: the runs have no metric in common"
         metrics = {pair.metric for pair in self.common}
-        apart = [pair for pair in self.common if pair.distance]
-        unlike = list(dict.fromkeys(pair.metric for pair in apart))
+        differing = [pair for pair in self.common if pair.distance]
+        differing_metrics = list(dict.fromkeys(pair.metric for pair in differing))
         statements = [] if self.epochs[0] == self.epochs[1] else [f"{self.epochs[0]} and {self.epochs[1]} epochs"]
-        if apart:
+        if differing:
             # The objective if there is one, else the first metric.
-            named = next((name for name in OBJECTIVES if name in unlike), unlike[0])
-            worst = max((pair for pair in apart if pair.metric == named), key=lambda pair: pair.distance)
-            others = f", and {len(unlike) - 1} more of {len(metrics)} metrics" if len(unlike) > 1 else ""
+            named = next((name for name in OBJECTIVES if name in differing_metrics), differing_metrics[0])
+            worst = max((pair for pair in differing if pair.metric == named), key=lambda pair: pair.distance)
+            others = (
+                f", and {len(differing_metrics) - 1} more of {len(metrics)} metrics"
+                if len(differing_metrics) > 1
+                else ""
+            )
             statements.append(f"{named} by up to {worst.distance:.2g} ({worst.position}){others}")
         else:
             statements.append(f"equal to the last digit: {len(metrics)} metrics, {min(self.epochs)} epochs")
@@ -136,8 +140,8 @@ class Parity:
         """The verdict in one line."""
         if not self.contradictions:
             return self.result
-        unlike = (f"{setting.name} is {setting.first} and {setting.second}" for setting in self.contradictions)
-        return f"not the same experiment ({', '.join(unlike)}): {self.result}"
+        contradictions = (f"{setting.name} is {setting.first} and {setting.second}" for setting in self.contradictions)
+        return f"not the same experiment ({', '.join(contradictions)}): {self.result}"
 
 
 def compare(first: RunFolder, second: RunFolder) -> Parity:
@@ -242,7 +246,7 @@ def parity_page(parity: Parity) -> str:
             courses.setdefault(pair.metric, []).append(pair)
     differing = [setting for setting in parity.environment if not setting.is_equal]
     metrics = {pair.metric for pair in parity.common}
-    apart = {pair.metric for pair in parity.common if pair.distance}
+    differing_metrics = {pair.metric for pair in parity.common if pair.distance}
     photos = next((setting for setting in parity.settings if setting.name == FINGERPRINT), None)
     return render_page(
         "experiments.report",
@@ -250,7 +254,7 @@ def parity_page(parity: Parity) -> str:
         title=f"Parity: {parity.names[1]}",
         parity=parity,
         facts={
-            "Equal metrics": f"{len(metrics - apart)} of {len(metrics)}",
+            "Equal metrics": f"{len(metrics - differing_metrics)} of {len(metrics)}",
             "Epochs": " and ".join(str(number) for number in dict.fromkeys(parity.epochs)),
             "Photos": _photos(photos),
             "Environment": f"{len(differing)} of {len(parity.environment)} differ",
@@ -286,9 +290,9 @@ def _summary(pairs: Iterable[Pair]) -> Table:
     for pair in pairs:
         by_metric.setdefault(pair.metric, []).append(pair)
     rows = []
-    for name, own in by_metric.items():
-        whole = [pair for pair in own if pair.is_whole]
-        worst = max(whole, key=lambda pair: pair.distance, default=None)
+    for name, metric_pairs in by_metric.items():
+        in_both = [pair for pair in metric_pairs if pair.is_whole]
+        worst = max(in_both, key=lambda pair: pair.distance, default=None)
         if worst is None:
             rows.append((name, "in one run only", NOTHING, NOTHING))
         elif worst.distance:

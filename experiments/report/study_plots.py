@@ -288,7 +288,7 @@ def varying_parameters(trials: Iterable[FrozenTrial]) -> list[str]:
     for trial in trials:
         for name, value in trial.params.items():
             values.setdefault(name, set()).add(value)
-    return sorted(name for name, taken in values.items() if len(taken) > 1)
+    return sorted(name for name, distinct in values.items() if len(distinct) > 1)
 
 
 def rankable_parameters(study: Study) -> list[str]:

@@ -81,8 +81,8 @@ def study_section(study: Study, interrupted: Collection[int] = ()) -> Section:
 
 
 def _commands(study: Study) -> Mapping[str, str]:
-    kept = location_options(study.user_attrs.get("config", {}))
-    more = f"{shlex.quote(study.study_name)}{' ' if kept else ''}{kept}"
+    locations = location_options(study.user_attrs.get("config", {}))
+    more = f"{shlex.quote(study.study_name)}{' ' if locations else ''}{locations}"
     return {
         "at home": f"python -m experiments train --from-best {more}",
         "in the cloud": f"python -m sagemaker_launch train --from-study {more} --cloud mine.yaml",

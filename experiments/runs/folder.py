@@ -444,8 +444,8 @@ def _metric_line(line: bytes) -> MetricLine | None:
         return None
     found = MetricLine(**parsed)
     numbers = found.metrics.values() if isinstance(found.metrics, dict) else [None]
-    whole = isinstance(found.step, int) and isinstance(found.timestamp_ms, int)
-    return found if whole and all(isinstance(value, float | int) for value in numbers) else None
+    has_numbers = isinstance(found.step, int) and isinstance(found.timestamp_ms, int)
+    return found if has_numbers and all(isinstance(value, float | int) for value in numbers) else None
 
 
 @functools.cache

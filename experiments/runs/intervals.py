@@ -59,5 +59,5 @@ def selection_text(count: int, of: str, facts: Mapping[str, object]) -> str:
         facts: as for `metric_interval`.
     """
     photos = facts.get(COUNTS["val_"])
-    where = "" if photos is None else f" on {int(str(photos)):,} photos"
-    return f"best of {count:,} {of}{'s' if count > 1 else ''}{where}: optimistic"
+    basis = "" if photos is None else f" on {int(str(photos)):,} photos"
+    return f"best of {count:,} {of}{'s' if count > 1 else ''}{basis}: optimistic"

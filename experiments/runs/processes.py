@@ -44,10 +44,10 @@ def start_process(
         daemon: whether it is killed when this process ends.
     """
     with _start_lock:
-        main, own = sys.modules["__main__"], {**own_environment(), **environment}
-        before = {variable: os.environ.get(variable) for variable in own}
+        main, variables = sys.modules["__main__"], {**own_environment(), **environment}
+        before = {variable: os.environ.get(variable) for variable in variables}
         sys.modules["__main__"] = ModuleType("__main__")  # multiprocessing would have the process import its file
-        set_variables(own)
+        set_variables(variables)
         try:
             given = (remembered(), target, arguments)
             process: BaseProcess = CONTEXT.Process(target=_run, args=given, name=name, daemon=daemon)

@@ -73,10 +73,10 @@ class Claim:
 
 def is_claimed_here(trial: FrozenTrial, folder: RunFolder, config: RunConfig) -> bool:
     """Whether a running trial was claimed with this folder, so that its lock says whether a process works on it."""
-    here = folder.path / CLAIM
+    claim_file = folder.path / CLAIM
     if config.sweep.storage is None:
         return True
-    return here.is_file() and here.read_bytes() == Holder.of(trial.user_attrs).key.encode()
+    return claim_file.is_file() and claim_file.read_bytes() == Holder.of(trial.user_attrs).key.encode()
 
 
 def is_abandoned(trial: FrozenTrial, folder: RunFolder, storage: BaseStorage, config: RunConfig) -> bool:

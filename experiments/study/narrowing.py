@@ -69,10 +69,10 @@ def _narrow(search_range: Range, drawn: Sequence[object]) -> Range:
     least, most = (math.exp(inside), math.exp(outside)) if search_range.log else (inside, outside)
     if isinstance(search_range, FloatRange):
         return FloatRange(max(search_range.low, least), min(search_range.high, most), search_range.log)
-    whole = IntRange(
+    narrowed = IntRange(
         max(search_range.low, math.floor(least)), min(search_range.high, math.ceil(most)), search_range.log
     )
-    return whole if whole.low < whole.high else search_range
+    return narrowed if narrowed.low < narrowed.high else search_range
 
 
 def _scaled(value: float, log: bool) -> float:

@@ -79,8 +79,8 @@ class SweepProgress:
     def _to_go(self, finished: int) -> str:
         now = time.monotonic()
         seconds = (now - self._started) / (finished - self._first) * (self._target - finished)
-        left = max(0.0, self._deadline - now)
-        return duration(seconds) if seconds <= left else f"{duration(left)} of sweep.timeout_seconds"
+        seconds_left = max(0.0, self._deadline - now)
+        return duration(seconds) if seconds <= seconds_left else f"{duration(seconds_left)} of sweep.timeout_seconds"
 
     def close(self) -> None:
         """Close the bar."""

@@ -86,16 +86,16 @@ def load_search_space(path: Path) -> SearchSpace:
     """
     space = build_search_space(read_yaml(path, "--search"), str(path))
     for name in space:
-        where = f"search space: {name}"
+        source = f"search space: {name}"
         rule = (
             "be a field that keeps the photos of all trials the same; repeat the best trial with other values instead"
         )
-        require(name not in CUT_FIELDS, where, rule, name)
-        require(is_tunable(name), where, "be a field that changes the result", name)
+        require(name not in CUT_FIELDS, source, rule, name)
+        require(is_tunable(name), source, "be a field that changes the result", name)
     return space
 
 
-def build_search_space(loaded: object, where: str) -> SearchSpace:
+def build_search_space(loaded: object, source: str) -> SearchSpace:
     """`load_search_space` for what was read elsewhere, such as in a study's attributes.
 
     A study of an older version may tune any field: its report is still written.
@@ -103,9 +103,9 @@ def build_search_space(loaded: object, where: str) -> SearchSpace:
     Raises:
         UserError: naming the field, the rule and the value.
     """
-    require(isinstance(loaded, dict) and len(loaded) > 0, where, "map field names to ranges", loaded)
+    require(isinstance(loaded, dict) and len(loaded) > 0, source, "map field names to ranges", loaded)
     assert isinstance(loaded, dict)
-    require(len(loaded) <= MAX_PARAMETERS, where, f"tune at most {MAX_PARAMETERS} fields", len(loaded))
+    require(len(loaded) <= MAX_PARAMETERS, source, f"tune at most {MAX_PARAMETERS} fields", len(loaded))
     return MappingProxyType({name: _range(str(name), raw) for name, raw in loaded.items()})
 
 
@@ -163,49 +163,49 @@ def grid_points(space: SearchSpace) -> dict[str, list[Choice]]:
 
 
 def _range(name: str, raw: object) -> Range:
-    where = f"search space: {name}"
+    source = f"search space: {name}"
     if name not in field_names():
-        raise unknown_field(name, RunConfig, where="search space")
-    require(isinstance(raw, dict), where, "be a mapping such as {type: float, low: 0.1, high: 1.0}", raw)
+        raise unknown_field(name, RunConfig, source="search space")
+    require(isinstance(raw, dict), source, "be a mapping such as {type: float, low: 0.1, high: 1.0}", raw)
     assert isinstance(raw, dict)
     entries = dict(raw)
     type_name = entries.pop("type", None)
     require(
         isinstance(type_name, str) and type_name in _RANGE_TYPES,
-        f"{where}: type",
+        f"{source}: type",
         f"be one of {', '.join(_RANGE_TYPES)}",
         type_name,
     )
     known = [field.name for field in fields(_RANGE_TYPES[type_name])]
     for key in entries:
         # `step`, `q` and conditional spaces exist in Optuna only, `ScalingType: ReverseLogarithmic` in SageMaker only.
-        require(key in known, f"{where}: {type_name} range", f"have only {', '.join(known)}", key)
+        require(key in known, f"{source}: {type_name} range", f"have only {', '.join(known)}", key)
     if type_name == "choice":
-        return _choice(where, entries.get("values"))
+        return _choice(source, entries.get("values"))
     number = (int, float) if type_name == "float" else (int,)
     for key in ("low", "high"):
         value = entries.get(key)
         right = isinstance(value, number) and not isinstance(value, bool)
         hint = " (a number in quotes is text)" if isinstance(value, str) else ""
-        require(right, f"{where}: {key}", f"be a number of type {type_name}{hint}", value)
+        require(right, f"{source}: {key}", f"be a number of type {type_name}{hint}", value)
     low, high, log = entries["low"], entries["high"], entries.get("log", False)
-    require(isinstance(log, bool), f"{where}: log", "be true or false", log)
-    require(low < high, where, "have low < high", (low, high))
-    require(not log or low > 0, f"{where}: low", "be > 0 on a log scale", low)
+    require(isinstance(log, bool), f"{source}: log", "be true or false", log)
+    require(low < high, source, "have low < high", (low, high))
+    require(not log or low > 0, f"{source}: low", "be > 0 on a log scale", low)
     if type_name == "float":
         return FloatRange(float(low), float(high), log)
     return IntRange(low, high, log)
 
 
-def _choice(where: str, values: object) -> ChoiceRange:
-    require(isinstance(values, list) and len(values) > 0, f"{where}: values", "be a list", values)
+def _choice(source: str, values: object) -> ChoiceRange:
+    require(isinstance(values, list) and len(values) > 0, f"{source}: values", "be a list", values)
     assert isinstance(values, list)
-    require(len(values) <= MAX_CHOICES, f"{where}: values", f"be at most {MAX_CHOICES}", len(values))
+    require(len(values) <= MAX_CHOICES, f"{source}: values", f"be at most {MAX_CHOICES}", len(values))
     for value in values:
-        require(isinstance(value, Choice), f"{where}: values", "be numbers, text or true/false", value)
+        require(isinstance(value, Choice), f"{source}: values", "be numbers, text or true/false", value)
     texts = [str(value) for value in values]
     # SageMaker sends choices as text, so 1 and "1" would be the same choice there.
-    require(len(set(texts)) == len(texts), f"{where}: values", "be different as text", values)
+    require(len(set(texts)) == len(texts), f"{source}: values", "be different as text", values)
     return ChoiceRange(tuple(values))
 
 

@@ -198,19 +198,20 @@ def load_study(config: RunConfig, name: str, check: Callable[[], None] = lambda:
     """
     config = override(config, {"sweep.study_name": name})
     if config.sweep.storage is None:
-        where, storage = f"under {study_folder(config).parent}", None
+        location, storage = f"under {study_folder(config).parent}", None
         names = sorted(path.parent.name for path in journals(config))
     else:
-        where, storage = "in sweep.storage", open_storage(config, check)
+        location, storage = "in sweep.storage", open_storage(config, check)
         names = sorted(optuna.get_all_study_names(storage))
     if name not in names:
         known = f"there are {', '.join(names)}" if names else "there is none yet"
-        raise UserError(f"study must exist {where}, got {name!r}; {known}")
+        raise UserError(f"study must exist {location}, got {name!r}; {known}")
     try:
         return optuna.load_study(study_name=name, storage=storage or open_storage(config, check))
     except KeyError:  # deleted, by a dashboard that may write; its journal is left
         raise UserError(
-            f"study must exist {where}, got {name!r}, which was deleted: its trials are still in {study_folder(config)}"
+            f"study must exist {location}, got {name!r}, which was deleted: its trials are still in "
+            f"{study_folder(config)}"
         ) from None
 
 

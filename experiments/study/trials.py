@@ -105,9 +105,9 @@ def claim_trial(
         for trial in running:
             folder = trial_folder(config, trial.number)
             if is_abandoned(trial, folder, storage, config):
-                taken = acquire_trial(trial, folder, storage, config)
-                if taken is not None:
-                    return Claim(*draw_point(study, config, space, trial), folder, *taken)
+                acquired = acquire_trial(trial, folder, storage, config)
+                if acquired is not None:
+                    return Claim(*draw_point(study, config, space, trial), folder, *acquired)
         counted = sum(trial.state in (TrialState.COMPLETE, TrialState.PRUNED) for trial in trials) + len(running)
         # A grid has no point left for one that failed.
         exhausted = config.sweep.sampler == "grid" and len(trials) >= grid_size(space)
@@ -115,11 +115,11 @@ def claim_trial(
             return NothingToClaim(
                 not running, tuple(f"trial {trial.number} on {Holder.of(trial.user_attrs).host}" for trial in running)
             )
-        asked = study.ask()
-        folder = trial_folder(config, asked.number)
-        taken = acquire_trial(asked, folder, storage, config)
-        assert taken is not None, "a new trial can't belong to another process"
-        return Claim(*draw_point(study, config, space, asked), folder, *taken)
+        new_trial = study.ask()
+        folder = trial_folder(config, new_trial.number)
+        acquired = acquire_trial(new_trial, folder, storage, config)
+        assert acquired is not None, "a new trial can't belong to another process"
+        return Claim(*draw_point(study, config, space, new_trial), folder, *acquired)
 
 
 def draw_point(
@@ -149,9 +149,9 @@ def suggest(trial: Trial, space: SearchSpace) -> Point:
     return point
 
 
-def run_trials(context: SweepContext, claims: Sequence[Claim], held: HeldClaims) -> Iterator[Outcome]:
+def run_trials(context: SweepContext, claims: Sequence[Claim], held_claims: HeldClaims) -> Iterator[Outcome]:
     """Train new trials, resume interrupted ones, and report each result."""
-    context = replace(context, watches=[*context.watches, Watch(held.check)])
+    context = replace(context, watches=[*context.watches, Watch(held_claims.check)])
     fresh: dict[RunConfig, list[PopulationRun]] = {}
     by_folder = {claimed.folder.path: claimed for claimed in claims}
     for claimed in claims:
@@ -169,26 +169,28 @@ def run_trials(context: SweepContext, claims: Sequence[Claim], held: HeldClaims)
             folder.finish(pruned)
         task = task_of(config)
         if len(claims) > 1 and folder.outcome is None and isinstance(task, HeadTask):
-            run = PopulationRun(task, folder, _pruning(context, claimed, held).report)
+            run = PopulationRun(task, folder, _pruning(context, claimed, held_claims).report)
             fresh.setdefault(shared_config(config), []).append(run)
         else:
             if folder.outcome is None:
-                _finish(claimed, held, _attempt(context, claimed, held))
-            yield _tell(context, claimed, held)
+                _finish(claimed, held_claims, _attempt(context, claimed, held_claims))
+            yield _tell(context, claimed, held_claims)
     for runs in fresh.values():
         try:
             for run, ended in train_population(runs, check=context.check):
                 claimed = by_folder[run.folder.path]
-                _finish(claimed, held, _diverged(context, ended) if isinstance(ended, NotANumberError) else ended)
-                yield _tell(context, claimed, held)
+                _finish(
+                    claimed, held_claims, _diverged(context, ended) if isinstance(ended, NotANumberError) else ended
+                )
+                yield _tell(context, claimed, held_claims)
         except (InterruptedRunError, CommandError):
             raise
         except Exception as error:  # alone, each trial has its own attempts and its own error
-            left = [by_folder[run.folder.path] for run in runs if run.folder.outcome is None]
-            say(f"{len(left)} trials that trained together are trained one by one after {_error_text(error)}")
-            for claimed in left:
-                _finish(claimed, held, _attempt(context, claimed, held))
-                yield _tell(context, claimed, held)
+            remaining = [by_folder[run.folder.path] for run in runs if run.folder.outcome is None]
+            say(f"{len(remaining)} trials that trained together are trained one by one after {_error_text(error)}")
+            for claimed in remaining:
+                _finish(claimed, held_claims, _attempt(context, claimed, held_claims))
+                yield _tell(context, claimed, held_claims)
 
 
 def trial_config(config: RunConfig, point: Mapping[str, object]) -> RunConfig:
@@ -214,29 +216,29 @@ def raise_if_too_many_failed(context: SweepContext) -> None:
         )
 
 
-def _pruning(context: SweepContext, claimed: Claim, held: HeldClaims) -> PruningCallback:
-    confirm = functools.partial(held.confirm, claimed.trial.number)
+def _pruning(context: SweepContext, claimed: Claim, held_claims: HeldClaims) -> PruningCallback:
+    confirm = functools.partial(held_claims.confirm, claimed.trial.number)
     return PruningCallback(claimed.trial, context.config.sweep.metric, confirm)
 
 
-def _tell(context: SweepContext, claimed: Claim, held: HeldClaims) -> Outcome:
+def _tell(context: SweepContext, claimed: Claim, held_claims: HeldClaims) -> Outcome:
     """Tell Optuna how a trial ended. After a kill on the way, the next claim finds the outcome and tells it."""
     trial, outcome = claimed.trial, claimed.folder.outcome
     assert outcome is not None
-    held.confirm(trial.number)
+    held_claims.confirm(trial.number)
     trial.set_user_attr(DURATION_MS, claimed.folder.read().duration_ms)
-    held.give_back(trial.number)
+    held_claims.give_back(trial.number)
     tell(context.study, trial, outcome)
     keep_best_checkpoints(context.config, context.study)
     return outcome
 
 
-def _attempt(context: SweepContext, claimed: Claim, held: HeldClaims) -> Outcome:
+def _attempt(context: SweepContext, claimed: Claim, held_claims: HeldClaims) -> Outcome:
     """Train a trial, and once more from its last checkpoint after an error that may have gone by then."""
     folder, name = claimed.folder, f"trial {claimed.trial.number}"
     for may_retry in (True, False):
         try:
-            return _train_trial(context, claimed, held)
+            return _train_trial(context, claimed, held_claims)
         except (InterruptedRunError, CommandError):
             raise  # not an error of the trial: it is resumed later
         except NotANumberError as error:
@@ -263,7 +265,7 @@ def _may_pass(error: Exception) -> bool:
     return isinstance(error, MemoryError | OSError) or "out of memory" in str(error)
 
 
-def _train_trial(context: SweepContext, claimed: Claim, held: HeldClaims) -> Outcome:
+def _train_trial(context: SweepContext, claimed: Claim, held_claims: HeldClaims) -> Outcome:
     """Train a trial once."""
     folder, name = claimed.folder, f"trial {claimed.trial.number}"
     config = trial_config(context.config, claimed.point)
@@ -274,7 +276,11 @@ def _train_trial(context: SweepContext, claimed: Claim, held: HeldClaims) -> Out
             output_dir=folder.path,
             logger=RunFolderLogger(folder),
             # Progress comes first: the pruner may end the trial with this epoch.
-            callbacks=[EpochProgress(name, facts, position=1), _pruning(context, claimed, held), *context.watches],
+            callbacks=[
+                EpochProgress(name, facts, position=1),
+                _pruning(context, claimed, held_claims),
+                *context.watches,
+            ],
         )
     except optuna.TrialPruned:
         pruned = _pruned(claimed)
@@ -284,9 +290,9 @@ def _train_trial(context: SweepContext, claimed: Claim, held: HeldClaims) -> Out
     return Outcome("COMPLETE", result.metrics[context.config.sweep.metric], result.scored)
 
 
-def _finish(claimed: Claim, held: HeldClaims, outcome: Outcome) -> None:
+def _finish(claimed: Claim, held_claims: HeldClaims, outcome: Outcome) -> None:
     """Write the outcome of a trial."""
-    held.confirm(claimed.trial.number)
+    held_claims.confirm(claimed.trial.number)
     claimed.folder.finish(outcome)
 
 

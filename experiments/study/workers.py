@@ -103,17 +103,17 @@ def _claim_and_run(context: SweepContext, progress: SweepProgress | None = None)
                 say(f"waiting for {', '.join(waiting_for)}: another process works on it, here or on that machine")
             time.sleep(POLL_SECONDS)
             continue
-        with HeldClaims(claims, storage_of(study), config) as held:
+        with HeldClaims(claims, storage_of(study), config) as held_claims:
             try:
-                for outcome in run_trials(context, claims, held):
+                for outcome in run_trials(context, claims, held_claims):
                     if progress is not None:
                         progress.update()
                     if outcome.state == "FAIL":
                         raise_if_too_many_failed(context)
             except ClaimLostError as error:
                 say(str(error))
-                assert held.lost is not None
-                mark_taken_over(held.lost.folder)
+                assert held_claims.lost is not None
+                mark_taken_over(held_claims.lost.folder)
 
 
 def _supervise(context: SweepContext, progress: SweepProgress) -> None:

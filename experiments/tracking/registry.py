@@ -127,12 +127,12 @@ def _make_champion(store: RunStore, name: str, version: str, tags: Mapping[str, 
     noted = {} if champion is None else _noted(store, champion)
     if champion is None or champion.version == version:
         better = True
-    elif unlike := _unlike(noted, tags, metric):
+    elif reason := _unlike(noted, tags, metric):
         better = False
         code = f"from mlflow import MlflowClient; MlflowClient({store.uri!r})"
         code += f".set_registered_model_alias({name!r}, {CHAMPION!r}, {str(version)!r})"
         say(
-            f"{name} version {champion.version} stays the champion: it {unlike}, so it can't be compared with version "
+            f"{name} version {champion.version} stays the champion: it {reason}, so it can't be compared with version "
             f"{version}. To make version {version} the champion: {shlex.join(['python', '-c', code])}"
         )
     else:

@@ -74,7 +74,7 @@ def open_array(
     entry = folder / name
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        held = KernelLock(folder / f".{name}.lock").acquire()
+        lock = KernelLock(folder / f".{name}.lock").acquire()
     except OSError as error:
         if error.errno not in NOT_WRITABLE:
             raise
@@ -84,7 +84,7 @@ def open_array(
                 f"({error.strerror}): choose another data.cache_dir, or set data.cache none"
             ) from error
         return _open(entry)
-    with held:
+    with lock:
         if not _is_whole(entry):
             shutil.rmtree(entry, ignore_errors=True)
             remove(part_path(entry))
@@ -153,16 +153,16 @@ def _is_whole(entry: Path) -> bool:
     if not entry.is_dir():
         return False
     try:
-        wanted = json.loads((entry / MANIFEST_FILE).read_text())["sha256"]
-        whole = wanted == _digest(entry / ARRAY_FILE)
+        expected = json.loads((entry / MANIFEST_FILE).read_text())["sha256"]
+        is_whole = expected == _digest(entry / ARRAY_FILE)
     except (FileNotFoundError, ValueError, KeyError, TypeError):
-        whole = False
+        is_whole = False
     except OSError as error:  # maybe temporary, or for this user only: keep the entry, which may have taken hours
         error.filename = error.filename or str(entry)
         raise
-    if not whole:
+    if not is_whole:
         _log.warning("%s is damaged and is computed again", entry)
-    return whole
+    return is_whole
 
 
 def _digest(path: Path) -> str:

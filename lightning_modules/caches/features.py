@@ -189,19 +189,21 @@ class FeatureData(pl.LightningDataModule):
 
     def train_dataloader(self) -> FeatureBatches:
         """Shuffled; each epoch draws one view of each image."""
-        here, loader_type = self._here(), FeatureSteps if self.steps_at_once else FeatureBatches
-        return loader_type(here.train, here.train_labels, self.batch_size, self._sampler(here.train, shuffle=True))
+        features, loader_type = self._on_training_device(), FeatureSteps if self.steps_at_once else FeatureBatches
+        return loader_type(
+            features.train, features.train_labels, self.batch_size, self._sampler(features.train, shuffle=True)
+        )
 
     def val_dataloader(self) -> FeatureBatches:
         """In the order of the photos."""
-        here, size = self._here(), IMAGES_AT_ONCE if self.steps_at_once else self.batch_size
-        return FeatureBatches(here.valid, here.valid_labels, size, self._sampler(here.valid, shuffle=False))
+        features, size = self._on_training_device(), IMAGES_AT_ONCE if self.steps_at_once else self.batch_size
+        return FeatureBatches(features.valid, features.valid_labels, size, self._sampler(features.valid, shuffle=False))
 
     def validation_inputs(self, device: torch.device) -> Iterator[Tensor]:
         """The whole validation split in order, not divided between devices."""
         yield self.features.valid[0].to(device)
 
-    def _here(self) -> FeatureSet:
+    def _on_training_device(self) -> FeatureSet:
         assert self.trainer is not None
         return self.features.to(self.trainer.strategy.root_device)
 

@@ -95,13 +95,13 @@ def _bars(profile: Profile) -> str:
     scale = _WIDTH / max(sum(step.values()) for step in profile.steps)
     elements = []
     for row, step in enumerate(profile.steps):
-        left, title = 0.0, ", ".join(f"{label} {_ms(step[phase])} ms" for phase, label in PHASES.items())
+        x, title = 0.0, ", ".join(f"{label} {_ms(step[phase])} ms" for phase, label in PHASES.items())
         elements.append(f"<g><title>step {profile.first_step + row}: {title}</title>")
         for phase in PHASES:
             width = scale * step[phase]
-            attributes = f'x="{left:.2f}" y="{row * _BAR}" width="{width:.2f}" height="{_BAR - 3}"'
+            attributes = f'x="{x:.2f}" y="{row * _BAR}" width="{width:.2f}" height="{_BAR - 3}"'
             elements.append(f'<rect {attributes} fill="{COLORS[phase]}"/>')
-            left += width
+            x += width
         elements.append("</g>")
     alt = ", ".join(f"{label} {profile.shares[phase]:.0%}" for phase, label in PHASES.items())
     box = f"0 0 {_WIDTH} {_BAR * len(profile.steps)}"

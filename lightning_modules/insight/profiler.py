@@ -104,10 +104,10 @@ class StepClock(Profiler):
     def stop(self, action_name: str) -> None:
         """End the action that began last; an action from before this clock is ignored."""
         if self._actions and self._actions[-1][0] == action_name:
-            own = action_name.rpartition(".")[2] in PHASE_OF_HOOK
-            self._charge(wait=own)
+            is_hook = action_name.rpartition(".")[2] in PHASE_OF_HOOK
+            self._charge(wait=is_hook)
             self._actions.pop()
-            if own:
+            if is_hook:
                 self._unmark()
 
     def _charge(self, *, wait: bool) -> None:
@@ -159,9 +159,9 @@ class StepProfiler(Callback):
         if self.folder.is_dir() or not trainer.is_global_zero:
             return
         remove(part_path(self.folder))  # a kill may have left it
-        left = int(trainer.estimated_stepping_batches) - trainer.global_step
+        remaining_steps = int(trainer.estimated_stepping_batches) - trainer.global_step
         batches = int(trainer.num_training_batches)
-        steady = left - -(-left // batches)  # without the first step of each epoch
+        steady = remaining_steps - -(-remaining_steps // batches)  # without the first step of each epoch
         self._to_skip = min(SKIPPED, steady // 3)
         self._to_trace = min(TRACED, (steady - self._to_skip) // 2)
         self._to_time = min(max(TIMED, 2 * self.threads), steady - self._to_skip - self._to_trace)

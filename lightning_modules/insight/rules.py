@@ -65,11 +65,11 @@ def _not_finite(recording: Recording) -> Iterator[Finding]:
     first = next(((step, loss) for step, loss in newest if not math.isfinite(loss)), None)
     if first is not None:
         step, loss = first
-        where = f", first in {recording.not_finite_in}" if recording.not_finite_in else ""
+        origin = f", first in {recording.not_finite_in}" if recording.not_finite_in else ""
         yield Finding(
             NOT_FINITE,
             step,
-            f"the loss is {loss} at step {step}{where}: lower optimizer.learning_rate or set trainer.gradient_clip",
+            f"the loss is {loss} at step {step}{origin}: lower optimizer.learning_rate or set trainer.gradient_clip",
             recording.not_finite_in,
         )
 
@@ -78,13 +78,13 @@ def _vanishing_gradient(recording: Recording) -> Iterator[Finding]:
     if len(recording.samples) < 2 or min(sample.loss for sample in recording.samples[-2:]) < LEARNED:
         return
     newest = np.max([sample.gradient_mean for sample in recording.samples[-2:]], axis=0)
-    gone = [index for index in recording.weights if newest[index] < VANISHING_GRADIENT]
-    if gone:
-        step, layer = recording.samples[-1].step, recording.parameters[gone[-1]]
+    vanished = [index for index in recording.weights if newest[index] < VANISHING_GRADIENT]
+    if vanished:
+        step, layer = recording.samples[-1].step, recording.parameters[vanished[-1]]
         yield Finding(
             "vanishing_gradient",
             step,
-            f"the mean gradient of {layer} is {newest[gone[-1]]:.1e} at step {step}, and {len(gone)} of "
+            f"the mean gradient of {layer} is {newest[vanished[-1]]:.1e} at step {step}, and {len(vanished)} of "
             f"{len(recording.weights)} layers are below {VANISHING_GRADIENT:.0e}: nothing reaches them; train fewer "
             "(model.trainable), or look for dead ReLUs and a head of zeros",
             layer,

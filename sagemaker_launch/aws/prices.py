@@ -80,8 +80,8 @@ def price_table(prices: Path) -> dict[str, Any]:
 
 def _listed_price(pricing: Any, instance_type: str, region: str, component: str) -> float | None:
     """The price in the AWS Price List API."""
-    wanted = {"instanceName": instance_type, "regionCode": region, "component": component}
-    filters = [{"Type": "TERM_MATCH", "Field": field, "Value": value} for field, value in wanted.items()]
+    criteria = {"instanceName": instance_type, "regionCode": region, "component": component}
+    filters = [{"Type": "TERM_MATCH", "Field": field, "Value": value} for field, value in criteria.items()]
     found = pricing.get_products(ServiceCode="AmazonSageMaker", Filters=filters, MaxResults=10)
     prices = [price for product in found["PriceList"] if (price := _on_demand(json.loads(product)))]
     return max(prices, default=None)

@@ -107,11 +107,11 @@ def _differences(sent: Any, described: Any, path: str) -> Iterator[Difference]:
             yield Difference(path, sent, described)
             return
         for key, value in sent.items():
-            where = f"{path}.{key}" if path else str(key)
+            field_path = f"{path}.{key}" if path else str(key)
             if key in described or (value and isinstance(value, Mapping | list)):
-                yield from _differences(value, described.get(key, type(value)()), where)
+                yield from _differences(value, described.get(key, type(value)()), field_path)
             elif value:  # else it is a default, which may be left out
-                yield Difference(where, value, MISSING)
+                yield Difference(field_path, value, MISSING)
     elif isinstance(sent, list):
         yield from _differences_of_lists(sent, described, path)
     elif not (_same_key(sent, described) if path.endswith("KmsKeyId") else _same(sent, described)):
@@ -127,12 +127,12 @@ def _differences_of_lists(sent: list[Any], described: Any, path: str) -> Iterato
             if not any(not list(_differences(value, entry, path)) for entry in entries):
                 yield Difference(path, value, described)
             continue
-        where = f"{path}[{value[key]}]"
+        entry_path = f"{path}[{value[key]}]"
         entry = next((entry for entry in entries if isinstance(entry, Mapping) and entry.get(key) == value[key]), None)
         if entry is None:
-            yield Difference(where, value, MISSING)
+            yield Difference(entry_path, value, MISSING)
         else:
-            yield from _differences(value, entry, where)
+            yield from _differences(value, entry, entry_path)
 
 
 def _naming_key(entries: list[Any]) -> str | None:

@@ -122,5 +122,5 @@ def _delete(settings: CloudSettings, config: RunConfig, arguments: argparse.Name
         if not names:
             print("no endpoint has expired")
     for name in names:
-        gone = delete_endpoint(services, settings, name)
-        print(f"{name}: " + (f"deleted {', '.join(gone)}" if gone else "there is nothing of that name"))
+        deleted = delete_endpoint(services, settings, name)
+        print(f"{name}: " + (f"deleted {', '.join(deleted)}" if deleted else "there is nothing of that name"))

@@ -173,10 +173,10 @@ def _bring_up(
             described = create(services.sagemaker, resource_type, request)
         for difference in read_back(services.sagemaker, resource_type, request, described):
             say(f"warning: {difference}")
-    wanted = update_alarms(settings, name)
-    for alarm in wanted:
+    alarms = update_alarms(settings, name)
+    for alarm in alarms:
         services.cloudwatch.put_metric_alarm(**alarm)
-    delete_alarms(services, sorted({*alarm_names(name)} - {alarm["AlarmName"] for alarm in wanted}))
+    delete_alarms(services, sorted({*alarm_names(name)} - {alarm["AlarmName"] for alarm in alarms}))
     if before is None:
         create(services.sagemaker, ENDPOINT, create_endpoint(settings, name, version.config_name, lease))
     elif before.config_name != version.config_name:
@@ -205,8 +205,8 @@ def _roll_back(
 ) -> str:
     """Restore the state before a failed deployment: delete all new resources."""
     if before is None:
-        gone = delete_endpoint(services, settings, name)
-        return f"all that was made is removed again: {', '.join(gone) or 'nothing'}"
+        deleted = delete_endpoint(services, settings, name)
+        return f"all that was made is removed again: {', '.join(deleted) or 'nothing'}"
     old = before.config_name
     if old == version.config_name:
         return f"{name} had this version before; it is left as it is"

@@ -137,29 +137,29 @@ def delete_endpoint(services: Services, settings: CloudSettings, name: str) -> l
     Raises:
         UserError: if it belongs to another project.
     """
-    gone: list[str] = []
+    deleted: list[str] = []
     # The resources that cost money first; models and configs last, as their tags identify leftovers.
     if find_endpoint(services, settings, name) is not None:
         if wait_settled(services, name) is not None:
             ENDPOINT.delete(services.sagemaker, name)
             wait_settled(services, name)
-        gone.append(f"endpoint {name}")
+        deleted.append(f"endpoint {name}")
     if stop_scaling(services, name):
-        gone.append(f"autoscaling of {name}")
-    gone += [f"alarm {alarm}" for alarm in delete_alarms(services, alarm_names(name))]
+        deleted.append(f"autoscaling of {name}")
+    deleted += [f"alarm {alarm}" for alarm in delete_alarms(services, alarm_names(name))]
     if delete_schedule(services, name):
-        gone.append(f"schedule {schedule_name(name)}")
-    return gone + delete_versions(services, settings, name)
+        deleted.append(f"schedule {schedule_name(name)}")
+    return deleted + delete_versions(services, settings, name)
 
 
 def delete_versions(services: Services, settings: CloudSettings, name: str, *, keep: tuple[str, ...] = ()) -> list[str]:
     """Delete the endpoint configs and models of an endpoint, except some; return what was deleted."""
-    gone: list[str] = []
+    deleted: list[str] = []
     for resource_type, version in versions(services, settings, name):
         if version not in keep:
             resource_type.delete(services.sagemaker, version)
-            gone.append(f"{resource_type.word} {version}")
-    return gone
+            deleted.append(f"{resource_type.word} {version}")
+    return deleted
 
 
 def versions(services: Services, settings: CloudSettings, name: str) -> list[tuple[ResourceType, str]]:
@@ -203,10 +203,10 @@ def stop_scaling(services: Services, name: str) -> bool:
 def delete_alarms(services: Services, names: list[str]) -> list[str]:
     """Delete those of the alarms that exist."""
     found = services.cloudwatch.describe_alarms(AlarmNames=names)["MetricAlarms"]
-    there = [alarm["AlarmName"] for alarm in found]
-    if there:
-        services.cloudwatch.delete_alarms(AlarmNames=there)
-    return there
+    names_in_aws = [alarm["AlarmName"] for alarm in found]
+    if names_in_aws:
+        services.cloudwatch.delete_alarms(AlarmNames=names_in_aws)
+    return names_in_aws
 
 
 def delete_schedule(services: Services, name: str) -> bool:

@@ -49,10 +49,10 @@ class Lease:
         """The lease as text."""
         if self.expires is None:
             return "stays until it is deleted"
-        left = (self.expires - datetime.now(UTC)).total_seconds()
-        minutes = round(abs(left) / 60)
+        seconds_left = (self.expires - datetime.now(UTC)).total_seconds()
+        minutes = round(abs(seconds_left) / 60)
         span = f"{minutes // 60} h {minutes % 60:02} min"
-        return f"expired {span} ago" if left <= 0 else f"{span} left"
+        return f"expired {span} ago" if seconds_left <= 0 else f"{span} left"
 
 
 def new_lease(settings: CloudSettings, ttl: str) -> Lease:

@@ -77,10 +77,10 @@ def deploy_model(settings: CloudSettings, config: RunConfig, plan: EndpointPlan,
         DeployError: if it does not start, or its scores differ from the trainer's; the previous version is kept.
     """
     services = Services.open(settings)
-    there = find_endpoint(services, settings, plan.name)
+    existing = find_endpoint(services, settings, plan.name)
     archive, key, version = _packed(settings, config, plan, model)
     # A serverless endpoint is billed per request, so an update costs no more.
-    if there is not None and there.config_name != version.config_name and settings.endpoint.kind != "serverless":
+    if existing is not None and existing.config_name != version.config_name and settings.endpoint.kind != "serverless":
         updating = replace(plan.worst, fleets=2)
         say(updating.table())
         updating.check_budget(settings)

@@ -74,9 +74,9 @@ def _image(settings: CloudSettings, config: RunConfig, arguments: argparse.Names
 
     example = "be set (--cloud.role_arn arn:aws:iam::123456789012:role/training): it names the account"
     require(settings.role_arn is not None, "cloud.role_arn", example, None)
-    where = region(settings)
+    region_name = region(settings)
     device = arguments.device or serving_device(settings)
-    commands = push_commands(own_serving_image(settings, where, device), where, device, settings.project)
+    commands = push_commands(own_serving_image(settings, region_name, device), region_name, device, settings.project)
     if device == "cpu" and "TORCH_INDEX" not in os.environ:
         say("set TORCH_INDEX to the index of PyTorch's builds without CUDA (pytorch.org, Get started) before the build")
     print("\n".join(commands), flush=True)

@@ -88,10 +88,10 @@ def _plan(
     experiment = config.tracking.experiment
     rule = f"have at most {MAX_VALUE} characters as a tag of the job"
     require(len(to_tag_value(experiment)) <= MAX_VALUE, "tracking.experiment", rule, experiment)
-    where = aws.region(settings)
-    worst = worst_case(settings, find_price(settings, where), jobs=jobs, rules=rule_processing(settings, where))
+    region = aws.region(settings)
+    worst = worst_case(settings, find_price(settings, region), jobs=jobs, rules=rule_processing(settings, region))
     shipment, sent = make_shipment(settings, config, debugger=settings.debugger.enabled, channels=channels)
-    image = find_image(settings, where, config.data.cache_dir)
+    image = find_image(settings, region, config.data.cache_dir)
     inputs = shipment.inputs(settings)
 
     def request(name: str) -> Request:

@@ -110,8 +110,8 @@ class DebuggerSettings:
         require(len(set(self.rules)) == len(self.rules), "cloud.debugger.rules", "name each rule once", self.rules)
         for rule in self.rules:
             if rule not in RULES:
-                near = difflib.get_close_matches(rule, RULES, n=1)
-                hint = f"did you mean {near[0]}?" if near else f"rules are {', '.join(RULES)}"
+                matches = difflib.get_close_matches(rule, RULES, n=1)
+                hint = f"did you mean {matches[0]}?" if matches else f"rules are {', '.join(RULES)}"
                 raise UserError(f"cloud.debugger.rules names unknown rule {rule!r}; {hint}")
             for name in RULES[rule]:
                 require(getattr(self, name) > 0, f"cloud.debugger.{name}", f"be > 0 with rule {rule}", 0)

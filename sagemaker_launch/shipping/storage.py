@@ -136,8 +136,8 @@ class Storage:
         manifest = photos.manifest
         if self.exists(manifest):
             return
-        there = self._names("data/objects/", of="data/objects/")
-        missing = [name for name in photos.objects if name not in there]
+        uploaded = self._names("data/objects/", of="data/objects/")
+        missing = [name for name in photos.objects if name not in uploaded]
         with ThreadPoolExecutor(THREADS) as pool:
             sent = pool.map(lambda name: self._upload_photo(name, photos.objects[name]), missing)
             for _ in _progress("uploading photos", sent, len(missing)):

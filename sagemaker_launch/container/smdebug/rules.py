@@ -390,8 +390,8 @@ def make_rule(parameters: Mapping[str, str]) -> BuiltIn:
         if key in OF_THE_SERVICE:
             continue
         if key not in type_names:
-            near = difflib.get_close_matches(key, type_names, n=1)
-            raise UserError(f"{name} has no parameter {key!r}{f'; did you mean {near[0]}?' if near else ''}")
+            matches = difflib.get_close_matches(key, type_names, n=1)
+            raise UserError(f"{name} has no parameter {key!r}{f'; did you mean {matches[0]}?' if matches else ''}")
         values[key] = _parse(f"{name}.{key}", type_names[key], text)
     rule: BuiltIn = RULES[name](**values)
     return rule
