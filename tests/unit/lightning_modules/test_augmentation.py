@@ -101,7 +101,7 @@ def test_the_result_is_a_square_within_bounds(level: Augment) -> None:
     assert level == "strong" or 0.3 < float(mirrored) < 0.7
 
 
-@pytest.mark.parametrize(("name", "place"), [("brightness", 5), ("contrast", 6), ("saturation", 7)])
+@pytest.mark.parametrize(("name", "index"), [("brightness", 5), ("contrast", 6), ("saturation", 7)])
 def test_colours_move_both_ways(name: str, index: int) -> None:
     picture = photo(40, 40)
     middle = augment_one(picture, draws())
