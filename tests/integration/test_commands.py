@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 import subprocess
@@ -98,10 +99,12 @@ def test_sweep_train_register_evaluate_predict_report(flags: list[str], photos: 
     assert "there are tiny" in unknown.stderr
 
     loaded = plain_pyfunc(client, f"models:/{name}@champion")
-    by_path = loaded.predict(pd.DataFrame({"image": [str(photo)]}))
+    by_base64 = loaded.predict(pd.DataFrame({"image": [base64.b64encode(photo.read_bytes()).decode()]}))
     by_bytes = loaded.predict(pd.DataFrame({"image": [photo.read_bytes()]}))
-    assert by_path.to_dict() == by_bytes.to_dict()
-    assert by_path["label"][0] == prediction["classes"][0][0]
+    assert by_base64.to_dict() == by_bytes.to_dict()
+    assert by_bytes["label"][0] == prediction["classes"][0][0]
+    with pytest.raises(Exception, match="a path is never read"):
+        loaded.predict(pd.DataFrame({"image": [str(photo)]}))
     assert loaded.metadata.signature.inputs.input_names() == ["image"]
 
 
