@@ -11,11 +11,14 @@ import hashlib
 import io
 import json
 import os
+import re
 import shutil
+import signal
 import socket
 import socketserver
 import stat
 import subprocess
+import sys
 import tarfile
 import threading
 import time
@@ -33,6 +36,8 @@ from botocore.credentials import Credentials
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.cloud import CLOUD
+from tests.conftest import REPOSITORY
 from tests.integration.test_rehearsal import OWN_SCRIPT, ROLE, Rehearsal, channel, lines, rehearsal, train, wait
 from tests.signing import control, signed_headers
 
@@ -399,6 +404,26 @@ def test_curl_and_the_aws_cli_get_in_with_the_printed_variables(server: Rehearsa
     wrong = environment | {"AWS_SECRET_ACCESS_KEY": "rehearsal"}
     done = subprocess.run(["aws", "sagemaker", "list-training-jobs"], env=wrong, capture_output=True, timeout=60)
     assert done.returncode != 0 and b"InvalidSignatureException" in done.stderr
+
+
+def test_the_lines_that_rehearse_prints_are_pasted_into_a_shell(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "sagemaker_launch", "rehearse", "--cloud", str(CLOUD), f"--output_dir={tmp_path}"]
+    process = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        printed = "".join(process.stdout.readline() for _ in range(5))
+        ask = "import boto3; print([one['Name'] for one in boto3.client('s3').list_buckets()['Buckets']])"
+        shell = ["sh", "-c", f'{printed}exec "$0" -c "$1"', sys.executable, ask]
+        done = subprocess.run(shell, env={"PATH": os.environ["PATH"]}, capture_output=True, text=True, timeout=120)
+        assert done.stdout.strip() == "['experiments-rehearsal']", done.stderr
+        secret = re.search("AWS_SECRET_ACCESS_KEY=(\\S+)", printed)
+        assert secret is not None
+        log = (tmp_path / "rehearsal" / "server.log").read_text()
+        assert secret[1] not in log and stat.S_IMODE((tmp_path / "rehearsal").stat().st_mode) == 0o700
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.wait(60)
+        process.stdout.close()
 
 
 SNOOP = """
