@@ -40,8 +40,14 @@ REGION = "us-east-1"
 log = logging.getLogger(__name__)
 
 
+IDLE_SECONDS = 30
+"""A connection that sends nothing for so long is closed: each has a thread, and nobody needs a key to open one."""
+
+
 class QuietHandler(MotoRequestHandler):
-    """Omits werkzeug's log line per request."""
+    """Omits werkzeug's log line per request, and closes idle connections."""
+
+    timeout = IDLE_SECONDS
 
     def log_request(self, code: int | str = "-", size: int | str = "-") -> None:
         """Log nothing."""

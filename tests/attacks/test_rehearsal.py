@@ -36,6 +36,7 @@ from botocore.credentials import Credentials
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from sagemaker_launch.rehearsal.server import IDLE_SECONDS
 from tests.cloud import CLOUD
 from tests.conftest import REPOSITORY
 from tests.integration.test_rehearsal import OWN_SCRIPT, ROLE, Rehearsal, channel, lines, rehearsal, train, wait
@@ -484,6 +485,20 @@ def test_a_jobs_key_does_not_steer_the_rehearsal(server: Rehearsal) -> None:
     with pytest.raises(requests.HTTPError, match="403"):
         control({**role, "AWS_ENDPOINT_URL": server.url}, "POST", "faults?rate=0.5")
     assert control(server.environment, "GET", "faults")["settings"]["rate"] == 0
+
+
+def test_connections_that_send_nothing_are_closed(server: Rehearsal) -> None:
+    port, threads = int(server.url.rpartition(":")[2]), psutil.Process(server.process.pid).num_threads()
+    half = b"PUT /bucket/mine HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 1000\r\n"
+    with contextlib.ExitStack() as stack:
+        idle = [stack.enter_context(socket.create_connection(("127.0.0.1", port), 60)) for _ in range(100)]
+        for connection in idle[:50]:
+            connection.sendall(half)
+        assert server.client("s3").get_object(Bucket="bucket", Key="mine")["Body"].read() == b"my data"
+        started = time.monotonic()
+        assert [connection.recv(1000) for connection in idle] == [b""] * 100
+        assert time.monotonic() - started < IDLE_SECONDS + 10
+    assert psutil.Process(server.process.pid).num_threads() <= threads + 5
 
 
 def test_another_user_can_neither_read_its_files_nor_reach_it_from_outside(server: Rehearsal, root: Path) -> None:
