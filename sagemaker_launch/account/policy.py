@@ -8,14 +8,19 @@ from __future__ import annotations
 from typing import Any
 
 from sagemaker_launch.aws.logs import ENDPOINT_LOG_GROUP, LOG_GROUP
-from sagemaker_launch.endpoints.requests import alarm_names
+from sagemaker_launch.endpoints.requests import DIMENSION, alarm_names, schedule_name
 from sagemaker_launch.settings.cloud import PROJECT_TAG, CloudSettings
 
 Policy = dict[str, Any]
 LOGS = (LOG_GROUP, ENDPOINT_LOG_GROUP.format("*"))
 RULE_LOG_GROUP = "/aws/sagemaker/ProcessingJobs"
 """Where Debugger's rules, which SageMaker runs as processing jobs under the job's role, write their logs."""
-_SCALING_KEY = "application-autoscaling:service-namespace"
+CREATE_JOBS = ["CreateTrainingJob", "CreateHyperParameterTuningJob"]
+CREATE_SERVED = ["CreateModel", "CreateEndpointConfig", "CreateEndpoint"]
+_SCALING = {
+    "application-autoscaling:service-namespace": "sagemaker",
+    "application-autoscaling:scalable-dimension": DIMENSION,
+}
 
 
 def policies(settings: CloudSettings, region: str) -> dict[str, Policy]:
@@ -43,7 +48,8 @@ def launcher_policy(settings: CloudSettings, region: str) -> Policy:
     served = [*_endpoints(settings, region), _arn(settings, "sagemaker", region, "endpoint-config/*")]
     served.append(_arn(settings, "sagemaker", region, "model/*"))
     return _policy(
-        _allow("sagemaker", ["CreateTrainingJob", "CreateHyperParameterTuningJob", "AddTags"], jobs, tag),
+        _allow("sagemaker", CREATE_JOBS, jobs, tag),
+        _allow("sagemaker", ["AddTags"], jobs, _tag_on_creation(tag, CREATE_JOBS)),
         _allow("sagemaker", ["StopTrainingJob", "StopHyperParameterTuningJob"], jobs, own),
         # Without a condition: a job that does not exist has no tag, and must be told from one that may not be seen.
         _allow(
@@ -57,13 +63,23 @@ def launcher_policy(settings: CloudSettings, region: str) -> Policy:
             jobs,
         ),
         _allow("sagemaker", ["ListTrainingJobs", "ListHyperParameterTuningJobs"], ["*"]),
-        _allow("sagemaker", ["CreateModel", "CreateEndpointConfig", "CreateEndpoint", "AddTags"], served, tag),
+        _allow("sagemaker", CREATE_SERVED, served, tag),
+        _allow("sagemaker", ["AddTags"], served, _tag_on_creation(tag, CREATE_SERVED)),
         _allow(
             "sagemaker",
-            ["UpdateEndpoint", "DeleteEndpoint", "DeleteEndpointConfig", "DeleteModel", "AddTags"],
+            ["UpdateEndpoint", "DeleteEndpoint", "DeleteEndpointConfig", "DeleteModel"],
             served,
             own,
         ),
+        # A new lease. The request may leave the project's tag out, but not give the endpoint to another project.
+        _allow(
+            "sagemaker",
+            ["AddTags"],
+            _endpoints(settings, region),
+            own | {"StringEqualsIfExists": {f"aws:RequestTag/{PROJECT_TAG}": settings.project}},
+        ),
+        # Application Auto Scaling asks for it before it registers an endpoint: it registers no foreign one.
+        _allow("sagemaker", ["UpdateEndpointWeightsAndCapacities"], _endpoints(settings, region), own),
         _allow("sagemaker", ["InvokeEndpoint", "InvokeEndpointAsync"], _endpoints(settings, region), own),
         _allow("sagemaker", ["DescribeModel", "DescribeEndpointConfig", "DescribeEndpoint", "ListTags"], served),
         _allow("sagemaker", ["ListModels", "ListEndpointConfigs", "ListEndpoints"], ["*"]),
@@ -106,11 +122,26 @@ def role_policy(settings: CloudSettings, region: str) -> Policy:
         *_keys(settings),
     ]
     if settings.subnets:
-        actions = ["CreateNetworkInterface", "CreateNetworkInterfacePermission", "DeleteNetworkInterface"]
-        actions += ["DeleteNetworkInterfacePermission", "DescribeDhcpOptions", "DescribeNetworkInterfaces"]
-        actions += ["DescribeSecurityGroups", "DescribeSubnets", "DescribeVpcs"]
-        statements.append(_allow("ec2", actions, ["*"]))
+        statements += _network(settings, region)
     return _policy(*statements)
+
+
+def _network(settings: CloudSettings, region: str) -> list[Policy]:
+    """Network interfaces of jobs and endpoints, in their own subnets.
+
+    Source of the keys: docs.aws.amazon.com/service-authorization/latest/reference/list_amazonec2.html, 2026.
+    """
+    subnets = [_arn(settings, "ec2", region, f"subnet/{name}") for name in settings.subnets]
+    groups = [_arn(settings, "ec2", region, f"security-group/{name}") for name in settings.security_group_ids]
+    interfaces = [_arn(settings, "ec2", region, "network-interface/*")]
+    changes = ["CreateNetworkInterfacePermission", "DeleteNetworkInterface", "DeleteNetworkInterfacePermission"]
+    reads = ["DescribeDhcpOptions", "DescribeNetworkInterfaces", "DescribeSecurityGroups", "DescribeSubnets"]
+    in_subnets = {"ArnEquals": {"ec2:Subnet": subnets}}
+    return [
+        _allow("ec2", ["CreateNetworkInterface"], [*subnets, *groups, *interfaces]),
+        _allow("ec2", changes, interfaces, in_subnets),
+        _allow("ec2", [*reads, "DescribeVpcs"], ["*"]),
+    ]
 
 
 def trust_policy(settings: CloudSettings, service: str) -> Policy:
@@ -154,25 +185,31 @@ def _log_groups(settings: CloudSettings, region: str, *groups: str) -> list[str]
 
 def _keys(settings: CloudSettings) -> list[Policy]:
     keys = [key for key in (settings.volume_kms_key, settings.output_kms_key) if key]
-    actions = ["Encrypt", "Decrypt", "GenerateDataKey", "DescribeKey", "CreateGrant"]
-    return [_allow("kms", actions, sorted(set(keys)))] if keys else []
+    if not keys:
+        return []
+    resources = sorted(set(keys))
+    return [
+        _allow("kms", ["Encrypt", "Decrypt", "GenerateDataKey", "DescribeKey"], resources),
+        # A grant lets somebody else use the key: only services of AWS, which need it for volumes.
+        _allow("kms", ["CreateGrant"], resources, {"Bool": {"kms:GrantIsForAWSResource": "true"}}),
+    ]
 
 
 def _around_endpoints(settings: CloudSettings, region: str) -> list[Policy]:
     """Autoscaling, alarms and the schedule that ends a lease."""
     role = "aws-service-role/sagemaker.application-autoscaling.amazonaws.com/*"
     linked = f"arn:{_partition(settings)}:iam::{_account(settings)}:role/{role}"
-    alarms = [_arn(settings, "cloudwatch", region, f"alarm:{name}") for name in alarm_names("*")]
+    alarms = [_arn(settings, "cloudwatch", region, f"alarm:{name}") for name in alarm_names(settings, "*")]
     # Application Auto Scaling has no resource that a policy could name before there is one.
     scaling = ["RegisterScalableTarget", "DeregisterScalableTarget", "PutScalingPolicy"]
     statements = [
-        _allow("application-autoscaling", scaling, ["*"], {"StringEquals": {_SCALING_KEY: "sagemaker"}}),
+        _allow("application-autoscaling", scaling, ["*"], {"StringEquals": _SCALING}),
         _allow("application-autoscaling", ["DescribeScalableTargets"], ["*"]),
         _allow("iam", ["CreateServiceLinkedRole"], [linked]),
         _allow("cloudwatch", ["PutMetricAlarm", "DeleteAlarms"], alarms),
         _allow("cloudwatch", ["DescribeAlarms"], ["*"]),
     ]
-    schedules = [_arn(settings, "scheduler", region, "schedule/default/delete-*")]
+    schedules = [_arn(settings, "scheduler", region, f"schedule/default/{schedule_name(settings, '*')}")]
     statements.append(_allow("scheduler", ["CreateSchedule", "UpdateSchedule", "DeleteSchedule"], schedules))
     if settings.endpoint.schedule_role_arn is not None:
         statements.append(_allow("iam", ["PassRole"], [settings.endpoint.schedule_role_arn], _passed_to("scheduler")))
@@ -185,6 +222,16 @@ def _endpoints(settings: CloudSettings, region: str) -> list[str]:
 
 def _own(settings: CloudSettings) -> Policy:
     return {"StringEquals": {f"aws:ResourceTag/{PROJECT_TAG}": settings.project}}
+
+
+def _tag_on_creation(tag: Policy, operations: list[str]) -> Policy:
+    """AddTags as a part of a call that creates something.
+
+    Alone, AddTags with the project's tag would make a foreign resource one of this project.
+    Source: docs.aws.amazon.com/sagemaker/latest/dg/security_iam_id-based-policy-examples.html, "Provide permissions for
+    tagging SageMaker AI resources", 2026.
+    """
+    return {"StringEquals": {**tag["StringEquals"], "sagemaker:TaggingAction": operations}}
 
 
 def _passed_to(service: str) -> Policy:

@@ -176,7 +176,7 @@ def _bring_up(
     alarms = update_alarms(settings, name)
     for alarm in alarms:
         services.cloudwatch.put_metric_alarm(**alarm)
-    delete_alarms(services, sorted({*alarm_names(name)} - {alarm["AlarmName"] for alarm in alarms}))
+    delete_alarms(services, sorted({*alarm_names(settings, name)} - {alarm["AlarmName"] for alarm in alarms}))
     if before is None:
         create(services.sagemaker, ENDPOINT, create_endpoint(settings, name, version.config_name, lease))
     elif before.config_name != version.config_name:
@@ -235,12 +235,12 @@ def set_lease(
         tags = endpoint_tags(settings, name, lease)
         services.sagemaker.add_tags(ResourceArn=before.described[ENDPOINT.arn], Tags=tags)
     if lease.expires is None:
-        delete_schedule(services, name)
+        delete_schedule(services, settings, name)
         return "nothing ends it (--ttl none): delete it when it is no longer needed"
     cron = "`python -m sagemaker_launch delete --expired` (run it by cron)"
     at = f"{lease.expires:%Y-%m-%d %H:%M} UTC"
     if settings.endpoint.schedule_role_arn is None:
-        delete_schedule(services, name)
+        delete_schedule(services, settings, name)
         return f"its time is over at {at}; only {cron} deletes it then: cloud.endpoint.schedule_role_arn is not set"
     request = schedule(settings, name, lease.expires)
     try:
@@ -253,7 +253,7 @@ def set_lease(
     except ClientError as error:
         # The lease also works without a schedule, so a role without this right does not stop a deployment.
         return f"its time is over at {at}; only {cron} deletes it then: AWS takes no schedule ({error})"
-    return f"AWS deletes it at {at} (schedule {schedule_name(name)}), and {cron} removes what is left"
+    return f"AWS deletes it at {at} (schedule {schedule_name(settings, name)}), and {cron} removes what is left"
 
 
 def _start_scaling(services: Services, settings: CloudSettings, name: str) -> None:
@@ -261,4 +261,4 @@ def _start_scaling(services: Services, settings: CloudSettings, name: str) -> No
     services.autoscaling.put_scaling_policy(**scaling_policy(settings.endpoint, name))
     if settings.endpoint.min_instances == 0:
         policy = services.autoscaling.put_scaling_policy(**wake_policy(name))
-        services.cloudwatch.put_metric_alarm(**wake_alarm(name, policy["PolicyARN"]))
+        services.cloudwatch.put_metric_alarm(**wake_alarm(settings, name, policy["PolicyARN"]))

@@ -146,9 +146,9 @@ def delete_endpoint(services: Services, settings: CloudSettings, name: str) -> l
         deleted.append(f"endpoint {name}")
     if stop_scaling(services, name):
         deleted.append(f"autoscaling of {name}")
-    deleted += [f"alarm {alarm}" for alarm in delete_alarms(services, alarm_names(name))]
-    if delete_schedule(services, name):
-        deleted.append(f"schedule {schedule_name(name)}")
+    deleted += [f"alarm {alarm}" for alarm in delete_alarms(services, alarm_names(settings, name))]
+    if delete_schedule(services, settings, name):
+        deleted.append(f"schedule {schedule_name(settings, name)}")
     return deleted + delete_versions(services, settings, name)
 
 
@@ -209,10 +209,10 @@ def delete_alarms(services: Services, names: list[str]) -> list[str]:
     return names_in_aws
 
 
-def delete_schedule(services: Services, name: str) -> bool:
+def delete_schedule(services: Services, settings: CloudSettings, name: str) -> bool:
     """Delete the schedule that deletes the endpoint; return whether there was one."""
     try:
-        services.scheduler.delete_schedule(Name=schedule_name(name))
+        services.scheduler.delete_schedule(Name=schedule_name(settings, name))
     except ClientError as error:
         if aws.error_code(error) == "ResourceNotFoundException":
             return False

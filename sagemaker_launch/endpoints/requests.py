@@ -100,7 +100,7 @@ def update_alarms(settings: CloudSettings, name: str) -> list[Request]:
     """Bodies of PutMetricAlarm: the alarms that roll an update back."""
     alarms = [
         {
-            **_alarm(name, "5xx", "Invocation5XXErrors"),
+            **_alarm(settings, name, "5xx", "Invocation5XXErrors"),
             "AlarmDescription": f"{name} answers with server errors; an update is rolled back",
             "Statistic": "Sum",
             "Threshold": 1.0,
@@ -110,7 +110,7 @@ def update_alarms(settings: CloudSettings, name: str) -> list[Request]:
     if limit is not None:
         alarms.append(
             {
-                **_alarm(name, "latency", "ModelLatency"),
+                **_alarm(settings, name, "latency", "ModelLatency"),
                 "AlarmDescription": f"{name} takes longer than {limit:g} ms; an update is rolled back",
                 "ExtendedStatistic": "p99",
                 "Threshold": limit * 1000,  # AWS measures microseconds
@@ -169,10 +169,10 @@ def wake_policy(name: str) -> Request:
     }
 
 
-def wake_alarm(name: str, policy_arn: str) -> Request:
+def wake_alarm(settings: CloudSettings, name: str, policy_arn: str) -> Request:
     """The body of PutMetricAlarm that triggers `wake_policy`."""
     return {
-        **_alarm(name, "wake", "HasBacklogWithoutCapacity"),
+        **_alarm(settings, name, "wake", "HasBacklogWithoutCapacity"),
         "Dimensions": [{"Name": "EndpointName", "Value": name}],
         "AlarmDescription": f"something waits for {name}, which has no machine",
         "Statistic": "Average",
@@ -181,15 +181,15 @@ def wake_alarm(name: str, policy_arn: str) -> Request:
     }
 
 
-def alarm_names(name: str) -> list[str]:
+def alarm_names(settings: CloudSettings, name: str) -> list[str]:
     """Names of all alarms that this project may create for an endpoint."""
-    return [f"{name}-{suffix}" for suffix in ("5xx", "latency", "wake")]
+    return [_alarm_name(settings, name, suffix) for suffix in ("5xx", "latency", "wake")]
 
 
 def schedule(settings: CloudSettings, name: str, expires: datetime) -> Request:
     """The body of CreateSchedule: AWS deletes the endpoint when it expires, independent of this machine."""
     return {
-        "Name": schedule_name(name),
+        "Name": schedule_name(settings, name),
         "Description": f"end of the lease of endpoint {name}",
         "ScheduleExpression": f"at({expires:%Y-%m-%dT%H:%M:%S})",
         "ScheduleExpressionTimezone": "UTC",
@@ -203,9 +203,13 @@ def schedule(settings: CloudSettings, name: str, expires: datetime) -> Request:
     }
 
 
-def schedule_name(name: str) -> str:
-    """Name of the schedule that deletes an endpoint."""
-    return f"delete-{name}"
+def schedule_name(settings: CloudSettings, name: str) -> str:
+    """Name of the schedule that deletes an endpoint.
+
+    It contains a hash of the project, by which the policy tells its schedules from those of others: 64 characters of
+    few kinds leave no room for the project itself (CreateSchedule, Name; API reference, 2026-11).
+    """
+    return f"{hashlib.sha256(settings.project.encode()).hexdigest()[:8]}-{name}"
 
 
 def variant_of(name: str) -> Request:
@@ -279,9 +283,15 @@ def async_uri(settings: CloudSettings, name: str, folder: str) -> str:
     return f"{settings.uri}/async/{name}/{folder}"
 
 
-def _alarm(name: str, suffix: str, metric: str) -> Request:
+def _alarm_name(settings: CloudSettings, name: str, suffix: str) -> str:
+    # By the project, the policy tells its alarms from those of others. A project has no `~`: where one project's name
+    # begins with another's, their alarms differ, too.
+    return f"{settings.project}~{name}-{suffix}"
+
+
+def _alarm(settings: CloudSettings, name: str, suffix: str, metric: str) -> Request:
     return {
-        "AlarmName": f"{name}-{suffix}",
+        "AlarmName": _alarm_name(settings, name, suffix),
         "Namespace": "AWS/SageMaker",
         "MetricName": metric,
         "Dimensions": [{"Name": "EndpointName", "Value": name}, {"Name": "VariantName", "Value": VARIANT}],

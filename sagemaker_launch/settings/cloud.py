@@ -11,8 +11,10 @@ from typing import Literal
 from experiments.config import load_settings, require
 from experiments.fields import used_by, used_by_each
 from sagemaker_launch.settings.debugger import DebuggerSettings
-from sagemaker_launch.settings.endpoint import EndpointSettings
+from sagemaker_launch.settings.endpoint import ROLE_ARN, EndpointSettings
 
+KMS_KEY = r"[\w:/-]+"
+"""Id, alias or ARN of a key (botocore's shape KmsKeyId, 2026), without `*`, which would name all keys."""
 PROJECT_TAG = "project"
 """Tag by which this project finds its resources, and to which the IAM policy restricts it."""
 EXPERIMENT_TAG = "tracking.experiment"
@@ -109,7 +111,7 @@ class CloudSettings:
         def check(condition: bool, name: str, rule: str) -> None:
             require(condition, f"cloud.{name}", rule, getattr(self, name))
 
-        arn = self.role_arn is None or re.fullmatch(r"arn:aws[a-z-]*:iam::\d{12}:role/\S+", self.role_arn) is not None
+        arn = self.role_arn is None or re.fullmatch(ROLE_ARN, self.role_arn) is not None
         check(arn, "role_arn", "look like arn:aws:iam::123456789012:role/NAME")
         check(
             self.bucket is None or re.fullmatch(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]", self.bucket) is not None,
@@ -119,7 +121,11 @@ class CloudSettings:
         check(
             re.fullmatch(r"[\w.-]+(/[\w.-]+)*", self.prefix) is not None, "prefix", "be a key prefix such as team/dogs"
         )
-        check(re.fullmatch(r"[\w.:/=+@-]{1,256}", self.project) is not None, "project", "be usable as a tag's value")
+        # A tag's value has at most 256 characters, but names of alarms begin with the project and have at most 255.
+        check(re.fullmatch(r"[\w.:/=+@-]{1,128}", self.project) is not None, "project", "be usable as a tag's value")
+        for name in ("volume_kms_key", "output_kms_key"):
+            key = getattr(self, name)
+            check(key is None or re.fullmatch(KMS_KEY, key) is not None, name, "be the id or the ARN of a KMS key")
         check(self.instance_type.startswith("ml."), "instance_type", "begin with ml.")
         check(1 <= self.instance_count <= 100, "instance_count", "be 1..100")
         check(self.volume_size_gb >= 1, "volume_size_gb", "be >= 1")

@@ -13,6 +13,8 @@ VARIANT = "AllTraffic"
 """Name of the one production variant; a blue/green update needs the old and the new one to have the same."""
 SERVERLESS_MEMORY_MB = (1024, 2048, 3072, 4096, 5120, 6144)
 """Allowed values of ServerlessConfig.MemorySizeInMB (API reference, read 2026-11)."""
+ROLE_ARN = r"arn:aws[a-z-]*:iam::\d{12}:role/[\w+=,.@/-]+"
+"""A role, with the characters that IAM allows: `*` in a printed policy would name all roles."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,7 @@ class EndpointSettings:
         check(len(self.alarms) <= 8, "alarms", "be at most 8")
         role = self.schedule_role_arn
         check(
-            role is None or re.fullmatch(r"arn:aws[a-z-]*:iam::\d{12}:role/\S+", role) is not None,
+            role is None or re.fullmatch(ROLE_ARN, role) is not None,
             "schedule_role_arn",
             "look like arn:aws:iam::123456789012:role/NAME",
         )

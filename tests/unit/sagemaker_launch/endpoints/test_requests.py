@@ -50,7 +50,7 @@ def requests(values: dict[str, object]) -> dict[tuple[str, str], Any]:
         ("application-autoscaling", "RegisterScalableTarget"): scalable_target(settings.endpoint, "dogs"),
         ("application-autoscaling", "PutScalingPolicy"): scaling_policy(settings.endpoint, "dogs"),
         ("application-autoscaling", "PutScalingPolicy "): wake_policy("dogs"),
-        ("cloudwatch", "PutMetricAlarm"): wake_alarm("dogs", "arn:aws:autoscaling:x"),
+        ("cloudwatch", "PutMetricAlarm"): wake_alarm(settings, "dogs", "arn:aws:autoscaling:x"),
         **{
             ("cloudwatch", "PutMetricAlarm" + " " * number): alarm
             for number, alarm in enumerate(update_alarms(settings, "dogs"), start=1)
