@@ -150,8 +150,11 @@ def smdebug_environment(shared_run: SharedRun) -> None:
 
 
 @pytest.fixture(scope="session")
-def start_torchserve(shared_run: SharedRun) -> Callable[[Path, Path], TorchServe]:
-    """Starts AWS's inference container with a folder of its own on a model folder, or a skip where that can't be."""
+def start_torchserve(shared_run: SharedRun) -> Callable[..., TorchServe]:
+    """Starts AWS's inference container with a folder of its own on a model folder, or a skip where that can't be.
+
+    More variables of the container may be a third argument.
+    """
     from sagemaker_launch.rehearsal.endpoints.torchserve import LINKED, REQUIREMENTS, TorchServe
     from sagemaker_launch.rehearsal.machine.image import build_image
     from sagemaker_launch.rehearsal.machine.namespaces import find_namespaces
@@ -168,7 +171,7 @@ def start_torchserve(shared_run: SharedRun) -> Callable[[Path, Path], TorchServe
 
     shared_run.build_once("environment-of-torchserve", build)
     image = build_image(JOB_IMAGES, REQUIREMENTS, LINKED)
-    return lambda tree, model: TorchServe(tree, model, image, namespaces)
+    return lambda tree, model, *environment: TorchServe(tree, model, image, namespaces, *environment)
 
 
 @pytest.fixture(scope="session")

@@ -183,6 +183,9 @@ def container_environment(tree: Path, ports: Sequence[int]) -> dict[str, str]:
         "TS_METRICS_ADDRESS": f"http://127.0.0.1:{metrics_port}",
         "TS_GRPC_INFERENCE_PORT": str(grpc_port),
         "TS_GRPC_MANAGEMENT_PORT": str(grpc_management_port),
+        # AWS's toolkit lets everybody who reaches the port load a model from any URL, which is code. A container of
+        # AWS is alone in its network, but these addresses are open to each web page and user of this machine.
+        "TS_ENABLE_MODEL_API": "false",
     }
 
 
