@@ -146,9 +146,7 @@ class Objects:
         if source.get("S3DataDistributionType") == "ShardedByS3Key":
             pairs = pairs[share[0] :: share[1]]
         for relative, key in pairs:
-            target = folder / relative
-            if ".." in target.parts or not target.is_relative_to(folder):
-                raise DataError(f"ClientError: Data download failed:{uri} would write {relative} outside its channel")
+            target = _inside(folder, relative, uri)
             if str(key.name).endswith("/"):
                 target.mkdir(parents=True, exist_ok=True)
                 continue
@@ -160,11 +158,15 @@ class Objects:
                 os.link(cached, target)
 
     def restore(self, uri: Uri, folder: Path) -> int:
-        """Download everything below a prefix into a folder; return how many files that were."""
+        """Download everything below a prefix into a folder; return how many files that were.
+
+        Raises:
+            DataError: if a key leads out of the folder.
+        """
         prefix = f"{uri.key.rstrip('/')}/" if uri.key else ""
         keys = [key for key in self.below(Uri(uri.bucket, prefix)) if not str(key.name).endswith("/")]
         for key in keys:
-            target = folder / str(key.name).removeprefix(prefix)
+            target = _inside(folder, str(key.name).removeprefix(prefix), uri)
             target.parent.mkdir(parents=True, exist_ok=True)
             time.sleep(self.delay())
             target.write_bytes(key.value)
@@ -256,6 +258,18 @@ class FolderSync:
 
     def _at(self, path: Path) -> Uri:
         return self._uri / path.relative_to(self._folder).as_posix()
+
+
+def _inside(folder: Path, relative: str, uri: Uri) -> Path:
+    """Where an object goes in a folder: keys of S3 may be any text.
+
+    Raises:
+        DataError: if that is outside.
+    """
+    target = folder / relative
+    if ".." in target.parts or not target.is_relative_to(folder):
+        raise DataError(f"ClientError: Data download failed:{uri} would write {relative} outside its folder")
+    return target
 
 
 def _states(folder: Path) -> Iterator[tuple[Path, Sequence[int]]]:

@@ -29,7 +29,8 @@ SETTINGS = load_cloud(
 )
 NEIGHBOURS = ("cats", "dogs-2", "dog", "dogs/2", "x.dogs")
 """Other projects of the account, some of them with a name that contains ours, or is contained."""
-OWN, FOREIGN, UNTAGGED = {"aws:ResourceTag/project": "dogs"}, {"aws:ResourceTag/project": "cats"}, {}
+OWN, FOREIGN = {"aws:ResourceTag/project": "dogs"}, {"aws:ResourceTag/project": "cats"}
+UNTAGGED: dict[str, str] = {}
 SAGEMAKER, SCHEDULER = "sagemaker.amazonaws.com", "scheduler.amazonaws.com"
 KINDS = ("training-job", "hyper-parameter-tuning-job", "model", "endpoint-config", "endpoint")
 CREATED_BY = {

@@ -326,6 +326,15 @@ def objects(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Objects
         yield found
 
 
+@pytest.mark.parametrize("name", ["../out", "a/../../out", "/tmp/out", "../" * 20 + "out"])
+def test_no_object_is_restored_outside_of_its_folder(objects: Objects, tmp_path: Path, name: str) -> None:
+    objects.put(Uri("bucket", f"checkpoints/{name}"), b"from somebody else")
+    folder = tmp_path / "job" / "checkpoints"
+    with pytest.raises(DataError, match="outside its folder"):
+        objects.restore(Uri("bucket", "checkpoints"), folder)
+    assert not list(tmp_path.rglob("out"))
+
+
 def s3_source(uri: str, kind: str = "S3Prefix") -> dict[str, str]:
     return {"S3DataType": kind, "S3Uri": uri}
 
@@ -361,7 +370,7 @@ def test_a_bad_manifest_fails_the_download(objects: Objects, tmp_path: Path, man
 
 def test_a_key_cannot_leave_its_channel(objects: Objects, tmp_path: Path) -> None:
     objects.put(Uri("bucket", "data/../../evil"), b"1")
-    with pytest.raises(DataError, match="outside its channel"):
+    with pytest.raises(DataError, match="outside its folder"):
         objects.fill_channel(s3_source("s3://bucket/data/"), tmp_path / "channel", "role", (0, 1), copy=False)
     assert not (tmp_path / "evil").exists()
 
