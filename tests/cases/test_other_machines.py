@@ -38,7 +38,7 @@ def take_elsewhere(config: RunConfig, tmp_path: Path) -> Claim:
 
 @pytest.mark.usefixtures("unpublished")
 @pytest.mark.parametrize("told", [True, False], ids=["finished there", "left there too"])
-def test_a_sweep_that_returns_after_its_trial_was_taken_tells_nothing(
+def test_a_sweep_that_returns_after_its_trial_was_taken_reports_nothing(
     config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], told: bool
 ) -> None:
     taken: list[Claim] = []

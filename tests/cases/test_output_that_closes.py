@@ -57,7 +57,7 @@ def start(tmp_path: Path, redirection: str, **options: object) -> subprocess.Pop
     )
 
 
-def test_work_goes_on_when_the_pipe_is_closed(tmp_path: Path) -> None:
+def test_work_continues_when_the_pipe_is_closed(tmp_path: Path) -> None:
     process = start(tmp_path, "2>&1", stdout=subprocess.PIPE)
     assert process.stdout is not None
     assert process.stdout.readline() == "begin\n"
@@ -65,7 +65,7 @@ def test_work_goes_on_when_the_pipe_is_closed(tmp_path: Path) -> None:
     write_after(tmp_path, process)
 
 
-def test_work_goes_on_when_the_terminal_is_gone(tmp_path: Path) -> None:
+def test_work_continues_when_the_terminal_is_gone(tmp_path: Path) -> None:
     ours, theirs = pty.openpty()
     process = start(tmp_path, "", stdout=theirs, stderr=theirs)
     os.close(theirs)
@@ -75,11 +75,11 @@ def test_work_goes_on_when_the_terminal_is_gone(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full, which Linux has")
-def test_work_goes_on_when_the_log_is_on_a_full_disk(tmp_path: Path) -> None:
+def test_work_continues_when_the_log_is_on_a_full_disk(tmp_path: Path) -> None:
     write_after(tmp_path, start(tmp_path, ">/dev/full 2>&1"))
 
 
-def test_work_goes_on_when_the_output_was_closed_from_the_start(tmp_path: Path) -> None:
+def test_work_continues_when_the_output_was_closed_from_the_start(tmp_path: Path) -> None:
     write_after(tmp_path, start(tmp_path, ">&- 2>&-"))
 
 

@@ -93,7 +93,7 @@ def test_a_tuned_job_leaves_the_test_split_alone(config: RunConfig, photos: Path
 
 
 @pytest.mark.slow
-def test_a_killed_job_goes_on_from_its_checkpoint_with_the_same_metrics(photos: Path, tmp_path: Path) -> None:
+def test_a_killed_job_resumes_from_its_checkpoint_with_the_same_metrics(photos: Path, tmp_path: Path) -> None:
     config = load_config(None, tiny(photos, tmp_path / "home") | {"trainer.max_epochs": 40})
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     code = lay_out(whole, encode(config), {"photos": photos})

@@ -91,7 +91,7 @@ def judge(tensors: Path, names: Iterable[str] = RULES) -> dict[str, dict[str, An
 
 
 @pytest.mark.parametrize("name", ["healthy", "interrupted"])
-def test_every_loss_reads_back_as_it_was_at_steps_that_go_on(trained: Path, name: str) -> None:
+def test_every_loss_reads_back_as_it_was_at_continued_steps(trained: Path, name: str) -> None:
     losses = read_tensors(JOB_IMAGES, trained / name / "tensors")["losses"][LOSS]
     live = result(trained / name)["losses"]
     for mode in ("TRAIN", "EVAL"):
@@ -331,7 +331,7 @@ def test_a_report_comes_from_the_bucket_and_goes_into_the_job_s_run(
     assert {"debug-report.html", "debug.json", "debug_losses.png", "debug_gradients.png", "debug_weights.png"} <= pushed
 
 
-def test_a_report_of_a_folder_lies_beside_it_and_loads_nothing(
+def test_a_report_of_a_folder_is_beside_it_and_loads_nothing(
     trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = shutil.copytree(trained / "healthy" / "tensors", tmp_path / "tensors")

@@ -71,7 +71,7 @@ def test_who_looks_at_steps_sees_each(photos: Path, tmp_path: Path, values: dict
     assert seen.steps == list(range(1, 10))
 
 
-def test_a_run_that_was_killed_between_epochs_goes_on_to_the_same_end(photos: Path, tmp_path: Path) -> None:
+def test_a_run_that_was_killed_between_epochs_ends_with_the_same_metrics(photos: Path, tmp_path: Path) -> None:
     config = load_config(None, tiny(photos, tmp_path) | {"model.dropout": 0.2, "optimizer.schedule": "cosine"})
     whole, _ = run(config, tmp_path / "whole")
 

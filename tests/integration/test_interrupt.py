@@ -43,7 +43,7 @@ def start(command: str, values: Mapping[str, object], until: str) -> Running:
     return running
 
 
-def test_ctrl_c_stops_after_the_batch_and_the_trial_can_go_on(photos: Path, tmp_path: Path) -> None:
+def test_ctrl_c_stops_after_the_batch_and_the_trial_can_continue(photos: Path, tmp_path: Path) -> None:
     running = start("sweep", tiny(photos, tmp_path / "runs") | LONG, "epoch 2/2000")
     running.process.send_signal(signal.SIGINT)
     errors = running.end(60)
@@ -69,7 +69,7 @@ def test_a_second_ctrl_c_stops_at_once(photos: Path, tmp_path: Path) -> None:
     assert time.monotonic() - started < 5
 
 
-def test_an_interrupted_sweep_leaves_its_best_model_and_a_report_and_goes_on(
+def test_an_interrupted_sweep_leaves_its_best_model_and_a_report_and_continues(
     photos: Path, tmp_path: Path, mlflow_database: Path
 ) -> None:
     output_dir = tmp_path / "runs"

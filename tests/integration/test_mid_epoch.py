@@ -131,7 +131,7 @@ def test_writing_within_epochs_changes_no_metric(whole: TrainResult, tmp_path: P
     ],
     ids=["first epoch", "early batch", "last batch", "validation"],
 )
-def test_a_run_that_is_killed_within_an_epoch_goes_on_there(
+def test_a_run_that_is_killed_within_an_epoch_resumes_there(
     whole: TrainResult, tmp_path: Path, kill: Callback, saved: int
 ) -> None:
     config = override(whole.task.config, EVERY_BATCH)
@@ -144,7 +144,7 @@ def test_a_run_that_is_killed_within_an_epoch_goes_on_there(
     assert_same(resumed, whole)
 
 
-def test_an_epoch_may_be_cut_more_than_once_and_its_clock_goes_on(
+def test_an_epoch_may_be_interrupted_twice_and_its_clock_continues(
     whole: TrainResult, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = override(whole.task.config, EVERY_BATCH)

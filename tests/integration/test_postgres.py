@@ -74,7 +74,7 @@ def test_a_study_waits_for_its_postgresql_that_restarts(
 
 
 @pytest.mark.usefixtures("unpublished")
-def test_a_study_goes_on_after_its_postgresql_went_away(
+def test_a_study_continues_after_its_postgresql_went_away(
     photos: Path, tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(study_storage, "STORAGE_SECONDS", 1.0)

@@ -115,7 +115,7 @@ def test_a_slow_callback_is_found(config: RunConfig, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("step", [9, 22])
-def test_a_run_that_is_killed_while_it_is_measured_leaves_nothing_and_is_measured_when_it_goes_on(
+def test_a_run_that_is_killed_during_its_profile_leaves_nothing_and_is_profiled_when_it_resumes(
     config: RunConfig, tmp_path: Path, step: int
 ) -> None:
     class Killer(Callback):

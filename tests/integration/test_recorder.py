@@ -161,7 +161,7 @@ def test_a_loss_that_is_no_number_ends_the_run_at_once_and_names_the_layer(
     assert math.isnan(recorded(tmp_path).train_losses[spoilt])
 
 
-def test_a_run_that_goes_on_records_no_step_twice(
+def test_a_resumed_run_records_no_step_twice(
     config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(recorder, "SAVE_SECONDS", 0.0)  # so that it holds more than the checkpoint
@@ -183,7 +183,7 @@ def test_a_run_that_goes_on_records_no_step_twice(
     assert [sample.step for sample in killed.samples] == [sample.step for sample in whole.samples]
 
 
-def test_a_compiled_network_is_looked_into_and_goes_on_compiled(config: RunConfig, tmp_path: Path) -> None:
+def test_a_compiled_network_is_recorded_and_stays_compiled(config: RunConfig, tmp_path: Path) -> None:
     calls: list[int] = []
 
     class Compiled(Callback):

@@ -57,7 +57,7 @@ def test_a_second_upload_sends_only_what_changed(s3: Any, photos: Path, tmp_path
     assert first.items() <= keys(s3).items()
 
 
-def test_an_upload_that_was_cut_off_names_no_data_set_and_goes_on(
+def test_an_interrupted_upload_names_no_data_set_and_continues(
     s3: Any, photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     storage, found = Storage(s3, SETTINGS), read_photo_set(photos)

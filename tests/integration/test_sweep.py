@@ -252,7 +252,7 @@ def test_what_no_trial_can_open_ends_the_sweep_before_the_first(config: RunConfi
     assert not study_folder(config).exists()
 
 
-def test_an_interrupted_sweep_goes_on_from_the_checkpoint(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_sweep_resumes_from_the_checkpoint(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     def stop(self: Watch, trainer: Any, *args: Any, **kwargs: Any) -> None:
         if trainer.current_epoch == 2:
             deadline = time.monotonic() + 120
@@ -415,7 +415,7 @@ def test_pruned_and_diverged_members_leave_the_population(config: RunConfig, mon
 
 
 @pytest.mark.slow
-def test_an_interrupted_population_goes_on(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_population_continues(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     config = override(config, {"sweep.population": 3})
     epoch = HeadPopulation.train_epoch
 

@@ -262,7 +262,7 @@ def test_another_rehearsal_that_gives_the_same_names_makes_runs_of_its_own(confi
     assert sorted(run.info.status for run in found) == ["FAILED", "FINISHED", "FINISHED", "FINISHED"]
 
 
-def test_a_job_that_goes_on_is_caught_up_with(config: RunConfig) -> None:
+def test_a_running_job_is_synchronised_again(config: RunConfig) -> None:
     account = Account(config, ["InProgress"])
     account.status = "InProgress"
     whole = account.logs["tuning-000"]

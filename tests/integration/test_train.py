@@ -186,7 +186,7 @@ def test_a_network_that_trains_as_a_whole_decodes_each_photo_once_for_all_trials
     assert len(decoded_files) == 24 + 12
 
 
-def test_auto_says_that_decoded_photos_do_not_fit_and_goes_on(
+def test_auto_reports_that_decoded_photos_do_not_fit_and_continues(
     config: RunConfig, tmp_path: Path, decoded_files: list[int], capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = override(config, {"model.trainable": "all", "data.cache_max_gb": 1e-5, "trainer.max_epochs": 2})
@@ -304,7 +304,7 @@ def test_the_export_scores_as_the_trainer_does(config: RunConfig, tmp_path: Path
 
 
 @pytest.mark.parametrize(("trainable", "cache"), [("all", "none"), ("head", "features")])
-def test_an_export_has_float32_scores_whatever_training_computed_in(
+def test_an_export_has_float32_scores_in_every_precision_of_training(
     config: RunConfig, tmp_path: Path, trainable: str, cache: str
 ) -> None:
     values = {"trainer.precision": "bf16-mixed", "model.trainable": trainable, "data.cache": cache}

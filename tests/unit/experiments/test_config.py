@@ -162,7 +162,7 @@ def test_an_empty_mapping_is_no_value_for_a_field_outside_the_sections(tmp_path:
         load_config(preset)
 
 
-def test_a_key_that_stands_twice_in_a_preset_is_refused(tmp_path: Path) -> None:
+def test_a_duplicate_key_in_a_preset_is_refused(tmp_path: Path) -> None:
     preset = tmp_path / "mine.yaml"
     preset.write_text("trainer: {max_epochs: 1}\ndata: {batch_size: 8}\ntrainer: {devices: 2}\n")
     with pytest.raises(ValueError, match="trainer"):

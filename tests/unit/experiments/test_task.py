@@ -47,7 +47,7 @@ def test_what_must_see_each_step_of_a_head_has_lightning_clip_gradients(values: 
     assert task_of(watched).gradient_clip == 0.5
 
 
-def test_a_head_trains_in_float32_and_is_not_compiled_whatever_the_config_says() -> None:
+def test_a_head_always_trains_in_float32_and_is_never_compiled() -> None:
     config = override(RunConfig(), HEAD | {"trainer.precision": "bf16-mixed", "trainer.compile": True})
     head, photos = task_of(config), task_of(override(config, {"data.cache": "none"}))
     assert (head.precision, photos.precision) == ("32-true", "bf16-mixed")

@@ -47,7 +47,7 @@ def test_a_crop_of_everything_is_the_photo_scaled() -> None:
     assert torch.allclose(augment_one(square, draws()), resized(square), atol=0.01)
 
 
-def test_a_crop_lies_where_it_was_drawn() -> None:
+def test_a_crop_is_at_the_drawn_position() -> None:
     square = photo(64, 64)
     # 0.35 + 0.65 * draw = 0.5 of the area: a side of 64 * sqrt(0.5).
     numbers = {"area": 0.15 / 0.65, "y": 0.0, "x": 1.0}

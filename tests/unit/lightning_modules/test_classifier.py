@@ -102,7 +102,7 @@ def test_a_checkpoint_holds_what_training_changes_and_restores_the_outputs() -> 
     assert torch.equal(other.eval()(image), model.eval()(image))
 
 
-def test_each_device_goes_on_with_its_own_sums_of_an_epoch() -> None:
+def test_each_device_resumes_with_its_own_sums_of_an_epoch() -> None:
     """As a checkpoint of two devices within an epoch keeps them."""
     models = [classifier("head"), classifier("head")]
     for rank, model in enumerate(models):
@@ -190,7 +190,7 @@ def test_one_image_that_is_no_number_shows_in_the_loss(where: str) -> None:
     assert math.isnan(metric(trainer, metrics.TRAIN_LOSS if where == "train" else metrics.VAL_LOSS))
 
 
-def test_metrics_start_anew_each_epoch() -> None:
+def test_metrics_are_reset_in_each_epoch() -> None:
     model = ImageClassifier(small_network(), num_classes=3, learning_rate=0.5, optimizer="sgd")
     valid = loader([0, 1, 2] * 3)
     trainer = fit(model, loader([0, 1, 2] * 4), valid, epochs=4)

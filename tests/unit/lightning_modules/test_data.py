@@ -521,7 +521,7 @@ def test_training_batches_depend_on_seed_and_epoch_only(root: Path) -> None:
         assert not torch.equal(other[1], draws)
 
 
-def test_batches_go_on_within_an_epoch_where_the_ones_before_stopped(root: Path) -> None:
+def test_batches_resume_within_an_epoch_where_earlier_ones_stopped(root: Path) -> None:
     whole = data_module(root).train_dataloader()
     cut = iter(whole)
     first = [next(cut), next(cut)]
@@ -569,7 +569,7 @@ def test_training_batches_have_the_same_images_in_the_same_order(no_single_image
     assert [len(batch.labels) for batch in batches(data.val_dataloader())] == [11, 1], "validation has no statistics"
 
 
-def test_a_joined_batch_is_given_where_an_epoch_goes_on(root: Path) -> None:
+def test_a_resumed_epoch_has_the_joined_batch(root: Path) -> None:
     (root / "train" / "001.Class1" / "photo_0.jpg").unlink()
 
     def loader() -> PhotoBatches:

@@ -362,7 +362,7 @@ def test_a_head_of_several_layers_is_left_out(
     assert caplog.records == []
 
 
-def test_what_stands_beside_the_network_is_named(
+def test_tensors_beside_the_network_are_named(
     state: dict[str, Tensor], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     torch.save({**named_as("model.")(state), "criterion.weight": torch.ones(3)}, tmp_path / "weights.pth")  # type: ignore[dict-item]

@@ -100,7 +100,7 @@ def test_a_trial_that_diverged_says_so_in_place_of_the_value_that_the_sampler_go
     assert "2.5" not in printed()
 
 
-def test_trials_of_an_earlier_command_are_not_told_again(printed: Callable[[], str]) -> None:
+def test_trials_of_an_earlier_command_are_not_printed_again(printed: Callable[[], str]) -> None:
     study = new_study()
     study.tell(ask(study, 0.1), 0.5)
     shown = SweepProgress(study, 2, float("inf"))

@@ -109,7 +109,7 @@ def page(config: RunConfig) -> Page:
     return Page(report_studies([load_study(config, "tiny")], config))
 
 
-def test_the_best_run_of_every_origin_stands_first_with_what_it_took(page: Page) -> None:
+def test_the_best_run_of_every_origin_comes_first_with_its_cost(page: Page) -> None:
     heading, home, rehearsed, cloud = page.table("The best run of every origin")
     assert heading[:8] == [
         "Origin",
@@ -136,7 +136,7 @@ def test_the_best_run_of_every_origin_stands_first_with_what_it_took(page: Page)
     )
 
 
-def test_the_test_score_of_train_from_best_stands_with_the_trial(config: RunConfig, tmp_path: Path) -> None:
+def test_the_test_score_of_train_from_best_is_shown_with_the_trial(config: RunConfig, tmp_path: Path) -> None:
     study = load_study(config, "tiny")
     home = override(config, {"output_dir": tmp_path})
     for number in (0, 1):
@@ -179,7 +179,7 @@ def test_a_trial_is_interrupted_if_nobody_trains_it(config: RunConfig, tmp_path:
     assert page.table("Timeline")[1][1] == "interrupted"
 
 
-def test_accuracy_stands_against_minutes_and_dollars_with_a_mark_for_each_origin(page: Page) -> None:
+def test_accuracy_is_plotted_against_minutes_and_dollars_with_a_marker_per_origin(page: Page) -> None:
     for title, costs in (
         ("Accuracy against minutes", [2, 2, 3, 1, 8]),
         ("Accuracy against dollars", [0, 0, 0, 0, 0.25]),
@@ -223,7 +223,7 @@ def test_class_names_are_text_in_plots_which_read_html() -> None:
         assert "<b>" not in json.dumps(figure["data"])
 
 
-def test_what_rules_found_is_told(page: Page) -> None:
+def test_findings_of_rules_are_printed(page: Page) -> None:
     rows = page.table("A row for each finding")[1:]
     assert ["job-1", "rule.dead_head", "stands still"] in rows
     assert ["job-1", "debugger.Overfit", "IssuesFound"] in rows

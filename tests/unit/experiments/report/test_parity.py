@@ -57,7 +57,7 @@ def changed(epoch: int, **values: float) -> tuple[Mapping[str, float], ...]:
     )
 
 
-def test_equal_runs_are_equal_whatever_the_clock_and_the_places_say(make: Make) -> None:
+def test_equal_runs_are_equal_with_other_clocks_and_folders(make: Make) -> None:
     home = make("home", end={"test_loss": 0.5}, **{"data.root": "/photos", "model.weights": "/w/net.safetensors"})
     epochs = tuple({**metrics, "epoch_seconds": 99.0, "images_per_second": 1.0} for metrics in EPOCHS)
     job = make(
@@ -95,7 +95,7 @@ def test_the_last_digit_of_one_value_is_found_and_named(make: Make) -> None:
     assert not found.is_equal
 
 
-def test_the_largest_difference_of_the_objective_stands_for_all(make: Make) -> None:
+def test_the_largest_difference_of_the_objective_is_named(make: Make) -> None:
     epochs = changed(2, val_loss=0.71, learning_rate=9.0)
     found = compare(make("home"), make("job", tags=JOB_TAGS, epochs=(*epochs[:2], {**epochs[2], "val_loss": 0.5})))
     assert found.verdict == "differs: val_loss by up to 0.2 (epoch 3), and 2 more of 3 metrics"

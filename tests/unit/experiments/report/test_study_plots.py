@@ -24,7 +24,7 @@ def study_of(values: Sequence[float]) -> optuna.Study:
     return study
 
 
-def test_importance_needs_a_best_tenth_that_stands_out() -> None:
+def test_importance_needs_a_best_tenth_that_differs() -> None:
     # The tenth of 20 trials is bounded by the second best, which here is also the worst.
     assert rankable_parameters(study_of([0.1, *[0.5] * 19])) == []
     assert rankable_parameters(study_of([0.1, 0.2, *[0.5] * 18])) != []

@@ -338,7 +338,7 @@ def test_what_torch_computes_on_is_noted_where_it_is_there(
     assert (tags["hardware.gpu"], tags["hardware.threads"]) == (noted, "1")
 
 
-def test_what_counts_stands_beside_its_course_under_a_name_of_its_own(folder: RunFolder) -> None:
+def test_the_best_value_has_a_name_of_its_own_beside_the_curve(folder: RunFolder) -> None:
     folder.record(1, {"val_loss": 0.5, "train_loss": 0.4})
     assert folder.final_metrics() == {}
     folder.finish(Outcome("COMPLETE", 0.5, {"val_loss": 0.5, "train_loss": 0.4, "test_loss": 0.6, "usd": 1.0}))

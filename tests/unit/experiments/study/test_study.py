@@ -157,7 +157,7 @@ sys.stdin.read()
 # The journal
 
 
-def test_a_torn_last_line_of_the_journal_is_mended_and_the_study_goes_on(config: RunConfig) -> None:
+def test_a_torn_last_line_of_the_journal_is_mended_and_the_study_continues(config: RunConfig) -> None:
     open_study(config, SPACE, PHOTOS)[0].set_user_attr("torn", "x" * 40)
     journal = study_folder(config) / "journal.log"
     whole = journal.read_bytes()
@@ -594,7 +594,7 @@ def test_processes_that_claim_at_once_share_the_trials(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("storage", [journal, sqlite])
-def test_the_lock_of_a_trial_decides_whatever_the_machine_is_called(
+def test_the_lock_of_a_trial_decides_independent_of_the_host_name(
     tmp_path: Path, storage: Callable[[Path], str | None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = make_config(tmp_path, storage=storage(tmp_path), n_trials=1)
@@ -705,7 +705,7 @@ def test_a_trial_that_nobody_claimed_is_taken_over_after_the_timeout(tmp_path: P
 # Times
 
 
-def test_a_trial_took_as_long_as_its_run_whatever_the_clock_says() -> None:
+def test_a_trial_took_as_long_as_its_run_after_the_clock_was_set_back() -> None:
     start = datetime(2026, 10, 25, 2, 59)
     trial = optuna.trial.create_trial(value=0.5)
     trial.datetime_start, trial.datetime_complete = start, start - timedelta(minutes=58)  # summer time has ended

@@ -68,7 +68,7 @@ def test_what_is_written_to_it_stays_in_the_process(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("file", [ARRAY_FILE, MANIFEST_FILE])
 @pytest.mark.parametrize("damage", ["flip", "cut", "empty", "gone"])
-def test_a_damaged_entry_is_said_and_made_anew(
+def test_a_damaged_entry_is_reported_and_computed_again(
     tmp_path: Path, file: str, damage: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     fill = Filler(3.0)

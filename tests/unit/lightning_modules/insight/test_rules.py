@@ -113,7 +113,7 @@ def test_a_loss_that_does_not_fall(losses: list[float], step: int) -> None:
     assert (finding.rule, finding.step) == ("loss_not_decreasing", step)
 
 
-def test_overfitting_needs_two_validations_above_the_best_while_training_goes_on_falling() -> None:
+def test_overfitting_needs_two_validations_above_the_best_while_the_training_loss_falls() -> None:
     recording = replace(healthy(), validation_losses=[1.4, 1.5, 1.2, 1.3, 1.6, 1.7, 1.8, 1.9])
     (finding,) = replay(recording)
     assert (finding.rule, finding.step) == ("overfitting", 199)
@@ -170,7 +170,7 @@ def test_a_recording_comes_back_as_it_was(
     assert repr(loaded) == repr(recording)  # NaN is not equal to itself
 
 
-def test_a_damaged_recording_is_named_and_half_a_file_never_stands_there(tmp_path: Path) -> None:
+def test_a_damaged_recording_is_named_and_half_a_file_is_never_written(tmp_path: Path) -> None:
     healthy().save(tmp_path)
     save_findings(tmp_path, [Finding("overfitting", 3, "text")])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["findings.json", FILE]

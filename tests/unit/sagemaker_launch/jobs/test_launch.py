@@ -165,7 +165,7 @@ def test_a_job_with_debugger_that_is_refused_is_offered_the_recorder(debug: bool
     assert ("--recorder" in str(refused.value)) is offered
 
 
-def test_no_answer_at_all_says_how_to_go_on() -> None:
+def test_a_lost_answer_names_the_next_step() -> None:
     service = Service(lambda: error("InternalFailure", 500))
     with pytest.raises(LaunchError, match="run the same command again"):
         launch(service, TRAINING, "dogs", build())
@@ -179,7 +179,7 @@ def test_a_job_without_a_protection_that_was_asked_for_is_stopped() -> None:
     assert service.stopped == list(service.jobs)
 
 
-def test_any_other_difference_is_told_and_the_job_runs() -> None:
+def test_any_other_difference_is_printed_and_the_job_runs() -> None:
     service = Service()
     service.change = {"AlgorithmSpecification": {"TrainingImage": "another", "TrainingInputMode": "file"}}
     service.lose_tags = True

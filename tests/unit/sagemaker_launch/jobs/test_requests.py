@@ -168,6 +168,6 @@ def test_every_preset_and_its_search_can_be_sent(preset: Path, monkeypatch: pyte
     validate("CreateHyperParameterTuningJob", request)
 
 
-def test_what_a_training_job_is_told_is_the_config() -> None:
+def test_the_hyperparameters_of_a_training_job_are_the_config() -> None:
     config = override(RunConfig(), {"optimizer.learning_rate": 0.123, "trainer.max_epochs": 9})
     assert decode(train(load_cloud(None, BASIC), config)["HyperParameters"]) == decode(encode(config))
