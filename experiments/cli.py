@@ -85,7 +85,7 @@ MACHINE_ERRORS = {
     errno.EIO: "the disk or network drive did not answer; look at the system's log",
     errno.EMFILE: "allow more open files: ulimit -n 4096",
 }
-"""What to do about errors of the machine that can come at any moment and are no bug."""
+"""Next step for errors of the machine, which can happen at any moment and are not bugs."""
 
 
 def _explanation(error: Exception) -> str | None:

@@ -512,7 +512,7 @@ def option_text(name: str, value: object) -> str:
 
 
 def tracking_uri(config: RunConfig) -> str:
-    """Where MLflow keeps the runs of this config."""
+    """The MLflow server or database that keeps the runs of this config."""
     return config.tracking.uri or sqlite_url(config.output_dir / "mlflow.db")
 
 

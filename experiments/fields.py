@@ -24,7 +24,7 @@ COMMANDS = "commands"
 ROLE = "role"
 """The entry of a field's metadata that says what the field is for."""
 Role = Literal["result", "photos", "place", "speed", "watch", "study"]
-"""What a field of a run is for.
+"""The purpose of a field of a run.
 
 | role | the field decides | may change within a study | in a report's command | sent to a job |
 |---|---|---|---|---|
@@ -94,10 +94,10 @@ def used_by_each(make: Callable[[], Value], *commands: str) -> Value:
 
 @dataclass(frozen=True)
 class Field:
-    """One field."""
+    """A field of a settings dataclass."""
 
     hint: Any
-    """Its type."""
+    """Type hint of the field."""
     default: object
     commands: tuple[str, ...]
     """The commands that use it."""

@@ -68,7 +68,7 @@ class Evaluation:
     metrics: Mapping[str, float]
     """Loss and accuracies."""
     facts: Mapping[str, object]
-    """What is known of the data set, as `data_facts`."""
+    """Facts about the data set, as `data_facts` returns them."""
     folder: Path
     """Folder of confusion matrix, accuracy by class and worst errors, as tables and pictures."""
 

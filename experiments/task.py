@@ -83,7 +83,7 @@ class PhotoTask:
 
     @property
     def profile_settings(self) -> Settings:
-        """What the advice of a profile depends on."""
+        """The settings of the run that the advice of a profile depends on."""
         return Settings(
             batch_size=self.config.data.batch_size,
             trainable=self.config.model.trainable,
@@ -153,7 +153,7 @@ class HeadTask:
 
     @property
     def profile_settings(self) -> Settings:
-        """What the advice of a profile depends on."""
+        """The settings of the run that the advice of a profile depends on."""
         return Settings(
             batch_size=self.config.data.batch_size,
             trainable=self.config.model.trainable,

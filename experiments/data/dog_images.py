@@ -60,7 +60,7 @@ _BAD_ARCHIVE = (
     NotADirectoryError,
     IsADirectoryError,
 )
-"""What `zipfile` raises for an archive that is damaged or made to do harm."""
+"""Errors of `zipfile` for an archive that is damaged or malicious."""
 
 
 class DownloadError(RuntimeError):
@@ -167,7 +167,7 @@ def _download(root: Path, url: str) -> Path:
 
 
 def _receive(root: Path, url: str) -> bool:
-    """Ask once for the bytes that the part file lacks.
+    """Request the bytes that the part file lacks, once.
 
     Returns:
         Whether the part file is whole. If not, the next call continues from there, or from zero.
@@ -336,7 +336,7 @@ def _write_json(path: Path, content: Mapping[str, object]) -> None:
 
 @contextmanager
 def _progress(task: str, total: int | None, unit: str, done: int = 0) -> Iterator[Callable[[int], object]]:
-    """Give a function to call with each step: a bar on a terminal, else a line every 10 %."""
+    """Show progress, as a bar on a terminal, else a line every 10 %; yields a function that takes the steps done."""
     if sys.stderr.isatty():
         with tqdm(desc=task, total=total, initial=done, unit=unit, unit_scale=unit == "B", file=sys.stderr) as bar:
             yield bar.update

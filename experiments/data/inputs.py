@@ -1,4 +1,4 @@
-"""What a run opens before it trains: photos, network, features. Trials of one process share what they can."""
+"""The inputs of a run: photos, network, features. The trials of a process share them where possible."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ class ComparedRun:
     """Metrics of the best epoch, and of the test split if that was scored."""
     params: Mapping[str, str]
     minutes: float | None
-    """From start to end, waiting included, and what was opened once for all trials: the pass that computes features."""
+    """From start to end, with waiting, and with the time that computing features took once for all trials."""
     machine: str = ""
     findings: Mapping[str, str] = field(default_factory=dict)
     """Findings of rules and the profiler, by their name."""

@@ -68,7 +68,7 @@ class Errors:
 
     of: str
     note: str
-    """What is missing, and how to get it."""
+    """A sentence about missing data and how to get it."""
     plots: tuple[InteractivePlot, ...]
     pictures: tuple[Photo, ...]
     table: Table

@@ -39,7 +39,7 @@ STATE_COLORS: Mapping[str, str] = MappingProxyType(
     {"COMPLETE": BLUE, "PRUNED": SKY, "FAIL": VERMILLION, "RUNNING": GREEN, "WAITING": GREY}
 )
 MAX_WHOLE_TICKS = 8
-"""Whole numbers that fit below one panel."""
+"""Largest number of integer ticks that fit below one panel."""
 # From worst to best, with 3:1 contrast against the light and the dark page alike.
 _QUALITY_SCALE = [VERMILLION, GREY, BLUE]
 

@@ -83,7 +83,7 @@ class RunRecord:
     ended_ms: int | None = None
     """When the run ended before it was reopened."""
     study: Mapping[str, Any] | None = None
-    """What a trial keeps of its study's identity."""
+    """The part of its study's identity that a trial stores."""
 
     @classmethod
     def of(cls, loaded: Any) -> RunRecord | None:
@@ -118,7 +118,7 @@ class MetricLine:
 
 @dataclass(frozen=True)
 class Published:
-    """What MLflow has of a run."""
+    """The state of a run in MLflow: content of published.json."""
 
     store: str = ""
     """The MLflow server or database, without its password. In another store, the run must still be published."""
@@ -162,8 +162,8 @@ class RunFolder:
         """Write settings and start of the run.
 
         Args:
-            study: what a trial keeps of its study's identity.
-            key: what MLflow's run is found by; by default a random one.
+            study: the part of its study's identity that a trial stores.
+            key: tag by which the run in MLflow is found; by default random.
             started_ms: when it began; by default now.
         """
         if (self.path / "run.json").is_file() and not self.has_started:
@@ -273,7 +273,7 @@ class RunFolder:
             self._write("run.json", replace(self.read(), outcome=outcome, ended_ms=ended_ms or self._now_ms()))
 
     def final_metrics(self) -> dict[str, float]:
-        """What the outcome adds to the epochs, under MLflow's names.
+        """The metrics of the outcome, under their names in MLflow.
 
         MLflow shows a metric's last value, which is the last epoch's: what counts gets a name of its own.
         """
@@ -298,7 +298,7 @@ class RunFolder:
 
     @property
     def run_id(self) -> str | None:
-        """Its run in MLflow; None as long as it has none."""
+        """ID of the run in MLflow; None before it has one."""
         return self.published.run_id
 
     @property
@@ -323,7 +323,7 @@ class RunFolder:
 
     @property
     def published(self) -> Published:
-        """What MLflow has of the run."""
+        """The content of published.json; empty if there is none."""
         path = self.path / "published.json"
         noted: Any = _load(path, _status(path)) if path.is_file() else {}
         if not isinstance(noted, dict):
@@ -377,7 +377,7 @@ class RunFolder:
 
 @functools.cache
 def environment_tags() -> Mapping[str, str]:
-    """Where a run is made: commit, Python, the packages that decide its numbers, and the machine."""
+    """The environment of a run: commit, Python, the packages that decide its numbers, and the machine."""
     tags = {}
     for name in ("mlflow", "numpy", "optuna", "pillow", "pytorch-lightning", "torch", "torchmetrics", "torchvision"):
         with contextlib.suppress(metadata.PackageNotFoundError):  # a job has neither mlflow nor optuna

@@ -51,7 +51,7 @@ class Holder:
     host: str
     """For messages only: a container that is created again has another host name."""
     seconds: float
-    """Its last heartbeat, by the database's clock; 0 in a journal."""
+    """Time of the last heartbeat, by the database's clock; 0 in a journal."""
 
     @classmethod
     def of(cls, attributes: Mapping[str, Any]) -> Holder:

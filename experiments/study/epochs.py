@@ -1,4 +1,4 @@
-"""What a config leaves open: decided once, before a study or a training begins, and recorded in its config."""
+"""Resolve the fields that a config leaves open, once, before a study or a training begins."""
 
 from __future__ import annotations
 

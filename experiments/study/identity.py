@@ -47,7 +47,7 @@ class Photos:
 
 @dataclass(frozen=True)
 class StudyIdentity:
-    """What trials of one study have in common."""
+    """The properties that all trials of a study share."""
 
     search_space: str
     """YAML."""

@@ -22,12 +22,12 @@ DECISION = "pruning_decision"
 
 @dataclass(frozen=True)
 class Decision:
-    """What the pruner decided at the end of an epoch."""
+    """The pruner's decision at the end of an epoch."""
 
     epoch: int
     stop: bool
     notes: dict[str, Any] = field(default_factory=dict)
-    """What the pruner noted about the trial: Hyperband's successive halving counts a trial's completed rungs."""
+    """The pruner's notes about the trial: Hyperband's successive halving counts a trial's completed rungs."""
 
 
 class PruningCallback(Callback):

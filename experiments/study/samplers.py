@@ -107,11 +107,11 @@ class LearnsFromPruned(BaseSampler):
         return self._sampler.sample_independent(self._seen(study), trial, param_name, param_distribution)
 
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:
-        """Let the sampler prepare."""
+        """Call the sampler's own hook."""
         self._sampler.before_trial(study, trial)
 
     def after_trial(self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> None:
-        """Let the sampler note what it needs."""
+        """Call the sampler's own hook."""
         self._sampler.after_trial(study, trial, state, values)
 
     def _seen(self, study: Study) -> Any:

@@ -66,7 +66,7 @@ _RANGE_TYPES: Mapping[str, type[Range]] = MappingProxyType(
 
 
 def study_space(config: RunConfig) -> SearchSpace:
-    """What a search of this config draws from: the file that `search` names, else the built-in space.
+    """The search space of a config: the file that `search` names, else the built-in space.
 
     Raises:
         UserError: as `load_search_space`.

@@ -117,7 +117,7 @@ class JournalLock(JournalFileOpenLock):
         return True
 
     def release(self) -> None:
-        """Give it back."""
+        """Release the lock."""
         assert self._lock is not None
         self._lock.release()
 

@@ -76,7 +76,7 @@ class SweepContext:
     deadline: float
     """When no new trial starts, by `time.monotonic()`."""
     watches: Sequence[Watch]
-    """What may stop training between two batches: Ctrl-C, or a process beside the workers that fails."""
+    """Checks that may stop training between two batches: Ctrl-C, or a failed process beside the workers."""
 
     def check(self) -> None:
         """Raise if a watch has found something."""

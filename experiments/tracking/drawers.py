@@ -30,7 +30,7 @@ def open_drawers() -> ThreadPoolExecutor:
 
 
 def drawn(folders: Sequence[RunFolder], drawers: ThreadPoolExecutor) -> Iterator[RunFolder]:
-    """Give each folder in turn, a finished one with its pictures, while the next ones are drawn."""
+    """Yield the folders in order, finished ones once their pictures are drawn; the next ones are drawn meanwhile."""
     drawings = [
         (folder, drawers.submit(_have_drawn, folder.path) if folder.outcome and folder.needs_drawing else None)
         for folder in folders

@@ -59,11 +59,11 @@ LOCATIONS = {
 """Columns in which MLflow keeps absolute paths of artifacts (3.17.2)."""
 
 AWAY = (MlflowException, OSError)
-"""What MLflow's client raises when its server or database does not answer (requests' errors are OSErrors)."""
+"""Errors of MLflow's client if its server or database does not answer (requests' errors are OSErrors)."""
 CHECK_SECONDS = 5.0
 """How long `check_tracking` waits for an answer. A server in good health answers within a second."""
 MAX_NAME_LENGTH = 256
-"""Of experiments and registered models, in MLflow's tables (3.17.2)."""
+"""Longest name of experiments and registered models in MLflow's tables (3.17.2)."""
 
 _Item = TypeVar("_Item")
 _Point = tuple[str, int, int]
@@ -399,7 +399,7 @@ def _find_experiment(uri: str, name: str) -> _Experiment | None:
 
 
 def artifact_folder(config: RunConfig) -> Path:
-    """Where the artifacts of a store are whose database this process opens itself."""
+    """The artifact folder of a store whose database this process opens itself."""
     return config.output_dir / ARTIFACTS
 
 

@@ -38,7 +38,7 @@ class Photos(Protocol):
         ...
 
     def size(self, index: int) -> tuple[int, int]:
-        """Its height and width; its pixels are not read."""
+        """Height and width of a photo, without reading its pixels."""
         ...
 
 
@@ -107,7 +107,7 @@ class DecodedPhotos:
         return self.pixels[end - 3 * height * width : end].reshape(height, width, 3)
 
     def size(self, index: int) -> tuple[int, int]:
-        """Its height and width."""
+        """Height and width of a photo."""
         height, width = self._sizes[index]
         return height, width
 

@@ -33,7 +33,7 @@ class Finding:
     step: int
     """Counted from 0."""
     message: str
-    """What was found, and what to try."""
+    """The finding in words, and what to try."""
     layer: str = ""
 
 

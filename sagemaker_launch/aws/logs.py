@@ -16,9 +16,9 @@ ENDPOINT_LOG_GROUP = "/aws/sagemaker/Endpoints/{}"
 LAST_LINES = 10
 """Lines of a log that are shown if AWS gives no reason of a failure."""
 EMPTY_REASON = re.compile(r"(\w*Error:)?[\s,]*(exit code: -?\d+)?")
-"""What AWS writes where a job left no message, as `AlgorithmError: , exit code: 1`."""
+"""AWS's reason for a job that left no message, such as `AlgorithmError: , exit code: 1`."""
 EMPTY_MESSAGE = 'ErrorMessage ""'
-"""What AWS's toolkit writes where a process left no message."""
+"""The reason that AWS's toolkit writes for a process that left no message."""
 
 
 class LogLine(NamedTuple):

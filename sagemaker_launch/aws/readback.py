@@ -45,7 +45,7 @@ class ProtectionError(CommandError):
 
 @dataclass(frozen=True)
 class Difference:
-    """One field that AWS describes otherwise than it was sent."""
+    """A field whose value in AWS differs from the request."""
 
     path: str
     sent: Any

@@ -35,7 +35,7 @@ class ResourceType:
     arn: str
     word: str
     status: str = ""
-    """Of jobs and endpoints; models and configs have none."""
+    """Key of the status of jobs and endpoints; models and configs have none."""
 
     @property
     def create_operation(self) -> str:
@@ -61,7 +61,7 @@ class ResourceType:
         self._call(client, "create")(**request)
 
     def stop(self, client: Any, name: str) -> None:
-        """Ask for a stop."""
+        """Request that a job stops."""
         self._call(client, "stop")(**{self.name: name})
 
     def delete(self, client: Any, name: str) -> None:

@@ -22,7 +22,7 @@ class LocatedModel:
     export: Path
     source: str
     registered: str | None = None
-    """Its registry URI, for a registered version."""
+    """Registry URI of a registered version; None for any other model."""
 
 
 def model_of_tuning_job(settings: CloudSettings, config: RunConfig, tuning_job: str) -> LocatedModel:

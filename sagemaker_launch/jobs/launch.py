@@ -25,7 +25,7 @@ class Launched:
     found: bool
     """Whether it existed before."""
     differences: tuple[str, ...] = ()
-    """What AWS describes otherwise than it was sent, as sentences."""
+    """Differences between the request and AWS's description, as sentences."""
 
 
 def job_name(label: str, build: Callable[[str], Request], attempt: int) -> str:

@@ -181,7 +181,7 @@ class Storage:
 
 
 def weights_folder(sha256: str) -> str:
-    """Where a checkpoint is below the project's prefix, by its content."""
+    """The key of a checkpoint below the project's prefix, by its hash."""
     return f"weights/{sha256[:32]}"
 
 

@@ -124,7 +124,7 @@ def _serialized_descriptor(path: Path) -> bytes:
 
 
 def _restore_tostring() -> None:
-    """Give smdebug arrays that still have `tostring`, which numpy 2.3 removed."""
+    """Make smdebug create arrays with `tostring`, which numpy 2.3 removed."""
     import numpy as np
 
     if hasattr(np.ndarray, "tostring"):

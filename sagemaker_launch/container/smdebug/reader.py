@@ -66,7 +66,7 @@ class SavedStep:
         return [tensor for tensor in self.tensors if matches(tensor, patterns)]
 
     def statistic(self, tensor: str, name: str) -> float | None:
-        """One number of a tensor, or None where it was not saved."""
+        """A statistic of a tensor, or None where it was not saved."""
         if tensor not in self._known:
             self._known[tensor] = self._statistics(tensor)
         return self._known[tensor].get(name)

@@ -49,7 +49,7 @@ class Step(Protocol):
         """Tensors whose names match one of some patterns."""
 
     def statistic(self, tensor: str, name: str) -> float | None:
-        """One number of a tensor (`abs_mean`, `l2_norm`, ...), or None where it was not saved."""
+        """A statistic of a tensor (`abs_mean`, `l2_norm`, ...), or None where it was not saved."""
 
     def percentiles(self, tensor: str, low: float, high: float) -> tuple[float, float] | None:
         """Two percentiles of a tensor's values, or None where they were not saved."""
