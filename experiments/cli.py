@@ -70,8 +70,8 @@ def run_command(command: Callable[[], None], *, show_traceback: bool) -> int:
         if show_traceback or explained is None:
             print(redact(traceback.format_exc()), end="", file=sys.stderr)
         code = int(getattr(error, "exit_code", EXIT_USAGE if isinstance(error, UserError) else EXIT_FAILED))
-        said = redact(explained) if explained else bug_report(error)
-        print(f"{'' if code == EXIT_INTERRUPTED else 'error: '}{said}", file=sys.stderr)
+        message = redact(explained) if explained else bug_report(error)
+        print(f"{'' if code == EXIT_INTERRUPTED else 'error: '}{message}", file=sys.stderr)
         return code
     return EXIT_DONE
 

@@ -36,8 +36,8 @@ def debugger_python(cache_dir: Path) -> Path:
     Raises:
         UserError: with pip's own message, if the packages are not available.
     """
-    parts = [sys.version, sys.base_prefix, REQUIREMENTS.read_text()]
-    root = (cache_dir / f"debugger-{hashlib.sha256('|'.join(parts).encode()).hexdigest()[:12]}").resolve()
+    versions = [sys.version, sys.base_prefix, REQUIREMENTS.read_text()]
+    root = (cache_dir / f"debugger-{hashlib.sha256('|'.join(versions).encode()).hexdigest()[:12]}").resolve()
     root.parent.mkdir(parents=True, exist_ok=True)
     with KernelLock(Path(f"{root}.lock")):
         if not (root / "complete").exists():

@@ -24,19 +24,19 @@ def refuse_secrets(files: Mapping[str, bytes]) -> None:
         files: path in the archive to content.
 
     Raises:
-        UserError: naming the file, the line and the kind, never the secret.
+        UserError: naming the file, the line and the type of secret, never the secret.
     """
     found = next(_found(files), None)
     if found is not None:
-        name, line, kind = found
+        name, line, secret_type = found
         raise UserError(
-            f"{name}, line {line}, holds what looks like a secret ({kind}): nothing was packed; take it out, or end "
-            f"the line with `{ALLOWED}` if it is none"
+            f"{name}, line {line}, holds what looks like a secret ({secret_type}): nothing was packed; take it out, or "
+            f"end the line with `{ALLOWED}` if it is none"
         )
 
 
 def _found(files: Mapping[str, bytes]) -> Iterator[tuple[str, int, str]]:
-    """File, line and kind of what looks like a secret."""
+    """File, line and type of each probable secret."""
     # Takes a tenth of a second, which only packing needs. It redirects warnings of this process into its own log.
     from detect_secrets.settings import default_settings, get_plugins
 
@@ -48,17 +48,17 @@ def _found(files: Mapping[str, bytes]) -> Iterator[tuple[str, int, str]]:
             text = content.decode(errors="replace")
             # A detector takes a file for one long line a quarter as fast as the filters take the lines of it.
             if any(detector.analyze_line(filename=name, line=text) for detector in detectors):
-                yield from ((name, line, kind) for line, kind in _scanned(name, content))
-            yield from ((name, line, kind) for line, kind in _tokens(text))
+                yield from ((name, line, secret_type) for line, secret_type in _scanned(name, content))
+            yield from ((name, line, secret_type) for line, secret_type in _tokens(text))
 
 
 def _tokens(text: str) -> Iterator[tuple[int, str]]:
-    """Line and kind of keys and tokens in forms that detect-secrets 1.5.0 lacks or wants in a context."""
-    for kind, form in TOKENS.items():
+    """Line and type of keys and tokens in forms that detect-secrets 1.5.0 lacks or wants in a context."""
+    for secret_type, form in TOKENS.items():
         for match in re.finditer(form, text):
             before, line = text[: match.start()].count("\n"), text.splitlines()
             if ALLOWED not in line[before]:
-                yield before + 1, kind
+                yield before + 1, secret_type
 
 
 def _scanned(name: str, content: bytes) -> Iterator[tuple[int, str]]:

@@ -167,12 +167,12 @@ def _clear_leftovers(folder: Path) -> None:
         leftover.unlink(missing_ok=True)
 
 
-def _hook_tables(parts: Sequence[nn.Module]) -> Iterator[dict[int, Any]]:
+def _hook_tables(modules: Sequence[nn.Module]) -> Iterator[dict[int, Any]]:
     """Torch's tables of the hooks of modules and their parameters."""
-    for module in (module for part in parts for module in part.modules()):
+    for module in (module for part in modules for module in part.modules()):
         yield module._forward_pre_hooks
         yield module._forward_hooks
-    for parameter in (parameter for part in parts for parameter in part.parameters()):
+    for parameter in (parameter for part in modules for parameter in part.parameters()):
         yield parameter._backward_hooks or {}
 
 
