@@ -155,17 +155,17 @@ def _known() -> Iterator[str]:
 @functools.lru_cache(maxsize=8)
 def _known_pattern(secrets: frozenset[str]) -> re.Pattern[str] | None:
     """Finds secrets in the forms in which programs print them, the longest first."""
-    plain_forms = {form for secret in secrets for form in (secret, unquote(secret), unquote_plus(secret))}
+    plain = {form for one in secrets for form in (one, unquote(one), unquote_plus(one))}
     forms = {
         form
-        for plain_form in plain_forms
+        for one in plain
         for form in (
-            plain_form,
-            quote(plain_form, safe=""),
-            quote_plus(plain_form),
-            json.dumps(plain_form)[1:-1],
-            repr(plain_form)[1:-1],
-            html.escape(plain_form),
+            one,
+            quote(one, safe=""),
+            quote_plus(one),
+            json.dumps(one)[1:-1],
+            repr(one)[1:-1],
+            html.escape(one),
         )
         if len(form) >= MIN_FRAGMENT
     }

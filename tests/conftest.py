@@ -104,6 +104,16 @@ def warm_processes() -> None:
 
 
 @pytest.fixture(autouse=True)
+def secrets() -> Iterator[None]:
+    """The passwords of a test's URLs, such as `secret`, would be replaced in the messages of the next test."""
+    from lightning_modules import redaction
+
+    before = redaction.remembered()
+    yield
+    redaction._remembered.intersection_update(before)
+
+
+@pytest.fixture(autouse=True)
 def variables() -> Iterator[None]:
     """Commands that run in this process set variables of it, which the next test would find."""
     before = dict(os.environ)
