@@ -57,15 +57,24 @@ class Server:
             time.sleep(0.02)
         raise AssertionError(f"no {text!r} in {self.log.read_text()}")
 
+    def processes(self) -> list[psutil.Process]:
+        """The server and its children, which decode."""
+        first = psutil.Process(self.process.pid)
+        return [first, *first.children(recursive=True)]
+
     def memory(self) -> int:
-        """Bytes that the process holds now."""
-        return int(psutil.Process(self.process.pid).memory_info().rss)
+        """Bytes that the processes hold now; pages that they share count for each."""
+        return sum(int(one.memory_info().rss) for one in self.processes())
 
     def peak_memory(self) -> int:
-        """Most bytes that the process ever held."""
-        found = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{self.process.pid}/status").read_text())
-        assert found is not None
-        return int(found[1]) * 1024
+        """Most bytes that each of the processes ever held, together."""
+        return sum(_peak(one.pid) for one in self.processes())
+
+
+def _peak(pid: int) -> int:
+    found = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
+    assert found is not None
+    return int(found[1]) * 1024
 
 
 @contextmanager

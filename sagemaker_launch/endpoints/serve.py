@@ -56,6 +56,9 @@ def _serve(settings: CloudSettings, config: RunConfig, arguments: argparse.Names
         else:
             export = unpack_model(Path(arguments.export), Path(folder) / "model")
         run(replace(served, model=export), _announce, log_file=sys.stderr)  # results go to standard output
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)  # a model that is loading must not delay the exit
 
 
 def _announce(address: str) -> None:

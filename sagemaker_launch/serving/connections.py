@@ -1,4 +1,4 @@
-"""Connections without a request: they are closed after a time, or to make room for others."""
+"""Connections that wait for their client: they are closed after a time, or to make room for others."""
 
 from __future__ import annotations
 
@@ -6,74 +6,80 @@ import asyncio
 import resource
 from typing import ClassVar
 
-import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-MAX_CONNECTIONS = 4096
-"""Largest number of open connections; each takes some 50 KB."""
+MAX_IDLE = 256
+"""Largest number of connections that wait for their client. SageMaker and load balancers open some dozens."""
 
 
 class Connection(H11Protocol):
-    """A connection of uvicorn, which itself waits for a first request without a limit.
+    """A connection of uvicorn, which itself waits without a limit for a first request, and for an answer to be read.
 
-    It is closed if the head of a request does not arrive in time. If there are too many connections, the one that is
-    idle for longest is closed at once, so that a new client is always answered.
+    A connection is idle while the client has to do something: send the head of a request, send the rest of a body
+    after the answer, read the answer. It is closed if that takes too long. If there are too many idle connections, the
+    one that is idle for longest is closed at once, so that a new client is always answered.
     """
 
-    head_seconds: ClassVar[float]
-    """How long the head of a request may take, from the connection or its first byte on."""
+    idle_seconds: ClassVar[float]
+    """How long a connection may be idle."""
     most: ClassVar[int]
-    """How many connections may be open."""
-    _idle: ClassVar[dict[Connection, None]]
-    """Those without a request, the longest idle one first."""
-    _timer: asyncio.TimerHandle | None = None
+    """How many connections may be idle."""
+    _idle: ClassVar[dict[Connection, asyncio.TimerHandle]]
+    """The longest idle one first."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Wait for a request."""
         super().connection_made(transport)
-        self._waits(timed=True)
-        if len(self.connections) > self.most and self._idle:
-            next(iter(self._idle)).transport.close()
+        self._wait()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Wait no longer."""
         super().connection_lost(exc)
-        self._waits_no_longer()
+        self._stop_waiting()
 
     def data_received(self, data: bytes) -> None:
         """Wait for the rest of a request's head, unless it is there."""
         super().data_received(data)
-        if self.conn.their_state is not h11.IDLE:
-            self._waits_no_longer()
-        elif self._timer is None:
-            self._waits(timed=True)
+        if self.cycle is not None and not self.cycle.response_complete:
+            self._stop_waiting()
 
     def on_response_complete(self) -> None:
-        """Wait for the next request, as long as uvicorn keeps a connection alive."""
+        """Wait for the next request, or for the rest of this one."""
         super().on_response_complete()
-        if self.conn.their_state is h11.IDLE:
-            self._waits(timed=False)
+        if self.cycle.response_complete and not self.transport.is_closing():
+            self._wait()
 
-    def _waits(self, *, timed: bool) -> None:
-        self._waits_no_longer()
-        self._idle[self] = None
-        if timed:
-            self._timer = self.loop.call_later(self.head_seconds, self.transport.close)
+    def pause_writing(self) -> None:
+        """Wait for the client to read."""
+        super().pause_writing()
+        self._wait()
 
-    def _waits_no_longer(self) -> None:
-        self._idle.pop(self, None)
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+    def resume_writing(self) -> None:
+        """Wait no longer."""
+        super().resume_writing()
+        self._stop_waiting()
+
+    def _wait(self) -> None:
+        self._stop_waiting()
+        # Not close(), which waits until the client has read everything.
+        self._idle[self] = self.loop.call_later(self.idle_seconds, self.transport.abort)
+        if len(self._idle) > self.most:
+            longest = next(iter(self._idle))
+            longest._stop_waiting()  # at once: of many clients that connect together each closes another one
+            longest.transport.abort()
+
+    def _stop_waiting(self) -> None:
+        if (timer := self._idle.pop(self, None)) is not None:
+            timer.cancel()
 
 
-def connection_class(head_seconds: float) -> type[Connection]:
+def connection_class(idle_seconds: float) -> type[Connection]:
     """The connections of one server.
 
     Args:
-        head_seconds: how long the head of a request may take.
+        idle_seconds: how long a connection may be idle.
     """
     files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     # Half of the file limit, as the system may accept a hundred connections before the first one is handled.
-    most = MAX_CONNECTIONS if files == resource.RLIM_INFINITY else min(MAX_CONNECTIONS, files // 2)
-    return type("ServerConnection", (Connection,), {"head_seconds": head_seconds, "most": most, "_idle": {}})
+    most = MAX_IDLE if files == resource.RLIM_INFINITY else min(MAX_IDLE, files // 2)
+    return type("ServerConnection", (Connection,), {"idle_seconds": idle_seconds, "most": most, "_idle": {}})

@@ -1,18 +1,50 @@
-"""Decode the bodies of requests to crops of the network's size."""
+"""Decode the bodies of requests to crops of the network's size, in processes that can be killed."""
 
 from __future__ import annotations
 
 import asyncio
-import threading
+import contextlib
+import json
+import logging
+import os
+import signal
+import socket
 import time
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Self
 
 import torch
-from PIL import Image
 from torch import Tensor
 
-from lightning_modules.inference import BadImageError, Preprocessing, decode_request, read_request
+from lightning_modules.inference import (
+    BadImageError,
+    BadTypeError,
+    OutOfMemoryError,
+    Preprocessing,
+    TooLargeError,
+)
+from sagemaker_launch.serving.decode_process import DECODE_SECONDS, HEAD, start_forker
+
+START_SECONDS = 5.0
+"""Time limit of a new process to say that it is there, which takes some 20 ms on an idle machine."""
+RETRY_SECONDS = 1.0
+"""Pause before a process that could not be started is tried again."""
+
+log = logging.getLogger("serving")
+
+
+class TooSlowError(BadImageError):
+    """Decoding takes longer than a request may."""
+
+
+class DecoderError(BadImageError):
+    """The process that decoded the request ended."""
+
+    status = 500
+
+
+_ERRORS = {kind.__name__: kind for kind in (BadImageError, BadTypeError, OutOfMemoryError, TooLargeError)}
 
 
 @dataclass(frozen=True)
@@ -24,47 +56,151 @@ class Decoded:
     seconds: float
 
 
-class Decoder:
-    """A few threads that decode. An image is cropped at once, so there is at most one large image per thread."""
+@dataclass(frozen=True, eq=False)
+class _Process:
+    """A process that decodes, as the server sees it."""
 
-    def __init__(self, threads: int) -> None:
-        # glibc returns freed blocks above 32 MB to the system. Of Pillow's blocks of 16 MB it kept 370 MB after some
-        # 500 requests.
-        Image.core.set_block_size(1 << 26)  # type: ignore[attr-defined]
-        # One thread each for torch's resizing too: the cores are the network's.
-        self._pool = ThreadPoolExecutor(threads, "decode", torch.set_num_threads, (1,))
-        # A cancelled request leaves this queue; it could not leave the queue of the pool.
-        self._turns = asyncio.Semaphore(threads)
+    stream: socket.socket
+    number: int
+    side: int
 
-    async def decode(self, body: bytes, content_type: str, preprocessing: Preprocessing) -> Decoded:
-        """Decode a request. If it is cancelled, it ends after its present image."""
-        await self._turns.acquire()
-        given_up = threading.Event()
-        running = self._pool.submit(_decode, body, content_type, preprocessing, given_up)
-        loop = asyncio.get_running_loop()
+    @classmethod
+    async def start(cls, forker: socket.socket, preprocessing: Preprocessing) -> Self:
+        """Start one.
 
-        def ended(_: Future[Decoded]) -> None:
-            loop.call_soon_threadsafe(self._turns.release)
-
-        running.add_done_callback(ended)
+        Raises:
+            OSError, EOFError: if the system gives no process.
+        """
+        stream, theirs = socket.socketpair()
+        with theirs:
+            socket.send_fds(forker, [b"1"], [theirs.fileno()])
         try:
-            return await asyncio.wrap_future(running)
-        finally:
-            given_up.set()
+            stream.setblocking(False)
+            number = int.from_bytes(await _receive(stream, 8), "little")
+            one = cls(stream, number, preprocessing.image_size)
+            await one._send(json.dumps(preprocessing.to_dict()))
+        except BaseException:
+            stream.close()
+            raise
+        return one
+
+    async def decode(self, body: bytes, content_type: str) -> list[Tensor | BadImageError]:
+        """Decode a request.
+
+        Raises:
+            BrokenPipeError: if the process ended before.
+            EOFError, OSError: if it ends now.
+        """
+        await self._send(content_type, body)
+        text, content = HEAD.unpack(await _receive(self.stream, HEAD.size))
+        errors = json.loads(await _receive(self.stream, text))
+        crops: Iterator[Tensor] = iter(())
+        if content:
+            received = torch.frombuffer(await _receive(self.stream, content), dtype=torch.uint8)
+            crops = iter(received.reshape(-1, 3, self.side, self.side))
+        return [next(crops) if one is None else _ERRORS[one[0]](one[1]) for one in errors]
+
+    def kill(self) -> None:
+        """End it, whatever it does."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.number, signal.SIGKILL)
+        self.stream.close()
+
+    async def _send(self, text: str, content: bytes = b"") -> None:
+        encoded = text.encode()
+        loop = asyncio.get_running_loop()
+        await loop.sock_sendall(self.stream, HEAD.pack(len(encoded), len(content)) + encoded)
+        await loop.sock_sendall(self.stream, content)
+
+
+async def _receive(stream: socket.socket, size: int) -> bytearray:
+    received = bytearray(size)
+    left = memoryview(received)
+    while left:
+        count = await asyncio.get_running_loop().sock_recv_into(stream, left)
+        if not count:
+            raise EOFError
+        left = left[count:]
+    return received
+
+
+class Decoder:
+    """Some processes that decode. One that takes too long, or whose request is cancelled, is killed and replaced.
+
+    Must be made before the server has threads; everything else runs on its event loop.
+    """
+
+    def __init__(self, processes: int) -> None:
+        self._count = processes
+        self._forker, self._forker_number = start_forker()
+        # The one that was used last is taken first: its memory is in use already.
+        self._free: asyncio.LifoQueue[_Process] = asyncio.LifoQueue()
+        self._all: set[_Process] = set()
+        self._starting: set[asyncio.Task[None]] = set()
+        self.is_working = True
+        """Whether each process that ended could be replaced."""
+
+    async def start(self, preprocessing: Preprocessing) -> None:
+        """Start the processes."""
+        self._preprocessing = preprocessing
+        await asyncio.gather(*(self._add() for _ in range(self._count)))
+
+    async def decode(self, body: bytes, content_type: str) -> Decoded:
+        """Decode a request. If it is cancelled, its process ends at once."""
+        while True:
+            process = await self._free.get()
+            started = time.perf_counter()
+            try:
+                images = await process.decode(body, content_type)
+            except BrokenPipeError:
+                self._replace(process)  # it ended while it had nothing to do
+            except (EOFError, OSError):
+                self._replace(process)
+                seconds = time.perf_counter() - started
+                return Decoded([_reason(seconds)], seconds)
+            except BaseException:
+                self._replace(process)
+                raise
+            else:
+                self._free.put_nowait(process)
+                return Decoded(images, time.perf_counter() - started)
 
     def close(self) -> None:
-        """End the threads."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        """End the processes."""
+        for task in self._starting:
+            task.cancel()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._forker_number, signal.SIGKILL)
+        os.waitpid(self._forker_number, 0)
+        for stream in (self._forker, *(process.stream for process in self._all)):
+            stream.close()
 
+    def _replace(self, process: _Process) -> None:
+        process.kill()
+        self._all.discard(process)
+        task = asyncio.create_task(self._add())
+        self._starting.add(task)
+        task.add_done_callback(self._starting.discard)
 
-def _decode(body: bytes, content_type: str, preprocessing: Preprocessing, given_up: threading.Event) -> Decoded:
-    started = time.perf_counter()
-    images: list[Tensor | BadImageError] = []
-    try:
-        for image in decode_request(read_request(body, content_type)):
-            images.append(preprocessing.crop(image) if isinstance(image, Tensor) else image)
-            if given_up.is_set():
+    async def _add(self) -> None:
+        while True:
+            try:
+                async with asyncio.timeout(START_SECONDS):
+                    process = await _Process.start(self._forker, self._preprocessing)
                 break
-    except BadImageError as error:
-        images = [error]
-    return Decoded(images, time.perf_counter() - started)
+            except (OSError, EOFError, TimeoutError) as error:
+                if self.is_working:
+                    log.error(f"no process for decoding can be started: {error!r}: trying again each second")
+                self.is_working = False
+                await asyncio.sleep(RETRY_SECONDS)
+        self.is_working = True
+        self._all.add(process)
+        self._free.put_nowait(process)
+
+
+def _reason(seconds: float) -> BadImageError:
+    """Why a process ended: the kernel tells its parent only, but the time limit can't be reached earlier."""
+    if seconds >= DECODE_SECONDS:
+        return TooSlowError(f"decoding the request takes more than {DECODE_SECONDS} s")
+    log.error("a process for decoding ended while it decoded a request")
+    return DecoderError("the server failed while it decoded the request")

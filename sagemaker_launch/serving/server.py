@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
+import math
 import os
 import signal
 import socket
 import sys
-import warnings
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import TextIO
+from typing import Any, TextIO
 
 import uvicorn
 from fastapi import FastAPI
@@ -24,8 +25,9 @@ from sagemaker_launch.serving.settings import Settings
 
 BACKLOG = 128
 """Connections that the system accepts before the server handles them."""
-KEEP_ALIVE_SECONDS = 75
-"""More than SageMaker's 60, so that the server never closes a connection that SageMaker is about to use."""
+LOG_SECONDS = 60.0
+"""At most one line in that time says that no connection can be accepted."""
+_NO_FILES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 log = logging.getLogger("serving")
 
@@ -53,8 +55,6 @@ def run(
         ServingError: if there is no model or no port, or the server fails.
     """
     _log_to(log_file or sys.stdout)
-    # Pillow warns about images of clients; the answer says what is wrong with them.
-    warnings.filterwarnings("ignore", module=r"PIL\.")
     try:
         listener = listen(settings.host, settings.port)
         # Connections inherit it. asyncio sets it only on sockets that name TCP as their protocol, and without it an
@@ -85,19 +85,20 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 async def _serve(settings: Settings, listener: socket.socket, on_ready: Callable[[str], None]) -> None:
+    asyncio.get_running_loop().set_exception_handler(_log_failures())
     service = Service(settings)
     app = make_app(service)
     server = uvicorn.Server(
         uvicorn.Config(
             app,
-            http=connection_class(settings.body_timeout_seconds),
+            http=connection_class(settings.idle_seconds),
             backlog=BACKLOG,
             loop="asyncio",
             ws="none",
             log_config=None,
             access_log=False,
             server_header=False,
-            timeout_keep_alive=KEEP_ALIVE_SECONDS,
+            timeout_keep_alive=math.ceil(settings.idle_seconds),
             timeout_graceful_shutdown=1,  # accepted requests have been answered by then
         )
     )
@@ -129,6 +130,22 @@ async def _serve(settings: Settings, listener: socket.socket, on_ready: Callable
         raise ServingError(f"the server failed: {error}") from error
 
 
+def _log_failures() -> Callable[[asyncio.AbstractEventLoop, dict[str, Any]], None]:
+    """What the event loop does with failures. Without a free file it would log a traceback for each try to accept."""
+    logged = -math.inf
+
+    def handle(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        nonlocal logged
+        error = context.get("exception")
+        if not (isinstance(error, OSError) and error.errno in _NO_FILES):
+            loop.default_exception_handler(context)
+        elif loop.time() - logged > LOG_SECONDS:
+            logged = loop.time()
+            log.error(f"no connection can be accepted now: {error}")
+
+    return handle
+
+
 async def _live(service: Service, on_ready: Callable[[], None]) -> None:
     """Load and serve. Return after SIGTERM, when all accepted requests are answered."""
     stop, loop = asyncio.Event(), asyncio.get_running_loop()
@@ -152,7 +169,8 @@ async def _live(service: Service, on_ready: Callable[[], None]) -> None:
 def _log_to(file: TextIO) -> None:
     handler = logging.StreamHandler(file)
     handler.setFormatter(logging.Formatter("%(message)s"))
-    for name, level in (("serving", logging.INFO), ("uvicorn.error", logging.WARNING)):
+    # uvicorn warns of each request that is none, with which strangers would fill the log.
+    for name, level in (("serving", logging.INFO), ("uvicorn.error", logging.ERROR)):
         logger = logging.getLogger(name)
         logger.handlers, logger.propagate = [handler], False
         logger.setLevel(level)

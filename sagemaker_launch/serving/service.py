@@ -22,6 +22,7 @@ from sagemaker_launch.serving.settings import Settings
 STATES = {
     "loading": "the model is being loaded",
     "ready": "ready",
+    "broken": "no image can be decoded: the system gives no process",
     "stopping": "the server is stopping",
 }
 
@@ -51,7 +52,7 @@ class Service:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.state: Literal["loading", "ready", "stopping"] = "loading"
+        self._phase: Literal["loading", "ready", "stopping"] = "loading"
         self.metrics = Metrics(lambda: self.batcher.depth, lambda: self._in_progress)
         self._in_progress = 0
         self._empty = asyncio.Event()
@@ -59,10 +60,15 @@ class Service:
         self._model: Model | None = None
         # Everything that concerns the network happens on its one thread.
         self._network = ThreadPoolExecutor(1, "network")
-        self._decoder = Decoder(settings.decode_threads)
+        self._decoder = Decoder(settings.decode_threads)  # before there is a thread
         self.batcher = Batcher(
             self._score, self._network, settings.max_batch, settings.max_wait_seconds, self.metrics.batch_size.observe
         )
+
+    @property
+    def state(self) -> Literal["loading", "ready", "broken", "stopping"]:
+        """Requests are accepted in `ready` only."""
+        return "broken" if self._phase == "ready" and not self._decoder.is_working else self._phase
 
     async def load(self) -> None:
         """Load the model, check the golden photo and warm up.
@@ -71,7 +77,8 @@ class Service:
             BadExportError: if the model is incomplete, or the scores of its golden photo differ from the trainer's.
         """
         self._model = await asyncio.get_running_loop().run_in_executor(self._network, self._load)
-        self.state = "ready"
+        await self._decoder.start(self._model.preprocessing)
+        self._phase = "ready"
 
     @contextmanager
     def admitted(self) -> Iterator[None]:
@@ -105,7 +112,7 @@ class Service:
         model = self._model
         assert model is not None, "requests are admitted when it is loaded"
         with self.batcher.coming():
-            decoded = await self._decoder.decode(body, content_type, model.preprocessing)
+            decoded = await self._decoder.decode(body, content_type)
         record.images, record.decode_seconds = len(decoded.images), decoded.seconds
         scored = await self.batcher.score([image for image in decoded.images if isinstance(image, Tensor)])
         record.network_seconds = max((one.seconds for one in scored), default=0.0)
@@ -116,7 +123,7 @@ class Service:
 
     async def drain(self) -> None:
         """Refuse new requests, and wait for accepted ones as long as the settings allow."""
-        self.state = "stopping"
+        self._phase = "stopping"
         try:
             async with asyncio.timeout(self.settings.stop_seconds):
                 await self._empty.wait()
@@ -124,7 +131,7 @@ class Service:
             pass
 
     def close(self) -> None:
-        """End the threads."""
+        """End processes and threads."""
         self._decoder.close()
         self._network.shutdown(wait=False, cancel_futures=True)
 

@@ -10,6 +10,11 @@ from typing import cast, get_args
 from lightning_modules.cores import usable_cores
 from sagemaker_launch.serving.engine import Precision
 
+STOP_SECONDS = 8.0
+"""A server has ended 10 s after SIGTERM. SageMaker kills after 30 s, Docker after 10."""
+IDLE_SECONDS = 30.0
+"""Clients that are alive ask again within seconds. A silent one costs a file and 50 KB."""
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -32,9 +37,11 @@ class Settings:
     body_timeout_seconds: float
     """Time limit for a body to arrive; then the answer is 408."""
     decode_threads: int
-    """Number of decode threads. Each needs up to 1 GB."""
+    """Number of processes that decode, with a thread each. Each needs up to 1 GB."""
     stop_seconds: float
-    """Time limit of accepted requests after SIGTERM. SageMaker kills after 30 s."""
+    """Time limit of accepted requests after SIGTERM."""
+    idle_seconds: float
+    """Time limit of a connection to send the head of its next request, and to read an answer."""
     precision: Precision
     """Data type on a GPU: float32, or bf16, which is faster and may change the first decimal of a logit."""
 
@@ -84,7 +91,8 @@ def read_settings(environment: Mapping[str, str], *, cuda: bool) -> Settings:
         timeout_seconds=timeout_seconds,
         body_timeout_seconds=number("SERVING_BODY_TIMEOUT_SECONDS", min(20, timeout_seconds), 0.1, timeout_seconds),
         decode_threads=whole("SERVING_DECODE_THREADS", min(usable_cores(), 16), 1, 256),
-        stop_seconds=number("SERVING_STOP_SECONDS", 25, 0, 3600),
+        stop_seconds=number("SERVING_STOP_SECONDS", STOP_SECONDS, 0, 3600),
+        idle_seconds=number("SERVING_IDLE_SECONDS", IDLE_SECONDS, 0.1, 3600),
         precision=cast(Precision, precision),
     )
     unknown = sorted(name for name in environment if name.startswith("SERVING_") and name not in known)

@@ -69,7 +69,10 @@ def test_serve_takes_a_registered_model(uri: str, tmp_path: Path, monkeypatch: p
 
     monkeypatch.setattr("experiments.tracking.exports.locate_export", locate)
     monkeypatch.setattr("sagemaker_launch.serving.server.run", lambda settings, _, **to: served.append(settings.model))
+    ended: list[int] = []
+    monkeypatch.setattr("os._exit", ended.append)
     assert main(["serve", uri, "--output_dir", str(tmp_path)]) == 0
+    assert ended == [0]
     assert (asked, served) == ([(uri, tmp_path)], [model])
 
 

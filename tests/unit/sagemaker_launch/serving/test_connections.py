@@ -53,8 +53,8 @@ async def app(scope: dict[str, Any], receive: Any, send: Any) -> None:
 
 
 @asynccontextmanager
-async def serving(head_seconds: float, most: int) -> AsyncIterator[int]:
-    kind = connection_class(head_seconds)
+async def serving(idle_seconds: float, most: int) -> AsyncIterator[int]:
+    kind = connection_class(idle_seconds)
     kind.most = most
     server = uvicorn.Server(uvicorn.Config(app, http=kind, lifespan="off", log_config=None, ws="none"))
     with listen("127.0.0.1", 0) as listener:
@@ -77,7 +77,7 @@ async def ask(port: int, path: str = "/") -> bytes:
 @pytest.mark.parametrize("sent", [b"", b"GET / HT", b"GET / HTTP/1.1\r\nHost: x\r\n"])
 def test_a_connection_without_a_request_ends(sent: bytes) -> None:
     async def run() -> None:
-        async with serving(head_seconds=0.2, most=100) as port:
+        async with serving(idle_seconds=0.2, most=100) as port:
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
             writer.write(sent)
             assert await asyncio.wait_for(reader.read(), 5) == b""
@@ -88,14 +88,15 @@ def test_a_connection_without_a_request_ends(sent: bytes) -> None:
 
 def test_a_request_may_take_longer_than_its_head_and_its_connection_is_kept() -> None:
     async def run() -> None:
-        async with serving(head_seconds=0.3, most=100) as port:
+        async with serving(idle_seconds=0.3, most=100) as port:
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
             for path in ("/slow", "/"):
+                await asyncio.sleep(0.1)
                 writer.write(f"GET {path} HTTP/1.1\r\n".encode())
                 await asyncio.sleep(0.1)
                 writer.write(b"Host: x\r\n\r\n")
                 assert (await asyncio.wait_for(reader.readuntil(b"ok"), 5)).startswith(b"HTTP/1.1 200")
-                await asyncio.sleep(0.4)  # uvicorn's own limit is for the time between two requests
+            assert await asyncio.wait_for(reader.read(), 5) == b"", "it is closed when no further request comes"
             writer.close()
 
     asyncio.run(run())
@@ -103,7 +104,7 @@ def test_a_request_may_take_longer_than_its_head_and_its_connection_is_kept() ->
 
 def test_a_client_is_answered_behind_more_silent_connections_than_there_may_be() -> None:
     async def run() -> None:
-        async with serving(head_seconds=60, most=5) as port:
+        async with serving(idle_seconds=60, most=5) as port:
             busy = asyncio.create_task(ask(port, "/slow"))
             await asyncio.sleep(0.1)
             silent = [await asyncio.open_connection("127.0.0.1", port) for _ in range(20)]

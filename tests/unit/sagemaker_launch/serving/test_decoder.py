@@ -1,65 +1,199 @@
-"""The threads that decode requests."""
+"""The processes that decode requests: what they answer, and what happens to one that hangs or ends."""
 
 from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import json
+import os
+import signal
+import sys
 import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from unittest.mock import Mock
 
+import psutil
 import pytest
+import torch
 from PIL import Image
 
-from lightning_modules.inference import BadImageError, Preprocessing
-from sagemaker_launch.serving.decoder import Decoder
+from lightning_modules.inference import BadImageError, Preprocessing, decode_image
+from sagemaker_launch.serving import decode_process, decoder
+from sagemaker_launch.serving.decoder import Decoder, DecoderError, TooSlowError
 from tests.pictures import encoded, jpeg_bytes
 
 PREPROCESSING = Preprocessing(image_size=32, resize_size=36)
 MANY = json.dumps({"images": [base64.b64encode(encoded(Image.new("RGB", (1000, 1000)), "PNG")).decode()] * 32}).encode()
 
 
+@asynccontextmanager
+async def decoding(processes: int = 1) -> AsyncIterator[Decoder]:
+    one = Decoder(processes)
+    try:
+        await one.start(PREPROCESSING)
+        yield one
+    finally:
+        one.close()
+
+
+def processes_of_mine() -> list[psutil.Process]:
+    """Those that decode: they are forked by a child of this process."""
+    return [one for child in psutil.Process().children() for one in child.children()]
+
+
+async def replaced(old: list[psutil.Process], seconds: float = 5) -> None:
+    """Wait until other processes are there."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        now = processes_of_mine()
+        if len(now) == len(old) and not set(now) & set(old):
+            return
+        await asyncio.sleep(0.01)
+    raise AssertionError(f"{old} is not replaced")
+
+
+@pytest.fixture(autouse=True)
+def nothing_stays() -> Iterator[None]:
+    yield
+    end = time.monotonic() + 5
+    while processes_of_mine() and time.monotonic() < end:
+        time.sleep(0.01)
+    assert not processes_of_mine()
+
+
 def test_images_come_back_cropped_and_in_order() -> None:
-    photos = [base64.b64encode(one).decode() for one in (jpeg_bytes(size=50), b"none", jpeg_bytes(size=90))]
-    body = json.dumps({"images": photos}).encode()
-    decoded = asyncio.run(Decoder(2).decode(body, "application/json", PREPROCESSING))
-    first, second, third = decoded.images
-    assert isinstance(second, BadImageError)
-    assert [getattr(one, "shape", None) for one in (first, third)] == [(3, 32, 32)] * 2
-
-
-def test_a_body_that_is_wrong_as_a_whole_is_one_error() -> None:
-    decoded = asyncio.run(Decoder(1).decode(b"{}", "application/json", PREPROCESSING))
-    assert [type(one) for one in decoded.images] == [BadImageError]
-
-
-def test_a_cancelled_request_frees_its_thread_after_the_image_that_it_is_at() -> None:
-    async def check() -> tuple[float, float]:
-        decoder = Decoder(1)
-        whole = (await decoder.decode(MANY, "application/json", PREPROCESSING)).seconds
-        task = asyncio.create_task(decoder.decode(MANY, "application/json", PREPROCESSING))
-        await asyncio.sleep(0.01)
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
-        started = time.perf_counter()
-        await decoder.decode(jpeg_bytes(), "image/jpeg", PREPROCESSING)
-        return whole, time.perf_counter() - started
-
-    whole, waited = asyncio.run(check())
-    assert waited < whole / 2
-
-
-def test_who_leaves_while_waiting_for_a_thread_takes_no_turn() -> None:
     async def check() -> None:
-        decoder = Decoder(1)
-        busy = asyncio.create_task(decoder.decode(MANY, "application/json", PREPROCESSING))
-        waiting = [asyncio.create_task(decoder.decode(MANY, "application/json", PREPROCESSING)) for _ in range(20)]
-        await asyncio.sleep(0.01)
-        for one in waiting:
-            one.cancel()
-        seconds = (await busy).seconds
-        started = time.perf_counter()
-        await decoder.decode(jpeg_bytes(), "image/jpeg", PREPROCESSING)
-        assert time.perf_counter() - started < seconds
+        photos = [jpeg_bytes(size=50), b"none", jpeg_bytes(size=90)]
+        body = json.dumps({"images": [base64.b64encode(one).decode() for one in photos]}).encode()
+        async with decoding(2) as one:
+            first, second, third = (await one.decode(body, "application/json")).images
+        assert isinstance(second, BadImageError)
+        for got, photo in ((first, photos[0]), (third, photos[2])):
+            assert (got == PREPROCESSING.crop(decode_image(photo))).all()
+
+    asyncio.run(check())
+
+
+@pytest.mark.parametrize(
+    ("body", "content_type", "status"), [(b"{}", "application/json", 400), (b"", "text/html", 415), (b"", "é", 415)]
+)
+def test_a_body_that_is_wrong_as_a_whole_is_one_error(body: bytes, content_type: str, status: int) -> None:
+    async def check() -> None:
+        async with decoding() as one:
+            (error,) = (await one.decode(body, content_type)).images
+        assert isinstance(error, BadImageError) and error.status == status
+
+    asyncio.run(check())
+
+
+def test_a_request_that_is_cancelled_costs_nothing_more() -> None:
+    async def check() -> None:
+        async with decoding() as one:
+            whole = (await one.decode(MANY, "application/json")).seconds
+            task = asyncio.create_task(one.decode(MANY, "application/json"))
+            waiting = [asyncio.create_task(one.decode(MANY, "application/json")) for _ in range(20)]
+            await asyncio.sleep(0.02)
+            for cancelled in (task, *waiting):
+                cancelled.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await cancelled
+            started = time.perf_counter()
+            assert not isinstance((await one.decode(jpeg_bytes(), "image/jpeg")).images[0], BadImageError)
+            assert time.perf_counter() - started < whole
+
+    asyncio.run(check())
+
+
+def test_a_process_beyond_its_time_is_killed_and_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (decode_process, decoder):
+        monkeypatch.setattr(module, "DECODE_SECONDS", 0.05)
+
+    async def check() -> None:
+        async with decoding() as one:
+            old = processes_of_mine()
+            started = time.monotonic()
+            (error,) = (await one.decode(MANY, "application/json")).images
+            assert isinstance(error, TooSlowError)
+            assert str(error) == "decoding the request takes more than 0.05 s"
+            await replaced(old, 1)
+            assert time.monotonic() - started < 1
+            assert one.is_working
+            decoded = await one.decode(jpeg_bytes(), "image/jpeg")
+            assert not isinstance(decoded.images[0], BadImageError)
+
+    asyncio.run(check())
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")])
+def test_memory_beyond_the_limit_is_an_answer(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    monkeypatch.setattr(
+        decode_process, "decode_request", Mock(side_effect=[error, [torch.zeros(3, 40, 40, dtype=torch.uint8)]])
+    )
+
+    async def check() -> None:
+        async with decoding() as one:
+            (process,) = processes_of_mine()
+            if sys.platform == "linux":
+                assert process.rlimit(psutil.RLIMIT_DATA)[0] < 2 * decode_process.DECODE_BYTES + 2**32
+            (refused,) = (await one.decode(jpeg_bytes(), "image/jpeg")).images
+            assert isinstance(refused, BadImageError) and refused.status == 503
+            assert not isinstance((await one.decode(jpeg_bytes(), "image/jpeg")).images[0], BadImageError)
+            assert processes_of_mine() == [process]
+
+    asyncio.run(check())
+
+
+def test_a_process_that_is_killed_is_replaced_and_only_its_request_fails() -> None:
+    async def check() -> None:
+        async with decoding() as one:
+            old = processes_of_mine()
+            task = asyncio.create_task(one.decode(MANY, "application/json"))
+            await asyncio.sleep(0.02)
+            old[0].kill()
+            (error,) = (await task).images
+            assert isinstance(error, DecoderError) and error.status == 500
+            await replaced(old)
+            for process in processes_of_mine():
+                process.kill()  # while it has nothing to do: the next request does not notice
+                process.wait(5)
+            assert not isinstance((await one.decode(jpeg_bytes(), "image/jpeg")).images[0], BadImageError)
+
+    asyncio.run(check())
+
+
+def test_without_a_new_process_it_does_not_work_until_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decoder, "START_SECONDS", 1)
+    monkeypatch.setattr(decoder, "RETRY_SECONDS", 0.05)
+
+    async def check() -> None:
+        async with decoding() as one:
+            (forker,) = psutil.Process().children()
+            (process,) = processes_of_mine()
+            forker.suspend()
+            task = asyncio.create_task(one.decode(MANY, "application/json"))
+            await asyncio.sleep(0.02)
+            process.kill()
+            assert isinstance((await task).images[0], DecoderError)
+            while one.is_working:
+                await asyncio.sleep(0.01)
+            os.kill(forker.pid, signal.SIGCONT)
+            while not one.is_working:
+                await asyncio.sleep(0.01)
+            assert not isinstance((await one.decode(jpeg_bytes(), "image/jpeg")).images[0], BadImageError)
+
+    asyncio.run(asyncio.wait_for(check(), 40))
+
+
+def test_the_processes_end_with_their_server_only() -> None:
+    async def check() -> None:
+        async with decoding(2) as one:
+            for process in (*psutil.Process().children(), *processes_of_mine()):
+                process.terminate()
+                process.send_signal(signal.SIGINT)
+            await asyncio.sleep(0.1)
+            assert len(processes_of_mine()) == 2
+            assert not isinstance((await one.decode(jpeg_bytes(), "image/jpeg")).images[0], BadImageError)
 
     asyncio.run(check())
