@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,7 +18,15 @@ from experiments.runs.scoring import score_split
 from experiments.train import data_facts
 from lightning_modules.data import ClassFolderData
 from lightning_modules.folders import ClassFolders, read_class_names, read_photo
-from lightning_modules.inference import MANIFEST_FILE, BadImageError, Model, decode_image, load_export
+from lightning_modules.inference import (
+    MANIFEST_FILE,
+    BadExportError,
+    BadImageError,
+    Model,
+    decode_image,
+    load_export,
+    read_json,
+)
 from lightning_modules.listing import printable, split_folders
 from lightning_modules.process import prepare_process
 
@@ -87,9 +94,15 @@ def evaluate_export(export: Path, config: RunConfig, split: str) -> Evaluation:
     require_folder("output_dir", config.output_dir)
     check_photos(config.data)
     model = load_export(export)
-    trained_on = json.loads((export / MANIFEST_FILE).read_text()).get("data")  # older exports have none
+    trained_on = read_json(export / MANIFEST_FILE).get("data")  # older exports have none
     if trained_on:
-        config = override(config, {name: trained_on[name.removeprefix("data.")] for name in CUT_FIELDS})
+        try:
+            fingerprint = str(trained_on["fingerprint"])
+            config = override(config, {name: trained_on[name.removeprefix("data.")] for name in CUT_FIELDS})
+        except (KeyError, TypeError, ValueError) as error:
+            raise BadExportError(f"{export / MANIFEST_FILE} must say what it was trained on: {error}") from error
+    else:
+        fingerprint = None
     root = locate_photos(config.data)
     names = read_class_names(root)
     if names != model.class_names:
@@ -102,7 +115,7 @@ def evaluate_export(export: Path, config: RunConfig, split: str) -> Evaluation:
         raise UserError(f"--split must be one that {root} has, got {split!r}")
     forget_opened()
     folders = open_data_once(config)
-    _check_cut(folders, trained_on["fingerprint"] if trained_on else None, split)
+    _check_cut(folders, fingerprint, split)
     chosen = folders.test if split == "test" else folders.valid
     assert chosen is not None, "its folder is there"
     data = ClassFolderData(folders, preprocessing=model.preprocessing, batch_size=config.data.batch_size)

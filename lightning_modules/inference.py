@@ -10,15 +10,19 @@ import functools
 import hashlib
 import io
 import json
+import math
+import os
 import re
 import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import torch
 from PIL import ExifTags, Image, ImageFile, PngImagePlugin, UnidentifiedImageError
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torchvision import models
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
@@ -43,6 +47,14 @@ MAX_BODY = 6 * 1024 * 1024
 """Bytes of a request (SageMaker's own limit for real-time endpoints was 6 MB for years)."""
 MAX_IMAGES = 32
 """Images that one JSON request may hold; together they may have MAX_PIXELS."""
+MAX_HEADER = 1024 * 1024
+"""Bytes of a safetensors header. The longest of torchvision's classifiers has 160 KB."""
+MAX_JSON = 16 * 1024 * 1024
+"""Bytes of a JSON file in an export: 20,000 class names, and the results of a long training, take one."""
+MAX_GOLDEN = 64 * 1024 * 1024
+"""Bytes of the golden photo, a JPEG of at most MAX_PIXELS."""
+MAX_INPUT_SIDE = 4096
+"""Pixels of a network's input; `data.image_size` is at most 1,024, and resizing before a crop takes a little more."""
 GOLDEN_TOLERANCE = 1e-4
 """How far the logits of the golden photo may be from the trainer's, wherever it is scored."""
 CONTENT_TYPES = ("image/jpeg", "image/png", "image/webp", "application/json")
@@ -218,12 +230,22 @@ class Preprocessing:
 
     @classmethod
     def from_dict(cls, values: dict) -> "Preprocessing":  # type: ignore[type-arg]
-        """From `model.json`."""
+        """From `model.json`.
+
+        Raises:
+            ValueError, KeyError, TypeError: naming the value that can't be used.
+        """
+        mean, std = ([float(number) for number in values[name]] for name in ("mean", "std"))
+        for name in ("image_size", "resize_size"):
+            if type(values[name]) is not int or not 1 <= values[name] <= MAX_INPUT_SIDE:
+                raise ValueError(f"preprocessing.{name} must be 1..{MAX_INPUT_SIDE}, got {str(values[name])[:50]}")
+        if len(mean) != 3 or len(std) != 3 or not all(map(math.isfinite, (*mean, *std))) or min(std) <= 0:
+            raise ValueError("preprocessing must have three numbers as mean, and three above 0 as std")
         return cls(
-            int(values["image_size"]),
-            int(values["resize_size"]),
-            tuple(values["mean"]),
-            tuple(values["std"]),
+            values["image_size"],
+            values["resize_size"],
+            (mean[0], mean[1], mean[2]),
+            (std[0], std[1], std[2]),
             Interpolation(values.get("interpolation", Interpolation.BILINEAR_UINT8)),
         )
 
@@ -516,28 +538,59 @@ def build_network(backbone: str, num_classes: int, *, image_size: int | None = N
     return network
 
 
+class _Unallocated(TorchFunctionMode):
+    """Build a network without memory for its parameters, whose values come from a file."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        # Not a device of "meta", on which torchvision's RegNets can't compute their widths.
+        place = {"device": "meta"} if function is torch.empty else {}
+        return function(*args, **(kwargs or {}) | place)
+
+
 def read_safetensors(path: Path) -> dict[str, Tensor]:
     """Read a .safetensors file without the package, which AWS's inference images lack.
 
     Raises:
-        BadExportError: if the file is not whole.
+        BadExportError: if the file is not whole: its tensors must follow each other and fill it.
     """
-    data = memoryview(path.read_bytes())
     try:
-        header_size = int.from_bytes(data[:8], "little")
-        header = json.loads(bytes(data[8 : 8 + header_size]))
-        header.pop("__metadata__", None)
-        return {name: _tensor(data[8 + header_size :], part) for name, part in header.items()}
-    except (ValueError, KeyError, TypeError, RuntimeError, AttributeError) as error:
-        raise BadExportError(f"{path} is not a whole safetensors file: {error}") from error
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            header_size = int.from_bytes(file.read(8), "little")
+            if header_size > MAX_HEADER:
+                raise ValueError(f"its header has {header_size} bytes; at most {MAX_HEADER}")
+            parts = _parts(json.loads(file.read(header_size)), size - 8 - header_size)
+            return {name: _tensor(file, *part) for name, part in parts.items()}
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, AttributeError) as error:
+        raise BadExportError(f"{path} is not a whole safetensors file: {_one_line(error)}") from error
 
 
-def _tensor(data: memoryview, part: dict) -> Tensor:  # type: ignore[type-arg]
-    start, end = part["data_offsets"]
-    dtype = _DTYPES[part["dtype"]]
+def _parts(header: dict, size: int) -> dict[str, tuple[torch.dtype, list[int]]]:  # type: ignore[type-arg]
+    """Type and shape of each tensor, in the order of the file; memory is allocated only for what the file has.
+
+    Raises:
+        ValueError, KeyError, TypeError, AttributeError: if the tensors overlap, leave a gap, or their sizes disagree.
+    """
+    header.pop("__metadata__", None)
+    parts, place = {}, 0
+    for name, part in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
+        (start, end), dtype, shape = part["data_offsets"], _DTYPES[part["dtype"]], part["shape"]
+        if not all(type(number) is int and number >= 0 for number in (start, end, *shape)):
+            raise ValueError(f"tensor {name[:100]!r} must have whole numbers as its place and shape")
+        if start != place or end - start != math.prod(shape) * dtype.itemsize:
+            raise ValueError(f"tensor {name[:100]!r} must begin where another ends, and be as long as its shape says")
+        parts[name], place = (dtype, shape), end
+    if place != size:
+        raise ValueError(f"its tensors must have {size} bytes, got {place}")
+    return parts
+
+
+def _tensor(file: BinaryIO, dtype: torch.dtype, shape: list[int]) -> Tensor:
+    data = bytearray(math.prod(shape) * dtype.itemsize)
+    if file.readinto(data) != len(data):  # type: ignore[attr-defined]
+        raise ValueError("it was cut off while it was read")
     # frombuffer takes no empty buffer.
-    values = torch.frombuffer(bytearray(data[start:end]), dtype=dtype) if end > start else torch.empty(0, dtype=dtype)
-    return values.reshape(part["shape"])
+    return (torch.frombuffer(data, dtype=dtype) if data else torch.empty(0, dtype=dtype)).reshape(shape)
 
 
 @dataclass(frozen=True)
@@ -570,32 +623,67 @@ class Model:
             return self.network(self.preprocessing.normalise(batch)).float().cpu()
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON file of an export.
+
+    Raises:
+        BadExportError: if it is missing, too large, or no JSON object.
+    """
+    try:
+        with path.open("rb") as file:
+            text = file.read(MAX_JSON + 1)
+        if len(text) > MAX_JSON:
+            raise ValueError(f"it has more than {MAX_JSON} bytes")
+        values = json.loads(text)
+        if not isinstance(values, dict):
+            raise TypeError(f"it must have an object, got {type(values).__name__}")
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        raise BadExportError(f"{path.parent} is not an export folder: {path.name}: {_one_line(error)}") from error
+    return values
+
+
 def load_export(folder: Path, device: str = "cpu") -> Model:
     """Load an export folder: checks the hash, never unpickles, never downloads.
 
     Raises:
         BadExportError: if a part is missing, changed or of the wrong shape.
     """
+    manifest = read_json(folder / MANIFEST_FILE)
     try:
-        manifest = json.loads((folder / MANIFEST_FILE).read_text())
-        class_names = tuple(manifest["class_names"])
-        version, backbone = manifest["sha256"], str(manifest["backbone"])
-        digest = hashlib.sha256((folder / WEIGHTS_FILE).read_bytes()).hexdigest()
+        class_names, version, backbone = manifest["class_names"], manifest["sha256"], manifest["backbone"]
+        if not (isinstance(class_names, list) and class_names and all(isinstance(name, str) for name in class_names)):
+            raise ValueError("class_names must be a list of names")
         preprocessing = Preprocessing.from_dict(manifest["preprocessing"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise BadExportError(f"{folder} is not an export folder: {error}") from error
+        with (folder / WEIGHTS_FILE).open("rb") as weights:
+            digest = hashlib.file_digest(weights, "sha256").hexdigest()
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+        raise BadExportError(f"{folder} is not an export folder: {_one_line(error)}") from error
     if digest != version:
-        raise BadExportError(f"{folder / WEIGHTS_FILE} has SHA-256 {digest}, but {MANIFEST_FILE} says {version}")
+        raise BadExportError(
+            f"{folder / WEIGHTS_FILE} has SHA-256 {digest}, but {MANIFEST_FILE} says {str(version)[:100]!r}"
+        )
     try:
-        network = build_network(backbone, len(class_names), image_size=preprocessing.image_size)
-    except (ValueError, AssertionError) as error:
-        raise BadExportError(f"{folder / MANIFEST_FILE}: {error}") from error
+        with _Unallocated():
+            network = build_network(str(backbone)[:100], len(class_names), image_size=preprocessing.image_size)
+    except (ValueError, AssertionError, RuntimeError) as error:
+        raise BadExportError(f"{folder / MANIFEST_FILE}: {_one_line(error)}") from error
     try:
-        network.load_state_dict(read_safetensors(folder / WEIGHTS_FILE))
+        wanted = network.state_dict()
+        state = {
+            name: value.to(wanted[name].dtype) if name in wanted else value
+            for name, value in read_safetensors(folder / WEIGHTS_FILE).items()
+        }
+        network.load_state_dict(state, assign=True)
     except RuntimeError as error:
-        raise BadExportError(f"{folder} holds weights of another network: {error}") from error
+        raise BadExportError(f"{folder} holds weights of another network: {_one_line(error)}") from error
     network = network.eval().to(device).to(memory_format=torch.channels_last)
-    return Model(network, preprocessing, class_names, version)
+    return Model(network, preprocessing, tuple(class_names), version)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__} {error}".split() if isinstance(error, KeyError) else str(error).split())[
+        :500
+    ]
 
 
 def check_golden(folder: Path, model: Model, tolerance: float = GOLDEN_TOLERANCE) -> float:
@@ -607,18 +695,23 @@ def check_golden(folder: Path, model: Model, tolerance: float = GOLDEN_TOLERANCE
     Raises:
         BadExportError: if it is above `tolerance`, or the best class is another one.
     """
+    wanted = read_json(folder / "golden" / "scores.json")
     try:
-        wanted = json.loads((folder / "golden" / "scores.json").read_text())
-        logits, class_name = torch.tensor(wanted["logits"]), wanted["class_name"]
-        image = decode_image((folder / "golden" / "image.jpg").read_bytes())
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise BadExportError(f"{folder} has no whole golden photo and scores: {error}") from error
-    scores = model.score([image])[0]
-    difference = float((scores - logits).abs().max()) if scores.shape == logits.shape else float("inf")
+        class_name, logits = wanted["class_name"], wanted["logits"]
+        if not (isinstance(logits, list) and all(type(logit) in (int, float) for logit in logits)):
+            raise TypeError("logits must be a list of numbers")
+        expected = torch.tensor([float(logit) for logit in logits])
+        with (folder / "golden" / "image.jpg").open("rb") as file:
+            image = decode_image(file.read(MAX_GOLDEN))
+        scores = model.score([image])[0]
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RuntimeError) as error:
+        raise BadExportError(f"{folder} has no whole golden photo and scores: {_one_line(error)}") from error
+    difference = float((scores - expected).abs().max()) if scores.shape == expected.shape else float("inf")
     name = model.class_names[int(scores.argmax())]
     if not difference <= tolerance or name != class_name:  # NaN is not within any tolerance
         raise BadExportError(
-            f"{folder}: the golden photo scores {name}, off by {difference:.2g}; the trainer got {class_name}"
+            f"{folder}: the golden photo scores {name[:100]!r}, off by {difference:.2g}; the trainer got "
+            f"{str(class_name)[:100]!r}"
         )
     return difference
 

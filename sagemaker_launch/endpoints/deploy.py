@@ -60,9 +60,17 @@ class Golden:
 
     @classmethod
     def read(cls, export: Path) -> Golden:
-        """Read them from an export folder."""
-        scores = json.loads((export / "golden" / "scores.json").read_text())
-        return cls((export / "golden" / "image.jpg").read_bytes(), tuple(scores["logits"]))
+        """Read them from an export folder.
+
+        Raises:
+            DeployError: if they are not whole.
+        """
+        try:
+            scores = json.loads((export / "golden" / "scores.json").read_text())
+            logits = tuple(float(logit) for logit in scores["logits"])
+            return cls((export / "golden" / "image.jpg").read_bytes(), logits)
+        except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
+            raise DeployError(f"{export} has no whole golden photo and scores: {error}") from error
 
     def check(self, target: Target) -> tuple[float, float]:
         """Send the photo and compare the answer.

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import gzip
+import io
 import shutil
 import tarfile
+import zlib
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import IO, Any
 from urllib.parse import urlsplit
 
 from experiments.console import say
@@ -27,6 +31,15 @@ PICKLES = (".pt", ".pth", ".pkl", ".pickle", ".bin", ".ckpt", ".joblib", ".npy",
 """Suffixes of weights that run code when they are read."""
 MAX_BYTES = 8_000_000_000
 """Unpacked; torchvision's largest classifier has 2.6 GB of weights."""
+
+
+MAX_OTHER_BYTES = 64_000_000
+"""Unpacked, of each file but the weights."""
+MAX_HEADER = 1024 * 1024
+"""Bytes of the headers in front of an entry, and behind the last one. tarfile reads them at once, as long as they say
+that they are; those of GNU tar and Go have some KB."""
+MAX_ENTRIES = 10_000
+"""tarfile keeps a KB of memory for each."""
 
 
 class BadArchiveError(UserError):
@@ -76,14 +89,8 @@ def unpack_model(archive: Path, folder: Path) -> Path:
     folder.parent.mkdir(parents=True, exist_ok=True)
     with replaced_whole(folder) as part:
         part.mkdir()
-        try:
-            with gzip.open(archive) as zipped:
-                with tarfile.open(fileobj=zipped, mode="r:") as opened:
-                    _extract(opened, part, archive)
-                while zipped.read(1 << 20):  # the checksum is at the end
-                    pass
-        except (tarfile.TarError, EOFError, OSError) as error:
-            raise BadArchiveError(f"{archive} is no whole .tar.gz: {error}") from error
+        with refusing_damaged(archive):
+            _extract(archive, part)
         missing = [name for name in FILES if not (part / name).is_file()]
         if missing:
             raise BadArchiveError(f"{archive} must hold a whole export, it lacks {', '.join(missing)}")
@@ -108,15 +115,72 @@ def fetch_model(s3: Any, uri: str, folder: Path) -> Path:
         archive.unlink(missing_ok=True)
 
 
-def _extract(opened: tarfile.TarFile, folder: Path, archive: Path) -> None:
-    size = 0
-    for entry in opened:
+@contextmanager
+def refusing_damaged(archive: Path) -> Iterator[None]:
+    """While entries and their content are read.
+
+    Raises:
+        BadArchiveError: for what is damaged.
+    """
+    try:
+        yield
+    except (tarfile.TarError, EOFError, OSError, zlib.error, RecursionError) as error:
+        raise BadArchiveError(f"{archive} is no whole .tar.gz: {error}") from error
+
+
+def read_entries(archive: Path) -> Generator[tuple[tarfile.TarInfo, IO[bytes]]]:
+    """The entries of a `.tar.gz`, and the content of plain files, to be read before the next entry is asked for.
+
+    Raises:
+        BadArchiveError: if it would take much memory or time.
+        TarError, EOFError, OSError, zlib.error, RecursionError: if it is damaged.
+    """
+    with gzip.open(archive) as zipped:
+        limited = _Limited(zipped, archive)
+        with tarfile.open(fileobj=limited, mode="r:") as opened:  # type: ignore[call-overload]
+            for count, entry in enumerate(opened):
+                if count == MAX_ENTRIES:
+                    raise BadArchiveError(f"{archive} must have at most {MAX_ENTRIES} entries")
+                if is_plain(entry):
+                    limited.left = entry.size
+                    yield entry, opened.extractfile(entry) or io.BytesIO()
+                else:
+                    yield entry, io.BytesIO()
+                limited.left = MAX_HEADER
+        while limited.read(1 << 16):  # the checksum is at the end
+            pass
+
+
+def is_plain(entry: tarfile.TarInfo) -> bool:
+    """Whether an entry is a file whose bytes are all in the archive."""
+    return entry.isreg() and not entry.issparse()
+
+
+class _Limited:
+    """A file of which tarfile may read a limited number of bytes. It reads a header as long as that says that it is."""
+
+    def __init__(self, file: gzip.GzipFile, archive: Path) -> None:
+        self._file, self._archive = file, archive
+        self.left = MAX_HEADER
+        self.seek, self.tell = file.seek, file.tell
+
+    def read(self, size: int) -> bytes:
+        """Read, if this is not too much."""
+        data = self._file.read(min(size, self.left + 1))
+        self.left -= len(data)
+        if self.left < 0:
+            raise BadArchiveError(f"{self._archive} must have headers of at most {MAX_HEADER} bytes")
+        return data
+
+
+def _extract(archive: Path, folder: Path) -> None:
+    for entry, content in read_entries(archive):
         name = PurePosixPath(entry.name)
         if name.is_absolute() or ".." in name.parts:
             raise BadArchiveError(f"{archive} must stay inside its folder, but holds {entry.name!r}")
         if entry.isdir():
             continue
-        if not entry.isreg():
+        if not is_plain(entry):
             raise BadArchiveError(f"{archive} must hold plain files, but {entry.name!r} is a link or a device")
         if name.suffix.lower() in PICKLES:
             raise BadArchiveError(
@@ -125,11 +189,9 @@ def _extract(opened: tarfile.TarFile, folder: Path, archive: Path) -> None:
             )
         if str(name) not in FILES:
             raise BadArchiveError(f"{archive} must hold {', '.join(FILES)} and nothing else, but has {entry.name!r}")
-        size += entry.size
-        if size > MAX_BYTES:
-            raise BadArchiveError(f"{archive} must unpack to at most {MAX_BYTES} bytes")
-        content = opened.extractfile(entry)
-        assert content is not None, "a regular file has content"
+        most = MAX_BYTES if str(name) == WEIGHTS else MAX_OTHER_BYTES
+        if entry.size > most:
+            raise BadArchiveError(f"{archive} must unpack to files of at most {most} bytes, got {name!s}")
         target = folder / name
         target.parent.mkdir(exist_ok=True)
         with target.open("wb") as file:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import io
-import tarfile
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from experiments.console import say
 from experiments.errors import UserError
 from experiments.runs.scoring import Scores
 from sagemaker_launch.aws.client import THREADS
+from sagemaker_launch.shipping.archive import is_plain, read_entries, refusing_damaged
 
 
 def fetch_scores(s3: Any, uri: str, target: Path, root: Path) -> None:
@@ -30,14 +31,14 @@ def fetch_scores(s3: Any, uri: str, target: Path, root: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         s3.download_file(url.netloc, url.path.lstrip("/"), str(archive))
-        with tarfile.open(archive) as opened:
-            entry = next(
-                (member for member in opened if member.isreg() and member.name.removeprefix("./") == target.name), None
+        with refusing_damaged(archive), closing(read_entries(archive)) as entries:
+            found = (
+                file for entry, file in entries if is_plain(entry) and entry.name.removeprefix("./") == target.name
             )
-            content = None if entry is None else opened.extractfile(entry)
-            if content is None:
+            file = next(found, None)
+            if file is None:
                 raise UserError(f"{uri} must hold {target.name}, as the jobs of this version leave it")
-            scores = Scores.load(io.BytesIO(content.read()))
+            scores = Scores.load(io.BytesIO(file.read()))
         replace(scores, root=root).save(target)
     finally:
         archive.unlink(missing_ok=True)

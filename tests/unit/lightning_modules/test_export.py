@@ -7,6 +7,7 @@ import base64
 import hashlib
 import json
 import math
+import resource
 import shutil
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from lightning_modules import inference
 from lightning_modules.errors import UserError
 from lightning_modules.export import PACKAGES, check_golden, write_export
 from lightning_modules.inference import (
+    MANIFEST_FILE,
     MAX_BODY,
     MAX_IMAGES,
     BadExportError,
@@ -599,3 +601,30 @@ def test_endpoint_does_not_start_with_other_scores_than_the_trainers(folder: Pat
     (folder / "golden" / "scores.json").write_text(json.dumps(golden | {"logits": [9.0, 0.0, 0.0]}))
     with pytest.raises(BadExportError, match="the golden photo scores"):
         model_fn(str(folder))
+
+
+def test_weights_are_read_only_as_far_as_the_file_has_them(tmp_path: Path) -> None:
+    path = tmp_path / "weights.safetensors"
+    part = {"dtype": "U8", "shape": [1000], "data_offsets": [0, 1000]}
+    for header, says in (
+        ({"a": part, "b": part}, "must begin where another ends"),
+        ({"a": part | {"shape": [2**40]}}, "as long as its shape says"),
+        ({"a": part | {"shape": [10.0, 100]}}, "whole numbers"),
+        ({}, "must have 1000 bytes, got 0"),
+        ({"__metadata__": {"a": "b" * 2_000_000}, "a": part}, "at most 1048576"),
+    ):
+        text = json.dumps(header).encode()
+        path.write_bytes(len(text).to_bytes(8, "little") + text + bytes(1000))
+        with pytest.raises(BadExportError, match=says):
+            read_safetensors(path)
+
+
+@pytest.mark.parametrize("name", ["vgg11", "regnet_y_128gf", "swin_b"])
+def test_a_network_that_the_weights_do_not_fit_takes_no_memory(folder: Path, name: str) -> None:
+    manifest = json.loads((folder / MANIFEST_FILE).read_text())
+    classes = [str(index) for index in range(100_000)]
+    (folder / MANIFEST_FILE).write_text(json.dumps(manifest | {"backbone": name, "class_names": classes}))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(BadExportError, match="weights of another network"):
+        load_export(folder)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300_000
