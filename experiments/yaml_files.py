@@ -7,12 +7,20 @@ Source: YAML 1.2.2, 10.3.2.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Hashable
 from pathlib import Path
+from typing import Any
 
 import yaml
+from yaml.composer import ComposerError
 
 from experiments.errors import UserError
+
+MAX_BYTES = 1_000_000
+"""Of a file: presets and search spaces have a few thousand."""
+MAX_NODES = 100_000
+"""Of a file with its aliases written out: nine lines of aliases can stand for a billion values."""
 
 _CORE_SCHEMA = {
     "null": (r"~|null|Null|NULL|", ["~", "n", "N", ""]),
@@ -32,11 +40,28 @@ class _Loader(yaml.SafeLoader):
 
     yaml_implicit_resolvers = {}  # noqa: RUF012  # none of YAML 1.1
 
+    def __init__(self, stream: str | bytes) -> None:
+        super().__init__(stream)
+        self._nodes, self._sizes = 0, dict[str, int]()
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        """Build a node, and count the nodes that its aliases stand for."""
+        event: Any = self.peek_event()  # type: ignore[no-untyped-call]
+        is_alias, before = isinstance(event, yaml.AliasEvent), self._nodes
+        if is_alias and event.anchor in self.anchors and event.anchor not in self._sizes:
+            raise ComposerError(None, None, f"*{event.anchor} is within its own value", event.start_mark)
+        self._nodes += 1 + (self._sizes.get(event.anchor, 0) if is_alias else 0)
+        if self._nodes > MAX_NODES:
+            raise ComposerError(None, None, f"it has more than {MAX_NODES:,} values", event.start_mark)
+        node: yaml.Node | None = super().compose_node(parent, index)
+        if event.anchor is not None and not is_alias:
+            self._sizes[event.anchor] = self._nodes - before
+        return node
+
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, object]:
         """Build a mapping from its node."""
-        keys = [key.value for key, _ in node.value]
-        twice = [key for key in keys if keys.count(key) > 1]
-        if twice:
+        counts = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
+        if twice := [key for key, count in counts.items() if count > 1]:
             raise yaml.constructor.ConstructorError(None, None, f"{twice[0]} is a duplicate key", node.start_mark)
         return super().construct_mapping(node, deep)
 
@@ -63,13 +88,17 @@ def read_yaml(path: Path, option: str) -> object:
         option: the option or field that names it.
 
     Raises:
-        UserError: if it can't be read, is not YAML, or names a key twice.
+        UserError: if it can't be read, is too large, is not YAML, or names a key twice.
     """
     try:
-        return parse_yaml(path.read_bytes())
+        with path.open("rb") as file:
+            text = file.read(MAX_BYTES + 1)
+        if len(text) > MAX_BYTES:
+            raise UserError(f"{option} must name a file of at most {MAX_BYTES:,} bytes, got {str(path)!r}")
+        return parse_yaml(text)
     except OSError as error:
         raise UserError(f"{option} must name a YAML file, got {str(path)!r}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except yaml.YAMLError as error:
         raise UserError(f"{option} {path} is not YAML: {' '.join(str(error).split())}") from error
 
 
@@ -77,9 +106,14 @@ def parse_yaml(text: str | bytes) -> object:
     """Read YAML.
 
     Raises:
-        YAMLError, UnicodeDecodeError: if it is not YAML, or names a key twice.
+        YAMLError: if it is not YAML, names a key twice, or stands for too many values.
     """
-    return yaml.load(text, _Loader)
+    try:
+        return yaml.load(text, _Loader)
+    except ValueError as error:  # bytes of another encoding, a date that does not exist, a number of 5,000 digits
+        raise yaml.YAMLError(str(error)) from error
+    except RecursionError as error:
+        raise yaml.YAMLError("its values are nested too deeply") from error
 
 
 def dump_yaml(value: object) -> str:

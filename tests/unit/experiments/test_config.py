@@ -8,6 +8,7 @@ import re
 import shlex
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -347,6 +348,47 @@ def test_a_preset_that_runs_code_is_not_run(tmp_path: Path) -> None:
     preset.write_text("seed: !!python/object/apply:os.getpid []\n")
     with pytest.raises(ValueError, match="is not YAML"):
         load_config(preset)
+
+
+PAIRS = list(pairwise("abcdefghi"))
+ALIASES = "".join(f"{name}: &{name} [{', '.join([f'*{before}'] * 10)}]\n" for before, name in PAIRS)
+MERGED = "".join(f"{name}: &{name} {{<<: [{', '.join([f'*{before}'] * 10)}]}}\n" for before, name in PAIRS)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"a: &a [1, 2]\n{ALIASES}",
+        f"a: &a {{b: 1}}\n{MERGED}",
+        "seed: &a [*a]\n",
+        "model: &a {b: *a}\n",
+        f"seed: {'[' * 3000}{']' * 3000}\n",
+        f"seed: {'9' * 5000}\n",
+        f"seed: [{'1, ' * 100_001}]\n",
+        "seed: !!timestamp 2020-99-99\n",
+    ],
+    ids=["aliases", "merged", "list in itself", "mapping in itself", "nested", "digits", "values", "date"],
+)
+def test_a_preset_that_stands_for_too_much_is_refused_in_one_line(text: str, tmp_path: Path) -> None:
+    preset = tmp_path / "mine.yaml"
+    preset.write_text(text)
+    with pytest.raises(UserError, match=r"mine\.yaml is not YAML: ") as error:
+        load_config(preset)
+    assert "\n" not in str(error.value) and len(str(error.value)) < 1000
+
+
+def test_a_large_file_is_not_read_as_a_preset(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text(f"# {'x' * 1_000_000}\n")
+    with pytest.raises(UserError, match=r"must name a file of at most 1,000,000 bytes"):
+        load_config(tmp_path / "mine.yaml")
+
+
+def test_a_preset_may_use_aliases_and_merges(tmp_path: Path) -> None:
+    preset = tmp_path / "mine.yaml"
+    preset.write_text("data: &a {batch_size: 8}\nmodel: &b {backbone: &n resnet18}\n")
+    assert load_config(preset).data.batch_size == 8
+    parsed = parse_yaml("a: &a {x: 1}\nb: &b {<<: *a, y: 2}\nc: [*b, *b, *a]\n")
+    assert parsed == {"a": {"x": 1}, "b": {"x": 1, "y": 2}, "c": [{"x": 1, "y": 2}] * 2 + [{"x": 1}]}
 
 
 def test_overrides_win_over_the_preset_and_leave_the_rest_of_it(tmp_path: Path) -> None:
