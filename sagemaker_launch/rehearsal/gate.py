@@ -6,9 +6,7 @@ their choice under the user's name.
 
 from __future__ import annotations
 
-import ipaddress
 import json
-import re
 import uuid
 from collections.abc import Iterable
 from datetime import UTC, datetime
@@ -16,6 +14,7 @@ from http import HTTPStatus
 from typing import Any
 from xml.sax.saxutils import escape
 
+from experiments.loopback import is_loopback
 from sagemaker_launch.rehearsal.faults import Application
 from sagemaker_launch.rehearsal.keys import Keys, Principal
 from sagemaker_launch.rehearsal.signatures import Environ, Fault, RefusedRequestError, verify
@@ -26,8 +25,6 @@ MOTO_PATHS = ("/moto-api", "/latest/meta-data", "/latest/api", "/favicon.ico")
 """What moto answers beside AWS: it resets all state, replays requests, hands out credentials. Closed to everybody."""
 MOTO_HEADERS = "HTTP_X_MOTO_"
 """Headers by which a client chooses moto's account."""
-HOST = re.compile(r"(?:\[([0-9a-f:]+)\]|([a-z0-9.-]+))(?::\d{1,5})?")
-"""An address in brackets or a name, and a port or none."""
 CODES: dict[Fault, tuple[str, str, str]] = {
     "missing": ("AccessDenied", "MissingAuthenticationTokenException", "MissingAuthenticationToken"),
     "malformed": ("AuthorizationHeaderMalformed", "IncompleteSignatureException", "IncompleteSignature"),
@@ -120,19 +117,6 @@ def _check_source(environ: Environ) -> None:
         raise RefusedRequestError("forbidden", "the request target must be a path with one slash at its start")
     if environ["PATH_INFO"].startswith(MOTO_PATHS) or any(key.startswith(MOTO_HEADERS) for key in environ):
         raise RefusedRequestError("forbidden", "moto's own addresses and headers are closed in a rehearsal")
-
-
-def is_loopback(host: str) -> bool:
-    """Whether a Host header, with any port, names this machine."""
-    found = HOST.fullmatch(host.lower())
-    if found is None:
-        return False
-    name = found[1] or found[2]
-    try:
-        return ipaddress.ip_address(name).is_loopback
-    except ValueError:
-        # Browsers and resolvers never ask a name server for these (RFC 6761, section 6.3).
-        return name == "localhost" or name.endswith(".localhost")
 
 
 def _without_cors(start_response: Any) -> Any:

@@ -20,6 +20,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.integration.test_ui import free_port, ui, with_studies
+from tests.servers import SERVER, serving
+from tests.unit.lightning_modules.test_export import export, tiny_network
 
 pytestmark = pytest.mark.slow
 
@@ -248,3 +250,31 @@ def test_variables_of_the_shell_weaken_no_check(
         finally:
             process.terminate()
             process.wait(60)
+
+
+@pytest.fixture(scope="module")
+def model_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+    """The port of our server of a model, as `serve` starts it."""
+    folder = tmp_path_factory.mktemp("ml")
+    export(tiny_network(), folder / "model")
+    with serving(folder, folder / "log", command=SERVER) as server:
+        yield int(server.url.rpartition(":")[2])
+
+
+@settings(max_examples=EXAMPLES, deadline=None)
+@given(
+    path=st.sampled_from(["/ping", "/invocations", "/metrics", "/", "/docs", "/openapi.json", "/../etc/passwd"]),
+    method=METHODS,
+    host=foreign_hosts(),
+    origin=foreign_origins(),
+)
+def test_no_page_of_others_can_read_what_a_server_of_a_model_answers(
+    model_server: int, path: str, method: str, host: str, origin: str
+) -> None:
+    """Its clients come through any name. So it checks none, and lets no browser hand its answers to another page."""
+    asks_first = [("Access-Control-Request-Method", "POST"), ("Access-Control-Request-Headers", "x-amzn-trace-id")]
+    answer = ask(model_server, [("Host", host), ("Origin", origin), *asks_first], method, path)
+    head = answer.partition(b"\r\n\r\n")[0].lower()
+    assert b"access-control-allow" not in head
+    assert status(answer) in (200, 400, 404, 405, 415), answer
+    assert status(answer) != 200 or path in ("/ping", "/metrics")

@@ -12,7 +12,8 @@ from botocore.session import get_session
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sagemaker_launch.rehearsal.gate import PRINCIPAL, Gate, is_loopback
+from experiments.loopback import is_loopback
+from sagemaker_launch.rehearsal.gate import PRINCIPAL, Gate
 from sagemaker_launch.rehearsal.keys import draw_keys
 from sagemaker_launch.rehearsal.signatures import Environ
 from tests.signing import signed_headers
