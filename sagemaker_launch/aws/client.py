@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 from urllib.parse import urlsplit
 
-import boto3
 from botocore.config import Config
 from botocore.exceptions import ClientError
 
 from experiments.errors import UserError
+from sagemaker_launch.aws.retries import ATTEMPTS, PATIENT_ATTEMPTS, WaitingOut
+from sagemaker_launch.aws.sessions import credentials_of, session
 from sagemaker_launch.settings.cloud import CloudSettings
 
 THREADS = 16
@@ -18,10 +20,11 @@ NOT_THERE = ("ResourceNotFound", "ValidationException")
 """Codes by which SageMaker says that a job does not exist: tuning jobs by the first, training jobs by the second."""
 
 
-def client(service: str, settings: CloudSettings, **options: Any) -> Any:
+def client(service: str, settings: CloudSettings, *, patient: bool = False, **options: Any) -> Any:
     """A client that retries when AWS is busy.
 
     Args:
+        patient: retry for minutes, while something runs that costs money.
         options: of botocore's Config.
 
     Raises:
@@ -30,10 +33,12 @@ def client(service: str, settings: CloudSettings, **options: Any) -> Any:
     defaults = {
         "connect_timeout": 10,
         "read_timeout": 60,
-        "retries": {"mode": "standard", "total_max_attempts": 6},
+        "retries": {"mode": "standard", "total_max_attempts": PATIENT_ATTEMPTS if patient else ATTEMPTS},
         "max_pool_connections": THREADS,
     }
-    return boto3.Session(region_name=region(settings)).client(service, config=Config(**defaults | options))
+    made = session().client(service, region_name=region(settings), config=Config(**defaults | options))
+    made.meta.events.register("needs-retry", WaitingOut(f"AWS ({service})", credentials_of(session())).needs_retry)
+    return made
 
 
 def region(settings: CloudSettings) -> str:
@@ -42,7 +47,8 @@ def region(settings: CloudSettings) -> str:
     Raises:
         UserError: if there is none.
     """
-    found = settings.region or boto3.Session().region_name
+    # boto3 itself does not read AWS_REGION, unlike AWS's other SDKs.
+    found = settings.region or os.environ.get("AWS_REGION") or session().region_name
     if found is None:
         raise UserError("cloud.region must be set (--cloud.region us-east-1, or AWS_REGION), got none")
     return str(found)

@@ -52,7 +52,7 @@ def find_price(settings: CloudSettings, region: str, *, component: str = "Traini
     if settings.price_per_hour is not None:
         return Price(settings.price_per_hour, "cloud.price_per_hour")
     # It lives in us-east-1 and is not worth waiting for.
-    options = {"connect_timeout": 1, "read_timeout": 2, "retries": {"total_max_attempts": 1}}
+    options: dict[str, Any] = {"connect_timeout": 1, "read_timeout": 2, "retries": {"total_max_attempts": 1}}
     pricing = client("pricing", replace(settings, region="us-east-1"), **options)
     try:
         listed = None if is_rehearsal(pricing) else _listed_price(pricing, settings.instance_type, region, component)

@@ -1,0 +1,82 @@
+"""One session for a command: credentials are asked for once, and once more when they have expired."""
+
+from __future__ import annotations
+
+import functools
+import os
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import boto3
+import botocore.session
+from botocore.credentials import CredentialProvider, CredentialResolver, Credentials, ReadOnlyCredentials
+from botocore.utils import JSONFileCache
+
+RENEWED_SECONDS = 30.0
+"""Threads whose requests were refused before credentials were renewed do not renew them again."""
+
+
+def session() -> boto3.Session:
+    """The session of this process and its AWS variables."""
+    variables = tuple(sorted(item for item in os.environ.items() if item[0].startswith("AWS_")))
+    return _session(variables)
+
+
+def credentials_of(session: boto3.Session) -> ChainCredentials | None:
+    """The credentials of a session of ours; None if boto3's chain has none."""
+    found: Any = session.get_credentials()
+    return found if isinstance(found, ChainCredentials) else None
+
+
+class ChainCredentials(Credentials):  # type: ignore[misc, unused-ignore]
+    """The credentials that boto3's chain finds, which can be read once more."""
+
+    def __init__(self, found: Credentials) -> None:
+        self._found = found
+        self._lock = threading.Lock()
+        self._renewed = float("-inf")
+        key, secret, token, account = found.get_frozen_credentials()
+        super().__init__(key, secret, token, method="chain", account_id=account)
+
+    def get_frozen_credentials(self) -> ReadOnlyCredentials:
+        """Key, secret and token; boto3 refreshes those of an assumed role before they expire."""
+        frozen: ReadOnlyCredentials = self._found.get_frozen_credentials()
+        return frozen
+
+    def renew(self) -> bool:
+        """Read the chain again, as another program may have written new credentials; return whether they differ."""
+        with self._lock:
+            if time.monotonic() - self._renewed < RENEWED_SECONDS:
+                return True
+            found = _read_chain()
+            if found is None or found.get_frozen_credentials() == self.get_frozen_credentials():
+                return False
+            self._found, self._renewed = found, time.monotonic()
+            return True
+
+
+class _Chain(CredentialProvider):  # type: ignore[misc, unused-ignore]
+    METHOD = "chain"
+
+    def load(self) -> ChainCredentials | None:
+        found = _read_chain()
+        return None if found is None else ChainCredentials(found)
+
+
+def _read_chain() -> Any:
+    """What boto3's chain finds now. Roles that were assumed are shared with the AWS CLI, which asks for MFA once."""
+    fresh = botocore.session.get_session()
+    chain = fresh.get_component("credential_provider")
+    if (folder := Path("~/.aws").expanduser()).is_dir():
+        chain.get_provider("assume-role").cache = JSONFileCache(str(folder / "cli" / "cache"))
+    return fresh.get_credentials()
+
+
+@functools.lru_cache(maxsize=8)
+def _session(variables: tuple[tuple[str, str], ...]) -> boto3.Session:
+    del variables  # sessions read them when they are made
+    own = botocore.session.get_session()
+    own.register_component("credential_provider", CredentialResolver([_Chain()]))
+    return boto3.Session(botocore_session=own)
