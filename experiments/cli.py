@@ -66,7 +66,7 @@ def run_command(command: Callable[[], None], *, show_traceback: bool) -> int:
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
     except Exception as error:
-        explained = _explanation(error)
+        explained = explanation(error)
         if show_traceback or explained is None:
             print(redact(traceback.format_exc()), end="", file=sys.stderr)
         code = int(getattr(error, "exit_code", EXIT_USAGE if isinstance(error, UserError) else EXIT_FAILED))
@@ -88,7 +88,7 @@ MACHINE_ERRORS = {
 """Next step for errors of the machine, which can happen at any moment and are not bugs."""
 
 
-def _explanation(error: Exception) -> str | None:
+def explanation(error: Exception) -> str | None:
     """The message of an error for the user; None for a bug."""
     package = type(error).__module__.partition(".")[0]
     if package in ("experiments", "lightning_modules", "sagemaker_launch", "botocore", "boto3"):

@@ -94,6 +94,10 @@ class LaunchError(CommandError):
     """AWS refused the request, or no job is found after it."""
 
 
+class UnansweredError(LaunchError):
+    """AWS gave no answer, so the resource may have been created."""
+
+
 class InvalidRequestError(CommandError):
     """AWS's own model of the API does not allow a request."""
 
@@ -142,7 +146,7 @@ def create(client: Any, resource_type: ResourceType, request: Request) -> dict[s
             problem = error
         say(f"{resource_type.word} {name}: {type(problem).__name__}, looking whether it got through")
         time.sleep(0.5 * 2**number)
-    raise LaunchError(
+    raise UnansweredError(
         f"AWS gives no answer to {resource_type.word} {name} ({problem}): run the same command again, which finds it "
         "if it was started after all"
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -46,7 +47,9 @@ def add_endpoint_commands(add: Add) -> None:
 
 
 def _deploy(settings: CloudSettings, config: RunConfig, arguments: argparse.Namespace) -> None:
+    from sagemaker_launch.aws.running import keeps_running
     from sagemaker_launch.endpoints import models
+    from sagemaker_launch.endpoints.deploy import DeployError
     from sagemaker_launch.endpoints.fleet import Services, find_endpoint
     from sagemaker_launch.endpoints.plan import deploy_model, deployment_requests, plan_endpoint
 
@@ -67,9 +70,20 @@ def _deploy(settings: CloudSettings, config: RunConfig, arguments: argparse.Name
     if arguments.dry_run:
         print(json.dumps(deployment_requests(settings, config, plan, model), indent=2))
         return
-    print(deploy_model(settings, config, plan, model).arn)
-    for does, words in (("ask it:   ", ("query", plan.name, "PHOTO...")), ("delete it:", ("delete", plan.name))):
-        say(f"{does} {invocation('sagemaker_launch', *words, *arguments.passed_on(words[0]))}")
+    ask, delete = (
+        invocation("sagemaker_launch", *words, *arguments.passed_on(words[0]))
+        for words in (("query", plan.name, "PHOTO..."), ("delete", plan.name))
+    )
+    commands = {"the same command watches it again; to delete it": delete}
+    with ExitStack() as stack:
+
+        def exists() -> None:
+            name, usd = f"endpoint {plan.name}", plan.worst.steady_usd
+            stack.enter_context(keeps_running(name, usd, commands, ended_by=(DeployError, UserError)))
+
+        print(deploy_model(settings, config, plan, model, exists=exists).arn)
+    say(f"ask it:    {ask}")
+    say(f"delete it: {delete}")
 
 
 def _query(settings: CloudSettings, config: RunConfig, arguments: argparse.Namespace) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,8 +15,18 @@ from experiments.errors import CommandError, UserError
 from lightning_modules.inference import GOLDEN_TOLERANCE
 from sagemaker_launch.aws.client import error_code
 from sagemaker_launch.aws.logs import Log, failure_reason
-from sagemaker_launch.aws.readback import read_back
-from sagemaker_launch.aws.resources import CONFIG, ENDPOINT, MODEL, Request, create, validate
+from sagemaker_launch.aws.readback import ProtectionError, read_back
+from sagemaker_launch.aws.resources import (
+    CONFIG,
+    ENDPOINT,
+    MODEL,
+    LaunchError,
+    Request,
+    UnansweredError,
+    create,
+    may_pass,
+    validate,
+)
 from sagemaker_launch.endpoints.fleet import (
     FoundEndpoint,
     Services,
@@ -29,7 +40,7 @@ from sagemaker_launch.endpoints.fleet import (
     wait_settled,
 )
 from sagemaker_launch.endpoints.lease import Lease
-from sagemaker_launch.endpoints.query import Target
+from sagemaker_launch.endpoints.query import NoAnswerError, QueryError, Target
 from sagemaker_launch.endpoints.requests import (
     Deployment,
     alarm_names,
@@ -115,11 +126,17 @@ def deploy(
     golden: Golden,
     target: Target,
     log: Log,
+    *,
+    exists: Callable[[], None] = lambda: None,
 ) -> Deployed:
     """Create an endpoint, or update it unless it has this version.
 
     A new endpoint that fails is deleted with everything created for it. An existing endpoint keeps its version,
-    and what was created for the new version is deleted. After a kill the same call continues.
+    and what was created for the new version is deleted. After a kill the same call continues. An endpoint that AWS
+    has not failed is never deleted because a call was refused or not answered.
+
+    Args:
+        exists: called before the endpoint is created, or at once if it exists.
 
     Raises:
         DeployError: if AWS refuses the version, or it fails, or its scores differ from the trainer's.
@@ -137,13 +154,24 @@ def deploy(
             f"endpoint {name} is {before.status} and takes no update "
             f"({failure_reason(before.described)}): delete it, then deploy again"
         )
+    may_exist = before is not None
+
+    def create_first() -> None:
+        nonlocal may_exist
+        may_exist = True
+        exists()
+        create(services.sagemaker, ENDPOINT, create_endpoint(settings, name, version.config_name, lease))
+
     if before is not None:
         _check_kind(services, settings, before)
+        exists()
     try:
         guards = set_lease(services, settings, name, lease, before)
-        _bring_up(services, settings, name, version, lease, before, log)
+        _bring_up(services, settings, name, version, create_first, before, log)
         difference, latency_ms = golden.check(target)
     except Exception as error:
+        if may_exist and not _has_failed(error):
+            raise
         outcome = _roll_back(services, settings, name, version, before)
         raise DeployError(f"endpoint {name}: {error}\n{outcome}") from error
     if settings.endpoint.scales:
@@ -153,6 +181,13 @@ def deploy(
     delete_versions(services, settings, name, keep=(version.config_name, version.model_name))
     described = ENDPOINT.describe(services.sagemaker, name)
     return Deployed(described[ENDPOINT.arn], difference, latency_ms, guards)
+
+
+def _has_failed(error: Exception) -> bool:
+    """Whether AWS or the version's own answer says that it is bad; other errors are of calls that did not work."""
+    if isinstance(error, NoAnswerError | UnansweredError):
+        return False
+    return isinstance(error, DeployError | LaunchError | ProtectionError | QueryError)
 
 
 def _check_kind(services: Services, settings: CloudSettings, before: FoundEndpoint) -> None:
@@ -170,7 +205,7 @@ def _bring_up(
     settings: CloudSettings,
     name: str,
     version: Deployment,
-    lease: Lease,
+    create_first: Callable[[], None],
     before: FoundEndpoint | None,
     log: Log,
 ) -> None:
@@ -186,14 +221,17 @@ def _bring_up(
         services.cloudwatch.put_metric_alarm(**alarm)
     delete_alarms(services, sorted({*alarm_names(settings, name)} - {alarm["AlarmName"] for alarm in alarms}))
     if before is None:
-        create(services.sagemaker, ENDPOINT, create_endpoint(settings, name, version.config_name, lease))
+        create_first()
     elif before.config_name != version.config_name:
         stop_scaling(services, name)  # AWS refuses to change the instance type of a scaled variant
         _update(services, update_endpoint(settings, name, version.config_name))
     state = wait_settled(services, name) or {}
     if state.get(ENDPOINT.status) == "InService" and state[CONFIG.name] == version.config_name:
         return
-    lines = [line.text for line in log.read()[-5:]]
+    try:
+        lines = [line.text for line in log.read()[-5:]]
+    except (ClientError, BotoCoreError) as error:
+        lines = [f"its log can't be read: {error}"]
     raise DeployError("\n".join([f"{version.config_name} did not come up: {failure_reason(state)}", *lines]))
 
 
@@ -202,10 +240,14 @@ def _update(services: Services, request: Request) -> None:
     validate("UpdateEndpoint", request)
     try:
         services.sagemaker.update_endpoint(**request)
-    except (ClientError, BotoCoreError):
+    except (ClientError, BotoCoreError) as error:
         described = ENDPOINT.describe(services.sagemaker, request[ENDPOINT.name])
         if described[ENDPOINT.status] != "Updating" and described[CONFIG.name] != request[CONFIG.name]:
-            raise
+            refused = isinstance(error, ClientError) and not may_pass(error)
+            what = f"the update of endpoint {request[ENDPOINT.name]}: {error}"
+            if refused:
+                raise LaunchError(f"AWS refuses {what}") from error
+            raise UnansweredError(f"AWS gives no answer to {what}") from error
 
 
 def _roll_back(

@@ -35,10 +35,14 @@ class Services:
     scheduler: Any
 
     @classmethod
-    def open(cls, settings: CloudSettings) -> Services:
-        """Create the clients."""
+    def open(cls, settings: CloudSettings, *, patient: bool = False) -> Services:
+        """Create the clients.
+
+        Args:
+            patient: retry for minutes, while something runs that costs money.
+        """
         names = ("sagemaker", "application-autoscaling", "cloudwatch", "scheduler")
-        return cls(*(aws.client(name, settings) for name in names))
+        return cls(*(aws.client(name, settings, patient=patient) for name in names))
 
     @property
     def poll_seconds(self) -> float:

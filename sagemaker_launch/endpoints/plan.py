@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -69,8 +70,18 @@ def deployment_requests(
     }
 
 
-def deploy_model(settings: CloudSettings, config: RunConfig, plan: EndpointPlan, model: LocatedModel) -> Deployed:
+def deploy_model(
+    settings: CloudSettings,
+    config: RunConfig,
+    plan: EndpointPlan,
+    model: LocatedModel,
+    *,
+    exists: Callable[[], None] = lambda: None,
+) -> Deployed:
     """Deploy a model as a new endpoint or as an update, and record it as a run in MLflow.
+
+    Args:
+        exists: called before the endpoint is created, or at once if it exists.
 
     Raises:
         OverBudgetError: if an update would exceed the budget, as the old and the new instances run at the same time.
@@ -86,7 +97,8 @@ def deploy_model(settings: CloudSettings, config: RunConfig, plan: EndpointPlan,
         updating.check_budget(settings)
     Storage(aws.client("s3", settings), settings).upload_file(key, archive)
     archive.unlink()
-    return _deploy_as_run(services, settings, config, plan, model, version)
+    patient = Services.open(settings, patient=True)
+    return _deploy_as_run(patient, settings, config, plan, model, version, exists)
 
 
 def _packed(
@@ -122,6 +134,7 @@ def _deploy_as_run(
     plan: EndpointPlan,
     model: LocatedModel,
     version: Deployment,
+    exists: Callable[[], None],
 ) -> Deployed:
     """Deploy, and record model, endpoint, scores and latency in MLflow."""
     from experiments.tracking.store import RunStore
@@ -134,14 +147,13 @@ def _deploy_as_run(
     params |= {"model.source": model.source, "model.archive": container["ModelDataUrl"], "image": container["Image"]}
     tags = {"origin": aws.origin(services.sagemaker), "endpoint": name, "config": version.config_name, **lease.tags}
     folder.start(f"deploy {name}", params, tags)
-    log = endpoint_log(aws.client("logs", settings), name)
+    log = endpoint_log(aws.client("logs", settings, patient=True), name)
     try:
         target = open_target(settings, name, settings.endpoint.kind)
-        done = deploy(services, settings, name, version, lease, Golden.read(model.export), target, log)
+        done = deploy(services, settings, name, version, lease, Golden.read(model.export), target, log, exists=exists)
     except KeyboardInterrupt:
         folder.finish(Outcome("STOPPED"))
         store.push_or_wait(folder)
-        say(f"\n{name} keeps running: the same command watches it again, `delete {name}` ends it")
         raise
     except Exception as error:
         folder.finish(Outcome("FAIL", reason=str(error)))

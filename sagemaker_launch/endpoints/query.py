@@ -49,6 +49,10 @@ class BusyError(QueryError):
     """It may answer later."""
 
 
+class NoAnswerError(QueryError):
+    """The model was not reached: AWS refused the call, or did not answer."""
+
+
 @dataclass(frozen=True)
 class Answer:
     """What came back."""
@@ -90,11 +94,12 @@ class EndpointTarget:
                 )
                 return json.loads(given["Body"].read())
             except ClientError as error:
-                status = int(error.response.get("OriginalStatusCode", 0))
-                kind = BusyError if status == 503 or "Throttl" in error_code(error) else QueryError
-                raise kind(_sentence(error)) from error
+                status = error.response.get("OriginalStatusCode")  # of the model's own answer
+                if status == 503 or "Throttl" in error_code(error):
+                    raise BusyError(_sentence(error)) from error
+                raise (NoAnswerError if status is None else QueryError)(_sentence(error)) from error
             except BotoCoreError as error:
-                raise QueryError(f"endpoint {self.name} gives no answer: {error}") from error
+                raise NoAnswerError(f"endpoint {self.name} gives no answer: {error}") from error
 
         return _timed(once)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from experiments.config import RunConfig, override
@@ -13,6 +14,7 @@ from sagemaker_launch.settings.cloud import CloudSettings
 
 if TYPE_CHECKING:
     from experiments.study.search_space import SearchSpace
+    from sagemaker_launch.jobs.launch import Launched
     from sagemaker_launch.jobs.plan import JobPlan
 
 Add = Callable[[str, object, str], argparse.ArgumentParser]
@@ -94,8 +96,10 @@ def _train(settings: CloudSettings, config: RunConfig, arguments: argparse.Names
 
 def _start_and_watch(settings: CloudSettings, plan: JobPlan, arguments: argparse.Namespace) -> None:
     """Print the cost of a job, start it, and watch it."""
-    from sagemaker_launch.aws.resources import validate
-    from sagemaker_launch.jobs.follow import watch_job
+    from sagemaker_launch.aws.readback import ProtectionError
+    from sagemaker_launch.aws.resources import TUNING, validate
+    from sagemaker_launch.aws.running import keeps_running
+    from sagemaker_launch.jobs.follow import JobFailedError, watch_job
     from sagemaker_launch.jobs.launch import job_name
     from sagemaker_launch.jobs.plan import start_job
 
@@ -106,27 +110,35 @@ def _start_and_watch(settings: CloudSettings, plan: JobPlan, arguments: argparse
         print(json.dumps(request, indent=2))
         return
     plan.worst.check_budget(settings)
-    job = start_job(settings, plan, again=arguments.again)
-    say(f"{job.job_type.word} {job.name} {'was there before' if job.found else 'is started'}")
-    print(job.arn)
-    come_back, stop = (
-        invocation("sagemaker_launch", command, job.name, *arguments.passed_on(command, plan.label))
-        for command in ("sync", "stop")
-    )
-    for difference in job.differences:
-        say(f"warning: {difference}")
-    if job.differences:
-        say(f"{job.name} keeps running; if this is not what you want, end it: {stop}")
-    if arguments.no_wait:
-        say(f"its results: {come_back}")
-        return
-    try:
+    with ExitStack() as stack:
+
+        def exists(job: Launched) -> None:
+            say(f"{job.job_type.word} {job.name} {'was there before' if job.found else 'is started'}")
+            print(job.arn)
+            at_once = settings.max_parallel_jobs if job.job_type is TUNING else 1
+            usd, ended_by = at_once * plan.worst.usd_per_hour, (JobFailedError, ProtectionError)
+            stack.enter_context(keeps_running(job.name, usd, _commands(job, plan, arguments), ended_by=ended_by))
+
+        job = start_job(settings, plan, again=arguments.again, exists=exists)
+        results, stop = _commands(job, plan, arguments).values()
+        for difference in job.differences:
+            say(f"warning: {difference}")
+        if job.differences:
+            say(f"{job.name} keeps running; if this is not what you want, end it: {stop}")
+        if arguments.no_wait:
+            say(f"its results: {results}")
+            return
         watch_job(settings, job, plan.worst.usd_per_hour)
-    except KeyboardInterrupt:
-        say(f"\n{job.name} keeps running; its results: {come_back}")
-        say(f"to end it: {stop}")
-        raise
-    say(f"bring it into MLflow: {come_back}")
+    say(f"bring it into MLflow: {results}")
+
+
+def _commands(job: Launched, plan: JobPlan, arguments: argparse.Namespace) -> dict[str, str]:
+    """How to reconnect to a job, and how to end it."""
+    words = {"its results": "sync", "to end it": "stop"}
+    return {
+        does: invocation("sagemaker_launch", word, job.name, *arguments.passed_on(word, plan.label))
+        for does, word in words.items()
+    }
 
 
 def _sync(settings: CloudSettings, config: RunConfig, arguments: argparse.Namespace) -> None:

@@ -32,9 +32,9 @@ class JobFailedError(CommandError):
 
 def watch_job(settings: CloudSettings, job: Launched, usd_per_hour: float) -> str:
     """`follow` a job of this account or of a rehearsal."""
-    sagemaker = aws.client("sagemaker", settings)
+    sagemaker = aws.client("sagemaker", settings, patient=True)
     poll = 1.0 if aws.is_rehearsal(sagemaker) else POLL_SECONDS
-    return follow(sagemaker, aws.client("logs", settings), job, usd_per_hour, poll_seconds=poll)
+    return follow(sagemaker, aws.client("logs", settings, patient=True), job, usd_per_hour, poll_seconds=poll)
 
 
 def follow(sagemaker: Any, logs: Any, job: Launched, usd_per_hour: float, *, poll_seconds: float) -> str:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 from typing import Any
 
@@ -43,7 +43,13 @@ def job_name(label: str, build: Callable[[str], Request], attempt: int) -> str:
 
 
 def launch(
-    client: Any, job_type: ResourceType, label: str, build: Callable[[str], Request], *, again: bool = False
+    client: Any,
+    job_type: ResourceType,
+    label: str,
+    build: Callable[[str], Request],
+    *,
+    again: bool = False,
+    exists: Callable[[Launched], None] = lambda _job: None,
 ) -> Launched:
     """Start the job that `build` describes, or find the one that was started before.
 
@@ -51,6 +57,7 @@ def launch(
 
     Args:
         again: start another job even if one is complete.
+        exists: called as soon as AWS has the job, before anything else can fail.
 
     Raises:
         LaunchError: if AWS does not take it.
@@ -62,17 +69,23 @@ def launch(
         if described is not None and described[job_type.status] in ("InProgress", "Stopping", "Completed"):
             if again and described[job_type.status] == "Completed":
                 continue
-            return Launched(job_type, name, described[job_type.arn], found=True)
+            found = Launched(job_type, name, described[job_type.arn], found=True)
+            exists(found)
+            return found
         if described is None:
-            return _create_job(client, job_type, build(name), name)
+            return _create_job(client, job_type, build(name), name, exists)
     raise AssertionError("count never ends")
 
 
-def _create_job(client: Any, job_type: ResourceType, request: Request, name: str) -> Launched:
+def _create_job(
+    client: Any, job_type: ResourceType, request: Request, name: str, exists: Callable[[Launched], None]
+) -> Launched:
     described = create(client, job_type, request)
+    started = Launched(job_type, name, described[job_type.arn], found=False)
+    exists(started)
     try:
         differing = read_back(client, job_type, request, described)
     except ProtectionError as error:
         job_type.stop(client, name)
         raise ProtectionError(f"{error}; the job was stopped: start it again, and report this if it recurs") from error
-    return Launched(job_type, name, described[job_type.arn], found=False, differences=tuple(differing))
+    return replace(started, differences=tuple(differing))

@@ -100,15 +100,23 @@ def _plan(
     return JobPlan(job_type, experiment, request, worst, lambda s3: shipment.upload(s3, settings))
 
 
-def start_job(settings: CloudSettings, plan: JobPlan, *, again: bool = False) -> Launched:
+def start_job(
+    settings: CloudSettings,
+    plan: JobPlan,
+    *,
+    again: bool = False,
+    exists: Callable[[Launched], None] = lambda _job: None,
+) -> Launched:
     """Upload missing files, and start the job or find it.
 
     Args:
         again: start another job although one is complete.
+        exists: called as soon as AWS has the job, before anything else can fail.
 
     Raises:
         LaunchError: if AWS does not take the request.
         ProtectionError: if the job lacks a protection that was asked for; it was stopped.
     """
     plan.upload(aws.client("s3", settings))
-    return launch(aws.client("sagemaker", settings), plan.job_type, plan.label, plan.build, again=again)
+    sagemaker = aws.client("sagemaker", settings, patient=True)
+    return launch(sagemaker, plan.job_type, plan.label, plan.build, again=again, exists=exists)

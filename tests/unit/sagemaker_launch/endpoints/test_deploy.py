@@ -12,6 +12,7 @@ import pytest
 from botocore.exceptions import ClientError, ReadTimeoutError
 
 from sagemaker_launch.aws.logs import Log
+from sagemaker_launch.aws.resources import LaunchError
 from sagemaker_launch.endpoints.deploy import DeployError, Golden, _update, deploy, set_lease
 from sagemaker_launch.endpoints.fleet import Services
 from sagemaker_launch.endpoints.lease import Lease
@@ -93,7 +94,7 @@ def test_an_update_that_is_refused_is_not_taken_for_one_that_got_lost() -> None:
         update_endpoint=raising(refusal("ValidationException", "UpdateEndpoint")),
         describe_endpoint=lambda **_: described,
     )
-    with pytest.raises(ClientError):
+    with pytest.raises(LaunchError, match="AWS refuses the update of endpoint dogs"):
         _update(services(sagemaker=sagemaker), {"EndpointName": "dogs", "EndpointConfigName": "new"})
 
 

@@ -1,0 +1,162 @@
+"""A proxy in front of the rehearsal that answers some calls as AWS does on a bad day."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import re
+import threading
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Literal
+from urllib.parse import urlsplit
+
+HOP_BY_HOP = ("transfer-encoding", "content-length", "connection", "expect", "server", "date")
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What happens to some calls of an operation.
+
+    Args:
+        operation: regular expression of its name, such as `SageMaker.DescribeEndpoint` or `S3.PUT`.
+        after: calls count from this operation on; empty for all.
+        first: the first call that is answered so, counted from 1.
+        last: the last one; None for all that follow.
+        lost: `request` drops the connection before the service gets the call, `answer` after it.
+        status: of the answer, with `code` and `message`, where the connection is not dropped.
+    """
+
+    operation: str
+    after: str = ""
+    first: int = 1
+    last: int | None = None
+    lost: Literal["", "request", "answer"] = ""
+    status: int = 400
+    code: str = ""
+    message: str = ""
+    body: bytes | None = None
+    """An answer of its own, in place of an error."""
+
+    def meets(self, operation: str, call: int) -> bool:
+        """Whether it happens to a call."""
+        matches = re.fullmatch(self.operation, operation) is not None
+        return matches and self.first <= call <= (self.last or call)
+
+
+@dataclass
+class BadDay:
+    """A running proxy."""
+
+    address: str = ""
+    faults: Sequence[Fault] = ()
+    calls: Counter[str] = field(default_factory=Counter)
+    before: dict[str, Counter[str]] = field(default_factory=dict)
+    """How often each operation had been called when a fault's `after` was called first."""
+    hits: int = 0
+    """How many calls met a fault."""
+
+    def meets(self, fault: Fault, operation: str, call: int) -> bool:
+        """Whether a fault happens to a call."""
+        if not fault.after:
+            return fault.meets(operation, call)
+        return fault.after in self.before and fault.meets(operation, call - self.before[fault.after][operation])
+
+
+@contextmanager
+def bad_day(upstream: str, *faults: Fault) -> Iterator[BadDay]:
+    """A proxy to a service, on a free port."""
+    day = BadDay(faults=faults)
+    lock, host = threading.Lock(), urlsplit(upstream).netloc
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_POST(self) -> None:
+            body = self._body()
+            operation = operation_of(self.command, self.path, self.headers.get("X-Amz-Target", ""), self._signed_for())
+            with lock:
+                day.calls[operation] += 1
+                for waiting in (fault.after for fault in day.faults if fault.after == operation):
+                    day.before[waiting] = day.before.get(waiting) or Counter(day.calls)
+                call = day.calls[operation]
+                fault = next((fault for fault in day.faults if day.meets(fault, operation, call)), None)
+                day.hits += fault is not None
+            if fault is None:
+                self._answer(*self._forwarded(body))
+            elif fault.lost:
+                if fault.lost == "answer":
+                    self._forwarded(body)
+                self.close_connection = True
+            elif fault.body is not None:
+                self._answer(200, [("Content-Type", "application/x-amz-json-1.1")], fault.body)
+            else:
+                self._refuse(fault, operation)
+
+        do_GET = do_PUT = do_HEAD = do_DELETE = do_POST
+
+        def _signed_for(self) -> str:
+            found = re.search(r"/(\w[\w-]*)/aws4_request", self.headers.get("Authorization", ""))
+            return found[1] if found else ""
+
+        def _body(self) -> bytes:
+            if self.headers.get("Transfer-Encoding") == "chunked":
+                chunks = []
+                while size := int(self.rfile.readline().split(b";")[0], 16):
+                    chunks.append(self.rfile.read(size))
+                    self.rfile.readline()
+                self.rfile.readline()
+                return b"".join(chunks)
+            return self.rfile.read(int(self.headers.get("Content-Length") or 0))
+
+        def _forwarded(self, body: bytes) -> tuple[int, list[tuple[str, str]], bytes]:
+            connection = http.client.HTTPConnection(host, timeout=120)
+            kept = {name: value for name, value in self.headers.items() if name.lower() not in HOP_BY_HOP}
+            connection.request(self.command, self.path, body, kept | {"Content-Length": str(len(body))})
+            answer = connection.getresponse()
+            return answer.status, answer.getheaders(), answer.read()
+
+        def _refuse(self, fault: Fault, operation: str) -> None:
+            if operation.startswith("S3."):
+                text = f"<Error><Code>{fault.code}</Code><Message>{fault.message}</Message></Error>"
+                self._answer(fault.status, [("Content-Type", "application/xml")], text.encode())
+            else:
+                answer = json.dumps({"__type": fault.code, "message": fault.message}).encode()
+                kinds = [("Content-Type", "application/x-amz-json-1.1"), ("x-amzn-ErrorType", fault.code)]
+                self._answer(fault.status, kinds, answer)
+
+        def _answer(self, status: int, headers: list[tuple[str, str]], body: bytes) -> None:
+            self.send_response_only(status)
+            length = dict(headers).get("Content-Length", "0") if self.command == "HEAD" else str(len(body))
+            for name, value in headers:
+                if name.lower() not in HOP_BY_HOP:
+                    self.send_header(name, value)
+            self.send_header("Content-Length", length)
+            self.end_headers()
+            if self.command != "HEAD":
+                self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    day.address = f"http://127.0.0.1:{server.server_port}"
+    try:
+        yield day
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def operation_of(method: str, path: str, target: str, service: str) -> str:
+    """The name of a call: that of JSON services' header, else service, method and the path's first words."""
+    if target:
+        return target
+    if service == "s3":
+        return f"S3.{method}"
+    return f"{service}.{method} {re.sub(r'[^/]*[0-9][^/]*', '*', path)}"
