@@ -23,7 +23,7 @@ from lightning_modules import metrics
 
 Topic = Literal["metrics", "outcome", "facts", "environment"]
 NUMBER = r"[-+]?[0-9.]+(?:[eE][-+]?[0-9]+)?"
-_LINE = re.compile(rf"\[(metrics|outcome)\] epoch=(\d+)((?: \w+={NUMBER})+) end$")
+_LINE = re.compile(r"\[(metrics|outcome)\] epoch=(\d+)((?: \w+=\S+)+) end$")
 _FACTS = re.compile(r"\[(facts|environment)\] (\{.*\})$")
 REPORTED = (
     metrics.TRAIN_LOSS,
@@ -94,7 +94,9 @@ def _parse(line: str) -> ReportedLine | None:
     if match := _LINE.search(line):
         pairs = (pair.split("=") for pair in match[3].split())
         topic: Topic = "metrics" if match[1] == "metrics" else "outcome"
-        return ReportedLine(topic, int(match[2]), {name: float(value) for name, value in pairs})
+        # A metric that is no number, such as nan, is left out; the others of its epoch count.
+        values = {name: float(value) for name, value in pairs if re.fullmatch(NUMBER, value)}
+        return ReportedLine(topic, int(match[2]), values)
     if match := _FACTS.search(line):
         try:
             return ReportedLine("facts" if match[1] == "facts" else "environment", facts=json.loads(match[2]))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from experiments.config import RunConfig, override
 from experiments.console import invocation, say
+from experiments.errors import CommandError
 from sagemaker_launch.settings.cloud import CloudSettings
 
 if TYPE_CHECKING:
@@ -162,6 +163,8 @@ def _sync(settings: CloudSettings, config: RunConfig, arguments: argparse.Namesp
         folders = synchronisers[experiment].sync(job, models=arguments.models)
         reason = f" ({failure_reason(job.described).splitlines()[0]})" if job.status == "Failed" else ""
         print(f"{job.name}: {job.status}{reason}, {len(folders)} runs in MLflow experiment '{experiment}'")
+    if missing := [name for synchroniser in synchronisers.values() for name in synchroniser.missing_models]:
+        raise CommandError(f"models that could not be fetched: {', '.join(missing)}; everything else is synchronised")
 
 
 def _stop(settings: CloudSettings, config: RunConfig, arguments: argparse.Namespace) -> None:

@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from botocore.exceptions import ClientError
 from tqdm import tqdm
 
 from experiments.config import RunConfig
@@ -33,7 +34,7 @@ from sagemaker_launch.container.metric_lines import ReportedLine, parse_lines
 from sagemaker_launch.jobs.found import ENDED, FoundJob, children, find_job, milliseconds, seconds
 from sagemaker_launch.jobs.repeat import WEIGHTS_PARAM, channel_uris
 from sagemaker_launch.settings.cloud import CloudSettings
-from sagemaker_launch.shipping.archive import fetch_model
+from sagemaker_launch.shipping.archive import BadArchiveError, fetch_model
 from sagemaker_launch.shipping.download import fetch_folder, fetch_scores
 
 OUTCOMES: Mapping[str, Any] = {"Completed": "COMPLETE", "Failed": "FAIL", "Stopped": "STOPPED"}
@@ -43,6 +44,8 @@ LOG_DELAY_SECONDS = 600.0
 """Seconds that the last lines of an ended job may take to reach CloudWatch."""
 RULE_DELAY_SECONDS = 1800.0
 """Seconds that Debugger's rules may run after the end of their job."""
+LOG_TAG, LOG_MISSING = "log", "missing"
+"""Tag of the run of a job whose log did not reach CloudWatch in time, or is deleted there."""
 POLL_SECONDS = 30.0
 """Seconds between two checks after a job's end; shorter for a rehearsal."""
 
@@ -65,6 +68,8 @@ class Synchroniser:
         self._said: set[str] = set()
         self._whole: set[Path] = set()
         """Folders of jobs that were published completely when this sync began."""
+        self.missing_models: list[str] = []
+        """Jobs whose models could not be fetched."""
 
     @classmethod
     def open(cls, settings: CloudSettings, config: RunConfig) -> Synchroniser:
@@ -154,7 +159,9 @@ class Synchroniser:
     ) -> RunFolder:
         """Write the run folder of a training job: facts, metrics and outcome."""
         folder = self._folder(name, summary[TRAINING.arn], summary["CreationTime"])
-        if folder.has_started and folder.outcome is not None and (folder.export.is_dir() or not models):
+        lacks_log = folder.has_started and folder.read().tags.get(LOG_TAG) == LOG_MISSING
+        ended = folder.has_started and folder.outcome is not None
+        if ended and not lacks_log and (folder.export.is_dir() or not models):
             return folder  # it can't change any more
         described = TRAINING.describe(self.sagemaker, name)
         params = {**_as_at_home(decode(described["HyperParameters"])), **_machine(described)}
@@ -166,6 +173,9 @@ class Synchroniser:
         lines = log.read()
         reported = [(line.timestamp_ms, parsed) for line in lines for parsed in parse_lines([line.text])]
         _note(folder, reported)
+        if lacks_log and _is_whole(described, reported):
+            folder.add_tags({LOG_TAG: "complete"})
+            folder.reopen()
         if folder.outcome is None and described[TRAINING.status] in ENDED and not self._lags(described, reported):
             _write_log(folder, lines)
             _note_rules(folder, described)
@@ -174,11 +184,25 @@ class Synchroniser:
             if described[TRAINING.status] == "Failed":
                 reason = failure_reason(described, log.last_lines)
                 say(f"{name} failed: {reason}")
+            if not _is_whole(described, reported):
+                reported += _final_values(described)
+                folder.add_tags({LOG_TAG: LOG_MISSING})
             folder.finish(self._outcome(described, reported, reason), ended_ms=milliseconds(_ended(described)))
         if models and described[TRAINING.status] == "Completed" and not folder.export.is_dir():
-            fetch_model(self.s3, described["ModelArtifacts"]["S3ModelArtifacts"], folder.export)
-            self._draw_scores(folder, described)
+            self._fetch_model(folder, described)
         return folder
+
+    def _fetch_model(self, folder: RunFolder, described: Mapping[str, Any]) -> None:
+        """Download the model of a job, or note that it is missing."""
+        name, uri = described[TRAINING.name], described.get("ModelArtifacts", {}).get("S3ModelArtifacts")
+        try:
+            if uri is None:
+                raise BadArchiveError("AWS names no archive")
+            fetch_model(self.s3, uri, folder.export)
+            self._draw_scores(folder, described)
+        except (ClientError, BadArchiveError) as error:
+            self.missing_models.append(name)
+            say(f"the model of {name} could not be fetched: {error}")
 
     def _draw_scores(self, folder: RunFolder, described: Mapping[str, Any]) -> None:
         """Draw the scores of a job like those of a run at home, with the photos of this machine."""
@@ -328,7 +352,7 @@ def _note_rules(folder: RunFolder, described: Mapping[str, Any]) -> None:
 def _late(described: Mapping[str, Any], reported: list[Report]) -> str:
     """The part of an ended job that is missing and may still arrive; empty if nothing is missing."""
     seconds_since = (datetime.now(UTC) - _ended(described)).total_seconds()
-    whole = described[TRAINING.status] != "Completed" or any(line.topic == "outcome" for _, line in reported)
+    whole = _is_whole(described, reported)
     judged = all(rule["RuleEvaluationStatus"] not in ("InProgress", "Stopping") for rule in rule_statuses(described))
     log_lags = not whole and seconds_since < LOG_DELAY_SECONDS
     rules_lag = not judged and seconds_since < RULE_DELAY_SECONDS
@@ -336,6 +360,23 @@ def _late(described: Mapping[str, Any], reported: list[Report]) -> str:
         return ""
     late = "its log is not yet" if log_lags else "Debugger's rules are still evaluated"
     return f"{described['TrainingJobName']} is {described[TRAINING.status]}, {late}"
+
+
+def _is_whole(described: Mapping[str, Any], reported: list[Report]) -> bool:
+    """Whether the log of an ended job is here to its end."""
+    return described[TRAINING.status] != "Completed" or any(line.topic == "outcome" for _, line in reported)
+
+
+def _final_values(described: Mapping[str, Any]) -> list[Report]:
+    """The last values of a job whose log is gone, as AWS has kept them."""
+    final = {entry["MetricName"]: float(entry["Value"]) for entry in described.get("FinalMetricDataList") or ()}
+    counted = {name for name in final if name in metrics.SUMMARY or name.startswith(("val_", "test_"))}
+    missing = ", ".join(name for name in metrics.SUMMARY if name not in counted)
+    say(f"the log of {described[TRAINING.name]} is gone: its epochs are missing, its final values are those of AWS")
+    if missing:
+        say(f"AWS does not have {missing} of it. If the log comes late, run sync again")
+    values = {name: final[name] for name in counted}
+    return [(milliseconds(_ended(described)), ReportedLine("outcome", metrics=values))]
 
 
 def _write_log(folder: RunFolder, lines: list[LogLine]) -> None:

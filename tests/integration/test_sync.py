@@ -284,6 +284,63 @@ def test_a_restart_that_repeats_an_epoch_counts_it_once(config: RunConfig) -> No
     assert history(config, child, "val_loss") == {1: 1.0, 2: 0.5, 3: 1 / 3}
 
 
+FINAL = {"best_val_loss": 0.25, "best_val_accuracy": 0.75, "val_loss": 0.3, "train_loss": 0.1, "ObjectiveMetric": 0.25}
+
+
+class Forgetful(Account):
+    """An account whose logs are gone, and that keeps the last value of each metric."""
+
+    def __init__(self, config: RunConfig, statuses: list[str]) -> None:
+        super().__init__(config, statuses)
+        self.kept, self.logs = self.logs, {name: [] for name in self.logs}
+
+    def describe_training_job(self, TrainingJobName: str) -> dict[str, Any]:
+        final = [{"MetricName": name, "Value": value} for name, value in FINAL.items()]
+        return super().describe_training_job(TrainingJobName) | {"FinalMetricDataList": final}
+
+
+def test_a_job_whose_log_is_gone_has_the_final_values_of_aws_until_the_log_comes(
+    config: RunConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    account = Forgetful(config, ["Completed"])
+    _, child = sync(config, account)
+    said = capsys.readouterr().err
+    assert "the log of tuning-000 is gone: its epochs are missing" in said
+    assert "AWS does not have highest_val_accuracy of it" in said
+    assert child.info.status == "FINISHED"
+    assert {name: child.data.metrics[name] for name in ("best_val_loss", "best_val_accuracy")} == {
+        "best_val_loss": 0.25,
+        "best_val_accuracy": 0.75,
+    }
+    assert "train_loss" not in child.data.metrics, "the last one, not that of the best epoch"
+    assert (child.data.tags["log"], child.data.metrics["usd"]) == ("missing", pytest.approx(0.1))
+    account.logs = account.kept
+    _, child = sync(config, account)
+    assert (child.info.status, child.data.tags["log"]) == ("FINISHED", "complete")
+    assert history(config, child, "val_loss") == {1: 1.0, 2: 0.5, 3: 1 / 3}
+    assert child.data.metrics["best_val_loss"] == 1 / 3
+
+
+def test_a_metric_that_is_no_number_costs_itself_and_not_its_epoch(config: RunConfig) -> None:
+    account = Account(config, ["Completed"])
+    lines = account.logs["tuning-000"]
+    lines[4] = lines[4].replace("val_accuracy=0.5", "val_accuracy=nan", 1)
+    _, child = sync(config, account)
+    assert history(config, child, "val_loss") == {1: 1.0, 2: 0.5, 3: 1 / 3}
+    assert history(config, child, "val_accuracy") == {1: 0.5, 3: 0.5}
+
+
+def test_a_model_that_is_missing_is_named_and_the_others_are_fetched(
+    config: RunConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    account = Account(config, ["Completed", "Completed"])
+    synchroniser = Synchroniser(config, account, account, None, PRICES.__getitem__)
+    folders = synchroniser.sync(find_job(account, "tuning"), models=True)
+    assert all(folder.outcome is not None for folder in folders)
+    assert synchroniser.missing_models == ["tuning-000"]
+    assert "the model of tuning-000 could not be fetched: AWS names no archive" in capsys.readouterr().err
+
+
 def test_a_log_that_lags_behind_is_waited_for(config: RunConfig, capsys: pytest.CaptureFixture[str]) -> None:
     account = Account(config, ["Completed"])
     whole = account.logs["tuning-000"]
