@@ -280,7 +280,7 @@ class RunFolder:
         found = self.outcome.metrics if self.outcome else {}
         of_epochs = {key for line in self.metric_lines() for key in line.metrics}
         return {
-            f"{BEST}{key}" if key in of_epochs else key: value
+            f"{BEST}{key}" if key in OBJECTIVES else key: value
             for key, value in found.items()
             if key not in of_epochs or key in OBJECTIVES
         }

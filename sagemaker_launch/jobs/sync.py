@@ -194,15 +194,16 @@ class Synchroniser:
 
     def _fetch_model(self, folder: RunFolder, described: Mapping[str, Any]) -> None:
         """Download the model of a job, or note that it is missing."""
-        name, uri = described[TRAINING.name], described.get("ModelArtifacts", {}).get("S3ModelArtifacts")
+        uri, reason = described.get("ModelArtifacts", {}).get("S3ModelArtifacts"), "AWS names no archive"
         try:
-            if uri is None:
-                raise BadArchiveError("AWS names no archive")
-            fetch_model(self.s3, uri, folder.export)
-            self._draw_scores(folder, described)
+            if uri is not None:
+                fetch_model(self.s3, uri, folder.export)
+                self._draw_scores(folder, described)
+                return
         except (ClientError, BadArchiveError) as error:
-            self.missing_models.append(name)
-            say(f"the model of {name} could not be fetched: {error}")
+            reason = str(error)
+        self.missing_models.append(described[TRAINING.name])
+        say(f"the model of {described[TRAINING.name]} could not be fetched: {reason}")
 
     def _draw_scores(self, folder: RunFolder, described: Mapping[str, Any]) -> None:
         """Draw the scores of a job like those of a run at home, with the photos of this machine."""
