@@ -146,7 +146,7 @@ def train_run(
 
 
 def _train(config: RunConfig, folder: RunFolder, watches: Sequence[Watch], *, score_test: bool) -> dict[str, float]:
-    """Train, score the validation split and, if wanted, the test split, and write the export."""
+    """Train, score the test split if `score_test` is true, and write the export."""
     result = train(
         config,
         output_dir=folder.path,

@@ -44,7 +44,7 @@ def task_of(config: RunConfig, *, single_steps: bool = False) -> Task:
         single_steps: whether callbacks must see each step; a head on cached features takes many at once otherwise.
 
     Raises:
-        UserError: if features are wanted of a network whose head is not linear.
+        UserError: if `data.cache` is features and the head of the network is not linear.
     """
     cache, backbone, trainer = config.data.cache, config.model.backbone, config.trainer
     if cache == "features" and not _has_linear_head(backbone):

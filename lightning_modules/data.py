@@ -104,7 +104,7 @@ def batch_sizes(images: int, batch_size: int, *, no_single: bool = False) -> lis
     """Images of each batch of an epoch.
 
     Args:
-        no_single: let a last batch of one image join the batch before it.
+        no_single: merge a last batch of one image with the batch before it.
     """
     sizes = [min(batch_size, images - start) for start in range(0, images, batch_size)]
     if no_single and sizes[-1] == 1 < batch_size and len(sizes) > 1:
@@ -215,7 +215,7 @@ class ClassFolderData(pl.LightningDataModule):
         num_threads: threads that load batches; 0 takes `default_threads`.
         augment: augmentation of training images; see `augmentation.py`. `strong` also mixes half of the batches.
         seed: seed of order and augmentation.
-        no_single_image: let a last training batch of one image join the one before it; see `trains_batch_norm`.
+        no_single_image: merge a last training batch of one image with the one before it; see `trains_batch_norm`.
         decoded: training and validation photos that were decoded before.
     """
 

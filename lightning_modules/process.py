@@ -52,7 +52,7 @@ def default_threads() -> int:
 
 
 def limit_threads() -> None:
-    """Let torch compute on no more threads than this process may use cores: torch does not look at a CPU quota.
+    """Limit torch's threads to the cores that this process may use: torch ignores a CPU quota.
 
     With more, all of them wait until the quota's next period.
     """

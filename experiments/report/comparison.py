@@ -481,7 +481,7 @@ def _error_photo(row: Sequence[str], root: Path) -> Photo | None:
         return None
     content = io.BytesIO()
     Image.fromarray(shown).save(content, "JPEG", quality=85)
-    # The number by which they are sorted comes first.
+    # The probability by which the photos are sorted comes first.
     caption = f"{true} ({float(of_true):.2g}), taken for {predicted} ({float(probability):.2g})"
     return Photo(caption, f"Photo {photo}: {caption}", content.getvalue())
 

@@ -45,7 +45,7 @@ LOCAL = {"origin": "local"}
 ORIGINS: Mapping[str, str] = {"local": "at home", "rehearsal": "rehearsed job", "sagemaker": "SageMaker job"}
 """Where a run was made, its tag `origin`, in words."""
 FINGERPRINT = "data.fingerprint"
-"""Param by which a run says which photos it saw."""
+"""Param with the fingerprint of the photos of a run."""
 RECORDING, PROFILE = "artifacts/recording", "artifacts/profile"
 """Folders of a run's recording and profile, below that of the run: MLflow gets them with the artifacts."""
 

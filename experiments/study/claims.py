@@ -61,7 +61,7 @@ class Holder:
 
 @dataclass(frozen=True)
 class Claim:
-    """A trial that this process works on, and the lock that says so: the kernel releases it if the process dies."""
+    """A trial that this process works on, and its lock, which the kernel releases when the process dies."""
 
     trial: Trial
     point: Point
@@ -185,7 +185,7 @@ class HeldClaims:
                 try:
                     self._beat(number)
                 except (CommandError, InterruptedRunError):
-                    break  # the thread that trains meets the same error, and says so
+                    break  # the training thread gets the same error and reports it
 
     def _beat(self, number: int) -> None:
         with self._writing:

@@ -24,7 +24,7 @@ Point = dict[str, Choice]
 BUILT_IN = Path(__file__).parent / "search_spaces"
 """Search spaces for sweeps that name none; `conf/search` has links to them."""
 SEARCHED = "search."
-"""Prefix of the params by which the run of a search says what it draws from."""
+"""Prefix of the params with the ranges of a search, in the run of the search."""
 MAX_PARAMETERS = 30
 """SageMaker tunes at most 30 hyperparameters a job (AWS service quotas, read 2026-11)."""
 MAX_CHOICES = 30

@@ -46,7 +46,7 @@ STOP_SECONDS = 5.0
 """How long all workers together have to end their batch once the sweep stops."""
 CUDA_VISIBLE_DEVICES = "CUDA_VISIBLE_DEVICES"
 MAX_CRASHES = 3
-"""Workers that may die in a row, without a trial finishing, before the sweep gives up."""
+"""Workers that may die in a row, without a finished trial, before the sweep fails."""
 _EXIT_SWEEP_ERROR = 3
 """Exit code of a worker that has written to its log why it gave up."""
 

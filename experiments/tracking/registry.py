@@ -115,7 +115,7 @@ def _log_model(store: RunStore, run_id: str, export: Path) -> str:
 
 
 def _make_champion(store: RunStore, name: str, version: str, tags: Mapping[str, str], metric: str) -> bool:
-    """Give a version the champion's alias if it is better, and say so where the two can't be compared.
+    """Give a version the champion's alias if it is better, and print a line if the two can't be compared.
 
     Args:
         metric: the objective of the version's run, by which the two are compared.

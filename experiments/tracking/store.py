@@ -291,7 +291,7 @@ def call_or_wait(call: Callable[[], _Item], uri: str, seconds: float, kept: str)
         kept: for the error: what is not lost, and how it is sent later.
 
     Raises:
-        TrackingError: if it stays away for that many seconds, or refuses the call.
+        TrackingError: if it does not answer within that many seconds, or refuses the call.
     """
     deadline = time.monotonic() + seconds
     pause = 0.2

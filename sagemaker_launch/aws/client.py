@@ -17,7 +17,7 @@ from sagemaker_launch.settings.cloud import CloudSettings
 THREADS = 16
 """S3 objects that are transferred at the same time, and connections that a client keeps."""
 NOT_THERE = ("ResourceNotFound", "ValidationException")
-"""Codes by which SageMaker says that a job does not exist: tuning jobs by the first, training jobs by the second."""
+"""SageMaker's error codes for a job that does not exist: of a tuning job, of a training job."""
 
 
 def client(service: str, settings: CloudSettings, *, patient: bool = False, **options: Any) -> Any:

@@ -136,7 +136,7 @@ def _differences_of_lists(sent: list[Any], described: Any, path: str) -> Iterato
 
 
 def _naming_key(entries: list[Any]) -> str | None:
-    """The field by which entries of a list are told apart, as `ChannelName` or `Name`."""
+    """The field that identifies the entries of a list, such as `ChannelName` or `Name`."""
     if not all(isinstance(entry, Mapping) for entry in entries):
         return None
     names = [key for key in (entries[0] if entries else ()) if key.endswith("Name")]
@@ -144,7 +144,7 @@ def _naming_key(entries: list[Any]) -> str | None:
 
 
 def _same(sent: Any, described: Any) -> bool:
-    """Whether two scalars are equal, whatever their case and however a number is written."""
+    """Whether two scalars are equal, regardless of case and of the format of numbers."""
     if sent == described:
         return True
     first, second = str(sent).casefold(), str(described).casefold()

@@ -27,7 +27,7 @@ def training_job(
     """The body of CreateTrainingJob.
 
     Raises:
-        ValueError: if AWS publishes no image of Debugger's rules for the region, and Debugger is wanted.
+        ValueError: if Debugger is enabled and AWS publishes no image of its rules for the region.
     """
     request = _definition(settings, inputs, image_uri, name)
     request["TrainingJobName"] = name

@@ -95,7 +95,7 @@ def find_serving_image(settings: CloudSettings, region: str, cache_dir: Path) ->
     """The serving image: the one that is set, our own in this account's ECR, or AWS's last one.
 
     Raises:
-        UserError: if AWS's is wanted and AWS's SDK, which knows it, is not installed.
+        UserError: if AWS's is selected and AWS's SDK, which has its URI, is not installed.
     """
     endpoint = settings.endpoint
     if endpoint.image == "aws":
