@@ -44,6 +44,7 @@ TOKENS = {
     "private key": r"-----BEGIN [A-Z ]*PRIVATE KEY-----[^-]*",
 }
 """Forms of keys and tokens that tell what they are."""
+_NO_SCHEME = r"\A([^:@/]+:)(?!/)"
 _TEXT_END, _URL_END = r"\s'\"`<>", ""
 """Letters that end a URL in a text; nothing but its end ends a URL alone."""
 
@@ -100,6 +101,8 @@ def _patterns(end: str) -> tuple[tuple[re.Pattern[str], str | Callable[[re.Match
     return (
         # To the last @: a password may have raw @, /, ? and # in it.
         (re.compile(rf"(://[^:@/{end}]*:){inside}{{0,{MAX_SCAN}}}@"), rf"\1{BLOT}@"),
+        # A URL whose scheme was forgotten. In a text, these letters may be anything.
+        *(() if end else ((re.compile(rf"{_NO_SCHEME}[\s\S]*@"), rf"\1{BLOT}@"),)),
         # A user's name of that length is a token, as in https://TOKEN@host.
         (re.compile(rf"(://)[^:@/{end}]{{20,{MAX_SCAN}}}@"), rf"\1{BLOT}@"),
         # databricks://SCOPE:PREFIX has no host.
@@ -128,8 +131,9 @@ def _is_secret_name(name: str) -> bool:
 
 def _secrets_of(url: str) -> Iterator[str]:
     """The secrets of a URL, and the parts that a program may cut a password into."""
-    if userinfo := re.search(r"(?s)://([^:@/]*):(.*)@", url) or re.search(r"(?is)^databricks.*?://(.*?):(.*)", url):
-        user, password = userinfo.groups()
+    forms = (r"://([^:@/]*:)(.*)@", rf"{_NO_SCHEME}(.*)@", r"\A(?i:databricks).*?://(.*?:)(.*)")
+    if userinfo := next(filter(None, (re.search(form, url, re.DOTALL) for form in forms)), None):
+        user, password = userinfo[1].removesuffix(":"), userinfo[2]
         if len(password) >= MIN_KNOWN:
             yield password
         yield base64.b64encode(f"{unquote(user)}:{unquote(password)}".encode()).decode()  # HTTP's Authorization

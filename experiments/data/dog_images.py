@@ -31,6 +31,7 @@ from urllib.parse import urlsplit
 import requests
 from tqdm import tqdm  # type: ignore[import-untyped, unused-ignore]  # types-tqdm is optional
 
+from experiments.errors import CommandError
 from lightning_modules.files import replaced_whole
 from lightning_modules.locks import KernelLock
 
@@ -63,7 +64,7 @@ _BAD_ARCHIVE = (
 """Errors of `zipfile` for an archive that is damaged or malicious."""
 
 
-class DownloadError(RuntimeError):
+class DownloadError(CommandError):
     """The data set is neither cached nor downloadable; the message is one line with the next step."""
 
 

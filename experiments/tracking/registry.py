@@ -196,4 +196,6 @@ def download_export(uri: str, store: RunStore) -> Path:
             source = store.client.get_model_version_download_uri(name, version)
         return Path(mlflow.artifacts.download_artifacts(f"{source}/artifacts/export"))
     except (MlflowException, OSError) as error:
-        raise UserError(f"--model must be an export folder or a registered model, got {uri!r}: {error}") from error
+        raise UserError(
+            f"--model must be an export folder or a registered model, got {uri!r}: {error}"
+        ) from None  # MLflow's own text repeats the password

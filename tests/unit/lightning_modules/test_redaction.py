@@ -73,6 +73,16 @@ def test_the_parts_that_a_parser_cuts_a_password_into_are_replaced() -> None:
     assert redact("no host 'second'; no path third@db; first") == f"no host '{BLOT}'; no path {BLOT}@db; {BLOT}"
 
 
+def test_a_url_whose_scheme_was_forgotten_has_a_password_too() -> None:
+    assert public_url("me:hun@ter22@host:5000") == f"me:{BLOT}@host:5000"
+    for plain in ("sqlite:////tmp/a@b.db", "models:/dogs@champion", "host:5000", "/tmp/12:30@noon"):
+        assert public_url(plain) == plain
+    remember_url("me:hunter22@host:5000")
+    assert redact("tracking.uri must start with http://, got 'me:hunter22@host:5000'").endswith(
+        f"'me:{BLOT}@host:5000'"
+    )
+
+
 def test_a_short_password_blots_no_common_word() -> None:
     remember_url("http://me:a@h/")
     remember_url("http://me:trains@h/")
