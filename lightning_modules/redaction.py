@@ -11,6 +11,7 @@ import base64
 import functools
 import html
 import json
+import logging
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -73,6 +74,14 @@ def remembered() -> frozenset[str]:
 def remember(secrets: Iterable[str]) -> None:
     """Take over what another process has `remembered`."""
     _remembered.update(secrets)
+
+
+class RedactedFormatter(logging.Formatter):
+    """A format of log lines without secrets, for a log that is a file of its own."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line, with the traceback if there is one."""
+        return redact(super().format(record))
 
 
 class Revealed(str):

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import optuna
 
+from lightning_modules.redaction import RedactedFormatter
 from sagemaker_launch.rehearsal.faults import FaultSettings
 from sagemaker_launch.rehearsal.machine.runner import Settings
 from sagemaker_launch.rehearsal.server import Server
@@ -124,10 +125,10 @@ def _parser() -> argparse.ArgumentParser:
 def _log_to(path: Path) -> None:
     """Log everything to a file, and what this package says also to standard error."""
     file = logging.FileHandler(path)
-    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    file.setFormatter(RedactedFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[file])
     console = logging.StreamHandler()
-    console.setFormatter(logging.Formatter("rehearsal: %(message)s"))
+    console.setFormatter(RedactedFormatter("rehearsal: %(message)s"))
     logging.getLogger("sagemaker_launch.rehearsal").addHandler(console)
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
+import logging
 import pickle
 import time
+from pathlib import Path
 from urllib.parse import quote, quote_plus
 
 import pytest
@@ -14,7 +16,7 @@ from hypothesis import strategies as st
 from experiments.errors import CommandError, TrackingError
 from lightning_modules import redaction
 from lightning_modules.errors import UserError
-from lightning_modules.redaction import BLOT, MIN_KNOWN, public_url, redact, remember_url
+from lightning_modules.redaction import BLOT, MIN_KNOWN, RedactedFormatter, public_url, redact, remember_url
 
 EXAMPLES = 50
 """Of each property: tests/attacks/test_secrets.py has more."""
@@ -173,6 +175,21 @@ def test_a_long_text_takes_linear_time(part: str) -> None:
         redact(part * (length // len(part)))
         seconds.append(time.perf_counter() - started)
     assert seconds[1] < 40 * seconds[0] + 0.2
+
+
+def test_a_log_file_has_no_secret_in_lines_and_tracebacks(tmp_path: Path) -> None:
+    handler = logging.FileHandler(tmp_path / "server.log")
+    handler.setFormatter(RedactedFormatter("%(levelname)s %(message)s"))
+    log = logging.Logger("own")
+    log.addHandler(handler)
+    try:
+        raise ValueError("http://me:hunter22@h")
+    except ValueError:
+        log.exception("at %s", "https://h/?X-Amz-Signature=abcdef")
+    handler.close()
+    text = (tmp_path / "server.log").read_text()
+    assert text.startswith("ERROR at https://h/?X-Amz-Signature=***\n")
+    assert text.endswith("ValueError: http://me:***@h\n")
 
 
 @pytest.mark.parametrize("kind", [UserError, CommandError, TrackingError])
