@@ -6,19 +6,16 @@ only once.
 
 from __future__ import annotations
 
-import functools
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import botocore.session
 from botocore.exceptions import BotoCoreError, ClientError
-from botocore.model import ServiceModel
-from botocore.validate import ParamValidator
 
 from experiments.console import say
-from experiments.errors import CommandError
+from experiments.errors import CommandError, UserError
+from sagemaker_launch.aws.api_model import broken_rules, violations
 from sagemaker_launch.aws.client import NOT_THERE, error_code
 
 Request = dict[str, Any]
@@ -98,24 +95,21 @@ class UnansweredError(LaunchError):
     """AWS gave no answer, so the resource may have been created."""
 
 
-class InvalidRequestError(CommandError):
-    """AWS's own model of the API does not allow a request."""
+class InvalidRequestError(UserError):
+    """AWS would refuse a request, by its model of the API or by its documentation."""
 
 
 def validate(operation: str, request: Mapping[str, Any]) -> None:
-    """Check a request against botocore's own model of the API, offline.
+    """Check a request offline, by AWS's model of its API and by its documentation.
 
     Raises:
         InvalidRequestError: naming what AWS would refuse.
     """
-    report = ParamValidator().validate(request, _api().operation_model(operation).input_shape)
-    if report.has_errors():
-        raise InvalidRequestError(f"{operation} would not be taken: {report.generate_report()}")
-
-
-@functools.cache
-def _api() -> ServiceModel:
-    return botocore.session.get_session().get_service_model("sagemaker")
+    refused = violations(operation, request)
+    if not refused and operation in (TRAINING.create_operation, TUNING.create_operation):
+        refused = broken_rules(request)
+    if refused:
+        raise InvalidRequestError(f"{operation} would not be taken: {'; '.join(refused)}")
 
 
 def create(client: Any, resource_type: ResourceType, request: Request) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from experiments.errors import UserError
 from experiments.runs.folder import Outcome, RunFolder, now_ms
 from sagemaker_launch.aws import client as aws
 from sagemaker_launch.aws.logs import endpoint_log
-from sagemaker_launch.aws.resources import Request
+from sagemaker_launch.aws.resources import CONFIG, ENDPOINT, MODEL, Request, validate
 from sagemaker_launch.endpoints.budget import HourlyWorst, hourly_worst
 from sagemaker_launch.endpoints.fleet import Services, find_endpoint
 from sagemaker_launch.endpoints.lease import DEFAULT_TTL, Lease, new_lease
@@ -51,8 +51,11 @@ def plan_endpoint(settings: CloudSettings, config: RunConfig, name: str, *, ttl:
     settings.require_for_jobs()
     lease, region = new_lease(settings, ttl), aws.region(settings)
     image = find_serving_image(settings, region, config.data.cache_dir)
-    # A name that AWS would refuse is refused before a model is fetched.
-    deployment(settings, name, image, "")
+    # What AWS would refuse is refused before a model is fetched.
+    version = deployment(settings, name, image, f"{settings.uri}/models/model.tar.gz")
+    validate(MODEL.create_operation, version.model)
+    validate(CONFIG.create_operation, version.config)
+    validate(ENDPOINT.create_operation, create_endpoint(settings, name, version.config_name, lease))
     return EndpointPlan(name, image, lease, hourly_worst(settings, region))
 
 

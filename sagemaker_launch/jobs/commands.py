@@ -98,7 +98,7 @@ def _train(settings: CloudSettings, config: RunConfig, arguments: argparse.Names
 def _start_and_watch(settings: CloudSettings, plan: JobPlan, arguments: argparse.Namespace) -> None:
     """Print the cost of a job, start it, and watch it."""
     from sagemaker_launch.aws.readback import ProtectionError
-    from sagemaker_launch.aws.resources import TUNING, validate
+    from sagemaker_launch.aws.resources import TUNING
     from sagemaker_launch.aws.running import keeps_running
     from sagemaker_launch.jobs.follow import JobFailedError, watch_job
     from sagemaker_launch.jobs.launch import job_name
@@ -106,9 +106,7 @@ def _start_and_watch(settings: CloudSettings, plan: JobPlan, arguments: argparse
 
     say(plan.worst.table())
     if arguments.dry_run:
-        request = plan.build(job_name(plan.label, plan.build, 1))
-        validate(plan.job_type.create_operation, request)
-        print(json.dumps(request, indent=2))
+        print(json.dumps(plan.build(job_name(plan.label, plan.build, 1)), indent=2))
         return
     plan.worst.check_budget(settings)
     with ExitStack() as stack:

@@ -12,7 +12,7 @@ from experiments.study.epochs import EPOCHS, resolve_config
 from experiments.study.search_space import SearchSpace
 from sagemaker_launch.aws import client as aws
 from sagemaker_launch.aws.prices import find_price
-from sagemaker_launch.aws.resources import TRAINING, TUNING, Request, ResourceType
+from sagemaker_launch.aws.resources import TRAINING, TUNING, Request, ResourceType, validate
 from sagemaker_launch.aws.tags import MAX_VALUE, to_tag_value
 from sagemaker_launch.jobs.budget import WorstCase, rule_processing, worst_case
 from sagemaker_launch.jobs.launch import Launched, launch
@@ -97,6 +97,7 @@ def _plan(
     def request(name: str) -> Request:
         return build(sent, inputs, image, name)
 
+    validate(job_type.create_operation, request("name"))
     return JobPlan(job_type, experiment, request, worst, lambda s3: shipment.upload(s3, settings))
 
 

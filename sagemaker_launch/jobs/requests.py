@@ -69,12 +69,14 @@ def tuning_job(
     require(len(tuned) > 0, "search space", f"tune something besides {EPOCHS} with strategy Hyperband", sorted(space))
     metric = objective(config.sweep.metric)
     static = {key: value for key, value in encode(config).items() if key not in map(wire_name, tuned)}
+    jobs = number_of_jobs(settings, config, space)
     tuning: dict[str, Any] = {
         "Strategy": settings.strategy,
         "HyperParameterTuningJobObjective": {"Type": config.sweep.direction.title(), "MetricName": metric},
         "ResourceLimits": {
-            "MaxNumberOfTrainingJobs": number_of_jobs(settings, config, space),
-            "MaxParallelTrainingJobs": settings.max_parallel_jobs,
+            "MaxNumberOfTrainingJobs": jobs,
+            # The default never asks for more at once than there are.
+            "MaxParallelTrainingJobs": min(settings.max_parallel_jobs, jobs),
         },
         "ParameterRanges": parameter_ranges(tuned),
         "TrainingJobEarlyStoppingType": "Auto" if settings.early_stopping else "Off",

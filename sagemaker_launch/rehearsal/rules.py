@@ -6,16 +6,14 @@ its own model, and rules that only the documentation has.
 
 from __future__ import annotations
 
-import functools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import botocore.session
 import regex
-from botocore.model import ServiceModel, Shape
 from moto.sagemaker.exceptions import SagemakerClientError
 
+from sagemaker_launch.aws.api_model import broken_rules, violations
 from sagemaker_launch.rehearsal.jobs.strategies import ranges_of
 
 MAX_TUNED = 30
@@ -27,70 +25,25 @@ def invalid(message: str) -> SagemakerClientError:
     return SagemakerClientError("ValidationException", message)
 
 
-@functools.cache
-def service_model() -> ServiceModel:
-    """The service as botocore describes it."""
-    return botocore.session.get_session().get_service_model("sagemaker")
-
-
 def check_shape(operation: str, request: Mapping[str, Any]) -> None:
     """Check a request against the service's model.
 
     Raises:
         SagemakerClientError: naming each field, its value and the constraint.
     """
-    shape = service_model().operation_model(operation).input_shape
-    assert shape is not None
-    errors = list(_violations(shape, request, ""))
-    if errors:
+    if errors := violations(operation, request):
         count = f"{len(errors)} validation error{'s' if len(errors) > 1 else ''} detected: "
         raise invalid(count + "; ".join(errors))
 
 
-def _violations(shape: Shape, value: Any, path: str) -> Iterator[str]:
-    kind, limits = shape.type_name, shape.metadata
-    if kind == "structure":
-        yield from _structure_violations(shape, value, path)
-        return
-    if kind == "list":
-        for number, item in enumerate(value, start=1):
-            yield from _violations(shape.member, item, f"{path}.{number}.member")
-    elif kind == "map":
-        for key, item in value.items():
-            yield from _violations(shape.key, key, f"{path}.{key}.key")
-            yield from _violations(shape.value, item, f"{path}.{key}.member")
-    if kind in ("string", "list", "map"):
-        size, what = len(value), "length"
-    elif kind in ("integer", "long", "float", "double"):
-        size, what = value, "value"
-    else:
-        return
-    shown = f"Value '{value}' at '{path}' failed to satisfy constraint: Member must"
-    if size > limits.get("max", math.inf):
-        yield f"{shown} have {what} less than or equal to {limits['max']}"
-    if size < limits.get("min", -math.inf):
-        yield f"{shown} have {what} greater than or equal to {limits['min']}"
-    if "enum" in limits and value not in limits["enum"]:
-        yield f"{shown} satisfy enum value set: [{', '.join(limits['enum'])}]"
-    if "pattern" in limits and regex.fullmatch(limits["pattern"], value) is None:
-        yield f"{shown} satisfy regular expression pattern: {limits['pattern']}"
+def check_rules(request: Mapping[str, Any]) -> None:
+    """Refuse combinations that AWS's documentation forbids.
 
-
-def _structure_violations(shape: Shape, value: Any, path: str) -> Iterator[str]:
-    for name in shape.required_members:
-        if name not in value:
-            yield f"Value at '{_join(path, name)}' failed to satisfy constraint: Member must not be null"
-    for name, item in value.items():
-        # A newer client may send fields that this botocore does not know.
-        if name not in shape.members:
-            raise invalid(f"{_join(path, name)} is not a field that botocore here knows: update botocore")
-        if item is not None:
-            yield from _violations(shape.members[name], item, _join(path, name))
-
-
-def _join(path: str, name: str) -> str:
-    name = name[0].lower() + name[1:]
-    return f"{path}.{name}" if path else name
+    Raises:
+        SagemakerClientError: with the first broken rule.
+    """
+    for broken in broken_rules(request):
+        raise invalid(broken)
 
 
 def check_training_job(request: Mapping[str, Any]) -> None:
@@ -104,6 +57,7 @@ def check_training_job(request: Mapping[str, Any]) -> None:
         if field not in request:
             raise invalid(f"{field} is required")
     _check_definition(request)
+    check_rules(request)
     check_tags(request)
 
 
@@ -128,6 +82,7 @@ def check_tuning_job(request: Mapping[str, Any]) -> None:
     _check_objective(config, definition)
     _check_ranges(config, definition)
     _check_strategy(config)
+    check_rules(request)
 
 
 def check_warm_start(request: Mapping[str, Any], parents: Sequence[Mapping[str, Any]]) -> None:
@@ -278,8 +233,7 @@ def _check_ranges(config: Mapping[str, Any], definition: Mapping[str, Any]) -> N
 
 
 def _check_strategy(config: Mapping[str, Any]) -> None:
-    limits, strategy = config["ResourceLimits"], config["Strategy"]
-    jobs, parallel = limits.get("MaxNumberOfTrainingJobs"), limits["MaxParallelTrainingJobs"]
+    strategy, jobs = config["Strategy"], config["ResourceLimits"].get("MaxNumberOfTrainingJobs")
     criteria = config.get("TuningJobCompletionCriteria", {})
     if "ConvergenceDetected" in criteria:
         raise invalid("TuningJobCompletionCriteria.ConvergenceDetected works on AWS, but is not rehearsed")
@@ -287,10 +241,6 @@ def _check_strategy(config: Mapping[str, Any]) -> None:
         _check_grid(config, jobs)
     elif jobs is None:
         raise invalid(f"ResourceLimits.MaxNumberOfTrainingJobs must be provided for strategy {strategy}.")
-    if jobs is not None and parallel > jobs:
-        raise invalid(
-            f"MaxParallelTrainingJobs ({parallel}) must be less than or equal to MaxNumberOfTrainingJobs ({jobs})."
-        )
     if strategy == "Hyperband":
         if config.get("TrainingJobEarlyStoppingType", "Off") != "Off":
             raise invalid("TrainingJobEarlyStoppingType must be Off for strategy Hyperband.")

@@ -40,7 +40,7 @@ EVERYTHING: dict[str, object] = BASIC | {
     "warm_start_from": ["parent-1"],
     "target_value": 0.5,
     "max_jobs_without_improvement": 5,
-    "input_mode": "FastFile",
+    "instance_type": "ml.m5.xlarge",
 }
 SPACE: SearchSpace = {
     "optimizer.learning_rate": FloatRange(1e-5, 1e-1, log=True),
@@ -75,6 +75,7 @@ CHANGES: dict[str, object] = {name: value for name, value in EVERYTHING.items() 
     "role_arn": "arn:aws:iam::123456789012:role/others",
     "project": "cats",
     "instance_type": "ml.m5.2xlarge",
+    "input_mode": "FastFile",
     "volume_size_gb": 77,
     "max_runtime_seconds": 4321,
     "checkpoints": False,

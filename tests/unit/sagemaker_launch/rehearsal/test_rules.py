@@ -164,7 +164,7 @@ CONFIG = "HyperParameterTuningJobConfig"
             {f"h{number}": "1" for number in range(99)},
             "at most 100 together",
         ),
-        (f"{CONFIG}.ResourceLimits.MaxParallelTrainingJobs", 5, "less than or equal to MaxNumberOfTrainingJobs (4)"),
+        (f"{CONFIG}.ResourceLimits.MaxParallelTrainingJobs", 5, "5 training jobs at once are more than 4 in all"),
         (f"{CONFIG}.ResourceLimits.MaxNumberOfTrainingJobs", None, "MaxNumberOfTrainingJobs must be provided"),
         (f"{CONFIG}.Strategy", "Grid", "Grid takes only CategoricalParameterRanges, got ContinuousParameterRanges"),
         (f"{CONFIG}.StrategyConfig", {"HyperbandStrategyConfig": {}}, "must not be provided for strategy Random"),

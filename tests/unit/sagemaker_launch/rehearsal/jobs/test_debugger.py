@@ -10,11 +10,12 @@ from typing import Any
 
 import pytest
 
+from sagemaker_launch.aws.api_model import service_model
 from sagemaker_launch.rehearsal.jobs.debugger import check_debugger, judge
 from sagemaker_launch.rehearsal.jobs.training import TrainingJob
 from sagemaker_launch.rehearsal.keys import KeyPair
 from sagemaker_launch.rehearsal.machine.container import Container, ContainerSpec
-from sagemaker_launch.rehearsal.rules import check_training_job, service_model
+from sagemaker_launch.rehearsal.rules import check_training_job
 from tests.unit.sagemaker_launch.rehearsal.test_rules import TRAINING, change, refusal
 
 IMAGE = "503895931360.dkr.ecr.us-east-1.amazonaws.com/sagemaker-debugger-rules:latest"
