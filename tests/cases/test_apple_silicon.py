@@ -100,6 +100,7 @@ def test_photos_are_normalised_without_float64_on_the_device() -> None:
     assert torch.equal(preprocessing.normalise(on_mps(pixels)).cpu(), wanted)
 
 
+@pytest.mark.slow
 def test_train_sweep_evaluate_and_serve_without_the_calls_of_linux(photos: Path, tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text(SITE)
     fields = tiny(photos, tmp_path / "runs") | {"trainer.max_epochs": 1, "sweep.n_trials": 2, "sweep.workers": 2}

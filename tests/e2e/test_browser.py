@@ -20,7 +20,7 @@ TUNED = ["optimizer.learning_rate", "optimizer.weight_decay"]
 EPOCHS = [1, 2, 3]
 
 
-pytestmark = pytest.mark.usefixtures("browser")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("browser")]
 
 
 @pytest.fixture(scope="session")

@@ -431,7 +431,8 @@ def test_what_is_over_is_deleted_and_what_is_not_or_is_not_ours_stays(
     assert cloud.left() == []
 
 
-@pytest.mark.parametrize("kind", [pytest.param("serverless", marks=pytest.mark.slow), "async"])
+@pytest.mark.parametrize("kind", ["serverless", "async"])
+@pytest.mark.slow
 def test_other_kinds_answer_as_well(cloud: Rehearsal, scripted: tuple[Path, Path], kind: str) -> None:
     first, _ = scripted
     options = [f"--cloud.endpoint.kind={kind}", SCRIPT]

@@ -156,6 +156,7 @@ def shown(cell: NotebookNode, mime_type: str) -> list[str]:
     return [output.data[mime_type] for output in cell.outputs if "data" in output and mime_type in output.data]
 
 
+@pytest.mark.slow
 def test_it_runs_from_top_to_bottom_against_the_rehearsal(home: Path, photos: Path) -> None:
     notebook = with_settings(read_notebook(), photos, home)
     run(notebook, home)
@@ -180,6 +181,7 @@ def test_it_runs_from_top_to_bottom_against_the_rehearsal(home: Path, photos: Pa
     assert left_by(home) == []
 
 
+@pytest.mark.slow
 def test_the_rehearsal_ends_with_a_kernel_that_dies(home: Path, photos: Path) -> None:
     notebook = with_settings(read_notebook(), photos, home)
     last = [cell.id for cell in notebook.cells].index("account")

@@ -41,6 +41,8 @@ from tests.pictures import make_class_folders
 from tests.shared_run import SharedRun
 from tests.unit.sagemaker_launch.jobs.test_requests import BASIC
 
+pytestmark = pytest.mark.slow  # accounts of before 2026-07-30 only; the recorder does the same in every run
+
 LOSS = "CrossEntropyLoss_output_0"
 
 

@@ -87,6 +87,7 @@ def check_moments(found: dict[str, Any], count: int) -> None:
     assert found["metrics"] > 100
 
 
+@pytest.mark.slow
 def test_a_kill_loses_nothing_when_the_machine_is_another_one_afterwards(photos: Path, tmp_path: Path) -> None:
     check_moments(moments(photos, tmp_path, 3), 3)
 

@@ -55,6 +55,7 @@ def stop_at_the_second(server: Server, monkeypatch: pytest.MonkeyPatch, then: Ca
     return started
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("unpublished")
 def test_a_study_waits_for_its_postgresql_that_restarts(
     photos: Path, tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
@@ -73,6 +74,7 @@ def test_a_study_waits_for_its_postgresql_that_restarts(
     assert re.fullmatch(r"waiting for sweep\.storage 127\.0\.0\.1:\d+/postgres, .*, for 2 min at most", lines[0])
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("unpublished")
 def test_a_study_continues_after_its_postgresql_went_away(
     photos: Path, tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch

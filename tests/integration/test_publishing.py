@@ -164,6 +164,7 @@ def finish_study(config: RunConfig) -> None:
     parent.finish(Outcome("COMPLETE", 1.0, {"best_val_loss": 1.0}))
 
 
+@pytest.mark.slow
 def test_200_trials_that_end_while_the_publisher_works_are_whole_in_mlflow(config: RunConfig) -> None:
     start(RunFolder(home(config) / "study"), config)
     context = multiprocessing.get_context("spawn")

@@ -143,7 +143,7 @@ def long_runs(photos: Path, folder: Path, **fields: object) -> list[Running]:
     return commands
 
 
-@pytest.mark.parametrize("mode", ["silent", "slow"])
+@pytest.mark.parametrize("mode", ["silent", pytest.param("slow", marks=pytest.mark.slow)])
 def test_sigterm_ends_a_command_whose_server_holds_it_up(
     server: Server, photos: Path, tmp_path: Path, mode: str
 ) -> None:
@@ -157,6 +157,7 @@ def test_sigterm_ends_a_command_whose_server_holds_it_up(
         proxy.close()
 
 
+@pytest.mark.slow
 def test_sigterm_ends_a_command_whose_mlflow_database_is_locked(photos: Path, tmp_path: Path) -> None:
     commands = long_runs(photos, tmp_path)
     with locked(tmp_path / "sweep" / "mlflow.db"), locked(tmp_path / "train" / "mlflow.db"):
@@ -177,6 +178,7 @@ def test_sigterm_ends_a_command_whose_study_is_locked(photos: Path, tmp_path: Pa
         assert "Traceback" not in from_best.end(LIMIT_SECONDS)
 
 
+@pytest.mark.slow
 def test_a_study_that_is_locked_for_a_while_fails_no_trial(photos: Path, tmp_path: Path) -> None:
     values = tiny(photos, tmp_path / "runs") | {
         "sweep.storage": f"sqlite:///{tmp_path}/study.db",
@@ -194,6 +196,7 @@ def test_a_study_that_is_locked_for_a_while_fails_no_trial(photos: Path, tmp_pat
     assert len(study.trials[0].intermediate_values) == 200
 
 
+@pytest.mark.slow
 def test_the_end_of_a_command_waits_up_to_the_limit_and_the_same_command_sends_the_run(
     photos: Path, tmp_path: Path, mlflow_database: Path
 ) -> None:
@@ -212,6 +215,7 @@ def test_the_end_of_a_command_waits_up_to_the_limit_and_the_same_command_sends_t
     assert run.info.status == "FINISHED"
 
 
+@pytest.mark.slow
 def test_sigterm_ends_the_wait_for_mlflow_after_the_training(server: Server, photos: Path, tmp_path: Path) -> None:
     proxy = Proxy(server.port)
     try:

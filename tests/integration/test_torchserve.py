@@ -22,6 +22,8 @@ from tests.servers import attack
 from tests.shared_run import SharedRun
 from tests.unit.lightning_modules.test_export import CLASS_NAMES, export, tiny_network
 
+pytestmark = pytest.mark.slow  # for archives that need it; our own server is tested in test_serving
+
 ATTRIBUTES = "X-Amzn-SageMaker-Custom-Attributes"
 
 
