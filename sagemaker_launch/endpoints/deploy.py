@@ -244,10 +244,10 @@ def _update(services: Services, request: Request) -> None:
         described = ENDPOINT.describe(services.sagemaker, request[ENDPOINT.name])
         if described[ENDPOINT.status] != "Updating" and described[CONFIG.name] != request[CONFIG.name]:
             refused = isinstance(error, ClientError) and not may_pass(error)
-            what = f"the update of endpoint {request[ENDPOINT.name]}: {error}"
+            failed_call = f"the update of endpoint {request[ENDPOINT.name]}: {error}"
             if refused:
-                raise LaunchError(f"AWS refuses {what}") from error
-            raise UnansweredError(f"AWS gives no answer to {what}") from error
+                raise LaunchError(f"AWS refuses {failed_call}") from error
+            raise UnansweredError(f"AWS gives no answer to {failed_call}") from error
 
 
 def _roll_back(
