@@ -39,15 +39,21 @@ _SECRET_NAME = re.compile(
 TOKENS = {
     "AWS access key": r"\b(?:AKIA|ASIA)[0-9A-Z]{16}\b",
     "AWS secret key": r"(?i)\baws_?secret_?access_?key\W{1,4}[A-Za-z0-9/+]{40}\b",
-    # GitHub, GitLab, Hugging Face, npm, OpenAI, Databricks, Slack
-    "token": r"\b(?:gh[pousr]_|github_pat_|glpat-|hf_|npm_|sk-|dapi|xox[a-z]-)(?=[\w-]*\d)[\w-]{16,}",
+    # GitHub, GitLab, Hugging Face, npm, OpenAI, Databricks, Slack, Google
+    "token": r"\b(?:gh[pousr]_|github_pat_|glpat-|hf_|npm_|sk-|dapi|xox[a-z]-|AIza)(?=[\w-]*\d)[\w-]{16,}",
     "JSON web token": r"\beyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]*",
     "private key": r"-----BEGIN [A-Z ]*PRIVATE KEY-----[^-]*",
 }
 """Forms of keys and tokens that tell what they are."""
 _NO_SCHEME = r"\A([^:@/]+:)(?!/)"
+_HEADER = r"(?i)\b((?:(?:proxy-)?authorization|x-api-key|(?:set-)?cookie):?"
+_NAMED = re.compile(r"(?<![\w.%+-])(?:([\w.%+-]+)(?: ?= ?['\"]?|%3[dD])|(--[\w.-]+) (?=[^\s-]))")
+"""A name before its value: name=value, or --option value."""
 _TEXT_END, _URL_END = r"\s'\"`<>", ""
 """Letters that end a URL in a text; nothing but its end ends a URL alone."""
+_TEXT_VALUE = re.compile(rf"[^&{_TEXT_END}]*[^&{_TEXT_END}:,.;)\]}}]")
+"""In a text, the punctuation after a value is the sentence's."""
+_URL_VALUE = re.compile(r"[^&#]+")
 
 
 def redact(text: str) -> str:
@@ -94,7 +100,7 @@ _remembered: set[str] = set()
 def _blotted(text: str, end: str) -> str:
     for pattern, replacement in _patterns(end):
         text = pattern.sub(replacement, text)
-    return text
+    return _blot_values(text, _TEXT_VALUE if end else _URL_VALUE)
 
 
 @functools.cache
@@ -105,8 +111,6 @@ def _patterns(end: str) -> tuple[tuple[re.Pattern[str], str | Callable[[re.Match
         end: letters that end a value, for a class of a regular expression.
     """
     inside = rf"[^{end}]" if end else r"[\s\S]"
-    # In a text, the punctuation after a value is the sentence's.
-    value = rf"[^&{end}]*[^&{end}:,.;)\]}}]" if end else r"[^&#]+"
     return (
         # To the last @: a password may have raw @, /, ? and # in it.
         (re.compile(rf"(://[^:@/{end}]*:){inside}{{0,{MAX_SCAN}}}@"), rf"\1{BLOT}@"),
@@ -116,16 +120,27 @@ def _patterns(end: str) -> tuple[tuple[re.Pattern[str], str | Callable[[re.Match
         (re.compile(rf"(://)[^:@/{end}]{{20,{MAX_SCAN}}}@"), rf"\1{BLOT}@"),
         # databricks://SCOPE:PREFIX has no host.
         (re.compile(rf"(?i)(\bdatabricks(?:\+\w+)?://[^:@/{end}]*:){inside}+"), rf"\1{BLOT}"),
-        (re.compile(rf"(?<![\w.%+-])([\w.%+-]+)( ?= ?['\"]?|%3[dD])({value})"), _assignment),
         (re.compile(r"""(['"])([\w.-]+)\1(\s*[:,]\s*b?)(['"])(.*?)(?<!\\)\4"""), _entry),
-        (re.compile(r"(?i)\b(authorization:? )(?:(basic|bearer|token) )?[^\s'\"]+"), rf"\1{BLOT}"),
+        (re.compile(rf"{_HEADER} )(?:(?:basic|bearer|token) )?[^\s'\"]+"), rf"\1{BLOT}"),
         *((re.compile(form), BLOT) for form in TOKENS.values()),
     )
 
 
-def _assignment(found: re.Match[str]) -> str:
-    name, equals, _ = found.groups()
-    return f"{name}{equals}{BLOT}" if _is_secret_name(name) else found[0]
+def _blot_values(text: str, value: re.Pattern[str]) -> str:
+    """Replace the values of parameters and options with secret names.
+
+    Args:
+        value: finds a value from its beginning.
+    """
+    kept, start = [], 0
+    for name in _NAMED.finditer(text):
+        # Within a value that was replaced, no name begins. Within any other value one may: url=http://h/?token=x
+        if name.start() >= start and _is_secret_name(name[1] or name[2]):
+            found = value.match(text, name.end())
+            if found is not None:
+                kept += [text[start : name.end()], BLOT]
+                start = found.end()
+    return "".join([*kept, text[start:]])
 
 
 def _entry(found: re.Match[str]) -> str:
@@ -155,7 +170,7 @@ def _secrets_of(url: str) -> Iterator[str]:
 
 def _known() -> Iterator[str]:
     """The secrets of the environment and of the remembered URLs."""
-    yield from _remembered
+    yield from tuple(_remembered)  # other threads add to it
     for name, value in os.environ.items():
         if name == WORKING_FOLDER:
             continue

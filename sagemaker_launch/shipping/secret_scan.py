@@ -48,7 +48,7 @@ def _found(files: Mapping[str, bytes]) -> Iterator[tuple[str, int, str]]:
             text = content.decode(errors="replace")
             # A detector takes a file for one long line a quarter as fast as the filters take the lines of it.
             if any(detector.analyze_line(filename=name, line=text) for detector in detectors):
-                yield from ((name, line, secret_type) for line, secret_type in _scanned(name, content))
+                yield from ((name, line, secret_type) for line, secret_type in _scanned(name, text))
             yield from ((name, line, secret_type) for line, secret_type in _tokens(text))
 
 
@@ -61,11 +61,11 @@ def _tokens(text: str) -> Iterator[tuple[int, str]]:
                 yield before + 1, secret_type
 
 
-def _scanned(name: str, content: bytes) -> Iterator[tuple[int, str]]:
+def _scanned(name: str, text: str) -> Iterator[tuple[int, str]]:
     """Line and kind of what detect-secrets finds, without what its filters know to be none."""
     from detect_secrets.core.scan import scan_file
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / Path(name).name  # a detector looks at the name's suffix
-        path.write_bytes(content)
+        path.write_text(text, encoding="utf-8")  # it passes a file in another encoding over
         yield from ((found.line_number, found.type) for found in scan_file(str(path)))

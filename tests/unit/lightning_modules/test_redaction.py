@@ -106,6 +106,11 @@ def test_a_short_password_blots_no_common_word() -> None:
         "databricks://scope:{}",
         "MLFLOW_TRACKING_PASSWORD={}",
         "https://{}@example.org/",
+        "--tracking.uri=http://h/?token={}",
+        "--password {}",
+        "Server=h;Uid=u;Pwd={};",
+        "X-Api-Key: {}",
+        "Cookie: session={}",
     ],
 )
 def test_a_secret_with_a_name_beside_it_is_replaced(text: str) -> None:
@@ -153,6 +158,7 @@ def test_the_secrets_of_the_environment_are_replaced(monkeypatch: pytest.MonkeyP
         "https://mlflow.example.org:5000/#/experiments/1/runs?orderByAsc=false",
         "sweep.storage must be a URL such as postgresql+psycopg://user@host/database",
         "models:/dogs@champion sqlite:////tmp/a%20b.db arn:aws:iam::123456789012:role/training",
+        "the token expired, and a password is wrong; --token --verbose",
         "docker login --username AWS --password-stdin 1.dkr.ecr.eu-west-1.amazonaws.com",
     ],
 )
@@ -167,7 +173,9 @@ def test_redacting_twice_changes_nothing(text: str) -> None:
     assert redact(once) == once
 
 
-@pytest.mark.parametrize("part", ["a", "://a:", "a=", "'a':'", "token=", " = ", "://me:x@", "\\'"])
+@pytest.mark.parametrize(
+    "part", ["a", "://a:", "a=", "token=a=", "?a=", "-- ", "'a':'", "token=", " = ", "://me:x@", "\\'"]
+)
 def test_a_long_text_takes_linear_time(part: str) -> None:
     seconds = []
     for length in (20_000, 200_000):

@@ -157,6 +157,12 @@ def test_what_is_no_secret_stops_nobody(line: str) -> None:
     pack({"settings.py": f"{line}\n".encode()})
 
 
+def test_a_secret_in_a_file_of_another_encoding_is_refused() -> None:
+    line = "# -*- coding: latin-1 -*- Köter\npass" + "word = 'hunter2hunter'\n"
+    with pytest.raises(UserError, match=r"line 2, holds what looks like a secret \(Secret Keyword\)"):
+        pack({"settings.py": line.encode("latin-1")})
+
+
 def test_what_we_ship_holds_no_secret() -> None:
     pack(shipped_files())
 
