@@ -290,8 +290,9 @@ def open_image(
                 shortest = min(width, height)
                 image.draft(None, (-(-width * short_side // shortest), -(-height * short_side // shortest)))
             image.load()
-            turn, upright = _turn(image), _to_rgb(image)
-            return upright if turn is None else upright.transpose(turn)
+            turn, photo = _turn(image), _to_rgb(image)
+        del image  # with the decoder's own pixels, as much memory again
+        return photo if turn is None else photo.transpose(turn)
     except BadImageError:
         raise
     except UnidentifiedImageError as error:
@@ -444,9 +445,19 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     elif image.mode == "L" and _tag(image, _SAMPLE_FORMAT) == _SIGNED:
         image = image.point([value ^ 0x80 for value in range(256)])  # -128 is black
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        layer = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
+        return _on_white(image)
     return image.convert("RGB")
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    """Some rows at a time: the whole image four times would be 640 MB beside it."""
+    flat = Image.new("RGB", image.size)
+    rows = max(1, 4 * PIXELS_AT_ONCE // image.width)
+    for top in range(0, image.height, rows):
+        box = (0, top, image.width, min(top + rows, image.height))
+        layer = image.crop(box).convert("RGBA")
+        flat.paste(Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB"), box)
+    return flat
 
 
 def _to_eight_bits(image: Image.Image) -> Image.Image:

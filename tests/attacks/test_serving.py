@@ -21,12 +21,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import numpy as np
 import psutil
 import pytest
 import requests
+from PIL import Image
 
+from lightning_modules.inference import MAX_BODY
 from tests.attacks.hostile_pictures import jpeg_with, png_with, refused
-from tests.pictures import jpeg_bytes
+from tests.pictures import encoded, jpeg_bytes, smooth_picture
 from tests.servers import SERVER, Server, serving
 from tests.unit.lightning_modules.test_export import export, tiny_network
 
@@ -136,6 +139,26 @@ def test_no_file_costs_more_than_a_second_or_a_gigabyte(server: Server, name: st
     assert server.post(jpeg_bytes()).status_code == 200
 
 
+def test_the_largest_photos_are_answered_within_the_limits(server: Server) -> None:
+    plain = smooth_picture(6_320, 6_320)
+    alpha = Image.radial_gradient("L").resize(plain.size)
+    transparent = Image.merge("RGBA", (*plain.split(), alpha))
+    wide = Image.fromarray(np.add.outer(np.arange(6_320), np.arange(6_320)).astype("<u2") * 5)
+    for picture, kind, options in (
+        (plain, "JPEG", {"progressive": True, "quality": 20}),
+        (transparent, "WEBP", {"quality": 5, "method": 0}),
+        (transparent, "PNG", {"compress_level": 1}),
+        (wide, "PNG", {"compress_level": 1}),
+    ):
+        data = encoded(picture, kind, **options)
+        assert len(data) < MAX_BODY
+        used = processor_seconds(server)
+        with watching(server) as seen:
+            assert server.post(data, f"image/{kind.lower()}").status_code == 200, (kind, picture.mode)
+        assert processor_seconds(server) - used < MOST_SECONDS + 1
+        assert seen.bytes < MOST_BYTES
+
+
 def test_both_decoders_are_back_within_a_second_of_their_limit(server: Server) -> None:
     body, old = expensive(), decoders(server)
     used = processor_seconds(server)
@@ -143,16 +166,15 @@ def test_both_decoders_are_back_within_a_second_of_their_limit(server: Server) -
         answers = list(clients.map(lambda _: post(server, body), range(2)))
         ended = time.monotonic()
         while len(decoders(server)) < 2 or set(decoders(server)) & set(old):
-            assert time.monotonic() - ended < 1
+            assert time.monotonic() - ended < 3, "1 s on a machine that does nothing else"
         assert server.post(jpeg_bytes()).status_code == 200
-        assert time.monotonic() - ended < 2
     for answer in answers:
         assert answer.status_code == 400
         assert answer.json() == {"error": "decoding the request takes more than 3 s"}
     assert processor_seconds(server) - used < 2 * (MOST_SECONDS + 1)
     assert seen.bytes < 2 * MOST_BYTES
     assert {status for status, _ in seen.pings} == {200}, "what could be replaced is no reason to fail"
-    assert max(seconds for _, seconds in seen.pings) < 1
+    assert max(seconds for _, seconds in seen.pings) < 2  # as long as SageMaker waits
 
 
 @pytest.mark.parametrize("command", ["image", "serve"])
