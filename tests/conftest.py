@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -111,6 +112,13 @@ def secrets() -> Iterator[None]:
     before = redaction.remembered()
     yield
     redaction._remembered.intersection_update(before)
+
+
+@pytest.fixture(autouse=True)
+def aws_session(monkeypatch: pytest.MonkeyPatch) -> None:
+    """boto3 keeps the credentials of the first test, which another rehearsal does not know."""
+    if "boto3" in sys.modules:
+        monkeypatch.setattr(sys.modules["boto3"], "DEFAULT_SESSION", None)
 
 
 @pytest.fixture(autouse=True)

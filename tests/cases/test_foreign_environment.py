@@ -53,6 +53,7 @@ def _rank_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rank_zero_only, "rank", 0)
 
 
+@pytest.mark.slow
 def test_a_train_and_a_sweep_in_a_hostile_environment_and_path(
     photos: Path, mlflow_database: Path, tmp_path: Path
 ) -> None:

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import types
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -273,13 +274,17 @@ def test_ctrl_c_leaves_the_job_running_and_says_how_to_come_back(
     def interrupted(*_: Any, **__: Any) -> str:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(
-        "sagemaker_launch.jobs.plan.start_job", lambda *_, **__: Launched(TRAINING, "job-1", "arn:x", False)
-    )
+    def start(*_: Any, exists: Callable[[Launched], None], **__: Any) -> Launched:
+        job = Launched(TRAINING, "job-1", "arn:x", False)
+        exists(job)
+        return job
+
+    monkeypatch.setattr("sagemaker_launch.jobs.plan.start_job", start)
     monkeypatch.setattr("sagemaker_launch.jobs.follow.follow", interrupted)
     assert main(["train", CLOUD, *own_flags("cloud train", fields)]) == 130
     printed = capsys.readouterr().err
-    assert f"job-1 keeps running; its results: {invocation('sagemaker_launch', 'sync', 'job-1')} " in printed
+    assert "job-1 keeps running, for up to $0.74 an hour\n" in printed
+    assert f"its results: {invocation('sagemaker_launch', 'sync', 'job-1')} " in printed
     assert f"to end it: {invocation('sagemaker_launch', 'stop', 'job-1')} " in printed
 
 

@@ -53,6 +53,7 @@ def fast(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, di
     return kill(photos, tmp_path_factory.mktemp("kills"), *(f"{case}:some" for case in FAST))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", FAST)
 def test_a_kill_changes_no_metric(fast: dict[str, dict[str, Any]], case: str) -> None:
     check(fast[case])

@@ -30,6 +30,7 @@ def server() -> Iterator[Server]:
         yield running
 
 
+@pytest.mark.slow
 def test_two_workers_share_a_study_in_postgresql(photos: Path, tmp_path: Path, server: Server) -> None:
     config = load_config(None, tiny(photos, tmp_path / "runs"))
     config = override(config, {"sweep.storage": server.url, "sweep.workers": 2, "sweep.n_trials": 4})

@@ -184,7 +184,12 @@ RUN = {
 }
 """Pages whose commands run one after the other, and what makes a sweep short that names this file."""
 HERE = {"PATH/dogs6": "photos", "PATH/resnet50.safetensors": "none"}
-NOT_RUN = (". .venv/bin/activate", "python -m experiments ui")
+INTERRUPT = (
+    'curl --aws-sigv4 aws:amz:us-east-1:rehearsal --user "$AWS_ACCESS_KEY_ID:$AWS_SECRET_ACCESS_KEY" '
+    '-X POST "$AWS_ENDPOINT_URL/rehearsal/interrupt/JOB"'
+)
+"""Runs in test_rehearsal."""
+NOT_RUN = (". .venv/bin/activate", "python -m experiments ui", INTERRUPT)
 """The environment is that of the tests; the UI goes on until somebody ends it."""
 
 

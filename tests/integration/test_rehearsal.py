@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -25,6 +26,7 @@ from botocore.config import Config
 from botocore.exceptions import ClientError, HTTPClientError
 
 from tests.conftest import JOB_IMAGES
+from tests.integration.test_readme import INTERRUPT
 from tests.signing import control
 
 pytestmark = pytest.mark.usefixtures("job_images")
@@ -560,6 +562,18 @@ def test_a_spot_job_goes_on_from_its_checkpoints(server: Rehearsal, kind: str) -
     assert job["FinalMetricDataList"][0]["Value"] == 60
     assert f"checkpoints/{name}/40" in keys(server, "checkpoints/")
     assert job["BillableTimeInSeconds"] < job["TrainingTimeInSeconds"]
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl")
+def test_the_documented_command_may_interrupt_a_job_with_the_right_key_only(server: Rehearsal) -> None:
+    def say(command: str) -> str:
+        environment = {**os.environ, **server.environment}
+        return subprocess.run(["sh", "-c", command], capture_output=True, text=True, env=environment).stdout
+
+    assert "no training job JOB is in progress" in say(INTERRUPT)
+    guessed = say(INTERRUPT.replace("$AWS_SECRET_ACCESS_KEY", "guessed"))
+    assert "no training job JOB is in progress" not in guessed
+    assert "signature we calculated does not match" in guessed
 
 
 def test_only_running_spot_jobs_are_interrupted(server: Rehearsal) -> None:

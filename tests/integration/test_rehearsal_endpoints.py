@@ -256,6 +256,7 @@ def test_bytes_pass_unchanged_and_nothing_is_left(server: Rehearsal) -> None:
     assert (code, message) == ("ValidationError", "Endpoint whole of account 123456789012 not found.")
 
 
+@pytest.mark.slow
 def test_the_server_of_this_project_scores_a_photo_as_the_trainer_did(
     server: Rehearsal, tmp_path: Path, export_archive: bytes
 ) -> None:
@@ -339,7 +340,14 @@ def test_errors_of_the_container_reach_the_client_and_a_dead_one_starts_anew(ser
     delete(server, "errors")
 
 
-@pytest.mark.parametrize(("kind", "wait_seconds"), [("CANARY", 900), ("LINEAR", 900), ("ALL_AT_ONCE", 300)])
+@pytest.mark.parametrize(
+    ("kind", "wait_seconds"),
+    [
+        pytest.param("CANARY", 900, marks=pytest.mark.slow),
+        ("LINEAR", 900),
+        pytest.param("ALL_AT_ONCE", 300, marks=pytest.mark.slow),
+    ],
+)
 def test_an_update_answers_every_request_while_traffic_shifts(server: Rehearsal, kind: str, wait_seconds: int) -> None:
     name = f"shift-{kind.lower().replace('_', '-')}"
     deploy(server, name)

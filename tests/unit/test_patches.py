@@ -59,10 +59,11 @@ def patches(path: Path) -> Iterator[tuple[int, str, str]]:
             yield node.lineno, module, name
 
 
-def functions(module: str) -> list[ast.FunctionDef]:
+def functions(module: str) -> list[ast.FunctionDef | ast.AsyncFunctionDef]:
     spec = importlib.util.find_spec(module)
     assert spec is not None and spec.origin is not None
-    return [node for node in ast.walk(ast.parse(Path(spec.origin).read_text())) if isinstance(node, ast.FunctionDef)]
+    nodes = ast.walk(ast.parse(Path(spec.origin).read_text()))
+    return [node for node in nodes if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
 
 
 @functools.cache

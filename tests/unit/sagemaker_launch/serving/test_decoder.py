@@ -25,12 +25,15 @@ from sagemaker_launch.serving.decoder import Decoder, DecoderError, TooSlowError
 from tests.pictures import encoded, jpeg_bytes
 
 PREPROCESSING = Preprocessing(image_size=32, resize_size=36)
+FORKER: list[int] = []
+"""The process that forks those that decode."""
 MANY = json.dumps({"images": [base64.b64encode(encoded(Image.new("RGB", (1000, 1000)), "PNG")).decode()] * 32}).encode()
 
 
 @asynccontextmanager
 async def decoding(processes: int = 1) -> AsyncIterator[Decoder]:
     one = Decoder(processes)
+    FORKER[:] = [one._forker_number]  # tests before this one may have left other children
     try:
         await one.start(PREPROCESSING)
         yield one
@@ -39,8 +42,8 @@ async def decoding(processes: int = 1) -> AsyncIterator[Decoder]:
 
 
 def processes_of_mine() -> list[psutil.Process]:
-    """Those that decode: they are forked by a child of this process."""
-    return [one for child in psutil.Process().children() for one in child.children()]
+    """Those that decode: a child of this process forks them."""
+    return psutil.Process(FORKER[0]).children() if FORKER and psutil.pid_exists(FORKER[0]) else []
 
 
 async def replaced(old: list[psutil.Process], seconds: float = 5) -> None:
@@ -169,7 +172,7 @@ def test_without_a_new_process_it_does_not_work_until_there_is_one(monkeypatch: 
 
     async def check() -> None:
         async with decoding() as one:
-            (forker,) = psutil.Process().children()
+            forker = psutil.Process(FORKER[0])
             (process,) = processes_of_mine()
             forker.suspend()
             task = asyncio.create_task(one.decode(MANY, "application/json"))
@@ -189,7 +192,7 @@ def test_without_a_new_process_it_does_not_work_until_there_is_one(monkeypatch: 
 def test_the_processes_end_with_their_server_only() -> None:
     async def check() -> None:
         async with decoding(2) as one:
-            for process in (*psutil.Process().children(), *processes_of_mine()):
+            for process in (psutil.Process(FORKER[0]), *processes_of_mine()):
                 process.terminate()
                 process.send_signal(signal.SIGINT)
             await asyncio.sleep(0.1)
