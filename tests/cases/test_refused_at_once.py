@@ -257,6 +257,7 @@ def test_an_evaluation_is_refused(
     assert printed.count("\n") == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [32, 224])
 def test_all_classifiers_build_on_the_meta_device_and_most_take_small_images(size: int) -> None:
     refused = []

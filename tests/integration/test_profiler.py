@@ -89,6 +89,7 @@ def test_a_slow_loader_is_found(config: RunConfig, tmp_path: Path, monkeypatch: 
     assert verdict.endswith("of the step waits for data: raise data.num_workers or use data.cache features")
 
 
+@pytest.mark.slow
 def test_values_that_are_read_in_the_step_are_found_where_they_are(
     config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -303,6 +303,7 @@ def test_a_run_that_mlflow_refuses_does_not_hold_up_the_others(config: RunConfig
     }
 
 
+@pytest.mark.slow
 def test_a_model_that_was_not_registered_is_registered_by_the_same_command(
     photos: Path, tmp_path: Path, mlflow_database: Path
 ) -> None:

@@ -702,6 +702,7 @@ def test_lost_answers_and_errors_leave_no_job_unaccounted_for(server: Rehearsal)
     assert exist == {name for name, outcome in outcomes.items() if outcome in ("answered", "lost")}
 
 
+@pytest.mark.slow
 def test_a_second_server_a_full_account_and_no_namespaces(tmp_path: Path) -> None:
     with rehearsal(tmp_path, "--max-parallel-jobs", "1", "--no-namespaces") as server:
         second = subprocess.run(command(tmp_path), capture_output=True, text=True, check=False, timeout=60)

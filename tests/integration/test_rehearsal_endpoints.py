@@ -673,6 +673,7 @@ def test_faults_reach_invocations(server: Rehearsal) -> None:
     delete(server, "faulty")
 
 
+@pytest.mark.slow
 def test_without_namespaces_and_quota_and_answer(tmp_path: Path) -> None:
     options = ("--no-namespaces", "--max-endpoint-instances", "1", "--health-check-timeout", "2", "--grace", "1")
     with rehearsal(tmp_path, *options) as server:

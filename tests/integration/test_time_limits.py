@@ -143,6 +143,7 @@ def long_runs(photos: Path, folder: Path, **fields: object) -> list[Running]:
     return commands
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["silent", "slow"])
 def test_sigterm_ends_a_command_whose_server_holds_it_up(
     server: Server, photos: Path, tmp_path: Path, mode: str

@@ -174,7 +174,7 @@ def test_a_study_that_was_deleted_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("studies", "options", "message"),
     [
-        ((), ["--dashboard"], "run a sweep first"),
+        pytest.param((), ["--dashboard"], "run a sweep first", marks=pytest.mark.slow),
         (("one",), ["--dashboard", "two"], "there are one"),
     ],
 )
