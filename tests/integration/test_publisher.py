@@ -100,6 +100,7 @@ def wait_for_drawer() -> tuple[psutil.Process, psutil.Process]:
     raise AssertionError("nothing is drawn")
 
 
+@pytest.mark.slow
 def test_a_killed_drawer_costs_nothing(config: RunConfig, finished: RunFolder) -> None:
     with publisher(config, finished):
         _, drawer = wait_for_drawer()

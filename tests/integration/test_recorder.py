@@ -202,6 +202,7 @@ def test_a_compiled_network_is_recorded_and_stays_compiled(config: RunConfig, tm
     assert trained == set(range(25)) - {0, 1, 5, 10, 20}
 
 
+@pytest.mark.slow
 def test_a_sweep_draws_each_recording_and_a_stopped_trial_says_why(config: RunConfig, tmp_path: Path) -> None:
     search = tmp_path / "search.yaml"
     search.write_text("optimizer.learning_rate: {type: choice, values: [1.0e+3, 3.0e-3]}\n")
