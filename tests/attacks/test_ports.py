@@ -208,7 +208,10 @@ def is_listening(process: psutil.Process) -> bool:
     [(signal.SIGKILL, "ui"), (signal.SIGKILL, "MLflow"), (signal.SIGKILL, "both"), (signal.SIGHUP, "ui")],
 )
 def test_a_killed_ui_keeps_no_port(victim: str, number: signal.Signals, tmp_path: Path, mlflow_database: Path) -> None:
+    # Below nohup, which a run of the tests may be, children would ignore it.
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
     running = start(tmp_path, mlflow_database)
+    signal.signal(signal.SIGHUP, before)
     with running.process as process:
         own = psutil.Process(process.pid)
         children = own.children(recursive=True)
