@@ -159,8 +159,9 @@ class Synchroniser:
     ) -> RunFolder:
         """Write the run folder of a training job: facts, metrics and outcome."""
         folder = self._folder(name, summary[TRAINING.arn], summary["CreationTime"])
-        lacks_log = folder.has_started and folder.read().tags.get(LOG_TAG) == LOG_MISSING
-        ended = folder.has_started and folder.outcome is not None
+        record = folder.read() if folder.has_started else None
+        lacks_log = record is not None and record.tags.get(LOG_TAG) == LOG_MISSING
+        ended = record is not None and record.outcome is not None
         if ended and not lacks_log and (folder.export.is_dir() or not models):
             return folder  # it can't change any more
         described = TRAINING.describe(self.sagemaker, name)
