@@ -14,6 +14,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Literal
 from urllib.parse import urlsplit
 
+EXPIRED = {"code": "ExpiredTokenException", "message": "The security token included in the request is expired"}
+DENIED = {"code": "AccessDeniedException", "message": "User is not authorized to perform this operation"}
 HOP_BY_HOP = ("transfer-encoding", "content-length", "connection", "expect", "server", "date")
 
 

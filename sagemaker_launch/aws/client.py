@@ -36,8 +36,9 @@ def client(service: str, settings: CloudSettings, *, patient: bool = False, **op
         "retries": {"mode": "standard", "total_max_attempts": PATIENT_ATTEMPTS if patient else ATTEMPTS},
         "max_pool_connections": THREADS,
     }
-    made = session().client(service, region_name=region(settings), config=Config(**defaults | options))
-    made.meta.events.register("needs-retry", WaitingOut(f"AWS ({service})", credentials_of(session())).needs_retry)
+    own = session()
+    made = own.client(service, region_name=region(settings), config=Config(**defaults | options))
+    made.meta.events.register("needs-retry", WaitingOut(f"AWS ({service})", credentials_of(own)).needs_retry)
     return made
 
 

@@ -109,35 +109,29 @@ def _start_and_watch(settings: CloudSettings, plan: JobPlan, arguments: argparse
         print(json.dumps(plan.build(job_name(plan.label, plan.build, 1)), indent=2))
         return
     plan.worst.check_budget(settings)
+    commands: dict[str, str] = {}
     with ExitStack() as stack:
 
         def exists(job: Launched) -> None:
+            for does, word in (("its results", "sync"), ("to end it", "stop")):
+                words = arguments.passed_on(word, plan.label)
+                commands[does] = invocation("sagemaker_launch", word, job.name, *words)
             say(f"{job.job_type.word} {job.name} {'was there before' if job.found else 'is started'}")
             print(job.arn)
             at_once = settings.max_parallel_jobs if job.job_type is TUNING else 1
             usd, ended_by = at_once * plan.worst.usd_per_hour, (JobFailedError, ProtectionError)
-            stack.enter_context(keeps_running(job.name, usd, _commands(job, plan, arguments), ended_by=ended_by))
+            stack.enter_context(keeps_running(job.name, usd, commands, ended_by=ended_by))
 
         job = start_job(settings, plan, again=arguments.again, exists=exists)
-        results, stop = _commands(job, plan, arguments).values()
         for difference in job.differences:
             say(f"warning: {difference}")
         if job.differences:
-            say(f"{job.name} keeps running; if this is not what you want, end it: {stop}")
+            say(f"{job.name} keeps running; if this is not what you want, end it: {commands['to end it']}")
         if arguments.no_wait:
-            say(f"its results: {results}")
+            say(f"its results: {commands['its results']}")
             return
         watch_job(settings, job, plan.worst.usd_per_hour)
-    say(f"bring it into MLflow: {results}")
-
-
-def _commands(job: Launched, plan: JobPlan, arguments: argparse.Namespace) -> dict[str, str]:
-    """How to reconnect to a job, and how to end it."""
-    words = {"its results": "sync", "to end it": "stop"}
-    return {
-        does: invocation("sagemaker_launch", word, job.name, *arguments.passed_on(word, plan.label))
-        for does, word in words.items()
-    }
+    say(f"bring it into MLflow: {commands['its results']}")
 
 
 def _sync(settings: CloudSettings, config: RunConfig, arguments: argparse.Namespace) -> None:

@@ -9,14 +9,12 @@ import boto3
 import pytest
 
 from sagemaker_launch.cli import main
-from tests.bad_days import Fault, bad_day
+from tests.bad_days import DENIED, EXPIRED, Fault, bad_day
 from tests.e2e.test_endpoints import SCRIPT, Rehearsal, cloud, first, scripted, second  # noqa: F401  # fixtures
 
 pytestmark = pytest.mark.slow
 
 CREATED = "SageMaker.CreateEndpoint"
-EXPIRED = {"code": "ExpiredTokenException", "message": "The security token included in the request is expired"}
-DENIED = {"code": "AccessDeniedException", "message": "User is not authorized to perform this operation"}
 AFTER_AN_ENDPOINT = {
     "expired token": Fault("SageMaker.DescribeEndpoint", after=CREATED, **EXPIRED),
     "no right to describe": Fault("SageMaker.DescribeEndpoint", after=CREATED, first=2, **DENIED),

@@ -9,13 +9,11 @@ import shlex
 import pytest
 
 from sagemaker_launch.cli import main
-from tests.bad_days import Fault, bad_day
+from tests.bad_days import DENIED, EXPIRED, Fault, bad_day
 from tests.cloud import Cloud
 
 pytestmark = pytest.mark.slow
 
-EXPIRED = {"code": "ExpiredTokenException", "message": "The security token included in the request is expired"}
-DENIED = {"code": "AccessDeniedException", "message": "User is not authorized to perform this operation"}
 AFTER_A_START = {
     "expired token": Fault("SageMaker.DescribeTrainingJob", first=4, **EXPIRED),
     "no right to the log": Fault("Logs_20140328.DescribeLogStreams", **DENIED),
@@ -42,21 +40,22 @@ def test_a_job_that_is_watched_no_more_is_accounted_for(
         assert main(stop[stop.index("sagemaker_launch") + 1 :]) == 0, "the printed command works as it is"
 
 
-@pytest.mark.parametrize(
-    "fault",
-    [
-        Fault("SageMaker.ListTags", last=1, status=400, code="ValidationException", message="Could not find resource"),
-        Fault("SageMaker.ListTags", last=3, body=b'{"Tags": []}'),
-        Fault("SageMaker.DescribeTrainingJob", first=3, last=8, status=503, code="ServiceUnavailable"),
-        Fault("SageMaker.CreateTrainingJob", last=1, lost="answer"),
-        Fault("Logs_20140328.GetLogEvents", last=2, lost="request"),
-    ],
-    ids=["tags not found", "tags late", "503", "answer lost", "connection lost"],
-)
+BEARABLE = {
+    "tags not found": Fault(
+        "SageMaker.ListTags", last=1, status=400, code="ValidationException", message="Could not find resource"
+    ),
+    "tags late": Fault("SageMaker.ListTags", last=3, body=b'{"Tags": []}'),
+    "503": Fault("SageMaker.DescribeTrainingJob", first=3, last=8, status=503, code="ServiceUnavailable"),
+    "answer lost": Fault("SageMaker.CreateTrainingJob", last=1, lost="answer"),
+    "connection lost": Fault("Logs_20140328.GetLogEvents", last=2, lost="request"),
+}
+
+
+@pytest.mark.parametrize("fault", BEARABLE.values(), ids=BEARABLE)
 def test_a_job_is_watched_to_its_end_all_the_same(
     flow: Cloud, fault: Fault, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seed = f"--seed={abs(hash(fault)) % 100_000}"
+    seed = f"--seed={2000 + list(BEARABLE.values()).index(fault)}"
     with flow.in_reach(), bad_day(flow.environment["AWS_ENDPOINT_URL"], fault) as day:
         monkeypatch.setenv("AWS_ENDPOINT_URL", day.address)
         code = flow.run("train", seed)
