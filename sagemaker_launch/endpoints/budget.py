@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from experiments.errors import UserError
-from sagemaker_launch.aws.prices import PRICES, Price, find_price, price_table
+from sagemaker_launch.aws.prices import Price, known_price, own_price
 from sagemaker_launch.jobs.budget import OverBudgetError
 from sagemaker_launch.settings.cloud import CloudSettings
 
@@ -72,21 +72,19 @@ def hourly_worst(settings: CloudSettings, region: str) -> HourlyWorst:
     """
     endpoint = settings.endpoint
     if endpoint.kind != "serverless":
-        price = find_price(replace(settings, instance_type=endpoint.instance_type), region, component="Hosting")
+        price = own_price(settings, region, component="Hosting")
         return HourlyWorst(endpoint.instance_type, endpoint.max_instances, price)
     unit = f"request of {endpoint.memory_mb} MB all the time"
     if settings.price_per_hour is not None:
         price = Price(settings.price_per_hour, "cloud.price_per_hour")
     else:
-        table = price_table(PRICES)
-        second = table.get(region, {}).get(SERVERLESS)
+        second = known_price(region, SERVERLESS)
         if second is None:
             raise UserError(
-                f"serverless endpoints in {region} must have a price ({PRICES} has none): look up what "
+                f"serverless endpoints in {region} must have a price (the launcher's table has none): look up what "
                 f"{endpoint.memory_mb} MB cost for an hour and set --price-per-hour"
             )
-        usd = float(second) * endpoint.memory_mb / 1024 * 3600
-        price = Price(usd, f"{PRICES} of {table['as_of']}, {region}")
+        price = Price(second.usd_per_hour * endpoint.memory_mb / 1024 * 3600, second.source)
     return HourlyWorst(unit, endpoint.max_concurrency, price)
 
 

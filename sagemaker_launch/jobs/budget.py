@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from experiments.errors import UserError
 from sagemaker_launch.aws.prices import Price, find_price
@@ -114,5 +114,5 @@ def rule_processing(settings: CloudSettings, region: str) -> RuleProcessing | No
         return None
     if debugger.rule_instance_type is None:
         return RuleProcessing(count, None, FREE_RULES)
-    machine = replace(settings, instance_type=debugger.rule_instance_type)
-    return RuleProcessing(count, debugger.rule_instance_type, find_price(machine, region, component="Processing"))
+    price = find_price(settings, debugger.rule_instance_type, region, component="Processing")
+    return RuleProcessing(count, debugger.rule_instance_type, price)

@@ -11,7 +11,7 @@ from experiments.console import say
 from experiments.study.epochs import EPOCHS, resolve_config
 from experiments.study.search_space import SearchSpace
 from sagemaker_launch.aws import client as aws
-from sagemaker_launch.aws.prices import find_price
+from sagemaker_launch.aws.prices import own_price
 from sagemaker_launch.aws.resources import TRAINING, TUNING, Request, ResourceType, validate
 from sagemaker_launch.aws.tags import MAX_VALUE, to_tag_value
 from sagemaker_launch.jobs.budget import WorstCase, rule_processing, worst_case
@@ -89,7 +89,7 @@ def _plan(
     rule = f"have at most {MAX_VALUE} characters as a tag of the job"
     require(len(to_tag_value(experiment)) <= MAX_VALUE, "tracking.experiment", rule, experiment)
     region = aws.region(settings)
-    worst = worst_case(settings, find_price(settings, region), jobs=jobs, rules=rule_processing(settings, region))
+    worst = worst_case(settings, own_price(settings, region), jobs=jobs, rules=rule_processing(settings, region))
     shipment, sent = make_shipment(settings, config, debugger=settings.debugger.enabled, channels=channels)
     image = find_image(settings, region, config.data.cache_dir)
     inputs = shipment.inputs(settings)

@@ -99,7 +99,7 @@ class CloudSettings:
     budget_usd: float | None = used_by(None, *TRAINS, sent=False)
     """Limit of the worst-case cost of one command; required before anything is started."""
     price_per_hour: float | None = used_by(None, *RUNS_MACHINES, *PRICES_JOBS, sent=False)
-    """Dollars per hour of one instance, if AWS's price list and conf/cloud/prices.yaml lack it."""
+    """Dollars per hour of one instance of this job or endpoint, in place of the price lists."""
     endpoint: EndpointSettings = used_by_each(EndpointSettings, "cloud deploy")
     """How models are served."""
     debugger: DebuggerSettings = used_by_each(DebuggerSettings, "cloud train")
