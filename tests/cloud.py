@@ -118,13 +118,18 @@ def comparable(values: dict[str, float]) -> dict[str, float]:
     return {name: value for name, value in values.items() if name not in skipped and not name.startswith(by_beginning)}
 
 
-def start_shared(run: SharedRun, images: Path) -> Mapping[str, str]:
-    """The environment of a rehearsal that all processes of a run of the tests share, and that ends with the run."""
+def start_shared(run: SharedRun, images: Path, name: str = "rehearsal-service", *more: str) -> Mapping[str, str]:
+    """The environment of a rehearsal that all processes of a run of the tests share, and that ends with the run.
+
+    Args:
+        name: of the rehearsal, of which a run of the tests may have several.
+        more: options of the rehearsal.
+    """
 
     def start(folder: Path) -> None:
-        run.note_build("rehearsal service")
+        run.note_build(name)
         with run.alive.open("rb") as alive:
-            options = ["--images", str(images), "--grace", "2"]
+            options = ["--images", str(images), "--grace", "2", *more]
             running = start_service(load_cloud(CLOUD), folder / "rehearsal", options, stdin=alive.fileno())
         STARTED.append(running)
         run.end_with_run(psutil.Process(running.process.pid))
@@ -132,7 +137,7 @@ def start_shared(run: SharedRun, images: Path) -> Mapping[str, str]:
         kept.touch(mode=0o600)
         kept.write_text(json.dumps(dict(running.environment)))
 
-    folder = run.build_once("rehearsal-service", start)
+    folder = run.build_once(name, start)
     environment: dict[str, str] = json.loads((folder / "environment.json").read_text())
     return environment
 

@@ -1,0 +1,86 @@
+"""A rehearsal for the clients, and a way to run a client's script against it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+
+from sagemaker_launch.settings.cloud import load_cloud
+from tests.clients.environments import Client, declared, environment
+from tests.clients.recording import FILE
+from tests.clients.table import WRITE, committed_rows, rows_of, write_rows
+from tests.cloud import CLOUD, start_shared
+from tests.conftest import REPOSITORY
+from tests.shared_run import SharedRun
+
+SECONDS = 500
+"""Time of one script; pytest ends a test after 600 s."""
+
+RunScript = Callable[..., None]
+
+
+@pytest.fixture(scope="session")
+def clients_environment(shared_run: SharedRun, job_images: Path) -> Mapping[str, str]:
+    """The variables in which a client reaches the rehearsal that all clients share."""
+    return start_shared(shared_run, job_images, "clients", "--torchserve-environment", str(job_images))
+
+
+@pytest.fixture
+def run_script(clients_environment: Mapping[str, str], tmp_path: Path) -> RunScript:
+    """Runs a script in its client's environment: each step that it declares must come to its end.
+
+    More variables of the script may be keyword arguments.
+    """
+
+    def run(client: Client, script: Path, **variables: str) -> None:
+        bin_folder = environment(client)
+        records = tmp_path / "operations.jsonl"
+        records.touch()
+        done = subprocess.run(
+            [str(bin_folder / "python"), str(script)],
+            cwd=tmp_path,
+            env={
+                "PATH": f"{bin_folder}:{os.environ['PATH']}",
+                "PYTHONPATH": str(REPOSITORY),
+                "PYTHONDONTWRITEBYTECODE": "1",
+                FILE: str(records),
+                **_settings(tmp_path),
+                **clients_environment,
+                **variables,
+            },
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=SECONDS,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout[-20_000:]
+        recorded = [(one["operation"], one["outcome"]) for one in map(json.loads, records.read_text().splitlines())]
+        assert recorded == declared(script)
+        rows = rows_of(client, recorded)
+        if WRITE in os.environ:
+            write_rows(rows)
+        assert set(rows) <= set(committed_rows()), f"the table is old: run it again with {WRITE}=1"
+
+    return run
+
+
+def _settings(home: Path) -> dict[str, str]:
+    """A user's settings: an empty home, a role, a bucket, and no calls to anything but the rehearsal."""
+    cloud = load_cloud(CLOUD)
+    assert cloud.role_arn is not None and cloud.bucket is not None
+    settings = home / "sagemaker.yaml"
+    # Both SDKs report each call to Amazon otherwise.
+    settings.write_text("SchemaVersion: '1.0'\nSageMaker:\n  PythonSDK:\n    Modules:\n      TelemetryOptOut: true\n")
+    return {
+        "HOME": str(home),
+        "SAGEMAKER_USER_CONFIG_OVERRIDE": str(settings),
+        "AWS_EC2_METADATA_DISABLED": "true",
+        "ROLE": cloud.role_arn,
+        "BUCKET": cloud.bucket,
+    }

@@ -1,0 +1,18 @@
+"""SageMaker SDK v2 against the rehearsal, with the cells of a notebook."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.clients.conftest import RunScript
+from tests.clients.environments import CLIENTS
+
+CLIENT = CLIENTS["sdk_v2"]
+pytestmark = pytest.mark.slow
+
+
+@pytest.mark.parametrize("script", CLIENT.scripts, ids=lambda script: script.stem)
+def test_a_script_does_what_it_declares(script: Path, run_script: RunScript) -> None:
+    run_script(CLIENT, script)
