@@ -87,9 +87,10 @@ def _status(settings: CloudSettings, config: RunConfig, arguments: argparse.Name
 def _cost(settings: CloudSettings, config: RunConfig, arguments: argparse.Namespace) -> None:
     del config, arguments
     from sagemaker_launch.aws.client import client
+    from sagemaker_launch.aws.tag_index import TAGGING
     from sagemaker_launch.status import cost_table
 
-    print(cost_table(client("sagemaker", settings), settings))
+    print(cost_table(client("sagemaker", settings), client(TAGGING, settings), settings))
 
 
 def _policy(settings: CloudSettings, config: RunConfig, arguments: argparse.Namespace) -> None:

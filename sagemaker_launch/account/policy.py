@@ -87,8 +87,9 @@ def launcher_policy(settings: CloudSettings, region: str) -> Policy:
         _allow("iam", ["PassRole"], [settings.role_arn], _passed_to("sagemaker")),
         _allow("s3", ["GetObject", "PutObject", "AbortMultipartUpload"], [_objects(settings)]),
         _list_bucket(settings),
-        _allow("logs", ["DescribeLogStreams", "GetLogEvents"], _log_groups(settings, region, *LOGS)),
+        _allow("logs", ["DescribeLogStreams", "GetLogEvents", "FilterLogEvents"], _log_groups(settings, region, *LOGS)),
         _allow("pricing", ["GetProducts"], ["*"]),
+        _allow("tag", ["GetResources"], ["*"]),
         *_keys(settings),
     )
 

@@ -15,6 +15,8 @@ LOG_GROUP = "/aws/sagemaker/TrainingJobs"
 ENDPOINT_LOG_GROUP = "/aws/sagemaker/Endpoints/{}"
 LAST_LINES = 10
 """Lines of a log that are shown if AWS gives no reason of a failure."""
+LATE_MS = 60_000
+"""How much later than a younger line a line may become visible."""
 EMPTY_REASON = re.compile(r"(\w*Error:)?[\s,]*(exit code: -?\d+)?")
 """AWS's reason for a job that left no message, such as `AlgorithmError: , exit code: 1`."""
 EMPTY_MESSAGE = 'ErrorMessage ""'
@@ -76,14 +78,57 @@ class Log:
                 return
 
 
+class NewEvents:
+    """New lines of all streams of a log group with a prefix, by one call for up to 10,000 of them.
+
+    CloudWatch may show a line later than a younger one, so each look begins some seconds before the newest line.
+
+    Args:
+        pattern: a filter of CloudWatch; what does not match is not sent.
+    """
+
+    def __init__(self, client: Any, group: str, prefix: str, pattern: str) -> None:
+        self._client = client
+        self._query = {"logGroupName": group, "logStreamNamePrefix": prefix, "filterPattern": pattern}
+        self._seen: dict[str, int] = {}
+        """Milliseconds since 1970 of the events that the next look gets again, by their identifiers."""
+        self._newest_ms = 0
+
+    def read(self) -> list[tuple[str, str]]:
+        """The name of the stream and the text of each line since the last call, in order of time."""
+        since_ms = max(0, self._newest_ms - LATE_MS)
+        try:
+            pages = list(self._client.get_paginator("filter_log_events").paginate(startTime=since_ms, **self._query))
+        except ClientError as error:
+            if error_code(error) == "ResourceNotFoundException":  # nothing was printed yet
+                return []
+            raise
+        events = [event for page in pages for event in page["events"] if event["eventId"] not in self._seen]
+        self._seen |= {event["eventId"]: event["timestamp"] for event in events}
+        self._newest_ms = max(self._seen.values(), default=self._newest_ms)
+        self._seen = {key: time for key, time in self._seen.items() if time >= self._newest_ms - LATE_MS}
+        events.sort(key=lambda event: event["timestamp"])
+        return [(event["logStreamName"], event["message"]) for event in events]
+
+
 def failure_reason(described: Mapping[str, Any], last_lines: Sequence[str] = ()) -> str:
     """Why a job or endpoint failed: AWS's reason, followed by the end of the log where AWS's reason is empty."""
-    reason = str(described.get("FailureReason") or "").strip()
-    if not EMPTY_REASON.fullmatch(reason) and EMPTY_MESSAGE not in reason:
+    reason = _reason(described)
+    if not has_no_reason(described):
         return reason
     if not last_lines:
         return reason or "AWS gives no reason"
     return "\n  ".join([f"{reason or 'AWS gives no reason'}; the log ends with:", *last_lines])
+
+
+def has_no_reason(described: Mapping[str, Any]) -> bool:
+    """Whether AWS's reason of a failure is empty."""
+    reason = _reason(described)
+    return EMPTY_REASON.fullmatch(reason) is not None or EMPTY_MESSAGE in reason
+
+
+def _reason(described: Mapping[str, Any]) -> str:
+    return str(described.get("FailureReason") or "").strip()
 
 
 def job_log(client: Any, job: str) -> Log:

@@ -35,6 +35,11 @@ class ResourceType:
     """Key of the status of jobs and endpoints; models and configs have none."""
 
     @property
+    def kind(self) -> str:
+        """The type as ARNs name it."""
+        return self.operation.replace("_", "-")
+
+    @property
     def create_operation(self) -> str:
         """The operation as AWS's model calls it."""
         return f"Create{self.operation.title().replace('_', '')}"

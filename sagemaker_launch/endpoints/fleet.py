@@ -14,6 +14,7 @@ from experiments.console import say
 from experiments.errors import UserError
 from sagemaker_launch.aws import client as aws
 from sagemaker_launch.aws.resources import CONFIG, ENDPOINT, MODEL, ResourceType, tags_of
+from sagemaker_launch.aws.tag_index import TAGGING, ProjectTags
 from sagemaker_launch.endpoints.lease import ENDPOINT_TAG, Lease
 from sagemaker_launch.endpoints.requests import alarm_names, schedule_name, variant_of
 from sagemaker_launch.settings.cloud import PROJECT_TAG, CloudSettings
@@ -33,6 +34,7 @@ class Services:
     autoscaling: Any
     cloudwatch: Any
     scheduler: Any
+    tagging: Any
 
     @classmethod
     def open(cls, settings: CloudSettings, *, patient: bool = False) -> Services:
@@ -41,7 +43,7 @@ class Services:
         Args:
             patient: retry for minutes, while something runs that costs money.
         """
-        names = ("sagemaker", "application-autoscaling", "cloudwatch", "scheduler")
+        names = ("sagemaker", "application-autoscaling", "cloudwatch", "scheduler", TAGGING)
         return cls(*(aws.client(name, settings, patient=patient) for name in names))
 
     @property
@@ -91,10 +93,11 @@ def find_endpoint(services: Services, settings: CloudSettings, name: str) -> Fou
 
 def project_endpoints(services: Services, settings: CloudSettings) -> Iterator[FoundEndpoint]:
     """All endpoints of this project, newest first."""
+    own = ProjectTags(services.sagemaker, services.tagging, settings, ENDPOINT)
     pages = services.sagemaker.get_paginator("list_endpoints").paginate(SortBy="CreationTime", SortOrder="Descending")
     for summary in (summary for page in pages for summary in page["Endpoints"]):
-        tags = _tags_of_endpoint(services, summary[ENDPOINT.name], summary[ENDPOINT.arn])
-        if tags is None or tags.get(PROJECT_TAG) != settings.project:
+        tags = own.of(summary[ENDPOINT.arn], summary["CreationTime"])
+        if tags is None:
             continue
         described = ENDPOINT.find(services.sagemaker, summary[ENDPOINT.name])
         if described is not None:  # None: it has just been deleted

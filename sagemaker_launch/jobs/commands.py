@@ -138,12 +138,16 @@ def _sync(settings: CloudSettings, config: RunConfig, arguments: argparse.Namesp
     from sagemaker_launch.aws.client import client
     from sagemaker_launch.aws.logs import failure_reason
     from sagemaker_launch.aws.resources import tags_of
-    from sagemaker_launch.jobs.found import find_job, project_jobs
+    from sagemaker_launch.aws.tag_index import TAGGING
+    from sagemaker_launch.jobs.found import find_job, job_tags, project_jobs
     from sagemaker_launch.jobs.repeat import experiment_of
     from sagemaker_launch.jobs.sync import Synchroniser
 
     sagemaker = client("sagemaker", settings)
-    found = [find_job(sagemaker, name) for name in arguments.jobs] or list(project_jobs(sagemaker, settings))
+    found = [find_job(sagemaker, name) for name in arguments.jobs]
+    if not found:
+        tags = job_tags(sagemaker, client(TAGGING, settings), settings)
+        found = [job.describe(sagemaker) for job in project_jobs(sagemaker, tags)]
     synchronisers: dict[str, Synchroniser] = {}
     for job in found:
         experiment = config.tracking.experiment

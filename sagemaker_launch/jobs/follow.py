@@ -11,7 +11,7 @@ from experiments.errors import CommandError
 from experiments.runs.intervals import metric_text, selection_text
 from lightning_modules import metrics
 from sagemaker_launch.aws import client as aws
-from sagemaker_launch.aws.logs import Log, failure_reason, job_log
+from sagemaker_launch.aws.logs import LOG_GROUP, NewEvents, failure_reason, has_no_reason, job_log
 from sagemaker_launch.aws.resources import TRAINING
 from sagemaker_launch.container.metric_lines import parse_lines
 from sagemaker_launch.jobs.found import ENDED, children, seconds
@@ -22,6 +22,10 @@ SHOWN = {
     "metrics": (metrics.VAL_LOSS, metrics.VAL_ACCURACY),
     "outcome": (*metrics.SUMMARY, metrics.TEST_LOSS, metrics.TEST_ACCURACY),
 }
+REPORTED = ("[metrics]", "[facts]")
+"""Beginnings of the lines of a log that are shown of a tuning job's training jobs."""
+REPORTS = " ".join(f'?"{beginning}"' for beginning in REPORTED)
+"""The same as a filter of CloudWatch: one of these terms."""
 POLL_SECONDS = 10.0
 """Seconds between two requests to AWS; shorter for a rehearsal."""
 
@@ -49,7 +53,7 @@ def follow(sagemaker: Any, logs: Any, job: Launched, usd_per_hour: float, *, pol
     Raises:
         JobFailedError: if it failed.
     """
-    log, own, tails, reported_state = job_log(logs, job.name), OwnLines(), Tails(logs), ""
+    log, own, tails, reported_state = job_log(logs, job.name), OwnLines(), Tails(logs, job.name), ""
     while True:
         described = job.job_type.describe(sagemaker, job.name)
         status = str(described[job.job_type.status])
@@ -97,27 +101,32 @@ class OwnLines:
 class Tails:
     """The reports of the training jobs of a tuning job."""
 
-    def __init__(self, logs: Any) -> None:
+    def __init__(self, logs: Any, tuning_job: str) -> None:
         self._logs = logs
-        self._open: dict[str, Log] = {}
+        self._events = NewEvents(logs, LOG_GROUP, f"{tuning_job}-", REPORTS)
         self._facts: dict[str, dict[str, str]] = {}
-        self._ended: set[str] = set()
+        self._failed: set[str] = set()
 
     def lines(self, summaries: Iterable[Mapping[str, Any]]) -> Iterator[str]:
-        """The epochs since the last call, and the reasons of failures; a job that has ended is read once more."""
+        """The epochs since the last call, and the reasons of new failures."""
+        for stream, line in self._events.read():
+            name = stream.partition("/")[0]
+            if line.startswith(REPORTED):
+                facts = self._facts.setdefault(name, {})
+                yield from (f"{name}: {text}" for text in _readable(line, facts))
         for summary in summaries:
             name = summary["TrainingJobName"]
-            if name in self._ended:
-                continue
-            if summary["TrainingJobStatus"] in ENDED:
-                self._ended.add(name)
-            log = self._open.setdefault(name, job_log(self._logs, name))
-            for line in log.read():
-                if line.text.startswith(("[metrics]", "[facts]")):
-                    facts = self._facts.setdefault(name, {})
-                    yield from (f"{name}: {text}" for text in _readable(line.text, facts))
-            if summary["TrainingJobStatus"] == "Failed":
-                yield f"{name} failed: {failure_reason(summary, log.last_lines)}"
+            if summary["TrainingJobStatus"] == "Failed" and name not in self._failed:
+                self._failed.add(name)
+                yield f"{name} failed: {failure_reason(summary, self._last_lines(name, summary))}"
+
+    def _last_lines(self, name: str, summary: Mapping[str, Any]) -> list[str]:
+        """The end of a job's log, where AWS's reason is empty."""
+        if not has_no_reason(summary):
+            return []
+        log = job_log(self._logs, name)
+        log.read()
+        return log.last_lines
 
 
 def _readable(line: str, facts: dict[str, str]) -> Iterator[str]:

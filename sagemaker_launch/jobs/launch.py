@@ -12,7 +12,7 @@ from typing import Any
 
 from sagemaker_launch.aws.readback import ProtectionError, read_back
 from sagemaker_launch.aws.resources import Request, ResourceType, create
-from sagemaker_launch.settings.cloud import MAX_TUNING_JOB_NAME
+from sagemaker_launch.settings.cloud import MAX_TUNING_JOB_NAME, NAME_MARK
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ def job_name(label: str, build: Callable[[str], Request], attempt: int) -> str:
         attempt: 1 for the first job with this work.
     """
     digest = hashlib.sha256(json.dumps(build(""), sort_keys=True).encode()).hexdigest()[:10]
-    tail = f"-{digest}-{attempt}"
+    tail = f"{NAME_MARK}{digest}-{attempt}"
     head = re.sub(r"[^a-zA-Z0-9]+", "-", label)[: MAX_TUNING_JOB_NAME - len(tail)].strip("-")
     return f"{head or 'job'}{tail}"
 

@@ -13,7 +13,14 @@ from sagemaker_launch.aws.tags import to_tag_value
 from sagemaker_launch.container.hyperparameters import encode, wire_name, wire_value
 from sagemaker_launch.container.metric_lines import metric_definitions, objective
 from sagemaker_launch.jobs.debugger_fields import debugger_fields
-from sagemaker_launch.settings.cloud import EXPERIMENT_TAG, GPU_FAMILIES, PROJECT_TAG, CloudSettings
+from sagemaker_launch.settings.cloud import (
+    EXPERIMENT_TAG,
+    GPU_FAMILIES,
+    INSTANCE_COUNT_TAG,
+    INSTANCE_TYPE_TAG,
+    PROJECT_TAG,
+    CloudSettings,
+)
 from sagemaker_launch.shipping.bundle import ENTRY
 from sagemaker_launch.shipping.storage import Inputs
 
@@ -221,6 +228,11 @@ def _toolkit(settings: CloudSettings) -> dict[str, str]:
 
 
 def _tags(settings: CloudSettings, config: RunConfig) -> list[dict[str, str]]:
-    experiment = to_tag_value(config.tracking.experiment)
-    tags: Mapping[str, str] = {PROJECT_TAG: settings.project, EXPERIMENT_TAG: experiment, **settings.tags}
+    tags: Mapping[str, str] = {
+        PROJECT_TAG: settings.project,
+        EXPERIMENT_TAG: to_tag_value(config.tracking.experiment),
+        INSTANCE_TYPE_TAG: settings.instance_type,
+        INSTANCE_COUNT_TAG: str(settings.instance_count),
+        **settings.tags,
+    }
     return [{"Key": key, "Value": value} for key, value in tags.items()]

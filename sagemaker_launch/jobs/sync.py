@@ -264,7 +264,7 @@ class Synchroniser:
             "billable_seconds": seconds(described),
         }
         if values["training_seconds"]:
-            values["spot_saving"] = 1 - values["billable_seconds"] / values["training_seconds"]
+            values["spot_saving"] = 1 - described["BillableTimeInSeconds"] / values["training_seconds"]
         resources = described["ResourceConfig"]
         price = self._usd_per_hour(resources["InstanceType"])
         values["usd"] = values["billable_seconds"] / 3600 * resources["InstanceCount"] * price

@@ -25,6 +25,7 @@ from sagemaker_launch.rehearsal.api import Regions, install
 from sagemaker_launch.rehearsal.endpoints.autoscaling import install_scaling
 from sagemaker_launch.rehearsal.faults import Application, Faults, FaultSettings, FaultyApplication, json_answer
 from sagemaker_launch.rehearsal.gate import Gate, answer_refused, check_is_launcher
+from sagemaker_launch.rehearsal.jobs.log_search import install_log_search
 from sagemaker_launch.rehearsal.jobs.schedules import Clock, install_schedules
 from sagemaker_launch.rehearsal.keys import draw_keys
 from sagemaker_launch.rehearsal.machine.image import LINKED, REQUIREMENTS, build_image
@@ -33,6 +34,7 @@ from sagemaker_launch.rehearsal.machine.objects import Objects
 from sagemaker_launch.rehearsal.machine.runner import Machine, Settings
 from sagemaker_launch.rehearsal.machine.runtime import Runtime
 from sagemaker_launch.rehearsal.signatures import RefusedRequestError
+from sagemaker_launch.rehearsal.tag_index import install_tag_index
 
 REGION = "us-east-1"
 """Region of requests that name none."""
@@ -126,6 +128,8 @@ class Server:
         install(self._regions)
         install_scaling(lambda region, name: self._regions[region].hosting.endpoints.get(name))
         install_schedules()
+        install_tag_index(self._regions)
+        install_log_search()
         self._clock = Clock(self._regions, settings.account, machine.shutdown, self._as_schedule_role)
         faults = Faults(fault_settings)
         objects.delay = faults.delay

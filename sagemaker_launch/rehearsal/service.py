@@ -144,11 +144,13 @@ class Service:
     def list_training_jobs(self, request: Request) -> Answer:
         """ListTrainingJobs."""
         check_shape("ListTrainingJobs", request)
-        for field in ("WarmPoolStatusEquals", "TrainingPlanArnEquals"):
-            if field in request:
-                raise invalid(f"{field} is not rehearsed")
+        if "TrainingPlanArnEquals" in request:
+            raise invalid("TrainingPlanArnEquals is not rehearsed")
+        warm = request.get("WarmPoolStatusEquals")
         with self.lock:
             jobs = select(list(self.training_jobs.values()), request)
+        if warm is not None:
+            jobs = [job for job in jobs if job.warm_pool().get("Status") == warm]
         return page([job.summary() for job in jobs], request, "TrainingJobSummaries")
 
     def stop_training_job(self, request: Request) -> Answer:
@@ -260,6 +262,12 @@ class Service:
             jobs: list[TrainingJob | TuningJob] = [*self.training_jobs.values(), *self.tuning_jobs.values()]
             found = next((job.tags for job in jobs if job.arn == resource), None)
         return found if found is not None else self.hosting.tags(resource)
+
+    def tagged(self) -> list[tuple[str, list[dict[str, str]]]]:
+        """ARN and tags of all jobs and of what serves models."""
+        with self.lock:
+            jobs: list[TrainingJob | TuningJob] = [*self.training_jobs.values(), *self.tuning_jobs.values()]
+        return [(job.arn, job.tags) for job in jobs] + self.hosting.tagged()
 
     def interrupt(self, name: str, at_once: bool) -> None:
         """Interrupt a spot job: its instance is taken away.

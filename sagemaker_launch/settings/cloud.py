@@ -19,6 +19,10 @@ PROJECT_TAG = "project"
 """Tag by which this project finds its resources, and to which the IAM policy restricts it."""
 EXPERIMENT_TAG = "tracking.experiment"
 """Tag of a job: the MLflow experiment that it was launched for."""
+INSTANCE_TYPE_TAG, INSTANCE_COUNT_TAG = "cloud.instance_type", "cloud.instance_count"
+"""Tags of a job: its machines, so that a list of jobs can be priced without a description of each."""
+NAME_MARK = "-exp-"
+"""Part of the names of all jobs, by which AWS leaves out most jobs of others when it lists jobs."""
 TRAINS = ("cloud tune", "cloud train")
 RUNS_MACHINES = (*TRAINS, "cloud deploy")
 LISTS_JOBS = ("cloud sync", "cloud status", "cloud cost")

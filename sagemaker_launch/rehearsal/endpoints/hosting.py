@@ -196,11 +196,15 @@ class Hosting:
 
     def tags(self, resource: str) -> list[dict[str, str]] | None:
         """The tags of what has this ARN, to read and to change, or None if it is none of these."""
+        return dict(self.tagged()).get(resource)
+
+    def tagged(self) -> list[tuple[str, list[dict[str, str]]]]:
+        """ARN and tags of all endpoints, configs and models."""
         with self.lock:
             found: list[Resource | Endpoint] = [*self.endpoints.values()]
             for each in self._resources.values():
                 found += each.values()
-            return next((one.tags for one in found if one.arn == resource), None)
+            return [(one.arn, one.tags) for one in found]
 
     def join(self) -> None:
         """Wait until all processes have ended."""

@@ -165,6 +165,15 @@ class TrainingJob:
             self.status = status
         self.finished.set()
 
+    def warm_pool(self) -> dict[str, Any]:
+        """The WarmPoolStatus; empty without one. No later job uses its instances here."""
+        keep_alive = self.request["ResourceConfig"].get("KeepAlivePeriodInSeconds", 0)
+        if not keep_alive or self.status != "Completed" or self.ended is None:
+            return {}
+        kept = min(keep_alive, round((now() - self.ended).total_seconds()))
+        status = "Available" if kept < keep_alive else "Terminated"
+        return {"Status": status, "ResourceRetainedBillableTimeInSeconds": kept}
+
     def describe(self) -> dict[str, Any]:
         """The answer to DescribeTrainingJob: all fields of the request as they came, and the state."""
         with self._lock:
@@ -183,7 +192,7 @@ class TrainingJob:
         with self._lock:
             wanted = (
                 *("TrainingJobName", "TrainingJobArn", "CreationTime", "TrainingEndTime", "LastModifiedTime"),
-                *("TrainingJobStatus", "SecondaryStatus"),
+                *("TrainingJobStatus", "SecondaryStatus", "WarmPoolStatus"),
             )
             described = self.describe()
             return {key: described[key] for key in wanted if key in described}
@@ -214,6 +223,8 @@ class TrainingJob:
             yield "FailureReason", self.failure_reason
         if self.artifacts is not None:
             yield "ModelArtifacts", {"S3ModelArtifacts": self.artifacts}
+        if warm_pool := self.warm_pool():
+            yield "WarmPoolStatus", warm_pool
         if self.started is not None:
             yield "TrainingStartTime", self.started
         if self.ended is not None:

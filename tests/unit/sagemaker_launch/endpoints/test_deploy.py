@@ -52,7 +52,9 @@ def raising(error: Exception) -> Callable[..., Any]:
 
 
 def services(**clients: Client) -> Services:
-    return Services(**{name: clients.get(name) for name in ("sagemaker", "autoscaling", "cloudwatch", "scheduler")})
+    return Services(
+        **{name: clients.get(name) for name in ("sagemaker", "autoscaling", "cloudwatch", "scheduler", "tagging")}
+    )
 
 
 def test_where_the_role_may_not_the_output_says_that_only_the_command_ends_the_endpoint() -> None:
