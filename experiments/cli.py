@@ -88,11 +88,17 @@ MACHINE_ERRORS = {
 """Next step for errors of the machine, which can happen at any moment and are not bugs."""
 
 
+AWS_CLIENTS = ("botocore", "boto3", "s3transfer", "urllib3")
+"""Packages whose errors are about AWS, the network or credentials."""
+
+
 def explanation(error: Exception) -> str | None:
     """The message of an error for the user; None for a bug."""
     package = type(error).__module__.partition(".")[0]
-    if package in ("experiments", "lightning_modules", "sagemaker_launch", "botocore", "boto3"):
+    if package in ("experiments", "lightning_modules", "sagemaker_launch"):
         return str(error)
+    if package in AWS_CLIENTS:
+        return " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, OSError) and error.errno in MACHINE_ERRORS:
         message = f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror)
         return f"{message}: {MACHINE_ERRORS[error.errno]}. Finished work is kept; then the same command continues it"

@@ -28,6 +28,7 @@ from lightning_modules.redaction import public_url, remember_url
 SEARCHES = ("sweep", "cloud tune")
 TRAINS = (*SEARCHES, "train", "cloud train")
 FINDS_PHOTOS = (*TRAINS, "evaluate", "cloud sync", "cloud parity", "cloud debug-report")
+LOCATES_PHOTOS = (*FINDS_PHOTOS, "cloud policy", "cloud rehearse")
 """Groups of commands that use the same fields."""
 CUT_FIELDS = ("seed", "data.fraction", "data.valid_fraction")
 """Fields that say which photos of a data set a run trains on and which it is scored on."""
@@ -102,9 +103,9 @@ def require_free_port(option: str, port: int) -> None:
 class DataConfig:
     """The photos."""
 
-    name: Literal["digits", "folder", "dog_images"] = field("digits", "photos", sent=True, used_by=FINDS_PHOTOS)
+    name: Literal["digits", "folder", "dog_images"] = field("digits", "photos", sent=True, used_by=LOCATES_PHOTOS)
     """Data set: `digits` (embedded, no download), `folder` (your own class folders), `dog_images` (133 breeds)."""
-    root: Path | None = field(None, "photos", used_by=FINDS_PHOTOS)
+    root: Path | None = field(None, "photos", used_by=LOCATES_PHOTOS)
     """Folder with train, valid and test; digits and dog_images are kept there."""
     image_size: int | None = field(None, "result")
     """Side of the network's square input, in pixels; by default that of torchvision's weights of the backbone."""

@@ -94,12 +94,17 @@ def _cost(settings: CloudSettings, config: RunConfig, arguments: argparse.Namesp
 
 
 def _policy(settings: CloudSettings, config: RunConfig, arguments: argparse.Namespace) -> None:
-    del config
-    from sagemaker_launch.account.policy import policies
+    from sagemaker_launch.account.policy import characters_beyond, policies
     from sagemaker_launch.aws.client import region
 
-    found = policies(settings, region(settings))
+    found = policies(settings, region(settings), config)
     print(json.dumps(found[arguments.of] if arguments.of else found, indent=2))
+    for name in [arguments.of] if arguments.of else found:
+        if (beyond := characters_beyond(found[name])) > 0:
+            say(
+                f"policy {name} has {beyond} characters more than a managed policy of IAM may have: put it into a "
+                "permission set of Identity Center, or choose a shorter cloud.project or cloud.prefix"
+            )
 
 
 def _rehearse(settings: CloudSettings, config: RunConfig, arguments: argparse.Namespace) -> None:
@@ -186,8 +191,9 @@ def _add_commands(commands: Any) -> None:
     add_parity_command(add)
     add_endpoint_commands(add)
     add_serving_commands(add)
-    policy = add("policy", _policy, "Print least-privilege IAM policies for the launcher and for the roles.")
-    policies = ("launcher", "role", "role_trust", "schedule_role", "schedule_role_trust")
+    text = "Print least-privilege IAM policies for the launcher, for the roles, and for the push of an image."
+    policy = add("policy", _policy, text)
+    policies = ("launcher", "role", "role_trust", "schedule_role", "schedule_role_trust", "image")
     policy.add_argument("of", nargs="?", choices=policies, help="one of them alone")
     rehearse = add("rehearse", _rehearse, "Run a stand-in for the service on 127.0.0.1 (needs the extra `rehearsal`).")
     rehearse.add_argument(

@@ -1,251 +1,237 @@
-"""Least-privilege IAM policies: for the user of the launcher, the role of jobs and endpoints, the role of the schedule.
+"""Least-privilege IAM policies, built from the table of what each call needs (`permissions.py`).
 
-A test compares them with the calls of the launcher; they have not been tried in a live account yet.
+They have not been tried in a live account yet.
 """
 
 from __future__ import annotations
 
-from typing import Any
+import functools
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, get_args
 
+from experiments.config import RunConfig, require
+from sagemaker_launch.account.permissions import CALLS, JOBS, NAMES, SERVED, Caller, Guard, Kind
 from sagemaker_launch.aws.logs import ENDPOINT_LOG_GROUP, LOG_GROUP
 from sagemaker_launch.endpoints.requests import DIMENSION, alarm_names, schedule_name
 from sagemaker_launch.settings.cloud import PROJECT_TAG, CloudSettings
+from sagemaker_launch.shipping.shipment import own_serving_image, s3_root
 
 Policy = dict[str, Any]
-LOGS = (LOG_GROUP, ENDPOINT_LOG_GROUP.format("*"))
+EVERY_ENDPOINT = ENDPOINT_LOG_GROUP.format("*")
 RULE_LOG_GROUP = "/aws/sagemaker/ProcessingJobs"
 """Where Debugger's rules, which SageMaker runs as processing jobs under the job's role, write their logs."""
-CREATE_JOBS = ["CreateTrainingJob", "CreateHyperParameterTuningJob"]
-CREATE_SERVED = ["CreateModel", "CreateEndpointConfig", "CreateEndpoint"]
-_SCALING = {
-    "application-autoscaling:service-namespace": "sagemaker",
-    "application-autoscaling:scalable-dimension": DIMENSION,
-}
+OUTPUT_FOLDERS = ("jobs/", "checkpoints/", "debug/", "async/", "capture/")
+"""Where SageMaker writes below the prefix."""
+MAX_CHARACTERS = 6144
+"""Of a managed policy without white space (IAM user guide, "IAM and STS quotas", 2026)."""
 
 
-def policies(settings: CloudSettings, region: str) -> dict[str, Policy]:
+def policies(settings: CloudSettings, region: str, config: RunConfig | None = None) -> dict[str, Policy]:
     """All of them, by what they are for.
 
+    Args:
+        config: its photos may be in another bucket, which the role then may read.
+
     Raises:
-        ValueError: if the role or the bucket is not set.
+        UserError: if the role or the bucket is not set, or a key is named by an alias.
     """
     settings.require_for_jobs()
-    return {
-        "launcher": launcher_policy(settings, region),
-        "role": role_policy(settings, region),
-        "role_trust": trust_policy(settings, "sagemaker"),
-        "schedule_role": _policy(_allow("sagemaker", ["DeleteEndpoint"], _endpoints(settings, region), _own(settings))),
-        "schedule_role_trust": trust_policy(settings, "scheduler"),
-    }
+    scope = _Scope(settings, region, None if config is None else s3_root(config))
+    found: dict[str, Policy] = {caller: _policy(caller, scope) for caller in get_args(Caller)}
+    found["role_trust"] = trust_policy(settings, "sagemaker")
+    found["schedule_role_trust"] = trust_policy(settings, "scheduler")
+    return found
 
 
-def launcher_policy(settings: CloudSettings, region: str) -> Policy:
-    """What the commands need."""
-    assert settings.role_arn is not None
-    jobs = [_arn(settings, "sagemaker", region, f"{kind}/*") for kind in ("training-job", "hyper-parameter-tuning-job")]
-    tag = {"StringEquals": {f"aws:RequestTag/{PROJECT_TAG}": settings.project}}
-    own = _own(settings)
-    served = [*_endpoints(settings, region), _arn(settings, "sagemaker", region, "endpoint-config/*")]
-    served.append(_arn(settings, "sagemaker", region, "model/*"))
-    return _policy(
-        _allow("sagemaker", CREATE_JOBS, jobs, tag),
-        _allow("sagemaker", ["AddTags"], jobs, _tag_on_creation(tag, CREATE_JOBS)),
-        _allow("sagemaker", ["StopTrainingJob", "StopHyperParameterTuningJob"], jobs, own),
-        # Without a condition: a job that does not exist has no tag, and must be told from one that may not be seen.
-        _allow(
-            "sagemaker",
-            [
-                "DescribeTrainingJob",
-                "DescribeHyperParameterTuningJob",
-                "ListTrainingJobsForHyperParameterTuningJob",
-                "ListTags",
-            ],
-            jobs,
-        ),
-        _allow("sagemaker", ["ListTrainingJobs", "ListHyperParameterTuningJobs"], ["*"]),
-        _allow("sagemaker", CREATE_SERVED, served, tag),
-        _allow("sagemaker", ["AddTags"], served, _tag_on_creation(tag, CREATE_SERVED)),
-        _allow(
-            "sagemaker",
-            ["UpdateEndpoint", "DeleteEndpoint", "DeleteEndpointConfig", "DeleteModel"],
-            served,
-            own,
-        ),
-        # A new lease. The request may leave the project's tag out, but not give the endpoint to another project.
-        _allow(
-            "sagemaker",
-            ["AddTags"],
-            _endpoints(settings, region),
-            own | {"StringEqualsIfExists": {f"aws:RequestTag/{PROJECT_TAG}": settings.project}},
-        ),
-        # Application Auto Scaling asks for it before it registers an endpoint: it registers no foreign one.
-        _allow("sagemaker", ["UpdateEndpointWeightsAndCapacities"], _endpoints(settings, region), own),
-        _allow("sagemaker", ["InvokeEndpoint", "InvokeEndpointAsync"], _endpoints(settings, region), own),
-        _allow("sagemaker", ["DescribeModel", "DescribeEndpointConfig", "DescribeEndpoint", "ListTags"], served),
-        _allow("sagemaker", ["ListModels", "ListEndpointConfigs", "ListEndpoints"], ["*"]),
-        *_around_endpoints(settings, region),
-        _allow("iam", ["PassRole"], [settings.role_arn], _passed_to("sagemaker")),
-        _allow("s3", ["GetObject", "PutObject", "AbortMultipartUpload"], [_objects(settings)]),
-        _list_bucket(settings),
-        _allow("logs", ["DescribeLogStreams", "GetLogEvents", "FilterLogEvents"], _log_groups(settings, region, *LOGS)),
-        _allow("pricing", ["GetProducts"], ["*"]),
-        _allow("tag", ["GetResources"], ["*"]),
-        *_keys(settings),
-    )
-
-
-def role_policy(settings: CloudSettings, region: str) -> Policy:
-    """What a job needs: its inputs, its outputs, its log and its image."""
-    statements = [
-        _allow("s3", ["GetObject"], [_objects(settings)]),
-        _allow(
-            "s3",
-            ["PutObject", "AbortMultipartUpload"],
-            [_objects(settings, folder) for folder in ("jobs/", "checkpoints/", "debug/", "async/", "capture/")],
-        ),
-        # What a job deletes of its checkpoints, the service deletes in S3.
-        _allow("s3", ["DeleteObject"], [_objects(settings, "checkpoints/")]),
-        _list_bucket(settings),
-        _allow(
-            "logs",
-            ["CreateLogGroup", "CreateLogStream", "DescribeLogStreams", "PutLogEvents"],
-            _log_groups(settings, region, *LOGS, RULE_LOG_GROUP),
-        ),
-        _allow(
-            "cloudwatch",
-            ["PutMetricData"],
-            ["*"],
-            {"StringEquals": {"cloudwatch:namespace": LOG_GROUP}},
-        ),
-        _allow("ecr", ["GetAuthorizationToken"], ["*"]),
-        # AWS's images are in accounts of AWS.
-        _allow("ecr", ["BatchCheckLayerAvailability", "BatchGetImage", "GetDownloadUrlForLayer"], ["*"]),
-        *_keys(settings),
-    ]
-    if settings.subnets:
-        statements += _network(settings, region)
-    return _policy(*statements)
-
-
-def _network(settings: CloudSettings, region: str) -> list[Policy]:
-    """Network interfaces of jobs and endpoints, in their own subnets.
-
-    Source of the keys: docs.aws.amazon.com/service-authorization/latest/reference/list_amazonec2.html, 2026.
-    """
-    subnets = [_arn(settings, "ec2", region, f"subnet/{name}") for name in settings.subnets]
-    groups = [_arn(settings, "ec2", region, f"security-group/{name}") for name in settings.security_group_ids]
-    interfaces = [_arn(settings, "ec2", region, "network-interface/*")]
-    changes = ["CreateNetworkInterfacePermission", "DeleteNetworkInterface", "DeleteNetworkInterfacePermission"]
-    reads = ["DescribeDhcpOptions", "DescribeNetworkInterfaces", "DescribeSecurityGroups", "DescribeSubnets"]
-    in_subnets = {"ArnEquals": {"ec2:Subnet": subnets}}
-    return [
-        _allow("ec2", ["CreateNetworkInterface"], [*subnets, *groups, *interfaces]),
-        _allow("ec2", changes, interfaces, in_subnets),
-        _allow("ec2", [*reads, "DescribeVpcs"], ["*"]),
-    ]
+def characters_beyond(policy: Policy) -> int:
+    """How many characters a policy has beyond what IAM takes in a managed policy."""
+    return len("".join(json.dumps(policy).split())) - MAX_CHARACTERS
 
 
 def trust_policy(settings: CloudSettings, service: str) -> Policy:
     """Who may take a role: a service of AWS, for this account."""
-    return _policy(
-        {
-            "Effect": "Allow",
-            "Principal": {"Service": f"{service}.amazonaws.com"},
-            "Action": "sts:AssumeRole",
-            "Condition": {"StringEquals": {"aws:SourceAccount": _account(settings)}},
-        }
-    )
-
-
-def _policy(*statements: Policy) -> Policy:
-    return {"Version": "2012-10-17", "Statement": list(statements)}
-
-
-def _allow(service: str, actions: list[str], resources: list[str], condition: Policy | None = None) -> Policy:
-    statement: Policy = {
+    account = str(settings.role_arn).split(":")[4]
+    statement = {
         "Effect": "Allow",
-        "Action": [f"{service}:{action}" for action in actions],
-        "Resource": resources,
+        "Principal": {"Service": f"{service}.amazonaws.com"},
+        "Action": "sts:AssumeRole",
+        "Condition": {"StringEquals": {"aws:SourceAccount": account}},
     }
-    return statement | ({"Condition": condition} if condition else {})
+    return _document([statement])
 
 
-def _list_bucket(settings: CloudSettings) -> Policy:
-    condition = {"StringLike": {"s3:prefix": f"{settings.prefix}/*"}}
-    return _allow("s3", ["ListBucket"], [f"arn:{_partition(settings)}:s3:::{settings.bucket}"], condition)
+@dataclass
+class _Statement:
+    """Actions of one guard, whose resources may be united."""
+
+    guard: Guard
+    actions: dict[str, set[str]] = field(default_factory=dict)
+    """Each action, and its resources."""
+
+    def takes(self, action: str, resources: set[str]) -> bool:
+        """Whether no action would be allowed on more than before, if this one came in.
+
+        Types of resources tell: an action of endpoints gains nothing from the ARN of a model.
+        """
+        services = {name.partition(":")[0] for name in (*self.actions, action)}
+        if resources == {"*"} or {"*"} in self.actions.values():
+            return all(one == resources for one in self.actions.values())
+        united = set().union(resources, *self.actions.values())
+        needs = [*self.actions.values(), resources]
+        return len(services) == 1 and all(
+            arn in own or _type_of(arn) not in map(_type_of, own) for own in needs for arn in united
+        )
+
+    def document(self, condition: Policy) -> Policy:
+        """As IAM takes it."""
+        resources = sorted(set().union(*self.actions.values()))
+        statement = {"Effect": "Allow", "Action": list(self.actions), "Resource": resources}
+        return statement | ({"Condition": condition} if condition else {})
 
 
-def _objects(settings: CloudSettings, folder: str = "") -> str:
-    return f"arn:{_partition(settings)}:s3:::{settings.bucket}/{settings.prefix}/{folder}*"
+def _policy(caller: Caller, scope: _Scope) -> Policy:
+    """What the calls of a caller need, in few statements."""
+    granted: dict[tuple[Guard, str], set[str]] = {}
+    for need in (need for call in CALLS if caller in call.callers for need in call.needs):
+        granted.setdefault((need.guard, need.action), set()).update(scope.resources(need.kind, caller))
+    statements: list[_Statement] = []
+    for (guard, action), resources in granted.items():
+        if not resources:  # what the settings do without
+            continue
+        fitting = (one for one in statements if one.guard == guard and one.takes(action, resources))
+        statement = next(fitting, None)
+        if statement is None:
+            statements.append(statement := _Statement(guard))
+        statement.actions[action] = resources
+    return _document([one.document(scope.condition(one.guard)) for one in statements])
 
 
-def _log_groups(settings: CloudSettings, region: str, *groups: str) -> list[str]:
-    arns = [_arn(settings, "logs", region, f"log-group:{group}") for group in groups]
-    return [arn for group in arns for arn in (group, f"{group}:*")]
+def _type_of(arn: str) -> str:
+    """The type of a resource by its ARN, such as `sagemaker:endpoint`."""
+    service, _, _, resource = arn.split(":", 5)[2:]
+    if service == "s3":
+        return "s3:object" if "/" in resource else "s3:bucket"
+    return f"{service}:{re.split('[:/]', resource)[0]}"
 
 
-def _keys(settings: CloudSettings) -> list[Policy]:
-    keys = [key for key in (settings.volume_kms_key, settings.output_kms_key) if key]
-    if not keys:
-        return []
-    resources = sorted(set(keys))
-    return [
-        _allow("kms", ["Encrypt", "Decrypt", "GenerateDataKey", "DescribeKey"], resources),
-        # A grant lets somebody else use the key: only services of AWS, which need it for volumes.
-        _allow("kms", ["CreateGrant"], resources, {"Bool": {"kms:GrantIsForAWSResource": "true"}}),
-    ]
+@dataclass(frozen=True)
+class _Scope:
+    """The resources of a project in an account and a region."""
+
+    settings: CloudSettings
+    region: str
+    photos: str | None
+    """The s3:// URI of a data set in S3."""
+
+    def resources(self, kind: Kind, caller: Caller) -> list[str]:
+        """ARNs of a kind, as patterns; none if the settings do without it."""
+        if kind in NAMES:
+            return [self._arn("sagemaker", f"{kind}/*")]
+        if kind == "log-group":  # with its streams
+            groups = (f"{LOG_GROUP}*", EVERY_ENDPOINT, *([f"{RULE_LOG_GROUP}*"] if caller == "role" else []))
+            return [self._arn("logs", f"log-group:{group}") for group in groups]
+        return self._named[kind]
+
+    @functools.cached_property
+    def _named(self) -> dict[Kind, list[str]]:
+        settings, schedule_role = self.settings, self.settings.endpoint.schedule_role_arn
+        linked = "role/aws-service-role/sagemaker.application-autoscaling.amazonaws.com/*"
+        repository = own_serving_image(settings, self.region, "cpu").partition("/")[2].rpartition(":")[0]
+        s3 = f"arn:{self._partition}:s3:::"
+        own, (other, below) = f"{s3}{settings.bucket}", self._photos
+        return {
+            "any": ["*"],
+            # It has an id that AWS draws, so none can be named before.
+            "scalable-target": [self._arn("application-autoscaling", "scalable-target/*")],
+            "alarm": [self._arn("cloudwatch", f"alarm:{name}") for name in alarm_names(settings, "*")],
+            # Application Auto Scaling names them, without the project.
+            "tracking-alarm": [self._arn("cloudwatch", "alarm:TargetTracking-endpoint/*")],
+            "schedule": [self._arn("scheduler", f"schedule/default/{schedule_name(settings, '*')}")],
+            "role": [str(settings.role_arn)],
+            "schedule-role": [schedule_role] if schedule_role else [],
+            "linked-role": [self._arn("iam", linked, region="")],
+            "bucket": [own],
+            "object": [f"{own}/{settings.prefix}/*"],
+            "output": [f"{own}/{settings.prefix}/{folder}*" for folder in OUTPUT_FOLDERS],
+            "checkpoint": [f"{own}/{settings.prefix}/checkpoints/*"],
+            "photos-bucket": [f"{s3}{other}"] if other else [],
+            "photo": [f"{s3}{other}/{below}*"] if other else [],
+            "volume-key": self._keys("volume_kms_key"),
+            "object-key": self._keys("output_kms_key"),
+            "repository": [self._arn("ecr", f"repository/{repository}")],
+            "subnet": [self._arn("ec2", f"subnet/{name}") for name in settings.subnets],
+            "security-group": [self._arn("ec2", f"security-group/{name}") for name in settings.security_group_ids],
+            "network-interface": [self._arn("ec2", "network-interface/*")] if settings.subnets else [],
+            "network": ["*"] if settings.subnets else [],
+        }
+
+    def condition(self, guard: Guard) -> Policy:
+        """The condition of a statement."""
+        project = self.settings.project
+        tag = {f"aws:RequestTag/{PROJECT_TAG}": project}
+        own = {"StringEquals": {f"aws:ResourceTag/{PROJECT_TAG}": project}}
+        conditions: dict[Guard, Policy] = {
+            "": {},
+            "tagged": {"StringEquals": tag},
+            # Alone, AddTags with the project's tag would make a foreign resource one of this project.
+            "tags a new job": {"StringEquals": {**tag, "sagemaker:TaggingAction": _creators(JOBS)}},
+            "tags a new endpoint": {"StringEquals": {**tag, "sagemaker:TaggingAction": _creators(SERVED)}},
+            "own": own,
+            # The request may leave the project's tag out, but not give the endpoint to another project.
+            "renews a lease": own | {"StringEqualsIfExists": tag},
+            "passed to sagemaker": {"StringEquals": {"iam:PassedToService": "sagemaker.amazonaws.com"}},
+            "passed to scheduler": {"StringEquals": {"iam:PassedToService": "scheduler.amazonaws.com"}},
+            "scaling": {
+                "StringEquals": {
+                    "application-autoscaling:service-namespace": "sagemaker",
+                    "application-autoscaling:scalable-dimension": DIMENSION,
+                }
+            },
+            "below the prefix": {"StringLike": {"s3:prefix": f"{self.settings.prefix}/*"}},
+            "below the photos": {"StringLike": {"s3:prefix": f"{self._photos[1]}*"}},
+            "namespace": {"StringEquals": {"cloudwatch:namespace": LOG_GROUP}},
+            # A grant lets somebody else use the key: only services of AWS, which need it for volumes.
+            "used by AWS": {"Bool": {"kms:GrantIsForAWSResource": "true"}},
+            "own subnets": {"ArnEquals": {"ec2:Subnet": self.resources("subnet", "role")}},
+            "tagged image": {"StringEquals": tag},
+        }
+        return conditions[guard]
+
+    @property
+    def _photos(self) -> tuple[str, str]:
+        """Bucket of a data set in S3, and the prefix in it."""
+        bucket, _, prefix = (self.photos or "").removeprefix("s3://").partition("/")
+        return bucket, prefix
+
+    def _keys(self, name: str) -> list[str]:
+        """The ARN of a key of the settings.
+
+        Raises:
+            UserError: for an alias, which IAM does not take as a resource.
+        """
+        key: str | None = getattr(self.settings, name)
+        if key is None:
+            return []
+        require("alias/" not in key, f"cloud.{name}", "be the id or the ARN of a key in a policy, not an alias", key)
+        return [key if key.startswith("arn:") else self._arn("kms", f"key/{key}")]
+
+    def _arn(self, service: str, resource: str, *, region: str | None = None) -> str:
+        account = str(self.settings.role_arn).split(":")[4]
+        return f"arn:{self._partition}:{service}:{self.region if region is None else region}:{account}:{resource}"
+
+    @property
+    def _partition(self) -> str:
+        return str(self.settings.role_arn).split(":")[1]
 
 
-def _around_endpoints(settings: CloudSettings, region: str) -> list[Policy]:
-    """Autoscaling, alarms and the schedule that ends a lease."""
-    role = "aws-service-role/sagemaker.application-autoscaling.amazonaws.com/*"
-    linked = f"arn:{_partition(settings)}:iam::{_account(settings)}:role/{role}"
-    alarms = [_arn(settings, "cloudwatch", region, f"alarm:{name}") for name in alarm_names(settings, "*")]
-    # Application Auto Scaling has no resource that a policy could name before there is one.
-    scaling = ["RegisterScalableTarget", "DeregisterScalableTarget", "PutScalingPolicy"]
-    statements = [
-        _allow("application-autoscaling", scaling, ["*"], {"StringEquals": _SCALING}),
-        _allow("application-autoscaling", ["DescribeScalableTargets"], ["*"]),
-        _allow("iam", ["CreateServiceLinkedRole"], [linked]),
-        _allow("cloudwatch", ["PutMetricAlarm", "DeleteAlarms"], alarms),
-        _allow("cloudwatch", ["DescribeAlarms"], ["*"]),
-    ]
-    schedules = [_arn(settings, "scheduler", region, f"schedule/default/{schedule_name(settings, '*')}")]
-    statements.append(_allow("scheduler", ["CreateSchedule", "UpdateSchedule", "DeleteSchedule"], schedules))
-    if settings.endpoint.schedule_role_arn is not None:
-        statements.append(_allow("iam", ["PassRole"], [settings.endpoint.schedule_role_arn], _passed_to("scheduler")))
-    return statements
+def _creators(kinds: Iterable[Kind]) -> list[str]:
+    """The operations that make resources of some kinds."""
+    operations = {need.kind: call.operation for call in CALLS for need in call.needs if need.guard.startswith("tags")}
+    return [operations[kind] for kind in kinds]
 
 
-def _endpoints(settings: CloudSettings, region: str) -> list[str]:
-    return [_arn(settings, "sagemaker", region, "endpoint/*")]
-
-
-def _own(settings: CloudSettings) -> Policy:
-    return {"StringEquals": {f"aws:ResourceTag/{PROJECT_TAG}": settings.project}}
-
-
-def _tag_on_creation(tag: Policy, operations: list[str]) -> Policy:
-    """AddTags as a part of a call that creates something.
-
-    Alone, AddTags with the project's tag would make a foreign resource one of this project.
-    Source: docs.aws.amazon.com/sagemaker/latest/dg/security_iam_id-based-policy-examples.html, "Provide permissions for
-    tagging SageMaker AI resources", 2026.
-    """
-    return {"StringEquals": {**tag["StringEquals"], "sagemaker:TaggingAction": operations}}
-
-
-def _passed_to(service: str) -> Policy:
-    return {"StringEquals": {"iam:PassedToService": f"{service}.amazonaws.com"}}
-
-
-def _arn(settings: CloudSettings, service: str, region: str, resource: str) -> str:
-    return f"arn:{_partition(settings)}:{service}:{region}:{_account(settings)}:{resource}"
-
-
-def _partition(settings: CloudSettings) -> str:
-    return str(settings.role_arn).split(":")[1]
-
-
-def _account(settings: CloudSettings) -> str:
-    return str(settings.role_arn).split(":")[4]
+def _document(statements: list[Policy]) -> Policy:
+    return {"Version": "2012-10-17", "Statement": statements}

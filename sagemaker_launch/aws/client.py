@@ -11,7 +11,7 @@ from botocore.exceptions import ClientError
 
 from experiments.errors import UserError
 from sagemaker_launch.aws.retries import ATTEMPTS, PATIENT_ATTEMPTS, WaitingOut
-from sagemaker_launch.aws.sessions import credentials_of, session
+from sagemaker_launch.aws.sessions import credentials_of, session, usable_settings
 from sagemaker_launch.settings.cloud import CloudSettings
 
 THREADS = 16
@@ -28,7 +28,7 @@ def client(service: str, settings: CloudSettings, *, patient: bool = False, **op
         options: of botocore's Config.
 
     Raises:
-        UserError: if no region is set anywhere.
+        UserError: if no region is set anywhere, or AWS's settings name what does not exist.
     """
     defaults = {
         "connect_timeout": 10,
@@ -37,7 +37,9 @@ def client(service: str, settings: CloudSettings, *, patient: bool = False, **op
         "max_pool_connections": THREADS,
     }
     own = session()
-    made = own.client(service, region_name=region(settings), config=Config(**defaults | options))
+    with usable_settings():
+        made = own.client(service, region_name=region(settings), config=Config(**defaults | options))
+        _ = urlsplit(made.meta.endpoint_url).port  # raises for a number that is no port
     made.meta.events.register("needs-retry", WaitingOut(f"AWS ({service})", credentials_of(own)).needs_retry)
     return made
 

@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import functools
+import logging
 import os
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import boto3
 import botocore.session
 from botocore.credentials import CredentialProvider, CredentialResolver, Credentials, ReadOnlyCredentials
+from botocore.exceptions import BotoCoreError
 from botocore.utils import JSONFileCache
 
+from experiments.errors import UserError
+
+for _name in ("botocore.credentials", "botocore.tokens"):
+    logging.getLogger(_name).setLevel(logging.CRITICAL)  # they log the traceback of what they then raise
 RENEWED_SECONDS = 30.0
 """Threads whose requests were refused before credentials were renewed do not renew them again."""
 
@@ -22,6 +30,24 @@ def session() -> boto3.Session:
     """The session of this process and its AWS variables."""
     variables = tuple(sorted(item for item in os.environ.items() if item[0].startswith("AWS_")))
     return _session(variables)
+
+
+@contextmanager
+def usable_settings() -> Iterator[None]:
+    """Explain what Python's own functions raise about AWS's settings: botocore passes on their errors.
+
+    Raises:
+        UserError: in place of these.
+    """
+    try:
+        yield
+    except (BotoCoreError, UserError):  # they explain themselves, and some are a ValueError too
+        raise
+    except (OSError, ValueError) as error:
+        raise UserError(
+            "AWS's settings (variables AWS_..., files in ~/.aws) must name programs, files and addresses that exist, "
+            f"got {type(error).__name__}: {error}; `aws configure list` shows where each comes from"
+        ) from error
 
 
 def credentials_of(session: boto3.Session) -> ChainCredentials | None:
@@ -37,12 +63,13 @@ class ChainCredentials(Credentials):  # type: ignore[misc, unused-ignore]
         self._found = found
         self._lock = threading.Lock()
         self._renewed = float("-inf")
-        key, secret, token, account = found.get_frozen_credentials()
+        key, secret, token, account = self.get_frozen_credentials()
         super().__init__(key, secret, token, method="chain", account_id=account)
 
     def get_frozen_credentials(self) -> ReadOnlyCredentials:
         """Key, secret and token; boto3 refreshes those of an assumed role before they expire."""
-        frozen: ReadOnlyCredentials = self._found.get_frozen_credentials()
+        with usable_settings():
+            frozen: ReadOnlyCredentials = self._found.get_frozen_credentials()
         return frozen
 
     def renew(self) -> bool:
@@ -71,7 +98,8 @@ def _read_chain() -> Any:
     chain = fresh.get_component("credential_provider")
     if (folder := Path("~/.aws").expanduser()).is_dir():
         chain.get_provider("assume-role").cache = JSONFileCache(str(folder / "cli" / "cache"))
-    return fresh.get_credentials()
+    with usable_settings():
+        return fresh.get_credentials()
 
 
 @functools.lru_cache(maxsize=8)

@@ -8,9 +8,9 @@ import json
 import re
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urlsplit
@@ -27,6 +27,7 @@ from sagemaker_launch.aws.resources import CONFIG, ENDPOINT
 from sagemaker_launch.endpoints.fleet import kind_of
 from sagemaker_launch.endpoints.requests import async_uri
 from sagemaker_launch.settings.cloud import CloudSettings
+from sagemaker_launch.shipping.storage import encryption
 
 MAX_BODY = 6 * 1024 * 1024
 """Bytes that an endpoint takes."""
@@ -113,12 +114,14 @@ class AsyncTarget:
     name: str
     inputs: str
     """s3:// folder of what is sent."""
+    encryption: Mapping[str, str] = field(default_factory=dict)
+    """Further fields of an upload."""
     poll_seconds: float = 1.0
 
     def ask(self, body: bytes, content_type: str, *, top_k: int | None = None) -> Answer:
         """Put one photo into the queue and wait for the answer."""
         place = urlsplit(f"{self.inputs}/{hashlib.sha256(body).hexdigest()}")
-        self.s3.put_object(Bucket=place.netloc, Key=place.path[1:], Body=body)
+        self.s3.put_object(Bucket=place.netloc, Key=place.path[1:], Body=body, **self.encryption)
 
         def once() -> Any:
             given = self.runtime.invoke_endpoint_async(
@@ -174,7 +177,8 @@ def open_target(settings: CloudSettings, name: str, kind: str) -> Target:
     runtime = aws.client("sagemaker-runtime", settings, read_timeout=70)
     if kind != "async":
         return EndpointTarget(runtime, name)
-    return AsyncTarget(runtime, aws.client("s3", settings), name, async_uri(settings, name, "in"))
+    s3, inputs = aws.client("s3", settings), async_uri(settings, name, "in")
+    return AsyncTarget(runtime, s3, name, inputs, encryption(settings))
 
 
 def endpoint_target(settings: CloudSettings, name: str) -> Target:

@@ -27,7 +27,8 @@ TRAINS = ("cloud tune", "cloud train")
 RUNS_MACHINES = (*TRAINS, "cloud deploy")
 LISTS_JOBS = ("cloud sync", "cloud status", "cloud cost")
 PRICES_JOBS = (*LISTS_JOBS, "cloud parity", "cloud debug-report")
-OWNS = (*RUNS_MACHINES, *LISTS_JOBS, "cloud delete", "cloud image", "cloud policy")
+GRANTS = ("cloud policy", "cloud rehearse")
+OWNS = (*RUNS_MACHINES, *LISTS_JOBS, "cloud delete", "cloud image", *GRANTS)
 ASKS_AWS = (*OWNS, "cloud parity", "cloud debug-report", "cloud stop", "cloud query")
 """Groups of commands that use the same settings."""
 GPU_FAMILIES = ("ml.p", "ml.g")
@@ -40,13 +41,13 @@ MAX_TUNING_JOB_NAME = 32
 class CloudSettings:
     """Jobs on SageMaker. Credentials come from boto3's own chain and are never settings."""
 
-    region: str | None = used_by(None, *ASKS_AWS, "cloud rehearse", sent=False)
+    region: str | None = used_by(None, *ASKS_AWS, sent=False)
     """AWS region; by default the one that boto3 finds."""
-    role_arn: str | None = used_by(None, *RUNS_MACHINES, "cloud image", "cloud policy", "cloud rehearse")
+    role_arn: str | None = used_by(None, *RUNS_MACHINES, "cloud image", *GRANTS)
     """IAM role that jobs run as."""
-    bucket: str | None = used_by(None, *RUNS_MACHINES, "cloud query", "cloud policy", "cloud rehearse", sent=False)
+    bucket: str | None = used_by(None, *RUNS_MACHINES, "cloud query", *GRANTS, sent=False)
     """S3 bucket for photos, code, checkpoints and models."""
-    prefix: str = used_by("experiments", *RUNS_MACHINES, "cloud query", "cloud policy", sent=False)
+    prefix: str = used_by("experiments", *RUNS_MACHINES, "cloud query", *GRANTS, sent=False)
     """Everything in the bucket is kept under it."""
     project: str = used_by("local-first-experiments", *OWNS)
     """Value of the tag `project` of all resources; `status` lists by it."""
@@ -72,14 +73,14 @@ class CloudSettings:
     """Keep the instance warm, and billed, after a training job for the next one; not possible in tuning jobs."""
     input_mode: Literal["File", "FastFile"] = used_by("File", *TRAINS)
     """How photos reach the instance: copied before the job starts, or streamed while it reads."""
-    subnets: list[str] = used_by_each(list, *RUNS_MACHINES, "cloud policy")
+    subnets: list[str] = used_by_each(list, *RUNS_MACHINES, *GRANTS)
     """VPC subnets of the jobs, together with security_group_ids."""
-    security_group_ids: list[str] = used_by_each(list, *RUNS_MACHINES, "cloud policy")
+    security_group_ids: list[str] = used_by_each(list, *RUNS_MACHINES, *GRANTS)
     """VPC security groups of the jobs, together with subnets."""
-    volume_kms_key: str | None = used_by(None, *RUNS_MACHINES, "cloud policy")
+    volume_kms_key: str | None = used_by(None, *RUNS_MACHINES, *GRANTS)
     """KMS key of the instances' disks."""
-    output_kms_key: str | None = used_by(None, *RUNS_MACHINES, "cloud policy")
-    """KMS key of what jobs write to S3."""
+    output_kms_key: str | None = used_by(None, *RUNS_MACHINES, "cloud query", *GRANTS)
+    """KMS key of the objects in the bucket: of what is uploaded, and of what jobs and endpoints write."""
     network_isolation: bool = used_by(False, *RUNS_MACHINES)
     """Jobs have no network at all: packages and weights are uploaded with them."""
     encrypt_inter_container_traffic: bool = used_by(False, *TRAINS)

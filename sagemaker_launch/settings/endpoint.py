@@ -55,7 +55,7 @@ class EndpointSettings:
     """An update is rolled back when the 99th percentile of the model's latency is above this."""
     alarms: list[str] = field(default_factory=list)
     """Further CloudWatch alarms that roll an update back."""
-    schedule_role_arn: str | None = used_by(None, "cloud deploy", "cloud policy")
+    schedule_role_arn: str | None = used_by(None, "cloud deploy", "cloud policy", "cloud rehearse")
     """Role by which EventBridge deletes an expired endpoint; without it only `delete --expired` does."""
     owner: str | None = None
     """Owner of the endpoint; by default the user name on this machine."""

@@ -125,7 +125,7 @@ class Storage:
     def __init__(self, client: Any, settings: CloudSettings) -> None:
         assert settings.bucket is not None, "checked by require_for_jobs"
         self._client, self._bucket, self._prefix = client, settings.bucket, settings.prefix
-        self._uri = settings.uri
+        self._uri, self._encryption = settings.uri, encryption(settings)
 
     def upload_photos(self, photos: PhotoSet) -> None:
         """Upload the photos of a data set that S3 lacks.
@@ -153,7 +153,9 @@ class Storage:
         if self.exists(key):
             return
         with _bar(f"uploading {path.name}", path.stat().st_size, "B") as bar:
-            self._client.upload_file(str(path), self._bucket, f"{self._prefix}/{key}", Callback=bar.update)
+            self._client.upload_file(
+                str(path), self._bucket, f"{self._prefix}/{key}", ExtraArgs=self._encryption, Callback=bar.update
+            )
 
     def _upload_photo(self, name: str, path: Path) -> None:
         content = path.read_bytes()
@@ -164,7 +166,13 @@ class Storage:
     def put(self, key: str, content: bytes) -> None:
         """Write an object with a checksum: S3 refuses damaged content."""
         checksum = base64.b64encode(hashlib.sha256(content).digest()).decode()
-        self._client.put_object(Bucket=self._bucket, Key=f"{self._prefix}/{key}", Body=content, ChecksumSHA256=checksum)
+        self._client.put_object(
+            Bucket=self._bucket,
+            Key=f"{self._prefix}/{key}",
+            Body=content,
+            ChecksumSHA256=checksum,
+            **self._encryption,
+        )
 
     def exists(self, key: str) -> bool:
         """Whether an object exists."""
@@ -178,6 +186,16 @@ class Storage:
         )
         keys = (entry["Key"] for page in pages for entry in page.get("Contents", ()))
         return {key.removeprefix(f"{self._prefix}/{of}") for key in keys}
+
+
+def encryption(settings: CloudSettings) -> dict[str, str]:
+    """The fields of an upload that a bucket may require by its policy.
+
+    Source: docs.aws.amazon.com/AmazonS3/latest/userguide/UsingKMSEncryption.html, "Require server-side encryption",
+    2026.
+    """
+    key = settings.output_kms_key
+    return {} if key is None else {"ServerSideEncryption": "aws:kms", "SSEKMSKeyId": key}
 
 
 def weights_folder(sha256: str) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import importlib
+import inspect
 import os
 import statistics
 import subprocess
@@ -11,6 +13,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+import boto3.exceptions
 import pytest
 
 from experiments import cli
@@ -328,3 +331,21 @@ def test_a_damaged_model_is_one_line_and_exit_code_1(tmp_path: Path, capsys: pyt
     assert shown.startswith("error: ")
     assert "is not an export folder" in shown
     assert shown.count("\n") == 1
+
+
+def test_errors_of_awss_clients_are_one_line_and_no_bug() -> None:
+    """`boto3.exceptions.S3UploadFailedError` is no error of botocore; s3transfer and urllib3 have their own."""
+    upload = boto3.exceptions.S3UploadFailedError("Failed to upload a to b:\nAn error occurred (AccessDenied)")
+    assert cli.explanation(upload) == "Failed to upload a to b: An error occurred (AccessDenied)"
+    modules = [importlib.import_module(f"{package}.exceptions") for package in cli.AWS_CLIENTS]
+    kinds = {
+        kind
+        for module in modules
+        for _, kind in inspect.getmembers(module, inspect.isclass)
+        if issubclass(kind, Exception) and kind.__module__ == module.__name__
+    }
+    assert len(kinds) > 150
+    for kind in kinds:
+        several_lines = {"__module__": kind.__module__, "__init__": lambda self: None, "__str__": lambda self: "a\nb"}
+        explained = cli.explanation(type(kind.__name__, (kind,), several_lines)())
+        assert explained and "\n" not in explained, kind

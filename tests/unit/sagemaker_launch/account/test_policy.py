@@ -9,9 +9,12 @@ from typing import Any
 
 import pytest
 
-from sagemaker_launch.account.policy import policies
+from experiments.config import load_config
+from experiments.errors import UserError
+from sagemaker_launch.account.policy import characters_beyond, policies
 from sagemaker_launch.endpoints.lease import Lease
 from sagemaker_launch.endpoints.requests import (
+    DIMENSION,
     create_endpoint,
     endpoint_tags,
     schedule,
@@ -30,6 +33,7 @@ SETTINGS = load_cloud(
 NEIGHBOURS = ("cats", "dogs-2", "dog", "dogs/2", "x.dogs")
 """Other projects of the account, some of them with a name that contains ours, or is contained."""
 OWN, FOREIGN = {"aws:ResourceTag/project": "dogs"}, {"aws:ResourceTag/project": "cats"}
+SCALING = "application-autoscaling"
 UNTAGGED: dict[str, str] = {}
 SAGEMAKER, SCHEDULER = "sagemaker.amazonaws.com", "scheduler.amazonaws.com"
 KINDS = ("training-job", "hyper-parameter-tuning-job", "model", "endpoint-config", "endpoint")
@@ -133,7 +137,8 @@ def alarms_of(project: str) -> Iterator[str]:
 def test_alarms_of_others_stay(action: str) -> None:
     assert all(may(f"cloudwatch:{action}", arn("cloudwatch", f"alarm:{name}")) for name in alarms_of("dogs"))
     theirs = [name for project in NEIGHBOURS for name in alarms_of(project)]
-    for name in (*theirs, "checkout-latency", "api-5xx", "dogs-latency", "TargetTracking-endpoint/theirs"):
+    scaled_by_others = ("TargetTracking-table/theirs-AlarmHigh", "TargetTracking-service/c/s-AlarmHigh")
+    for name in (*theirs, "checkout-latency", "api-5xx", "dogs-latency", *scaled_by_others):
         assert not may(f"cloudwatch:{action}", arn("cloudwatch", f"alarm:{name}")), name
 
 
@@ -188,7 +193,7 @@ def test_a_key_is_granted_to_services_of_aws_only(of: str) -> None:
     assert is_allowed(policy, "kms:CreateGrant", key, {"kms:GrantIsForAWSResource": "true"})
     assert not is_allowed(policy, "kms:CreateGrant", key, {"kms:GrantIsForAWSResource": "false"})
     assert not is_allowed(policy, "kms:CreateGrant", key)
-    assert is_allowed(policy, "kms:Decrypt", key)
+    assert all(is_allowed(policy, f"kms:{action}", arn("kms", "key/2")) for action in ("Decrypt", "GenerateDataKey"))
     assert not is_allowed(policy, "kms:Decrypt", arn("kms", "key/3"))
     assert not any(is_allowed(policy, f"kms:{action}", key) for action in ("PutKeyPolicy", "ScheduleKeyDeletion"))
 
@@ -217,7 +222,80 @@ def test_the_schedules_role_deletes_own_endpoints_and_nothing_else() -> None:
     assert not is_allowed(role, "sagemaker:UpdateEndpoint", endpoint, OWN)
 
 
-@pytest.mark.parametrize("of", ["launcher", "role", "schedule_role"])
+def test_the_schedules_role_may_delete_a_scaled_endpoint() -> None:
+    """Else the endpoint outlives its lease."""
+    role = policies(SETTINGS, "us-east-1")["schedule_role"]
+    endpoints = {f"{SCALING}:service-namespace": "sagemaker", f"{SCALING}:scalable-dimension": DIMENSION}
+    target = arn(SCALING, "scalable-target/x")
+    assert is_allowed(role, f"{SCALING}:DeregisterScalableTarget", target, endpoints)
+    assert not is_allowed(
+        role, f"{SCALING}:DeregisterScalableTarget", target, endpoints | {f"{SCALING}:service-namespace": "ecs"}
+    )
+    tracking = arn("cloudwatch", "alarm:TargetTracking-endpoint/ours/variant/AllTraffic-AlarmHigh-1")
+    assert is_allowed(role, "cloudwatch:DeleteAlarms", tracking)
+    assert not is_allowed(role, "cloudwatch:PutMetricAlarm", tracking)
+    assert not is_allowed(role, f"{SCALING}:RegisterScalableTarget", target, endpoints)
+
+
+def test_the_launcher_may_scale_an_endpoint() -> None:
+    endpoint = arn("sagemaker", "endpoint/ours")
+    tracking = arn("cloudwatch", "alarm:TargetTracking-endpoint/ours/variant/AllTraffic-AlarmHigh-1")
+    assert may("sagemaker:UpdateEndpointWeightsAndCapacities", endpoint, OWN)
+    assert may("cloudwatch:PutMetricAlarm", tracking) and may("cloudwatch:DeleteAlarms", tracking)
+
+
+def test_the_endpoints_role_reads_the_alarms_that_roll_an_update_back() -> None:
+    role = policies(SETTINGS, "us-east-1")["role"]
+    assert is_allowed(role, "cloudwatch:DescribeAlarms", arn("cloudwatch", "alarm:checkout-5xx"))
+
+
+@pytest.mark.parametrize(
+    ("root", "inside", "outside"),
+    [
+        ("s3://other-team/photos", "photos/train/a/1.jpg", "photos-2/train/a/1.jpg"),
+        ("s3://other-team", "train/a/1.jpg", None),
+    ],
+)
+def test_a_data_set_in_another_bucket_is_read_by_the_role(root: str, inside: str, outside: str | None) -> None:
+    config = load_config(None, {"data.name": "folder", "data.root": root})
+    role, bucket = policies(SETTINGS, "us-east-1", config)["role"], "arn:aws:s3:::other-team"
+    assert is_allowed(role, "s3:GetObject", f"{bucket}/{inside}")
+    assert is_allowed(role, "s3:ListBucket", bucket, {"s3:prefix": inside.rpartition("train")[0]})
+    assert not is_allowed(role, "s3:PutObject", f"{bucket}/{inside}")
+    assert not is_allowed(role, "s3:GetObject", f"{bucket}-2/{inside}")
+    assert not is_allowed(role, "s3:ListBucket", "arn:aws:s3:::my-bucket", {"s3:prefix": "photos/"})
+    if outside:
+        assert not is_allowed(role, "s3:GetObject", f"{bucket}/{outside}")
+        assert not is_allowed(role, "s3:ListBucket", bucket, {"s3:prefix": "photos-2/"})
+    assert "other-team" not in json.dumps(policies(SETTINGS, "us-east-1"))
+
+
+def test_a_key_is_named_by_its_arn_in_a_policy() -> None:
+    """IAM refuses a policy whose resource is no ARN."""
+    settings = load_cloud(None, BASIC | {"output_kms_key": "1234abcd", "volume_kms_key": arn("kms", "key/5")})
+    text = json.dumps(policies(settings, "us-east-1"))
+    assert arn("kms", "key/1234abcd") in text and arn("kms", "key/5") in text and '"1234abcd"' not in text
+    for alias in ("alias/photos", arn("kms", "alias/photos")):
+        with pytest.raises(UserError, match=r"output_kms_key must be the id or the ARN of a key in a policy, .* got"):
+            policies(load_cloud(None, BASIC | {"output_kms_key": alias}), "us-east-1")
+
+
+def test_the_serving_image_is_pushed_to_its_own_repository_only() -> None:
+    policy = policies(SETTINGS, "us-east-1")["image"]
+    push = ("InitiateLayerUpload", "UploadLayerPart", "CompleteLayerUpload", "PutImage", "BatchCheckLayerAvailability")
+    for action in (*push, "CreateRepository", "DescribeRepositories"):
+        assert is_allowed(policy, f"ecr:{action}", arn("ecr", "repository/dogs-serving"))
+        assert not is_allowed(policy, f"ecr:{action}", arn("ecr", "repository/cats-serving"))
+    assert not is_allowed(policy, "ecr:DeleteRepository", arn("ecr", "repository/dogs-serving"))
+
+
+@pytest.mark.parametrize("values", [BASIC, EVERYTHING], ids=["basic", "everything"])
+def test_a_policy_fits_into_iam(values: dict[str, object]) -> None:
+    settings = load_cloud(None, values | {"endpoint.schedule_role_arn": SCHEDULE_ROLE})
+    assert all(characters_beyond(policy) <= 0 for policy in policies(settings, "us-east-1").values())
+
+
+@pytest.mark.parametrize("of", ["launcher", "role", "schedule_role", "image"])
 def test_no_statement_names_all_actions_or_what_settings_could_widen(of: str) -> None:
     for statement in policies(load_cloud(None, EVERYTHING), "us-east-1")[of]["Statement"]:
         assert not any("*" in action for action in statement["Action"])
@@ -252,7 +330,8 @@ def test_a_setting_with_a_wildcard_is_refused(values: dict[str, object]) -> None
 def test_a_job_may_keep_tensors_and_the_logs_of_debuggers_rules() -> None:
     role = json.dumps(policies(load_cloud(None, BASIC), "us-east-1")["role"])
     assert "my-bucket/experiments/debug/*" in role
-    assert "log-group:/aws/sagemaker/ProcessingJobs:*" in role
+    rules = arn("logs", "log-group:/aws/sagemaker/ProcessingJobs:log-stream:x")
+    assert is_allowed(policies(load_cloud(None, BASIC), "us-east-1")["role"], "logs:PutLogEvents", rules)
 
 
 def test_keys_and_subnets_bring_their_own_rights() -> None:

@@ -1,0 +1,76 @@
+"""What uploads send to S3, as boto3 puts it on the wire."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import boto3
+import pytest
+from botocore.awsrequest import AWSPreparedRequest, AWSResponse
+
+from sagemaker_launch.endpoints import query
+from sagemaker_launch.settings.cloud import CloudSettings, load_cloud
+from sagemaker_launch.shipping.storage import Storage
+from tests.unit.sagemaker_launch.jobs.test_requests import BASIC
+
+KEY = "arn:aws:kms:us-east-1:123456789012:key/1234abcd"
+STARTED = b"<InitiateMultipartUploadResult><UploadId>u</UploadId></InitiateMultipartUploadResult>"
+MULTIPART = 9 * 1024 * 1024
+"""Bytes from which boto3 sends a file in parts."""
+
+
+def s3_client(sent: list[AWSPreparedRequest]) -> Any:
+    """boto3's client of S3, whose requests end up in a list."""
+
+    def answer(request: AWSPreparedRequest, **_: object) -> AWSResponse:
+        sent.append(request)
+        response = AWSResponse(request.url, 200, {"ETag": '"e"'}, None)
+        response._content = STARTED if request.url.endswith("?uploads") else b""
+        return response
+
+    client = boto3.client("s3", region_name="us-east-1", aws_access_key_id="a", aws_secret_access_key="b")
+    client.meta.events.register("before-send", answer)
+    return client
+
+
+def put(client: Any, settings: CloudSettings, path: Path) -> None:
+    Storage(client, settings).put("code/x", b"content")
+
+
+def upload(client: Any, settings: CloudSettings, path: Path) -> None:
+    storage = Storage(client, settings)
+    storage.exists = lambda key: False
+    storage.upload_file("weights/x", path)
+
+
+def ask(client: Any, settings: CloudSettings, path: Path) -> None:
+    class Runtime:
+        def invoke_endpoint_async(self, **_: object) -> dict[str, str]:
+            raise InterruptedError
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(query.aws, "client", lambda service, *_, **__: client if service == "s3" else Runtime())
+        target = query.open_target(settings, "dogs", "async")
+        with pytest.raises(InterruptedError):
+            target.ask(b"photo", "image/jpeg")
+
+
+@pytest.mark.parametrize(
+    ("send", "size", "operation"), [(put, 0, "PUT"), (upload, 1, "PUT"), (upload, MULTIPART, "POST"), (ask, 0, "PUT")]
+)
+def test_every_upload_names_the_key_that_the_bucket_requires(
+    send: Callable[[Any, CloudSettings, Path], None], size: int, operation: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "weights"
+    path.write_bytes(bytes(size))
+    for key in (None, KEY):
+        sent: list[AWSPreparedRequest] = []
+        send(s3_client(sent), load_cloud(None, BASIC | ({"output_kms_key": key} if key else {})), path)
+        first = sent[0]
+        assert first.method == operation
+        # A part and the end of an upload name none: the key is the one of its beginning.
+        assert first.headers.get("x-amz-server-side-encryption") == (b"aws:kms" if key else None)
+        named = first.headers.get("x-amz-server-side-encryption-aws-kms-key-id")
+        assert (named.decode() if named else None) == key
