@@ -11,13 +11,13 @@ import uuid
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from http import HTTPStatus
-from typing import Any
+from typing import Any, Literal
 from xml.sax.saxutils import escape
 
 from experiments.loopback import is_loopback
 from sagemaker_launch.rehearsal.faults import Application
 from sagemaker_launch.rehearsal.keys import Keys, Principal
-from sagemaker_launch.rehearsal.signatures import Environ, Fault, RefusedRequestError, verify
+from sagemaker_launch.rehearsal.signatures import SCOPE, Environ, Fault, RefusedRequestError, verify
 
 PRINCIPAL = "rehearsal.principal"
 """Key under which a request's WSGI environment says who signed it."""
@@ -35,14 +35,19 @@ CODES: dict[Fault, tuple[str, str, str]] = {
     "payload": ("XAmzContentSHA256Mismatch", "InvalidSignatureException", "SignatureDoesNotMatch"),
     "forbidden": ("AccessDenied", "AccessDeniedException", "AccessDenied"),
     "unsupported": ("NotImplemented", "ValidationException", "ValidationError"),
+    "body": ("MalformedXML", "SerializationException", "MalformedQueryString"),
 }
 """AWS's error codes by fault: of S3, of services with JSON, and of the query services such as STS and IAM.
 
 Sources, 2026: docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html, and the pages "Common Errors" of SageMaker's
 and of IAM's API reference.
 """
-BAD_REQUESTS: tuple[Fault, ...] = ("malformed", "payload", "unsupported")
+BAD_REQUESTS: tuple[Fault, ...] = ("malformed", "payload", "unsupported", "body")
 """Faults that S3 and the query services answer with 400; all others with 403."""
+S3_SERVICES = ("s3", "s3express", "s3-outposts")
+"""Names in signatures of services that answer as S3 does."""
+XML_SERVICES = ("cloudfront", "route53")
+"""Names in signatures of services with XML and operations in the path; all others with such operations have JSON."""
 
 
 class Gate:
@@ -78,24 +83,54 @@ def answer_refused(environ: Environ, start_response: Any, refused: RefusedReques
     s3_code, json_code, query_code = CODES[refused.fault]
     status = 400 if refused.fault in BAD_REQUESTS else 403
     headers = [("x-amzn-RequestId", request_id)]
-    if "HTTP_X_AMZ_TARGET" in environ:
-        # Services with JSON and an operation in a header answer client errors with 400.
-        status, kind = 400, "application/x-amz-json-1.1"
-        text = json.dumps({"__type": json_code, "message": message})
-    elif environ.get("CONTENT_TYPE", "").startswith("application/x-www-form-urlencoded"):
-        kind, error = "text/xml", f"<Code>{query_code}</Code><Message>{escape(message)}</Message>"
-        text = f"<ErrorResponse><Error><Type>Sender</Type>{error}</Error><RequestId>{request_id}</RequestId>"
-        text += "</ErrorResponse>"
-    elif (authorization := environ.get("HTTP_AUTHORIZATION", "")) and "/s3/" not in authorization:
-        kind, text = "application/json", json.dumps({"message": message})
+    form = error_form(environ)
+    if form in ("json", "cbor"):
+        status = 400  # of all client errors of these protocols
+    if form == "json":
+        kind, body = "application/x-amz-json-1.1", json.dumps({"__type": json_code, "message": message}).encode()
+    elif form == "cbor":
+        kind = "application/cbor"
+        body = b"\xa2" + b"".join(map(_cbor_text, ("__type", json_code, "message", message)))
+        headers.append(("smithy-protocol", "rpc-v2-cbor"))
+    elif form == "rest-json":
+        if refused.fault == "unsupported" and "/sagemaker/" in environ["HTTP_AUTHORIZATION"]:
+            json_code = "ValidationError"  # the runtime's name for it
+        kind, body = "application/json", json.dumps({"message": message}).encode()
         headers.append(("x-amzn-ErrorType", json_code))
     else:
-        kind, error = "application/xml", f"<Code>{s3_code}</Code><Message>{escape(message)}</Message>"
-        text = f'<?xml version="1.0" encoding="UTF-8"?>\n<Error>{error}<RequestId>{request_id}</RequestId></Error>'
-    body = text.encode()
+        code = s3_code if form == "s3" else query_code
+        kind, error = "text/xml", f"<Error><Code>{code}</Code><Message>{escape(message)}</Message></Error>"
+        number = f"<RequestId>{request_id}</RequestId>"
+        text = {
+            "s3": error.replace("</Error>", f"{number}</Error>"),
+            "ec2": f"<Response><Errors>{error}</Errors><RequestID>{request_id}</RequestID></Response>",
+            "query": f"<ErrorResponse>{error}{number}</ErrorResponse>",
+        }[form]
+        body = f'<?xml version="1.0" encoding="UTF-8"?>\n{text}'.encode()
     headers += [("Content-Type", kind), ("Content-Length", str(len(body)))]
     start_response(f"{status} {HTTPStatus(status).phrase}", headers)
     return [] if environ["REQUEST_METHOD"] == "HEAD" else [body]
+
+
+def error_form(environ: Environ) -> Literal["json", "cbor", "rest-json", "s3", "ec2", "query"]:
+    """The form in which the called service answers errors, by what clients of each protocol send."""
+    found = SCOPE.search(environ.get("HTTP_AUTHORIZATION", ""))
+    service = "s3" if found is None else found[4]
+    if environ.get("HTTP_SMITHY_PROTOCOL") == "rpc-v2-cbor":
+        return "cbor"
+    if "HTTP_X_AMZ_TARGET" in environ:
+        return "json"
+    if environ.get("CONTENT_TYPE", "").startswith("application/x-www-form-urlencoded"):
+        return "ec2" if service == "ec2" else "query"
+    if service in S3_SERVICES:
+        return "s3"
+    return "query" if service in XML_SERVICES else "rest-json"
+
+
+def _cbor_text(text: str) -> bytes:
+    """A text as CBOR writes it (RFC 8949, major type 3)."""
+    data = text.encode()
+    return b"\x79" + len(data).to_bytes(2, "big") + data
 
 
 def _check_source(environ: Environ) -> None:

@@ -52,7 +52,6 @@ def check_training_job(request: Mapping[str, Any]) -> None:
     Raises:
         SagemakerClientError: with the first broken rule.
     """
-    check_shape("CreateTrainingJob", request)
     for field in ("AlgorithmSpecification", "ResourceConfig", "StoppingCondition"):
         if field not in request:
             raise invalid(f"{field} is required")
@@ -67,12 +66,8 @@ def check_tuning_job(request: Mapping[str, Any]) -> None:
     Raises:
         SagemakerClientError: with the first broken rule.
     """
-    check_shape("CreateHyperParameterTuningJob", request)
     check_tags(request)
     config = request["HyperParameterTuningJobConfig"]
-    for field in ("TrainingJobDefinitions", "Autotune"):
-        if field in request:
-            raise invalid(f"{field} works on AWS, but is not rehearsed: give one TrainingJobDefinition and no Autotune")
     if "TrainingJobDefinition" not in request:
         raise invalid("TrainingJobDefinition or TrainingJobDefinitions must be provided.")
     definition = request["TrainingJobDefinition"]
@@ -134,10 +129,8 @@ def check_tags(request: Mapping[str, Any]) -> None:
 def _check_definition(request: Mapping[str, Any]) -> None:
     """Rules that training jobs and the definition in a tuning job share."""
     algorithm = request["AlgorithmSpecification"]
-    if ("TrainingImage" in algorithm) == ("AlgorithmName" in algorithm):
+    if "TrainingImage" not in algorithm:
         raise invalid("You must specify either TrainingImage or AlgorithmName, and not both.")
-    if "AlgorithmName" in algorithm:
-        raise invalid("AlgorithmSpecification.AlgorithmName works on AWS, but is not rehearsed: give TrainingImage")
     for metric in algorithm.get("MetricDefinitions", ()):
         _check_regex(metric)
     _check_spot(request)
@@ -146,7 +139,6 @@ def _check_definition(request: Mapping[str, Any]) -> None:
     for channel in channels:
         if names.count(channel["ChannelName"]) > 1:
             raise invalid(f"Channel names must be unique, {channel['ChannelName']} is a duplicate.")
-        _check_rehearsed(channel, algorithm)
     path = request.get("CheckpointConfig", {}).get("LocalPath", "/opt/ml/checkpoints")
     if not path.startswith("/opt/ml/") or ".." in path or path.startswith("/opt/ml/input"):
         raise invalid(
@@ -154,7 +146,7 @@ def _check_definition(request: Mapping[str, Any]) -> None:
         )
     for field in ("InstanceType", "InstanceCount"):
         if field not in request.get("ResourceConfig", {field: ""}):
-            raise invalid(f"ResourceConfig.{field} must be provided (instance groups are not rehearsed).")
+            raise invalid(f"ResourceConfig.{field} must be provided.")
     if request.get("ResourceConfig", {}).get("InstanceCount", 1) < 1:
         raise invalid("ResourceConfig.InstanceCount must be at least 1.")
 
@@ -184,19 +176,6 @@ def _check_spot(request: Mapping[str, Any]) -> None:
         raise invalid("MaxWaitTimeInSeconds must not be set when EnableManagedSpotTraining is false.")
 
 
-def _check_rehearsed(channel: Mapping[str, Any], algorithm: Mapping[str, Any]) -> None:
-    """Refuse, rather than ignore, what this stand-in does not do."""
-    name = channel["ChannelName"]
-    source = channel["DataSource"].get("S3DataSource")
-    mode = channel.get("InputMode", algorithm["TrainingInputMode"])
-    if source is None or source["S3DataType"] not in ("S3Prefix", "ManifestFile"):
-        raise invalid(f"channel {name}: only S3Prefix and ManifestFile are rehearsed")
-    if mode == "Pipe":
-        raise invalid(f"channel {name}: input mode Pipe is not rehearsed, use File or FastFile")
-    if channel.get("CompressionType", "None") != "None" or channel.get("RecordWrapperType", "None") != "None":
-        raise invalid(f"channel {name}: compression and record wrapping are not rehearsed")
-
-
 def _check_objective(config: Mapping[str, Any], definition: Mapping[str, Any]) -> None:
     objective = config.get("HyperParameterTuningJobObjective")
     metrics = [metric["Name"] for metric in definition["AlgorithmSpecification"].get("MetricDefinitions", ())]
@@ -210,8 +189,6 @@ def _check_objective(config: Mapping[str, Any], definition: Mapping[str, Any]) -
 
 
 def _check_ranges(config: Mapping[str, Any], definition: Mapping[str, Any]) -> None:
-    if config.get("ParameterRanges", {}).get("AutoParameters"):
-        raise invalid("ParameterRanges.AutoParameters works on AWS, but is not rehearsed")
     try:
         ranges = ranges_of(config.get("ParameterRanges", {}))
     except ValueError as error:
@@ -234,9 +211,6 @@ def _check_ranges(config: Mapping[str, Any], definition: Mapping[str, Any]) -> N
 
 def _check_strategy(config: Mapping[str, Any]) -> None:
     strategy, jobs = config["Strategy"], config["ResourceLimits"].get("MaxNumberOfTrainingJobs")
-    criteria = config.get("TuningJobCompletionCriteria", {})
-    if "ConvergenceDetected" in criteria:
-        raise invalid("TuningJobCompletionCriteria.ConvergenceDetected works on AWS, but is not rehearsed")
     if strategy == "Grid":
         _check_grid(config, jobs)
     elif jobs is None:

@@ -33,6 +33,7 @@ from sagemaker_launch.rehearsal.machine.namespaces import find_namespaces
 from sagemaker_launch.rehearsal.machine.objects import Objects
 from sagemaker_launch.rehearsal.machine.runner import Machine, Settings
 from sagemaker_launch.rehearsal.machine.runtime import Runtime
+from sagemaker_launch.rehearsal.rehearsed import Rehearsed
 from sagemaker_launch.rehearsal.signatures import RefusedRequestError
 from sagemaker_launch.rehearsal.tag_index import install_tag_index
 
@@ -136,7 +137,7 @@ class Server:
         moto = DomainDispatcherApplication(create_backend_app)
         runtime = Runtime(moto, self._regions.__getitem__, settings.account, objects)
         application = FaultyApplication(runtime, faults)
-        gate = Gate(Control(application, self._regions, faults), self._keys)
+        gate = Gate(Control(Rehearsed(application), self._regions, faults), self._keys)
         self._http = make_server("127.0.0.1", port, gate, threaded=True, request_handler=QuietHandler)
         machine.url = self.url = f"http://127.0.0.1:{self._http.server_port}"
         self._thread = threading.Thread(target=self._http.serve_forever, name="http")

@@ -9,6 +9,8 @@ from typing import Any
 
 from moto.sagemaker.exceptions import SagemakerClientError
 
+from sagemaker_launch.aws.api_model import MAX_TAGS
+from sagemaker_launch.rehearsal.endpoints.endpoints import Endpoint
 from sagemaker_launch.rehearsal.endpoints.hosting import Hosting
 from sagemaker_launch.rehearsal.jobs.debugger import check_debugger
 from sagemaker_launch.rehearsal.jobs.strategies import make_strategy
@@ -18,12 +20,12 @@ from sagemaker_launch.rehearsal.listing import arn, page, select
 from sagemaker_launch.rehearsal.machine.objects import DataError, Uri
 from sagemaker_launch.rehearsal.machine.runner import JobRunner, Machine
 from sagemaker_launch.rehearsal.rules import (
-    check_shape,
     check_training_job,
     check_tuning_job,
     check_warm_start,
     invalid,
 )
+from sagemaker_launch.rehearsal.search import search
 
 Request = Mapping[str, Any]
 Answer = dict[str, Any]
@@ -143,9 +145,6 @@ class Service:
 
     def list_training_jobs(self, request: Request) -> Answer:
         """ListTrainingJobs."""
-        check_shape("ListTrainingJobs", request)
-        if "TrainingPlanArnEquals" in request:
-            raise invalid("TrainingPlanArnEquals is not rehearsed")
         warm = request.get("WarmPoolStatusEquals")
         with self.lock:
             jobs = select(list(self.training_jobs.values()), request)
@@ -223,14 +222,12 @@ class Service:
 
     def list_hyper_parameter_tuning_jobs(self, request: Request) -> Answer:
         """ListHyperParameterTuningJobs."""
-        check_shape("ListHyperParameterTuningJobs", request)
         with self.lock:
-            jobs = select(list(self.tuning_jobs.values()), request)
+            jobs = select(list(self.tuning_jobs.values()), request, sort_by="Name")
         return page([job.summary() for job in jobs], request, "HyperParameterTuningJobSummaries")
 
     def list_training_jobs_for_hyper_parameter_tuning_job(self, request: Request) -> Answer:
         """ListTrainingJobsForHyperParameterTuningJob."""
-        check_shape("ListTrainingJobsForHyperParameterTuningJob", request)
         tuning = self.tuning_job(request["HyperParameterTuningJobName"])
         by_name = {child.job.name: child for child in tuning.children}
         if request.get("SortBy") == "FinalObjectiveMetricValue":
@@ -244,9 +241,19 @@ class Service:
             ]
         else:
             jobs = [child.job for child in tuning.children]
-            wanted = [job.name for job in select(jobs, {"SortBy": "Name", **request})]
+            wanted = [job.name for job in select(jobs, request, sort_by="Name")]
         entries = [tuning.child_summary(by_name[name]) for name in wanted]
         return page(entries, request, "TrainingJobSummaries")
+
+    def search(self, request: Request) -> Answer:
+        """Search."""
+        with self.lock:
+            found: dict[str, list[TrainingJob] | list[TuningJob] | list[Endpoint]] = {
+                "TrainingJob": list(self.training_jobs.values()),
+                "HyperParameterTuningJob": list(self.tuning_jobs.values()),
+                "Endpoint": list(self.hosting.endpoints.values()),
+            }
+        return search([{**one.describe(), "Tags": one.tags} for one in found[request["Resource"]]], request)
 
     def stop_hyper_parameter_tuning_job(self, request: Request) -> Answer:
         """StopHyperParameterTuningJob."""
@@ -268,6 +275,31 @@ class Service:
         with self.lock:
             jobs: list[TrainingJob | TuningJob] = [*self.training_jobs.values(), *self.tuning_jobs.values()]
         return [(job.arn, job.tags) for job in jobs] + self.hosting.tagged()
+
+    def list_tags(self, request: Request) -> Answer:
+        """ListTags."""
+        return {"Tags": self._tags_of(request)}
+
+    def add_tags(self, request: Request) -> Answer:
+        """AddTags: a key that is there gets the new value."""
+        tags = self._tags_of(request)
+        united = {tag["Key"]: tag["Value"] for tag in [*tags, *request["Tags"]]}
+        if len(united) > MAX_TAGS:
+            raise invalid(f"The number of tags must be at most {MAX_TAGS}.")
+        tags[:] = [{"Key": key, "Value": value} for key, value in united.items()]
+        return {"Tags": tags}
+
+    def delete_tags(self, request: Request) -> Answer:
+        """DeleteTags."""
+        tags = self._tags_of(request)
+        tags[:] = [tag for tag in tags if tag["Key"] not in request["TagKeys"]]
+        return {}
+
+    def _tags_of(self, request: Request) -> list[dict[str, str]]:
+        tags = self.tags(request["ResourceArn"])
+        if tags is None:
+            raise invalid(f"Could not find {request['ResourceArn']}.")  # the code is AWS's, the words are ours
+        return tags
 
     def interrupt(self, name: str, at_once: bool) -> None:
         """Interrupt a spot job: its instance is taken away.

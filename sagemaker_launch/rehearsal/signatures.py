@@ -44,7 +44,9 @@ SCOPE = re.compile(r"([^/]+)/(\d{8})/([\w-]+)/([\w.-]+)/aws4_request")
 """Access key, date, region and service."""
 AUTHORIZATION = re.compile(rf"{ALGORITHM}\s+Credential=(\S+?),\s*SignedHeaders=(\S+?),\s*Signature=([0-9a-f]{{64}})")
 
-Fault = Literal["missing", "malformed", "key", "signature", "time", "expired", "payload", "forbidden", "unsupported"]
+Fault = Literal[
+    "missing", "malformed", "key", "signature", "time", "expired", "payload", "forbidden", "unsupported", "body"
+]
 Environ = dict[str, Any]
 
 

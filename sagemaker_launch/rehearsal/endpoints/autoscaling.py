@@ -28,15 +28,13 @@ Find = Callable[[str, str], Endpoint | None]
 
 
 class EndpointScalingResponse(ApplicationAutoScalingResponse):
-    """Answers requests about endpoint variants; moto answers the others."""
+    """Answers requests about endpoint variants; the allow-list refuses all others."""
 
     find: ClassVar[Find]
     """Gives the endpoint of a region and a name."""
 
     def register_scalable_target(self) -> str:
         """RegisterScalableTarget."""
-        if self._get_param("ServiceNamespace") != NAMESPACE:
-            return super().register_scalable_target()
         endpoint, variant = self._variant()
         # A change of a target may give one end of its range only.
         known = self._backend.targets.get(DIMENSION, {}).get(self._resource)
@@ -55,15 +53,12 @@ class EndpointScalingResponse(ApplicationAutoScalingResponse):
 
     def deregister_scalable_target(self) -> str:
         """DeregisterScalableTarget: its policies go with it, as AWS documents it."""
-        if self._get_param("ServiceNamespace") == NAMESPACE:
-            self._check_registered()
-            _forget_policies(self._backend, self._resource)
+        self._check_registered()
+        _forget_policies(self._backend, self._resource)
         return super().deregister_scalable_target()
 
     def put_scaling_policy(self) -> str:
         """PutScalingPolicy: one that tracks a target comes with two alarms."""
-        if self._get_param("ServiceNamespace") != NAMESPACE:
-            return super().put_scaling_policy()
         self._check_registered()
         key = FakeApplicationAutoscalingPolicy.formulate_key(
             NAMESPACE, self._resource, DIMENSION, self._get_param("PolicyName")
@@ -86,8 +81,6 @@ class EndpointScalingResponse(ApplicationAutoScalingResponse):
         return str(self._get_param("ResourceId"))
 
     def _variant(self) -> tuple[Endpoint, Variant]:
-        if self._get_param("ScalableDimension") != DIMENSION:
-            raise AWSValidationException(f"of SageMaker's scalable dimensions only {DIMENSION} is rehearsed")
         parts = self._resource.split("/")
         if len(parts) == 4 and (parts[0], parts[2]) == ("endpoint", "variant"):
             endpoint = type(self).find(self.region, parts[1])

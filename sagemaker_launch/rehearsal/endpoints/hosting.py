@@ -36,7 +36,7 @@ from sagemaker_launch.rehearsal.endpoints.serving_process import ServingProcess,
 from sagemaker_launch.rehearsal.listing import arn, page, select
 from sagemaker_launch.rehearsal.machine.objects import DataError, Uri
 from sagemaker_launch.rehearsal.machine.runner import Machine
-from sagemaker_launch.rehearsal.rules import check_shape, check_tags, invalid
+from sagemaker_launch.rehearsal.rules import check_tags, invalid
 
 Kind = Literal["Model", "EndpointConfig"]
 ARN_KINDS = {"Model": "model", "EndpointConfig": "endpoint-config", "Endpoint": "endpoint"}
@@ -88,11 +88,11 @@ class Hosting:
 
     def list_models(self, request: Request) -> Answer:
         """ListModels."""
-        return self._list("ListModels", request, self._resources["Model"], "Models")
+        return self._list(request, self._resources["Model"], "Models")
 
     def list_endpoint_configs(self, request: Request) -> Answer:
         """ListEndpointConfigs."""
-        return self._list("ListEndpointConfigs", request, self._resources["EndpointConfig"], "EndpointConfigs")
+        return self._list(request, self._resources["EndpointConfig"], "EndpointConfigs")
 
     def delete_model(self, request: Request) -> Answer:
         """DeleteModel."""
@@ -104,10 +104,7 @@ class Hosting:
 
     def create_endpoint(self, request: Request) -> Answer:
         """CreateEndpoint."""
-        check_shape("CreateEndpoint", request)
         check_tags(request)
-        if "DeploymentConfig" in request:
-            raise invalid("DeploymentConfig works on AWS, but is not rehearsed here: give it to UpdateEndpoint")
         name = request["EndpointName"]
         with self.lock:
             if name in self.endpoints:
@@ -126,11 +123,10 @@ class Hosting:
 
     def list_endpoints(self, request: Request) -> Answer:
         """ListEndpoints."""
-        return self._list("ListEndpoints", request, self.endpoints, "Endpoints")
+        return self._list(request, self.endpoints, "Endpoints")
 
     def update_endpoint(self, request: Request) -> Answer:
         """UpdateEndpoint."""
-        check_shape("UpdateEndpoint", request)
         with self.lock:
             endpoint = self._idle(request["EndpointName"])
             new = self._find("EndpointConfig", request["EndpointConfigName"])
@@ -154,7 +150,6 @@ class Hosting:
 
     def update_endpoint_weights_and_capacities(self, request: Request) -> Answer:
         """UpdateEndpointWeightsAndCapacities."""
-        check_shape("UpdateEndpointWeightsAndCapacities", request)
         with self.lock:
             endpoint = self._idle(request["EndpointName"])
             assert endpoint.blue is not None
@@ -164,8 +159,6 @@ class Hosting:
                     raise invalid(f'Could not find variant "{desired["VariantName"]}".')
                 if desired.get("DesiredWeight") == 0 and len(variants) == 1:
                     raise invalid("At least one production variant must have a weight above 0.")
-                if "ServerlessUpdateConfig" in desired:
-                    raise invalid("ServerlessUpdateConfig works on AWS, but is not rehearsed")
                 variant = variants[desired["VariantName"]]
                 more = desired.get("DesiredInstanceCount", variant.instances) - variant.instances
                 self._check_quota(endpoint.config.request, more)
@@ -230,13 +223,9 @@ class Hosting:
                 raise invalid(f'Could not find {WORDS[kind]} "{self._arn(kind, name)}".')
             return self._resources[kind][name]
 
-    def _list(
-        self, operation: str, request: Request, found: dict[str, Resource] | dict[str, Endpoint], field: str
-    ) -> Answer:
-        check_shape(operation, request)
+    def _list(self, request: Request, found: dict[str, Resource] | dict[str, Endpoint], field: str) -> Answer:
         with self.lock:
-            # Newest first by default (AWS API reference of these list operations, 2025).
-            wanted = select(list(found.values()), {"SortOrder": "Descending", **request})
+            wanted = select(list(found.values()), request, order="Descending")
         return page([one.summary() for one in wanted], request, field)
 
     def _delete(self, kind: Kind, name: str) -> Answer:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Mapping, Set
 from typing import Any
 
-from sagemaker_launch.rehearsal.rules import check_shape, check_tags, invalid
+from sagemaker_launch.rehearsal.rules import check_tags, invalid
 
 MEMORY_SIZES_MB = (1024, 2048, 3072, 4096, 5120, 6144)
 """Of serverless endpoints (AWS API reference, ProductionVariantServerlessConfig, 2025)."""
@@ -18,24 +18,12 @@ def check_model(request: Request) -> None:
     Raises:
         SagemakerClientError: with the first broken rule.
     """
-    check_shape("CreateModel", request)
     check_tags(request)
-    _refuse(request, ("Containers", "InferenceExecutionConfig"), "give one PrimaryContainer")
     if "ExecutionRoleArn" not in request:
         raise invalid("ExecutionRoleArn must be provided.")
     if "PrimaryContainer" not in request:
         raise invalid("PrimaryContainer must be provided.")
     container = request["PrimaryContainer"]
-    _refuse(
-        container,
-        (
-            *("ModelDataSource", "AdditionalModelDataSources", "ModelPackageName", "InferenceSpecificationName"),
-            *("MultiModelConfig", "ImageConfig", "ContainerMetricsConfig"),
-        ),
-        "give Image and ModelDataUrl",
-    )
-    if container.get("Mode", "SingleModel") != "SingleModel":
-        raise invalid("PrimaryContainer.Mode MultiModel works on AWS, but is not rehearsed")
     if "Image" not in container:
         raise invalid("PrimaryContainer.Image must be provided.")
     url = container.get("ModelDataUrl")
@@ -49,16 +37,7 @@ def check_config(request: Request) -> None:
     Raises:
         SagemakerClientError: with the first broken rule.
     """
-    check_shape("CreateEndpointConfig", request)
     check_tags(request)
-    _refuse(
-        request,
-        (
-            *("ExplainerConfig", "ShadowProductionVariants", "ExecutionRoleArn", "VpcConfig"),
-            *("EnableNetworkIsolation", "MetricsConfig", "CrossRegionTrafficConfig"),
-        ),
-        "leave it out (a model may have VpcConfig and EnableNetworkIsolation)",
-    )
     variants = request["ProductionVariants"]
     names = [variant["VariantName"] for variant in variants]
     for variant in variants:
@@ -80,14 +59,6 @@ def check_config(request: Request) -> None:
 
 def _check_variant(variant: Request) -> None:
     name = variant["VariantName"]
-    _refuse(
-        variant,
-        (
-            *("InstancePools", "VariantInstanceProvisionTimeoutInSeconds", "AcceleratorType", "CoreDumpConfig"),
-            *("EnableSSMAccess", "ManagedInstanceScaling", "CapacityReservationConfig", "AcceleratorPartitionLayouts"),
-        ),
-        f"leave it out of production variant {name}",
-    )
     if "ModelName" not in variant:
         raise invalid(f"production variant {name}: ModelName must be provided (inference components are not rehearsed)")
     for field in ("InstanceType", "InitialInstanceCount"):
@@ -123,7 +94,6 @@ def _check_async(request: Request) -> None:
     output = request["AsyncInferenceConfig"]["OutputConfig"]
     if "S3OutputPath" not in output:
         raise invalid("AsyncInferenceConfig.OutputConfig.S3OutputPath must be provided.")
-    _refuse(output, ("NotificationConfig",), "look for the output object")
 
 
 def check_serverless_model(model: Request) -> None:
@@ -153,8 +123,6 @@ def check_deployment(request: Request, old: Request, new: Request) -> None:
     Raises:
         SagemakerClientError: with the first broken rule.
     """
-    if request.get("RetainDeploymentConfig"):
-        raise invalid("RetainDeploymentConfig works on AWS, but is not rehearsed")
     if request.get("RetainAllVariantProperties") and "DataCaptureConfig" not in excluded_properties(request):
         raise invalid("retaining DataCaptureConfig works on AWS, but is not rehearsed: exclude it")
     if ("AsyncInferenceConfig" in old) != ("AsyncInferenceConfig" in new):
@@ -167,7 +135,6 @@ def check_deployment(request: Request, old: Request, new: Request) -> None:
     if is_serverless(new):
         # Source: AWS developer guide, "Deployment guardrails", note, 2025.
         raise invalid("DeploymentConfig is not supported for serverless endpoints.")
-    _refuse(deployment, ("RollingUpdatePolicy",), "give a BlueGreenUpdatePolicy")
     if _names(old) != _names(new):
         # Source: AWS developer guide, "Deployment guardrails: exclusions", 2025.
         raise invalid("The new endpoint configuration must have the same variant names as the old one.")
@@ -246,10 +213,3 @@ def _names(config: Request) -> set[str]:
 
 def _counts(config: Request) -> list[int]:
     return [variant.get("InitialInstanceCount", 0) for variant in config["ProductionVariants"]]
-
-
-def _refuse(request: Request, fields: Iterable[str], instead: str) -> None:
-    """Refuse, rather than ignore, what this stand-in does not do."""
-    for field in fields:
-        if field in request:
-            raise invalid(f"{field} works on AWS, but is not rehearsed: {instead}")

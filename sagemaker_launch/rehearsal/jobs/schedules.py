@@ -23,7 +23,6 @@ from sagemaker_launch.rehearsal import moto_urls
 from sagemaker_launch.rehearsal.api import Regions
 from sagemaker_launch.rehearsal.service import Service
 
-DELETE_ENDPOINT = "arn:aws:scheduler:::aws-sdk:sagemaker:deleteEndpoint"
 LOOK_SECONDS = 1.0
 
 log = logging.getLogger(__name__)
@@ -44,8 +43,6 @@ class SchedulesResponse(EventBridgeSchedulerResponse):
 
     def _check(self) -> None:
         target = self._get_param("Target")
-        if target["Arn"] != DELETE_ENDPOINT:
-            raise ValidationException(f"of schedule targets only {DELETE_ENDPOINT} is rehearsed, got {target['Arn']}")
         try:
             assert isinstance(json.loads(target["Input"])["EndpointName"], str)
         except (LookupError, ValueError, TypeError, AssertionError) as error:

@@ -35,10 +35,6 @@ MAX_INLINE_BYTES = 128_000
 """Body of InvokeEndpointAsync (botocore's model, 2026)."""
 ASYNC_TIMEOUT_SECONDS = 900
 ASYNC_TTL_SECONDS = 21_600
-NOT_REHEARSED = (
-    *("Target-Model", "Target-Container-Hostname", "Inference-Component", "Session-Id", "Enable-Explanations"),
-    *("Prefix-Aware-Id", "S3OutputPathExtension", "Filename"),
-)
 
 Headers = list[tuple[str, str]]
 log = logging.getLogger(__name__)
@@ -80,9 +76,6 @@ class Runtime:
         found = PATH.fullmatch(request.path)
         assert found is not None
         name, kind = found.groups()
-        for header in NOT_REHEARSED:
-            if PREFIX + header in request.headers:
-                raise InvocationError(400, "ValidationError", f"{header} works on AWS, but is not rehearsed")
         endpoint = self._services(region).hosting.endpoints.get(name)
         if endpoint is None or endpoint.blue is None or endpoint.status == "Deleting":
             raise InvocationError(400, "ValidationError", f"Endpoint {name} of account {self._account} not found.")

@@ -1,0 +1,100 @@
+"""Which operation of which service a request calls, and with what: read by the protocols of botocore's models."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+from moto.core.model import OperationModel
+from moto.core.parse import PROTOCOL_PARSERS, RequestParserError
+from moto.core.request import Request, determine_request_protocol
+from moto.core.routing import get_service_router
+from werkzeug.exceptions import NotFound
+
+from sagemaker_launch.rehearsal.signatures import SCOPE, Environ, RefusedRequestError
+
+CALL = "rehearsal.call"
+"""Key under which a request's WSGI environment has its `Call`."""
+SERVICES: Mapping[str, tuple[str, ...]] = {
+    "application-autoscaling": ("application-autoscaling",),
+    "iam": ("iam",),
+    "logs": ("logs",),
+    "monitoring": ("cloudwatch",),
+    "s3": ("s3",),
+    "sagemaker": ("sagemaker", "sagemaker-runtime"),
+    "scheduler": ("scheduler",),
+    "sts": ("sts",),
+    "tagging": ("resourcegroupstaggingapi",),
+}
+"""The services of the rehearsal: botocore's names, by the name that a signature has. The others are not rehearsed."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of an operation."""
+
+    service: str
+    """botocore's name."""
+    operation: str
+    region: str
+    parameters: Mapping[str, Any]
+    """As a client gives them. Of an upload, without the body."""
+
+    @classmethod
+    def of(cls, environ: Environ) -> Call:
+        """Read a request whose signature has been checked. Its body stays readable.
+
+        Raises:
+            RefusedRequestError: if it calls nothing that the rehearsal knows, or its body can't be read.
+        """
+        found = SCOPE.search(environ["HTTP_AUTHORIZATION"])
+        assert found is not None
+        region, signed_for = found[3], found[4]
+        request = Request(environ, populate_request=False)
+        try:
+            for service in SERVICES.get(signed_for, ()):
+                try:
+                    operation, labels = get_service_router(service).match(request)
+                except (NotFound, NotImplementedError):
+                    continue
+                return cls(service, str(operation.name), region, _parameters(operation, request, labels))
+        finally:
+            environ["wsgi.input"].seek(0)
+        raise RefusedRequestError("unsupported", f"{_named(environ, signed_for)} works on AWS, but is not rehearsed")
+
+
+def _parameters(operation: OperationModel, request: Request, labels: dict[str, Any]) -> Mapping[str, Any]:
+    protocol = determine_request_protocol(operation.service_model, request.content_type)
+    try:
+        if protocol == "json":
+            found = json.loads(request.get_data() or b"{}")
+            if not isinstance(found, dict):
+                raise ValueError("the body must be an object")
+            return found
+        body = b"" if operation.has_streaming_input else request.get_data()
+        parsed: Mapping[str, Any] = PROTOCOL_PARSERS[protocol](operation).parse(
+            {
+                "method": request.method,
+                "values": request.values,
+                "headers": request.headers,
+                "body": body,
+                "url_path": request.path,
+                "url_params": labels,
+            }
+        )
+    except (ValueError, RequestParserError) as error:
+        raise RefusedRequestError("body", f"{operation.name}: the request can't be read: {error}") from error
+    return parsed
+
+
+def _named(environ: Environ, signed_for: str) -> str:
+    """What was called, as far as the request says so."""
+    target = environ.get("HTTP_X_AMZ_TARGET", "").rpartition(".")[2]
+    return f"{signed_for}:{target}" if target else f"{environ['REQUEST_METHOD']} {_path(environ)} of {signed_for}"
+
+
+def _path(environ: Environ) -> str:
+    return urlsplit(environ["RAW_URI"]).path
