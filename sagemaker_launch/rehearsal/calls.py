@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,7 +12,8 @@ from urllib.parse import urlsplit
 from moto.core.model import OperationModel
 from moto.core.parse import PROTOCOL_PARSERS, RequestParserError
 from moto.core.request import Request, determine_request_protocol
-from moto.core.routing import get_service_router
+from moto.core.routing import ProtocolRouter, get_router_class
+from moto.core.utils import get_service_model
 from werkzeug.exceptions import NotFound
 
 from sagemaker_launch.rehearsal.signatures import SCOPE, Environ, RefusedRequestError
@@ -57,17 +59,34 @@ class Call:
         try:
             for service in SERVICES.get(signed_for, ()):
                 try:
-                    operation, labels = get_service_router(service).match(request)
+                    protocol = _protocol(service, request)
+                    operation, labels = _router(service, protocol).match(request)
                 except (NotFound, NotImplementedError):
                     continue
-                return cls(service, str(operation.name), region, _parameters(operation, request, labels))
+                return cls(service, str(operation.name), region, _parameters(operation, protocol, request, labels))
         finally:
             environ["wsgi.input"].seek(0)
         raise RefusedRequestError("unsupported", f"{_named(environ, signed_for)} works on AWS, but is not rehearsed")
 
 
-def _parameters(operation: OperationModel, request: Request, labels: dict[str, Any]) -> Mapping[str, Any]:
-    protocol = determine_request_protocol(operation.service_model, request.content_type)
+def _protocol(service: str, request: Request) -> str:
+    """The protocol of a request; what is posted to an endpoint may have any type, also that of another protocol."""
+    model = get_service_model(service)
+    several = len(model.metadata.get("protocols", ())) > 1
+    return determine_request_protocol(model, request.content_type) if several else str(model.protocol)
+
+
+@functools.cache
+def _router(service: str, protocol: str) -> ProtocolRouter:
+    kind = get_router_class(service, protocol)
+    if kind is None:
+        raise NotFound
+    return kind(get_service_model(service))
+
+
+def _parameters(
+    operation: OperationModel, protocol: str, request: Request, labels: dict[str, Any]
+) -> Mapping[str, Any]:
     try:
         if protocol == "json":
             found = json.loads(request.get_data() or b"{}")

@@ -115,14 +115,18 @@ def answer_refused(environ: Environ, start_response: Any, refused: RefusedReques
 def error_form(environ: Environ) -> Literal["json", "cbor", "rest-json", "s3", "ec2", "query"]:
     """The form in which the called service answers errors, by what clients of each protocol send."""
     found = SCOPE.search(environ.get("HTTP_AUTHORIZATION", ""))
-    service = "s3" if found is None else found[4]
+    service = "" if found is None else found[4]
     if environ.get("HTTP_SMITHY_PROTOCOL") == "rpc-v2-cbor":
         return "cbor"
     if "HTTP_X_AMZ_TARGET" in environ:
         return "json"
-    if environ.get("CONTENT_TYPE", "").startswith("application/x-www-form-urlencoded"):
-        return "ec2" if service == "ec2" else "query"
     if service in S3_SERVICES:
+        return "s3"
+    # What is posted to an endpoint may have any type.
+    is_form = environ.get("CONTENT_TYPE", "").startswith("application/x-www-form-urlencoded")
+    if is_form and service != "sagemaker":
+        return "ec2" if service == "ec2" else "query"
+    if found is None:
         return "s3"
     return "query" if service in XML_SERVICES else "rest-json"
 

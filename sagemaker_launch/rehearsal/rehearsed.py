@@ -217,6 +217,10 @@ FIELDS: Mapping[str, Mapping[str, str]] = {
             PolicyNames ServiceNamespace=sagemaker ResourceId ScalableDimension=sagemaker:variant:DesiredInstanceCount
             MaxResults NextToken""",
     },
+    "resourcegroupstaggingapi": {
+        "GetResourcesInput": "PaginationToken TagFilters ResourcesPerPage ResourceTypeFilters",
+        "TagFilter": "Key Values",
+    },
     "scheduler": {
         "CreateScheduleInput": """
             Name GroupName ScheduleExpression Description ScheduleExpressionTimezone State Target FlexibleTimeWindow

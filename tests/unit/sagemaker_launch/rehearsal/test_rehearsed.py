@@ -181,8 +181,9 @@ def test_a_field_or_a_value_that_would_be_ignored_is_refused(operation: str, req
     assert message in refusal("sagemaker", operation, request_body)
 
 
-def test_headers_of_the_runtime_count_as_fields() -> None:
-    body = {"EndpointName": "dogs", "Body": b"\xff\xd8", "ContentType": "image/jpeg"}
+@pytest.mark.parametrize("kind", ["image/jpeg", "application/x-www-form-urlencoded", "application/x-amz-json-1.1"])
+def test_headers_of_the_runtime_count_as_fields_whatever_is_posted(kind: str) -> None:
+    body = {"EndpointName": "dogs", "Body": b"\xff\xd8", "ContentType": kind}
     assert refusal("sagemaker-runtime", "InvokeEndpoint", body) == ""
     assert f"TargetModel {REFUSAL}" in refusal("sagemaker-runtime", "InvokeEndpoint", body | {"TargetModel": "cats"})
 
