@@ -283,12 +283,16 @@ def test_a_job_runs_from_its_data_to_its_model(server: Rehearsal) -> None:
         from pathlib import Path
         files = {str(p.relative_to("/opt/ml/input/data")): p.read_text() for c in ("photos", "listed")
                  for p in sorted(Path("/opt/ml/input/data", c).rglob("*")) if p.is_file()}
+        photo = Path("/opt/ml/input/data/photos/a.txt")
+        photo.chmod(0o755)
+        photo.write_text("mine")
         try:
-            Path("/opt/ml/input/data/photos/new").write_text("")
+            Path("/opt/ml/input/data/streamed/new").write_text("")
         except OSError as error:
             refused = error.strerror
         config = json.loads(Path("/opt/ml/input/config/hyperparameters.json").read_text())
-        report(files=files, refused=refused, config=config, argv=sys.argv[1:], cwd=os.getcwd(),
+        streamed = Path("/opt/ml/input/data/streamed/a.txt").read_text()
+        report(files=files, refused=refused, streamed=streamed, config=config, argv=sys.argv[1:], cwd=os.getcwd(),
                host=socket.gethostname(),
                job=os.environ["TRAINING_JOB_NAME"], mine=os.environ["MINE"], opt=sorted(os.listdir("/opt/ml")))
         for epoch in range(3):
@@ -310,6 +314,7 @@ def test_a_job_runs_from_its_data_to_its_model(server: Rehearsal) -> None:
     request["InputDataConfig"] += [
         channel("photos", "s3://bucket/data/train"),
         channel("listed", "s3://bucket/manifest.json", "ManifestFile"),
+        channel("streamed", "s3://bucket/data/train") | {"InputMode": "FastFile"},
     ]
     request["OutputDataConfig"]["KmsKeyId"] = "alias/mine"
     request["ResourceConfig"]["VolumeKmsKeyId"] = "alias/volume"
@@ -338,6 +343,7 @@ def test_a_job_runs_from_its_data_to_its_model(server: Rehearsal) -> None:
     assert seen == {
         "files": files,
         "refused": "Read-only file system",
+        "streamed": "data/train/a.txt",  # and not what the job wrote into its own file of that object
         "config": request["HyperParameters"],
         "argv": ["--flag", "False", "--learning_rate", "0.1"],
         "cwd": "/opt/ml/code",

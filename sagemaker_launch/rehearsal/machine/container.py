@@ -1,7 +1,7 @@
 """One container of a job: a process started by AWS's toolkit on an /opt/ml of its own.
 
-Where Linux namespaces are allowed, the process is PID 1 on a real /opt/ml with read-only inputs, the hostname `algo-1`,
-its own /tmp and, under network isolation, no network but loopback. Elsewhere it runs on a relocated base folder.
+Where Linux namespaces are allowed, the process is PID 1 on a real /opt/ml with the hostname `algo-1`, its own
+/tmp and, under network isolation, no network but loopback. Elsewhere it runs on a relocated base folder.
 """
 
 from __future__ import annotations
@@ -83,10 +83,9 @@ class Container:
         if spec.checkpoints is not None:
             self.checkpoints.mkdir(parents=True)
 
-    @property
-    def read_only_inputs(self) -> bool:
-        """Whether the job is kept from changing its input files."""
-        return self._namespaces is not None
+    def is_writable(self, channel: str) -> bool:
+        """Whether the job may change the files of a channel: those of mode File are its own, as on AWS."""
+        return self._namespaces is None or self.spec.channels[channel]["TrainingInputMode"] == "File"
 
     @property
     def checkpoints(self) -> Path:
@@ -241,9 +240,11 @@ class Container:
             *own_folder(Path("/opt"), self.tree),
             "rm -f /opt/ml && mkdir /opt/ml",
             f"mount -n --bind {tree}/ml /opt/ml",
-            "mount -n --bind /opt/ml/input/data /opt/ml/input/data",
-            "mount -n -o remount,bind,ro /opt/ml/input/data",
         ]
+        for name in self.spec.channels:
+            if not self.is_writable(name):
+                folder = shlex.quote(f"{OPT_ML}/input/data/{name}")
+                lines += [f"mount -n --bind {folder} {folder}", f"mount -n -o remount,bind,ro {folder}"]
         lines += own_tmp(self.tree, self._keep)
         if self.spec.network_isolation:
             lines.append("ip link set lo up")

@@ -128,7 +128,7 @@ class Objects:
             self.put(uri, Path(file.name).read_bytes())
 
     def fill_channel(
-        self, source: Mapping[str, Any], folder: Path, role: str, share: tuple[int, int], copy: bool
+        self, source: Mapping[str, Any], folder: Path, role: str, share: tuple[int, int], *, copy: bool
     ) -> None:
         """Put the files of an S3DataSource into a channel's folder.
 

@@ -246,10 +246,10 @@ class JobRunner(threading.Thread):
     def _download(self, container: Container, share: tuple[int, int]) -> None:
         request = self._job.request
         for channel in request.get("InputDataConfig", ()):
-            folder = container.channel(channel["ChannelName"])
-            source = channel["DataSource"]["S3DataSource"]
-            copy = not container.read_only_inputs
-            self._machine.objects.fill_channel(source, folder, request["RoleArn"], share, copy)
+            name, source = channel["ChannelName"], channel["DataSource"]["S3DataSource"]
+            self._machine.objects.fill_channel(
+                source, container.channel(name), request["RoleArn"], share, copy=container.is_writable(name)
+            )
 
     def _checkpoint_syncs(self, containers: Sequence[Container]) -> list[FolderSync]:
         """Restore the checkpoints, and prepare to upload what is new."""
