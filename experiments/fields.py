@@ -76,19 +76,22 @@ def field(
     return declared  # type: ignore[no-any-return]
 
 
-def used_by(default: Value, *commands: str, sent: bool = True) -> Value:
+def used_by(default: Value, *commands: str, sent: bool = True, shape: str | None = None) -> Value:
     """Declare a section, or a field that is no field of a run, with the commands that use it.
 
     Args:
+        commands: by default those of its section.
         sent: whether a request to AWS contains it.
+        shape: of botocore's model of SageMaker, which limits its values.
     """
-    declared: Any = dataclasses.field(default=default, metadata={COMMANDS: commands, "sent": sent})
+    metadata: dict[str, Any] = {COMMANDS: commands} if commands else {}
+    declared: Any = dataclasses.field(default=default, metadata=metadata | {"sent": sent, "shape": shape})
     return declared  # type: ignore[no-any-return]
 
 
-def used_by_each(make: Callable[[], Value], *commands: str) -> Value:
+def used_by_each(make: Callable[[], Value], *commands: str, shape: str | None = None) -> Value:
     """`used_by` for a default that is made for each instance, such as a list."""
-    declared: Any = dataclasses.field(default_factory=make, metadata={COMMANDS: commands})
+    declared: Any = dataclasses.field(default_factory=make, metadata={COMMANDS: commands, "shape": shape})
     return declared  # type: ignore[no-any-return]
 
 
@@ -107,6 +110,8 @@ class Field:
     sent: bool = True
     own_in_job: bool = False
     secret: bool = False
+    shape: str | None = None
+    """Shape of botocore's model of SageMaker that limits its values."""
 
     def is_used_by(self, commands: Sequence[str]) -> bool:
         """Whether one of these commands uses it."""

@@ -796,8 +796,11 @@ def model_fn(model_dir: str) -> Model:
     """Load the model of an endpoint, which has to score the golden photo as the trainer did.
 
     Raises:
-        BadExportError: if the folder is not whole or the scores are others.
+        BadExportError: if the folder is not whole, the scores are others, or PyTorch does not see the instance's GPU.
     """
+    # `deploy` sets it for instances with GPUs. On the CPU they would be slow, and nothing would say why.
+    if os.environ.get("SERVING_DEVICE") == "cuda" and not torch.cuda.is_available():
+        raise BadExportError("this instance has a GPU, and PyTorch sees none: the driver must fit its CUDA")
     torch.backends.cudnn.allow_tf32 = False  # with its 10 bits logits are off by more than GOLDEN_TOLERANCE
     model = load_export(Path(model_dir), "cuda" if torch.cuda.is_available() else "cpu")
     check_golden(Path(model_dir), model)

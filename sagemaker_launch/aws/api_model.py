@@ -1,19 +1,21 @@
-"""What SageMaker's API takes, offline: botocore's model of it, and combinations that only the documentation forbids."""
+"""What AWS's APIs take, offline, by botocore's models of them."""
 
 from __future__ import annotations
 
+import difflib
 import functools
 import math
-import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import botocore.session
 import regex
 from botocore.model import ServiceModel, Shape
 
-LOCAL_STORAGE = re.compile(r"ml\.([cmr]\d\w*d\w*|g4dn|g5|g6e?|gr6|p3dn|p4de?|p5\w*|p6\S*|trn\d\w*)\.")
-"""Instance types with NVMe disks of their own."""
+from experiments.config import require
+from experiments.fields import fields_of
+from sagemaker_launch.settings.cloud import CloudSettings
+
 TYPES: Mapping[str, tuple[type, ...]] = {
     "structure": (Mapping,),
     "map": (Mapping,),
@@ -26,84 +28,54 @@ TYPES: Mapping[str, tuple[type, ...]] = {
     "double": (int, float),
 }
 """Python's types of the model's; those of time and content may be several."""
-MAX_TAGS = 50
-"""Tags of a resource (AWS's tagging reference, read 2026-11)."""
+SURROGATES = (r"\uD800\uDC00-\uDBFF\uDFFF", r"\U00010000-\U0010FFFF")
+"""The characters above U+FFFF as Java's patterns write them, and as Python's do."""
 
 
 @functools.cache
-def service_model() -> ServiceModel:
-    """The service as botocore describes it."""
-    return botocore.session.get_session().get_service_model("sagemaker")
+def service_model(service: str = "sagemaker") -> ServiceModel:
+    """A service as botocore describes it."""
+    return botocore.session.get_session().get_service_model(service)
 
 
-def violations(operation: str, request: Mapping[str, Any]) -> list[str]:
+def violations(operation: str, request: Mapping[str, Any], service: str = "sagemaker") -> list[str]:
     """What AWS would refuse of a request by its model: types, lengths, limits, enumerations and patterns."""
-    shape = service_model().operation_model(operation).input_shape
+    shape = service_model(service).operation_model(operation).input_shape
     assert shape is not None
     return list(_violations(shape, request, ""))
 
 
-def broken_rules(request: Mapping[str, Any]) -> list[str]:
-    """What AWS would refuse of the request of a job by its documentation: combinations, each with its page."""
-    tuning = request.get("HyperParameterTuningJobConfig")
-    job = request["TrainingJobDefinition"] if tuning else request
-    found = [f"{broken} ({page})" for page, rule in _JOB_RULES.items() if (broken := rule(job))]
-    if tuning:
-        found += [f"{broken} ({page})" for page, rule in _TUNING_RULES.items() if (broken := rule(tuning))]
-    if len(request.get("Tags", ())) > MAX_TAGS:
-        found.append(f"a resource has at most {MAX_TAGS} tags, got {len(request['Tags'])}")
-    return found
+def require_limits(settings: CloudSettings, *commands: str) -> None:
+    """Refuse settings outside the limits of the API, which their fields name by its shapes.
+
+    Args:
+        commands: whose settings are checked.
+
+    Raises:
+        UserError: naming the first setting, its limits and its value.
+    """
+    for name, field in fields_of(CloudSettings).items():
+        value: Any = functools.reduce(getattr, name.split("."), settings)
+        if field.shape is None or not field.is_used_by(commands) or value in (None, [], {}):
+            continue  # no shape, or not sent
+        shape, setting = service_model().shape_for(field.shape), "cloud." + name
+        require(not list(_violations(shape, value, name)), setting, _rule(shape, value), value)
 
 
-def _manifest_is_streamed(job: Mapping[str, Any]) -> str:
-    for channel in job.get("InputDataConfig", ()):
-        mode = channel.get("InputMode", job["AlgorithmSpecification"]["TrainingInputMode"])
-        if mode == "FastFile" and channel["DataSource"]["S3DataSource"]["S3DataType"] == "ManifestFile":
-            return (
-                f"channel {channel['ChannelName']}: FastFile streams a prefix of S3, and no manifest: set "
-                "cloud.input_mode File, or data.root to the photos in S3"
-            )
-    return ""
-
-
-def _local_disk_has_a_key(job: Mapping[str, Any]) -> str:
-    resources = job.get("ResourceConfig", {})
-    instance_type = resources.get("InstanceType", "")
-    if resources.get("VolumeKmsKeyId") and LOCAL_STORAGE.match(instance_type):
-        return f"{instance_type} encrypts its own NVMe disk and takes no VolumeKmsKeyId: leave cloud.volume_kms_key out"
-    return ""
-
-
-def _too_few_points(tuning: Mapping[str, Any]) -> str:
-    ranges, limits = tuning.get("ParameterRanges", {}), tuning["ResourceLimits"]
-    if ranges.get("ContinuousParameterRanges"):
-        return ""
-    points = math.prod(len(choice["Values"]) for choice in ranges.get("CategoricalParameterRanges", ()))
-    for integers in ranges.get("IntegerParameterRanges", ()):
-        points *= int(integers["MaxValue"]) - int(integers["MinValue"]) + 1
-    jobs = limits.get("MaxNumberOfTrainingJobs", points)
-    if jobs > points:
-        return f"the search space has {points} points, fewer than {jobs} training jobs: lower sweep.n_trials"
-    return ""
-
-
-def _too_many_at_once(tuning: Mapping[str, Any]) -> str:
-    limits = tuning["ResourceLimits"]
-    jobs, parallel = limits.get("MaxNumberOfTrainingJobs", math.inf), limits["MaxParallelTrainingJobs"]
-    if parallel > jobs:
-        return f"{parallel} training jobs at once are more than {jobs} in all: lower cloud.max_parallel_jobs"
-    return ""
-
-
-_JOB_RULES: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
-    "docs.aws.amazon.com/sagemaker/latest/dg/model-access-training-data.html": _manifest_is_streamed,
-    "docs.aws.amazon.com/sagemaker/latest/APIReference/API_ResourceConfig.html": _local_disk_has_a_key,
-}
-_TUNING_RULES: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
-    "docs.aws.amazon.com/sagemaker/latest/dg/automatic-model-tuning-limits.html": _too_few_points,
-    "docs.aws.amazon.com/sagemaker/latest/APIReference/API_ResourceLimits.html": _too_many_at_once,
-}
-"""Each combination by the page that forbids it (read 2026-11)."""
+def _rule(shape: Shape, value: Any) -> str:
+    """The limits of a shape, after "must"."""
+    limits, known = shape.metadata, list(getattr(shape, "enum", ()))
+    if known:
+        near = difflib.get_close_matches(value, known, 3, cutoff=0.5) or known[:3]
+        return f"be one that SageMaker has by the botocore installed here, such as {', '.join(near)}"
+    if shape.type_name == "list":
+        return f"have at most {limits['max']} entries, each of which must {_rule(shape.member, '')}"
+    if shape.type_name == "map":
+        rules = f"each name must {_rule(shape.key, '')} and each value {_rule(shape.value, '')}"
+        return f"have at most {limits['max']} entries, of which {rules}"
+    if shape.type_name == "string":
+        return f"match {limits.get('pattern', '.*')} and have at most {limits['max']} characters"
+    return f"be {limits['min']}..{limits['max']}" if "max" in limits else f"be >= {limits['min']}"
 
 
 def _violations(shape: Shape, value: Any, path: str) -> Iterator[str]:
@@ -143,7 +115,7 @@ def _violations(shape: Shape, value: Any, path: str) -> Iterator[str]:
         yield f"{shown} have {measure} greater than or equal to {limits['min']}"
     if "enum" in limits and value not in limits["enum"]:
         yield f"{shown} satisfy enum value set: [{', '.join(limits['enum'])}]"
-    if "pattern" in limits and regex.fullmatch(limits["pattern"], value) is None:
+    if "pattern" in limits and regex.fullmatch(limits["pattern"].replace(*SURROGATES), value) is None:
         yield f"{shown} satisfy regular expression pattern: {limits['pattern']}"
 
 

@@ -15,8 +15,9 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from experiments.console import say
 from experiments.errors import CommandError, UserError
-from sagemaker_launch.aws.api_model import broken_rules, violations
+from sagemaker_launch.aws.api_model import violations
 from sagemaker_launch.aws.client import NOT_THERE, error_code
+from sagemaker_launch.aws.combinations import broken_rules
 
 Request = dict[str, Any]
 MAX_TRIES = 6
@@ -104,15 +105,18 @@ class InvalidRequestError(UserError):
     """AWS would refuse a request, by its model of the API or by its documentation."""
 
 
-def validate(operation: str, request: Mapping[str, Any]) -> None:
+def validate(
+    operation: str, request: Mapping[str, Any], *, region: str | None = None, service: str = "sagemaker"
+) -> None:
     """Check a request offline, by AWS's model of its API and by its documentation.
+
+    Args:
+        region: to which it is sent; None does not look for names of other regions.
 
     Raises:
         InvalidRequestError: naming what AWS would refuse.
     """
-    refused = violations(operation, request)
-    if not refused and operation in (TRAINING.create_operation, TUNING.create_operation):
-        refused = broken_rules(request)
+    refused = violations(operation, request, service) or broken_rules(operation, request, region)
     if refused:
         raise InvalidRequestError(f"{operation} would not be taken: {'; '.join(refused)}")
 

@@ -64,7 +64,7 @@ def new_lease(settings: CloudSettings, ttl: str) -> Lease:
     Raises:
         UserError: for anything else.
     """
-    owner = re.sub(r"[^\w.:/=+@-]", "-", settings.endpoint.owner or user_name())
+    owner = settings.tags.get(OWNER_TAG) or re.sub(r"[^\w.:/=+@-]", "-", settings.endpoint.owner or user_name())
     if ttl == "none":
         return Lease(owner, None)
     found = re.fullmatch(r"([1-9][0-9]{0,4})([mhd])", ttl)

@@ -7,21 +7,29 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from experiments.config import RunConfig
+from experiments.config import RunConfig, require
 from experiments.console import say
 from experiments.errors import UserError
 from experiments.runs.folder import Outcome, RunFolder, now_ms
 from sagemaker_launch.aws import client as aws
+from sagemaker_launch.aws.api_model import require_limits
 from sagemaker_launch.aws.logs import endpoint_log
-from sagemaker_launch.aws.resources import CONFIG, ENDPOINT, MODEL, Request, validate
+from sagemaker_launch.aws.resources import Request, validate
 from sagemaker_launch.endpoints.budget import HourlyWorst, hourly_worst
 from sagemaker_launch.endpoints.fleet import Services, find_endpoint
-from sagemaker_launch.endpoints.lease import DEFAULT_TTL, Lease, new_lease
+from sagemaker_launch.endpoints.lease import DEFAULT_TTL, ENDPOINT_TAG, EXPIRES_TAG, Lease, new_lease
 from sagemaker_launch.endpoints.query import open_target
-from sagemaker_launch.endpoints.requests import Deployment, create_endpoint, deployment, update_endpoint
+from sagemaker_launch.endpoints.requests import (
+    Deployment,
+    create_endpoint,
+    deployment,
+    planned_requests,
+    update_endpoint,
+)
 from sagemaker_launch.settings.cloud import CloudSettings
 from sagemaker_launch.shipping.archive import pack_model
-from sagemaker_launch.shipping.shipment import find_serving_image
+from sagemaker_launch.shipping.image_fit import check_serving_image
+from sagemaker_launch.shipping.shipment import find_serving_image, serving_cuda, serving_device
 from sagemaker_launch.shipping.storage import Storage, file_sha256
 
 if TYPE_CHECKING:
@@ -49,13 +57,23 @@ def plan_endpoint(settings: CloudSettings, config: RunConfig, name: str, *, ttl:
         UserError: for a name, a time or settings that an endpoint can't have, or if no price is known.
     """
     settings.require_for_jobs()
-    lease, region = new_lease(settings, ttl), aws.region(settings)
+    require_limits(settings, "cloud deploy")
+    lease, region, endpoint = new_lease(settings, ttl), aws.region(settings), settings.endpoint
+    for tag, option in ((EXPIRES_TAG, "--ttl"), (ENDPOINT_TAG, "NAME")):
+        require(tag not in settings.tags, "cloud.tags", f"leave {tag!r} to {option}", settings.tags)
+    require(
+        endpoint.inference_ami is None or serving_device(settings) == "cuda",
+        "cloud.endpoint.inference_ami",
+        "be left out without an instance type that has GPUs",
+        endpoint.inference_ami,
+    )
     image = find_serving_image(settings, region, config.data.cache_dir)
+    instance_type = endpoint.instance_type if endpoint.has_instances else None
+    check_serving_image(image, serving_cuda(settings, image), instance_type)
     # What AWS would refuse is refused before a model is fetched.
     version = deployment(settings, name, image, f"{settings.uri}/models/model.tar.gz")
-    validate(MODEL.create_operation, version.model)
-    validate(CONFIG.create_operation, version.config)
-    validate(ENDPOINT.create_operation, create_endpoint(settings, name, version.config_name, lease))
+    for service, operation, request in planned_requests(settings, name, version, lease):
+        validate(operation, request, region=region, service=service)
     return EndpointPlan(name, image, lease, hourly_worst(settings, region))
 
 

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
 from experiments.config import require
+from sagemaker_launch.aws.image_uris import Version
+from sagemaker_launch.aws.instances import inference_ami
 from sagemaker_launch.aws.resources import Request
 from sagemaker_launch.endpoints.lease import ENDPOINT_TAG, Lease
 from sagemaker_launch.settings.cloud import PROJECT_TAG, CloudSettings
 from sagemaker_launch.settings.endpoint import VARIANT, EndpointSettings
+from sagemaker_launch.shipping.shipment import serving_cuda, serving_device
 
 DIMENSION = "sagemaker:variant:DesiredInstanceCount"
 MAX_NAME = 52
@@ -52,12 +55,32 @@ def deployment(settings: CloudSettings, name: str, image_uri: str, model_uri: st
     settings.require_for_jobs()
     model = _model(settings, image_uri, model_uri)
     model_name = f"{name}-{_digest(model)}"
-    config = _config(settings, name, model_name)
+    config = _config(settings, name, model_name, serving_cuda(settings, image_uri))
     tags = _tags(settings, {ENDPOINT_TAG: name})
     return Deployment(
         {"ModelName": model_name, **model, "Tags": tags},
         {"EndpointConfigName": f"{name}-{_digest(config)}", **config, "Tags": tags},
     )
+
+
+def planned_requests(
+    settings: CloudSettings, name: str, version: Deployment, lease: Lease
+) -> Iterator[tuple[str, str, Request]]:
+    """Everything that `deploy` may send to create or change something: service, operation and request."""
+    endpoint = settings.endpoint
+    yield "sagemaker", "CreateModel", version.model
+    yield "sagemaker", "CreateEndpointConfig", version.config
+    yield "sagemaker", "CreateEndpoint", create_endpoint(settings, name, version.config_name, lease)
+    yield "sagemaker", "UpdateEndpoint", update_endpoint(settings, name, version.config_name)
+    for alarm in update_alarms(settings, name):
+        yield "cloudwatch", "PutMetricAlarm", alarm
+    if lease.expires is not None and endpoint.schedule_role_arn is not None:
+        yield "scheduler", "CreateSchedule", schedule(settings, name, lease.expires)
+    if endpoint.scales:
+        yield "application-autoscaling", "RegisterScalableTarget", scalable_target(endpoint, name)
+        yield "application-autoscaling", "PutScalingPolicy", scaling_policy(endpoint, name)
+        if endpoint.min_instances == 0:
+            yield "application-autoscaling", "PutScalingPolicy", wake_policy(name)
 
 
 def create_endpoint(settings: CloudSettings, name: str, config_name: str, lease: Lease) -> Request:
@@ -196,7 +219,7 @@ def schedule(settings: CloudSettings, name: str, expires: datetime) -> Request:
         "FlexibleTimeWindow": {"Mode": "OFF"},
         "ActionAfterCompletion": "DELETE",
         "Target": {
-            "Arn": "arn:aws:scheduler:::aws-sdk:sagemaker:deleteEndpoint",
+            "Arn": f"arn:{settings.partition}:scheduler:::aws-sdk:sagemaker:deleteEndpoint",
             "RoleArn": settings.endpoint.schedule_role_arn,
             "Input": json.dumps({"EndpointName": name}),
         },
@@ -222,14 +245,17 @@ def variant_of(name: str) -> Request:
 
 
 def _model(settings: CloudSettings, image_uri: str, model_uri: str) -> Request:
+    # Without a driver that fits, PyTorch would compute on the CPU of a GPU instance, and say nothing.
+    needs_gpu = {"SERVING_DEVICE": "cuda"} if serving_device(settings) == "cuda" else {}
     model: Request = {
         "PrimaryContainer": {
             "Image": image_uri,
             "ModelDataUrl": model_uri,
-            # AWS's toolkit reads the first two; our image reads none.
+            # AWS's toolkit reads the first two.
             "Environment": {
                 "SAGEMAKER_PROGRAM": "inference.py",
                 "SAGEMAKER_SUBMIT_DIRECTORY": "/opt/ml/model/code",
+                **needs_gpu,
                 **settings.endpoint.environment,
             },
         },
@@ -241,7 +267,7 @@ def _model(settings: CloudSettings, image_uri: str, model_uri: str) -> Request:
     return model
 
 
-def _config(settings: CloudSettings, name: str, model_name: str) -> Request:
+def _config(settings: CloudSettings, name: str, model_name: str, cuda: Version | None) -> Request:
     endpoint = settings.endpoint
     variant: Request = {"VariantName": VARIANT, "ModelName": model_name}
     if endpoint.kind == "serverless":
@@ -256,8 +282,11 @@ def _config(settings: CloudSettings, name: str, model_name: str) -> Request:
             "InitialVariantWeight": 1.0,
             "ContainerStartupHealthCheckTimeoutInSeconds": endpoint.startup_timeout_seconds,
         }
+        ami = endpoint.inference_ami or (inference_ami(cuda) if cuda and serving_device(settings) == "cuda" else None)
+        if ami is not None:
+            variant["InferenceAmiVersion"] = ami
     config: Request = {"ProductionVariants": [variant]}
-    if settings.volume_kms_key and endpoint.kind != "serverless":
+    if settings.volume_kms_key:
         config["KmsKeyId"] = settings.volume_kms_key
     key = {"KmsKeyId": settings.output_kms_key} if settings.output_kms_key else {}
     if endpoint.kind == "async":
@@ -303,7 +332,8 @@ def _alarm(settings: CloudSettings, name: str, suffix: str, metric: str) -> Requ
 
 
 def _tags(settings: CloudSettings, own: Mapping[str, str]) -> list[dict[str, str]]:
-    tags = {**settings.tags, PROJECT_TAG: settings.project, **own}
+    # The user's own tag `owner` wins; the other names are refused in cloud.tags.
+    tags = {**own, PROJECT_TAG: settings.project, **settings.tags}
     return [{"Key": key, "Value": value} for key, value in tags.items()]
 
 

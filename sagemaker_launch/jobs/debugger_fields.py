@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from experiments.errors import UserError
+from sagemaker_launch.aws.partitions import dns_suffix
 from sagemaker_launch.container.smdebug.recorder import TENSORS
 from sagemaker_launch.settings.cloud import CloudSettings
 from sagemaker_launch.settings.debugger import DebuggerSettings
@@ -77,8 +78,7 @@ def rule_image(settings: CloudSettings) -> str:
         raise UserError(
             f"cloud.debugger.rule_image_uri must be set: AWS publishes no image of Debugger's rules for {region}"
         )
-    domain = "amazonaws.com.cn" if region.startswith("cn-") else "amazonaws.com"
-    return f"{RULE_ACCOUNTS[region]}.dkr.ecr.{region}.{domain}/sagemaker-debugger-rules:latest"
+    return f"{RULE_ACCOUNTS[region]}.dkr.ecr.{region}.{dns_suffix(region)}/sagemaker-debugger-rules:latest"
 
 
 def hook(debugger: DebuggerSettings) -> dict[str, Any]:

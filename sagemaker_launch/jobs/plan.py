@@ -11,6 +11,7 @@ from experiments.console import say
 from experiments.study.epochs import EPOCHS, resolve_config
 from experiments.study.search_space import SearchSpace
 from sagemaker_launch.aws import client as aws
+from sagemaker_launch.aws.api_model import require_limits
 from sagemaker_launch.aws.prices import own_price
 from sagemaker_launch.aws.resources import TRAINING, TUNING, Request, ResourceType, validate
 from sagemaker_launch.aws.tags import MAX_VALUE, to_tag_value
@@ -18,6 +19,7 @@ from sagemaker_launch.jobs.budget import WorstCase, rule_processing, worst_case
 from sagemaker_launch.jobs.launch import Launched, launch
 from sagemaker_launch.jobs.requests import number_of_jobs, training_job, tuning_job
 from sagemaker_launch.settings.cloud import CloudSettings
+from sagemaker_launch.shipping.image_fit import check_training_image
 from sagemaker_launch.shipping.shipment import find_image, make_shipment
 from sagemaker_launch.shipping.storage import Inputs
 
@@ -79,6 +81,7 @@ def _plan(
     channels: Inputs | None = None,
 ) -> JobPlan:
     settings.require_for_jobs()
+    require_limits(settings, "cloud tune" if job_type is TUNING else "cloud train")
     require(
         settings.checkpoints or (config.trainer.record == "none" and not config.trainer.profile),
         "cloud.checkpoints",
@@ -92,12 +95,13 @@ def _plan(
     worst = worst_case(settings, own_price(settings, region), jobs=jobs, rules=rule_processing(settings, region))
     shipment, sent = make_shipment(settings, config, debugger=settings.debugger.enabled, channels=channels)
     image = find_image(settings, region, config.data.cache_dir)
+    check_training_image(image, settings.instance_type)
     inputs = shipment.inputs(settings)
 
     def request(name: str) -> Request:
         return build(sent, inputs, image, name)
 
-    validate(job_type.create_operation, request("name"))
+    validate(job_type.create_operation, request("name"), region=region)
     return JobPlan(job_type, experiment, request, worst, lambda s3: shipment.upload(s3, settings))
 
 

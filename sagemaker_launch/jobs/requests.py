@@ -9,13 +9,13 @@ from typing import Any
 from experiments.config import RunConfig, require
 from experiments.study.epochs import EPOCHS
 from experiments.study.search_space import ChoiceRange, FloatRange, SearchSpace, grid_points
+from sagemaker_launch.aws.instances import has_gpu
 from sagemaker_launch.aws.tags import to_tag_value
 from sagemaker_launch.container.hyperparameters import encode, wire_name, wire_value
 from sagemaker_launch.container.metric_lines import metric_definitions, objective
 from sagemaker_launch.jobs.debugger_fields import debugger_fields
 from sagemaker_launch.settings.cloud import (
     EXPERIMENT_TAG,
-    GPU_FAMILIES,
     INSTANCE_COUNT_TAG,
     INSTANCE_TYPE_TAG,
     PROJECT_TAG,
@@ -222,7 +222,7 @@ def _toolkit(settings: CloudSettings) -> dict[str, str]:
         "sagemaker_program": json.dumps(ENTRY),
         "sagemaker_submit_directory": json.dumps(CODE_ARCHIVE),
     }
-    if settings.instance_count > 1 or settings.instance_type.startswith(GPU_FAMILIES):
+    if settings.instance_count > 1 or has_gpu(settings.instance_type):
         hyperparameters["sagemaker_torch_distributed_enabled"] = "true"  # one process per GPU, by torchrun
     return hyperparameters
 

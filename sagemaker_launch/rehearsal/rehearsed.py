@@ -57,6 +57,10 @@ OPERATIONS: Mapping[str, frozenset[str]] = {
 }
 """Operations by service. Of STS there is nothing that hands out keys: no request would pass with them."""
 
+DELETE_ENDPOINT = "|".join(
+    f"arn:{partition}:scheduler:::aws-sdk:sagemaker:deleteEndpoint" for partition in ("aws", "aws-cn", "aws-us-gov")
+)
+"""The target of a schedule, by partition."""
 FIELDS: Mapping[str, Mapping[str, str]] = {
     "sagemaker": {
         # training and tuning jobs
@@ -228,7 +232,7 @@ FIELDS: Mapping[str, Mapping[str, str]] = {
         "UpdateScheduleInput": """
             Name GroupName ScheduleExpression Description ScheduleExpressionTimezone State Target FlexibleTimeWindow
             ClientToken ActionAfterCompletion""",
-        "Target": "Arn=arn:aws:scheduler:::aws-sdk:sagemaker:deleteEndpoint RoleArn Input",
+        "Target": f"Arn={DELETE_ENDPOINT} RoleArn Input",
         "FlexibleTimeWindow": "Mode=OFF",
         "DeleteScheduleInput": "Name GroupName ClientToken",
         "GetScheduleInput": "Name GroupName",

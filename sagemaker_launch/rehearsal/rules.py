@@ -13,7 +13,8 @@ from typing import Any
 import regex
 from moto.sagemaker.exceptions import SagemakerClientError
 
-from sagemaker_launch.aws.api_model import broken_rules, violations
+from sagemaker_launch.aws.api_model import violations
+from sagemaker_launch.aws.combinations import broken_rules
 from sagemaker_launch.rehearsal.jobs.strategies import ranges_of
 
 MAX_TUNED = 30
@@ -36,17 +37,20 @@ def check_shape(operation: str, request: Mapping[str, Any]) -> None:
         raise invalid(count + "; ".join(errors))
 
 
-def check_rules(request: Mapping[str, Any]) -> None:
+def check_rules(operation: str, request: Mapping[str, Any], region: str | None = None) -> None:
     """Refuse combinations that AWS's documentation forbids.
+
+    Args:
+        region: of the service, to look for images, keys and roles of other regions and partitions.
 
     Raises:
         SagemakerClientError: with the first broken rule.
     """
-    for broken in broken_rules(request):
+    for broken in broken_rules(operation, request, region):
         raise invalid(broken)
 
 
-def check_training_job(request: Mapping[str, Any]) -> None:
+def check_training_job(request: Mapping[str, Any], region: str | None = None) -> None:
     """Refuse what CreateTrainingJob refuses.
 
     Raises:
@@ -56,11 +60,11 @@ def check_training_job(request: Mapping[str, Any]) -> None:
         if field not in request:
             raise invalid(f"{field} is required")
     _check_definition(request)
-    check_rules(request)
+    check_rules("CreateTrainingJob", request, region)
     check_tags(request)
 
 
-def check_tuning_job(request: Mapping[str, Any]) -> None:
+def check_tuning_job(request: Mapping[str, Any], region: str | None = None) -> None:
     """Refuse what CreateHyperParameterTuningJob refuses.
 
     Raises:
@@ -77,7 +81,7 @@ def check_tuning_job(request: Mapping[str, Any]) -> None:
     _check_objective(config, definition)
     _check_ranges(config, definition)
     _check_strategy(config)
-    check_rules(request)
+    check_rules("CreateHyperParameterTuningJob", request, region)
 
 
 def check_warm_start(request: Mapping[str, Any], parents: Sequence[Mapping[str, Any]]) -> None:
@@ -133,7 +137,6 @@ def _check_definition(request: Mapping[str, Any]) -> None:
         raise invalid("You must specify either TrainingImage or AlgorithmName, and not both.")
     for metric in algorithm.get("MetricDefinitions", ()):
         _check_regex(metric)
-    _check_spot(request)
     channels = request.get("InputDataConfig", ())
     names = [channel["ChannelName"] for channel in channels]
     for channel in channels:
@@ -160,20 +163,6 @@ def _check_regex(metric: Mapping[str, str]) -> None:
         raise invalid(
             f"Metric definition {metric['Name']} needs a capture group around the value in its Regex {metric['Regex']}"
         )
-
-
-def _check_spot(request: Mapping[str, Any]) -> None:
-    condition = request["StoppingCondition"]
-    longest, wait = condition.get("MaxRuntimeInSeconds", 86_400), condition.get("MaxWaitTimeInSeconds")
-    if request.get("EnableManagedSpotTraining"):
-        if wait is None or wait < longest:
-            raise invalid(
-                "Invalid MaxWaitTimeInSeconds. It must be present and be greater than or equal to MaxRuntimeInSeconds"
-            )
-        if request["ResourceConfig"].get("KeepAlivePeriodInSeconds"):
-            raise invalid("KeepAlivePeriodInSeconds is not supported with EnableManagedSpotTraining.")
-    elif wait is not None:
-        raise invalid("MaxWaitTimeInSeconds must not be set when EnableManagedSpotTraining is false.")
 
 
 def _check_objective(config: Mapping[str, Any], definition: Mapping[str, Any]) -> None:

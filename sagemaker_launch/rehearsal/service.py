@@ -9,7 +9,7 @@ from typing import Any
 
 from moto.sagemaker.exceptions import SagemakerClientError
 
-from sagemaker_launch.aws.api_model import MAX_TAGS
+from sagemaker_launch.aws.combinations import MAX_TAGS
 from sagemaker_launch.rehearsal.endpoints.endpoints import Endpoint
 from sagemaker_launch.rehearsal.endpoints.hosting import Hosting
 from sagemaker_launch.rehearsal.jobs.debugger import check_debugger
@@ -51,7 +51,7 @@ class Service:
 
     def create_training_job(self, request: Request) -> Answer:
         """CreateTrainingJob."""
-        check_training_job(request)
+        check_training_job(request, self.region)
         check_debugger(request, available=self.machine.settings.debugger)
         self.check_machine(request)
         name = request["TrainingJobName"]
@@ -162,7 +162,7 @@ class Service:
 
     def create_hyper_parameter_tuning_job(self, request: Request) -> Answer:
         """CreateHyperParameterTuningJob."""
-        check_tuning_job(request)
+        check_tuning_job(request, self.region)
         definition, name = request["TrainingJobDefinition"], request["HyperParameterTuningJobName"]
         self.check_machine(definition)
         with self.lock:

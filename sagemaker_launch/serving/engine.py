@@ -64,6 +64,15 @@ def load_engine(folder: Path, precision: Precision = "float32") -> Model:
     return faster
 
 
+def why_no_gpu() -> str:
+    """Why PyTorch sees no GPU, in its own words."""
+    try:
+        torch.cuda.init()  # type: ignore[no-untyped-call]
+    except (RuntimeError, AssertionError) as error:
+        return str(error)
+    return "it finds a driver and no device"
+
+
 class OpenVino(nn.Module):
     """A network that OpenVINO has compiled for this CPU."""
 

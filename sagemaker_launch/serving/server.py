@@ -14,12 +14,14 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any, TextIO
 
+import torch
 import uvicorn
 from fastapi import FastAPI
 
 from lightning_modules.inference import BadExportError
 from sagemaker_launch.serving.app import make_app
 from sagemaker_launch.serving.connections import connection_class
+from sagemaker_launch.serving.engine import why_no_gpu
 from sagemaker_launch.serving.service import Service
 from sagemaker_launch.serving.settings import Settings
 
@@ -152,6 +154,10 @@ async def _live(service: Service, on_ready: Callable[[], None]) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     stopping = asyncio.create_task(stop.wait())
+    if service.state == "no_gpu":
+        log.error(f"this instance has a GPU, and PyTorch {torch.__version__} sees none: {why_no_gpu()}")
+        await stopping  # /ping answers 503, so the instance never becomes healthy
+        return
     loading = asyncio.create_task(service.load())
     await asyncio.wait({loading, stopping}, return_when=asyncio.FIRST_COMPLETED)
     if not loading.done():

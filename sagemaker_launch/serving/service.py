@@ -24,6 +24,7 @@ STATES = {
     "ready": "ready",
     "broken": "no image can be decoded: the system gives no process",
     "stopping": "the server is stopping",
+    "no_gpu": "this instance has a GPU, and PyTorch sees none; the log says why",
 }
 
 
@@ -52,7 +53,7 @@ class Service:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self._phase: Literal["loading", "ready", "stopping"] = "loading"
+        self._phase: Literal["loading", "ready", "stopping", "no_gpu"] = "no_gpu" if settings.lacks_gpu else "loading"
         self.metrics = Metrics(lambda: self.batcher.depth, lambda: self._in_progress)
         self._in_progress = 0
         self._empty = asyncio.Event()
@@ -66,7 +67,7 @@ class Service:
         )
 
     @property
-    def state(self) -> Literal["loading", "ready", "broken", "stopping"]:
+    def state(self) -> Literal["loading", "ready", "broken", "stopping", "no_gpu"]:
         """Requests are accepted in `ready` only."""
         return "broken" if self._phase == "ready" and not self._decoder.is_working else self._phase
 

@@ -44,6 +44,8 @@ class Settings:
     """Time limit of a connection to send the head of its next request, and to read an answer."""
     precision: Precision
     """Data type on a GPU: float32, or bf16, which is faster and may change the first decimal of a logit."""
+    lacks_gpu: bool = False
+    """Whether the instance has a GPU that PyTorch does not see. Then the server answers nothing."""
 
 
 def read_settings(environment: Mapping[str, str], *, cuda: bool) -> Settings:
@@ -55,7 +57,7 @@ def read_settings(environment: Mapping[str, str], *, cuda: bool) -> Settings:
     Raises:
         ValueError: naming the variable, its rule and its value.
     """
-    known = {"SERVING_HOST", "SERVING_PRECISION"}
+    known = {"SERVING_HOST", "SERVING_PRECISION", "SERVING_DEVICE"}
 
     def number(name: str, default: float, low: float, high: float) -> float:
         known.add(name)
@@ -79,7 +81,12 @@ def read_settings(environment: Mapping[str, str], *, cuda: bool) -> Settings:
     precision = environment.get("SERVING_PRECISION") or "float32"
     if precision not in get_args(Precision):
         raise ValueError(f"SERVING_PRECISION must be {' or '.join(get_args(Precision))}, got {precision!r}")
-    if precision == "bf16" and not cuda:
+    # `deploy` sets it to cuda for instances with GPUs.
+    device = environment.get("SERVING_DEVICE", "")
+    if device not in ("", "cuda"):
+        raise ValueError(f"SERVING_DEVICE must be cuda, which needs a GPU, or left out, got {device!r}")
+    lacks_gpu = device == "cuda" and not cuda
+    if precision == "bf16" and not cuda and not lacks_gpu:
         raise ValueError("SERVING_PRECISION may be bf16 on a GPU only, and there is none: leave it out")
     settings = Settings(
         model=Path(environment.get("SAGEMAKER_BASE_DIR") or "/opt/ml") / "model",
@@ -94,6 +101,7 @@ def read_settings(environment: Mapping[str, str], *, cuda: bool) -> Settings:
         stop_seconds=number("SERVING_STOP_SECONDS", STOP_SECONDS, 0, 3600),
         idle_seconds=number("SERVING_IDLE_SECONDS", IDLE_SECONDS, 0.1, 3600),
         precision=cast(Precision, precision),
+        lacks_gpu=lacks_gpu,
     )
     unknown = sorted(name for name in environment if name.startswith("SERVING_") and name not in known)
     if unknown:

@@ -11,8 +11,6 @@ from experiments.fields import used_by
 
 VARIANT = "AllTraffic"
 """Name of the one production variant; a blue/green update needs the old and the new one to have the same."""
-SERVERLESS_MEMORY_MB = (1024, 2048, 3072, 4096, 5120, 6144)
-"""Allowed values of ServerlessConfig.MemorySizeInMB (API reference, read 2026-11)."""
 ROLE_ARN = r"arn:aws[a-z-]*:iam::\d{12}:role/[\w+=,.@/-]+"
 """A role, with the characters that IAM allows: `*` in a printed policy would name all roles."""
 
@@ -27,8 +25,10 @@ class EndpointSettings:
     """Our serving image for current PyTorch, or AWS's last one (PyTorch 2.6 with TorchServe)."""
     image_uri: str | None = None
     """Serving image in ECR; by default what `python -m sagemaker_launch image` pushes, or AWS's."""
-    instance_type: str = used_by("ml.c5.xlarge", "cloud deploy", "cloud image")
+    instance_type: str = used_by("ml.c5.xlarge", "cloud deploy", "cloud image", shape="ProductionVariantInstanceType")
     """Instance type of a realtime or async endpoint."""
+    inference_ami: str | None = used_by(None, shape="ProductionVariantInferenceAmiVersion")
+    """Machine image of GPU instances, which has the NVIDIA driver; by default the one that fits the image's CUDA."""
     min_instances: int = 1
     """Fewest instances; an async endpoint may have 0 while it is idle."""
     max_instances: int = 1
@@ -37,19 +37,19 @@ class EndpointSettings:
     """Target of scaling: requests per instance and minute, by default 300; async: requests that wait, by default 5."""
     memory_mb: int = 3072
     """Memory of a serverless endpoint, which decides its share of processors too."""
-    max_concurrency: int = 2
+    max_concurrency: int = used_by(2, shape="ServerlessMaxConcurrency")
     """Concurrent requests of a serverless endpoint; used to compute its worst-case cost."""
-    startup_timeout_seconds: int = 600
+    startup_timeout_seconds: int = used_by(600, shape="ProductionVariantContainerStartupHealthCheckTimeoutInSeconds")
     """Time limit for an instance to load the model."""
     environment: dict[str, str] = field(default_factory=dict)
     """Environment variables of the server, such as SERVING_MAX_BATCH; others can read them, so no secrets."""
-    data_capture_percent: int = 0
+    data_capture_percent: int = used_by(0, shape="SamplingPercentage")
     """Share of requests and answers that AWS saves in S3; photos may be private, so none by default."""
     rollout: Literal["canary", "linear", "all_at_once"] = "canary"
     """How an update moves traffic to the new instances: a part first (canary), part by part (linear), or at once."""
     rollout_percent: int = 10
     """The first part of a canary (at most 50), or each part of a linear rollout (10..50)."""
-    rollout_wait_seconds: int = 300
+    rollout_wait_seconds: int = used_by(300, shape="WaitIntervalInSeconds")
     """How long each part, and at the end the whole, is watched before the update continues."""
     max_latency_ms: float | None = None
     """An update is rolled back when the 99th percentile of the model's latency is above this."""
@@ -79,14 +79,9 @@ class EndpointSettings:
             "be 1 for kind serverless (set max_concurrency)",
         )
         check(self.scale_target is None or self.scale_target > 0, "scale_target", "be > 0")
-        check(self.memory_mb in SERVERLESS_MEMORY_MB, "memory_mb", f"be one of {SERVERLESS_MEMORY_MB}")
-        check(1 <= self.max_concurrency <= 200, "max_concurrency", "be 1..200")
-        check(60 <= self.startup_timeout_seconds <= 3600, "startup_timeout_seconds", "be 60..3600")
-        check(0 <= self.data_capture_percent <= 100, "data_capture_percent", "be 0..100")
         check(not self.data_capture_percent or self.kind == "realtime", "data_capture_percent", "be 0 unless realtime")
         low = 10 if self.rollout == "linear" else 1
         check(low <= self.rollout_percent <= 50, "rollout_percent", f"be {low}..50 for {self.rollout}")
-        check(0 <= self.rollout_wait_seconds <= 3600, "rollout_wait_seconds", "be 0..3600")
         check(self.max_latency_ms is None or self.max_latency_ms > 0, "max_latency_ms", "be > 0")
         check(len(self.alarms) <= 8, "alarms", "be at most 8")
         role = self.schedule_role_arn
@@ -96,6 +91,11 @@ class EndpointSettings:
             "look like arn:aws:iam::123456789012:role/NAME",
         )
         check(self.budget_usd_per_hour is None or self.budget_usd_per_hour > 0, "budget_usd_per_hour", "be > 0")
+
+    @property
+    def has_instances(self) -> bool:
+        """Whether it runs on instances of the account; a serverless endpoint does not."""
+        return self.kind != "serverless"
 
     @property
     def scales(self) -> bool:

@@ -9,9 +9,15 @@ from pathlib import Path
 from experiments.config import RunConfig, override, require
 from experiments.console import say
 from experiments.errors import UserError
-from sagemaker_launch.settings.cloud import GPU_FAMILIES, CloudSettings
+from sagemaker_launch.aws.image_uris import Version, read_image_uri
+from sagemaker_launch.aws.instances import has_gpu
+from sagemaker_launch.aws.partitions import dns_suffix
+from sagemaker_launch.settings.cloud import CloudSettings
 from sagemaker_launch.shipping.bundle import fetch_debugger, fetch_wheels, make_bundle
 from sagemaker_launch.shipping.storage import Inputs, PhotoSet, Shipment, file_sha256, read_photo_set
+
+SERVING_CUDA: Version = (13, 0)
+"""Version of CUDA of our serving image on GPUs; a test compares it with serving/requirements-cuda.txt."""
 
 
 def make_shipment(
@@ -109,8 +115,15 @@ def find_serving_image(settings: CloudSettings, region: str, cache_dir: Path) ->
 
 
 def serving_device(settings: CloudSettings) -> str:
-    """Device of an endpoint's instance: cpu or cuda."""
-    return "cuda" if settings.endpoint.instance_type.startswith(GPU_FAMILIES) else "cpu"
+    """Device of an endpoint's instances: cpu or cuda."""
+    return "cuda" if settings.endpoint.has_instances and has_gpu(settings.endpoint.instance_type) else "cpu"
+
+
+def serving_cuda(settings: CloudSettings, image: str) -> Version | None:
+    """Version of CUDA of a serving image, by its tag, or of our own image; None if it is not known."""
+    found = read_image_uri(image)
+    tagged = found.cuda if found else None
+    return tagged or (SERVING_CUDA if settings.endpoint.image == "own" else None)
 
 
 def own_serving_image(settings: CloudSettings, region: str, device: str) -> str:
@@ -118,7 +131,7 @@ def own_serving_image(settings: CloudSettings, region: str, device: str) -> str:
     assert settings.role_arn is not None, "checked by require_for_jobs"
     account = settings.role_arn.split(":")[4]
     version = metadata.version("local-first-experiments")
-    return f"{account}.dkr.ecr.{region}.amazonaws.com/{settings.project}-serving:{version}-{device}"
+    return f"{account}.dkr.ecr.{region}.{dns_suffix(region)}/{settings.project}-serving:{version}-{device}"
 
 
 def _image_uri(field: str, query: dict[str, str], region: str, instance_type: str, cache_dir: Path) -> str:

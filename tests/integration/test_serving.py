@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 
 import pytest
 import requests
+import torch
 
 from lightning_modules.inference import MAX_BODY, Model, decode_image, load_export
 from tests.mutations import large_files
@@ -66,6 +67,21 @@ def golden(base: Path) -> tuple[bytes, dict[str, object]]:
 def logits(model: Model, data: bytes) -> list[float]:
     row: list[float] = model.score([decode_image(data)])[0].tolist()
     return row
+
+
+@pytest.mark.slow
+def test_a_gpu_that_pytorch_does_not_see_fails_the_health_check(base: Path, tmp_path: Path) -> None:
+    hidden = {"CUDA_VISIBLE_DEVICES": "", "SERVING_DEVICE": "cuda"}
+    with serving(base, tmp_path / "log", command=SERVER, ready=False, **hidden) as server:
+        why = server.wait_for("sees none")
+        assert f"PyTorch {torch.__version__} sees none: " in why and why.rpartition(": ")[2]
+        for _ in range(3):
+            answer = server.ping()
+            assert answer.status_code == 503
+            assert "has a GPU, and PyTorch sees none" in answer.text
+        assert server.post(golden(base)[0]).status_code == 503
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(20) == 0
 
 
 def test_the_golden_photo_scores_as_it_did_for_the_trainer(server: Server, base: Path) -> None:

@@ -59,7 +59,7 @@ class Hosting:
 
     def create_model(self, request: Request) -> Answer:
         """CreateModel."""
-        check_model(request)
+        check_model(request, self.region)
         container = request["PrimaryContainer"]
         if "ModelDataUrl" in container:
             self._check_object(container["ModelDataUrl"])
@@ -70,7 +70,7 @@ class Hosting:
 
     def create_endpoint_config(self, request: Request) -> Answer:
         """CreateEndpointConfig."""
-        check_config(request)
+        check_config(request, self.region)
         for variant in request["ProductionVariants"]:
             model = self._find("Model", variant["ModelName"])
             if "ServerlessConfig" in variant:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
+from sagemaker_launch.aws.partitions import partition
 from sagemaker_launch.rehearsal.endpoints.endpoints import Endpoint, Request, Variant
 from sagemaker_launch.rehearsal.endpoints.serving_process import LOG_GROUP, Reply
 from sagemaker_launch.rehearsal.machine.objects import DataError, Objects, Uri
@@ -22,6 +23,8 @@ MAX_BODY_BYTES = 6 * 1024 * 1024
 """Of a request and of an answer (botocore's model of InvokeEndpoint, 2026)."""
 MAX_SERVERLESS_BODY_BYTES = 4 * 1024 * 1024
 """AWS developer guide, quotas of serverless endpoints, 2025."""
+CONSOLES = {"aws-cn": "console.amazonaws.cn", "aws-us-gov": "console.amazonaws-us-gov.com"}
+"""Hosts of AWS's console by partition, behind the region."""
 TIMEOUT_SECONDS = 60.0
 """AWS API reference, InvokeEndpoint, 2025."""
 
@@ -100,14 +103,16 @@ class Invoker:
     def model_error(self, endpoint: Endpoint, status: int, message: str) -> InvocationError:
         """ModelError, as AWS words it."""
         group, side = LOG_GROUP + endpoint.name, "client" if 400 <= status < 500 else "server"
-        console = f"https://{self._region}.console.aws.amazon.com/cloudwatch/home?region={self._region}"
+        part = partition(self._region)
+        host = CONSOLES.get(part, "console.aws.amazon.com")
+        console = f"https://{self._region}.{host}/cloudwatch/home?region={self._region}"
         return InvocationError(
             424,
             "ModelError",
             f'Received {side} error ({status}) from primary with message "{message}". See {console}#logEventViewer:'
             f"group={group} in account {self._account} for more information.",
             ErrorCode=f"{side.upper()}_ERROR_FROM_MODEL",
-            LogStreamArn=f"arn:aws:logs:{self._region}:{self._account}:log-group:{group}",
+            LogStreamArn=f"arn:{part}:logs:{self._region}:{self._account}:log-group:{group}",
             OriginalMessage=message,
             OriginalStatusCode=status,
         )

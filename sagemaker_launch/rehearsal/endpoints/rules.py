@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Set
 from typing import Any
 
-from sagemaker_launch.rehearsal.rules import check_tags, invalid
+from sagemaker_launch.rehearsal.rules import check_rules, check_tags, invalid
 
-MEMORY_SIZES_MB = (1024, 2048, 3072, 4096, 5120, 6144)
-"""Of serverless endpoints (AWS API reference, ProductionVariantServerlessConfig, 2025)."""
 Request = Mapping[str, Any]
 
 
-def check_model(request: Request) -> None:
+def check_model(request: Request, region: str | None = None) -> None:
     """Refuse what CreateModel refuses, and what is not rehearsed.
 
     Raises:
@@ -26,12 +24,13 @@ def check_model(request: Request) -> None:
     container = request["PrimaryContainer"]
     if "Image" not in container:
         raise invalid("PrimaryContainer.Image must be provided.")
+    check_rules("CreateModel", request, region)
     url = container.get("ModelDataUrl")
     if url is not None and not url.endswith(".tar.gz"):
         raise invalid(f"ModelDataUrl must be the S3 address of a .tar.gz archive, got {url}")
 
 
-def check_config(request: Request) -> None:
+def check_config(request: Request, region: str | None = None) -> None:
     """Refuse what CreateEndpointConfig refuses, and what is not rehearsed.
 
     Raises:
@@ -46,8 +45,7 @@ def check_config(request: Request) -> None:
         _check_variant(variant)
     if sum(variant.get("InitialVariantWeight", 1.0) for variant in variants) <= 0:
         raise invalid("At least one production variant must have a weight above 0.")
-    if any("ServerlessConfig" in variant for variant in variants):
-        _check_serverless(request)
+    check_rules("CreateEndpointConfig", request, region)
     if "AsyncInferenceConfig" in request:
         _check_async(request)
     capture = request.get("DataCaptureConfig")
@@ -61,36 +59,9 @@ def _check_variant(variant: Request) -> None:
     name = variant["VariantName"]
     if "ModelName" not in variant:
         raise invalid(f"production variant {name}: ModelName must be provided (inference components are not rehearsed)")
-    for field in ("InstanceType", "InitialInstanceCount"):
-        if (field in variant) == ("ServerlessConfig" in variant):
-            raise invalid(
-                f"production variant {name}: InstanceType and InitialInstanceCount, or ServerlessConfig, must be "
-                "provided, and not both."
-            )
-
-
-def _check_serverless(request: Request) -> None:
-    if len(request["ProductionVariants"]) > 1:
-        raise invalid("A serverless endpoint can have one production variant only.")
-    # Source: AWS developer guide, "Deploy models with Amazon SageMaker Serverless Inference", feature exclusions, 2025.
-    for field in ("DataCaptureConfig", "AsyncInferenceConfig", "KmsKeyId"):
-        if field in request:
-            raise invalid(f"{field} is not supported for serverless endpoints.")
-    [variant] = request["ProductionVariants"]
-    for field in ("VolumeSizeInGB", "ModelDataDownloadTimeoutInSeconds", "ContainerStartupHealthCheckTimeoutInSeconds"):
-        if field in variant:
-            raise invalid(f"{field} is not supported for serverless endpoints.")
-    config = variant["ServerlessConfig"]
-    if config["MemorySizeInMB"] not in MEMORY_SIZES_MB:
-        sizes = ", ".join(map(str, MEMORY_SIZES_MB))
-        raise invalid(f"ServerlessConfig.MemorySizeInMB must be one of {sizes}, got {config['MemorySizeInMB']}")
-    if config.get("ProvisionedConcurrency", 0) > config["MaxConcurrency"]:
-        raise invalid("ServerlessConfig.ProvisionedConcurrency must be less than or equal to MaxConcurrency.")
 
 
 def _check_async(request: Request) -> None:
-    if len(request["ProductionVariants"]) > 1:
-        raise invalid("An asynchronous endpoint can have one production variant only.")
     output = request["AsyncInferenceConfig"]["OutputConfig"]
     if "S3OutputPath" not in output:
         raise invalid("AsyncInferenceConfig.OutputConfig.S3OutputPath must be provided.")

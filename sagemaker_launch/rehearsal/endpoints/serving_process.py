@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import http.client
 import io
+import logging
 import shlex
 import shutil
 import sys
@@ -28,8 +29,12 @@ from sagemaker_launch.rehearsal.machine.namespaces import SYSTEM_PATH, Process, 
 from sagemaker_launch.rehearsal.machine.objects import DataError, Uri
 from sagemaker_launch.rehearsal.machine.runner import Machine
 
+log = logging.getLogger(__name__)
+
 LOG_GROUP = "/aws/sagemaker/Endpoints/"
 PACKAGES = Path(sagemaker_launch.__file__).resolve().parent.parent
+GPU = Path("/dev/nvidiactl")
+"""Device file of NVIDIA's driver."""
 STOP_SECONDS = 30.0
 """Time between SIGTERM and SIGKILL (AWS documentation of custom inference code, 2025)."""
 POLL_SECONDS = 0.1
@@ -249,6 +254,11 @@ class ServingProcess:
             # Containers share the loopback interface here, so none may use AWS's port 8080.
             "SAGEMAKER_BIND_TO_PORT": str(self._port),
         }
+        if environment.get("SERVING_DEVICE") == "cuda" and not GPU.exists():
+            log.warning(
+                "%s: this machine has no GPU, so its model is rehearsed on the CPU", self._spec.container["Image"]
+            )
+            environment["SERVING_DEVICE"] = ""
         return environment if self._spec.isolated else {**environment, "AWS_ENDPOINT_URL": self._machine.url}
 
 

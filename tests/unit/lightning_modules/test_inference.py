@@ -23,10 +23,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from lightning_modules.inference import (
     MAX_PIXELS,
     MAX_SIDE,
+    BadExportError,
     BadImageError,
     OutOfMemoryError,
     Preprocessing,
     decode_image,
+    model_fn,
 )
 from tests.pictures import encoded, jpeg_bytes, smooth_picture
 
@@ -472,3 +474,10 @@ def test_preprocessing_crops_the_centre_and_normalises() -> None:
     assert white.dtype == torch.float32
     assert white[0, :, 0, 0].tolist() == pytest.approx([(1 - 0.485) / 0.229, (1 - 0.456) / 0.224, (1 - 0.406) / 0.225])
     assert Preprocessing.from_dict(preprocessing.to_dict()) == preprocessing
+
+
+def test_a_model_is_not_served_from_the_cpu_of_an_instance_with_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SERVING_DEVICE", "cuda")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(BadExportError, match="this instance has a GPU, and PyTorch sees none"):
+        model_fn("nowhere")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -9,10 +10,13 @@ import pytest
 from experiments.config import RunConfig, load_config
 from experiments.errors import UserError
 from sagemaker_launch.aws import client as aws
+from sagemaker_launch.endpoints.lease import Lease
 from sagemaker_launch.endpoints.plan import plan_endpoint
+from sagemaker_launch.endpoints.requests import create_endpoint, deployment, planned_requests
 from sagemaker_launch.jobs.budget import OverBudgetError
 from sagemaker_launch.settings.cloud import load_cloud
 from tests.unit.sagemaker_launch.jobs.test_plan import SETTINGS
+from tests.unit.sagemaker_launch.shipping.test_image_fit import DLC
 
 
 @pytest.fixture
@@ -32,3 +36,88 @@ def test_an_endpoint_is_planned_without_aws(config: RunConfig) -> None:
 def test_a_name_that_aws_refuses_is_refused_before_a_model_is_fetched(config: RunConfig) -> None:
     with pytest.raises(UserError, match="NAME must"):
         plan_endpoint(load_cloud(None, SETTINGS), config, "no_underscores")
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"endpoint.memory_mb": 3000, "endpoint.kind": "serverless"}, "MemorySizeInMB must be one of 1024, 2048"),
+        ({"endpoint.kind": "serverless", "volume_kms_key": "alias/x"}, "KmsKeyId is not supported for serverless"),
+        ({"endpoint.instance_type": "ml.c7g.large"}, "must be built for Arm processors"),
+        ({"endpoint.instance_type": "ml.p3.2xlarge"}, "must have GPUs of compute capability 7.5 or newer"),
+        ({"endpoint.inference_ami": "al2-ami-sagemaker-inference-gpu-2"}, "inference_ami must be left out without an"),
+        ({"endpoint.alarms": [" "]}, "UpdateEndpoint would not be taken: .*alarmName"),
+        ({"tags": {"expires": "never"}}, "cloud.tags must leave 'expires' to --ttl"),
+        ({"tags": {"endpoint": "x"}}, "cloud.tags must leave 'endpoint' to NAME"),
+        ({"region": "cn-north-1"}, "ExecutionRoleArn must be an ARN of aws-cn"),
+        (
+            {"endpoint.schedule_role_arn": "arn:aws-cn:iam::123456789012:role/s"},
+            "CreateSchedule would not be taken: RoleArn must be an ARN of aws,",
+        ),
+        (
+            {"endpoint.image_uri": "123456789012.dkr.ecr.us-west-2.amazonaws.com/serving:1"},
+            "Image must be in the region us-east-1",
+        ),
+    ],
+)
+def test_what_aws_would_refuse_is_refused_before_a_model_is_fetched(
+    config: RunConfig, values: dict[str, object], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        plan_endpoint(load_cloud(None, SETTINGS | values), config, "dogs", ttl="1h")
+
+
+@pytest.mark.parametrize(
+    ("values", "ami", "device"),
+    [
+        ({"endpoint.instance_type": "ml.g5.xlarge"}, "al2023-ami-sagemaker-inference-gpu-4-1", "cuda"),
+        (
+            {"endpoint.instance_type": "ml.g5.xlarge", "endpoint.kind": "async"},
+            "al2023-ami-sagemaker-inference-gpu-4-1",
+            "cuda",
+        ),
+        (
+            {"endpoint.instance_type": "ml.g5.xlarge", "endpoint.inference_ami": "al2-ami-sagemaker-inference-gpu-3-1"},
+            "al2-ami-sagemaker-inference-gpu-3-1",
+            "cuda",
+        ),
+        (
+            {
+                "endpoint.instance_type": "ml.g4dn.xlarge",
+                "endpoint.image": "aws",
+                "endpoint.image_uri": f"{DLC}/pytorch-inference:2.6.0-gpu-py312-cu124",
+            },
+            "al2-ami-sagemaker-inference-gpu-3-1",
+            "cuda",
+        ),
+        ({"endpoint.instance_type": "ml.c5.xlarge"}, None, None),
+        ({"endpoint.instance_type": "ml.g5.xlarge", "endpoint.kind": "serverless"}, None, None),
+    ],
+)
+def test_an_endpoint_with_gpus_asks_for_their_driver_and_needs_them(
+    config: RunConfig, values: dict[str, object], ami: str | None, device: str | None
+) -> None:
+    settings = load_cloud(None, SETTINGS | values)
+    plan = plan_endpoint(settings, config, "dogs", ttl="1h")
+    version = deployment(settings, "dogs", plan.image, "s3://my-bucket/model.tar.gz")
+    assert version.config["ProductionVariants"][0].get("InferenceAmiVersion") == ami
+    assert version.model["PrimaryContainer"]["Environment"].get("SERVING_DEVICE") == device
+
+
+def test_the_users_own_tag_owner_wins(config: RunConfig) -> None:
+    settings = load_cloud(None, SETTINGS | {"tags": {"owner": "Team Vision"}, "endpoint.owner": "anna"})
+    plan = plan_endpoint(settings, config, "dogs", ttl="1h")
+    tags = {tag["Key"]: tag["Value"] for tag in create_endpoint(settings, "dogs", "dogs-1", plan.lease)["Tags"]}
+    assert tags["owner"] == "Team Vision"
+    assert Lease.read(tags) == plan.lease
+
+
+def test_an_endpoint_in_china_has_the_names_of_china(config: RunConfig) -> None:
+    role = "arn:aws-cn:iam::123456789012:role/jobs"
+    values = {"region": "cn-north-1", "role_arn": role, "endpoint.schedule_role_arn": role}
+    settings = load_cloud(None, {**SETTINGS, **values})
+    plan = plan_endpoint(settings, config, "dogs", ttl="1h")
+    version = deployment(settings, "dogs", plan.image, "s3://my-bucket/model.tar.gz")
+    sent = json.dumps([request for _, _, request in planned_requests(settings, "dogs", version, plan.lease)])
+    assert ".dkr.ecr.cn-north-1.amazonaws.com.cn/" in sent and "arn:aws-cn:scheduler:::aws-sdk" in sent
+    assert "arn:aws:" not in sent and "amazonaws.com/" not in sent

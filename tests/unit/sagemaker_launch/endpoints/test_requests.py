@@ -89,6 +89,7 @@ OTHER = {
     "max_latency_ms": 9.0,
     "alarms": ["other"],
     "schedule_role_arn": f"{ROLE}2",
+    "inference_ami": "al2-ami-sagemaker-inference-gpu-3-1",
 }
 """Another value for every field of an endpoint that goes to AWS."""
 
@@ -146,7 +147,6 @@ def test_a_name_that_aws_would_refuse_is_refused_at_once(name: str) -> None:
         ({"endpoint.min_instances": 3}, "max_instances must be >= 3"),
         ({"endpoint.kind": "serverless", "endpoint.max_instances": 2}, "max_instances must be 1 for kind serverless"),
         ({"endpoint.kind": "async", "endpoint.data_capture_percent": 1}, "data_capture_percent must be 0 unless"),
-        ({"endpoint.memory_mb": 3000}, "memory_mb must be one of"),
         ({"endpoint.rollout": "linear", "endpoint.rollout_percent": 5}, "rollout_percent must be 10..50 for linear"),
         ({"endpoint.kind": "serverless", "network_isolation": True}, "not be serverless with subnets or network"),
         ({"endpoint.knd": "x"}, "did you mean endpoint.kind"),

@@ -47,9 +47,20 @@ def test_every_variable_is_read() -> None:
     assert settings.decode_threads == 5
 
 
+def test_an_instance_with_a_gpu_needs_one() -> None:
+    needs = {"SERVING_DEVICE": "cuda"}
+    assert read_settings(needs, cuda=False).lacks_gpu
+    assert read_settings({**needs, "SERVING_PRECISION": "bf16"}, cuda=False).lacks_gpu, "/ping says why"
+    assert not read_settings(needs, cuda=True).lacks_gpu
+    assert (
+        not read_settings({}, cuda=False).lacks_gpu and not read_settings({"SERVING_DEVICE": ""}, cuda=False).lacks_gpu
+    )
+
+
 @pytest.mark.parametrize(
     ("name", "value", "says"),
     [
+        ("SERVING_DEVICE", "gpu", "SERVING_DEVICE must be cuda, which needs a GPU, or left out, got 'gpu'"),
         ("SERVING_MAX_BATCH", "0", "SERVING_MAX_BATCH must be a number 1..1024, got '0'"),
         ("SERVING_MAX_BATCH", "2.5", "SERVING_MAX_BATCH must be a whole number, got '2.5'"),
         ("SERVING_MAX_WAIT_MS", "soon", "SERVING_MAX_WAIT_MS must be a number 0..10000, got 'soon'"),
