@@ -144,7 +144,7 @@ def test_each_partition_has_its_own_names(config: RunConfig, region: str, suffix
 
 
 def test_what_the_launcher_accepts_is_accepted_by_botocore_and_the_rules() -> None:
-    """Two settings draw a good or a bad value; botocore's own validator judges what the launcher's checks let through."""
+    """Two settings draw a good or a bad value; botocore's validator judges what the launcher lets through."""
     pools: dict[str, tuple[object, ...]] = {
         "instance_type": ("ml.m5.large", "ml.g4dn.xlarge", "ml.c7g.large", "ml.m5.larg"),
         "volume_size_gb": (1, 50, 200, 0),
