@@ -24,7 +24,7 @@ from sagemaker_launch.debugger.commands import add_debug_command
 from sagemaker_launch.endpoints.commands import add_endpoint_commands
 from sagemaker_launch.endpoints.serve import add_serving_commands
 from sagemaker_launch.jobs.commands import add_job_commands, add_parity_command
-from sagemaker_launch.rehearse import REHEARSED
+from sagemaker_launch.rehearse import CONFIG, REHEARSED, SETTINGS
 from sagemaker_launch.settings.cloud import CloudSettings, load_cloud
 
 PREFIX = "cloud."
@@ -39,6 +39,8 @@ def main(argv: Sequence[str]) -> int:
         0 done, 1 failed, 2 wrong use, 130 interrupted.
     """
     arguments, fields = parse(argv)
+    if getattr(arguments, "all", False) and arguments.config is None:
+        arguments.config = CONFIG
 
     def run() -> None:
         typed = parse_overrides(fields)
@@ -108,11 +110,13 @@ def _policy(settings: CloudSettings, config: RunConfig, arguments: argparse.Name
 
 
 def _rehearse(settings: CloudSettings, config: RunConfig, arguments: argparse.Namespace) -> None:
-    from sagemaker_launch.rehearse import RehearsalError, rehearse_all, run_rehearsal
+    from sagemaker_launch.rehearse import RehearsalError, misleading_variables, rehearse_all, run_rehearsal
 
-    settings.require_for_jobs()
     root = config.output_dir / "rehearsal"
-    options = [f"--{name}={value}" for name in ("port", "faults") if (value := getattr(arguments, name)) is not None]
+    named = ("port", "faults", "quotas", "torchserve_environment")
+    options = [
+        f"--{name.replace('_', '-')}={value}" for name in named if (value := getattr(arguments, name)) is not None
+    ]
     options += ["--without-debugger"] if arguments.without_debugger else []
     if arguments.all:
         passed_on = functools.partial(arguments.passed_on, with_secrets=False)
@@ -120,6 +124,8 @@ def _rehearse(settings: CloudSettings, config: RunConfig, arguments: argparse.Na
             raise RehearsalError(f"the rehearsal failed: see above, and {root / 'server.log'}")
         return
     with run_rehearsal(settings, root, options) as running:
+        if misleading := misleading_variables(running.environment):
+            sys.stdout.write(f"unset {' '.join(misleading)}\n")
         for name, value in running.environment.items():
             sys.stdout.write(Revealed(f"export {name}={shlex.quote(value)}\n"))
         sys.stdout.flush()
@@ -196,11 +202,14 @@ def _add_commands(commands: Any) -> None:
     policies = ("launcher", "role", "role_trust", "schedule_role", "schedule_role_trust", "image")
     policy.add_argument("of", nargs="?", choices=policies, help="one of them alone")
     rehearse = add("rehearse", _rehearse, "Run a stand-in for the service on 127.0.0.1 (needs the extra `rehearsal`).")
-    rehearse.add_argument(
-        "--all", action="store_true", help="tune, train, sync, deploy, query, delete; a verdict for each"
-    )
+    text = f"tune, train, sync, deploy, query, delete; a verdict for each (by default of {CONFIG})"
+    rehearse.add_argument("--all", action="store_true", help=text)
     rehearse.add_argument("--port", type=int, help="by default a free one")
     rehearse.add_argument("--faults", metavar="rate=R,seed=N", help="let calls fail, as AWS's do on a bad day")
+    text = "instances of a type that the account may use, as ml.p3.2xlarge=0,ml.g5.xlarge=1"
+    rehearse.add_argument("--quotas", metavar="TYPE=N,...", help=text)
+    text = "folder of AWS's inference image TorchServe, which is built there once (needs Java and Linux namespaces)"
+    rehearse.add_argument("--torchserve-environment", type=Path, metavar="DIR", help=text)
     text = "refuse jobs with --debug, as AWS does in accounts that have no Debugger"
     rehearse.add_argument("--without-debugger", action="store_true", help=text)
-    rehearse.set_defaults(uses=("cloud rehearse", *(f"cloud {command}" for command in REHEARSED)))
+    rehearse.set_defaults(uses=("cloud rehearse", *(f"cloud {command}" for command in REHEARSED)), cloud=SETTINGS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -14,8 +15,14 @@ from pathlib import Path
 
 from experiments.console import duration, say
 from experiments.errors import CommandError
+from sagemaker_launch.account.policy import policies
+from sagemaker_launch.aws.sessions import ENDPOINT_VARIABLE, REHEARSAL_CONFIG, hermetic_session
 from sagemaker_launch.settings.cloud import CloudSettings
 
+SETTINGS = Path("conf/cloud/rehearsal.yaml")
+"""Settings of `rehearse` where no others are given: a role and a bucket that it makes itself."""
+CONFIG = Path("conf/quick.yaml")
+"""Config of `rehearse --all` where no other is given: it needs no photos and no download, and takes minutes."""
 VARIABLES = 5
 """Lines in which the service prints its environment when it is ready."""
 
@@ -36,7 +43,7 @@ class Service:
     """A running stand-in for AWS."""
 
     environment: Mapping[str, str]
-    """The variables in which every other command uses it."""
+    """The variables by which every other command uses it."""
     process: subprocess.Popen[str]
 
     def end(self) -> None:
@@ -76,8 +83,13 @@ def start_service(
 
     Raises:
         RehearsalError: if it does not start.
+        UserError: if the settings lack a role or a bucket, which it makes.
     """
-    command = [sys.executable, "-m", "sagemaker_launch.rehearsal", "--root", str(root), "--until-eof", *options]
+    settings.require_for_jobs()
+    assert settings.role_arn is not None
+    account = settings.role_arn.split(":")[4]
+    command = [sys.executable, "-m", "sagemaker_launch.rehearsal", "--root", str(root), "--until-eof"]
+    command += ["--account", account, *options]
     # However this process ends, the pipe to the service's standard input closes with it, and the service ends too. It
     # has a session of its own: a notebook's interrupt is about one cell and reaches all that the kernel has started.
     process = subprocess.Popen(command, stdin=stdin, stdout=subprocess.PIPE, text=True, start_new_session=True)
@@ -91,7 +103,7 @@ def start_service(
         environment = dict(said)
         if settings.region is not None:
             environment |= {"AWS_DEFAULT_REGION": settings.region, "AWS_REGION": settings.region}
-        _make_bucket(settings, environment)
+        _make_bucket_and_roles(settings, environment)
     except BaseException:
         running.end()
         raise
@@ -117,7 +129,9 @@ def rehearse_all(
     """
     done: list[tuple[str, bool, float]] = []
     with run_rehearsal(settings, root, options) as running:
-        environment = {**running.environment, **secrets}
+        # No other variable of AWS, which may name other addresses, profiles and regions.
+        kept = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
+        environment = {**kept, **running.environment, **secrets}
 
         def stage(label: str, command: str, *own: str) -> str:
             return _stage(done, label, [command, *own, *arguments_of(command)], environment)
@@ -144,7 +158,7 @@ def _stage(
     started = time.monotonic()
     ran = subprocess.run(
         [sys.executable, "-m", "sagemaker_launch", *command],
-        env=os.environ | environment,
+        env=dict(environment),
         stdout=subprocess.PIPE,
         text=True,
         check=False,
@@ -155,16 +169,32 @@ def _stage(
     return words[-1] if ran.returncode == 0 and words else ""
 
 
-def _make_bucket(settings: CloudSettings, environment: Mapping[str, str]) -> None:
+def misleading_variables(environment: Mapping[str, str]) -> list[str]:
+    """Names of variables of AWS in this process's environment that have another meaning than the rehearsal's."""
+    return sorted(name for name in os.environ if name.startswith("AWS_") and name not in environment)
+
+
+def _make_bucket_and_roles(settings: CloudSettings, environment: Mapping[str, str]) -> None:
     import boto3
+    from botocore.config import Config
 
     region = environment["AWS_REGION"]
-    s3 = boto3.client(
-        "s3",
-        endpoint_url=environment["AWS_ENDPOINT_URL"],
+    own = boto3.Session(
+        environment["AWS_ACCESS_KEY_ID"],
+        environment["AWS_SECRET_ACCESS_KEY"],
         region_name=region,
-        aws_access_key_id=environment["AWS_ACCESS_KEY_ID"],
-        aws_secret_access_key=environment["AWS_SECRET_ACCESS_KEY"],
+        botocore_session=hermetic_session(),
     )
+    options = {"endpoint_url": environment[ENDPOINT_VARIABLE], "config": Config(**REHEARSAL_CONFIG)}
     elsewhere = {"CreateBucketConfiguration": {"LocationConstraint": region}}
-    s3.create_bucket(Bucket=settings.bucket, **({} if region == "us-east-1" else elsewhere))
+    own.client("s3", **options).create_bucket(Bucket=settings.bucket, **({} if region == "us-east-1" else elsewhere))
+    trusted = policies(settings, region)
+    roles = {settings.endpoint.schedule_role_arn: "schedule_role_trust", settings.role_arn: "role_trust"}
+    for role, trust in roles.items():
+        if role is not None:
+            *path, name = role.partition(":role/")[2].split("/")
+            own.client("iam", **options).create_role(
+                RoleName=name,
+                Path="/".join(["", *path, ""]),
+                AssumeRolePolicyDocument=json.dumps(trusted[trust]),
+            )

@@ -7,7 +7,7 @@ import json
 import re
 import threading
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -42,6 +42,8 @@ class Fault:
     message: str = ""
     body: bytes | None = None
     """An answer of its own, in place of an error."""
+    rewrite: Callable[[bytes], bytes] | None = None
+    """Changes the service's own answer."""
 
     def meets(self, operation: str, call: int) -> bool:
         """Whether it happens to a call."""
@@ -93,6 +95,9 @@ def bad_day(upstream: str, *faults: Fault) -> Iterator[BadDay]:
                 if fault.lost == "answer":
                     self._forwarded(body)
                 self.close_connection = True
+            elif fault.rewrite is not None:
+                status, headers, answer = self._forwarded(body)
+                self._answer(status, headers, fault.rewrite(answer))
             elif fault.body is not None:
                 self._answer(200, [("Content-Type", "application/x-amz-json-1.1")], fault.body)
             else:

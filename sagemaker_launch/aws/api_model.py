@@ -8,12 +8,12 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import botocore.session
 import regex
 from botocore.model import ServiceModel, Shape
 
 from experiments.config import require
 from experiments.fields import fields_of
+from sagemaker_launch.aws.sessions import hermetic_session
 from sagemaker_launch.settings.cloud import CloudSettings
 
 TYPES: Mapping[str, tuple[type, ...]] = {
@@ -35,7 +35,7 @@ SURROGATES = (r"\uD800\uDC00-\uDBFF\uDFFF", r"\U00010000-\U0010FFFF")
 @functools.cache
 def service_model(service: str = "sagemaker") -> ServiceModel:
     """A service as botocore describes it."""
-    return botocore.session.get_session().get_service_model(service)
+    return hermetic_session().get_service_model(service)
 
 
 def violations(operation: str, request: Mapping[str, Any], service: str = "sagemaker") -> list[str]:

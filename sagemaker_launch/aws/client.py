@@ -11,7 +11,14 @@ from botocore.exceptions import ClientError
 
 from experiments.errors import UserError
 from sagemaker_launch.aws.retries import ATTEMPTS, PATIENT_ATTEMPTS, WaitingOut
-from sagemaker_launch.aws.sessions import credentials_of, session, usable_settings
+from sagemaker_launch.aws.sessions import (
+    REHEARSAL_CONFIG,
+    credentials_of,
+    is_here,
+    rehearsal_url,
+    session,
+    usable_settings,
+)
 from sagemaker_launch.settings.cloud import CloudSettings
 
 THREADS = 16
@@ -28,18 +35,27 @@ def client(service: str, settings: CloudSettings, *, patient: bool = False, **op
         options: of botocore's Config.
 
     Raises:
-        UserError: if no region is set anywhere, or AWS's settings name what does not exist.
+        UserError: if no region is set anywhere; if AWS's settings name what does not exist, or send only some calls to
+            this machine.
     """
+    url = rehearsal_url()
     defaults = {
         "connect_timeout": 10,
         "read_timeout": 60,
         "retries": {"mode": "standard", "total_max_attempts": PATIENT_ATTEMPTS if patient else ATTEMPTS},
         "max_pool_connections": THREADS,
+        **(REHEARSAL_CONFIG if url else {}),
     }
     own = session()
     with usable_settings():
-        made = own.client(service, region_name=region(settings), config=Config(**defaults | options))
+        made = own.client(service, endpoint_url=url, region_name=region(settings), config=Config(**defaults | options))
         _ = urlsplit(made.meta.endpoint_url).port  # raises for a number that is no port
+    if is_rehearsal(made) and url is None:
+        raise UserError(
+            f"the address of {service} must be AWS's, or AWS_ENDPOINT_URL the rehearsal's for all services, got "
+            f"{made.meta.endpoint_url} for {service} alone: look for AWS_ENDPOINT_URL_… in the environment and "
+            f"endpoint_url in ~/.aws/config"
+        )
     made.meta.events.register("needs-retry", WaitingOut(f"AWS ({service})", credentials_of(own)).needs_retry)
     return made
 
@@ -59,7 +75,7 @@ def region(settings: CloudSettings) -> str:
 
 def is_rehearsal(client: Any) -> bool:
     """Whether the service is a rehearsal on this machine."""
-    return urlsplit(client.meta.endpoint_url).hostname in ("127.0.0.1", "localhost", "::1")
+    return is_here(client.meta.endpoint_url)
 
 
 def origin(client: Any) -> str:

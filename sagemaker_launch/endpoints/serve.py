@@ -72,6 +72,7 @@ def _announce(address: str) -> None:
 def _image(settings: CloudSettings, config: RunConfig, arguments: argparse.Namespace) -> None:
     del config
     from sagemaker_launch.aws.client import region
+    from sagemaker_launch.aws.sessions import rehearsal_url
     from sagemaker_launch.shipping.images import push_commands
     from sagemaker_launch.shipping.shipment import own_serving_image, serving_device
 
@@ -84,6 +85,10 @@ def _image(settings: CloudSettings, config: RunConfig, arguments: argparse.Names
         say("set TORCH_INDEX to the index of PyTorch's builds without CUDA (pytorch.org, Get started) before the build")
     print("\n".join(commands), flush=True)
     if arguments.push:
+        if (url := rehearsal_url()) is not None:
+            raise UserError(
+                f"--push needs AWS's registry of images, got the rehearsal at {url}: AWS_ENDPOINT_URL must be unset"
+            )
         for program in ("docker", "aws"):
             if shutil.which(program) is None:
                 raise UserError(f"--push needs the program {program}, which is not here: run the commands elsewhere")

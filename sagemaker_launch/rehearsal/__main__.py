@@ -14,15 +14,23 @@ import optuna
 
 from lightning_modules.redaction import RedactedFormatter
 from sagemaker_launch.rehearsal.faults import FaultSettings
-from sagemaker_launch.rehearsal.machine.runner import Settings
-from sagemaker_launch.rehearsal.server import Server
+
+ACCOUNT = "123456789012"
+"""Account of a rehearsal that is told no other, as in AWS's documentation."""
 
 log = logging.getLogger("sagemaker_launch.rehearsal")
 
 
 def main() -> int:
     """Serve until told to stop."""
+    _forget_aws()
+    # moto makes a session of botocore when it is imported, which reads AWS's variables and files.
+    from sagemaker_launch.rehearsal.machine.runner import Settings
+    from sagemaker_launch.rehearsal.quotas import parse_quotas
+    from sagemaker_launch.rehearsal.server import Server
+
     arguments = _parser().parse_args()
+    os.environ["MOTO_ACCOUNT_ID"] = arguments.account  # moto reads it at each request
     optuna.logging.set_verbosity(optuna.logging.WARNING)  # Optuna replaces AWS's strategies here, without log lines
     root = arguments.root.resolve()
     try:
@@ -37,21 +45,23 @@ def main() -> int:
         signal.signal(number, lambda *_: stop.set())
     if arguments.until_eof:
         threading.Thread(target=_wait_for_eof, args=(stop,), name="starter", daemon=True).start()
-    settings = Settings(
-        root=root,
-        grace_seconds=arguments.grace,
-        checkpoint_seconds=arguments.checkpoint_interval,
-        spot_interrupt_after=arguments.spot_interrupt_after,
-        max_parallel_jobs=arguments.max_parallel_jobs,
-        max_endpoint_instances=arguments.max_endpoint_instances,
-        health_check_seconds=arguments.health_check_timeout,
-        rollout_speed=arguments.rollout_speed,
-        torchserve_environment=arguments.torchserve_environment,
-        debugger=not arguments.without_debugger,
-        keep_trees=arguments.keep_trees,
-    )
     images = (arguments.images or root).resolve()
     try:
+        settings = Settings(
+            root=root,
+            account=arguments.account,
+            grace_seconds=arguments.grace,
+            checkpoint_seconds=arguments.checkpoint_interval,
+            spot_interrupt_after=arguments.spot_interrupt_after,
+            max_parallel_jobs=arguments.max_parallel_jobs,
+            max_endpoint_instances=arguments.max_endpoint_instances,
+            quotas=parse_quotas(arguments.quotas),
+            health_check_seconds=arguments.health_check_timeout,
+            rollout_speed=arguments.rollout_speed,
+            torchserve_environment=arguments.torchserve_environment,
+            debugger=not arguments.without_debugger,
+            keep_trees=arguments.keep_trees,
+        )
         faults = FaultSettings.parse(arguments.faults)
         server = Server(settings, arguments.port, images, not arguments.no_namespaces, faults)
     except (RuntimeError, ValueError, OSError) as error:
@@ -78,6 +88,13 @@ def make_private(root: Path) -> None:
     root.chmod(0o700)
 
 
+def _forget_aws() -> None:
+    """Drop what variables and files say of AWS: this process calls its own address only."""
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        del os.environ[name]
+    os.environ |= {"AWS_CONFIG_FILE": os.devnull, "AWS_SHARED_CREDENTIALS_FILE": os.devnull}
+
+
 def _wait_for_eof(stop: threading.Event) -> None:
     # Not sys.stdin: Python can't close it at exit while a thread reads from it.
     while os.read(0, 4096):
@@ -89,11 +106,13 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m sagemaker_launch.rehearsal", description=__doc__)
     add = parser.add_argument
     add("--root", type=Path, required=True, help="folder of all that the server keeps")
+    add("--account", default=ACCOUNT, help=f"number of the AWS account (default: {ACCOUNT})")
     add("--port", type=int, default=0, help="port on 127.0.0.1 (default: a free one)")
     add("--images", type=Path, help="folder of the job image, which servers may share (default: --root)")
     add("--faults", default="", help="faults to rehearse, as rate=0.2,seed=1[,slow_seconds=1] (default: none)")
     add("--max-parallel-jobs", type=int, default=20, help="quota of instances in training jobs (default: 20)")
     add("--max-endpoint-instances", type=int, default=20, help="quota of instances in endpoints (default: 20)")
+    add("--quotas", default="", metavar="TYPE=N,...", help="quotas by instance type, as ml.p3.2xlarge=0,ml.g5.xlarge=1")
     add(
         "--health-check-timeout",
         type=float,

@@ -7,10 +7,12 @@ import threading
 from collections.abc import Callable
 from typing import Any, ClassVar
 
+from botocore.model import ListShape, Shape, StructureShape
 from moto.core.responses import ActionResult
 from moto.core.utils import camelcase_to_underscores
 from moto.sagemaker.responses import SageMakerResponse
 
+from sagemaker_launch.aws.api_model import service_model
 from sagemaker_launch.rehearsal import moto_urls
 from sagemaker_launch.rehearsal.machine.runner import Machine
 from sagemaker_launch.rehearsal.rehearsed import OPERATIONS
@@ -44,6 +46,22 @@ class Regions:
             service.join()
 
 
+def in_aws_order(operation: str, answer: dict[str, Any]) -> dict[str, Any]:
+    """An answer with its fields in the order of AWS's model, and not in that of the request that it repeats."""
+    shape = service_model().operation_model(operation).output_shape
+    ordered: dict[str, Any] = answer if shape is None else _ordered(shape, answer)
+    return ordered
+
+
+def _ordered(shape: Shape, value: Any) -> Any:
+    if isinstance(shape, StructureShape):
+        members = {name: _ordered(member, value[name]) for name, member in shape.members.items() if name in value}
+        return members | {name: item for name, item in value.items() if name not in members}
+    if isinstance(shape, ListShape):
+        return [_ordered(shape.member, item) for item in value]
+    return value
+
+
 class RehearsalResponse(SageMakerResponse):
     """Answers each operation of the allow-list itself."""
 
@@ -68,7 +86,7 @@ def _operation(name: str) -> Callable[[RehearsalResponse], ActionResult]:
     def answer(response: RehearsalResponse) -> ActionResult:
         check_shape(name, response.request_body)
         owner = response.service if hasattr(Service, method) else response.service.hosting
-        return ActionResult(getattr(owner, method)(response.request_body))
+        return ActionResult(in_aws_order(name, getattr(owner, method)(response.request_body)))
 
     return answer
 

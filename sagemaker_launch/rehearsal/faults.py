@@ -1,7 +1,8 @@
-"""Faults on request, in front of the service: throttling, internal errors, lost answers and slow storage."""
+"""Faults on request, in front of the service: throttling, internal errors, lost answers, slow storage, late tags."""
 
 from __future__ import annotations
 
+import io
 import json
 import random
 import socket
@@ -14,6 +15,9 @@ from typing import Any, Literal
 
 Application = Callable[[dict[str, Any], Any], Iterable[bytes]]
 Fault = Literal["throttling", "error", "lost"]
+LATE_TAGS = 2
+"""The first calls of ListTags for a resource that show none: AWS may list them some seconds late (sagemaker-python-sdk
+issue 4600)."""
 FAULTS: tuple[Fault, ...] = ("throttling", "error", "lost")
 BODIES = {
     "throttling": ("400 Bad Request", {"__type": "ThrottlingException", "message": "Rate exceeded"}),
@@ -74,6 +78,7 @@ class Faults:
             # Two sequences: the number of S3 requests must not change the faults of SageMaker calls.
             self._calls, self._storage = random.Random(settings.seed), random.Random(settings.seed)
             self.counts: Counter[str] = Counter()
+            self._tag_calls: Counter[str] = Counter()
 
     def next(self) -> Fault | None:
         """The fault of the next SageMaker call."""
@@ -84,6 +89,15 @@ class Faults:
             fault = self._calls.choice(FAULTS)
             self.counts[fault] += 1
             return fault
+
+    def tags_are_late(self, arn: str) -> bool:
+        """Whether the next ListTags does not show a resource's tags yet."""
+        with self._lock:
+            self._tag_calls[arn] += 1
+            late = self.settings.rate > 0 and self._tag_calls[arn] <= LATE_TAGS
+            if late:
+                self.counts["late tags"] += 1
+            return late
 
     def delay(self) -> float:
         """Seconds that the next S3 request takes longer."""
@@ -107,6 +121,8 @@ class FaultyApplication:
                 time.sleep(self._faults.delay())
             return self._application(environ, start_response)
         fault = self._faults.next()
+        if fault is None and self._tags_are_late(environ):
+            return json_answer(start_response, "200 OK", {"Tags": []}, "application/x-amz-json-1.1")
         if fault is None:
             return self._application(environ, start_response)
         if fault == "lost":
@@ -120,6 +136,13 @@ class FaultyApplication:
         environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
         status, body = BODIES[fault]
         return json_answer(start_response, status, body, "application/x-amz-json-1.1")
+
+    def _tags_are_late(self, environ: dict[str, Any]) -> bool:
+        if environ.get("HTTP_X_AMZ_TARGET") != "SageMaker.ListTags" or not self._faults.settings.rate:
+            return False
+        body = environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
+        environ["wsgi.input"] = io.BytesIO(body)
+        return self._faults.tags_are_late(json.loads(body).get("ResourceArn", ""))
 
 
 def json_answer(start_response: Any, status: str, body: object, kind: str = "application/json") -> Iterable[bytes]:

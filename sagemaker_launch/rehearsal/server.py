@@ -10,6 +10,7 @@ import threading
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 from urllib.parse import parse_qs
 
@@ -125,6 +126,9 @@ class Server:
         self._keys = draw_keys()
         image = build_image(images, REQUIREMENTS, LINKED)
         machine = Machine(settings, image, namespaces, objects, self._keys["role"])
+        self._links = TemporaryDirectory(prefix="rehearsal-", dir="/tmp")
+        if namespaces is None:
+            machine.links = Path(self._links.name)
         self._regions = Regions(machine)
         install(self._regions)
         install_scaling(lambda region, name: self._regions[region].hosting.endpoints.get(name))
@@ -172,5 +176,6 @@ class Server:
         self._http.shutdown()
         self._thread.join()
         self._http.server_close()
+        self._links.cleanup()
         (self._settings.root / "server.json").unlink()
         self._lock.release()

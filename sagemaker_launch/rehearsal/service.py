@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,6 +20,8 @@ from sagemaker_launch.rehearsal.jobs.tuning import TuningJob, TuningRunner
 from sagemaker_launch.rehearsal.listing import arn, page, select
 from sagemaker_launch.rehearsal.machine.objects import DataError, Uri
 from sagemaker_launch.rehearsal.machine.runner import JobRunner, Machine
+from sagemaker_launch.rehearsal.quotas import check_quota, instances_left
+from sagemaker_launch.rehearsal.roles import check_role
 from sagemaker_launch.rehearsal.rules import (
     check_training_job,
     check_tuning_job,
@@ -62,7 +65,7 @@ class Service:
                     "Training job names must be unique within an AWS account and region, and a training job with this "
                     f"name already exists ({self.training_jobs[name].arn})",
                 )
-            self.check_quota(request["ResourceConfig"]["InstanceType"], request["ResourceConfig"]["InstanceCount"])
+            self.check_quota(request)
             job = self._start(request, None)
         return {"TrainingJobArn": job.arn}
 
@@ -82,35 +85,42 @@ class Service:
         self._runners.append(runner)
         runner.start()
 
-    def instances_left(self) -> int:
-        """How many more instances the account may use."""
-        with self.lock:
-            used = sum(job.instances for job in self.training_jobs.values() if job.status not in ENDED)
-        return self.machine.settings.max_parallel_jobs - used
+    def instances_left(self, definition: Request) -> int:
+        """How many more instances of a job's type the account may use."""
+        settings = self.machine.settings
+        wanted = definition["ResourceConfig"]["InstanceType"]
+        return instances_left(settings.quotas, settings.max_parallel_jobs, self._instances(), wanted)
 
-    def check_quota(self, instance_type: str, wanted: int) -> None:
+    def _instances(self) -> Counter[str]:
+        """Instances in use, by type."""
+        used: Counter[str] = Counter()
+        with self.lock:
+            for job in self.training_jobs.values():
+                if job.status not in ENDED:
+                    used[job.request["ResourceConfig"]["InstanceType"]] += job.instances
+        return used
+
+    def check_quota(self, definition: Request, jobs: int = 1) -> None:
         """Refuse instances beyond the account's quota.
+
+        Args:
+            jobs: how many jobs run at once.
 
         Raises:
             SagemakerClientError: with AWS's words, quota and use.
         """
-        limit = self.machine.settings.max_parallel_jobs
-        left = self.instances_left()
-        if wanted > left:
-            raise SagemakerClientError(
-                "ResourceLimitExceeded",
-                f"The account-level service limit '{instance_type} for training job usage' is {limit} Instances, with "
-                f"current utilization of {limit - left} Instances and a request delta of {wanted} Instances. Please "
-                "use AWS Service Quotas to request an increase for this quota. If AWS Service Quotas is not available, "
-                "contact AWS support to request an increase for this quota.",
-            )
+        resources, settings = definition["ResourceConfig"], self.machine.settings
+        wanted = {resources["InstanceType"]: resources["InstanceCount"] * jobs}
+        usage = "spot training job usage" if definition.get("EnableManagedSpotTraining") else "training job usage"
+        check_quota(settings.quotas, settings.max_parallel_jobs, self._instances(), wanted, usage)
 
     def check_machine(self, definition: Request) -> None:
-        """Refuse output without a bucket, and what this machine can't rehearse.
+        """Refuse output without a bucket, a foreign role or image, and what this machine can't rehearse.
 
         Raises:
             SagemakerClientError: naming what is missing.
         """
+        check_role(definition["RoleArn"], self.machine.settings.account, self.region)
         for field in ("OutputDataConfig", "DebugHookConfig", "ProfilerConfig"):
             if "S3OutputPath" not in definition.get(field, {}):
                 continue
@@ -174,9 +184,8 @@ class Service:
                 )
             parents = self._parents(request)
             check_warm_start(request, [parent.request for parent in parents])
-            resources = definition["ResourceConfig"]
-            parallel = request["HyperParameterTuningJobConfig"]["ResourceLimits"]["MaxParallelTrainingJobs"]
-            self.check_quota(resources["InstanceType"], resources["InstanceCount"] * parallel)
+            limits = request["HyperParameterTuningJobConfig"]["ResourceLimits"]
+            self.check_quota(definition, limits["MaxParallelTrainingJobs"])
             arn = self.arn("hyper-parameter-tuning-job", name)
             job = self.tuning_jobs[name] = TuningJob(arn, request, list(request.get("Tags", ())))
             earlier = [result for parent in parents for result in parent.results()]

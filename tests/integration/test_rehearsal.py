@@ -85,6 +85,10 @@ def rehearsal(root: Path, *options: str) -> Iterator[Rehearsal]:
         }
         server = Rehearsal(exports, process)
         server.client("s3").create_bucket(Bucket="bucket")
+        trust = {"Effect": "Allow", "Principal": {"Service": "sagemaker.amazonaws.com"}, "Action": "sts:AssumeRole"}
+        server.client("iam").create_role(
+            RoleName="SageMaker", AssumeRolePolicyDocument=json.dumps({"Version": "2012-10-17", "Statement": [trust]})
+        )
         yield server
     finally:
         process.terminate()
@@ -107,7 +111,8 @@ def processes_of(root: Path | str) -> list[str]:
     found = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
-            if any(str(root) in argument for argument in process.cmdline()):
+            # Without namespaces, arguments name the root by a link.
+            if any(str(root) in argument for argument in (*process.cmdline(), process.cwd())):
                 found.append(" ".join(process.cmdline()))
     return found
 
@@ -709,6 +714,26 @@ def test_lost_answers_and_errors_leave_no_job_unaccounted_for(server: Rehearsal)
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("options", [(), ("--no-namespaces",)], ids=["namespaces", "relocated"])
+def test_the_root_may_have_any_path(tmp_path: Path, options: tuple[str, ...]) -> None:
+    script = """
+        import multiprocessing
+        if __name__ == "__main__":
+            with multiprocessing.Manager() as manager:  # its socket is in TMPDIR
+                print("REPORT " + str(len(manager.list([1, 2]))))
+    """
+    with rehearsal(tmp_path / "it's my dir, ü" / ("long" * 30), *options) as server:
+        train(server, "anywhere", script, AWS_IMAGE)
+        request = definition(server, "packed", script, AWS_IMAGE, requirements__txt="# none\n")
+        server.client("sagemaker").create_training_job(TrainingJobName="packed", HyperParameters=TOOLKIT, **request)
+        for name in ("anywhere", "packed"):
+            job = wait(server, name)
+            assert job["TrainingJobStatus"] == "Completed", job
+            assert printed(server, name) == 2
+        assert "Installing dependencies from requirements.txt" in "\n".join(lines(server, "packed"))
+
+
+@pytest.mark.slow
 def test_a_second_server_a_full_account_and_no_namespaces(tmp_path: Path) -> None:
     with rehearsal(tmp_path, "--max-parallel-jobs", "1", "--no-namespaces") as server:
         second = subprocess.run(command(tmp_path), capture_output=True, text=True, check=False, timeout=60)
@@ -721,5 +746,5 @@ def test_a_second_server_a_full_account_and_no_namespaces(tmp_path: Path) -> Non
         code, message = failure(train, server=server, name="toomany", script="")
         assert code == "ResourceLimitExceeded"
         assert "is 1 Instances, with current utilization of 1 Instances and a request delta of 1" in message
-        until_printed(server, "relocated", f"at {tmp_path}")
+        until_printed(server, "relocated", "at /tmp/rehearsal-")
     # Leaving stops the server in the middle of a job; `rehearsal` checks that nothing is left.

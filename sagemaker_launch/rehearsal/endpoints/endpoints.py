@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -106,7 +107,15 @@ class Fleet:
     @property
     def instances(self) -> int:
         """Number of instances that it occupies."""
-        return sum(variant.instances for variant in self.variants)
+        return self.instances_by_type.total()
+
+    @property
+    def instances_by_type(self) -> Counter[str]:
+        """Number of instances that it occupies, by their type; a serverless variant has none."""
+        used: Counter[str] = Counter()
+        for variant in self.variants:
+            used[variant.request.get("InstanceType", "serverless")] += variant.instances
+        return used
 
     def enter(self, stage: str) -> None:
         """Continue with the next stage of the deployment."""

@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections import Counter
 from collections.abc import Sequence
 from typing import Literal
 
 from moto.cloudwatch.models import cloudwatch_backends
-from moto.sagemaker.exceptions import SagemakerClientError
 
 from sagemaker_launch.rehearsal.endpoints.autoscaling import deregister, registered
 from sagemaker_launch.rehearsal.endpoints.endpoints import (
@@ -29,13 +29,14 @@ from sagemaker_launch.rehearsal.endpoints.rules import (
     check_scaled,
     check_serverless_model,
     excluded_properties,
-    is_serverless,
 )
 from sagemaker_launch.rehearsal.endpoints.runner import EndpointRunner
 from sagemaker_launch.rehearsal.endpoints.serving_process import ServingProcess, ServingSpec
 from sagemaker_launch.rehearsal.listing import arn, page, select
 from sagemaker_launch.rehearsal.machine.objects import DataError, Uri
 from sagemaker_launch.rehearsal.machine.runner import Machine
+from sagemaker_launch.rehearsal.quotas import check_quota
+from sagemaker_launch.rehearsal.roles import check_role
 from sagemaker_launch.rehearsal.rules import check_tags, invalid
 
 Kind = Literal["Model", "EndpointConfig"]
@@ -61,6 +62,7 @@ class Hosting:
         """CreateModel."""
         check_model(request, self.region)
         container = request["PrimaryContainer"]
+        check_role(request["ExecutionRoleArn"], self.machine.settings.account, self.region)
         if "ModelDataUrl" in container:
             self._check_object(container["ModelDataUrl"])
         namespaces = self.machine.namespaces
@@ -110,7 +112,7 @@ class Hosting:
             if name in self.endpoints:
                 raise invalid(f'Cannot create already existing endpoint "{self.endpoints[name].arn}".')
             fleet = self._fleet(name, self._find("EndpointConfig", request["EndpointConfigName"]))
-            self._check_quota(fleet.config.request, fleet.instances)
+            self._check_quota(fleet.instances_by_type)
             endpoint = Endpoint(self._arn("Endpoint", name), name, list(request.get("Tags", ())), fleet)
             self.endpoints[name] = endpoint
             self._runners[name] = EndpointRunner(endpoint, self.region, self.machine, self._forget)
@@ -140,7 +142,7 @@ class Hosting:
             fleet = self._fleet(endpoint.name, new)
             if request.get("RetainAllVariantProperties"):
                 _retain(endpoint, fleet, excluded_properties(request))
-            self._check_quota(new.request, fleet.instances)
+            self._check_quota(fleet.instances_by_type)
             endpoint.green = fleet
             if deployment:
                 endpoint.last_deployment = deployment
@@ -161,7 +163,7 @@ class Hosting:
                     raise invalid("At least one production variant must have a weight above 0.")
                 variant = variants[desired["VariantName"]]
                 more = desired.get("DesiredInstanceCount", variant.instances) - variant.instances
-                self._check_quota(endpoint.config.request, more)
+                self._check_quota(Counter({variant.request.get("InstanceType", "serverless"): more}))
             endpoint.begin("Updating")
             self._runners[endpoint.name].rescale(lambda: _apply(variants, request["DesiredWeightsAndCapacities"]))
         return {"EndpointArn": endpoint.arn}
@@ -248,13 +250,13 @@ class Hosting:
     def _variant(self, endpoint: str, request: Request) -> Variant:
         model = self._find("Model", request["ModelName"]).request
         container, name = model["PrimaryContainer"], request["VariantName"]
-        tree = self.machine.settings.root / "endpoints" / self.region / endpoint / f"{name}-{time.time_ns()}"
+        folder = self.machine.settings.root / "endpoints" / self.region / endpoint / f"{name}-{time.time_ns()}"
         isolated = bool(model.get("EnableNetworkIsolation"))
         spec = ServingSpec(endpoint, name, self.region, container, isolated)
         return Variant(
             request,
             container,
-            ServingProcess(tree, spec, self.machine),
+            ServingProcess(self.machine.short(folder), spec, self.machine),
             request.get("InitialVariantWeight", 1.0),
             request.get("InitialInstanceCount", 0),
             request.get("ServerlessConfig"),
@@ -290,20 +292,14 @@ class Hosting:
             if alarm_state(cloudwatch, alarm["AlarmName"]) is None:
                 raise invalid(f"Could not find CloudWatch alarm {alarm['AlarmName']} of AutoRollbackConfiguration.")
 
-    def _check_quota(self, config: Request, wanted: int) -> None:
+    def _check_quota(self, wanted: Counter[str]) -> None:
         """Refuse instances beyond the account's quota."""
-        limit = self.machine.settings.max_endpoint_instances
         living = [endpoint for endpoint in self.endpoints.values() if endpoint.status != "Failed"]
-        used = sum(fleet.instances for endpoint in living for fleet in endpoint.fleets())
-        if wanted > limit - used and not is_serverless(config):
-            instance_type = config["ProductionVariants"][0]["InstanceType"]
-            raise SagemakerClientError(
-                "ResourceLimitExceeded",
-                f"The account-level service limit '{instance_type} for endpoint usage' is {limit} Instances, with "
-                f"current utilization of {used} Instances and a request delta of {wanted} Instances. Please use AWS "
-                "Service Quotas to request an increase for this quota. If AWS Service Quotas is not available, contact "
-                "AWS support to request an increase for this quota.",
-            )
+        used: Counter[str] = sum(
+            (fleet.instances_by_type for endpoint in living for fleet in endpoint.fleets()), start=Counter()
+        )
+        settings = self.machine.settings
+        check_quota(settings.quotas, settings.max_endpoint_instances, used, wanted, "endpoint usage")
 
 
 def _retain(endpoint: Endpoint, fleet: Fleet, excluded: set[str]) -> None:

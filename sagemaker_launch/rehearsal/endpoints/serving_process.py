@@ -147,7 +147,7 @@ class ServingProcess:
             self._process.wait(grace_seconds)
         self.end()
         if not self._machine.settings.keep_trees:
-            shutil.rmtree(self._tree, ignore_errors=True)
+            shutil.rmtree(self._tree.resolve(), ignore_errors=True)
 
     def end(self) -> None:
         """Kill the process, if there is one, and read its output to the end."""

@@ -20,8 +20,8 @@ from types import TracebackType
 
 import requests
 
-from sagemaker_launch.rehearsal.machine.container import environment_folders
-from sagemaker_launch.rehearsal.machine.image import Image
+from sagemaker_launch.rehearsal.machine.container import bind_environment, environment_folders
+from sagemaker_launch.rehearsal.machine.image import VENV, Image
 from sagemaker_launch.rehearsal.machine.namespaces import SYSTEM_PATH, Namespaces, Process, own_folder, own_tmp
 
 LINKED = (
@@ -139,13 +139,14 @@ def init_script(tree: Path, model: Path, image: Image, keep: Sequence[Path]) -> 
         keep: more folders that stay visible if they are below /tmp.
     """
     if not (tree / "venv").exists():
-        image.make_environment(tree / "venv")
+        image.make_environment(tree / "venv", VENV)
     place = shlex.quote(str(model.resolve()))
     return [
         "set -e",
         *own_folder(Path("/opt"), tree),
         "rm -f /opt/ml && mkdir -p /opt/ml/model",
         f"mount -n --bind {place} /opt/ml/model",
+        *bind_environment(tree),
         *own_folder(Path("/etc"), tree),
         *own_tmp(tree, (*environment_folders(image), model.resolve(), *keep)),
         f"cd {shlex.quote(str(tree / 'home'))}",
@@ -165,7 +166,7 @@ def container_environment(tree: Path, ports: Sequence[int]) -> dict[str, str]:
     if java is None:
         raise RuntimeError("TorchServe needs Java 11 or newer: install it (Debian: default-jre-headless)")
     return {
-        "PATH": f"{tree / 'venv' / 'bin'}:{Path(java).parent}:{SYSTEM_PATH}",
+        "PATH": f"{VENV / 'bin'}:{Path(java).parent}:{SYSTEM_PATH}",
         "HOME": str(tree / "home"),
         "LANG": "C.UTF-8",
         "LC_ALL": "C.UTF-8",

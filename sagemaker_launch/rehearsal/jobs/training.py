@@ -182,7 +182,7 @@ class TrainingJob:
                 "EnableInterContainerTrafficEncryption": False,
                 "EnableManagedSpotTraining": False,
                 **self.request,
-                "OutputDataConfig": {"KmsKeyId": "", **self.request["OutputDataConfig"]},
+                **described_defaults(self.request),
                 **self.rules.describe(),
                 **dict(self._state()),
             }
@@ -232,6 +232,14 @@ class TrainingJob:
             seconds = round(self.training_seconds)
             yield "TrainingTimeInSeconds", seconds
             yield "BillableTimeInSeconds", round(seconds * SPOT_SHARE) if self.spot else seconds
+
+
+def described_defaults(request: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of a job's definition as AWS describes them, with the defaults of what was left out."""
+    output = {"KmsKeyId": "", "CompressionType": "GZIP", **request["OutputDataConfig"]}
+    channel_defaults = {"CompressionType": "None", "RecordWrapperType": "None"}
+    channels = [channel_defaults | channel for channel in request.get("InputDataConfig", ())]
+    return {"OutputDataConfig": output, **({"InputDataConfig": channels} if channels else {})}
 
 
 def _transition(each: Transition) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from datetime import datetime
 from typing import Any, Literal, Protocol
 
 from sagemaker_launch.rehearsal.jobs.strategies import Point, Result, Strategy
-from sagemaker_launch.rehearsal.jobs.training import ENDED, Status, TrainingJob, now
+from sagemaker_launch.rehearsal.jobs.training import ENDED, Status, TrainingJob, described_defaults, now
 
 ObjectiveStatus = Literal["Succeeded", "Pending", "Failed"]
 OBJECTIVE_HYPERPARAMETER = "_tuning_objective_metric"
@@ -36,8 +36,8 @@ log = logging.getLogger(__name__)
 class Launcher(Protocol):
     """What a tuning job needs of the service."""
 
-    def instances_left(self) -> int:
-        """How many more instances the account may use."""
+    def instances_left(self, definition: Mapping[str, Any]) -> int:
+        """How many more instances of a job's type the account may use."""
 
     def start_child(self, request: Mapping[str, Any], tuning_job_arn: str) -> TrainingJob:
         """Start a training job."""
@@ -99,7 +99,7 @@ class TuningJob:
         return {
             **definition,
             "AlgorithmSpecification": {**algorithm, "MetricDefinitions": [*metrics, *own]},
-            "OutputDataConfig": {"KmsKeyId": "", **definition["OutputDataConfig"]},
+            **described_defaults(definition),
             "StaticHyperParameters": static,
         }
 
@@ -344,7 +344,7 @@ class TuningRunner(threading.Thread):
             self._limits["MaxParallelTrainingJobs"] - len(self._running),
             self._limits.get(_MAX_JOBS, math.inf) - len(job.children),
         )
-        while room > 0 and not self._exhausted and self._launcher.instances_left() >= instances:
+        while room > 0 and not self._exhausted and self._launcher.instances_left(job.definition) >= instances:
             room -= 1
             name = f"{job.name}-{len(job.children) + 1:03d}-{uuid.uuid4().hex[:8]}"
             tuned = self._strategy.ask(name)

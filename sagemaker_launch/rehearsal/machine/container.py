@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from sagemaker_launch.rehearsal.keys import KeyPair
-from sagemaker_launch.rehearsal.machine.image import Image
+from sagemaker_launch.rehearsal.machine.image import VENV, Image
 from sagemaker_launch.rehearsal.machine.namespaces import SYSTEM_PATH, Namespaces, Process, own_folder, own_tmp
 
 OPT_ML = Path("/opt/ml")
@@ -114,7 +114,7 @@ class Container:
         Args:
             first: the container whose network this one shares under isolation; None for the first one itself.
         """
-        self._image.make_environment(self.tree / "venv")
+        self._image.make_environment(self.tree / "venv", self._venv)
         self._write_config()
         if self._namespaces is not None:
             (self.tree / "init.sh").write_text(self._init_script())
@@ -168,6 +168,11 @@ class Container:
         path = self.ml / "output" / "failure"
         return path.read_text(errors="replace")[:1024] if path.is_file() else ""
 
+    @property
+    def _venv(self) -> Path:
+        """Where its processes see the environment."""
+        return self.tree / "venv" if self._namespaces is None else VENV
+
     def _write_config(self) -> None:
         spec = self.spec
         hyperparameters = dict(spec.hyperparameters)
@@ -204,7 +209,7 @@ class Container:
         """The variables of AWS's PyTorch container, the service's, and the request's; nothing of this process."""
         spec = self.spec
         environment = {
-            "PATH": f"{self.tree / 'venv' / 'bin'}:{SYSTEM_PATH}",
+            "PATH": f"{self._venv / 'bin'}:{SYSTEM_PATH}",
             "HOME": str(self.tree / "home"),
             "LANG": "C.UTF-8",
             "LC_ALL": "C.UTF-8",
@@ -240,6 +245,7 @@ class Container:
             *own_folder(Path("/opt"), self.tree),
             "rm -f /opt/ml && mkdir /opt/ml",
             f"mount -n --bind {tree}/ml /opt/ml",
+            *bind_environment(self.tree),
         ]
         for name in self.spec.channels:
             if not self.is_writable(name):
@@ -249,6 +255,11 @@ class Container:
         if self.spec.network_isolation:
             lines.append("ip link set lo up")
         return "\n".join([*lines, "cd /", f"exec {shlex.join(self.spec.command)}", ""])
+
+
+def bind_environment(tree: Path) -> list[str]:
+    """Shell lines that put `tree/venv` at `VENV`, in a container with an /opt of its own."""
+    return [f"rm -f {VENV} && mkdir {VENV}", f"mount -n --bind {shlex.quote(str(tree / 'venv'))} {VENV}"]
 
 
 def command_of(algorithm: Mapping[str, Any]) -> tuple[str, ...]:

@@ -47,6 +47,9 @@ REQUIREMENTS = Path(__file__).with_name("image.txt")
 """What it has beside them."""
 PYTHON_START = re.compile(rb"#!(.*python[0-9.]*[ \t]*|/bin/sh\n'''exec' .*\n' ''')\n")
 """The first line of a script of Python, or the three lines that pip writes where the interpreter's path is long."""
+VENV = Path("/opt/container-venv")
+"""Where a container with its own /opt has its environment: AWS's toolkit splits the command of pip at spaces, so the
+path of the interpreter must have none. Not AWS's /opt/venv, which may hold this process's own packages."""
 FORBIDDEN = ("mlflow", "optuna", "pytorch-lightning", "moto")
 """What AWS's containers lack: a job that needs one of these has to bring it."""
 
@@ -64,13 +67,18 @@ class Image:
         """Where its packages are."""
         return _site_packages(self.root)
 
-    def make_environment(self, root: Path) -> None:
-        """Make the environment of one container: the image's packages and commands, and room for its own."""
+    def make_environment(self, root: Path, seen_at: Path) -> None:
+        """Make the environment of one container: the image's packages and commands, and room for its own.
+
+        Args:
+            seen_at: where the container has it.
+        """
         venv.EnvBuilder(symlinks=True, with_pip=False).create(root)
-        (_site_packages(root) / "image.pth").write_text(f"{self.site_packages}\n")
+        # As Python reads it in a container, whose locale is C.UTF-8.
+        (_site_packages(root) / "image.pth").write_text(f"{self.site_packages}\n", encoding="utf-8")
         # The kernel takes no interpreter whose path has a space or 128 characters (255 since Linux 5.1), so a shell
         # starts it. To Python, the shell's lines are a string.
-        interpreter = f"#!/bin/sh\n'''exec' {shlex.quote(str(root / 'bin' / 'python'))} \"$0\" \"$@\"\n' '''\n"
+        interpreter = f"#!/bin/sh\n'''exec' {shlex.quote(str(seen_at / 'bin' / 'python'))} \"$0\" \"$@\"\n' '''\n"
         for command in (self.root / "bin").iterdir():
             target = root / "bin" / command.name
             # The image's own scripts would run in the image and miss what was installed later.

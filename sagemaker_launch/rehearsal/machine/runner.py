@@ -8,6 +8,7 @@ import math
 import tempfile
 import threading
 import time
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -61,6 +62,8 @@ class Settings:
     """Instances that training jobs may occupy at once (AWS default quota for all training jobs, 2025)."""
     max_endpoint_instances: int = 20
     """Instances that endpoints may occupy at once."""
+    quotas: Mapping[str, int] = field(default_factory=dict)
+    """Instances by type that training jobs, and that endpoints, may occupy at once."""
     health_check_seconds: float = 60.0
     """A container of an endpoint has this time to answer /ping, and less if its endpoint config says so."""
     rollout_speed: float = 600.0
@@ -87,6 +90,20 @@ class Machine:
     """Of the server, once it has a port."""
     shutdown: threading.Event = field(default_factory=threading.Event)
     """Set when the server stops: jobs end at once."""
+    links: Path | None = None
+    """Folder of short links to the folders of containers, where these have no /opt of their own."""
+
+    def short(self, folder: Path) -> Path:
+        """A path of a new folder that AWS's toolkit can use: it splits commands at spaces.
+
+        It is short, as the path of a Unix socket has at most 107 bytes.
+        """
+        if self.links is None:
+            return folder
+        folder.mkdir(parents=True)
+        link = self.links / uuid.uuid4().hex[:8]
+        link.symlink_to(folder)
+        return link
 
 
 class JobRunner(threading.Thread):
@@ -157,7 +174,7 @@ class JobRunner(threading.Thread):
     @contextlib.contextmanager
     def _containers(self) -> Iterator[list[Container]]:
         """The containers of one attempt, gone afterwards."""
-        attempt = self._folder / str(time.time_ns())
+        attempt = self._machine.short(self._folder / str(time.time_ns()))
         hosts = {f"algo-{number}": f"127.0.0.{number}" for number in range(1, self._job.instances + 1)}
         machine = self._machine
         keep = [self._settings.root, *environment_folders(machine.image)]

@@ -82,7 +82,7 @@ class Jobs:
         self.script, self.instances = script, instances
         self.started: list[TrainingJob] = []
 
-    def instances_left(self) -> int:
+    def instances_left(self, definition: Mapping[str, Any]) -> int:
         return self.instances
 
     def start_child(self, request: Mapping[str, Any], tuning_job_arn: str) -> TrainingJob:
@@ -422,7 +422,10 @@ def test_faults_follow_their_seed_and_rate() -> None:
     assert {*drawn} == {None, "throttling", "error", "lost"}
     assert 60 < sum(fault is not None for fault in drawn) < 140
     assert {first.delay() for _ in range(100)} == {0.0, 0.5}
+    assert [first.tags_are_late("arn") for _ in range(4)] == [True, True, False, False]
+    assert first.tags_are_late("another")
     quiet = Faults(FaultSettings())
+    assert not quiet.tags_are_late("arn")
     assert {quiet.next() for _ in range(100)} == {None}
     assert quiet.delay() == 0
 
