@@ -36,6 +36,7 @@ CODES: dict[Fault, tuple[str, str, str]] = {
     "forbidden": ("AccessDenied", "AccessDeniedException", "AccessDenied"),
     "unsupported": ("NotImplemented", "ValidationException", "ValidationError"),
     "body": ("MalformedXML", "SerializationException", "MalformedQueryString"),
+    "internal": ("InternalError", "InternalFailure", "InternalFailure"),
 }
 """AWS's error codes by fault: of S3, of services with JSON, and of the query services such as STS and IAM.
 
@@ -84,7 +85,9 @@ def answer_refused(environ: Environ, start_response: Any, refused: RefusedReques
     status = 400 if refused.fault in BAD_REQUESTS else 403
     headers = [("x-amzn-RequestId", request_id)]
     form = error_form(environ)
-    if form in ("json", "cbor"):
+    if refused.fault == "internal":
+        status = 500
+    elif form in ("json", "cbor"):
         status = 400  # of all client errors of these protocols
     if form == "json":
         kind, body = "application/x-amz-json-1.1", json.dumps({"__type": json_code, "message": message}).encode()

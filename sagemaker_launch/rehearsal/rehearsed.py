@@ -6,6 +6,7 @@ it, and would tell of a processing job, a pipeline or a transform job that it is
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -16,6 +17,8 @@ from sagemaker_launch.rehearsal.calls import CALL, Call
 from sagemaker_launch.rehearsal.faults import Application
 from sagemaker_launch.rehearsal.gate import answer_refused
 from sagemaker_launch.rehearsal.signatures import Environ, RefusedRequestError
+
+log = logging.getLogger(__name__)
 
 OPERATIONS: Mapping[str, frozenset[str]] = {
     service: frozenset(names.split())
@@ -273,7 +276,25 @@ class Rehearsed:
             check_rehearsed(call)
         except RefusedRequestError as refused:
             return answer_refused(environ, start_response, refused)
-        return self._application(environ, start_response)
+        return self._without_pages(environ, start_response)
+
+    def _without_pages(self, environ: Environ, start_response: Any) -> Iterable[bytes]:
+        """Answer an internal error in the form of the service: moto and Flask write a page, which no client reads."""
+        pages: list[str] = []
+
+        def start(status: str, headers: list[tuple[str, str]], *rest: Any) -> Any:
+            if status.startswith("5") and dict(headers).get("Content-Type", "").startswith("text/html"):
+                pages.append(status)
+                return lambda _: None
+            return start_response(status, headers, *rest)
+
+        answer = self._application(environ, start)
+        if not pages:
+            return answer
+        call: Call = environ[CALL]
+        log.error("%s:%s: %s", call.service, call.operation, b"".join(answer).decode(errors="replace"))
+        failed = RefusedRequestError("internal", "We encountered an internal error. Please try again. (see server.log)")
+        return answer_refused(environ, start_response, failed)
 
 
 def check_rehearsed(call: Call) -> None:

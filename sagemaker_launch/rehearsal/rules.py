@@ -15,6 +15,7 @@ from moto.sagemaker.exceptions import SagemakerClientError
 
 from sagemaker_launch.aws.api_model import violations
 from sagemaker_launch.aws.combinations import broken_rules
+from sagemaker_launch.aws.image_uris import read_image_uri
 from sagemaker_launch.rehearsal.jobs.strategies import ranges_of
 
 MAX_TUNED = 30
@@ -82,6 +83,24 @@ def check_tuning_job(request: Mapping[str, Any], region: str | None = None) -> N
     _check_ranges(config, definition)
     _check_strategy(config)
     check_rules("CreateHyperParameterTuningJob", request, region)
+
+
+def check_image(image: str, account: str, repositories: Sequence[str]) -> None:
+    """Refuse an image of AWS, or of somebody else, that nothing here stands for.
+
+    Args:
+        account: whose own images count as this project's.
+        repositories: names of AWS's images that are rehearsed.
+
+    Raises:
+        SagemakerClientError: naming the image.
+    """
+    found = read_image_uri(image)
+    if found is not None and not image.startswith(f"{account}.") and found.repository not in repositories:
+        raise invalid(
+            f"Image {image} works on AWS, but is not rehearsed: take {' or '.join(repositories)} of AWS, or an image "
+            f"of account {account}"
+        )
 
 
 def check_warm_start(request: Mapping[str, Any], parents: Sequence[Mapping[str, Any]]) -> None:

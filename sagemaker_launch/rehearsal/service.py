@@ -23,6 +23,7 @@ from sagemaker_launch.rehearsal.machine.runner import JobRunner, Machine
 from sagemaker_launch.rehearsal.quotas import check_quota, instances_left
 from sagemaker_launch.rehearsal.roles import check_role
 from sagemaker_launch.rehearsal.rules import (
+    check_image,
     check_training_job,
     check_tuning_job,
     check_warm_start,
@@ -121,6 +122,8 @@ class Service:
             SagemakerClientError: naming what is missing.
         """
         check_role(definition["RoleArn"], self.machine.settings.account, self.region)
+        image = definition["AlgorithmSpecification"]["TrainingImage"]
+        check_image(image, self.machine.settings.account, ("pytorch-training", "pytorch"))
         for field in ("OutputDataConfig", "DebugHookConfig", "ProfilerConfig"):
             if "S3OutputPath" not in definition.get(field, {}):
                 continue

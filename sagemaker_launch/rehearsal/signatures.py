@@ -45,7 +45,17 @@ SCOPE = re.compile(r"([^/]+)/(\d{8})/([\w-]+)/([\w.-]+)/aws4_request")
 AUTHORIZATION = re.compile(rf"{ALGORITHM}\s+Credential=(\S+?),\s*SignedHeaders=(\S+?),\s*Signature=([0-9a-f]{{64}})")
 
 Fault = Literal[
-    "missing", "malformed", "key", "signature", "time", "expired", "payload", "forbidden", "unsupported", "body"
+    "missing",
+    "malformed",
+    "key",
+    "signature",
+    "time",
+    "expired",
+    "payload",
+    "forbidden",
+    "unsupported",
+    "body",
+    "internal",
 ]
 Environ = dict[str, Any]
 

@@ -37,7 +37,7 @@ from sagemaker_launch.rehearsal.machine.objects import DataError, Uri
 from sagemaker_launch.rehearsal.machine.runner import Machine
 from sagemaker_launch.rehearsal.quotas import check_quota
 from sagemaker_launch.rehearsal.roles import check_role
-from sagemaker_launch.rehearsal.rules import check_tags, invalid
+from sagemaker_launch.rehearsal.rules import check_image, check_tags, invalid
 
 Kind = Literal["Model", "EndpointConfig"]
 ARN_KINDS = {"Model": "model", "EndpointConfig": "endpoint-config", "Endpoint": "endpoint"}
@@ -63,6 +63,7 @@ class Hosting:
         check_model(request, self.region)
         container = request["PrimaryContainer"]
         check_role(request["ExecutionRoleArn"], self.machine.settings.account, self.region)
+        check_image(container["Image"], self.machine.settings.account, ("pytorch-inference",))
         if "ModelDataUrl" in container:
             self._check_object(container["ModelDataUrl"])
         namespaces = self.machine.namespaces

@@ -209,6 +209,17 @@ def test_a_call_has_its_parameters_and_leaves_the_body_readable() -> None:
     assert environ["wsgi.input"].read() == b"photo"
 
 
+@pytest.mark.parametrize("service", ["sagemaker", "iam", "s3", "sagemaker-runtime"])
+def test_a_page_about_an_internal_error_becomes_an_error_of_the_service(service: str) -> None:
+    def failing(environ: Environ, start_response: Any) -> Iterable[bytes]:
+        start_response("500 INTERNAL SERVER ERROR", [("Content-Type", "text/html; charset=utf-8")])
+        return [b"<!doctype html><title>500 Internal Server Error</title>"]
+
+    operation = {"sagemaker": "ListModels", "iam": "GetRole", "s3": "GetObject"}.get(service, "InvokeEndpoint")
+    error = answered(Rehearsed(failing), written(service, operation), service, operation)["Error"]
+    assert error["Code"] in ("InternalFailure", "InternalError") and "internal error" in error["Message"]
+
+
 @pytest.mark.parametrize("body", [b"{", b"[]", b'"x"'])
 def test_a_body_that_is_no_object_is_refused_as_aws_does(body: bytes) -> None:
     environ = written("sagemaker", "ListModels", {})

@@ -10,7 +10,13 @@ import pytest
 from moto.sagemaker.exceptions import SagemakerClientError
 
 from sagemaker_launch.rehearsal.endpoints.rules import check_config, check_model
-from sagemaker_launch.rehearsal.rules import check_shape, check_training_job, check_tuning_job, check_warm_start
+from sagemaker_launch.rehearsal.rules import (
+    check_image,
+    check_shape,
+    check_training_job,
+    check_tuning_job,
+    check_warm_start,
+)
 
 Request = dict[str, Any]
 DEFINITION: Request = {
@@ -121,6 +127,28 @@ def test_what_aws_takes_passes(path: str, value: object) -> None:
 )
 def test_a_training_job_is_refused_with_the_reason(path: str, value: object, message: str) -> None:
     assert message in refusal(check_training_job, change(TRAINING, path, value))
+
+
+@pytest.mark.parametrize(
+    ("image", "is_rehearsed"),
+    [
+        ("763104351884.dkr.ecr.us-east-1.amazonaws.com/pytorch-training:2.6.0-cpu-py312", True),
+        ("763104351884.dkr.ecr.us-east-1.amazonaws.com/pytorch:2.14-cu133-amzn2023-sagemaker", True),
+        ("123456789012.dkr.ecr.us-east-1.amazonaws.com/mine:1", True),
+        ("rehearsal.local/script", True),
+        ("763104351884.dkr.ecr.us-east-1.amazonaws.com/tensorflow-training:2.19-cpu-py312", False),
+        ("683313688378.dkr.ecr.us-east-1.amazonaws.com/sagemaker-xgboost:1.7-1", False),
+        ("763104351884.dkr.ecr.us-east-1.amazonaws.com/pytorch-inference:2.6.0-cpu-py312", False),
+    ],
+)
+def test_an_image_that_nothing_here_stands_for_is_refused(image: str, is_rehearsed: bool) -> None:
+    def check(_: Request) -> None:
+        check_image(image, "123456789012", ("pytorch-training", "pytorch"))
+
+    if is_rehearsed:
+        check({})
+    else:
+        assert f"Image {image} works on AWS, but is not rehearsed: take pytorch-training or" in refusal(check, {})
 
 
 def test_all_violations_of_the_model_are_told_at_once() -> None:
