@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
-
 import pytest
 
 from tests.clients.conftest import RunScript
@@ -17,7 +14,3 @@ pytestmark = pytest.mark.slow
 
 def test_commands_do_what_a_user_expects(run_script: RunScript) -> None:
     run_script(CLIENT, SCRIPTS["a_commands"])
-
-
-def test_it_finds_what_our_launcher_made(run_script: RunScript, launched: Mapping[str, str], photos: Path) -> None:
-    run_script(CLIENT, SCRIPTS["b_launched"], PHOTOS=str(photos), **launched)
