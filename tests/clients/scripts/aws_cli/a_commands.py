@@ -125,7 +125,7 @@ with works("sagemaker stop-training-job"):
 
 with works("sagemaker list-training-jobs --name-contains --status-equals --sort-by --page-size"):
     names = "TrainingJobSummaries[].TrainingJobName"
-    own = ("sagemaker", "list-training-jobs", "--name-contains", "cli-")
+    own: tuple[str, ...] = ("sagemaker", "list-training-jobs", "--name-contains", "cli-")
     assert answer(*own, "--sort-by", "Name", "--sort-order", "Descending", query=names) == ["cli-b", "cli-a"]
     assert answer(*own, "--status-equals", "Completed", query=names) == ["cli-a"]
     assert sorted(answer(*own, "--page-size", "1", query=names)) == ["cli-a", "cli-b"]  # the CLI reads each page
