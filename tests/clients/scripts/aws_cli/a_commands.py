@@ -179,7 +179,7 @@ with works("cloudwatch put-metric-alarm, describe-alarms, delete-alarms"):
         *("--metric-name", "Invocation5XXErrors", "--statistic", "Sum", "--period", "60", "--evaluation-periods", "1"),
         *("--threshold", "1", "--comparison-operator", "GreaterThanOrEqualToThreshold"),
     )
-    named = ("cloudwatch", "describe-alarms", "--alarm-names", "cli-alarm")
+    named: tuple[str, ...] = ("cloudwatch", "describe-alarms", "--alarm-names", "cli-alarm")
     assert answer(*named, query="MetricAlarms[].MetricName") == ["Invocation5XXErrors"]
     aws("cloudwatch", "delete-alarms", "--alarm-names", "cli-alarm")
     assert answer(*named, query="MetricAlarms") == []
