@@ -24,6 +24,7 @@ from lightning_modules.listing import class_name, in_one_spelling, printable, wh
 from sagemaker_launch.aws import client as aws
 from sagemaker_launch.aws.client import error_code
 from sagemaker_launch.aws.resources import CONFIG, ENDPOINT
+from sagemaker_launch.aws.retries import WAIT_AND_RETRY
 from sagemaker_launch.endpoints.fleet import kind_of
 from sagemaker_launch.endpoints.requests import async_uri
 from sagemaker_launch.settings.cloud import CloudSettings
@@ -96,7 +97,8 @@ class EndpointTarget:
                 return json.loads(given["Body"].read())
             except ClientError as error:
                 status = error.response.get("OriginalStatusCode")  # of the model's own answer
-                if status == 503 or "Throttl" in error_code(error):
+                code = error_code(error)
+                if status == 503 or "Throttl" in code or code in WAIT_AND_RETRY:
                     raise BusyError(_sentence(error)) from error
                 raise (NoAnswerError if status is None else QueryError)(_sentence(error)) from error
             except BotoCoreError as error:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 import stat
 from pathlib import Path
+from typing import Any
 
 import pytest
+from botocore.exceptions import ClientError
 
 from sagemaker_launch.aws import client as aws
 from sagemaker_launch.aws import sessions
@@ -59,3 +62,19 @@ def test_an_endpoint_that_is_not_ready_yet_is_asked_again(refusals: int, monkeyp
         answer = EndpointTarget(runtime, "dogs").ask(b"x", "image/jpeg")
     assert answer.content == {"scores": "all"}
     assert len(signed) == refusals + 1
+
+
+def test_a_client_without_our_handlers_asks_again_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+
+    class Runtime:
+        def invoke_endpoint(self, **request: Any) -> dict[str, Any]:
+            calls.append(request["EndpointName"])
+            if len(calls) < 3:
+                error = {"Error": {"Code": "ModelNotReadyException", "Message": "not ready"}}
+                raise ClientError(error, "InvokeEndpoint")
+            return {"Body": io.BytesIO(b"[[1.0]]")}
+
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    assert EndpointTarget(Runtime(), "dogs").ask(b"x", "image/jpeg").content == [[1.0]]
+    assert calls == ["dogs"] * 3

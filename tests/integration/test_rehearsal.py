@@ -25,6 +25,7 @@ import requests
 from botocore.config import Config
 from botocore.exceptions import ClientError, HTTPClientError
 
+from sagemaker_launch.aws.readback import differences
 from tests.conftest import JOB_IMAGES
 from tests.integration.test_readme import INTERRUPT
 from tests.signing import control
@@ -84,11 +85,7 @@ def rehearsal(root: Path, *options: str) -> Iterator[Rehearsal]:
             "pid": process.pid,
         }
         server = Rehearsal(exports, process)
-        server.client("s3").create_bucket(Bucket="bucket")
-        trust = {"Effect": "Allow", "Principal": {"Service": "sagemaker.amazonaws.com"}, "Action": "sts:AssumeRole"}
-        server.client("iam").create_role(
-            RoleName="SageMaker", AssumeRolePolicyDocument=json.dumps({"Version": "2012-10-17", "Statement": [trust]})
-        )
+        make_bucket_and_role(server)
         yield server
     finally:
         process.terminate()
@@ -99,6 +96,14 @@ def rehearsal(root: Path, *options: str) -> Iterator[Rehearsal]:
     assert "Traceback" not in (root / "server.log").read_text()
     assert not list(root.glob("jobs/*/*/*/*"))
     assert processes_of(root) == []
+
+
+def make_bucket_and_role(server: Rehearsal) -> None:
+    """What `rehearse` makes of its settings."""
+    server.client("s3").create_bucket(Bucket="bucket")
+    trust = {"Effect": "Allow", "Principal": {"Service": "sagemaker.amazonaws.com"}, "Action": "sts:AssumeRole"}
+    policy = json.dumps({"Version": "2012-10-17", "Statement": [trust]})
+    server.client("iam").create_role(RoleName=ROLE.rpartition("/")[2], AssumeRolePolicyDocument=policy)
 
 
 def printed_variables(process: subprocess.Popen[str]) -> dict[str, str]:
@@ -329,7 +334,8 @@ def test_a_job_runs_from_its_data_to_its_model(server: Rehearsal) -> None:
 
     job = wait(server, "whole")
     assert job["TrainingJobStatus"] == job["SecondaryStatus"] == "Completed"
-    assert {key: job[key] for key in request} == request
+    assert list(differences(request, job)) == []
+    assert job["OutputDataConfig"]["KmsKeyId"] == "alias/mine"
     assert client.list_tags(ResourceArn=arn)["Tags"] == tags
     statuses = [each["Status"] for each in job["SecondaryStatusTransitions"]]
     assert statuses == ["Starting", "Downloading", "Training", "Uploading", "Completed"]

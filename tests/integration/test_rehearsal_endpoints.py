@@ -30,6 +30,7 @@ from tests.integration.test_rehearsal import (
     Rehearsal,
     command,
     failure,
+    make_bucket_and_role,
     printed_variables,
     processes_of,
     rehearsal,
@@ -695,7 +696,7 @@ def test_a_killed_server_takes_its_endpoints_along(tmp_path: Path) -> None:
     assert process.stdout is not None
     try:
         server = Rehearsal(printed_variables(process), process)
-        server.client("s3").create_bucket(Bucket="bucket")
+        make_bucket_and_role(server)
         server.client("s3").put_object(Bucket="bucket", Key="script.tar.gz", Body=archive({"code/serve.py": SERVER}))
         deploy(server, "orphan")
         assert processes_of(str(tmp_path / "endpoints"))
