@@ -232,8 +232,10 @@ class TrainerConfig:
     min_steps: int = field(2000, "study", sent=True)
     """Optimiser steps of a run, rounded up to whole epochs, where trainer.max_epochs is null. They are counted once, in
     batches of data.batch_size. Early stopping may end a run sooner, unlike Lightning's min_steps."""
-    accelerator: Literal["auto", "cpu", "gpu", "mps"] = field("auto", "speed", used_by=(*TRAINS, "cloud parity"))
-    """Lightning's accelerator."""
+    accelerator: Literal["auto", "cpu", "gpu", "mps"] = field(
+        "auto", "speed", sent=False, own_in_job=True, used_by=(*TRAINS, "cloud parity")
+    )
+    """Lightning's accelerator on this machine; a job uses what its instance has."""
     devices: int = field(1, "result", tunable=False, sent=False, own_in_job=True, used_by=("sweep", "train"))
     """Devices per node; more than one trains with DDP."""
     num_nodes: int = field(1, "result", tunable=False, sent=False, own_in_job=True, used_by=("sweep", "train"))

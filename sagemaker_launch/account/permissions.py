@@ -252,6 +252,8 @@ CALLS: tuple[Call, ...] = (
     Call("scheduler", "DeleteSchedule", ("launcher",), (Need("scheduler:DeleteSchedule", "schedule"),), SCHEDULER),
     # Files and logs of the launcher
     Call("s3", "ListObjectsV2", ("launcher",), (Need("s3:ListBucket", "bucket", "below the prefix"),), S3),
+    # S3 names the region of a bucket whatever the rights of the caller, and nothing else is asked.
+    Call("s3", "HeadBucket", ("launcher",), (), DOCS + "AmazonS3/latest/API/API_HeadBucket.html"),
     *_s3(DOWNLOADS, "launcher", Need("s3:GetObject", "object"), READS_KEY),
     *_s3(("PutObject",), "launcher", Need("s3:PutObject", "object"), WRITES_KEY),
     # The parts of an upload are decrypted when it is completed.

@@ -23,6 +23,10 @@ MAX_TAGS = 50
 """Tags of a resource (AWS's tagging reference, read 2026-11)."""
 SERVERLESS_MEMORY_MB = (1024, 2048, 3072, 4096, 5120, 6144)
 """Allowed values of MemorySizeInMB (API_ProductionVariantServerlessConfig, read 2026-11)."""
+MAX_TUNED = 30
+"""Hyperparameters that one tuning job may search (automatic-model-tuning-limits, read 2026-11)."""
+MAX_JOBS, MAX_RANDOM_JOBS = 750, 10_000
+"""Training jobs of a tuning job, and those of strategy Random where AWS has raised the quota (the same page)."""
 JOBS = ("CreateTrainingJob", "CreateHyperParameterTuningJob")
 SETTINGS = {
     "TrainingImage": "cloud.image_uri",
@@ -108,6 +112,20 @@ def _spot(job: Request) -> Iterator[str]:
 def _spot_keeps_warm(job: Request) -> Iterator[str]:
     if job.get("EnableManagedSpotTraining") and job.get("ResourceConfig", {}).get("KeepAlivePeriodInSeconds"):
         yield "KeepAlivePeriodInSeconds is not supported with EnableManagedSpotTraining."
+
+
+def _too_much_to_search(tuning: Request) -> Iterator[str]:
+    config = tuning["HyperParameterTuningJobConfig"]
+    tuned = sum(len(ranges) for ranges in config.get("ParameterRanges", {}).values())
+    if tuned > MAX_TUNED:
+        yield f"The number of tuned hyperparameters must be at most {MAX_TUNED}, got {tuned}."
+    most = MAX_RANDOM_JOBS if config["Strategy"] == "Random" else MAX_JOBS
+    jobs = config["ResourceLimits"].get("MaxNumberOfTrainingJobs", 0)
+    if jobs > most:
+        yield (
+            f"MaxNumberOfTrainingJobs must be at most {most} with strategy {config['Strategy']}, got {jobs}: lower "
+            "sweep.n_trials"
+        )
 
 
 def _too_few_points(tuning: Request) -> Iterator[str]:
@@ -250,6 +268,7 @@ RULES = (
     Rule(_runs_too_long, JOBS, f"{_API}/API_StoppingCondition.html", about_the_job=True),
     Rule(_spot, JOBS, f"{_API}/API_StoppingCondition.html", about_the_job=True),
     Rule(_spot_keeps_warm, JOBS, f"{_GUIDE}/train-warm-pools.html", about_the_job=True),
+    Rule(_too_much_to_search, _TUNING, f"{_GUIDE}/automatic-model-tuning-limits.html"),
     Rule(_too_few_points, _TUNING, f"{_GUIDE}/automatic-model-tuning-limits.html"),
     Rule(_too_many_at_once, _TUNING, f"{_API}/API_ResourceLimits.html"),
     Rule(_instances_or_serverless, _CONFIG, f"{_API}/API_ProductionVariant.html"),

@@ -62,7 +62,7 @@ def new_lease(settings: CloudSettings, ttl: str) -> Lease:
         ttl: a whole number and m, h or d, or `none`.
 
     Raises:
-        UserError: for anything else.
+        UserError: for anything else, or a time that ends while the endpoint may still start.
     """
     owner = settings.tags.get(OWNER_TAG) or re.sub(r"[^\w.:/=+@-]", "-", settings.endpoint.owner or user_name())
     if ttl == "none":
@@ -70,4 +70,10 @@ def new_lease(settings: CloudSettings, ttl: str) -> Lease:
     found = re.fullmatch(r"([1-9][0-9]{0,4})([mhd])", ttl)
     if found is None:
         raise UserError(f"--ttl must be a whole number and m, h or d, such as 30m, 4h or 2d, or none, got {ttl!r}")
-    return Lease(owner, (datetime.now(UTC) + int(found[1]) * _UNITS[found[2]]).replace(microsecond=0))
+    span, endpoint = int(found[1]) * _UNITS[found[2]], settings.endpoint
+    if endpoint.has_instances and span.total_seconds() < endpoint.startup_timeout_seconds:
+        raise UserError(
+            f"--ttl must be at least the time in which an instance may load the model, got {ttl!r} and "
+            f"cloud.endpoint.startup_timeout_seconds {endpoint.startup_timeout_seconds}: raise --ttl or lower the other"
+        )
+    return Lease(owner, (datetime.now(UTC) + span).replace(microsecond=0))

@@ -108,7 +108,8 @@ def deploy_model(
         OverBudgetError: if an update would exceed the budget, as the old and the new instances run at the same time.
         DeployError: if it does not start, or its scores differ from the trainer's; the previous version is kept.
     """
-    services = Services.open(settings)
+    services, storage = Services.open(settings), Storage(aws.client("s3", settings), settings)
+    storage.require_region()
     existing = find_endpoint(services, settings, plan.name)
     archive, key, version = _packed(settings, config, plan, model)
     # A serverless endpoint is billed per request, so an update costs no more.
@@ -116,7 +117,7 @@ def deploy_model(
         updating = replace(plan.worst, fleets=2)
         say(updating.table())
         updating.check_budget(settings)
-    Storage(aws.client("s3", settings), settings).upload_file(key, archive)
+    storage.upload_file(key, archive)
     archive.unlink()
     patient = Services.open(settings, patient=True)
     return _deploy_as_run(patient, settings, config, plan, model, version, exists)

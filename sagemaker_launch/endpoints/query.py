@@ -30,8 +30,12 @@ from sagemaker_launch.endpoints.requests import async_uri
 from sagemaker_launch.settings.cloud import CloudSettings
 from sagemaker_launch.shipping.storage import encryption
 
-MAX_BODY = 6 * 1024 * 1024
-"""Bytes that an endpoint takes."""
+MAX_BODY, MAX_SERVERLESS_BODY = 6 * 1024 * 1024, 4 * 1000 * 1000
+"""Bytes that an endpoint takes, and a serverless one.
+
+Our server takes 6 MiB, the limit of botocore's model of InvokeEndpoint. AWS's hosting FAQ says 25 MB, and 4 MB for
+serverless endpoints (read 2026-11). The smaller of two numbers is right by both.
+"""
 SENT_SIDE = 2048
 """Long side in pixels to which a photo with more bytes is scaled; networks look at a few hundred."""
 TRIES = 6
@@ -67,6 +71,11 @@ class Answer:
 class Target(Protocol):
     """Something that answers about photos."""
 
+    @property
+    def max_body(self) -> int:
+        """Bytes of a photo that it takes."""
+        ...
+
     def ask(self, body: bytes, content_type: str, *, top_k: int | None = None) -> Answer:
         """Send one photo.
 
@@ -85,6 +94,7 @@ class EndpointTarget:
 
     runtime: Any
     name: str
+    max_body: int = MAX_BODY
 
     def ask(self, body: bytes, content_type: str, *, top_k: int | None = None) -> Answer:
         """Send one photo and wait for the answer."""
@@ -119,6 +129,7 @@ class AsyncTarget:
     encryption: Mapping[str, str] = field(default_factory=dict)
     """Further fields of an upload."""
     poll_seconds: float = 1.0
+    max_body: int = MAX_BODY
 
     def ask(self, body: bytes, content_type: str, *, top_k: int | None = None) -> Answer:
         """Put one photo into the queue and wait for the answer."""
@@ -154,6 +165,7 @@ class UrlTarget:
     """A server of our own, such as `serve` starts at home."""
 
     url: str
+    max_body: int = MAX_BODY
 
     def ask(self, body: bytes, content_type: str, *, top_k: int | None = None) -> Answer:
         """Send one photo and wait for the answer."""
@@ -178,7 +190,7 @@ def open_target(settings: CloudSettings, name: str, kind: str) -> Target:
     # AWS cuts a request after 60 seconds; the first one of a serverless endpoint starts a machine.
     runtime = aws.client("sagemaker-runtime", settings, read_timeout=70)
     if kind != "async":
-        return EndpointTarget(runtime, name)
+        return EndpointTarget(runtime, name, MAX_SERVERLESS_BODY if kind == "serverless" else MAX_BODY)
     s3, inputs = aws.client("s3", settings), async_uri(settings, name, "in")
     return AsyncTarget(runtime, s3, name, inputs, encryption(settings))
 
@@ -220,7 +232,7 @@ def query_photos(target: Target, photos: Sequence[Path], *, top_k: int, parallel
 
     def ask(photo: Path) -> PhotoAnswer:
         try:
-            answer = target.ask(*read_photo(photo), top_k=ALL_CLASSES)
+            answer = target.ask(*read_photo(photo, target.max_body), top_k=ALL_CLASSES)
             (named,) = answer.content["predictions"]
         except OSError as error:
             return PhotoAnswer(photo, error=f"the file can't be opened: {error.strerror}")
@@ -235,8 +247,8 @@ def query_photos(target: Target, photos: Sequence[Path], *, top_k: int, parallel
         return list(tqdm(answers, "asking", len(photos), unit="photo", disable=not sys.stderr.isatty()))
 
 
-def read_photo(path: Path) -> tuple[bytes, str]:
-    """The bytes to send and their content type; a photo of too many bytes is scaled down.
+def read_photo(path: Path, max_body: int = MAX_BODY) -> tuple[bytes, str]:
+    """The bytes to send and their content type; a photo of more than `max_body` bytes is scaled down.
 
     Raises:
         UserError: if it is none of the kinds that an endpoint takes.
@@ -247,7 +259,7 @@ def read_photo(path: Path) -> tuple[bytes, str]:
     kind = next((kind for magic, kind in _MAGIC.items() if data.startswith(magic)), None)
     if kind is None:
         raise UserError("the file is not a JPEG, PNG or WebP image")
-    if len(data) <= MAX_BODY:
+    if len(data) <= max_body:
         return data, kind
     from lightning_modules.inference import MAX_PIXELS, open_image  # torch takes four seconds to import
 

@@ -8,10 +8,12 @@ from typing import Any
 
 from experiments.config import RunConfig, require
 from experiments.console import say
+from experiments.errors import UserError
 from experiments.study.epochs import EPOCHS, resolve_config
 from experiments.study.search_space import SearchSpace
 from sagemaker_launch.aws import client as aws
 from sagemaker_launch.aws.api_model import require_limits
+from sagemaker_launch.aws.instances import has_gpu
 from sagemaker_launch.aws.prices import own_price
 from sagemaker_launch.aws.resources import TRAINING, TUNING, Request, ResourceType, validate
 from sagemaker_launch.aws.tags import MAX_VALUE, to_tag_value
@@ -20,7 +22,7 @@ from sagemaker_launch.jobs.launch import Launched, launch
 from sagemaker_launch.jobs.requests import number_of_jobs, training_job, tuning_job
 from sagemaker_launch.settings.cloud import CloudSettings
 from sagemaker_launch.shipping.image_fit import check_training_image
-from sagemaker_launch.shipping.shipment import find_image, make_shipment
+from sagemaker_launch.shipping.shipment import find_image, make_shipment, s3_root
 from sagemaker_launch.shipping.storage import Inputs
 
 
@@ -92,10 +94,15 @@ def _plan(
     rule = f"have at most {MAX_VALUE} characters as a tag of the job"
     require(len(to_tag_value(experiment)) <= MAX_VALUE, "tracking.experiment", rule, experiment)
     region = aws.region(settings)
+    _check_device(settings, config)
     worst = worst_case(settings, own_price(settings, region), jobs=jobs, rules=rule_processing(settings, region))
-    shipment, sent = make_shipment(settings, config, debugger=settings.debugger.enabled, channels=channels)
     image = find_image(settings, region, config.data.cache_dir)
     check_training_image(image, settings.instance_type)
+    # Most of what AWS would refuse is refused before photos are hashed, which may take minutes.
+    photos = s3_root(config) or f"{settings.uri}/data/sets/HASH/manifest.json"
+    planned = channels or Inputs(photos, f"{settings.uri}/code/HASH/")
+    validate(job_type.create_operation, build(config, planned, image, "name"), region=region)
+    shipment, sent = make_shipment(settings, config, debugger=settings.debugger.enabled, channels=channels)
     inputs = shipment.inputs(settings)
 
     def request(name: str) -> Request:
@@ -103,6 +110,19 @@ def _plan(
 
     validate(job_type.create_operation, request("name"), region=region)
     return JobPlan(job_type, experiment, request, worst, lambda s3: shipment.upload(s3, settings))
+
+
+def _check_device(settings: CloudSettings, config: RunConfig) -> None:
+    """Say what stays at home of the settings of a device, and refuse a precision that the instance lacks."""
+    trainer, on_gpu = config.trainer, has_gpu(settings.instance_type)
+    if trainer.accelerator != "auto":
+        say(f"trainer.accelerator {trainer.accelerator} is for this machine: the job uses what its instance has")
+    # Lightning would train in bf16-mixed instead, with a warning.
+    if trainer.precision == "16-mixed" and not on_gpu:
+        raise UserError(
+            "trainer.precision must be auto, 32-true or bf16-mixed on an instance without a GPU, got '16-mixed' and "
+            f"cloud.instance_type {settings.instance_type}"
+        )
 
 
 def start_job(

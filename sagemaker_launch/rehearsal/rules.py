@@ -18,9 +18,6 @@ from sagemaker_launch.aws.combinations import broken_rules
 from sagemaker_launch.aws.image_uris import read_image_uri
 from sagemaker_launch.rehearsal.jobs.strategies import ranges_of
 
-MAX_TUNED = 30
-"""Hyperparameters that one tuning job may search (AWS quota, 2025)."""
-
 
 def invalid(message: str) -> SagemakerClientError:
     """The error for an invalid request."""
@@ -205,8 +202,6 @@ def _check_ranges(config: Mapping[str, Any], definition: Mapping[str, Any]) -> N
     static = definition.get("StaticHyperParameters", {})
     if not names:
         raise invalid("At least one hyperparameter range must be provided in ParameterRanges.")
-    if len(names) > MAX_TUNED:
-        raise invalid(f"The number of tuned hyperparameters must be at most {MAX_TUNED}, got {len(names)}.")
     for name in names:
         if names.count(name) > 1:
             raise invalid(f"Hyperparameter names must be unique, {name} is tuned twice.")

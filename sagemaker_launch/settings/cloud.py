@@ -15,6 +15,15 @@ from sagemaker_launch.settings.endpoint import ROLE_ARN, EndpointSettings
 
 KMS_KEY = r"[\w:/-]+"
 """Id, alias or ARN of a key (botocore's shape KmsKeyId, 2026), without `*`, which would name all keys."""
+BUCKET = (
+    r"(?!.*\.\.)(?!\d+\.\d+\.\d+\.\d+$)(?!xn--|sthree-|amzn-s3-demo-)"
+    r"(?!.*(-s3alias|--ol-s3|\.mrap|--x-s3|--table-s3)$)[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]"
+)
+"""Names of general purpose buckets. Access points and directory buckets (S3 Express) have other names, and answer calls
+of ours otherwise: a directory bucket lists by whole folders only.
+
+Source: docs.aws.amazon.com/AmazonS3/latest/userguide/bucketnamingrules.html, read 2026-11.
+"""
 PROJECT_TAG = "project"
 """Tag by which this project finds its resources, and to which the IAM policy restricts it."""
 EXPERIMENT_TAG = "tracking.experiment"
@@ -116,11 +125,8 @@ class CloudSettings:
 
         arn = self.role_arn is None or re.fullmatch(ROLE_ARN, self.role_arn) is not None
         check(arn, "role_arn", "look like arn:aws:iam::123456789012:role/NAME")
-        check(
-            self.bucket is None or re.fullmatch(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]", self.bucket) is not None,
-            "bucket",
-            "be the name of a bucket, without s3://",
-        )
+        if self.bucket is not None:
+            require_bucket_name("cloud.bucket", self.bucket)
         check(
             re.fullmatch(r"[\w.-]+(/[\w.-]+)*", self.prefix) is not None, "prefix", "be a key prefix such as team/dogs"
         )
@@ -191,6 +197,16 @@ class CloudSettings:
         """
         for name, example in (("role_arn", "arn:aws:iam::123456789012:role/training"), ("bucket", "my-bucket")):
             require(getattr(self, name) is not None, f"cloud.{name}", f"be set (--cloud.{name} {example})", None)
+
+
+def require_bucket_name(setting: str, name: str) -> None:
+    """Refuse what is not the name of a general purpose bucket.
+
+    Raises:
+        UserError: naming the setting.
+    """
+    rule = "be the name of a general purpose bucket of S3, no access point and no directory bucket such as dogs--x-s3"
+    require(re.fullmatch(BUCKET, name) is not None, setting, rule, name)
 
 
 def load_cloud(preset: Path | None = None, overrides: Mapping[str, object] | None = None) -> CloudSettings:

@@ -10,11 +10,11 @@ from experiments.config import RunConfig, override, require
 from experiments.console import say
 from experiments.errors import UserError
 from sagemaker_launch.aws.image_uris import Version, read_image_uri
-from sagemaker_launch.aws.instances import has_gpu
+from sagemaker_launch.aws.instances import has_gpu, local_disk_gb
 from sagemaker_launch.aws.partitions import dns_suffix
-from sagemaker_launch.settings.cloud import CloudSettings
+from sagemaker_launch.settings.cloud import CloudSettings, require_bucket_name
 from sagemaker_launch.shipping.bundle import fetch_debugger, fetch_wheels, make_bundle
-from sagemaker_launch.shipping.storage import Inputs, PhotoSet, Shipment, file_sha256, read_photo_set
+from sagemaker_launch.shipping.storage import Inputs, PhotoSet, Shipment, file_sha256, photo_files, read_photo_set
 
 SERVING_CUDA: Version = (13, 0)
 """Version of CUDA of our serving image on GPUs; a test compares it with serving/requirements-cuda.txt."""
@@ -47,6 +47,8 @@ def make_shipment(
         "be a file or none with cloud.network_isolation, because a job without network can't download them",
         config.model.weights,
     )
+    if channels is None:
+        _require_room(settings, config, weights)
     wheels = fetch_wheels(config.data.cache_dir) if settings.network_isolation else None
     wheel = fetch_debugger(config.data.cache_dir) if debugger else None
     photos = channels.photos if channels else find_photo_set(config)
@@ -71,10 +73,40 @@ def find_photo_set(config: RunConfig) -> PhotoSet | str:
 
 
 def s3_root(config: RunConfig) -> str | None:
-    """The s3:// URI that `data.root` is; None for a folder of this machine."""
+    """The s3:// URI that `data.root` is; None for a folder of this machine.
+
+    Raises:
+        UserError: if it names no bucket of S3 with prefixes.
+    """
     root = "" if config.data.root is None else str(config.data.root)
     # A Path has one slash where a URI has two.
-    return f"s3://{root[3:].strip('/')}/" if root.startswith("s3:/") else None
+    if not root.startswith("s3:/"):
+        return None
+    path = root[3:].strip("/")
+    require_bucket_name("data.root", path.partition("/")[0])
+    return f"s3://{path}/"
+
+
+def _require_room(settings: CloudSettings, config: RunConfig, weights: Path | str | None) -> None:
+    """Refuse photos and weights of this machine that do not fit on the disk to which a job copies them.
+
+    Raises:
+        UserError: naming their size and the disk.
+    """
+    copied = [weights] if isinstance(weights, Path) else []
+    if s3_root(config) is None and settings.input_mode == "File":
+        copied += photo_files(_photo_root(config))
+    needed_gb = sum(path.stat().st_size for path in copied) / 1e9
+    local = local_disk_gb(settings.instance_type)
+    if needed_gb <= (settings.volume_size_gb if local is None else local):
+        return
+    copies = f"hold the {needed_gb:.1f} GB of photos and weights that a job copies to its disk"
+    if local is None:
+        raise UserError(f"cloud.volume_size_gb must {copies}, got {settings.volume_size_gb}: raise it")
+    raise UserError(
+        f"cloud.instance_type must {copies}, got {settings.instance_type} with {local} GB of its own: choose a larger "
+        "one, or one without NVMe disks and raise cloud.volume_size_gb"
+    )
 
 
 def _photo_root(config: RunConfig) -> Path:

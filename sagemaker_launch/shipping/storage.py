@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from botocore.exceptions import ClientError
 from tqdm import tqdm
 
 from experiments.errors import UserError
@@ -60,15 +61,24 @@ class PhotoSet:
         return f"data/sets/{self.sha256[:32]}/manifest.json"
 
 
-def read_photo_set(root: Path) -> PhotoSet:
-    """Hash all photos of the class folders under `root`.
+def photo_files(root: Path) -> list[Path]:
+    """All photos of the class folders under `root`.
 
     Raises:
         UserError: if there is no root or no train folder.
     """
     listed = [path for folder in split_folders(root).values() for path in list_photos(folder)]
     # Ignored at home too: folders below a class, pipes, archives of gigabytes.
-    paths = [path for path in listed if path.is_file() and not why_no_photo(path)]
+    return [path for path in listed if path.is_file() and not why_no_photo(path)]
+
+
+def read_photo_set(root: Path) -> PhotoSet:
+    """Hash all photos of the class folders under `root`.
+
+    Raises:
+        UserError: if there is no root or no train folder.
+    """
+    paths = photo_files(root)
     with ThreadPoolExecutor() as pool:  # hashing releases the GIL
         hashes = list(_progress("hashing photos", pool.map(file_sha256, paths), len(paths)))
     names = [f"{digest}{path.suffix.lower()}" for digest, path in zip(hashes, paths, strict=True)]
@@ -99,9 +109,12 @@ class Shipment:
         """Upload the files that S3 lacks; after an interruption the next call uploads the rest.
 
         Raises:
-            UserError: if a photo changed while it was read.
+            UserError: if a bucket is in another region, or a photo changed while it was read.
         """
         storage = Storage(client, settings)
+        storage.require_region()
+        if isinstance(self.photos, str):
+            require_bucket_region(client, self.photos.split("/")[2], "data.root")
         if isinstance(self.photos, PhotoSet):
             storage.upload_photos(self.photos)
         archive = f"{self._code_folder}/sourcedir.tar.gz"
@@ -126,6 +139,14 @@ class Storage:
         assert settings.bucket is not None, "checked by require_for_jobs"
         self._client, self._bucket, self._prefix = client, settings.bucket, settings.prefix
         self._uri, self._encryption = settings.uri, encryption(settings)
+
+    def require_region(self) -> None:
+        """Refuse a bucket in another region than the client's.
+
+        Raises:
+            UserError: naming both regions.
+        """
+        require_bucket_region(self._client, self._bucket, "cloud.bucket")
 
     def upload_photos(self, photos: PhotoSet) -> None:
         """Upload the photos of a data set that S3 lacks.
@@ -186,6 +207,35 @@ class Storage:
         )
         keys = (entry["Key"] for page in pages for entry in page.get("Contents", ()))
         return {key.removeprefix(f"{self._prefix}/{of}") for key in keys}
+
+
+def require_bucket_region(client: Any, bucket: str, setting: str) -> None:
+    """Refuse a bucket that does not exist, or is in another region than jobs and endpoints.
+
+    S3 takes uploads from everywhere. SageMaker refuses the job afterwards, when gigabytes are sent.
+
+    Args:
+        client: boto3's client of S3 in the region of jobs and endpoints.
+        setting: that names the bucket.
+
+    Raises:
+        UserError: naming both regions.
+
+    Source: API_HeadBucket: S3 names the region of a bucket whatever the rights of its caller, 2026.
+    """
+    try:
+        answer = client.head_bucket(Bucket=bucket)
+    except ClientError as error:
+        answer = error.response  # the next call says what is wrong, unless the answer does
+    metadata, region = answer.get("ResponseMetadata", {}), client.meta.region_name
+    if metadata.get("HTTPStatusCode") == 404:
+        raise UserError(f"{setting} must be a bucket that exists, got {bucket!r}: create it in {region}")
+    found = answer.get("BucketRegion") or metadata.get("HTTPHeaders", {}).get("x-amz-bucket-region", region)
+    if found != region:
+        raise UserError(
+            f"{setting} must be a bucket in {region}, where jobs and endpoints run, got {bucket!r} in {found}: name "
+            f"another bucket, or set cloud.region {found}"
+        )
 
 
 def encryption(settings: CloudSettings) -> dict[str, str]:

@@ -195,12 +195,11 @@ def test_an_odd_file_blocks_no_other_command(
 
 
 def test_a_large_photo_is_sent_to_an_endpoint_as_the_decoder_reads_it(
-    root: Path, monkeypatch: pytest.MonkeyPatch
+    root: Path,
 ) -> None:
     levels = np.tile(np.linspace(0, 30_000, 64), (48, 1)).astype("uint16")  # which Pillow's own conversion shows white
     Image.fromarray(levels).save(root / "deep.png")
-    monkeypatch.setattr("sagemaker_launch.endpoints.query.MAX_BODY", 100)
-    data, content_type = read_photo(root / "deep.png")
+    data, content_type = read_photo(root / "deep.png", max_body=100)
     assert content_type == "image/jpeg"
     sent, meant = (decode_image(image).float() for image in (data, (root / "deep.png").read_bytes()))
     assert (sent - meant).abs().mean() < 2

@@ -347,7 +347,12 @@ def train_locally(config: RunConfig, folder: Path) -> dict[int, dict[str, float]
 
 def action_of(service_name: str, operation: str) -> str:
     """The IAM action that a call needs; S3 calls some by other names."""
-    s3 = {"ListObjectsV2": "ListBucket", "HeadObject": "GetObject", "CreateMultipartUpload": "PutObject"}
+    s3 = {
+        "ListObjectsV2": "ListBucket",
+        "HeadBucket": "ListBucket",
+        "HeadObject": "GetObject",
+        "CreateMultipartUpload": "PutObject",
+    }
     return f"{service_name}:{s3.get(operation, operation) if service_name == 's3' else operation}"
 
 

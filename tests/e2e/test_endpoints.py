@@ -414,8 +414,9 @@ def test_what_is_over_is_deleted_and_what_is_not_or_is_not_ours_stays(
     cloud: Rehearsal, scripted: tuple[Path, Path]
 ) -> None:
     (first, _), theirs = scripted, "--cloud.project=theirs"
-    cloud.done("deploy", "short", "--model", str(first), "--ttl", "1m", SCRIPT)
-    cloud.done("deploy", "theirs", "--model", str(first), "--ttl", "1m", SCRIPT, theirs)
+    brief = ["--ttl", "1m", "--cloud.endpoint.startup_timeout_seconds=60"]
+    cloud.done("deploy", "short", "--model", str(first), *brief, SCRIPT)
+    cloud.done("deploy", "theirs", "--model", str(first), *brief, SCRIPT, theirs)
     assert "no endpoint has expired" in cloud.done("delete", "--expired")
     sagemaker = boto3.client("sagemaker", region_name="us-east-1")
     for name in ("short", "theirs"):

@@ -20,9 +20,10 @@ from sagemaker_launch.rehearsal.machine.objects import DataError, Objects, Uri
 
 ATTRIBUTES = "X-Amzn-SageMaker-Custom-Attributes"
 MAX_BODY_BYTES = 6 * 1024 * 1024
-"""Of a request and of an answer (botocore's model of InvokeEndpoint, 2026)."""
+"""Of a request and of an answer (botocore's model of InvokeEndpoint, 2026). AWS's hosting FAQ says 25 MB: what fits here
+fits by both."""
 MAX_SERVERLESS_BODY_BYTES = 4 * 1024 * 1024
-"""AWS developer guide, quotas of serverless endpoints, 2025."""
+"""4 MB (AWS's hosting FAQ, 2026)."""
 CONSOLES = {"aws-cn": "console.amazonaws.cn", "aws-us-gov": "console.amazonaws-us-gov.com"}
 """Hosts of AWS's console by partition, behind the region."""
 TIMEOUT_SECONDS = 60.0

@@ -15,7 +15,8 @@ from typing import IO
 from moto.logs.models import LogsBackend, logs_backends
 
 MAX_EVENT_CHARACTERS = 256_000
-"""CloudWatch cuts longer messages into several events (256 KB per event, AWS documentation, 2025)."""
+"""Longer messages become several events. CloudWatch takes 1 MB per event (API_PutLogEvents, 2026), and a character has
+at most 4 bytes."""
 
 LAST_LINES = 20
 """Last lines of a container's output, for a failure that the job does not explain."""

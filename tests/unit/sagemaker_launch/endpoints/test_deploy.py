@@ -135,6 +135,8 @@ def test_an_endpoint_that_may_still_answer_is_not_removed_unasked() -> None:
 class Says:
     """A target that gives one list of logits."""
 
+    max_body = 1000
+
     def __init__(self, logits: list[float]) -> None:
         self._logits = logits
 

@@ -16,6 +16,7 @@ from PIL import Image
 
 from experiments.errors import UserError
 from lightning_modules.listing import find_photos
+from sagemaker_launch.aws.api_model import service_model
 from sagemaker_launch.endpoints import query
 from sagemaker_launch.endpoints.photo_grid import MAX_PHOTOS, photo_grid
 from sagemaker_launch.endpoints.query import (
@@ -29,6 +30,7 @@ from sagemaker_launch.endpoints.query import (
     read_photo,
     true_name,
 )
+from sagemaker_launch.settings.cloud import load_cloud
 from tests.pictures import encoded, jpeg_bytes, smooth_picture
 
 NAMES = ["001.Affenpinscher", "Welsh_springer_spaniel", "Curly-coated retriever"]
@@ -130,7 +132,7 @@ def test_a_photo_of_too_many_bytes_is_scaled_down(tmp_path: Path) -> None:
     Image.fromarray(noise).save(path, compress_level=0)
     assert path.stat().st_size > MAX_BODY
     body, kind = read_photo(path)
-    assert kind == "image/jpeg" and len(body) <= MAX_BODY
+    assert kind == "image/jpeg" and len(body) <= query.MAX_SERVERLESS_BODY
     with Image.open(io.BytesIO(body)) as image:
         assert max(image.size) == query.SENT_SIDE
 
@@ -173,3 +175,11 @@ def test_the_picture_shows_what_is_right_what_is_wrong_and_what_failed(tmp_path:
     assert len({axes.title.get_color() for axes in figure.axes}) == 2
     figure.savefig(tmp_path / "grid.png")
     assert len(photo_grid([right] * (MAX_PHOTOS + 5)).axes) == MAX_PHOTOS
+
+
+def test_a_serverless_endpoint_takes_smaller_photos(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(query.aws, "client", lambda *_, **__: None)
+    kinds = ("realtime", "serverless", "async")
+    most = [query.open_target(load_cloud(None, {"bucket": "my-bucket"}), "dogs", kind).max_body for kind in kinds]
+    assert most == [MAX_BODY, 4_000_000, MAX_BODY]
+    assert service_model("sagemaker-runtime").shape_for("BodyBlob").metadata["max"] == MAX_BODY

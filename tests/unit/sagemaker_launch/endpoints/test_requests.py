@@ -168,6 +168,14 @@ def test_a_lease_is_over_when_its_time_is(ttl: str, span: int) -> None:
     assert Lease.read(lease.tags) == lease
 
 
+def test_a_lease_is_no_shorter_than_the_start_of_its_endpoint() -> None:
+    slow = BASIC | {"endpoint.startup_timeout_seconds": 1200}
+    assert new_lease(load_cloud(None, slow), "20m").expires
+    with pytest.raises(ValueError, match=r"--ttl must be at least .* got '19m' and .*startup_timeout_seconds 1200"):
+        new_lease(load_cloud(None, slow), "19m")
+    assert new_lease(load_cloud(None, slow | {"endpoint.kind": "serverless"}), "19m").expires, "it has no instance"
+
+
 def test_a_lease_without_an_end_must_be_typed() -> None:
     settings = load_cloud(None, BASIC)
     lease = new_lease(settings, "none")

@@ -37,6 +37,11 @@ def test_mappings_and_lists_come_from_yaml_and_from_the_command_line(tmp_path: P
     assert settings.spot is True
 
 
+@pytest.mark.parametrize("bucket", ["my-bucket", "my.dotted.bucket", "123", "dogs-x-s3", "s3alias"])
+def test_names_of_buckets_are_taken(bucket: str) -> None:
+    assert load_cloud(None, {"bucket": bucket}).bucket == bucket
+
+
 def test_an_unknown_field_is_refused_with_the_nearest_one() -> None:
     with pytest.raises(
         ValueError, match=r"^budgt_usd must be the name of a field, got 'budgt_usd'; did you mean budget_usd"
@@ -48,7 +53,12 @@ def test_an_unknown_field_is_refused_with_the_nearest_one() -> None:
     ("values", "message"),
     [
         ({"role_arn": "my-role"}, r"cloud\.role_arn must look like arn:aws:iam"),
-        ({"bucket": "s3://my-bucket"}, r"cloud\.bucket must be the name of a bucket, without s3://"),
+        ({"bucket": "s3://my-bucket"}, r"cloud\.bucket must be the name of a general purpose bucket"),
+        ({"bucket": "dogs--use1-az4--x-s3"}, "general purpose bucket"),
+        ({"bucket": "dogs-abcdefgh-s3alias"}, "general purpose bucket"),
+        ({"bucket": "arn:aws:s3:us-east-1:123456789012:accesspoint/dogs"}, "general purpose bucket"),
+        ({"bucket": "my..bucket"}, "general purpose bucket"),
+        ({"bucket": "192.168.5.4"}, "general purpose bucket"),
         ({"spot": True, "checkpoints": False}, r"cloud\.checkpoints must be true with cloud\.spot"),
         ({"max_wait_seconds": 10}, r"cloud\.max_wait_seconds must be left out without cloud\.spot"),
         ({"spot": True, "max_wait_seconds": 10}, r"cloud\.max_wait_seconds must be >= cloud\.max_runtime_seconds"),

@@ -10,9 +10,11 @@ import boto3
 import pytest
 from botocore.awsrequest import AWSPreparedRequest, AWSResponse
 
+from experiments.errors import UserError
 from sagemaker_launch.endpoints import query
 from sagemaker_launch.settings.cloud import CloudSettings, load_cloud
-from sagemaker_launch.shipping.storage import Storage
+from sagemaker_launch.shipping.bundle import Bundle
+from sagemaker_launch.shipping.storage import Shipment, Storage, require_bucket_region
 from tests.unit.sagemaker_launch.jobs.test_requests import BASIC
 
 KEY = "arn:aws:kms:us-east-1:123456789012:key/1234abcd"
@@ -55,6 +57,38 @@ def ask(client: Any, settings: CloudSettings, path: Path) -> None:
         target = query.open_target(settings, "dogs", "async")
         with pytest.raises(InterruptedError):
             target.ask(b"photo", "image/jpeg")
+
+
+def client_that_answers(status: int, **headers: str) -> Any:
+    """boto3's client in us-east-1, to which S3 answers with headers and no body, as it does to HeadBucket."""
+    client = boto3.client("s3", region_name="us-east-1", aws_access_key_id="a", aws_secret_access_key="b")
+
+    def answer(request: AWSPreparedRequest, **_: object) -> AWSResponse:
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        assert request.method == "HEAD", "nothing is sent before"
+        response = AWSResponse(request.url, status, named, None)
+        response._content = b""
+        return response
+
+    client.meta.events.register("before-send", answer)
+    return client
+
+
+@pytest.mark.parametrize("status", [200, 403, 400])
+def test_a_bucket_in_another_region_is_refused_before_anything_is_sent(status: int) -> None:
+    shipment = Shipment("s3://x/y/", Bundle(b"code", "c" * 64), None)
+    with pytest.raises(UserError, match=r"cloud\.bucket must be a bucket in us-east-1, .* 'my-bucket' in eu-central-1"):
+        shipment.upload(client_that_answers(status, x_amz_bucket_region="eu-central-1"), load_cloud(None, BASIC))
+
+
+def test_a_bucket_that_does_not_exist_is_refused_before_anything_is_sent() -> None:
+    with pytest.raises(UserError, match=r"data\.root must be a bucket that exists, got 'none': create it in us-east-1"):
+        require_bucket_region(client_that_answers(404), "none", "data.root")
+
+
+@pytest.mark.parametrize(("status", "headers"), [(200, {"x_amz_bucket_region": "us-east-1"}), (403, {}), (200, {})])
+def test_a_bucket_whose_region_is_right_or_not_told_is_taken(status: int, headers: dict[str, str]) -> None:
+    require_bucket_region(client_that_answers(status, **headers), "my-bucket", "cloud.bucket")
 
 
 @pytest.mark.parametrize(
