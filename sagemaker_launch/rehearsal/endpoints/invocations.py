@@ -20,8 +20,8 @@ from sagemaker_launch.rehearsal.machine.objects import DataError, Objects, Uri
 
 ATTRIBUTES = "X-Amzn-SageMaker-Custom-Attributes"
 MAX_BODY_BYTES = 6 * 1024 * 1024
-"""Of a request and of an answer (botocore's model of InvokeEndpoint, 2026). AWS's hosting FAQ says 25 MB: what fits here
-fits by both."""
+"""Of a request and of an answer (botocore's model of InvokeEndpoint, 2026). AWS's hosting FAQ says 25 MB: what fits
+here fits by both."""
 MAX_SERVERLESS_BODY_BYTES = 4 * 1024 * 1024
 """4 MB (AWS's hosting FAQ, 2026)."""
 CONSOLES = {"aws-cn": "console.amazonaws.cn", "aws-us-gov": "console.amazonaws-us-gov.com"}
