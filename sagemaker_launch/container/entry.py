@@ -145,14 +145,22 @@ def job_config(job: Job, scratch: Path) -> RunConfig:
     """The config that was sent, with the folders and devices of this machine.
 
     Raises:
-        UserError: for an unknown field, a value that its field refuses, or a channel that is missing.
+        UserError: for an unknown field, a value that its field refuses, a channel that is missing, or a GPU that
+            PyTorch does not see.
     """
+    devices = torch.cuda.device_count()
+    # The launcher sets it for instances with GPUs.
+    if os.environ.get("TRAINING_DEVICE") == "cuda" and devices == 0:
+        raise UserError(
+            f"the job must see the GPU of its instance, and PyTorch {torch.__version__} sees none: name an image whose "
+            "CUDA fits the driver (cloud.image_uri)"
+        )
     values: dict[str, object] = {**decode(job.hyperparameters)}
     values |= {
         "data.name": "folder",
         "data.root": photo_folder(job.channel(PHOTOS), scratch / PHOTOS),
         "data.cache_dir": scratch / "cache",
-        "trainer.devices": max(1, torch.cuda.device_count()),
+        "trainer.devices": max(1, devices),
         "trainer.num_nodes": job.num_nodes,
     }
     if job.is_debugged:

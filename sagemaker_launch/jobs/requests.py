@@ -189,8 +189,11 @@ def _definition(settings: CloudSettings, inputs: Inputs, image_uri: str, name: s
     if settings.checkpoints:
         # Without its last slash, the prefix of dogs-1 is one of dogs-10 too (github.com/syne-tune/syne-tune/pull/363).
         definition["CheckpointConfig"] = {"S3Uri": f"{settings.uri}/checkpoints/{name}/", "LocalPath": CHECKPOINTS}
-    if settings.environment:
-        definition["Environment"] = dict(settings.environment)
+    # Without a driver that fits, PyTorch would train on the CPU of a GPU instance, and say nothing.
+    environment = {"TRAINING_DEVICE": "cuda"} if has_gpu(settings.instance_type) else {}
+    environment |= settings.environment
+    if environment:
+        definition["Environment"] = environment
     if settings.retry_attempts:
         definition["RetryStrategy"] = {"MaximumRetryAttempts": settings.retry_attempts}
     return definition

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import http.client
 import io
-import logging
 import shlex
 import shutil
 import sys
@@ -23,18 +22,14 @@ import sagemaker_launch
 from sagemaker_launch.rehearsal.endpoints import torchserve
 from sagemaker_launch.rehearsal.endpoints.torchserve import free_ports
 from sagemaker_launch.rehearsal.jobs.log import LogStream, Metrics, OutputReader
-from sagemaker_launch.rehearsal.machine.container import OPT_ML, OWN_SCRIPT_IMAGE, environment_folders
+from sagemaker_launch.rehearsal.machine.container import OPT_ML, OWN_SCRIPT_IMAGE, environment_folders, without_gpu
 from sagemaker_launch.rehearsal.machine.image import build_image
 from sagemaker_launch.rehearsal.machine.namespaces import SYSTEM_PATH, Process, own_folder, own_tmp, socket_in_network
 from sagemaker_launch.rehearsal.machine.objects import DataError, Uri
 from sagemaker_launch.rehearsal.machine.runner import Machine
 
-log = logging.getLogger(__name__)
-
 LOG_GROUP = "/aws/sagemaker/Endpoints/"
 PACKAGES = Path(sagemaker_launch.__file__).resolve().parent.parent
-GPU = Path("/dev/nvidiactl")
-"""Device file of NVIDIA's driver."""
 STOP_SECONDS = 30.0
 """Time between SIGTERM and SIGKILL (AWS documentation of custom inference code, 2025)."""
 POLL_SECONDS = 0.1
@@ -250,15 +245,10 @@ class ServingProcess:
             "AWS_REGION": self._spec.region,
             "AWS_DEFAULT_REGION": self._spec.region,
             **self._machine.role_keys.environment(),
-            **self._spec.container.get("Environment", {}),
+            **without_gpu(self._spec.container.get("Environment", {})),
             # Containers share the loopback interface here, so none may use AWS's port 8080.
             "SAGEMAKER_BIND_TO_PORT": str(self._port),
         }
-        if environment.get("SERVING_DEVICE") == "cuda" and not GPU.exists():
-            log.warning(
-                "%s: this machine has no GPU, so its model is rehearsed on the CPU", self._spec.container["Image"]
-            )
-            environment["SERVING_DEVICE"] = ""
         return environment if self._spec.isolated else {**environment, "AWS_ENDPOINT_URL": self._machine.url}
 
 

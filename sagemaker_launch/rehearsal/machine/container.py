@@ -29,6 +29,11 @@ OWN_SCRIPT_IMAGE = "rehearsal.local/script"
 """Stands for an image of one's own: `train.py` of channel `code` runs, or `code/serve.py` of a model archive."""
 OWN_SCRIPT = f"{OPT_ML}/input/data/code/train.py"
 
+GPU = Path("/dev/nvidiactl")
+"""Device file of NVIDIA's driver."""
+NEEDS_GPU = ("SERVING_DEVICE", "TRAINING_DEVICE")
+"""Variables by which the launcher says that an instance has a GPU."""
+
 log = logging.getLogger(__name__)
 
 
@@ -224,7 +229,7 @@ class Container:
             "TRAINING_JOB_ARN": spec.job_arn,
             "CURRENT_HOST": spec.host,
             **spec.keys.environment(),
-            **spec.environment,
+            **without_gpu(spec.environment),
         }
         if not spec.network_isolation:
             # The toolkit reads the first, boto3 the second. They hold what the address "s3.amazonaws.com" is to AWS.
@@ -255,6 +260,14 @@ class Container:
         if self.spec.network_isolation:
             lines.append("ip link set lo up")
         return "\n".join([*lines, "cd /", f"exec {shlex.join(self.spec.command)}", ""])
+
+
+def without_gpu(environment: Mapping[str, str]) -> dict[str, str]:
+    """The variables of a container, which needs no GPU where this machine has none."""
+    needs = [name for name in NEEDS_GPU if environment.get(name) == "cuda" and not GPU.exists()]
+    if needs:
+        log.warning("this machine has no GPU: a container of an instance with GPUs is rehearsed on the CPU")
+    return {**environment, **dict.fromkeys(needs, "")}
 
 
 def bind_environment(tree: Path) -> list[str]:
