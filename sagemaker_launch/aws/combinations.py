@@ -128,6 +128,43 @@ def _too_much_to_search(tuning: Request) -> Iterator[str]:
         )
 
 
+def _strategy(tuning: Request) -> Iterator[str]:
+    config = tuning["HyperParameterTuningJobConfig"]
+    strategy, jobs = config["Strategy"], config["ResourceLimits"].get("MaxNumberOfTrainingJobs")
+    if strategy != "Grid" and jobs is None:
+        yield f"ResourceLimits.MaxNumberOfTrainingJobs must be provided for strategy {strategy}."
+    if strategy != "Hyperband" and "StrategyConfig" in config:
+        yield f"StrategyConfig must not be provided for strategy {strategy}."
+
+
+def _hyperband(tuning: Request) -> Iterator[str]:
+    config = tuning["HyperParameterTuningJobConfig"]
+    if config["Strategy"] != "Hyperband":
+        return
+    if config.get("TrainingJobEarlyStoppingType", "Off") != "Off":
+        yield "TrainingJobEarlyStoppingType must be Off for strategy Hyperband."
+    bounds = config.get("StrategyConfig", {}).get("HyperbandStrategyConfig", {})
+    if bounds.get("MinResource", 1) >= bounds.get("MaxResource", math.inf):
+        yield "HyperbandStrategyConfig.MinResource must be less than MaxResource: raise trainer.max_epochs"
+
+
+def _grid(tuning: Request) -> Iterator[str]:
+    config = tuning["HyperParameterTuningJobConfig"]
+    if config["Strategy"] != "Grid":
+        return
+    ranges = config.get("ParameterRanges", {})
+    for kind in ("IntegerParameterRanges", "ContinuousParameterRanges"):
+        if ranges.get(kind):
+            yield f"Strategy Grid takes only CategoricalParameterRanges, got {kind}."
+    points = math.prod(len(each["Values"]) for each in ranges.get("CategoricalParameterRanges", ()))
+    jobs = config["ResourceLimits"].get("MaxNumberOfTrainingJobs", points)
+    if jobs != points:
+        yield (
+            f"MaxNumberOfTrainingJobs must be {points}, the number of combinations, or absent for strategy Grid, got "
+            f"{jobs}."
+        )
+
+
 def _too_few_points(tuning: Request) -> Iterator[str]:
     config = tuning["HyperParameterTuningJobConfig"]
     ranges, limits = config.get("ParameterRanges", {}), config["ResourceLimits"]
@@ -195,9 +232,16 @@ def _async_of_several(config: Request) -> Iterator[str]:
         yield "An asynchronous endpoint can have one production variant only."
 
 
-def _too_many_tags(request: Request) -> Iterator[str]:
-    if len(request.get("Tags") or ()) > MAX_TAGS:
-        yield f"a resource has at most {MAX_TAGS} tags, got {len(request['Tags'])}"
+def broken_tags(request: Request) -> Iterator[str]:
+    """What AWS would refuse of the tags of a request."""
+    keys = [tag["Key"] for tag in request.get("Tags") or ()]
+    for key in keys:
+        if key.lower().startswith("aws:"):
+            yield "aws: prefixed tag key names are not allowed for external use."
+        if keys.count(key) > 1:
+            yield f"Duplicate tag key: {key}"
+    if len(keys) > MAX_TAGS:
+        yield f"a resource has at most {MAX_TAGS} tags, got {len(keys)}"
 
 
 def _foreign_image(request: Request, region: str) -> Iterator[str]:
@@ -268,6 +312,9 @@ RULES = (
     Rule(_runs_too_long, JOBS, f"{_API}/API_StoppingCondition.html", about_the_job=True),
     Rule(_spot, JOBS, f"{_API}/API_StoppingCondition.html", about_the_job=True),
     Rule(_spot_keeps_warm, JOBS, f"{_GUIDE}/train-warm-pools.html", about_the_job=True),
+    Rule(_strategy, _TUNING, f"{_API}/API_HyperParameterTuningJobConfig.html"),
+    Rule(_hyperband, _TUNING, f"{_API}/API_HyperbandStrategyConfig.html"),
+    Rule(_grid, _TUNING, f"{_GUIDE}/automatic-model-tuning-how-it-works.html"),
     Rule(_too_much_to_search, _TUNING, f"{_GUIDE}/automatic-model-tuning-limits.html"),
     Rule(_too_few_points, _TUNING, f"{_GUIDE}/automatic-model-tuning-limits.html"),
     Rule(_too_many_at_once, _TUNING, f"{_API}/API_ResourceLimits.html"),
@@ -276,7 +323,7 @@ RULES = (
     Rule(_serverless_sizes, _CONFIG, f"{_API}/API_ProductionVariantServerlessConfig.html"),
     Rule(_async_of_several, _CONFIG, f"{_GUIDE}/async-inference-create-endpoint-create-endpoint-config.html"),
     Rule(
-        _too_many_tags,
+        broken_tags,
         (*JOBS, "CreateModel", "CreateEndpointConfig", "CreateEndpoint"),
         "docs.aws.amazon.com/tag-editor/latest/userguide/reference.html",
     ),

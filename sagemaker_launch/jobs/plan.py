@@ -95,13 +95,13 @@ def _plan(
     require(len(to_tag_value(experiment)) <= MAX_VALUE, "tracking.experiment", rule, experiment)
     region = aws.region(settings)
     _check_device(settings, config)
-    worst = worst_case(settings, own_price(settings, region), jobs=jobs, rules=rule_processing(settings, region))
     image = find_image(settings, region, config.data.cache_dir)
     check_training_image(image, settings.instance_type)
     # Most of what AWS would refuse is refused before photos are hashed, which may take minutes.
     photos = s3_root(config) or f"{settings.uri}/data/sets/HASH/manifest.json"
     planned = channels or Inputs(photos, f"{settings.uri}/code/HASH/")
     validate(job_type.create_operation, build(config, planned, image, "name"), region=region)
+    worst = worst_case(settings, own_price(settings, region), jobs=jobs, rules=rule_processing(settings, region))
     shipment, sent = make_shipment(settings, config, debugger=settings.debugger.enabled, channels=channels)
     inputs = shipment.inputs(settings)
 

@@ -6,7 +6,6 @@ its own model, and rules that only the documentation has.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,7 +13,7 @@ import regex
 from moto.sagemaker.exceptions import SagemakerClientError
 
 from sagemaker_launch.aws.api_model import violations
-from sagemaker_launch.aws.combinations import broken_rules
+from sagemaker_launch.aws.combinations import broken_rules, broken_tags
 from sagemaker_launch.aws.image_uris import read_image_uri
 from sagemaker_launch.rehearsal.jobs.strategies import ranges_of
 
@@ -78,7 +77,6 @@ def check_tuning_job(request: Mapping[str, Any], region: str | None = None) -> N
         raise invalid("TrainingJobDefinition.ResourceConfig must be provided.")
     _check_objective(config, definition)
     _check_ranges(config, definition)
-    _check_strategy(config)
     check_rules("CreateHyperParameterTuningJob", request, region)
 
 
@@ -133,17 +131,13 @@ def _names(request: Mapping[str, Any]) -> set[str]:
 
 
 def check_tags(request: Mapping[str, Any]) -> None:
-    """Refuse tag keys that are reserved for AWS, and duplicate keys.
+    """Refuse what AWS refuses of tags.
 
     Raises:
         SagemakerClientError: naming the key.
     """
-    keys = [tag["Key"] for tag in request.get("Tags", ())]
-    for key in keys:
-        if key.lower().startswith("aws:"):
-            raise invalid("aws: prefixed tag key names are not allowed for external use.")
-        if keys.count(key) > 1:
-            raise invalid(f"Duplicate tag key: {key}")
+    for broken in broken_tags(request):
+        raise invalid(broken)
 
 
 def _check_definition(request: Mapping[str, Any]) -> None:
@@ -210,32 +204,3 @@ def _check_ranges(config: Mapping[str, Any], definition: Mapping[str, Any]) -> N
     # The service adds one to the static ones: _tuning_objective_metric.
     if len(names) + len(static) + 1 > 100:
         raise invalid("Static and tuned hyperparameters must be at most 100 together.")
-
-
-def _check_strategy(config: Mapping[str, Any]) -> None:
-    strategy, jobs = config["Strategy"], config["ResourceLimits"].get("MaxNumberOfTrainingJobs")
-    if strategy == "Grid":
-        _check_grid(config, jobs)
-    elif jobs is None:
-        raise invalid(f"ResourceLimits.MaxNumberOfTrainingJobs must be provided for strategy {strategy}.")
-    if strategy == "Hyperband":
-        if config.get("TrainingJobEarlyStoppingType", "Off") != "Off":
-            raise invalid("TrainingJobEarlyStoppingType must be Off for strategy Hyperband.")
-        bounds = config.get("StrategyConfig", {}).get("HyperbandStrategyConfig", {})
-        if bounds.get("MinResource", 1) >= bounds.get("MaxResource", math.inf):
-            raise invalid("HyperbandStrategyConfig.MinResource must be less than MaxResource.")
-    elif "StrategyConfig" in config:
-        raise invalid(f"StrategyConfig must not be provided for strategy {strategy}.")
-
-
-def _check_grid(config: Mapping[str, Any], jobs: int | None) -> None:
-    ranges = config["ParameterRanges"]
-    for kind in ("IntegerParameterRanges", "ContinuousParameterRanges"):
-        if ranges.get(kind):
-            raise invalid(f"Strategy Grid takes only CategoricalParameterRanges, got {kind}.")
-    points = math.prod(len(each["Values"]) for each in ranges["CategoricalParameterRanges"])
-    if jobs is not None and jobs != points:
-        raise invalid(
-            f"MaxNumberOfTrainingJobs must be {points}, the number of combinations, or absent for strategy Grid, "
-            f"got {jobs}."
-        )

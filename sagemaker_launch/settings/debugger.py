@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from experiments.config import require
 from experiments.errors import UserError
+from experiments.fields import used_by
 
 RULES: Mapping[str, tuple[str, ...]] = {
     "VanishingGradient": ("gradients_every",),
@@ -61,7 +62,7 @@ class DebuggerSettings:
     """AWS's built-in rules that are evaluated while the job runs."""
     rule_image_uri: str | None = None
     """Image that evaluates rules; by default AWS's own of the region."""
-    rule_instance_type: str | None = None
+    rule_instance_type: str | None = used_by(None, shape="ProcessingInstanceType")
     """Instance type of each rule, billed; by default AWS evaluates its rules on its own instances, free of charge."""
     rule_volume_size_gb: int = 10
     """Disk of each of these instances."""

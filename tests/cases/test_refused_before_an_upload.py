@@ -62,6 +62,8 @@ def dry_run(command: str, preset: str, fields: list[str], *words: str) -> int:
         ),
         ("tune", ["--sweep.n_trials=10001", "--cloud.strategy=Random"], "at most 10000 with strategy Random"),
         ("tune", ["--sweep.timeout_seconds=99999999"], "15768000"),
+        ("tune", ["--cloud.strategy=Hyperband", "--trainer.max_epochs=1"], "MinResource must be less than MaxResource"),
+        ("train", ['--cloud.tags={"AWS:team": "x"}'], "aws: prefixed tag key names are not allowed"),
         ("tune", ["--cloud.warm_start_from=[Not_A_Job]"], "Not_A_Job"),
     ],
 )
