@@ -16,6 +16,13 @@ from urllib.parse import urlsplit
 
 EXPIRED = {"code": "ExpiredTokenException", "message": "The security token included in the request is expired"}
 DENIED = {"code": "AccessDeniedException", "message": "User is not authorized to perform this operation"}
+IN_S3 = {
+    "ExpiredTokenException": ("ExpiredToken", 400),
+    "AccessDeniedException": ("AccessDenied", 403),
+    "ThrottlingException": ("SlowDown", 503),
+    "InvalidSignatureException": ("RequestTimeTooSkewed", 403),
+}
+"""S3's codes and statuses for what other services name otherwise (Amazon S3's API reference, ErrorResponses)."""
 HOP_BY_HOP = ("transfer-encoding", "content-length", "connection", "expect", "server", "date")
 
 
@@ -44,6 +51,10 @@ class Fault:
     """An answer of its own, in place of an error."""
     rewrite: Callable[[bytes], bytes] | None = None
     """Changes the service's own answer."""
+    content_type: str = "application/x-amz-json-1.1"
+    """Of that answer."""
+    is_cut: bool = False
+    """Send the service's own answer, and close the connection in the middle of it."""
 
     def meets(self, operation: str, call: int) -> bool:
         """Whether it happens to a call."""
@@ -62,6 +73,8 @@ class BadDay:
     """How often each operation had been called when a fault's `after` was called first."""
     hits: int = 0
     """How many calls met a fault."""
+    done: list[str] = field(default_factory=list)
+    """The operations that the service has carried out, although an answer may have been lost."""
 
     def meets(self, fault: Fault, operation: str, call: int) -> bool:
         """Whether a fault happens to a call."""
@@ -71,9 +84,13 @@ class BadDay:
 
 
 @contextmanager
-def bad_day(upstream: str, *faults: Fault) -> Iterator[BadDay]:
-    """A proxy to a service, on a free port."""
-    day = BadDay(faults=faults)
+def bad_day(upstream: str, *faults: Fault, day: BadDay | None = None) -> Iterator[BadDay]:
+    """A proxy to a service, on a free port.
+
+    Args:
+        day: what it does, where its faults change while it runs.
+    """
+    day = day or BadDay(faults=faults)
     lock, host = threading.Lock(), urlsplit(upstream).netloc
 
     class Handler(BaseHTTPRequestHandler):
@@ -90,16 +107,20 @@ def bad_day(upstream: str, *faults: Fault) -> Iterator[BadDay]:
                 fault = next((fault for fault in day.faults if day.meets(fault, operation, call)), None)
                 day.hits += fault is not None
             if fault is None:
-                self._answer(*self._forwarded(body))
+                self._answer(*self._forwarded(body, operation))
             elif fault.lost:
                 if fault.lost == "answer":
-                    self._forwarded(body)
+                    self._forwarded(body, operation)
                 self.close_connection = True
             elif fault.rewrite is not None:
-                status, headers, answer = self._forwarded(body)
+                status, headers, answer = self._forwarded(body, operation)
                 self._answer(status, headers, fault.rewrite(answer))
+            elif fault.is_cut:
+                self._answer(*self._forwarded(body, operation), is_cut=True)
             elif fault.body is not None:
-                self._answer(200, [("Content-Type", "application/x-amz-json-1.1")], fault.body)
+                self._answer(
+                    200 if fault.status == 400 else fault.status, [("Content-Type", fault.content_type)], fault.body
+                )
             else:
                 self._refuse(fault, operation)
 
@@ -119,23 +140,28 @@ def bad_day(upstream: str, *faults: Fault) -> Iterator[BadDay]:
                 return b"".join(chunks)
             return self.rfile.read(int(self.headers.get("Content-Length") or 0))
 
-        def _forwarded(self, body: bytes) -> tuple[int, list[tuple[str, str]], bytes]:
+        def _forwarded(self, body: bytes, operation: str) -> tuple[int, list[tuple[str, str]], bytes]:
             connection = http.client.HTTPConnection(host, timeout=120)
             kept = {name: value for name, value in self.headers.items() if name.lower() not in HOP_BY_HOP}
             connection.request(self.command, self.path, body, kept | {"Content-Length": str(len(body))})
             answer = connection.getresponse()
-            return answer.status, answer.getheaders(), answer.read()
+            content = answer.read()
+            if answer.status < 400:
+                with lock:
+                    day.done.append(operation)
+            return answer.status, answer.getheaders(), content
 
         def _refuse(self, fault: Fault, operation: str) -> None:
             if operation.startswith("S3."):
-                text = f"<Error><Code>{fault.code}</Code><Message>{fault.message}</Message></Error>"
-                self._answer(fault.status, [("Content-Type", "application/xml")], text.encode())
+                code, status = IN_S3.get(fault.code, (fault.code, fault.status))
+                text = f"<Error><Code>{code}</Code><Message>{fault.message}</Message></Error>"
+                self._answer(status, [("Content-Type", "application/xml")], text.encode())
             else:
                 answer = json.dumps({"__type": fault.code, "message": fault.message}).encode()
                 kinds = [("Content-Type", "application/x-amz-json-1.1"), ("x-amzn-ErrorType", fault.code)]
                 self._answer(fault.status, kinds, answer)
 
-        def _answer(self, status: int, headers: list[tuple[str, str]], body: bytes) -> None:
+        def _answer(self, status: int, headers: list[tuple[str, str]], body: bytes, *, is_cut: bool = False) -> None:
             self.send_response_only(status)
             length = dict(headers).get("Content-Length", "0") if self.command == "HEAD" else str(len(body))
             for name, value in headers:
@@ -144,12 +170,14 @@ def bad_day(upstream: str, *faults: Fault) -> Iterator[BadDay]:
             self.send_header("Content-Length", length)
             self.end_headers()
             if self.command != "HEAD":
-                self.wfile.write(body)
+                self.wfile.write(body[: len(body) // 2] if is_cut else body)
+            self.close_connection = is_cut or self.close_connection
 
         def log_message(self, *_: object) -> None:
             pass
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.handle_error = lambda *_: None  # a client that left, which is a part of a bad day
     server.daemon_threads = True
     threading.Thread(target=server.serve_forever, daemon=True).start()
     day.address = f"http://127.0.0.1:{server.server_port}"
@@ -165,5 +193,5 @@ def operation_of(method: str, path: str, target: str, service: str) -> str:
     if target:
         return target
     if service == "s3":
-        return f"S3.{method}"
+        return "S3.LIST" if "list-type=" in path else f"S3.{method}"
     return f"{service}.{method} {re.sub(r'[^/]*[0-9][^/]*', '*', path)}"

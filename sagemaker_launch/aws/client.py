@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -10,7 +11,7 @@ from botocore.config import Config
 from botocore.exceptions import ClientError
 
 from experiments.errors import UserError
-from sagemaker_launch.aws.retries import ATTEMPTS, PATIENT_ATTEMPTS, WaitingOut
+from sagemaker_launch.aws.retries import AT_START_SECONDS, WaitingOut
 from sagemaker_launch.aws.sessions import (
     REHEARSAL_CONFIG,
     credentials_of,
@@ -27,11 +28,11 @@ NOT_THERE = ("ResourceNotFound", "ValidationException")
 """SageMaker's error codes for a job that does not exist: of a tuning job, of a training job."""
 
 
-def client(service: str, settings: CloudSettings, *, patient: bool = False, **options: Any) -> Any:
+def client(service: str, settings: CloudSettings, *, patience_seconds: float = AT_START_SECONDS, **options: Any) -> Any:
     """A client that retries when AWS is busy.
 
     Args:
-        patient: retry for minutes, while something runs that costs money.
+        patience_seconds: time in which a call is repeated that AWS does not answer.
         options: of botocore's Config.
 
     Raises:
@@ -42,7 +43,7 @@ def client(service: str, settings: CloudSettings, *, patient: bool = False, **op
     defaults = {
         "connect_timeout": 10,
         "read_timeout": 60,
-        "retries": {"mode": "standard", "total_max_attempts": PATIENT_ATTEMPTS if patient else ATTEMPTS},
+        "retries": {"mode": "standard", "total_max_attempts": sys.maxsize},  # `WaitingOut` decides
         "max_pool_connections": THREADS,
         **(REHEARSAL_CONFIG if url else {}),
     }
@@ -56,7 +57,7 @@ def client(service: str, settings: CloudSettings, *, patient: bool = False, **op
             f"{made.meta.endpoint_url} for {service} alone: look for AWS_ENDPOINT_URL_… in the environment and "
             f"endpoint_url in ~/.aws/config"
         )
-    made.meta.events.register("needs-retry", WaitingOut(f"AWS ({service})", credentials_of(own)).needs_retry)
+    WaitingOut(f"AWS ({service})", credentials_of(own), patience_seconds).register(made)
     return made
 
 

@@ -74,7 +74,7 @@ def find_price(settings: CloudSettings, instance_type: str, region: str, *, comp
         UserError: if no price is known.
     """
     # It lives in us-east-1 and is not worth waiting for.
-    options: dict[str, Any] = {"connect_timeout": 1, "read_timeout": 2, "retries": {"total_max_attempts": 1}}
+    options: dict[str, Any] = {"patience_seconds": 0.0, "connect_timeout": 1, "read_timeout": 2}
     pricing = client("pricing", replace(settings, region="us-east-1"), **options)
     try:
         listed = None if is_rehearsal(pricing) else _listed_price(pricing, instance_type, region, component)

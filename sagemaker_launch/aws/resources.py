@@ -1,7 +1,7 @@
 """Resources of SageMaker's API: how each type is created, found and deleted.
 
 A request whose answer got lost (time-out, 5xx, throttling) is sent again under the same name, and AWS gives a name
-only once.
+only once. What was created may be found some seconds later.
 """
 
 from __future__ import annotations
@@ -18,10 +18,13 @@ from experiments.errors import CommandError, UserError
 from sagemaker_launch.aws.api_model import violations
 from sagemaker_launch.aws.client import NOT_THERE, error_code
 from sagemaker_launch.aws.combinations import broken_rules
+from sagemaker_launch.aws.retries import WHILE_RUNNING_SECONDS
 
 Request = dict[str, Any]
 MAX_TRIES = 6
 """Attempts of a request whose answer was lost, with pauses that double from half a second."""
+VISIBLE_PAUSES = (1.0, 2.0, 4.0, 8.0)
+"""Seconds between looks at what was created and is not found yet."""
 
 
 @dataclass(frozen=True)
@@ -94,10 +97,10 @@ ENDPOINT = ResourceType("endpoint", "EndpointName", "EndpointArn", "endpoint", "
 
 
 class LaunchError(CommandError):
-    """AWS refused the request, or no job is found after it."""
+    """AWS refused the request: there is no resource."""
 
 
-class UnansweredError(LaunchError):
+class UnansweredError(CommandError):
     """AWS gave no answer, so the resource may have been created."""
 
 
@@ -129,30 +132,65 @@ def create(client: Any, resource_type: ResourceType, request: Request) -> dict[s
 
     Raises:
         LaunchError: if AWS does not take it.
+        UnansweredError: if AWS gives no answer, so that it may exist.
         InvalidRequestError: if botocore would not send it.
     """
     validate(resource_type.create_operation, request)
     name = request[resource_type.name]
+    until = time.monotonic() + WHILE_RUNNING_SECONDS
     for number in range(MAX_TRIES):
         try:
             resource_type.create(client, request)
-            return resource_type.describe(client, name)
+            return _describe_new(client, resource_type, name)
         except ClientError as error:
-            # An earlier try may have succeeded, or another process sent the same request.
-            if not may_pass(error) and (found := resource_type.find(client, name)) is not None:
-                return found
             if not may_pass(error):
-                message = f"AWS refuses {resource_type.word} {name}: {error.response['Error']['Message']}"
-                raise LaunchError(f"{message}{_hint(request, error)}") from error
+                return _find_refused(client, resource_type, request, error)
             problem: Exception = error
         except BotoCoreError as error:  # no answer
             problem = error
+        if time.monotonic() >= until:
+            break
         say(f"{resource_type.word} {name}: {type(problem).__name__}, looking whether it got through")
         time.sleep(0.5 * 2**number)
     raise UnansweredError(
         f"AWS gives no answer to {resource_type.word} {name} ({problem}): run the same command again, which finds it "
         "if it was started after all"
     )
+
+
+def _describe_new(client: Any, resource_type: ResourceType, name: str) -> dict[str, Any]:
+    """AWS's description of a resource that it has just created, and may find some seconds later.
+
+    Raises:
+        UnansweredError: if AWS does not describe it.
+    """
+    for pause in VISIBLE_PAUSES:
+        try:
+            if (described := resource_type.find(client, name)) is not None:
+                return described
+        except (ClientError, BotoCoreError) as error:
+            raise UnansweredError(f"{resource_type.word} {name} was created, but not described: {error}") from error
+        time.sleep(pause)
+    raise UnansweredError(f"{resource_type.word} {name} was created, but AWS does not find it yet")
+
+
+def _find_refused(client: Any, resource_type: ResourceType, request: Request, refusal: ClientError) -> dict[str, Any]:
+    """The resource, as an earlier try may have succeeded, or another process sent the same request.
+
+    Raises:
+        LaunchError: if there is none.
+    """
+    name = request[resource_type.name]
+    try:
+        found = resource_type.find(client, name)
+    except (ClientError, BotoCoreError):
+        if refusal.response["ResponseMetadata"].get("RetryAttempts"):  # an earlier one may have succeeded
+            raise
+        found = None
+    if found is None:
+        message = f"AWS refuses {resource_type.word} {name}: {refusal.response['Error']['Message']}"
+        raise LaunchError(f"{message}{_hint(request, refusal)}") from refusal
+    return found
 
 
 def _hint(request: Request, error: ClientError) -> str:

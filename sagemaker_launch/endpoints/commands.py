@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -47,9 +46,8 @@ def add_endpoint_commands(add: Add) -> None:
 
 
 def _deploy(settings: CloudSettings, config: RunConfig, arguments: argparse.Namespace) -> None:
-    from sagemaker_launch.aws.running import keeps_running
+    from sagemaker_launch.aws.running import Running, keeps_running
     from sagemaker_launch.endpoints import models
-    from sagemaker_launch.endpoints.deploy import DeployError
     from sagemaker_launch.endpoints.fleet import Services, find_endpoint
     from sagemaker_launch.endpoints.plan import deploy_model, deployment_requests, plan_endpoint
 
@@ -74,14 +72,10 @@ def _deploy(settings: CloudSettings, config: RunConfig, arguments: argparse.Name
         invocation("sagemaker_launch", *words, *arguments.passed_on(words[0]))
         for words in (("query", plan.name, "PHOTO..."), ("delete", plan.name))
     )
-    commands = {"the same command watches it again; to delete it": delete}
-    with ExitStack() as stack:
-
-        def exists() -> None:
-            name, usd = f"endpoint {plan.name}", plan.worst.steady_usd
-            stack.enter_context(keeps_running(name, usd, commands, ended_by=(DeployError, UserError)))
-
-        print(deploy_model(settings, config, plan, model, exists=exists).arn)
+    commands = {"the same command continues; to delete it": delete}
+    running = Running(plan.worst.steady_usd, lambda _name: commands)
+    with keeps_running(running):
+        print(deploy_model(settings, config, plan, model, running=running).arn)
     say(f"ask it:    {ask}")
     say(f"delete it: {delete}")
 
@@ -124,17 +118,22 @@ def _query(settings: CloudSettings, config: RunConfig, arguments: argparse.Names
 
 def _delete(settings: CloudSettings, config: RunConfig, arguments: argparse.Namespace) -> None:
     del config
+    from sagemaker_launch.aws.retries import WHILE_RUNNING_SECONDS
+    from sagemaker_launch.aws.running import end_each
     from sagemaker_launch.endpoints.fleet import Services, delete_endpoint, orphans, project_endpoints
 
     if bool(arguments.names) == arguments.expired:
         raise UserError("NAME must be given, or --expired instead")
-    services = Services.open(settings)
+    services = Services.open(settings, patience_seconds=WHILE_RUNNING_SECONDS)
     names = list(arguments.names)
     if arguments.expired:
         names = [endpoint.name for endpoint in project_endpoints(services, settings) if endpoint.lease.has_expired()]
         names += sorted(orphans(services, settings))
         if not names:
             print("no endpoint has expired")
-    for name in names:
+
+    def delete(name: str) -> str:
         deleted = delete_endpoint(services, settings, name)
-        print(f"{name}: " + (f"deleted {', '.join(deleted)}" if deleted else "there is nothing of that name"))
+        return f"{name}: " + (f"deleted {', '.join(deleted)}" if deleted else "there is nothing of that name")
+
+    end_each(names, delete)

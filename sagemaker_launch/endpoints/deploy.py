@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from sagemaker_launch.aws.resources import (
     CONFIG,
     ENDPOINT,
     MODEL,
+    VISIBLE_PAUSES,
     LaunchError,
     Request,
     UnansweredError,
@@ -27,6 +28,7 @@ from sagemaker_launch.aws.resources import (
     may_pass,
     validate,
 )
+from sagemaker_launch.aws.running import Running
 from sagemaker_launch.endpoints.fleet import (
     FoundEndpoint,
     Services,
@@ -40,7 +42,7 @@ from sagemaker_launch.endpoints.fleet import (
     wait_settled,
 )
 from sagemaker_launch.endpoints.lease import Lease
-from sagemaker_launch.endpoints.query import NoAnswerError, QueryError, Target
+from sagemaker_launch.endpoints.query import BusyError, NoAnswerError, QueryError, Target
 from sagemaker_launch.endpoints.requests import (
     Deployment,
     alarm_names,
@@ -127,21 +129,22 @@ def deploy(
     target: Target,
     log: Log,
     *,
-    exists: Callable[[], None] = lambda: None,
+    running: Running | None = None,
 ) -> Deployed:
     """Create an endpoint, or update it unless it has this version.
 
     A new endpoint that fails is deleted with everything created for it. An existing endpoint keeps its version,
-    and what was created for the new version is deleted. After a kill the same call continues. An endpoint that AWS
-    has not failed is never deleted because a call was refused or not answered.
+    and what was created for the new version is deleted. After a kill the same call continues. Nothing is deleted
+    because a call was refused or not answered.
 
     Args:
-        exists: called before the endpoint is created, or at once if it exists.
+        running: is told what is made.
 
     Raises:
         DeployError: if AWS refuses the version, or it fails, or its scores differ from the trainer's.
         UserError: if an endpoint of that name belongs to another project or has another `cloud.endpoint.kind`.
     """
+    running = running or Running(0.0, lambda _name: {})
     wait_settled(services, name)  # a killed call may have started a change
     before = find_endpoint(services, settings, name)
     if before is not None and before.status == "Failed":
@@ -154,25 +157,25 @@ def deploy(
             f"endpoint {name} is {before.status} and takes no update "
             f"({failure_reason(before.described)}): delete it, then deploy again"
         )
-    may_exist = before is not None
-
-    def create_first() -> None:
-        nonlocal may_exist
-        may_exist = True
-        exists()
-        create(services.sagemaker, ENDPOINT, create_endpoint(settings, name, version.config_name, lease))
-
     if before is not None:
         _check_kind(services, settings, before)
-        exists()
+        running.exists(name, f"endpoint {name}")
+    if lease.expires is not None and settings.endpoint.schedule_role_arn is not None:
+        running.made.append(f"schedule {schedule_name(settings, name)}")
     try:
         guards = set_lease(services, settings, name, lease, before)
-        _bring_up(services, settings, name, version, create_first, before, log)
+        _bring_up(services, settings, name, version, lease, before, log, running)
         difference, latency_ms = golden.check(target)
     except Exception as error:
-        if may_exist and not _has_failed(error):
+        if not _has_failed(error):
             raise
-        outcome = _roll_back(services, settings, name, version, before)
+        try:
+            outcome = _roll_back(services, settings, name, version, before)
+        except (ClientError, BotoCoreError) as refusal:
+            raise DeployError(f"endpoint {name}: {error}\nwhat was made could not be removed: {refusal}") from error
+        if before is None:
+            running.has_ended()
+        running.made.clear()
         raise DeployError(f"endpoint {name}: {error}\n{outcome}") from error
     if settings.endpoint.scales:
         _start_scaling(services, settings, name)
@@ -185,7 +188,7 @@ def deploy(
 
 def _has_failed(error: Exception) -> bool:
     """Whether AWS or the version's own answer says that it is bad; other errors are of calls that did not work."""
-    if isinstance(error, NoAnswerError | UnansweredError):
+    if isinstance(error, NoAnswerError | BusyError | UnansweredError):
         return False
     return isinstance(error, DeployError | LaunchError | ProtectionError | QueryError)
 
@@ -205,12 +208,14 @@ def _bring_up(
     settings: CloudSettings,
     name: str,
     version: Deployment,
-    create_first: Callable[[], None],
+    lease: Lease,
     before: FoundEndpoint | None,
     log: Log,
+    running: Running,
 ) -> None:
     """Create the missing resources of a version, and wait until the endpoint is in service."""
     for resource_type, request in ((MODEL, version.model), (CONFIG, version.config)):
+        running.made.append(f"{resource_type.word} {request[resource_type.name]}")
         described = resource_type.find(services.sagemaker, request[resource_type.name])
         if described is None:
             described = create(services.sagemaker, resource_type, request)
@@ -218,14 +223,25 @@ def _bring_up(
             say(f"warning: {difference}")
     alarms = update_alarms(settings, name)
     for alarm in alarms:
+        running.made.append(f"alarm {alarm['AlarmName']}")
         services.cloudwatch.put_metric_alarm(**alarm)
     delete_alarms(services, sorted({*alarm_names(settings, name)} - {alarm["AlarmName"] for alarm in alarms}))
     if before is None:
-        create_first()
+        running.starts(name, f"endpoint {name}")
+        create(services.sagemaker, ENDPOINT, create_endpoint(settings, name, version.config_name, lease))
+        running.exists(name, f"endpoint {name}")
     elif before.config_name != version.config_name:
-        stop_scaling(services, name)  # AWS refuses to change the instance type of a scaled variant
+        # AWS refuses to change the instance type of a scaled variant.
+        running.missing = f"endpoint {name} may not scale until the same command has succeeded"
+        stop_scaling(services, name)
         _update(services, update_endpoint(settings, name, version.config_name))
-    state = wait_settled(services, name) or {}
+    state = wait_settled(services, name)
+    for pause in VISIBLE_PAUSES:
+        if state is not None:
+            break
+        time.sleep(pause)
+        state = wait_settled(services, name)
+    state = state or {}
     if state.get(ENDPOINT.status) == "InService" and state[CONFIG.name] == version.config_name:
         return
     try:

@@ -14,6 +14,7 @@ from experiments.console import say
 from experiments.errors import UserError
 from sagemaker_launch.aws import client as aws
 from sagemaker_launch.aws.resources import CONFIG, ENDPOINT, MODEL, ResourceType, tags_of
+from sagemaker_launch.aws.retries import AT_START_SECONDS
 from sagemaker_launch.aws.tag_index import TAGGING, ProjectTags
 from sagemaker_launch.endpoints.lease import ENDPOINT_TAG, Lease
 from sagemaker_launch.endpoints.requests import alarm_names, schedule_name, variant_of
@@ -37,14 +38,14 @@ class Services:
     tagging: Any
 
     @classmethod
-    def open(cls, settings: CloudSettings, *, patient: bool = False) -> Services:
+    def open(cls, settings: CloudSettings, *, patience_seconds: float = AT_START_SECONDS) -> Services:
         """Create the clients.
 
         Args:
-            patient: retry for minutes, while something runs that costs money.
+            patience_seconds: time in which a call is repeated that AWS does not answer.
         """
         names = ("sagemaker", "application-autoscaling", "cloudwatch", "scheduler", TAGGING)
-        return cls(*(aws.client(name, settings, patient=patient) for name in names))
+        return cls(*(aws.client(name, settings, patience_seconds=patience_seconds) for name in names))
 
     @property
     def poll_seconds(self) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +14,8 @@ from sagemaker_launch.aws import client as aws
 from sagemaker_launch.aws.api_model import require_limits
 from sagemaker_launch.aws.logs import endpoint_log
 from sagemaker_launch.aws.resources import Request, validate
+from sagemaker_launch.aws.retries import WHILE_RUNNING_SECONDS
+from sagemaker_launch.aws.running import Running
 from sagemaker_launch.endpoints.budget import HourlyWorst, hourly_worst
 from sagemaker_launch.endpoints.fleet import Services, find_endpoint
 from sagemaker_launch.endpoints.lease import DEFAULT_TTL, ENDPOINT_TAG, EXPIRES_TAG, Lease, new_lease
@@ -97,12 +98,12 @@ def deploy_model(
     plan: EndpointPlan,
     model: LocatedModel,
     *,
-    exists: Callable[[], None] = lambda: None,
+    running: Running | None = None,
 ) -> Deployed:
     """Deploy a model as a new endpoint or as an update, and record it as a run in MLflow.
 
     Args:
-        exists: called before the endpoint is created, or at once if it exists.
+        running: is told what is made.
 
     Raises:
         OverBudgetError: if an update would exceed the budget, as the old and the new instances run at the same time.
@@ -119,8 +120,8 @@ def deploy_model(
         updating.check_budget(settings)
     storage.upload_file(key, archive)
     archive.unlink()
-    patient = Services.open(settings, patient=True)
-    return _deploy_as_run(patient, settings, config, plan, model, version, exists)
+    patient = Services.open(settings, patience_seconds=WHILE_RUNNING_SECONDS)
+    return _deploy_as_run(patient, settings, config, plan, model, version, running)
 
 
 def _packed(
@@ -156,7 +157,7 @@ def _deploy_as_run(
     plan: EndpointPlan,
     model: LocatedModel,
     version: Deployment,
-    exists: Callable[[], None],
+    running: Running | None,
 ) -> Deployed:
     """Deploy, and record model, endpoint, scores and latency in MLflow."""
     from experiments.tracking.store import RunStore
@@ -169,10 +170,11 @@ def _deploy_as_run(
     params |= {"model.source": model.source, "model.archive": container["ModelDataUrl"], "image": container["Image"]}
     tags = {"origin": aws.origin(services.sagemaker), "endpoint": name, "config": version.config_name, **lease.tags}
     folder.start(f"deploy {name}", params, tags)
-    log = endpoint_log(aws.client("logs", settings, patient=True), name)
+    log = endpoint_log(aws.client("logs", settings, patience_seconds=WHILE_RUNNING_SECONDS), name)
     try:
-        target = open_target(settings, name, settings.endpoint.kind)
-        done = deploy(services, settings, name, version, lease, Golden.read(model.export), target, log, exists=exists)
+        target = open_target(settings, name, settings.endpoint.kind, patience_seconds=WHILE_RUNNING_SECONDS)
+        golden = Golden.read(model.export)
+        done = deploy(services, settings, name, version, lease, golden, target, log, running=running)
     except KeyboardInterrupt:
         folder.finish(Outcome("STOPPED"))
         store.push_or_wait(folder)

@@ -24,7 +24,7 @@ from lightning_modules.listing import class_name, in_one_spelling, printable, wh
 from sagemaker_launch.aws import client as aws
 from sagemaker_launch.aws.client import error_code
 from sagemaker_launch.aws.resources import CONFIG, ENDPOINT
-from sagemaker_launch.aws.retries import WAIT_AND_RETRY
+from sagemaker_launch.aws.retries import AT_START_SECONDS, WAIT_AND_RETRY
 from sagemaker_launch.endpoints.fleet import kind_of
 from sagemaker_launch.endpoints.requests import async_uri
 from sagemaker_launch.settings.cloud import CloudSettings
@@ -111,6 +111,8 @@ class EndpointTarget:
                 if status == 503 or "Throttl" in code or code in WAIT_AND_RETRY:
                     raise BusyError(_sentence(error)) from error
                 raise (NoAnswerError if status is None else QueryError)(_sentence(error)) from error
+            except ValueError as error:
+                raise NoAnswerError(f"endpoint {self.name} gives no JSON: is there a proxy before it?") from error
             except BotoCoreError as error:
                 raise NoAnswerError(f"endpoint {self.name} gives no answer: {error}") from error
 
@@ -185,14 +187,18 @@ class UrlTarget:
         return _timed(once)
 
 
-def open_target(settings: CloudSettings, name: str, kind: str) -> Target:
-    """An endpoint whose kind is known."""
+def open_target(settings: CloudSettings, name: str, kind: str, *, patience_seconds: float = AT_START_SECONDS) -> Target:
+    """An endpoint whose kind is known.
+
+    Args:
+        patience_seconds: time in which a call is repeated that AWS does not answer.
+    """
     # AWS cuts a request after 60 seconds; the first one of a serverless endpoint starts a machine.
-    runtime = aws.client("sagemaker-runtime", settings, read_timeout=70)
+    runtime = aws.client("sagemaker-runtime", settings, patience_seconds=patience_seconds, read_timeout=70)
     if kind != "async":
         return EndpointTarget(runtime, name, MAX_SERVERLESS_BODY if kind == "serverless" else MAX_BODY)
-    s3, inputs = aws.client("s3", settings), async_uri(settings, name, "in")
-    return AsyncTarget(runtime, s3, name, inputs, encryption(settings))
+    s3 = aws.client("s3", settings, patience_seconds=patience_seconds)
+    return AsyncTarget(runtime, s3, name, async_uri(settings, name, "in"), encryption(settings))
 
 
 def endpoint_target(settings: CloudSettings, name: str) -> Target:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import json
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from experiments.config import RunConfig, override
@@ -98,8 +98,8 @@ def _train(settings: CloudSettings, config: RunConfig, arguments: argparse.Names
 def _start_and_watch(settings: CloudSettings, plan: JobPlan, arguments: argparse.Namespace) -> None:
     """Print the cost of a job, start it, and watch it."""
     from sagemaker_launch.aws.readback import ProtectionError
-    from sagemaker_launch.aws.resources import TUNING
-    from sagemaker_launch.aws.running import keeps_running
+    from sagemaker_launch.aws.resources import TUNING, LaunchError
+    from sagemaker_launch.aws.running import Running, keeps_running
     from sagemaker_launch.jobs.follow import JobFailedError, watch_job
     from sagemaker_launch.jobs.launch import job_name
     from sagemaker_launch.jobs.plan import start_job
@@ -109,29 +109,35 @@ def _start_and_watch(settings: CloudSettings, plan: JobPlan, arguments: argparse
         print(json.dumps(plan.build(job_name(plan.label, plan.build, 1)), indent=2))
         return
     plan.worst.check_budget(settings)
-    commands: dict[str, str] = {}
-    with ExitStack() as stack:
 
-        def exists(job: Launched) -> None:
-            for does, word in (("its results", "sync"), ("to end it", "stop")):
-                words = arguments.passed_on(word, plan.label)
-                commands[does] = invocation("sagemaker_launch", word, job.name, *words)
-            say(f"{job.job_type.word} {job.name} {'was there before' if job.found else 'is started'}")
-            print(job.arn)
-            at_once = settings.max_parallel_jobs if job.job_type is TUNING else 1
-            usd, ended_by = at_once * plan.worst.usd_per_hour, (JobFailedError, ProtectionError)
-            stack.enter_context(keeps_running(job.name, usd, commands, ended_by=ended_by))
+    @functools.cache
+    def commands(name: str) -> Mapping[str, str]:
+        return {
+            does: invocation("sagemaker_launch", word, name, *arguments.passed_on(word, plan.label))
+            for does, word in (("its results", "sync"), ("to end it", "stop"))
+        }
 
-        job = start_job(settings, plan, again=arguments.again, exists=exists)
+    at_once = settings.max_parallel_jobs if plan.job_type is TUNING else 1
+    running = Running(at_once * plan.worst.usd_per_hour, commands)
+
+    def exists(job: Launched) -> None:
+        if job.is_running:
+            running.exists(job.name)
+        say(f"{job.job_type.word} {job.name} {'was there before' if job.found else 'is started'}")
+        print(job.arn)
+
+    with keeps_running(running, ended_by=(JobFailedError, LaunchError, ProtectionError)):
+        job = start_job(settings, plan, again=arguments.again, starts=running.starts, exists=exists)
+        does = commands(job.name)
         for difference in job.differences:
             say(f"warning: {difference}")
         if job.differences:
-            say(f"{job.name} keeps running; if this is not what you want, end it: {commands['to end it']}")
+            say(f"{job.name} keeps running; if this is not what you want, end it: {does['to end it']}")
         if arguments.no_wait:
-            say(f"its results: {commands['its results']}")
+            say(f"its results: {does['its results']}")
             return
         watch_job(settings, job, plan.worst.usd_per_hour)
-    say(f"bring it into MLflow: {commands['its results']}")
+    say(f"bring it into MLflow: {does['its results']}")
 
 
 def _sync(settings: CloudSettings, config: RunConfig, arguments: argparse.Namespace) -> None:
@@ -166,14 +172,19 @@ def _sync(settings: CloudSettings, config: RunConfig, arguments: argparse.Namesp
 def _stop(settings: CloudSettings, config: RunConfig, arguments: argparse.Namespace) -> None:
     del config
     from sagemaker_launch.aws.client import client
+    from sagemaker_launch.aws.retries import WHILE_RUNNING_SECONDS
+    from sagemaker_launch.aws.running import end_each
     from sagemaker_launch.jobs.found import ENDED, find_job
 
-    sagemaker = client("sagemaker", settings)
-    for name in arguments.jobs:
+    sagemaker = client("sagemaker", settings, patience_seconds=WHILE_RUNNING_SECONDS)
+
+    def stop(name: str) -> str:
         job = find_job(sagemaker, name)
         if job.status not in ENDED:
             job.job_type.stop(sagemaker, name)
-        print(f"{name}: {job.status if job.status in ENDED else 'Stopping'}")
+        return f"{name}: {job.status if job.status in ENDED else 'Stopping'}"
+
+    end_each(arguments.jobs, stop)
 
 
 def _parity(settings: CloudSettings, config: RunConfig, arguments: argparse.Namespace) -> None:

@@ -13,6 +13,7 @@ from lightning_modules import metrics
 from sagemaker_launch.aws import client as aws
 from sagemaker_launch.aws.logs import LOG_GROUP, NewEvents, failure_reason, has_no_reason, job_log
 from sagemaker_launch.aws.resources import TRAINING
+from sagemaker_launch.aws.retries import WHILE_RUNNING_SECONDS
 from sagemaker_launch.container.metric_lines import parse_lines
 from sagemaker_launch.jobs.found import ENDED, children, seconds
 from sagemaker_launch.jobs.launch import Launched
@@ -36,9 +37,10 @@ class JobFailedError(CommandError):
 
 def watch_job(settings: CloudSettings, job: Launched, usd_per_hour: float) -> str:
     """`follow` a job of this account or of a rehearsal."""
-    sagemaker = aws.client("sagemaker", settings, patient=True)
+    sagemaker = aws.client("sagemaker", settings, patience_seconds=WHILE_RUNNING_SECONDS)
+    logs = aws.client("logs", settings, patience_seconds=WHILE_RUNNING_SECONDS)
     poll = 1.0 if aws.is_rehearsal(sagemaker) else POLL_SECONDS
-    return follow(sagemaker, aws.client("logs", settings, patient=True), job, usd_per_hour, poll_seconds=poll)
+    return follow(sagemaker, logs, job, usd_per_hour, poll_seconds=poll)
 
 
 def follow(sagemaker: Any, logs: Any, job: Launched, usd_per_hour: float, *, poll_seconds: float) -> str:

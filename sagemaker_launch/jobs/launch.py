@@ -24,6 +24,8 @@ class Launched:
     arn: str
     found: bool
     """Whether it existed before."""
+    is_running: bool = True
+    """Whether it had not ended when it was started or found."""
     differences: tuple[str, ...] = ()
     """Differences between the request and AWS's description, as sentences."""
 
@@ -49,6 +51,7 @@ def launch(
     build: Callable[[str], Request],
     *,
     again: bool = False,
+    starts: Callable[[str], None] = lambda _name: None,
     exists: Callable[[Launched], None] = lambda _job: None,
 ) -> Launched:
     """Start the job that `build` describes, or find the one that was started before.
@@ -57,10 +60,12 @@ def launch(
 
     Args:
         again: start another job even if one is complete.
+        starts: called with the job's name before it is created.
         exists: called as soon as AWS has the job, before anything else can fail.
 
     Raises:
         LaunchError: if AWS does not take it.
+        UnansweredError: if AWS gives no answer, so that it may run.
         ProtectionError: if the job lacks a protection that was asked for; it was stopped.
     """
     for attempt in count(1):
@@ -69,10 +74,12 @@ def launch(
         if described is not None and described[job_type.status] in ("InProgress", "Stopping", "Completed"):
             if again and described[job_type.status] == "Completed":
                 continue
-            found = Launched(job_type, name, described[job_type.arn], found=True)
+            is_running = described[job_type.status] != "Completed"
+            found = Launched(job_type, name, described[job_type.arn], found=True, is_running=is_running)
             exists(found)
             return found
         if described is None:
+            starts(name)
             return _create_job(client, job_type, build(name), name, exists)
     raise AssertionError("count never ends")
 

@@ -16,6 +16,7 @@ from sagemaker_launch.aws.api_model import require_limits
 from sagemaker_launch.aws.instances import has_gpu
 from sagemaker_launch.aws.prices import own_price
 from sagemaker_launch.aws.resources import TRAINING, TUNING, Request, ResourceType, validate
+from sagemaker_launch.aws.retries import WHILE_RUNNING_SECONDS
 from sagemaker_launch.aws.tags import MAX_VALUE, to_tag_value
 from sagemaker_launch.jobs.budget import WorstCase, rule_processing, worst_case
 from sagemaker_launch.jobs.launch import Launched, launch
@@ -130,18 +131,21 @@ def start_job(
     plan: JobPlan,
     *,
     again: bool = False,
+    starts: Callable[[str], None] = lambda _name: None,
     exists: Callable[[Launched], None] = lambda _job: None,
 ) -> Launched:
     """Upload missing files, and start the job or find it.
 
     Args:
         again: start another job although one is complete.
+        starts: called with the job's name before it is created.
         exists: called as soon as AWS has the job, before anything else can fail.
 
     Raises:
         LaunchError: if AWS does not take the request.
+        UnansweredError: if AWS gives no answer, so that the job may run.
         ProtectionError: if the job lacks a protection that was asked for; it was stopped.
     """
     plan.upload(aws.client("s3", settings))
-    sagemaker = aws.client("sagemaker", settings, patient=True)
-    return launch(sagemaker, plan.job_type, plan.label, plan.build, again=again, exists=exists)
+    sagemaker = aws.client("sagemaker", settings, patience_seconds=WHILE_RUNNING_SECONDS)
+    return launch(sagemaker, plan.job_type, plan.label, plan.build, again=again, starts=starts, exists=exists)
