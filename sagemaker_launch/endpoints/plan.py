@@ -118,6 +118,8 @@ def deploy_model(
         updating = replace(plan.worst, fleets=2)
         say(updating.table())
         updating.check_budget(settings)
+        if running is not None:
+            running.usd_per_hour = updating.usd
     storage.upload_file(key, archive)
     archive.unlink()
     patient = Services.open(settings, patience_seconds=WHILE_RUNNING_SECONDS)

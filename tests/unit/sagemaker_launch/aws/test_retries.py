@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from botocore.exceptions import ClientError
+from botocore.exceptions import BotoCoreError, ClientError
 
 from sagemaker_launch.aws import client as aws
 from sagemaker_launch.aws import sessions
+from sagemaker_launch.aws.retries import AT_START_SECONDS, WHILE_RUNNING_SECONDS
 from sagemaker_launch.settings.cloud import load_cloud
+from tests.campaign.clock import Clock
 
 SETTINGS = load_cloud(None, {"region": "us-east-1"})
 OK = (200, {"TrainingJobName": "job"})
@@ -22,8 +25,15 @@ Answers = list[tuple[int, dict[str, str]]]
 
 
 @contextmanager
-def answering(answers: Answers) -> Iterator[tuple[str, list[str]]]:
-    """A server that gives these answers, the last one for ever; yields its address and the keys that signed."""
+def answering(
+    answers: Answers, first: tuple[bytes, dict[str, str]] | None = None, *, always: bool = False
+) -> Iterator[tuple[str, list[str]]]:
+    """A server that gives these answers, the last one for ever; yields its address and the keys that signed.
+
+    Args:
+        first: body and headers of the first answer.
+        always: of all answers.
+    """
     signed: list[str] = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -32,8 +42,12 @@ def answering(answers: Answers) -> Iterator[tuple[str, list[str]]]:
             signed.append(self.headers["Authorization"].partition("Credential=")[2].partition("/")[0])
             status, answer = answers[min(len(signed), len(answers)) - 1]
             body = json.dumps(answer).encode()
+            headers = {"Content-Length": str(len(body))}
+            if first is not None and (always or len(signed) == 1):
+                body, headers = first
             self.send_response(status)
-            self.send_header("Content-Length", str(len(body)))
+            for name, value in headers.items():
+                self.send_header(name, value)
             if "__type" in answer:
                 self.send_header("x-amzn-ErrorType", answer["__type"])
             self.end_headers()
@@ -52,7 +66,7 @@ def answering(answers: Answers) -> Iterator[tuple[str, list[str]]]:
 
 
 @pytest.fixture(autouse=True)
-def credentials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def credentials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A credentials file, as other programs write it, and no other credentials."""
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_PROFILE"):
         monkeypatch.delenv(name, raising=False)
@@ -60,19 +74,20 @@ def credentials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     write_key(path, "FIRST")
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(path))
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    monkeypatch.setattr("time.sleep", lambda _: None)
-    return path
+    with Clock().installed():
+        yield path
 
 
 def write_key(path: Path, key: str) -> None:
     path.write_text(f"[default]\naws_access_key_id = {key}\naws_secret_access_key = secret\n")
 
 
-def describe(address: str, monkeypatch: pytest.MonkeyPatch, *, patient: bool = False) -> dict[str, object]:
+def describe(
+    address: str, monkeypatch: pytest.MonkeyPatch, patience_seconds: float = AT_START_SECONDS
+) -> dict[str, object]:
     monkeypatch.setenv("AWS_ENDPOINT_URL", address)
-    found: dict[str, object] = aws.client("sagemaker", SETTINGS, patient=patient).describe_training_job(
-        TrainingJobName="job"
-    )
+    client = aws.client("sagemaker", SETTINGS, patience_seconds=patience_seconds)
+    found: dict[str, object] = client.describe_training_job(TrainingJobName="job")
     return found
 
 
@@ -95,7 +110,7 @@ def test_credentials_that_another_program_has_renewed_are_read_again(
 
 def test_credentials_that_stay_expired_are_refused_once(monkeypatch: pytest.MonkeyPatch) -> None:
     with answering([error("ExpiredTokenException")]) as (address, signed), pytest.raises(ClientError, match="Expired"):
-        describe(address, monkeypatch, patient=True)
+        describe(address, monkeypatch, WHILE_RUNNING_SECONDS)
     assert signed == ["FIRST"]
 
 
@@ -125,15 +140,41 @@ def test_a_patient_client_waits_for_minutes_and_says_so_once(
     bad: tuple[int, dict[str, str]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with answering([*[bad] * 15, OK]) as (address, signed):
-        assert describe(address, monkeypatch, patient=True)["TrainingJobName"] == "job"
+        assert describe(address, monkeypatch, WHILE_RUNNING_SECONDS)["TrainingJobName"] == "job"
     assert len(signed) == 16
     assert capsys.readouterr().err.count("AWS (sagemaker) does not answer yet (") == 1
 
 
-def test_at_the_beginning_of_a_command_half_a_minute_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
-    with answering([(503, {})]) as (address, signed), pytest.raises(ClientError):
+def test_at_the_beginning_of_a_command_some_seconds_are_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    began = time.monotonic()
+    with answering([(503, {})]) as (address, _), pytest.raises(ClientError):
         describe(address, monkeypatch)
-    assert len(signed) == 6
+    assert AT_START_SECONDS <= time.monotonic() - began < 2 * AT_START_SECONDS
+
+
+def test_a_second_outage_is_waited_out_like_the_first_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    # botocore's own quota of retries would be used up.
+    with answering([*[*[(503, {})] * 12, OK] * 4]) as (address, signed):
+        monkeypatch.setenv("AWS_ENDPOINT_URL", address)
+        client = aws.client("sagemaker", SETTINGS, patience_seconds=WHILE_RUNNING_SECONDS)
+        for _ in range(4):
+            client.describe_training_job(TrainingJobName="job")
+    assert len(signed) == 52
+
+
+PAGE = b"<!DOCTYPE html><html><body>Sign in to the guest network</body></html>"
+
+
+@pytest.mark.parametrize("body", [PAGE, b'{"TrainingJobName": "jo'], ids=["web page", "cut"])
+def test_an_answer_that_is_not_aws_s_or_not_whole_is_no_answer(body: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    length = {"Content-Length": str(len(body) + (not body.endswith(b">")))}
+    with answering([(200, {}), OK], first=(body, length)) as (address, signed):
+        assert describe(address, monkeypatch)["TrainingJobName"] == "job"
+    assert len(signed) == 2
+    broken = answering([(200, {})], first=(body, length), always=True)
+    refused = pytest.raises(BotoCoreError, match=r"no whole answer to DescribeTrainingJob|Connection")
+    with broken as (address, _), refused:
+        describe(address, monkeypatch)
 
 
 def test_a_serverless_endpoint_that_is_not_ready_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,11 +12,11 @@ import pytest
 from botocore.exceptions import ClientError, ReadTimeoutError
 
 from sagemaker_launch.aws.logs import Log
-from sagemaker_launch.aws.resources import LaunchError
-from sagemaker_launch.endpoints.deploy import DeployError, Golden, _update, deploy, set_lease
+from sagemaker_launch.aws.resources import LaunchError, UnansweredError
+from sagemaker_launch.endpoints.deploy import DeployError, Golden, _has_failed, _update, deploy, set_lease
 from sagemaker_launch.endpoints.fleet import Services
 from sagemaker_launch.endpoints.lease import Lease
-from sagemaker_launch.endpoints.query import Answer
+from sagemaker_launch.endpoints.query import Answer, BusyError, NoAnswerError, QueryError
 from sagemaker_launch.endpoints.requests import deployment
 from sagemaker_launch.settings.cloud import load_cloud
 from tests.unit.sagemaker_launch.jobs.test_requests import BASIC, ROLE
@@ -98,6 +98,21 @@ def test_an_update_that_is_refused_is_not_taken_for_one_that_got_lost() -> None:
     )
     with pytest.raises(LaunchError, match="AWS refuses the update of endpoint dogs"):
         _update(services(sagemaker=sagemaker), {"EndpointName": "dogs", "EndpointConfigName": "new"})
+
+
+@pytest.mark.parametrize(
+    ("error", "is_bad"),
+    [
+        (BusyError("busy"), False),
+        (NoAnswerError("throttled"), False),
+        (UnansweredError("no answer"), False),
+        (refusal("ExpiredTokenException", "InvokeEndpoint"), False),
+        (QueryError("the model says no"), True),
+        (LaunchError("AWS refuses"), True),
+    ],
+)
+def test_only_an_answer_about_the_version_removes_it(error: Exception, is_bad: bool) -> None:
+    assert _has_failed(error) is is_bad
 
 
 class Tags:

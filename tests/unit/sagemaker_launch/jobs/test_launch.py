@@ -11,7 +11,7 @@ from botocore.exceptions import ClientError, ReadTimeoutError
 
 from experiments.config import RunConfig
 from sagemaker_launch.aws.readback import ProtectionError
-from sagemaker_launch.aws.resources import TRAINING, TUNING, LaunchError
+from sagemaker_launch.aws.resources import TRAINING, TUNING, LaunchError, UnansweredError
 from sagemaker_launch.jobs.launch import job_name, launch
 from sagemaker_launch.jobs.requests import training_job
 from sagemaker_launch.settings.cloud import load_cloud
@@ -167,8 +167,39 @@ def test_a_job_with_debugger_that_is_refused_is_offered_the_recorder(debug: bool
 
 def test_a_lost_answer_names_the_next_step() -> None:
     service = Service(lambda: error("InternalFailure", 500))
-    with pytest.raises(LaunchError, match="run the same command again"):
+    with pytest.raises(UnansweredError, match="run the same command again"):
         launch(service, TRAINING, "dogs", build())
+
+
+@pytest.mark.parametrize("code", ["ExpiredTokenException", "AccessDeniedException"])
+def test_a_job_that_was_created_and_is_not_described_is_not_taken_for_refused(code: str) -> None:
+    service, started = Service(), list[str]()
+    find = service.describe_training_job
+
+    def describe(TrainingJobName: str) -> dict[str, Any]:
+        if TrainingJobName in service.jobs:
+            raise error(code, 400)
+        return find(TrainingJobName)
+
+    service.describe_training_job = describe
+    with pytest.raises(UnansweredError, match=rf"was created, but not described: .*{code}"):
+        launch(service, TRAINING, "dogs", build(), starts=started.append)
+    assert started == list(service.jobs), "the command knows the name before the job exists"
+
+
+def test_a_job_that_aws_finds_some_seconds_later_is_started() -> None:
+    service, looks = Service(), list[str]()
+    find = service.describe_training_job
+
+    def describe(TrainingJobName: str) -> dict[str, Any]:
+        looks.append(TrainingJobName)
+        if len(looks) in (2, 3):
+            raise error("ValidationException", 400)
+        return find(TrainingJobName)
+
+    service.describe_training_job = describe
+    assert not launch(service, TRAINING, "dogs", build()).found
+    assert len(service.jobs) == 1
 
 
 def test_a_job_without_a_protection_that_was_asked_for_is_stopped() -> None:
