@@ -52,10 +52,6 @@ class Account:
             found["scaling", target["ResourceId"].split("/")[1]] = ""
         return found
 
-    def make_bucket(self, name: str) -> None:
-        """Create a bucket."""
-        self.s3.create_bucket(Bucket=name)
-
     def empty(self, bucket: str, prefix: str) -> None:
         """Delete the objects below a prefix, so that a command uploads them again."""
         listed = self._listed(self.s3, "list_objects_v2", Bucket=bucket, Prefix=prefix)

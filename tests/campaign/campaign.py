@@ -38,12 +38,14 @@ from experiments.runs.scoring import Scores
 from lightning_modules.export import write_export
 from sagemaker_launch import cli
 from sagemaker_launch.aws import client as aws
+from sagemaker_launch.rehearse import _make_bucket_and_roles
+from sagemaker_launch.settings.cloud import load_cloud
 from sagemaker_launch.shipping import shipment
 from tests.bad_days import bad_day
 from tests.campaign.account import STOPPED, Account
 from tests.campaign.clock import Clock
 from tests.campaign.faults import KINDS, Planted
-from tests.campaign.scenarios import SCENARIOS, Scenario
+from tests.campaign.scenarios import SCENARIOS, SCHEDULE, Scenario
 from tests.conftest import REPOSITORY, own_flags, tiny
 from tests.pictures import make_class_folders
 from tests.unit.lightning_modules.test_export import BACKBONE, CLASS_NAMES, PREPROCESSING, tiny_network
@@ -361,7 +363,8 @@ def campaign(folder: Path) -> Iterator[Campaign]:
     with service(prepared, home / "rehearsal") as environment, pytest.MonkeyPatch.context() as patch:
         account, clock = Account(environment), Clock()
         day = Planted(clock=clock)
-        account.make_bucket(BUCKET)
+        schedule_role = {"endpoint.schedule_role_arn": SCHEDULE.partition("=")[2]}
+        _make_bucket_and_roles(load_cloud(CLOUD, schedule_role), environment)
         leave_out(patch)
         with bad_day(environment["AWS_ENDPOINT_URL"], day=day), clock.installed():
             for name, value in {**environment, "AWS_ENDPOINT_URL": day.address}.items():
