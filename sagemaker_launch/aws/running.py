@@ -63,9 +63,10 @@ class Running:
         lines = [self.missing] if self.missing else []
         if self.made:
             lines.append(f"may be left, at no cost: {', '.join(self.made)}")
-        if self._name:
-            keeps = "keeps running" if self.is_certain else "may be running"
-            lines.append(f"{self._named} {keeps}, for up to ${self.usd_per_hour:.2f} an hour")
+        if self._name and self.is_certain:
+            lines.append(f"{self._named} keeps running, for up to ${self.usd_per_hour:.2f} an hour")
+        elif self._name:
+            lines.append(f"{self._named} may be running, for up to ${self.usd_per_hour:.2f} an hour")
         if not lines:
             return ""
         lines += [f"{does}: {command}" for does, command in self.commands(self._name).items()]

@@ -110,11 +110,13 @@ def _start_and_watch(settings: CloudSettings, plan: JobPlan, arguments: argparse
         return
     plan.worst.check_budget(settings)
 
+    again = f"the same {'tune' if plan.job_type is TUNING else 'train'} command watches it again"
+
     @functools.cache
     def commands(name: str) -> Mapping[str, str]:
         return {
             does: invocation("sagemaker_launch", word, name, *arguments.passed_on(word, plan.label))
-            for does, word in (("its results", "sync"), ("to end it", "stop"))
+            for does, word in ((f"{again}; its results", "sync"), ("to end it", "stop"))
         }
 
     at_once = settings.max_parallel_jobs if plan.job_type is TUNING else 1
@@ -134,10 +136,10 @@ def _start_and_watch(settings: CloudSettings, plan: JobPlan, arguments: argparse
         if job.differences:
             say(f"{job.name} keeps running; if this is not what you want, end it: {does['to end it']}")
         if arguments.no_wait:
-            say(f"its results: {does['its results']}")
+            say(f"its results: {does[f'{again}; its results']}")
             return
         watch_job(settings, job, plan.worst.usd_per_hour)
-    say(f"bring it into MLflow: {does['its results']}")
+    say(f"bring it into MLflow: {does[f'{again}; its results']}")
 
 
 def _sync(settings: CloudSettings, config: RunConfig, arguments: argparse.Namespace) -> None:
