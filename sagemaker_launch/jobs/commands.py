@@ -110,14 +110,13 @@ def _start_and_watch(settings: CloudSettings, plan: JobPlan, arguments: argparse
         return
     plan.worst.check_budget(settings)
 
-    again = f"the same {'tune' if plan.job_type is TUNING else 'train'} command watches it again"
-
     @functools.cache
+    def command(word: str, name: str) -> str:
+        return invocation("sagemaker_launch", word, name, *arguments.passed_on(word, plan.label))
+
     def commands(name: str) -> Mapping[str, str]:
-        return {
-            does: invocation("sagemaker_launch", word, name, *arguments.passed_on(word, plan.label))
-            for does, word in ((f"{again}; its results", "sync"), ("to end it", "stop"))
-        }
+        again = f"the same {'tune' if plan.job_type is TUNING else 'train'} command watches it again"
+        return {f"{again}; its results": command("sync", name), "to end it": command("stop", name)}
 
     at_once = settings.max_parallel_jobs if plan.job_type is TUNING else 1
     running = Running(at_once * plan.worst.usd_per_hour, commands)
@@ -130,16 +129,15 @@ def _start_and_watch(settings: CloudSettings, plan: JobPlan, arguments: argparse
 
     with keeps_running(running, ended_by=(JobFailedError, LaunchError, ProtectionError)):
         job = start_job(settings, plan, again=arguments.again, starts=running.starts, exists=exists)
-        does = commands(job.name)
         for difference in job.differences:
             say(f"warning: {difference}")
         if job.differences:
-            say(f"{job.name} keeps running; if this is not what you want, end it: {does['to end it']}")
+            say(f"{job.name} keeps running; if this is not what you want, end it: {command('stop', job.name)}")
         if arguments.no_wait:
-            say(f"its results: {does[f'{again}; its results']}")
+            say(f"its results: {command('sync', job.name)}")
             return
         watch_job(settings, job, plan.worst.usd_per_hour)
-    say(f"bring it into MLflow: {does[f'{again}; its results']}")
+    say(f"bring it into MLflow: {command('sync', job.name)}")
 
 
 def _sync(settings: CloudSettings, config: RunConfig, arguments: argparse.Namespace) -> None:
