@@ -120,13 +120,14 @@ def _rehearse(settings: CloudSettings, config: RunConfig, arguments: argparse.Na
     options += ["--without-debugger"] if arguments.without_debugger else []
     if arguments.all:
         passed_on = functools.partial(arguments.passed_on, with_secrets=False)
-        if not rehearse_all(settings, root, passed_on, options, secret_environment(config)):
+        if not rehearse_all(settings, root, passed_on, options, secret_environment(config), config):
             raise RehearsalError(f"the rehearsal failed: see above, and {root / 'server.log'}")
         return
-    with run_rehearsal(settings, root, options) as running:
+    with run_rehearsal(settings, root, options, config) as running:
         if misleading := misleading_variables(running.environment):
             sys.stdout.write(f"unset {' '.join(misleading)}\n")
-        for name, value in running.environment.items():
+        variables = running.administrator if arguments.principal == "administrator" else running.environment
+        for name, value in variables.items():
             sys.stdout.write(Revealed(f"export {name}={shlex.quote(value)}\n"))
         sys.stdout.flush()
         say("every other command works against it in a shell with these variables (Ctrl-C ends it)")
@@ -210,6 +211,10 @@ def _add_commands(commands: Any) -> None:
     rehearse.add_argument("--quotas", metavar="TYPE=N,...", help=text)
     text = "folder of AWS's inference image TorchServe, which is built there once (needs Java and Linux namespaces)"
     rehearse.add_argument("--torchserve-environment", type=Path, metavar="DIR", help=text)
+    text = "whose key is printed: of the launcher, under its printed policy, or one for other clients, without limits"
+    rehearse.add_argument(
+        "--as", dest="principal", choices=("launcher", "administrator"), default="launcher", help=text
+    )
     text = "refuse jobs with --debug, as AWS does in accounts that have no Debugger"
     rehearse.add_argument("--without-debugger", action="store_true", help=text)
     rehearse.set_defaults(uses=("cloud rehearse", *(f"cloud {command}" for command in REHEARSED)), cloud=SETTINGS)

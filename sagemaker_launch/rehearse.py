@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
+from experiments.config import RunConfig
 from experiments.console import duration, say
 from experiments.errors import CommandError
 from sagemaker_launch.account.policy import policies
@@ -23,8 +24,11 @@ SETTINGS = Path("conf/cloud/rehearsal.yaml")
 """Settings of `rehearse` where no others are given: a role and a bucket that it makes itself."""
 CONFIG = Path("conf/quick.yaml")
 """Config of `rehearse --all` where no other is given: it needs no photos and no download, and takes minutes."""
-VARIABLES = 5
-"""Lines in which the service prints its environment when it is ready."""
+VARIABLES = 7
+"""Lines in which the service prints its environment when it is ready, and last the administrator's key."""
+ADMINISTRATOR = "REHEARSAL_ADMINISTRATOR_"
+"""Beginning of the names of the administrator's variables."""
+LAUNCHER_POLICY = "experiments-launcher"
 
 
 ENDPOINT = "rehearsed"
@@ -43,7 +47,9 @@ class Service:
     """A running stand-in for AWS."""
 
     environment: Mapping[str, str]
-    """The variables by which every other command uses it."""
+    """The variables by which every other command uses it, under the policy of the launcher."""
+    administrator: Mapping[str, str]
+    """The same variables with the key of the account's administrator, for other clients."""
     process: subprocess.Popen[str]
 
     def end(self) -> None:
@@ -55,18 +61,22 @@ class Service:
                 pipe.close()
 
 
-@contextmanager
-def run_rehearsal(settings: CloudSettings, root: Path, options: Sequence[str] = ()) -> Iterator[Service]:
+@contextlib.contextmanager
+def run_rehearsal(
+    settings: CloudSettings, root: Path, options: Sequence[str] = (), config: RunConfig | None = None
+) -> Iterator[Service]:
     """Run the stand-in for AWS and end it.
 
     Args:
+        settings: the policies of the account's user and roles are those that `policy` prints for them.
         root: where it keeps jobs, logs and the environment of jobs.
         options: of `python -m sagemaker_launch.rehearsal`.
+        config: its photos may be in another bucket.
 
     Raises:
         RehearsalError: if it does not start.
     """
-    running = start_service(settings, root, options)
+    running = start_service(settings, root, options, config=config)
     try:
         yield running
     finally:
@@ -74,7 +84,11 @@ def run_rehearsal(settings: CloudSettings, root: Path, options: Sequence[str] = 
 
 
 def start_service(
-    settings: CloudSettings, root: Path, options: Sequence[str] = (), stdin: int = subprocess.PIPE
+    settings: CloudSettings,
+    root: Path,
+    options: Sequence[str] = (),
+    stdin: int = subprocess.PIPE,
+    config: RunConfig | None = None,
 ) -> Service:
     """Start the stand-in for AWS.
 
@@ -94,20 +108,22 @@ def start_service(
     # has a session of its own: a notebook's interrupt is about one cell and reaches all that the kernel has started.
     process = subprocess.Popen(command, stdin=stdin, stdout=subprocess.PIPE, text=True, start_new_session=True)
     assert process.stdout is not None
-    running = Service({}, process)
+    running = Service({}, {}, process)
     try:
         # It says so once it is ready, and closes the pipe if it does not get there.
         said = [line.removeprefix("export ").rstrip("\n").split("=", 1) for line in islice(process.stdout, VARIABLES)]
         if len(said) < VARIABLES:
             raise RehearsalError(f"the rehearsal's service did not start: see {root / 'server.log'}")
         environment = dict(said)
+        key = {name: environment.pop(name) for name in list(environment) if name.startswith(ADMINISTRATOR)}
         if settings.region is not None:
             environment |= {"AWS_DEFAULT_REGION": settings.region, "AWS_REGION": settings.region}
-        _make_bucket_and_roles(settings, environment)
+        administrator = environment | {name.removeprefix(ADMINISTRATOR): value for name, value in key.items()}
+        _set_up_account(settings, config, administrator)
     except BaseException:
         running.end()
         raise
-    return Service(environment, process)
+    return Service(environment, administrator, process)
 
 
 def rehearse_all(
@@ -116,6 +132,7 @@ def rehearse_all(
     arguments_of: Callable[[str], Sequence[str]],
     options: Sequence[str],
     secrets: Mapping[str, str],
+    config: RunConfig | None = None,
 ) -> bool:
     """The whole path by the commands that a person would type: search, train the best, deploy, ask, update, delete.
 
@@ -128,7 +145,7 @@ def rehearse_all(
         Whether every stage went well.
     """
     done: list[tuple[str, bool, float]] = []
-    with run_rehearsal(settings, root, options) as running:
+    with run_rehearsal(settings, root, options, config) as running:
         # No other variable of AWS, which may name other addresses, profiles and regions.
         kept = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
         environment = {**kept, **running.environment, **secrets}
@@ -174,7 +191,8 @@ def misleading_variables(environment: Mapping[str, str]) -> list[str]:
     return sorted(name for name in os.environ if name.startswith("AWS_") and name not in environment)
 
 
-def _make_bucket_and_roles(settings: CloudSettings, environment: Mapping[str, str]) -> None:
+def _set_up_account(settings: CloudSettings, config: RunConfig | None, environment: Mapping[str, str]) -> None:
+    """What an administrator does first (docs/first-time-on-aws.md): a bucket, roles, and policies."""
     import boto3
     from botocore.config import Config
 
@@ -187,14 +205,19 @@ def _make_bucket_and_roles(settings: CloudSettings, environment: Mapping[str, st
     )
     options = {"endpoint_url": environment[ENDPOINT_VARIABLE], "config": Config(**REHEARSAL_CONFIG)}
     elsewhere = {"CreateBucketConfiguration": {"LocationConstraint": region}}
-    own.client("s3", **options).create_bucket(Bucket=settings.bucket, **({} if region == "us-east-1" else elsewhere))
-    trusted = policies(settings, region)
-    roles = {settings.endpoint.schedule_role_arn: "schedule_role_trust", settings.role_arn: "role_trust"}
-    for role, trust in roles.items():
+    s3, iam = own.client("s3", **options), own.client("iam", **options)
+    s3.create_bucket(Bucket=settings.bucket, **({} if region == "us-east-1" else elsewhere))
+    printed = {name: json.dumps(policy) for name, policy in policies(settings, region, config).items()}
+    roles = {"role": settings.role_arn, "schedule_role": settings.endpoint.schedule_role_arn}
+    for name, role in roles.items():
         if role is not None:
-            *path, name = role.partition(":role/")[2].split("/")
-            own.client("iam", **options).create_role(
-                RoleName=name,
-                Path="/".join(["", *path, ""]),
-                AssumeRolePolicyDocument=json.dumps(trusted[trust]),
-            )
+            *path, role_name = role.partition(":role/")[2].split("/")
+            with contextlib.suppress(iam.exceptions.EntityAlreadyExistsException):  # one role may be both
+                iam.create_role(
+                    RoleName=role_name,
+                    Path="/".join(["", *path, ""]),
+                    AssumeRolePolicyDocument=printed[f"{name}_trust"],
+                )
+            iam.put_role_policy(RoleName=role_name, PolicyName=name, PolicyDocument=printed[name])
+    made = iam.create_policy(PolicyName=LAUNCHER_POLICY, PolicyDocument=printed["launcher"])
+    iam.attach_user_policy(UserName="launcher", PolicyArn=made["Policy"]["Arn"])

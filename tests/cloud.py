@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import boto3
 import psutil
 import pytest
 from mlflow import MlflowClient
@@ -17,15 +18,17 @@ from mlflow.entities import Run
 
 from experiments.config import RunConfig, load_config
 from lightning_modules.metrics import BEST, EPOCH_SECONDS, HIGHEST_VAL_ACCURACY, IMAGES_PER_SECOND
+from sagemaker_launch.account.policy import policies
 from sagemaker_launch.aws import client as aws
 from sagemaker_launch.cli import main
-from sagemaker_launch.rehearse import Service, start_service
+from sagemaker_launch.rehearse import ADMINISTRATOR, Service, start_service
 from sagemaker_launch.settings.cloud import CloudSettings, load_cloud
 from tests.conftest import REPOSITORY, own_flags, tiny
 from tests.shared_run import SharedRun
 
 CLOUD = REPOSITORY / "conf" / "cloud" / "rehearsal.yaml"
 PRESET = "preset.yaml"
+KEY_VARIABLES = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
 PASSWORD = "planted" + "Password9"
 REAL_CLIENT = aws.client
 STARTED: list[Service] = []
@@ -56,7 +59,7 @@ class Cloud:
         """The file of its config."""
         return self.home / PRESET
 
-    @contextmanager
+    @contextlib.contextmanager
     def in_reach(self) -> Iterator[None]:
         """Within it, clients of AWS reach the rehearsal, and what they call is noted."""
 
@@ -121,6 +124,8 @@ def comparable(values: dict[str, float]) -> dict[str, float]:
 def start_shared(run: SharedRun, images: Path, name: str = "rehearsal-service", *more: str) -> Mapping[str, str]:
     """The environment of a rehearsal that all processes of a run of the tests share, and that ends with the run.
 
+    It also has the administrator's key, under names that no client reads.
+
     Args:
         name: of the rehearsal, of which a run of the tests may have several.
         more: options of the rehearsal.
@@ -135,11 +140,43 @@ def start_shared(run: SharedRun, images: Path, name: str = "rehearsal-service", 
         run.end_with_run(psutil.Process(running.process.pid))
         kept = folder / "environment.json"  # for the other processes of this run, and for nobody else
         kept.touch(mode=0o600)
-        kept.write_text(json.dumps(dict(running.environment)))
+        pair = {f"{ADMINISTRATOR}{name}": running.administrator[name] for name in KEY_VARIABLES}
+        kept.write_text(json.dumps({**running.environment, **pair}))
 
     folder = run.build_once(name, start)
     environment: dict[str, str] = json.loads((folder / "environment.json").read_text())
     return environment
+
+
+def as_administrator(environment: Mapping[str, str]) -> dict[str, str]:
+    """The variables of a shared rehearsal with the key of its administrator, whom no policy limits."""
+    pair = {name: environment[f"{ADMINISTRATOR}{name}"] for name in KEY_VARIABLES}
+    return {name: value for name, value in environment.items() if not name.startswith(ADMINISTRATOR)} | pair
+
+
+def account(service: str) -> Any:
+    """An administrator's client of the rehearsal that this process's environment names."""
+    key = as_administrator(os.environ)
+    return boto3.client(
+        service,
+        region_name="us-east-1",
+        aws_access_key_id=key["AWS_ACCESS_KEY_ID"],
+        aws_secret_access_key=key["AWS_SECRET_ACCESS_KEY"],
+    )
+
+
+def grant(settings: CloudSettings) -> None:
+    """Attach the policies that `policy` prints for further settings, as a person does after changing them."""
+    iam, printed = account("iam"), policies(settings, "us-east-1")
+    documents = {name: json.dumps(policy) for name, policy in printed.items()}
+    iam.put_user_policy(UserName="launcher", PolicyName=settings.project, PolicyDocument=documents["launcher"])
+    roles = {"role": settings.role_arn, "schedule_role": settings.endpoint.schedule_role_arn}
+    for name, role in roles.items():
+        if role is not None:
+            role_name = role.rpartition("/")[2]
+            with contextlib.suppress(iam.exceptions.EntityAlreadyExistsException):
+                iam.create_role(RoleName=role_name, AssumeRolePolicyDocument=documents[f"{name}_trust"])
+            iam.put_role_policy(RoleName=role_name, PolicyName=settings.project, PolicyDocument=documents[name])
 
 
 def cloud_in(home: Path, photos: Path, environment: Mapping[str, str]) -> Cloud:

@@ -68,7 +68,7 @@ def main() -> int:
         print(f"rehearsal: {error}", file=sys.stderr)
         return 1
     server.start()
-    for name, value in server.environment().items():
+    for name, value in {**server.environment(), **server.administrator()}.items():
         print(f"export {name}={value}", flush=True)
     stop.wait()
     log.info("stopping: running jobs and endpoints end now")

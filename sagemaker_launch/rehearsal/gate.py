@@ -16,11 +16,11 @@ from xml.sax.saxutils import escape
 
 from experiments.loopback import is_loopback
 from sagemaker_launch.rehearsal.faults import Application
-from sagemaker_launch.rehearsal.keys import Keys, Principal
+from sagemaker_launch.rehearsal.keys import ADMINISTRATOR, LAUNCHER, Keys
 from sagemaker_launch.rehearsal.signatures import SCOPE, Environ, Fault, RefusedRequestError, verify
 
 PRINCIPAL = "rehearsal.principal"
-"""Key under which a request's WSGI environment says who signed it."""
+"""Key under which a request's WSGI environment has the ARN of the user or role that signed it."""
 MOTO_PATHS = ("/moto-api", "/latest/meta-data", "/latest/api", "/favicon.ico")
 """What moto answers beside AWS: it resets all state, replays requests, hands out credentials. Closed to everybody."""
 MOTO_HEADERS = "HTTP_X_MOTO_"
@@ -67,14 +67,14 @@ class Gate:
         return self._application(environ, _without_cors(start_response))
 
 
-def check_is_launcher(environ: Environ) -> None:
-    """Let the user of the launcher do what no role may do.
+def check_is_user(environ: Environ) -> None:
+    """Let users do what no role may do.
 
     Raises:
-        RefusedRequestError: if another principal signed the request.
+        RefusedRequestError: if a role signed the request.
     """
-    principal: Principal = environ[PRINCIPAL]
-    if principal != "launcher":
+    principal: str = environ[PRINCIPAL]
+    if principal.rpartition(":")[2] not in (f"user/{LAUNCHER}", f"user/{ADMINISTRATOR}"):
         raise RefusedRequestError("forbidden", f"{principal} may not call the rehearsal's own addresses")
 
 

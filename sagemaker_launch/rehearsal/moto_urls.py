@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import moto.applicationautoscaling.urls
+import moto.iam.urls
 import moto.logs.urls
 import moto.resourcegroupstaggingapi.urls
 import moto.sagemaker.urls
@@ -17,6 +18,7 @@ import moto.scheduler.urls
 TABLES: dict[str, dict[str, Any]] = {
     "sagemaker": moto.sagemaker.urls.url_paths,
     "applicationautoscaling": moto.applicationautoscaling.urls.url_paths,
+    "iam": moto.iam.urls.url_paths,
     "logs": moto.logs.urls.url_paths,
     "resourcegroupstaggingapi": moto.resourcegroupstaggingapi.urls.url_paths,
     "scheduler": moto.scheduler.urls.url_paths,

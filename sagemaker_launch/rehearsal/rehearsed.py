@@ -30,9 +30,12 @@ OPERATIONS: Mapping[str, frozenset[str]] = {
             DeleteAlarms DescribeAlarms DescribeAlarmsForMetric GetMetricData GetMetricStatistics ListMetrics
             ListTagsForResource PutMetricAlarm PutMetricData SetAlarmState TagResource UntagResource""",
         "iam": """
-            AttachRolePolicy CreatePolicy CreateRole DeletePolicy DeleteRole DeleteRolePolicy DetachRolePolicy GetPolicy
-            GetPolicyVersion GetRole GetRolePolicy ListAttachedRolePolicies ListRolePolicies ListRoles ListRoleTags
-            PutRolePolicy SimulatePrincipalPolicy TagRole UntagRole UpdateAssumeRolePolicy""",
+            AttachRolePolicy AttachUserPolicy CreatePolicy CreatePolicyVersion CreateRole DeletePolicy
+            DeletePolicyVersion DeleteRole DeleteRolePolicy DeleteUserPolicy DetachRolePolicy DetachUserPolicy GetPolicy
+            GetPolicyVersion GetRole GetRolePolicy GetUser GetUserPolicy ListAttachedRolePolicies
+            ListAttachedUserPolicies ListPolicyVersions ListRolePolicies ListRoleTags ListRoles ListUserPolicies
+            ListUsers PutRolePolicy PutUserPolicy SetDefaultPolicyVersion SimulatePrincipalPolicy TagRole UntagRole
+            UpdateAssumeRolePolicy""",
         "logs": """
             CreateLogGroup CreateLogStream DeleteLogGroup DeleteLogStream DescribeLogGroups DescribeLogStreams
             FilterLogEvents GetLogEvents ListTagsForResource PutLogEvents TagResource UntagResource""",

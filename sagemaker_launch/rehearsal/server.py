@@ -23,12 +23,14 @@ from werkzeug.serving import make_server
 from lightning_modules.files import replaced_whole
 from lightning_modules.locks import KernelLock
 from sagemaker_launch.rehearsal.api import Regions, install
+from sagemaker_launch.rehearsal.authorization import Account, Authorized
 from sagemaker_launch.rehearsal.endpoints.autoscaling import install_scaling
 from sagemaker_launch.rehearsal.faults import Application, Faults, FaultSettings, FaultyApplication, json_answer
-from sagemaker_launch.rehearsal.gate import Gate, answer_refused, check_is_launcher
+from sagemaker_launch.rehearsal.gate import Gate, answer_refused, check_is_user
+from sagemaker_launch.rehearsal.iam import Access, install_iam
 from sagemaker_launch.rehearsal.jobs.log_search import install_log_search
 from sagemaker_launch.rehearsal.jobs.schedules import Clock, install_schedules
-from sagemaker_launch.rehearsal.keys import draw_keys
+from sagemaker_launch.rehearsal.keys import ADMINISTRATOR, LAUNCHER, Keys
 from sagemaker_launch.rehearsal.machine.image import LINKED, REQUIREMENTS, build_image
 from sagemaker_launch.rehearsal.machine.namespaces import find_namespaces
 from sagemaker_launch.rehearsal.machine.objects import Objects
@@ -69,7 +71,7 @@ class Control:
         if path[1:2] != ["rehearsal"]:
             return self._application(environ, start_response)
         try:
-            check_is_launcher(environ)
+            check_is_user(environ)
             answer = self._answer(environ["REQUEST_METHOD"], path[2:], parse_qs(environ.get("QUERY_STRING", "")))
         except RefusedRequestError as refused:
             return answer_refused(environ, start_response, refused)
@@ -123,9 +125,11 @@ class Server:
             )
         objects = Objects(settings.account, REGION, settings.root / "cache")
         # In memory and in the environment of processes only: jobs can read the files of this folder.
-        self._keys = draw_keys()
+        self._keys = Keys(settings.account)
+        access = objects.access = Access(settings.account)
+        access.create_users(LAUNCHER, ADMINISTRATOR)
         image = build_image(images, REQUIREMENTS, LINKED)
-        machine = Machine(settings, image, namespaces, objects, self._keys["role"])
+        machine = Machine(settings, image, namespaces, objects, self._keys)
         self._links = TemporaryDirectory(prefix="rehearsal-", dir="/tmp")
         if namespaces is None:
             machine.links = Path(self._links.name)
@@ -133,15 +137,17 @@ class Server:
         install(self._regions)
         install_scaling(lambda region, name: self._regions[region].hosting.endpoints.get(name))
         install_schedules()
+        install_iam()
         install_tag_index(self._regions)
         install_log_search()
-        self._clock = Clock(self._regions, settings.account, machine.shutdown, self._as_schedule_role)
+        self._clock = Clock(self._regions, settings.account, machine.shutdown, self._as_role)
         faults = Faults(fault_settings)
         objects.delay = faults.delay
         moto = DomainDispatcherApplication(create_backend_app)
         runtime = Runtime(moto, self._regions.__getitem__, settings.account, objects)
         application = FaultyApplication(runtime, faults)
-        gate = Gate(Control(Rehearsed(application), self._regions, faults), self._keys)
+        authorized = Authorized(application, access, Account(settings.account, self._regions))
+        gate = Gate(Control(Rehearsed(authorized), self._regions, faults), self._keys)
         self._http = make_server("127.0.0.1", port, gate, threaded=True, request_handler=QuietHandler)
         machine.url = self.url = f"http://127.0.0.1:{self._http.server_port}"
         self._thread = threading.Thread(target=self._http.serve_forever, name="http")
@@ -150,14 +156,19 @@ class Server:
         """What the user of the launcher needs to call this server and nothing else."""
         return {
             "AWS_ENDPOINT_URL": self.url,
-            **self._keys["launcher"].environment(),
+            **self._keys.of(self._keys.launcher).environment(),
             "AWS_DEFAULT_REGION": REGION,
             "AWS_REGION": REGION,
         }
 
-    def _as_schedule_role(self, region: str) -> Any:
-        """A client of this server that signs with the keys of the schedule's role."""
-        pair = self._keys["schedule_role"]
+    def administrator(self) -> dict[str, str]:
+        """The key of the account's administrator, under names that no client reads by itself."""
+        pair = self._keys.of(self._keys.administrator)
+        return {f"REHEARSAL_ADMINISTRATOR_{name}": value for name, value in pair.environment().items()}
+
+    def _as_role(self, region: str, role: str) -> Any:
+        """A client of this server that signs with the keys of a role."""
+        pair = self._keys.of(role)
         session = boto3.Session(pair.access_key_id, pair.secret_access_key, region_name=region)
         return session.client("sagemaker", endpoint_url=self.url, config=Config(proxies={}))
 

@@ -27,7 +27,7 @@ from moto.core.request import environ_key_for_header
 from werkzeug.exceptions import ClientDisconnected
 from werkzeug.wsgi import get_input_stream
 
-from sagemaker_launch.rehearsal.keys import KeyPair, Keys, Principal
+from sagemaker_launch.rehearsal.keys import KeyPair, Keys
 
 ALGORITHM = "AWS4-HMAC-SHA256"
 MAX_SKEW = timedelta(minutes=15)
@@ -183,8 +183,8 @@ class _S3Signer(_Signer, S3SigV4Auth):  # type: ignore[misc]
     """S3's signer, which takes paths as they are."""
 
 
-def verify(environ: Environ, keys: Keys, now: datetime) -> Principal:
-    """Find out who signed a request, and read its body.
+def verify(environ: Environ, keys: Keys, now: datetime) -> str:
+    """Find out who signed a request (the ARN of a user or role), and read its body.
 
     A request that is signed in its URL gets the Authorization header that it lacks: the applications behind find
     service and region there.
@@ -296,7 +296,7 @@ def _chunks(stream: io.BytesIO) -> Iterator[tuple[bytes, str]]:
             return
 
 
-def _verify_version_2(environ: Environ, fields: dict[str, str], keys: Keys, now: datetime) -> Principal:
+def _verify_version_2(environ: Environ, fields: dict[str, str], keys: Keys, now: datetime) -> str:
     """Check a URL of S3 that was presigned by Signature Version 2."""
     principal, pair = _owner(keys, fields["AWSAccessKeyId"])
     expires = fields.get("Expires", "")
@@ -324,11 +324,11 @@ def _verify_version_2(environ: Environ, fields: dict[str, str], keys: Keys, now:
     return principal
 
 
-def _owner(keys: Keys, access_key_id: str) -> tuple[Principal, KeyPair]:
-    for principal, pair in keys.items():
-        if pair.access_key_id == access_key_id:
-            return principal, pair
-    raise RefusedRequestError("key", "The security token included in the request is invalid.")
+def _owner(keys: Keys, access_key_id: str) -> tuple[str, KeyPair]:
+    found = keys.owner(access_key_id)
+    if found is None:
+        raise RefusedRequestError("key", "The security token included in the request is invalid.")
+    return found
 
 
 def _header(environ: Environ, name: str) -> str:

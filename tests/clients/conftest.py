@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import boto3
 import pytest
 
+from sagemaker_launch.account.policy import policies
 from sagemaker_launch.settings.cloud import load_cloud
 from tests.clients.environments import Client, declared, environment
 from tests.clients.recording import FILE
 from tests.clients.table import WRITE, committed_rows, rows_of, write_rows
-from tests.cloud import CLOUD, start_shared
+from tests.cloud import CLOUD, as_administrator, start_shared
 from tests.conftest import REPOSITORY
 from tests.shared_run import SharedRun
 
+ROLE = "arn:aws:iam::123456789012:role/clients"
 SECONDS = 500
 """Time of one script; pytest ends a test after 600 s."""
 
@@ -27,7 +31,21 @@ RunScript = Callable[..., None]
 @pytest.fixture(scope="session")
 def clients_environment(shared_run: SharedRun, job_images: Path) -> Mapping[str, str]:
     """The variables in which a client reaches the rehearsal that all clients share."""
-    return start_shared(shared_run, job_images, "clients", "--torchserve-environment", str(job_images))
+    found = as_administrator(
+        start_shared(shared_run, job_images, "clients", "--torchserve-environment", str(job_images))
+    )
+    iam = boto3.client(
+        "iam",
+        endpoint_url=found["AWS_ENDPOINT_URL"],
+        region_name="us-east-1",
+        aws_access_key_id=found["AWS_ACCESS_KEY_ID"],
+        aws_secret_access_key=found["AWS_SECRET_ACCESS_KEY"],
+    )
+    # Without a policy, so without limits: clients keep their files where they like.
+    with contextlib.suppress(iam.exceptions.EntityAlreadyExistsException):
+        trust = policies(load_cloud(CLOUD), "us-east-1")["role_trust"]
+        iam.create_role(RoleName=ROLE.rpartition("/")[2], AssumeRolePolicyDocument=json.dumps(trust))
+    return found
 
 
 @pytest.fixture
@@ -73,7 +91,7 @@ def run_script(clients_environment: Mapping[str, str], tmp_path: Path) -> RunScr
 def _settings(home: Path) -> dict[str, str]:
     """A user's settings: an empty home, a role, a bucket, and no calls to anything but the rehearsal."""
     cloud = load_cloud(CLOUD)
-    assert cloud.role_arn is not None and cloud.bucket is not None
+    assert cloud.bucket is not None
     settings = home / "sagemaker.yaml"
     # Both SDKs report each call to Amazon otherwise.
     settings.write_text("SchemaVersion: '1.0'\nSageMaker:\n  PythonSDK:\n    Modules:\n      TelemetryOptOut: true\n")
@@ -81,6 +99,6 @@ def _settings(home: Path) -> dict[str, str]:
         "HOME": str(home),
         "SAGEMAKER_USER_CONFIG_OVERRIDE": str(settings),
         "AWS_EC2_METADATA_DISABLED": "true",
-        "ROLE": cloud.role_arn,
+        "ROLE": ROLE,
         "BUCKET": cloud.bucket,
     }

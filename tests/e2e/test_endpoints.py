@@ -10,6 +10,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,17 +24,16 @@ from mlflow import MlflowClient
 
 from experiments.config import load_config, to_yaml
 from lightning_modules.export import write_export
-from sagemaker_launch.account.policy import policies
+from sagemaker_launch.account.permissions import CALLS
 from sagemaker_launch.aws import client as aws
 from sagemaker_launch.cli import main
 from sagemaker_launch.settings.cloud import load_cloud
 from sagemaker_launch.shipping.archive import FILES
+from tests.cloud import CLOUD, account, grant
 from tests.conftest import REPOSITORY, own_flags, real, tiny
-from tests.e2e.test_cloud import action_of
 from tests.pictures import make_class_folders
 from tests.unit.lightning_modules.test_export import BACKBONE, CLASS_NAMES, PREPROCESSING, tiny_network
 
-CLOUD = REPOSITORY / "conf" / "cloud" / "rehearsal.yaml"
 PROJECT, BUCKET = "endpoints", "endpoints-rehearsal"
 ROLE = "arn:aws:iam::123456789012:role/scheduler"
 UUID = "-[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$"
@@ -144,9 +144,9 @@ class Rehearsal:
             ("cloudwatch", "describe_alarms", "MetricAlarms", "AlarmName"),
             ("scheduler", "list_schedules", "Schedules", "Name"),
         ):
-            client = boto3.client(name, region_name="us-east-1")
+            client = account(name)
             found += [summary[name_key] for summary in getattr(client, call)()[key]]
-        scaling = boto3.client("application-autoscaling", region_name="us-east-1")
+        scaling = account("application-autoscaling")
         targets = scaling.describe_scalable_targets(ServiceNamespace="sagemaker")["ScalableTargets"]
         found += [target["ResourceId"] for target in targets]
         return [re.sub(UUID, "", name) for name in found]
@@ -172,6 +172,7 @@ def cloud(
     preset.write_text(to_yaml(load_config(None, tiny(photos, home) | {"tracking.experiment": "endpoints"})))
     # Other tests use the same service at the same time: a project sees, counts and deletes only what is its own.
     own = [f"--cloud.project={PROJECT}", f"--cloud.bucket={BUCKET}", "--cloud.endpoint.rollout_wait_seconds=60"]
+    own.append("--cloud.endpoint.schedule_role_arn=null")
     found = Rehearsal(home, [f"--config={preset}", f"--cloud={CLOUD}", *own])
     real_client = aws.client
 
@@ -181,7 +182,9 @@ def cloud(
     with pytest.MonkeyPatch.context() as patch:
         for name, value in service_environment.items():
             patch.setenv(name, value)
-        boto3.client("s3", region_name="us-east-1").create_bucket(Bucket=BUCKET)
+        account("s3").create_bucket(Bucket=BUCKET)
+        for project in (PROJECT, "theirs"):
+            grant(load_cloud(CLOUD, {"project": project, "bucket": BUCKET, "endpoint.schedule_role_arn": ROLE}))
         patch.setattr(aws, "client", watched)
         for name in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI"):
             patch.setenv(name, "")  # noted as absent, so that what MLflow leaves there is gone at the end
@@ -418,7 +421,7 @@ def test_what_is_over_is_deleted_and_what_is_not_or_is_not_ours_stays(
     cloud.done("deploy", "short", "--model", str(first), *brief, SCRIPT)
     cloud.done("deploy", "theirs", "--model", str(first), *brief, SCRIPT, theirs)
     assert "no endpoint has expired" in cloud.done("delete", "--expired")
-    sagemaker = boto3.client("sagemaker", region_name="us-east-1")
+    sagemaker = account("sagemaker")
     for name in ("short", "theirs"):
         arn = sagemaker.describe_endpoint(EndpointName=name)["EndpointArn"]
         sagemaker.add_tags(ResourceArn=arn, Tags=[{"Key": "expires", "Value": "2026-01-01T00:00:00Z"}])
@@ -429,6 +432,19 @@ def test_what_is_over_is_deleted_and_what_is_not_or_is_not_ours_stays(
         code, _, err = cloud.run(*command)
         assert code == 2 and f"must carry the tag project={PROJECT}" in err
     cloud.done("delete", "--expired", theirs)
+    assert cloud.left() == []
+
+
+@pytest.mark.slow
+def test_the_schedules_role_ends_the_lease_of_a_scaled_endpoint(cloud: Rehearsal, scripted: tuple[Path, Path]) -> None:
+    scaling = ["--cloud.endpoint.max_instances=2", f"--cloud.endpoint.schedule_role_arn={ROLE}"]
+    cloud.done("deploy", "leased", "--model", str(scripted[0]), "--ttl", "1m", SCRIPT, *scaling)
+    assert sum("endpoint/leased/variant" in name for name in cloud.left()) == 3, "a target and two alarms"
+    until = time.monotonic() + 120
+    while time.monotonic() < until and "leased" in cloud.left():
+        time.sleep(1)
+    assert not any("endpoint/leased/variant" in name for name in cloud.left())
+    cloud.done("delete", "leased")
     assert cloud.left() == []
 
 
@@ -467,12 +483,10 @@ def test_what_can_not_be_deployed_is_refused_before_anything_is_made(
     assert not any(name.startswith(("Create", "Put")) for _, name in cloud.calls[before:])
 
 
-def test_the_policies_grant_every_call_that_was_made(cloud: Rehearsal) -> None:
-    settings = load_cloud(CLOUD, {"endpoint.schedule_role_arn": ROLE})
-    statements = policies(settings, "us-east-1")["launcher"]["Statement"]
-    granted = {action for statement in statements for action in statement["Action"]}
-    # IAM knows the runtime's calls as SageMaker's.
-    assert {action_of(service.removesuffix("-runtime"), operation) for service, operation in cloud.calls} <= granted
+def test_the_table_of_permissions_has_every_call_that_was_made(cloud: Rehearsal) -> None:
+    """The rehearsal has enforced the policies that are built from it."""
+    known = {(call.service, call.operation) for call in CALLS if "launcher" in call.callers}
+    assert set(cloud.calls) <= known
 
 
 @pytest.mark.slow

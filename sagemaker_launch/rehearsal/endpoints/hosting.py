@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from moto.cloudwatch.models import cloudwatch_backends
+from moto.utilities.utils import get_partition
 
 from sagemaker_launch.rehearsal.endpoints.autoscaling import deregister, registered
 from sagemaker_launch.rehearsal.endpoints.endpoints import (
@@ -139,8 +140,8 @@ class Hosting:
             check_deployment(request, old.request, new.request)
             scaled = registered(self.machine.settings.account, self.region, endpoint.name)
             check_scaled(scaled, old.request, new.request)
-            self._check_alarms(deployment)
             fleet = self._fleet(endpoint.name, new)
+            self._check_alarms(deployment, fleet.variants[0].process.role)
             if request.get("RetainAllVariantProperties"):
                 _retain(endpoint, fleet, excluded_properties(request))
             self._check_quota(fleet.instances_by_type)
@@ -253,7 +254,7 @@ class Hosting:
         container, name = model["PrimaryContainer"], request["VariantName"]
         folder = self.machine.settings.root / "endpoints" / self.region / endpoint / f"{name}-{time.time_ns()}"
         isolated = bool(model.get("EnableNetworkIsolation"))
-        spec = ServingSpec(endpoint, name, self.region, container, isolated)
+        spec = ServingSpec(endpoint, name, self.region, container, isolated, model.get("ExecutionRoleArn", ""))
         return Variant(
             request,
             container,
@@ -287,11 +288,17 @@ class Hosting:
             if place is not None and not self.machine.objects.bucket_exists(Uri.parse(place).bucket):
                 raise invalid(f"{field} {place}: there is no such bucket")
 
-    def _check_alarms(self, deployment: Request) -> None:
-        cloudwatch = cloudwatch_backends[self.machine.settings.account][self.region]
+    def _check_alarms(self, deployment: Request, role: str) -> None:
+        """Refuse alarms that do not exist, or that the endpoint's role may not read."""
+        account, access = self.machine.settings.account, self.machine.objects.access
+        cloudwatch = cloudwatch_backends[account][self.region]
         for alarm in deployment.get("AutoRollbackConfiguration", {}).get("Alarms", ()):
             if alarm_state(cloudwatch, alarm["AlarmName"]) is None:
                 raise invalid(f"Could not find CloudWatch alarm {alarm['AlarmName']} of AutoRollbackConfiguration.")
+            resource = f"arn:{get_partition(self.region)}:cloudwatch:{self.region}:{account}:alarm:{alarm['AlarmName']}"
+            denial = access.denial(role, "cloudwatch:DescribeAlarms", resource) if access and role else None
+            if denial is not None:
+                raise invalid(f"Could not read the alarms of AutoRollbackConfiguration. {denial}")
 
     def _check_quota(self, wanted: Counter[str]) -> None:
         """Refuse instances beyond the account's quota."""

@@ -57,7 +57,7 @@ class Invoker:
     """Sends invocations to the endpoints of one account in one region."""
 
     def __init__(self, account: str, region: str, objects: Objects) -> None:
-        self._account, self._region, self._objects = account, region, objects
+        self._account, self._region, self.objects = account, region, objects
 
     def invoke(self, endpoint: Endpoint, invocation: Invocation, timeout_seconds: float) -> tuple[Variant, Reply]:
         """Call the container that the traffic weights, or the client, choose.
@@ -143,7 +143,7 @@ class Invoker:
         name = f"{now:%Y/%m/%d/%H/%M-%S}-{now.microsecond // 1000:03}-{uuid.uuid4()}.jsonl"
         try:
             place = Uri.parse(config["DestinationS3Uri"]) / endpoint.name / variant.name / name
-            self._objects.put(place, json.dumps(record).encode() + b"\n")
+            self.objects.put(place, json.dumps(record).encode() + b"\n")
         except DataError as error:
             log.warning("endpoint %s: nothing captured: %s", endpoint.name, error)
 

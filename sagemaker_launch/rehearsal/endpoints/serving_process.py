@@ -59,6 +59,8 @@ class ServingSpec:
     """ContainerDefinition of the model."""
     isolated: bool
     """Whether it has only a loopback network, where that is possible."""
+    role: str
+    """ExecutionRoleArn of the model."""
 
 
 class ServingProcess:
@@ -70,6 +72,11 @@ class ServingProcess:
         self._reader: OutputReader | None = None
         self._port = 0
 
+    @property
+    def role(self) -> str:
+        """The role as which it uses AWS."""
+        return self._spec.role
+
     def prepare(self) -> None:
         """Download and unpack the model.
 
@@ -80,7 +87,7 @@ class ServingProcess:
             (self._tree / folder).mkdir(parents=True)
         url = self._spec.container.get("ModelDataUrl")
         if url is not None:
-            unpack(self._machine.objects.get(Uri.parse(url)), self._tree / "ml" / "model", url)
+            unpack(self._machine.objects.acting_as(self.role).get(Uri.parse(url)), self._tree / "ml" / "model", url)
 
     def start(self) -> None:
         """Start its process, or restart it."""
@@ -244,7 +251,7 @@ class ServingProcess:
         environment = {
             "AWS_REGION": self._spec.region,
             "AWS_DEFAULT_REGION": self._spec.region,
-            **self._machine.role_keys.environment(),
+            **self._machine.keys.of(self.role).environment(),
             **without_gpu(self._spec.container.get("Environment", {})),
             # Containers share the loopback interface here, so none may use AWS's port 8080.
             "SAGEMAKER_BIND_TO_PORT": str(self._port),

@@ -59,12 +59,12 @@ class Clock(threading.Thread):
     """Carries out schedules whose time has come."""
 
     def __init__(
-        self, regions: Regions, account: str, shutdown: threading.Event, sagemaker: Callable[[str], Any]
+        self, regions: Regions, account: str, shutdown: threading.Event, sagemaker: Callable[[str, str], Any]
     ) -> None:
         """Prepare.
 
         Args:
-            sagemaker: gives boto3's client for a region, with the keys of the schedule's role.
+            sagemaker: gives boto3's client for a region, with the keys of a role.
         """
         super().__init__(name="schedules")
         self._regions, self._account, self._shutdown = regions, account, shutdown
@@ -88,7 +88,7 @@ class Clock(threading.Thread):
         name = json.loads(schedule.target["Input"])["EndpointName"]
         try:
             # As the scheduler does on AWS: a call of the service, signed by the schedule's role.
-            self._sagemaker(service.region).delete_endpoint(EndpointName=name)
+            self._sagemaker(service.region, schedule.target["RoleArn"]).delete_endpoint(EndpointName=name)
             log.info("schedule %s: deletes endpoint %s", schedule.name, name)
         except ClientError as error:
             message = error.response["Error"]["Message"]

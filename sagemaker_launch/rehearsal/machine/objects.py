@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import os
@@ -21,6 +22,7 @@ from moto.s3.models import FakeDeleteMarker, FakeKey, S3Backend, s3_backends
 from moto.utilities.utils import get_partition
 
 from lightning_modules.files import replaced_whole
+from sagemaker_launch.rehearsal.iam import Access
 
 
 class DataError(Exception):
@@ -64,10 +66,33 @@ class Objects:
         """
         self.delay: Callable[[], float] = lambda: 0.0
         """Seconds that S3 takes longer for a request, asked at each."""
+        self.access: Access | None = None
+        """Who may do what; None lets everybody do everything."""
+        self._role = ""
         self._region, self._cache = region, cache
         self._lock = threading.Lock()
         self._backend: S3Backend = s3_backends[account][get_partition(region)]
         cache.mkdir(parents=True, exist_ok=True)
+
+    def acting_as(self, role: str) -> Objects:
+        """The same objects, as a role may use them."""
+        own = copy.copy(self)
+        own._role = role
+        return own
+
+    def check_may(self, action: str, uri: Uri) -> None:
+        """Refuse what the role may not do.
+
+        Raises:
+            DataError: with AWS's sentence.
+        """
+        if self.access is None or not self._role:
+            return
+        listing = action == "s3:ListBucket"
+        arn = f"arn:{get_partition(self._region)}:s3:::{uri.bucket}" + ("" if listing else f"/{uri.key}")
+        denial = self.access.denial(self._role, action, arn, {"s3:prefix": uri.key} if listing else {})
+        if denial is not None:
+            raise DataError(f"ClientError: AccessDenied (403): {denial}")
 
     def bucket_exists(self, name: str) -> bool:
         """Whether there is such a bucket."""
@@ -91,6 +116,7 @@ class Objects:
         Raises:
             DataError: if there is none.
         """
+        self.check_may("s3:GetObject", uri)
         found = [key for key in self.below(uri) if key.name == uri.key]
         if not found:
             raise DataError(f"NoSuchKey (404): The specified key does not exist: {uri}")
@@ -109,11 +135,13 @@ class Objects:
                 f"ClientError: Artifact upload failed:Error 404 (NoSuchBucket): The specified bucket does not exist "
                 f"({uri.bucket})"
             )
+        self.check_may("s3:PutObject", uri)
         self._backend.put_object(uri.bucket, uri.key, content)
 
     def delete(self, uri: Uri) -> None:
         """Delete an object, if it is there."""
         time.sleep(self.delay())
+        self.check_may("s3:DeleteObject", uri)
         if self.bucket_exists(uri.bucket):
             self._backend.delete_object(uri.bucket, uri.key)
 
@@ -151,6 +179,7 @@ class Objects:
                 target.mkdir(parents=True, exist_ok=True)
                 continue
             target.parent.mkdir(parents=True, exist_ok=True)
+            self.check_may("s3:GetObject", Uri(str(key.bucket_name), str(key.name)))
             cached = self._cached(key)
             if copy:
                 shutil.copyfile(cached, target)
@@ -165,7 +194,9 @@ class Objects:
         """
         prefix = f"{uri.key.rstrip('/')}/" if uri.key else ""
         keys = [key for key in self.below(Uri(uri.bucket, prefix)) if not str(key.name).endswith("/")]
+        self.check_may("s3:ListBucket", Uri(uri.bucket, prefix))
         for key in keys:
+            self.check_may("s3:GetObject", Uri(uri.bucket, str(key.name)))
             target = _inside(folder, str(key.name).removeprefix(prefix), uri)
             target.parent.mkdir(parents=True, exist_ok=True)
             time.sleep(self.delay())
@@ -173,6 +204,7 @@ class Objects:
         return len(keys)
 
     def _prefix(self, uri: Uri, role: str) -> list[tuple[str, FakeKey]]:
+        self.check_may("s3:ListBucket", uri)
         keys = self.below(uri)
         if not keys:
             raise DataError(
@@ -184,6 +216,7 @@ class Objects:
         return [(relative_path(uri.key, str(key.name)), key) for key in keys]
 
     def _manifest(self, uri: Uri, role: str) -> list[tuple[str, FakeKey]]:
+        self.check_may("s3:GetObject", uri)
         found = {str(key.name): key for key in self.below(uri)}
         if uri.key not in found:
             raise DataError(f"ClientError: Data download failed:manifest {uri} does not exist")

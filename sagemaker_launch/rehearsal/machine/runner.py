@@ -19,7 +19,7 @@ from sagemaker_launch.debugger.environment import run_rules
 from sagemaker_launch.rehearsal.jobs.debugger import END_OF_JOB, judge
 from sagemaker_launch.rehearsal.jobs.log import LogStream, OutputReader
 from sagemaker_launch.rehearsal.jobs.training import TrainingJob
-from sagemaker_launch.rehearsal.keys import KeyPair
+from sagemaker_launch.rehearsal.keys import Keys
 from sagemaker_launch.rehearsal.machine.container import (
     OPT_ML,
     Container,
@@ -84,8 +84,8 @@ class Machine:
     image: Image
     namespaces: Namespaces | None
     objects: Objects
-    role_keys: KeyPair
-    """Of the role of jobs and endpoints, which no other process gets."""
+    keys: Keys
+    """A process of a job or an endpoint gets the pair of its role, and no other."""
     url: str = ""
     """Of the server, once it has a port."""
     shutdown: threading.Event = field(default_factory=threading.Event)
@@ -221,7 +221,7 @@ class JobRunner(threading.Thread):
             debug_hook=request.get("DebugHookConfig"),
             checkpoints=Path(checkpoints.get("LocalPath", OPT_ML / "checkpoints")) if checkpoints else None,
             endpoint_url=self._machine.url,
-            keys=self._machine.role_keys,
+            keys=self._machine.keys.of(request["RoleArn"]),
         )
 
     def _attempt(self, containers: Sequence[Container]) -> Ending:
@@ -264,7 +264,7 @@ class JobRunner(threading.Thread):
         request = self._job.request
         for channel in request.get("InputDataConfig", ()):
             name, source = channel["ChannelName"], channel["DataSource"]["S3DataSource"]
-            self._machine.objects.fill_channel(
+            self._objects.fill_channel(
                 source, container.channel(name), request["RoleArn"], share, copy=container.is_writable(name)
             )
 
@@ -274,18 +274,23 @@ class JobRunner(threading.Thread):
             return []
         uri = Uri.parse(self._job.request["CheckpointConfig"]["S3Uri"])
         for container in containers:
-            restored = self._machine.objects.restore(uri, container.checkpoints)
+            restored = self._objects.restore(uri, container.checkpoints)
             if restored:
                 log.info("job %s: restored %d checkpoint files from %s", self._job.name, restored, uri)
-        return [FolderSync(self._machine.objects, container.checkpoints, uri) for container in containers]
+        return [FolderSync(self._objects, container.checkpoints, uri) for container in containers]
 
     def _tensor_syncs(self, containers: Sequence[Container]) -> list[FolderSync]:
         """Prepare to upload what Debugger saves."""
         if "DebugHookConfig" not in self._job.request:
             return []
-        objects, uri = self._machine.objects, self._tensors
+        objects, uri = self._objects, self._tensors
         # smdebug writes beside a file's place and moves it there.
         return [FolderSync(objects, container.tensors, uri, unfinished=".tmp") for container in containers]
+
+    @property
+    def _objects(self) -> Objects:
+        """S3 as the job's role may use it."""
+        return self._machine.objects.acting_as(self._job.request["RoleArn"])
 
     @property
     def _tensors(self) -> Uri:
@@ -301,8 +306,8 @@ class JobRunner(threading.Thread):
             self._folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(prefix="tensors-", dir=self._folder) as folder:
                 if watched:
-                    machine.objects.restore(self._tensors, Path(folder))
-                    machine.objects.put(self._tensors / END_OF_JOB, b"")
+                    self._objects.restore(self._tensors, Path(folder))
+                    self._objects.put(self._tensors / END_OF_JOB, b"")
                 cache = machine.image.root.parent
                 judge(job.rules, job.request, Path(folder), partial(run_rules, cache), end_now=machine.shutdown.is_set)
         except Exception as error:
@@ -408,14 +413,14 @@ class JobRunner(threading.Thread):
         # Every host may write a model; the first that did counts here, where AWS unites the folders.
         filled = [folder for container in containers if any((folder := container.ml / "model").iterdir())]
         uri = self._output / "model.tar.gz"
-        self._machine.objects.put_archive(uri, filled[0] if filled else containers[0].ml / "model")
+        self._objects.put_archive(uri, filled[0] if filled else containers[0].ml / "model")
         self._job.artifacts = str(uri)
 
     def _upload_output(self, containers: Sequence[Container]) -> None:
         for container in containers:
             folder = container.ml / "output" / "data"
             if any(folder.iterdir()):
-                self._machine.objects.put_archive(self._output / "output.tar.gz", folder)
+                self._objects.put_archive(self._output / "output.tar.gz", folder)
 
     @property
     def _output(self) -> Uri:

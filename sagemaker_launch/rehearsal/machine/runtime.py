@@ -80,7 +80,8 @@ class Runtime:
         if endpoint is None or endpoint.blue is None or endpoint.status == "Deleting":
             raise InvocationError(400, "ValidationError", f"Endpoint {name} of account {self._account} not found.")
         asynchronous = "AsyncInferenceConfig" in endpoint.config.request
-        invoker = Invoker(self._account, region, self._objects)
+        objects = self._objects.acting_as(endpoint.blue.variants[0].process.role)
+        invoker = Invoker(self._account, region, objects)
         if kind == "invocations":
             if asynchronous:
                 raise InvocationError(
@@ -124,9 +125,7 @@ class Runtime:
         key = str(uuid.uuid4())
         success = Uri.parse(output["S3OutputPath"]) / f"{key}.out"
         failure = Uri.parse(output.get("S3FailurePath", output["S3OutputPath"])) / f"{key}-error.out"
-        work = AsyncInvocation(
-            endpoint, invoker, self._objects, Invocation(body, given, inference_id=inference_id), location
-        )
+        work = AsyncInvocation(endpoint, invoker, Invocation(body, given, inference_id=inference_id), location)
         timeout = int(headers.get(f"{PREFIX}InvocationTimeoutSeconds", ASYNC_TIMEOUT_SECONDS))
         until = time.monotonic() + int(headers.get(f"{PREFIX}RequestTTLSeconds", ASYNC_TTL_SECONDS))
         endpoint.enqueue(partial(work.run, success, failure, timeout, until))
@@ -141,10 +140,8 @@ class Runtime:
 class AsyncInvocation:
     """One request in the queue of an asynchronous endpoint."""
 
-    def __init__(
-        self, endpoint: Endpoint, invoker: Invoker, objects: Objects, invocation: Invocation, location: str | None
-    ) -> None:
-        self._endpoint, self._invoker, self._objects = endpoint, invoker, objects
+    def __init__(self, endpoint: Endpoint, invoker: Invoker, invocation: Invocation, location: str | None) -> None:
+        self._endpoint, self._invoker, self._objects = endpoint, invoker, invoker.objects
         self._invocation, self._location = invocation, location
 
     def run(self, success: Uri, failure: Uri, timeout_seconds: float, until: float) -> None:

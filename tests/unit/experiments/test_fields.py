@@ -25,7 +25,7 @@ CLOUD = (
     *("serve", "image", "policy", "rehearse"),
 )
 ALL = [*((cli.main, "", name) for name in HOME), *((cloud_cli.main, "cloud ", name) for name in CLOUD)]
-LONG = ("sweep", "train", "tune", "deploy", "rehearse", "policy")
+LONG = ("sweep", "train", "tune", "deploy", "rehearse", "policy", "parity")
 """Commands with more fields than fit into 60 lines."""
 SETTINGS_TYPES = {"": RunConfig, "cloud.": CloudSettings}
 
@@ -214,7 +214,7 @@ def test_a_whole_rehearsal_gives_each_command_what_it_accepts(monkeypatch: pytes
         done.append((label, True, 0.0))
         return f"arn/{label}"
 
-    service = contextlib.nullcontext(rehearse.Service({}, None))
+    service = contextlib.nullcontext(rehearse.Service({}, {}, None))
     monkeypatch.setattr(rehearse, "run_rehearsal", lambda *_: service)
     monkeypatch.setattr(rehearse, "_stage", stage)
     arguments_of = functools.partial(cloud_cli._passed_on, given, with_secrets=False)

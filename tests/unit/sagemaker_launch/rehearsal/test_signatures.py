@@ -16,10 +16,11 @@ from botocore.credentials import Credentials
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sagemaker_launch.rehearsal.keys import KeyPair, draw_keys
+from sagemaker_launch.rehearsal.keys import KeyPair, Keys
 from sagemaker_launch.rehearsal.signatures import Environ, RefusedRequestError, verify
 
 # The key of AWS's documentation, in two pieces: nobody should take it for one of ours.
+ACCOUNT, ROLE = "123456789012", "arn:aws:iam::123456789012:role/jobs"
 EXAMPLE = KeyPair("AKIAIOSFODNN7EXAMPLE", "wJalrXUtnFEMI/K7MDENG" + "/bPxRfiCYEXAMPLEKEY")
 SUITE = KeyPair("AKIDEXAMPLE", "wJalrXUtnFEMI/K7MDENG" + "+bPxRfiCYEXAMPLEKEY")
 MAY_2013 = datetime(2013, 5, 24, tzinfo=UTC)
@@ -136,8 +137,8 @@ def test_the_worked_examples_of_awss_documentation_pass(example: Any) -> None:
     pair, now = EXAMPLES[example]
     request = example()
     body = request["wsgi.input"].getvalue()
-    keys = {**draw_keys(), "role": pair}
-    assert verify(request, keys, now) == "role"
+    keys = Keys(ACCOUNT, {ROLE: pair})
+    assert verify(request, keys, now) == ROLE
     assert request["wsgi.input"].read() == body, "the application gets the body, once more"
     assert f"Credential={pair.access_key_id}/" in request["HTTP_AUTHORIZATION"], "moto finds the service there"
 
@@ -146,17 +147,17 @@ def test_the_worked_examples_of_awss_documentation_pass(example: Any) -> None:
 def test_another_key_or_another_day_does_not(example: Any) -> None:
     pair, now = EXAMPLES[example]
     with pytest.raises(RefusedRequestError) as refused:
-        verify(example(), draw_keys(), now)
+        verify(example(), Keys(ACCOUNT), now)
     assert refused.value.fault == "key"
     forged = KeyPair(pair.access_key_id, "another secret")
     with pytest.raises(RefusedRequestError) as refused:
-        verify(example(), {"role": forged}, now)
+        verify(example(), Keys(ACCOUNT, {ROLE: forged}), now)
     assert refused.value.fault == "signature"
     for moment in (now - timedelta(days=3650), now + timedelta(days=7)):
         if example is presigned_version_2 and moment < now:
             continue  # its URLs have no beginning
         with pytest.raises(RefusedRequestError) as refused:
-            verify(example(), {"role": pair}, moment)
+            verify(example(), Keys(ACCOUNT, {ROLE: pair}), moment)
         assert refused.value.fault in ("time", "expired")
 
 
@@ -181,18 +182,18 @@ def test_a_changed_chunk_is_refused(example: Any, change: str) -> None:
     body = changed_bodies(request["wsgi.input"].getvalue())[change]
     request |= {"wsgi.input": io.BytesIO(body), "wsgi.input_terminated": True}
     with pytest.raises(RefusedRequestError) as refused:
-        verify(request, {"role": EXAMPLE}, MAY_2013)
+        verify(request, Keys(ACCOUNT, {ROLE: EXAMPLE}), MAY_2013)
     assert refused.value.fault in ("signature", "payload")
 
 
-KEYS = draw_keys()
+KEYS = Keys(ACCOUNT)
 NOW = datetime.now(UTC)
 SIGNERS = ("header", "s3 header", "presigned", "presigned version 2")
 
 
 def signed(kind: str, method: str, path: str, body: bytes) -> Environ:
     """A request of the launcher, signed by botocore."""
-    pair = KEYS["launcher"]
+    pair = KEYS.of(KEYS.launcher)
     credentials = Credentials(pair.access_key_id, pair.secret_access_key)
     data = body if "header" in kind else b""  # a presigned URL leaves the body open
     request = AWSRequest(method, f"http://127.0.0.1:5000{path}", headers={"x-amz-meta-a": "1"}, data=data)
@@ -225,7 +226,7 @@ def test_what_botocore_signs_passes_and_any_change_does_not(kind: str, method: s
         request.update(changes)
         return verify(request, KEYS, NOW)
 
-    assert attempt() == "launcher"
+    assert attempt() == KEYS.launcher
     uri = signed(kind, method, path, body)["RAW_URI"]
     forgeries: list[dict[str, Any]] = [
         {"REQUEST_METHOD": "HEAD"},
@@ -242,8 +243,16 @@ def test_what_botocore_signs_passes_and_any_change_does_not(kind: str, method: s
             attempt(**forgery)
 
 
+def test_a_pair_belongs_to_one_user_or_role() -> None:
+    keys = Keys(ACCOUNT)
+    pair = keys.of(ROLE)
+    assert keys.of(ROLE) == pair and keys.owner(pair.access_key_id) == (ROLE, pair)
+    assert keys.of(f"{ROLE}-2") != pair and keys.owner("AKIAUNKNOWN") is None
+
+
 def test_each_start_draws_keys_of_its_own() -> None:
-    pairs = [pair for _ in range(20) for pair in draw_keys().values()]
+    starts = [Keys(ACCOUNT) for _ in range(20)]
+    pairs = [keys.of(arn) for keys in starts for arn in (keys.launcher, keys.administrator, ROLE)]
     assert len({pair.access_key_id for pair in pairs} | {pair.secret_access_key for pair in pairs}) == 120
     assert all(len(pair.access_key_id) == 20 and len(pair.secret_access_key) == 40 for pair in pairs)
     assert pairs[0].secret_access_key not in repr(pairs[0])

@@ -20,13 +20,13 @@ from sagemaker_launch.rehearsal.jobs.log import Metrics, float32
 from sagemaker_launch.rehearsal.jobs.strategies import make_strategy
 from sagemaker_launch.rehearsal.jobs.training import TrainingJob
 from sagemaker_launch.rehearsal.jobs.tuning import TuningJob, TuningRunner, falls_behind
-from sagemaker_launch.rehearsal.keys import KeyPair
+from sagemaker_launch.rehearsal.keys import Keys
 from sagemaker_launch.rehearsal.machine.image import Image
 from sagemaker_launch.rehearsal.machine.objects import DataError, FolderSync, Objects, Uri, relative_path
 from sagemaker_launch.rehearsal.machine.runner import JobRunner, Machine, Settings
 from tests.unit.sagemaker_launch.rehearsal.test_rules import CONFIG, TRAINING, TUNING, change
 
-KEYS = KeyPair("AKIAROLE", "secret of the role")
+KEYS = Keys("123456789012")
 
 
 def test_the_last_match_of_a_metric_counts_and_what_is_no_number_does_not() -> None:
@@ -236,7 +236,7 @@ def test_an_internal_error_is_tried_again_as_often_as_asked(
     monkeypatch.setattr(JobRunner, "_run", run)
     settings = Settings(root=tmp_path)
     # Nothing of the machine is used before the job's first step.
-    machine = Machine(settings, image=None, namespaces=None, objects=None, role_keys=KEYS)
+    machine = Machine(settings, image=None, namespaces=None, objects=None, keys=KEYS)
     JobRunner(job, "us-east-1", machine).run()
     assert (job.status, len(runs)) == (status, attempts + 1)
     assert caplog.text.count("RuntimeError: a bug") == 2
