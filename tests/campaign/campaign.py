@@ -11,6 +11,7 @@ import contextlib
 import functools
 import io
 import json
+import math
 import random
 import re
 import shlex
@@ -20,7 +21,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
@@ -125,6 +126,8 @@ class Campaign:
     seconds: dict[str, float] = field(default_factory=dict)
     calls: dict[str, Counter[str]] = field(default_factory=dict)
     """The calls of each scenario on a good day, by operation."""
+    report: Callable[[str], object] = lambda _finding: None
+    """Called with each finding."""
     _usable: set[tuple[str, ...]] = field(default_factory=set)
 
     def run(self, *words: str) -> Ran:
@@ -156,11 +159,14 @@ class Campaign:
             self.account.empty(BUCKET, f"{PREFIX}/{folder}")
         return words
 
-    def try_scenario(self, name: str, kinds: Sequence[str], only: float = 1.0, seed: int = 0) -> None:
+    def try_scenario(
+        self, name: str, kinds: Sequence[str], only: float = 1.0, seed: int = 0, until: float = math.inf
+    ) -> None:
         """Plant faults at the first and at the last call of each operation of a command.
 
         Args:
             only: the share of cases that run.
+            until: no case begins after this time of the monotonic clock, without the pauses of commands.
         """
         scenario, started = SCENARIOS[name], time.perf_counter()
         words = self.prepare(scenario)
@@ -176,7 +182,7 @@ class Campaign:
                 if KINDS[kind].only not in operation:
                     continue
                 for ordinal in sorted({1, count}):
-                    if draw.random() < only:
+                    if draw.random() < only and self.clock.real() < until:
                         self._try(name, scenario, words, kind, operation, ordinal, expected)
         self.seconds[name] = time.perf_counter() - started
 
@@ -220,6 +226,7 @@ class Campaign:
         self.counts[name, kind, "wrong" if wrong else f"exit {ran.code}"] += 1
         if wrong:
             self.findings.append(Finding(f"{name}: {kind} at {operation} ({ordinal})", wrong, ran))
+            self.report(str(self.findings[-1]))
 
     def _repeat(
         self, words: Sequence[str], scenario: Scenario, before: Resources, expected: Counter[str]
@@ -482,18 +489,17 @@ def main() -> None:
     parser.add_argument("--faults", nargs="*", default=list(KINDS))
     parser.add_argument("--sample", type=float, default=1.0)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--minutes", type=float, default=math.inf, help="begin no case after this time")
     parser.add_argument("--calls", action="store_true", help="print the calls of each scenario")
     arguments = parser.parse_args()
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's `&` ignores it
     with campaign(arguments.folder) as running:
+        running.report = functools.partial(print, flush=True)
+        until = running.clock.real() + arguments.minutes * 60
         for name in arguments.scenarios:
-            shown = len(running.findings)
-            running.try_scenario(name, arguments.faults, arguments.sample, arguments.seed)
-            print(f"{name}: {running.seconds[name]:.0f} s, {len(running.findings) - shown} findings", flush=True)
+            running.try_scenario(name, arguments.faults, arguments.sample, arguments.seed, until)
             if arguments.calls:
                 print(json.dumps(running.calls[name], indent=1))
-            for finding in running.findings[shown:]:
-                print(finding, flush=True)
         print(running.table())
 
 

@@ -31,6 +31,10 @@ class Clock:
         """Sleep in fact."""
         self._sleep(seconds)
 
+    def real(self) -> float:
+        """The time without pauses of a command."""
+        return self._monotonic()
+
     def monotonic(self) -> float:
         """Stands for `time.monotonic`."""
         return self._monotonic() + self.passed
