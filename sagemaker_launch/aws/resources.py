@@ -184,7 +184,7 @@ def _find_refused(client: Any, resource_type: ResourceType, request: Request, re
     try:
         found = resource_type.find(client, name)
     except (ClientError, BotoCoreError):
-        if refusal.response["ResponseMetadata"].get("RetryAttempts"):  # an earlier one may have succeeded
+        if refusal.response.get("ResponseMetadata", {}).get("RetryAttempts"):  # an earlier one may have succeeded
             raise
         found = None
     if found is None:
