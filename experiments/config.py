@@ -235,7 +235,7 @@ class TrainerConfig:
     accelerator: Literal["auto", "cpu", "gpu", "mps"] = field(
         "auto", "speed", sent=False, own_in_job=True, used_by=(*TRAINS, "cloud parity")
     )
-    """Lightning's accelerator on this machine; a job uses what its instance has."""
+    """Lightning's accelerator here; jobs have their own."""
     devices: int = field(1, "result", tunable=False, sent=False, own_in_job=True, used_by=("sweep", "train"))
     """Devices per node; more than one trains with DDP."""
     num_nodes: int = field(1, "result", tunable=False, sent=False, own_in_job=True, used_by=("sweep", "train"))
