@@ -114,7 +114,7 @@ def bad_day(upstream: str, *faults: Fault, day: BadDay | None = None) -> Iterato
                 self.close_connection = True
             elif fault.rewrite is not None:
                 status, headers, answer = self._forwarded(body, operation)
-                self._answer(status, headers, fault.rewrite(answer))
+                self._answer(status, headers, fault.rewrite(answer) if status == 200 else answer)
             elif fault.is_cut:
                 self._answer(*self._forwarded(body, operation), is_cut=True)
             elif fault.body is not None:

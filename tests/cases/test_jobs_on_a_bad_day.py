@@ -89,7 +89,7 @@ def test_what_runs_is_named_with_its_commands(
     assert code == 1, err
     keeps, reconnect, end = err.splitlines()[-3:]
     assert re.search(r"keeps running, for up to \$[\d.]+ an hour$", keeps)
-    assert " train " in reconnect and " stop " in end
+    assert " sync " in reconnect and " stop " in end
 
 
 def _name(fault: Fault) -> str:
