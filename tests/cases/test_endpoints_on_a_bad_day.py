@@ -10,6 +10,7 @@ import pytest
 from tests.bad_days import EXPIRED, Fault, bad_day
 from tests.e2e.conftest import service_environment  # noqa: F401  # fixture
 from tests.e2e.test_endpoints import SCRIPT, Rehearsal, cloud, first, scripted, second  # noqa: F401  # fixtures
+from tests.hostile_aws import HOSTILE_VARIABLES, Trap, hostile_files, proxy_trap
 
 pytestmark = pytest.mark.slow
 
@@ -48,3 +49,22 @@ def test_a_minute_of_503_leaves_the_endpoint_alone(
         assert day.hits >= 6
         cloud.done("delete", name)
     assert cloud.left() == []
+
+
+def test_no_command_about_endpoints_calls_anything_but_the_rehearsal(
+    cloud: Rehearsal,  # noqa: F811
+    scripted: tuple[Path, Path],  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with proxy_trap() as (proxies, asked):
+        for name, value in {**HOSTILE_VARIABLES, **hostile_files(tmp_path), **proxies}.items():
+            monkeypatch.setenv(name, value)
+        with Trap(monkeypatch) as trap:
+            cloud.done("deploy", "trapped", "--model", str(scripted[0]), SCRIPT)
+            cloud.done("query", "trapped", str(scripted[0] / "golden" / "image.jpg"))
+            cloud.done("status")
+            cloud.done("delete", "trapped")
+            cloud.done("delete", "--expired")
+    assert trap.foreign == []
+    assert asked == []

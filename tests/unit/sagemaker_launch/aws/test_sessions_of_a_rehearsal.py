@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from experiments.errors import UserError
 from sagemaker_launch.aws import client as aws
 from sagemaker_launch.aws.sessions import rehearsal_url, session
 from sagemaker_launch.settings.cloud import load_cloud
+from tests.conftest import REPOSITORY
 from tests.hostile_aws import FOREIGN_URL, HOSTILE_VARIABLES, Trap, hostile_files
 
 HERE = "http://127.0.0.1:9"
@@ -94,3 +96,13 @@ def test_an_address_of_this_machine_is_a_rehearsal(url: str, here: bool, monkeyp
         monkeypatch.delenv(name)
     monkeypatch.setenv("AWS_ENDPOINT_URL", url)
     assert (rehearsal_url() is not None) is here
+
+
+def test_clients_are_made_in_one_place() -> None:
+    """The others are of the rehearsal itself: its bucket and roles, and its schedule."""
+    rooms = ("experiments", "lightning_modules", "sagemaker_launch")
+    files = [path for room in rooms for path in (REPOSITORY / room).rglob("*.py")]
+    makers = [path for path in files if re.search(r"^\s*(import|from) boto3", path.read_text(), re.MULTILINE)]
+    assert {str(path.relative_to(REPOSITORY / "sagemaker_launch")) for path in makers} == {
+        *("aws/sessions.py", "rehearse.py", "rehearsal/server.py"),
+    }
