@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.cli import command_line, parse_overrides, refuse_foreign_fields, run_command, split_fields
-from experiments.config import RunConfig, load_config, secret_environment, secret_variables, to_flat
+from experiments.config import RunConfig, load_config, require, secret_environment, secret_variables, to_flat
 from experiments.console import say
 from experiments.errors import UserError
 from experiments.fields import fields_of
@@ -24,8 +24,9 @@ from sagemaker_launch.debugger.commands import add_debug_command
 from sagemaker_launch.endpoints.commands import add_endpoint_commands
 from sagemaker_launch.endpoints.serve import add_serving_commands
 from sagemaker_launch.jobs.commands import add_job_commands, add_parity_command
-from sagemaker_launch.rehearse import CONFIG, REHEARSED, SETTINGS
+from sagemaker_launch.rehearse import CONFIG, SETTINGS
 from sagemaker_launch.settings.cloud import CloudSettings, load_cloud
+from sagemaker_launch.stages import COMMANDS
 
 PREFIX = "cloud."
 SETTINGS_TYPES = {PREFIX: CloudSettings, "": RunConfig}
@@ -135,6 +136,19 @@ def _rehearse(settings: CloudSettings, config: RunConfig, arguments: argparse.Na
             raise RehearsalError(f"the rehearsal's service ended by itself: see {root / 'server.log'}")
 
 
+def _live_check(settings: CloudSettings, config: RunConfig, arguments: argparse.Namespace) -> None:
+    from sagemaker_launch.live_check import SHORT, live_check, small
+
+    settings.require_for_jobs()
+    require(arguments.budget_usd > 0, "--budget-usd", "be > 0", arguments.budget_usd)
+    shared = {"budget_usd", "endpoint.budget_usd_per_hour"}  # each stage gets its part
+    typed = {name: value for name, value in arguments.cloud_overrides.items() if name not in shared}
+    arguments.cloud_overrides = small(settings) | typed
+    arguments.overrides = SHORT | arguments.overrides
+    passed_on = functools.partial(arguments.passed_on, with_secrets=False)
+    live_check(config.output_dir / "live-check", passed_on, arguments.budget_usd, secret_environment(config))
+
+
 def _passed_on(
     arguments: argparse.Namespace, command: str, experiment: str | None = None, *, with_secrets: bool = True
 ) -> list[str]:
@@ -202,6 +216,9 @@ def _add_commands(commands: Any) -> None:
     policy = add("policy", _policy, text)
     policies = ("launcher", "role", "role_trust", "schedule_role", "schedule_role_trust", "image")
     policy.add_argument("of", nargs="?", choices=policies, help="one of them alone")
+    check = add("live-check", _live_check, "Run everything once on the real account, with small machines, and report.")
+    check.add_argument("--budget-usd", type=float, required=True, metavar="USD", help="limit of all stages together")
+    check.set_defaults(uses=("cloud live-check", *(f"cloud {command}" for command in COMMANDS)))
     rehearse = add("rehearse", _rehearse, "Run a stand-in for the service on 127.0.0.1 (needs the extra `rehearsal`).")
     text = f"tune, train, sync, deploy, query, delete; a verdict for each (by default of {CONFIG})"
     rehearse.add_argument("--all", action="store_true", help=text)
@@ -217,4 +234,4 @@ def _add_commands(commands: Any) -> None:
     )
     text = "refuse jobs with --debug, as AWS does in accounts that have no Debugger"
     rehearse.add_argument("--without-debugger", action="store_true", help=text)
-    rehearse.set_defaults(uses=("cloud rehearse", *(f"cloud {command}" for command in REHEARSED)), cloud=SETTINGS)
+    rehearse.set_defaults(uses=("cloud rehearse", *(f"cloud {command}" for command in COMMANDS)), cloud=SETTINGS)

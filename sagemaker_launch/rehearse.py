@@ -7,18 +7,17 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
 from experiments.config import RunConfig
-from experiments.console import duration, say
 from experiments.errors import CommandError
 from sagemaker_launch.account.policy import policies
 from sagemaker_launch.aws.sessions import ENDPOINT_VARIABLE, REHEARSAL_CONFIG, hermetic_session
 from sagemaker_launch.settings.cloud import CloudSettings
+from sagemaker_launch.stages import Stages
 
 SETTINGS = Path("conf/cloud/rehearsal.yaml")
 """Settings of `rehearse` where no others are given: a role and a bucket that it makes itself."""
@@ -32,10 +31,6 @@ LAUNCHER_POLICY = "experiments-launcher"
 
 
 ENDPOINT = "rehearsed"
-STAGES = 9
-"""What `rehearse --all` does."""
-REHEARSED = ("tune", "train", "sync", "cost", "deploy", "query", "status", "delete")
-"""The commands that it runs."""
 
 
 class RehearsalError(CommandError):
@@ -144,46 +139,13 @@ def rehearse_all(
     Returns:
         Whether every stage went well.
     """
-    done: list[tuple[str, bool, float]] = []
     with run_rehearsal(settings, root, options, config) as running:
         # No other variable of AWS, which may name other addresses, profiles and regions.
         kept = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
-        environment = {**kept, **running.environment, **secrets}
-
-        def stage(label: str, command: str, *own: str) -> str:
-            return _stage(done, label, [command, *own, *arguments_of(command)], environment)
-
-        tuned = stage("tune", "tune").rpartition("/")[2]
-        trained = tuned and stage("train", "train", "--best-of", tuned).rpartition("/")[2]
-        if trained and stage("sync", "sync", "--models") and stage("cost", "cost"):
-            export = root.parent / "cloud" / trained / "export"
-            if stage("deploy", "deploy", ENDPOINT, "--best-of", tuned):
-                stage("query", "query", ENDPOINT, str(export / "golden" / "image.jpg"))
-                stage("update", "deploy", ENDPOINT, "--model", str(export))
-                stage("status", "status")
-            stage("delete", "delete", ENDPOINT)
-    for name, well, seconds in done:
-        print(f"{name:6} {'passed' if well else 'FAILED'} ({duration(seconds)})")
-    return len(done) == STAGES and all(well for _, well, _ in done)
-
-
-def _stage(
-    done: list[tuple[str, bool, float]], label: str, command: Sequence[str], environment: Mapping[str, str]
-) -> str:
-    """Run one command; its last word on standard output, or nothing if it failed."""
-    say(f"--- {label}")
-    started = time.monotonic()
-    ran = subprocess.run(
-        [sys.executable, "-m", "sagemaker_launch", *command],
-        env=dict(environment),
-        stdout=subprocess.PIPE,
-        text=True,
-        check=False,
-    )
-    print(ran.stdout, end="", flush=True)
-    done.append((label, ran.returncode == 0, time.monotonic() - started))
-    words = ran.stdout.split()
-    return words[-1] if ran.returncode == 0 and words else ""
+        stages = Stages({**kept, **running.environment, **secrets}, arguments_of, ENDPOINT)
+        stages.run(root.parent)
+    print(stages.verdicts())
+    return stages.passed
 
 
 def misleading_variables(environment: Mapping[str, str]) -> list[str]:

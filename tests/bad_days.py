@@ -62,6 +62,10 @@ class Fault:
         return matches and self.first <= call <= (self.last or call)
 
 
+Change = Callable[[str, bytes, int, bytes], bytes]
+"""From an operation, its request, the status and the body of its answer to another body."""
+
+
 @dataclass
 class BadDay:
     """A running proxy."""
@@ -75,6 +79,8 @@ class BadDay:
     """How many calls met a fault."""
     done: list[str] = field(default_factory=list)
     """The operations that the service has carried out, although an answer may have been lost."""
+    change: Change = lambda _operation, _request, _status, body: body
+    """Gives another body for an answer of the service."""
 
     def meets(self, fault: Fault, operation: str, call: int) -> bool:
         """Whether a fault happens to a call."""
@@ -107,7 +113,8 @@ def bad_day(upstream: str, *faults: Fault, day: BadDay | None = None) -> Iterato
                 fault = next((fault for fault in day.faults if day.meets(fault, operation, call)), None)
                 day.hits += fault is not None
             if fault is None:
-                self._answer(*self._forwarded(body, operation))
+                status, headers, answer = self._forwarded(body, operation)
+                self._answer(status, headers, day.change(operation, body, status, answer))
             elif fault.lost:
                 if fault.lost == "answer":
                     self._forwarded(body, operation)

@@ -11,6 +11,7 @@ from botocore.config import Config
 from botocore.exceptions import ClientError
 
 from experiments.errors import UserError
+from sagemaker_launch.aws.recording import record
 from sagemaker_launch.aws.retries import AT_START_SECONDS, WaitingOut
 from sagemaker_launch.aws.sessions import (
     REHEARSAL_CONFIG,
@@ -58,6 +59,7 @@ def client(service: str, settings: CloudSettings, *, patience_seconds: float = A
             f"endpoint_url in ~/.aws/config"
         )
     WaitingOut(f"AWS ({service})", credentials_of(own), patience_seconds).register(made)
+    record(made)
     return made
 
 

@@ -84,7 +84,7 @@ def keeps_running(running: Running, *, ended_by: tuple[type[Exception], ...] = (
         StillRunningError: in place of an error of AWS, of the machine or of ours.
     """
     try:
-        with _ending_signals_raise():
+        with ending_signals_raise():
             yield
     except ended_by:
         raise
@@ -114,7 +114,7 @@ def end_each(names: Sequence[str], end: Callable[[str], str]) -> None:
     """
     left, problems = list(names), dict[str, Exception]()
     try:
-        with _ending_signals_raise():
+        with ending_signals_raise():
             for name in names:
                 try:
                     print(end(name))
@@ -138,7 +138,7 @@ def _may_run(names: Sequence[str]) -> str:
 
 
 @contextmanager
-def _ending_signals_raise() -> Iterator[None]:
+def ending_signals_raise() -> Iterator[None]:
     """Let signals end the block as an exception does; by default they end the process at once."""
 
     def end(number: int, _frame: FrameType | None) -> None:

@@ -116,12 +116,9 @@ FIELDS: Mapping[str, Mapping[str, str]] = {
         "BestObjectiveNotImproving": "MaxNumberOfTrainingJobsNotImproving",
         "HyperParameterTrainingJobDefinition": """
             DefinitionName StaticHyperParameters AlgorithmSpecification RoleArn InputDataConfig VpcConfig
-            OutputDataConfig ResourceConfig HyperParameterTuningResourceConfig StoppingCondition EnableNetworkIsolation
+            OutputDataConfig ResourceConfig StoppingCondition EnableNetworkIsolation
             EnableInterContainerTrafficEncryption EnableManagedSpotTraining CheckpointConfig RetryStrategy
             Environment""",
-        "HyperParameterTuningResourceConfig": """
-            InstanceType InstanceCount VolumeSizeInGB VolumeKmsKeyId AllocationStrategy InstanceConfigs""",
-        "HyperParameterTuningInstanceConfig": "InstanceType InstanceCount VolumeSizeInGB",
         "HyperParameterAlgorithmSpecification": "TrainingImage TrainingInputMode=File|FastFile MetricDefinitions",
         "HyperParameterTuningJobWarmStartConfig": "ParentHyperParameterTuningJobs WarmStartType",
         "ParentHyperParameterTuningJob": "HyperParameterTuningJobName",

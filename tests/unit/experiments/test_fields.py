@@ -17,6 +17,7 @@ from experiments.fields import EVERY_COMMAND, fields_of
 from sagemaker_launch import cli as cloud_cli
 from sagemaker_launch import rehearse
 from sagemaker_launch.settings.cloud import CloudSettings, load_cloud
+from sagemaker_launch.stages import COMMANDS, Stages
 
 Main = Callable[[Sequence[str]], int]
 HOME = ("sweep", "train", "evaluate", "predict", "report", "ui")
@@ -68,7 +69,7 @@ def test_help_shows_the_fields_of_its_command_and_no_others(
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     shown = help_of(main, command)
-    stages = [f"cloud {stage}" for stage in cloud_cli.REHEARSED] if command == "rehearse" else []
+    stages = [f"cloud {stage}" for stage in COMMANDS] if command in ("rehearse", "live-check") else []
     assert options_in(shown) == own(prefix + command, *stages)
     assert {"output_dir", "tracking.uri", "tracking.experiment"} <= options_in(shown), "they belong to all"
     assert max(map(len, shown.partition("Fields, set as")[2].splitlines())) <= 80
@@ -207,19 +208,18 @@ def test_a_whole_rehearsal_gives_each_command_what_it_accepts(monkeypatch: pytes
     given.cloud_overrides = {"budget_usd": "5", "endpoint.budget_usd_per_hour": "1", "bucket": "my-bucket"}
     ran: list[str] = []
 
-    def stage(done: list[tuple[str, bool, float]], label: str, words: Sequence[str], _: object) -> str:
-        parsed, fields = cloud_cli.parse(words)
+    def run(stages: Stages, command: str, *own: str) -> tuple[bool, str]:
+        parsed, fields = cloud_cli.parse([command, *own, *stages.arguments_of(command)])
         cli.refuse_foreign_fields(cli.parse_overrides(fields), parsed.uses, cloud_cli.SETTINGS_TYPES)
-        ran.append(words[0])
-        done.append((label, True, 0.0))
-        return f"arn/{label}"
+        ran.append(command)
+        return True, f"arn/{command}"
 
     service = contextlib.nullcontext(rehearse.Service({}, {}, None))
     monkeypatch.setattr(rehearse, "run_rehearsal", lambda *_: service)
-    monkeypatch.setattr(rehearse, "_stage", stage)
+    monkeypatch.setattr(Stages, "_run", run)
     arguments_of = functools.partial(cloud_cli._passed_on, given, with_secrets=False)
     assert rehearse.rehearse_all(CloudSettings(), tmp_path, arguments_of, [], {})
-    assert set(ran) == set(rehearse.REHEARSED)
+    assert set(ran) == set(COMMANDS)
     assert "--tracking.uri" not in arguments_of("tune"), "other users of the machine can read a command line"
     assert "--sweep.n_trials" in arguments_of("tune") and "--sweep.n_trials" not in arguments_of("train")
     assert "--cloud.endpoint.budget_usd_per_hour" in arguments_of("deploy")
