@@ -87,6 +87,7 @@ def _router(service: str, protocol: str) -> ProtocolRouter:
 def _parameters(
     operation: OperationModel, protocol: str, request: Request, labels: dict[str, Any]
 ) -> Mapping[str, Any]:
+    _check_query(operation, protocol, request)
     try:
         if protocol == "json":
             found = json.loads(request.get_data() or b"{}")
@@ -107,6 +108,19 @@ def _parameters(
     except (ValueError, RequestParserError) as error:
         raise RefusedRequestError("body", f"{operation.name}: the request can't be read: {error}") from error
     return parsed
+
+
+def _check_query(operation: OperationModel, protocol: str, request: Request) -> None:
+    """Refuse parameters in the URL that the operation does not have there: moto would prefer them to the body's."""
+    if not protocol.endswith("json"):
+        return
+    shape = operation.input_shape
+    members = shape.members.values() if shape is not None else ()
+    known = {each.serialization.get("name") for each in members if each.serialization.get("location") == "querystring"}
+    known |= set(operation.http_trait.query_args)
+    for name in request.args:
+        if name not in known and not name.startswith("X-Amz-"):
+            raise RefusedRequestError("body", f"{operation.name} has no parameter {name} in the URL")
 
 
 def _named(environ: Environ, signed_for: str) -> str:

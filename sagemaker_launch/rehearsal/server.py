@@ -22,8 +22,10 @@ from werkzeug.serving import make_server
 
 from lightning_modules.files import replaced_whole
 from lightning_modules.locks import KernelLock
+from sagemaker_launch.rehearsal import moto_urls
 from sagemaker_launch.rehearsal.api import Regions, install
 from sagemaker_launch.rehearsal.authorization import Account, Authorized
+from sagemaker_launch.rehearsal.calls import CALL
 from sagemaker_launch.rehearsal.endpoints.autoscaling import install_scaling
 from sagemaker_launch.rehearsal.faults import Application, Faults, FaultSettings, FaultyApplication, json_answer
 from sagemaker_launch.rehearsal.gate import Gate, answer_refused, check_is_user
@@ -134,6 +136,7 @@ class Server:
         if namespaces is None:
             machine.links = Path(self._links.name)
         self._regions = Regions(machine)
+        moto_urls.obey(CALL)
         install(self._regions)
         install_scaling(lambda region, name: self._regions[region].hosting.endpoints.get(name))
         install_schedules()
