@@ -48,7 +48,7 @@ def obey(key: str) -> None:
         checked = response.normalized_request.environ.get(key)
         return action(response) if checked is None else str(checked.operation)
 
-    BaseResponse.setup_class, BaseResponse._get_action = setup_class, get_action  # type: ignore[method-assign]
+    BaseResponse.setup_class, BaseResponse._get_action = setup_class, get_action  # type: ignore[method-assign,assignment]
 
 
 def answer(service: str, dispatch: Callable[..., Any]) -> None:
