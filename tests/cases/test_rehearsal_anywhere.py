@@ -7,15 +7,11 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
-import boto3
 import pytest
-from botocore.exceptions import ClientError
 
-from sagemaker_launch.rehearse import misleading_variables, run_rehearsal
-from sagemaker_launch.settings.cloud import load_cloud
-from tests.cloud import CLOUD, Cloud
+from sagemaker_launch.rehearse import misleading_variables
+from tests.cloud import Cloud
 from tests.conftest import REPOSITORY
 from tests.e2e.conftest import cloud, flow, service_environment  # noqa: F401  # fixtures
 from tests.hostile_aws import FOREIGN_URL, HOSTILE_VARIABLES, Trap, hostile_files, proxy_trap
@@ -82,43 +78,3 @@ def test_variables_that_mislead_other_programs_are_unset(monkeypatch: pytest.Mon
     for name, value in {"AWS_REGION": "eu-north-1", "AWS_PROFILE": "mine", **FOREIGN}.items():
         monkeypatch.setenv(name, value)
     assert misleading_variables({"AWS_REGION": "us-east-1"}) == [*sorted(FOREIGN), "AWS_PROFILE"]
-
-
-@pytest.mark.slow
-def test_a_rehearsal_has_the_account_the_region_and_the_roles_of_the_settings(
-    job_images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    own = "arn:aws:iam::999988887777:role"
-    settings = load_cloud(
-        CLOUD,
-        {"role_arn": f"{own}/team/x", "region": "eu-central-1", "endpoint.schedule_role_arn": f"{own}/schedule"},
-    )
-    options = ["--images", str(job_images), "--grace", "1", "--quotas", "ml.p3.2xlarge=0"]
-    with run_rehearsal(settings, tmp_path / "rehearsal", options) as running:
-        for name, value in running.environment.items():
-            monkeypatch.setenv(name, value)
-        roles = boto3.client("iam").list_roles()["Roles"]
-        assert {role["Arn"] for role in roles} == {f"{own}/team/x", f"{own}/schedule"}
-        sagemaker = boto3.client("sagemaker")
-        source = {"S3DataType": "S3Prefix", "S3Uri": f"s3://{settings.bucket}/code/"}
-        request: dict[str, Any] = {
-            "TrainingJobName": "job",
-            "RoleArn": f"{own}/team/x",
-            "AlgorithmSpecification": {"TrainingImage": "rehearsal.local/script", "TrainingInputMode": "File"},
-            "InputDataConfig": [{"ChannelName": "code", "DataSource": {"S3DataSource": source}}],
-            "OutputDataConfig": {"S3OutputPath": f"s3://{settings.bucket}/out"},
-            "ResourceConfig": {"InstanceType": "ml.m5.large", "InstanceCount": 1, "VolumeSizeInGB": 10},
-            "StoppingCondition": {"MaxRuntimeInSeconds": 60},
-        }
-        expensive = request["ResourceConfig"] | {"InstanceType": "ml.p3.2xlarge"}
-        for changed, code, words in (
-            ({"RoleArn": "arn:aws:iam::123456789012:role/x"}, "AccessDeniedException", "Cross-account pass role"),
-            ({"RoleArn": f"{own}/x"}, "ValidationException", "Could not assume role"),
-            ({"RoleArn": f"{own}/schedule"}, "ValidationException", "Could not assume role"),
-            ({"ResourceConfig": expensive}, "ResourceLimitExceeded", "'ml.p3.2xlarge for training job usage' is 0 "),
-        ):
-            with pytest.raises(ClientError, match=words) as error:
-                sagemaker.create_training_job(**request | changed)
-            assert error.value.response["Error"]["Code"] == code
-        arn = sagemaker.create_training_job(**request)["TrainingJobArn"]
-    assert arn == "arn:aws:sagemaker:eu-central-1:999988887777:training-job/job"
