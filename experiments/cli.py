@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import errno
 import json
+import re
 import shlex
 import signal
 import sys
@@ -306,7 +307,9 @@ def _ui(config: RunConfig, arguments: argparse.Namespace) -> None:
     if arguments.dashboard is not None:
         from experiments.study.dashboard import dashboard_server
 
-        dashboard = dashboard_server(config, arguments.dashboard or None, arguments.dashboard_port)
+        dashboard = dashboard_server(
+            config, arguments.dashboard or None, arguments.dashboard_port, arguments.allow_host
+        )
         threading.Thread(target=dashboard.serve_forever, name="dashboard", daemon=True).start()
         links.append(f"Optuna at http://127.0.0.1:{dashboard.server_port} (a copy to read)")
     address = f"http://127.0.0.1:{arguments.port}"
@@ -316,7 +319,8 @@ def _ui(config: RunConfig, arguments: argparse.Namespace) -> None:
         links.append(f"{name}, charts: {view_link(address, experiment_id, CHARTS)}")
     say("starting MLflow, which takes some seconds")
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # the end of this process ends both
-    server = start_process(serve_mlflow, (uri, artifact_folder(config), arguments.port), name="mlflow")
+    served = (uri, artifact_folder(config), arguments.port, arguments.allow_host)
+    server = start_process(serve_mlflow, served, name="mlflow")
     try:
         if _answers(server, arguments.port):
             print("\n".join(links), flush=True)
@@ -415,6 +419,8 @@ def _add_commands(commands: Any) -> None:
     report.add_argument("--output", type=Path, metavar="FILE", help="by default report.html beside the study")
     ui = add("ui", _ui, "Open MLflow on the local runs, on 127.0.0.1 only.")
     ui.add_argument("--port", type=_number(1, 65_535), default=5000)
+    text = "take requests under this host name too, which a proxy such as SageMaker Studio's passes on; may be repeated"
+    ui.add_argument("--allow-host", action="append", default=[], type=_host_name, metavar="NAME", help=text)
     text = "Optuna's dashboard too, on that study or on the one that changed last"
     ui.add_argument("--dashboard", nargs="?", const="", metavar="STUDY", help=text)
     ui.add_argument("--dashboard-port", type=_number(0, 65_535), default=8080, metavar="PORT", help="default 8080")
@@ -430,6 +436,13 @@ def _number(low: int, high: int = sys.maxsize) -> Callable[[str], int]:
 
     read.__name__ = "whole number"
     return read
+
+
+def _host_name(text: str) -> str:
+    """An argparse type: the name of a host, without scheme, port, path and wildcards."""
+    if not re.fullmatch(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?", text.lower()):
+        raise argparse.ArgumentTypeError(f"must be the name of a host alone, such as studio.example.com, got {text!r}")
+    return text.lower()
 
 
 def _ui_address(config: RunConfig) -> str:

@@ -10,7 +10,7 @@ from lightning_modules.redaction import redact
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 """Ctrl-C, the end of a container, and Slurm's notice before a time limit (`#SBATCH --signal=USR1@90`)."""
-EXIT_DONE, EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130
+EXIT_DONE, EXIT_FAILED, EXIT_USAGE, EXIT_TIME_LIMIT, EXIT_INTERRUPTED = 0, 1, 2, 3, 130
 
 
 class InterruptedRunError(Exception):

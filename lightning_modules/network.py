@@ -23,6 +23,7 @@ from torchvision import models
 from torchvision.models import VisionTransformer
 
 from lightning_modules.errors import UserError
+from lightning_modules.files import is_safetensors
 from lightning_modules.inference import Interpolation, Preprocessing, build_network, classifier_names
 from lightning_modules.listing import named
 from lightning_modules.torch_private import BATCH_NORM
@@ -321,7 +322,7 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
     try:
         if why := _why_no_weights(path):
             raise ValueError(why)
-        if path.suffix.lower() == ".safetensors":
+        if path.suffix.lower() == ".safetensors" or is_safetensors(path):
             return load_file(path)
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # each reader has its own error classes; all mean that the file is unusable

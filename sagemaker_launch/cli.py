@@ -37,7 +37,7 @@ def main(argv: Sequence[str]) -> int:
     """Run one command.
 
     Returns:
-        0 done, 1 failed, 2 wrong use, 130 interrupted.
+        0 done, 1 failed, 2 wrong use, 3 a job was stopped at its time limit, 130 interrupted.
     """
     arguments, fields = parse(argv)
     if getattr(arguments, "all", False) and arguments.config is None:
@@ -118,7 +118,7 @@ def _rehearse(settings: CloudSettings, config: RunConfig, arguments: argparse.Na
     options = [
         f"--{name.replace('_', '-')}={value}" for name in named if (value := getattr(arguments, name)) is not None
     ]
-    options += ["--without-debugger"] if arguments.without_debugger else []
+    options += [f"--without-{name}" for name in ("debugger", "gpu") if getattr(arguments, f"without_{name}")]
     if arguments.all:
         passed_on = functools.partial(arguments.passed_on, with_secrets=False)
         if not rehearse_all(settings, root, passed_on, options, secret_environment(config), config):
@@ -234,4 +234,6 @@ def _add_commands(commands: Any) -> None:
     )
     text = "refuse jobs with --debug, as AWS does in accounts that have no Debugger"
     rehearse.add_argument("--without-debugger", action="store_true", help=text)
+    text = "let jobs of GPU instances train on the CPU of this machine; without it they fail, as on AWS"
+    rehearse.add_argument("--without-gpu", action="store_true", help=text)
     rehearse.set_defaults(uses=("cloud rehearse", *(f"cloud {command}" for command in COMMANDS)), cloud=SETTINGS)

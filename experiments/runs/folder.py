@@ -36,7 +36,7 @@ from typing import Any, Literal
 from experiments.console import say
 from experiments.errors import UserError
 from lightning_modules.cores import usable_cores
-from lightning_modules.files import replaced_whole
+from lightning_modules.files import is_own_file, replaced_whole
 from lightning_modules.metrics import BEST, OBJECTIVES
 from lightning_modules.redaction import redact
 
@@ -235,6 +235,24 @@ class RunFolder:
                 self._append("metrics.jsonl", MetricLine(step, timestamp_ms or self._now_ms(), dict(metrics)))
                 self._recorded.add((step, frozenset(metrics)))
 
+    def keep_epochs(self, epochs: Mapping[int, Mapping[str, float]]) -> None:
+        """Make metrics.jsonl agree with the checkpoint that a run resumes from.
+
+        In the cloud it may be older or newer than the checkpoint: lines of later epochs are removed, missing ones are
+        added.
+
+        Args:
+            epochs: the metrics of each epoch of the checkpoint.
+        """
+        with self._lock:
+            kept = [line for line in self.metric_lines() if line.step in epochs]
+            missing = epochs.keys() - {line.step for line in kept}
+            kept += [MetricLine(epoch, self._now_ms(), dict(epochs[epoch])) for epoch in missing]
+            kept.sort(key=lambda line: line.step)
+            with replaced_whole(self.path / "metrics.jsonl") as part:
+                part.write_text("".join(f"{json.dumps(asdict(line))}\n" for line in kept))
+            self._recorded = {(line.step, frozenset(line.metrics)) for line in kept}
+
     def record_system(self, metrics: Mapping[str, float]) -> None:
         """Append a sample of system metrics."""
         self._append("system.jsonl", MetricLine(len(self.system_lines()), self._now_ms(), dict(metrics)))
@@ -317,7 +335,7 @@ class RunFolder:
         return {
             path.relative_to(self.path).as_posix(): [status.st_size, status.st_mtime_ns]
             for path in found
-            if path.is_file() and "/." not in str(path.relative_to(self.path))  # a file that is still being written
+            if path.is_file() and is_own_file(path.relative_to(self.path).as_posix())
             for status in [path.stat()]
         }
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from socketserver import ThreadingMixIn
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
@@ -44,10 +44,14 @@ class _Quiet(WSGIRequestHandler):
 
 
 class ReadOnlyDashboard:
-    """The dashboard as a WSGI application, on a copy that follows the studies of a storage."""
+    """The dashboard as a WSGI application, on a copy that follows the studies of a storage.
 
-    def __init__(self, storage: BaseStorage) -> None:
-        self._storage = storage
+    Args:
+        allowed_hosts: further names under which a proxy passes on requests.
+    """
+
+    def __init__(self, storage: BaseStorage, allowed_hosts: Sequence[str] = ()) -> None:
+        self._storage, self._allowed_hosts = storage, allowed_hosts
         self._lock = threading.Lock()
         self._copied: list[object] | None = None
         self._app: Callable[..., Answer] | None = None
@@ -55,7 +59,7 @@ class ReadOnlyDashboard:
 
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., object]) -> Answer:
         """Answer a request."""
-        if reason := why_foreign(environ.get("HTTP_HOST", ""), environ.get("HTTP_ORIGIN")):
+        if reason := why_foreign(environ.get("HTTP_HOST", ""), environ.get("HTTP_ORIGIN"), self._allowed_hosts):
             return _refuse(start_response, "403 Forbidden", reason)
         if environ["REQUEST_METHOD"] not in READING:
             reason = "this is a read-only copy of the study: `ui --dashboard` changes nothing"
@@ -82,17 +86,18 @@ class ReadOnlyDashboard:
             return self._app
 
 
-def dashboard_server(config: RunConfig, study: str | None, port: int) -> WSGIServer:
+def dashboard_server(config: RunConfig, study: str | None, port: int, allowed_hosts: Sequence[str] = ()) -> WSGIServer:
     """A server of the dashboard on 127.0.0.1, bound and not yet serving.
 
     Args:
         study: name of the study; by default the one that changed last. A database shows all of its studies.
         port: 0 takes a free one.
+        allowed_hosts: further names under which a proxy passes on requests.
 
     Raises:
         UserError: if there is no such study, or none at all; if the port is taken.
     """
-    app = ReadOnlyDashboard(_storage(config, study))
+    app = ReadOnlyDashboard(_storage(config, study), allowed_hosts)
     try:
         return make_server("127.0.0.1", port, app, server_class=_Server, handler_class=_Quiet)
     except OSError as error:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_modules.insight.recording import (
+    FILE,
     FINDINGS,
     Finding,
     FloatArray,
@@ -71,7 +72,8 @@ class Recorder(Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Continue the recording in the folder from the checkpoint, or start a new one."""
-        if trainer.global_step and (self._folder / FINDINGS).is_file():
+        # In the cloud one of the two may be missing after an interruption.
+        if trainer.global_step and all((self._folder / name).is_file() for name in (FILE, FINDINGS)):
             self._recording = Recording.load(self._folder).until(trainer.global_step)
             self._findings = [finding for finding in load_findings(self._folder) if finding.step < trainer.global_step]
         trained = [

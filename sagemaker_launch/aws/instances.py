@@ -95,11 +95,6 @@ def family(instance_type: str) -> str:
     return instance_type.removeprefix("ml.").rpartition(".")[0]
 
 
-def has_gpu(instance_type: str) -> bool:
-    """Whether it has NVIDIA GPUs, of which it may have several."""
-    return re.match(r"[gp]\d", family(instance_type)) is not None
-
-
 def inference_ami(cuda: tuple[int, int]) -> str:
     """The AMI of an endpoint's instances whose NVIDIA driver fits an image's CUDA.
 

@@ -35,10 +35,11 @@ class Log:
 
     Args:
         prefix: prefix of the streams' names.
+        since_ms: older lines are left out, in milliseconds since 1970.
     """
 
-    def __init__(self, client: Any, group: str, prefix: str = "") -> None:
-        self._client, self._group, self._prefix = client, group, prefix
+    def __init__(self, client: Any, group: str, prefix: str = "", since_ms: int = 0) -> None:
+        self._client, self._group, self._prefix, self._since_ms = client, group, prefix, since_ms
         self._tokens: dict[str, str | None] = {}
         self._last: deque[str] = deque(maxlen=LAST_LINES)
 
@@ -69,7 +70,11 @@ class Log:
             token = self._tokens.get(stream)
             more = {"nextToken": token} if token else {}
             answer = self._client.get_log_events(
-                logGroupName=self._group, logStreamName=stream, startFromHead=True, **more
+                logGroupName=self._group,
+                logStreamName=stream,
+                startTime=self._since_ms,
+                startFromHead=True,
+                **more,
             )
             for event in answer["events"]:
                 yield LogLine(event["timestamp"], event["message"])
@@ -136,6 +141,11 @@ def job_log(client: Any, job: str) -> Log:
     return Log(client, LOG_GROUP, f"{job}/")
 
 
-def endpoint_log(client: Any, endpoint: str) -> Log:
-    """The log of an endpoint; every machine has a stream."""
-    return Log(client, ENDPOINT_LOG_GROUP.format(endpoint))
+def endpoint_log(client: Any, endpoint: str, since_ms: int) -> Log:
+    """The log of an endpoint; every machine has a stream.
+
+    Args:
+        since_ms: the time on this machine when the endpoint was started or updated. The group keeps the lines of
+            endpoints that had the name before. The clock of this machine may be ahead of AWS's by a minute.
+    """
+    return Log(client, ENDPOINT_LOG_GROUP.format(endpoint), since_ms=since_ms - LATE_MS)

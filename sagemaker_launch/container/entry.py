@@ -13,28 +13,32 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import pytorch_lightning as pl
 import torch
+from pytorch_lightning.callbacks import Callback
 
 from experiments.callbacks.checkpoints import CHECKPOINT_FOLDER
 from experiments.callbacks.history import best_epoch, run_metrics
-from experiments.config import RunConfig, load_config, to_public
-from experiments.console import quiet_libraries
+from experiments.config import RunConfig, load_config, require, to_public
+from experiments.console import quiet_libraries, say
 from experiments.errors import UserError
 from experiments.runs.folder import RunFolder, environment_tags
 from experiments.runs.logger import RunFolderLogger
 from experiments.study.epochs import resolve_config
 from experiments.train import score_and_export, train
 from lightning_modules import metrics
-from lightning_modules.files import replaced_whole
+from lightning_modules.files import remove_shared, replaced_whole
 from lightning_modules.launchers import is_first_process
 from lightning_modules.locks import KernelLock
 from lightning_modules.process import prepare_process
 from lightning_modules.redaction import redact
 from sagemaker_launch.container.hyperparameters import TUNING_OBJECTIVE, decode
+from sagemaker_launch.container.machines import REHEARSED_WITHOUT_GPU, has_gpu, run_folder_name
 from sagemaker_launch.container.metric_lines import environment_line, facts_line, metric_line, write_line
 from sagemaker_launch.container.smdebug.callback import DebuggerHook
 from sagemaker_launch.container.smdebug.recorder import CONFIG_FILE
@@ -56,6 +60,10 @@ class Job:
     name: str
     hyperparameters: dict[str, str]
     num_nodes: int
+    instance_type: str = ""
+    """Empty where the service does not tell."""
+    may_lack_gpu: bool = False
+    """Whether the rehearsal lets a job of a GPU instance train on the CPU."""
 
     @classmethod
     def read(cls, base: Path) -> Job:
@@ -67,7 +75,27 @@ class Job:
             os.environ.get("TRAINING_JOB_NAME", "job"),
             json.loads((config / "hyperparameters.json").read_text()),
             len(resources["hosts"]),
+            resources.get("current_instance_type", ""),
+            resources.get(REHEARSED_WITHOUT_GPU, False),
         )
+
+    def require_gpu(self) -> None:
+        """Refuse to train on the CPU of a GPU instance, for hours and at its price.
+
+        Raises:
+            UserError: if PyTorch sees no GPU on it.
+        """
+        if not has_gpu(self.instance_type) or torch.cuda.is_available():
+            return
+        built = (
+            f"PyTorch {torch.__version__}, built for {f'CUDA {torch.version.cuda}' if torch.version.cuda else 'CPUs'}"
+        )
+        if not self.may_lack_gpu:
+            raise UserError(
+                f"{self.instance_type} must show PyTorch a GPU, got none ({built}): take an image whose CUDA fits the "
+                "driver of the instance (cloud.image_uri), or an instance without GPU (cloud.instance_type)"
+            )
+        say(f"{self.instance_type} is rehearsed without a GPU: the job trains on the CPU")
 
     @property
     def is_tuned(self) -> bool:
@@ -106,20 +134,28 @@ def run(job: Job, *, scratch: Path) -> None:
     Raises:
         DebuggerError: if requested tensors are missing, raised after the model is written.
     """
+    job.require_gpu()
     config = resolve_config(job_config(job, scratch))  # already resolved, unless another program created the job
     # The jobs of a tuning job may share a checkpoint prefix in S3.
-    folder = RunFolder(job.base / "checkpoints" / job.name)
+    folder = RunFolder(job.base / "checkpoints" / run_folder_name(job.name))
     num_processes = config.trainer.num_processes
     if is_first_process(num_processes):
         start_run(folder, job, config)
 
     def say_epoch(epoch: int, values: Mapping[str, float]) -> None:
-        epochs = {line.step: line.metrics for line in folder.metric_lines()}
+        epochs = {line.step: line.metrics for line in folder.metric_lines() if line.step <= epoch}
         write_line(metric_line("metrics", epoch, {**values, **summary_of(config, epochs)}))
 
     logger = RunFolderLogger(folder, on_epoch=say_epoch, on_facts=lambda facts: write_line(facts_line(facts)))
     debugger = [DebuggerHook(job.base / CONFIG_FILE)] if job.is_debugged else []
-    result = train(config, output_dir=folder.path, logger=logger, callbacks=debugger, single_steps=job.is_debugged)
+    reporter = [ResumedEpochs(folder, say_epoch)] if is_first_process(num_processes) else []
+    result = train(
+        config,
+        output_dir=folder.path,
+        logger=logger,
+        callbacks=[*reporter, *debugger],
+        single_steps=job.is_debugged,
+    )
     if not is_first_process(num_processes):  # torchrun starts one for each device
         return
     scores = job.base / "output" / "data" / "scores.npz"
@@ -127,12 +163,35 @@ def run(job: Job, *, scratch: Path) -> None:
     values = score_and_export(result, scratch / "export", scores, score_test=not job.is_tuned)
     shutil.copytree(scratch / "export", job.base / "model", dirs_exist_ok=True)
     scored = {name: value for name, value in values.items() if name.startswith(("val_", "test_"))}
-    epochs = {line.step: line.metrics for line in folder.metric_lines()}
-    write_line(metric_line("outcome", max(epochs), {**summary_of(config, epochs), **scored}))
+    write_line(metric_line("outcome", max(result.history), {**metrics.summary(result.metrics), **scored}))
     # They are no longer needed, and each later job of a search downloads all checkpoints in S3.
-    shutil.rmtree(folder.path / CHECKPOINT_FOLDER)
+    remove_shared(folder.path / CHECKPOINT_FOLDER)
     for hook in debugger:  # last, so that the trained model is kept
         hook.check()
+
+
+class ResumedEpochs(Callback):
+    """Makes the metrics of a run agree with the checkpoint that it resumes from, and reports its epochs again.
+
+    The folder may have lines of later epochs, which are trained again, or lack some. An interruption also loses lines
+    that the toolkit has read and not yet logged.
+    """
+
+    def __init__(self, folder: RunFolder, say_epoch: Callable[[int, Mapping[str, float]], None]) -> None:
+        self._folder, self._say_epoch = folder, say_epoch
+        self._epochs: Mapping[int, Mapping[str, float]] = {}
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Read the epochs of the checkpoint."""
+        self._epochs = checkpoint["callbacks"]["History"]["epochs"]
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Report them, before the first new epoch."""
+        self._folder.keep_epochs(self._epochs)
+        for line in self._folder.metric_lines():
+            self._say_epoch(line.step, line.metrics)
 
 
 def summary_of(config: RunConfig, epochs: Mapping[int, Mapping[str, float]]) -> dict[str, float]:
@@ -145,29 +204,23 @@ def job_config(job: Job, scratch: Path) -> RunConfig:
     """The config that was sent, with the folders and devices of this machine.
 
     Raises:
-        UserError: for an unknown field, a value that its field refuses, a channel that is missing, or a GPU that
-            PyTorch does not see.
+        UserError: for an unknown field, a value that its field refuses, or a channel that is missing.
     """
-    devices = torch.cuda.device_count()
-    # The launcher sets it for instances with GPUs.
-    if os.environ.get("TRAINING_DEVICE") == "cuda" and devices == 0:
-        raise UserError(
-            f"the job must see the GPU of its instance, and PyTorch {torch.__version__} sees none: name an image whose "
-            "CUDA fits the driver (cloud.image_uri)"
-        )
     values: dict[str, object] = {**decode(job.hyperparameters)}
     values |= {
         "data.name": "folder",
         "data.root": photo_folder(job.channel(PHOTOS), scratch / PHOTOS),
         "data.cache_dir": scratch / "cache",
-        "trainer.devices": max(1, devices),
+        "trainer.devices": max(1, torch.cuda.device_count()),
         "trainer.num_nodes": job.num_nodes,
     }
     if job.is_debugged:
         values["trainer.compile"] = False  # a compiled network runs smdebug's hooks while it is traced, or never
     if job.channel(WEIGHTS).is_dir():
-        (weights,) = job.channel(WEIGHTS).iterdir()
-        values["model.weights"] = str(weights)
+        # Its folder in S3 is named by the content: all files in it are the same one.
+        files = sorted(path for path in job.channel(WEIGHTS).iterdir() if path.is_file())
+        require(bool(files), "the channel weights", "have a file", "none")
+        values["model.weights"] = str(files[0])
     return load_config(None, values)
 
 
@@ -193,16 +246,10 @@ def photo_folder(channel: Path, target: Path) -> Path:
 
 
 def start_run(folder: RunFolder, job: Job, config: RunConfig) -> None:
-    """Start the run folder, or resume it after an interruption, and print where it runs."""
+    """Start the run folder, or find it after an interruption, and print where it runs."""
     tags = environment_tags()
     if not folder.has_started:
         folder.start(job.name, to_public(config), tags)
-    # An interruption loses lines that the toolkit has read and not yet logged. Completed epochs are not trained again,
-    # so their lines are printed again.
-    epochs: dict[int, Mapping[str, float]] = {}
-    for line in folder.metric_lines():
-        epochs[line.step] = line.metrics
-        write_line(metric_line("metrics", line.step, {**line.metrics, **summary_of(config, epochs)}))
     facts = {"trainer.devices": config.trainer.devices, "trainer.num_nodes": config.trainer.num_nodes}
     write_line(facts_line(facts))
     write_line(environment_line(tags))
@@ -212,5 +259,8 @@ def write_failure(base: Path, error: Exception) -> None:
     """Write a reason that fits into the service's answer; the traceback is in the log."""
     path = base / "output" / "failure"
     path.parent.mkdir(parents=True, exist_ok=True)
-    # If there is no file, the toolkit writes one that begins with the traceback.
-    path.write_text(redact(f"{type(error).__name__}: {error}")[:MAX_REASON])
+    # The name of a file may hold any bytes. If there is no failure file, the toolkit writes one that begins with the
+    # traceback; if there is an empty one, AWS shows no reason.
+    text = redact(f"{type(error).__name__}: {error}").encode("utf-8", "backslashreplace").decode()[:MAX_REASON]
+    with replaced_whole(path, shared=True) as part:  # torchrun's processes may fail together
+        part.write_text(text, encoding="utf-8")

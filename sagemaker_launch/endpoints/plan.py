@@ -172,7 +172,7 @@ def _deploy_as_run(
     params |= {"model.source": model.source, "model.archive": container["ModelDataUrl"], "image": container["Image"]}
     tags = {"origin": aws.origin(services.sagemaker), "endpoint": name, "config": version.config_name, **lease.tags}
     folder.start(f"deploy {name}", params, tags)
-    log = endpoint_log(aws.client("logs", settings, patience_seconds=WHILE_RUNNING_SECONDS), name)
+    log = endpoint_log(aws.client("logs", settings, patience_seconds=WHILE_RUNNING_SECONDS), name, now_ms())
     try:
         target = open_target(settings, name, settings.endpoint.kind, patience_seconds=WHILE_RUNNING_SECONDS)
         golden = Golden.read(model.export)

@@ -100,13 +100,14 @@ def _start_and_watch(settings: CloudSettings, plan: JobPlan, arguments: argparse
     from sagemaker_launch.aws.readback import ProtectionError
     from sagemaker_launch.aws.resources import TUNING, LaunchError
     from sagemaker_launch.aws.running import Running, keeps_running
-    from sagemaker_launch.jobs.follow import JobFailedError, watch_job
-    from sagemaker_launch.jobs.launch import job_name
+    from sagemaker_launch.jobs.follow import JobFailedError, TimeLimitError, watch_job
+    from sagemaker_launch.jobs.launch import checkpoint_folder, job_name
     from sagemaker_launch.jobs.plan import start_job
 
     say(plan.worst.table())
     if arguments.dry_run:
-        print(json.dumps(plan.build(job_name(plan.label, plan.build, 1)), indent=2))
+        name = job_name(plan.label, plan.build, 1)
+        print(json.dumps(plan.build(name, checkpoint_folder(name, 0)), indent=2))
         return
     plan.worst.check_budget(settings)
 
@@ -127,7 +128,8 @@ def _start_and_watch(settings: CloudSettings, plan: JobPlan, arguments: argparse
         say(f"{job.job_type.word} {job.name} {'was there before' if job.found else 'is started'}")
         print(job.arn)
 
-    with keeps_running(running, ended_by=(JobFailedError, LaunchError, ProtectionError)):
+    ended_by = (JobFailedError, TimeLimitError, LaunchError, ProtectionError)
+    with keeps_running(running, ended_by=ended_by):
         job = start_job(settings, plan, again=arguments.again, starts=running.starts, exists=exists)
         for difference in job.differences:
             say(f"warning: {difference}")

@@ -7,15 +7,16 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from experiments.console import say
-from experiments.errors import CommandError
+from experiments.errors import EXIT_TIME_LIMIT, CommandError
 from experiments.runs.intervals import metric_text, selection_text
 from lightning_modules import metrics
 from sagemaker_launch.aws import client as aws
 from sagemaker_launch.aws.logs import LOG_GROUP, NewEvents, failure_reason, has_no_reason, job_log
 from sagemaker_launch.aws.resources import TRAINING
 from sagemaker_launch.aws.retries import WHILE_RUNNING_SECONDS
-from sagemaker_launch.container.metric_lines import parse_lines
-from sagemaker_launch.jobs.found import ENDED, children, seconds
+from sagemaker_launch.container.hyperparameters import decode
+from sagemaker_launch.container.metric_lines import ReportedLine, parse_lines
+from sagemaker_launch.jobs.found import ENDED, TIME_LIMITS, children, seconds
 from sagemaker_launch.jobs.launch import Launched
 from sagemaker_launch.settings.cloud import CloudSettings
 
@@ -33,6 +34,12 @@ POLL_SECONDS = 10.0
 
 class JobFailedError(CommandError):
     """The job failed; the message is AWS's reason."""
+
+
+class TimeLimitError(CommandError):
+    """AWS stopped the job at its time limit; the message says what it has reached."""
+
+    exit_code = EXIT_TIME_LIMIT
 
 
 def watch_job(settings: CloudSettings, job: Launched, usd_per_hour: float) -> str:
@@ -54,6 +61,7 @@ def follow(sagemaker: Any, logs: Any, job: Launched, usd_per_hour: float, *, pol
 
     Raises:
         JobFailedError: if it failed.
+        TimeLimitError: if AWS stopped it at a time limit.
     """
     log, own, tails, reported_state = job_log(logs, job.name), OwnLines(), Tails(logs, job.name), ""
     while True:
@@ -75,6 +83,8 @@ def follow(sagemaker: Any, logs: Any, job: Launched, usd_per_hour: float, *, pol
             say(f"{job.name}: {state}, ${spent / 3600 * usd_per_hour:.2f} so far")
         if status == "Failed":
             raise JobFailedError(f"{job.name} failed: {failure_reason(described, log.last_lines)}")
+        if status in ENDED and described.get("SecondaryStatus") in TIME_LIMITS:
+            raise _time_is_up(described, own.reached)
         if status in ENDED:
             return status
         time.sleep(poll_seconds)
@@ -89,12 +99,16 @@ class OwnLines:
     def __init__(self) -> None:
         self._running = False
         self._facts: dict[str, str] = {}
+        self.reached: ReportedLine | None = None
+        """The last epoch that was reported."""
 
     def lines(self, texts: Iterable[str]) -> Iterator[str]:
         """The next lines of a log, without the toolkit's."""
         for text in texts:
             # The command line repeats all hyperparameters.
             toolkit = "sagemaker-training-toolkit" in text or text.startswith("SM_") or " entry.py --" in text
+            for report in parse_lines([text]):
+                self.reached = report if report.topic == "metrics" else self.reached
             if "error" in text.lower() or (self._running and text.strip() and not toolkit):
                 yield from _readable(text, self._facts)
             self._running = (self._running or "Invoking script" in text) and "Reporting training" not in text
@@ -146,6 +160,20 @@ def _readable(line: str, facts: dict[str, str]) -> Iterator[str]:
         yield f"{f'epoch {report.epoch}' if report.topic == 'metrics' else 'ended'}: {' '.join(values)}"
     elif report.topic == "facts":
         facts |= report.facts
+
+
+def _time_is_up(described: Mapping[str, Any], reached: ReportedLine | None) -> TimeLimitError:
+    """The error of a job that AWS has stopped at a time limit: what it has reached, and the next step."""
+    setting, limit = TIME_LIMITS[described["SecondaryStatus"]]
+    stopped = f"{described[TRAINING.name]} was stopped at {setting} ({described['StoppingCondition'][limit]} s)"
+    if reached is None:
+        return TimeLimitError(f"{stopped} before its first epoch was finished: raise {setting}")
+    of = decode(described["HyperParameters"]).get("trainer.max_epochs", "?")
+    best = ", ".join(f"{name} {reached.metrics[name]:.4f}" for name in metrics.SUMMARY if name in reached.metrics)
+    next_step = "the same command continues after its last checkpoint, as another attempt"
+    if "CheckpointConfig" not in described:
+        next_step = f"its weights are lost, as cloud.checkpoints is false; raise {setting}"
+    return TimeLimitError(f"{stopped} after epoch {reached.epoch} of {of} ({best}): {next_step}")
 
 
 def _tuning_state(described: dict[str, Any]) -> str:

@@ -8,12 +8,18 @@ from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 from experiments.config import require
+from experiments.console import say
 from experiments.errors import UserError
 from sagemaker_launch.aws.resources import TRAINING, TUNING, ResourceType
 from sagemaker_launch.aws.tag_index import ProjectTags
 from sagemaker_launch.settings.cloud import INSTANCE_COUNT_TAG, INSTANCE_TYPE_TAG, NAME_MARK, CloudSettings
 
 ENDED = ("Completed", "Failed", "Stopped")
+TIME_LIMITS = {
+    "MaxRuntimeExceeded": ("cloud.max_runtime_seconds", "MaxRuntimeInSeconds"),
+    "MaxWaitTimeExceeded": ("cloud.max_wait_seconds", "MaxWaitTimeInSeconds"),
+}
+"""Secondary statuses of a job that AWS has stopped: the setting, and its field in StoppingCondition."""
 PAGES = {"PageSize": 100}
 """Entries of one answer of a list: the most that AWS allows, as it takes two calls of ListTrainingJobs a second."""
 
@@ -67,7 +73,11 @@ def best_training_job(client: Any, tuning_job: str) -> Mapping[str, Any]:
     state = job.described.get("FailureReason") or job.status
     require(best is not None, tuning_job, "have a training job with an objective", state)
     assert best is not None
-    return TRAINING.describe(client, best["TrainingJobName"])
+    described = TRAINING.describe(client, best["TrainingJobName"])
+    if described[TRAINING.status] == "Stopped":
+        why = described.get("SecondaryStatus", "Stopped")
+        say(f"{described[TRAINING.name]}, the best of {tuning_job}, was stopped ({why}): it has left no model")
+    return described
 
 
 @dataclass(frozen=True)

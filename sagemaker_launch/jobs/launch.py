@@ -8,10 +8,11 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import count
-from typing import Any
+from typing import Any, Protocol
 
 from sagemaker_launch.aws.readback import ProtectionError, read_back
 from sagemaker_launch.aws.resources import Request, ResourceType, create
+from sagemaker_launch.container.machines import run_folder_name
 from sagemaker_launch.settings.cloud import MAX_TUNING_JOB_NAME, NAME_MARK
 
 
@@ -30,12 +31,22 @@ class Launched:
     """Differences between the request and AWS's description, as sentences."""
 
 
-def job_name(label: str, build: Callable[[str], Request], attempt: int) -> str:
+class Build(Protocol):
+    """Makes the request of a job."""
+
+    def __call__(self, name: str, checkpoints: str = "") -> Request:
+        """The request.
+
+        Args:
+            checkpoints: name of the checkpoint folder of a training job in S3; by default the job's.
+        """
+
+
+def job_name(label: str, build: Build, attempt: int) -> str:
     """The name of a training or tuning job: a label and a hash of its request.
 
     Args:
         label: readable prefix.
-        build: the request, given a name.
         attempt: 1 for the first job with this work.
     """
     digest = hashlib.sha256(json.dumps(build(""), sort_keys=True).encode()).hexdigest()[:10]
@@ -44,11 +55,21 @@ def job_name(label: str, build: Callable[[str], Request], attempt: int) -> str:
     return f"{head or 'job'}{tail}"
 
 
+def checkpoint_folder(name: str, completed: int) -> str:
+    """The checkpoint folder of a training job in S3, in which an attempt finds the checkpoints of the one before it.
+
+    Args:
+        name: of the job.
+        completed: how many jobs with this work are complete: another one (`--again`) starts in an empty folder.
+    """
+    return run_folder_name(name) + (f"-again-{completed}" if completed else "")
+
+
 def launch(
     client: Any,
     job_type: ResourceType,
     label: str,
-    build: Callable[[str], Request],
+    build: Build,
     *,
     again: bool = False,
     starts: Callable[[str], None] = lambda _name: None,
@@ -56,7 +77,8 @@ def launch(
 ) -> Launched:
     """Start the job that `build` describes, or find the one that was started before.
 
-    A job that failed or was stopped is followed by another attempt; one that runs or is complete is found.
+    A job that failed or was stopped is followed by another attempt, which resumes from its checkpoints; one that runs
+    or is complete is found.
 
     Args:
         again: start another job even if one is complete.
@@ -68,11 +90,13 @@ def launch(
         UnansweredError: if AWS gives no answer, so that it may run.
         ProtectionError: if the job lacks a protection that was asked for; it was stopped.
     """
+    completed = 0
     for attempt in count(1):
         name = job_name(label, build, attempt)
         described = job_type.find(client, name)
         if described is not None and described[job_type.status] in ("InProgress", "Stopping", "Completed"):
             if again and described[job_type.status] == "Completed":
+                completed += 1
                 continue
             is_running = described[job_type.status] != "Completed"
             found = Launched(job_type, name, described[job_type.arn], found=True, is_running=is_running)
@@ -80,7 +104,8 @@ def launch(
             return found
         if described is None:
             starts(name)
-            return _create_job(client, job_type, build(name), name, exists)
+            request = build(name, checkpoint_folder(name, completed))
+            return _create_job(client, job_type, request, name, exists)
     raise AssertionError("count never ends")
 
 

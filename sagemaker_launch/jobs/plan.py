@@ -6,20 +6,20 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from experiments.config import RunConfig, require
+from experiments.config import RunConfig, override, require
 from experiments.console import say
 from experiments.errors import UserError
 from experiments.study.epochs import EPOCHS, resolve_config
 from experiments.study.search_space import SearchSpace
 from sagemaker_launch.aws import client as aws
 from sagemaker_launch.aws.api_model import require_limits
-from sagemaker_launch.aws.instances import has_gpu
 from sagemaker_launch.aws.prices import own_price
 from sagemaker_launch.aws.resources import TRAINING, TUNING, Request, ResourceType, validate
 from sagemaker_launch.aws.retries import WHILE_RUNNING_SECONDS
 from sagemaker_launch.aws.tags import MAX_VALUE, to_tag_value
+from sagemaker_launch.container.machines import has_gpu
 from sagemaker_launch.jobs.budget import WorstCase, rule_processing, worst_case
-from sagemaker_launch.jobs.launch import Launched, launch
+from sagemaker_launch.jobs.launch import Build, Launched, launch
 from sagemaker_launch.jobs.requests import number_of_jobs, training_job, tuning_job
 from sagemaker_launch.settings.cloud import CloudSettings
 from sagemaker_launch.shipping.image_fit import check_training_image
@@ -34,8 +34,7 @@ class JobPlan:
     job_type: ResourceType
     label: str
     """Readable prefix of the job's name."""
-    build: Callable[[str], Request]
-    """The request, given the job's name."""
+    build: Build
     worst: WorstCase
     upload: Callable[[Any], None]
     """Takes an S3 client and uploads the files that the bucket lacks."""
@@ -51,7 +50,8 @@ def plan_tuning(settings: CloudSettings, config: RunConfig, space: SearchSpace) 
     if settings.strategy == "Hyperband" and EPOCHS in space:
         say(f"Hyperband decides how long each job trains: {EPOCHS} is {config.trainer.epochs} for all")
 
-    def build(sent: RunConfig, inputs: Inputs, image_uri: str, name: str) -> Request:
+    def build(sent: RunConfig, inputs: Inputs, image_uri: str, name: str, checkpoints: str) -> Request:
+        del checkpoints  # its training jobs have folders of their own below its name
         return tuning_job(settings, sent, space, inputs, image_uri, name=name)
 
     return _plan(settings, config, TUNING, number_of_jobs(settings, config, space), build)
@@ -69,8 +69,8 @@ def plan_training(settings: CloudSettings, config: RunConfig, *, channels: Input
     # The image of Debugger's rules depends on the region.
     settings = replace(settings, region=aws.region(settings))
 
-    def build(sent: RunConfig, inputs: Inputs, image_uri: str, name: str) -> Request:
-        return training_job(settings, sent, inputs, image_uri, name=name)
+    def build(sent: RunConfig, inputs: Inputs, image_uri: str, name: str, checkpoints: str) -> Request:
+        return training_job(settings, sent, inputs, image_uri, name=name, checkpoints=checkpoints)
 
     return _plan(settings, resolve_config(config), TRAINING, 1, build, channels)
 
@@ -80,7 +80,7 @@ def _plan(
     config: RunConfig,
     job_type: ResourceType,
     jobs: int,
-    build: Callable[[RunConfig, Inputs, str, str], Request],
+    build: Callable[[RunConfig, Inputs, str, str, str], Request],
     channels: Inputs | None = None,
 ) -> JobPlan:
     settings.require_for_jobs()
@@ -101,13 +101,14 @@ def _plan(
     # Most of what AWS would refuse is refused before photos are hashed, which may take minutes.
     photos = s3_root(config) or f"{settings.uri}/data/sets/HASH/manifest.json"
     planned = channels or Inputs(photos, f"{settings.uri}/code/HASH/")
-    validate(job_type.create_operation, build(config, planned, image, "name"), region=region)
+    without_path = override(config, {"model.weights": "none"})  # the shipment names the file
+    validate(job_type.create_operation, build(without_path, planned, image, "name", ""), region=region)
     worst = worst_case(settings, own_price(settings, region), jobs=jobs, rules=rule_processing(settings, region))
     shipment, sent = make_shipment(settings, config, debugger=settings.debugger.enabled, channels=channels)
     inputs = shipment.inputs(settings)
 
-    def request(name: str) -> Request:
-        return build(sent, inputs, image, name)
+    def request(name: str, checkpoints: str = "") -> Request:
+        return build(sent, inputs, image, name, checkpoints)
 
     validate(job_type.create_operation, request("name"), region=region)
     return JobPlan(job_type, experiment, request, worst, lambda s3: shipment.upload(s3, settings))

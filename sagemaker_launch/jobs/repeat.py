@@ -17,7 +17,7 @@ from sagemaker_launch.aws.tags import from_tag_value
 from sagemaker_launch.container.hyperparameters import decode
 from sagemaker_launch.settings.cloud import EXPERIMENT_TAG
 from sagemaker_launch.shipping.shipment import find_photo_set, local_weights
-from sagemaker_launch.shipping.storage import Inputs, file_sha256, weights_folder
+from sagemaker_launch.shipping.storage import Inputs, file_sha256
 
 WEIGHTS_PARAM = "cloud.weights"
 """Param of a job's run: where its checkpoint is in S3, by its content."""
@@ -130,7 +130,7 @@ def check_weights(config: RunConfig, name: str, weights: str, uri: str | None) -
         is_same = config.model.weights == weights
     else:
         is_file = config.model.weights not in ("imagenet", "none")
-        is_same = is_file and weights_folder(file_sha256(local_weights(config))) in uri
+        is_same = is_file and file_sha256(local_weights(config))[:32] in uri
     if is_same:
         return
     where = f", which are in {uri}" if uri else ""

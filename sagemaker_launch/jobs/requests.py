@@ -9,9 +9,9 @@ from typing import Any
 from experiments.config import RunConfig, require
 from experiments.study.epochs import EPOCHS
 from experiments.study.search_space import ChoiceRange, FloatRange, SearchSpace, grid_points
-from sagemaker_launch.aws.instances import has_gpu
 from sagemaker_launch.aws.tags import to_tag_value
 from sagemaker_launch.container.hyperparameters import encode, wire_name, wire_value
+from sagemaker_launch.container.machines import has_gpu
 from sagemaker_launch.container.metric_lines import metric_definitions, objective
 from sagemaker_launch.jobs.debugger_fields import debugger_fields
 from sagemaker_launch.settings.cloud import (
@@ -29,14 +29,17 @@ CHECKPOINTS = "/opt/ml/checkpoints"
 
 
 def training_job(
-    settings: CloudSettings, config: RunConfig, inputs: Inputs, image_uri: str, *, name: str
+    settings: CloudSettings, config: RunConfig, inputs: Inputs, image_uri: str, *, name: str, checkpoints: str = ""
 ) -> dict[str, Any]:
     """The body of CreateTrainingJob.
+
+    Args:
+        checkpoints: name of its checkpoint folder in S3; by default the job's.
 
     Raises:
         ValueError: if Debugger is enabled and AWS publishes no image of its rules for the region.
     """
-    request = _definition(settings, inputs, image_uri, name)
+    request = _definition(settings, inputs, image_uri, checkpoints or name)
     request["TrainingJobName"] = name
     request["HyperParameters"] = encode(config) | _toolkit(settings)
     request["Tags"] = _tags(settings, config)
@@ -147,16 +150,16 @@ def parameter_ranges(space: SearchSpace) -> dict[str, list[dict[str, Any]]]:
         name = {"Name": wire_name(field)}
         if isinstance(search_range, ChoiceRange):
             ranges["CategoricalParameterRanges"].append(
-                name | {"Values": [wire_value(value) for value in search_range.values]}
+                name | {"Values": [wire_value(field, value) for value in search_range.values]}
             )
             continue
         range_key = "ContinuousParameterRanges" if isinstance(search_range, FloatRange) else "IntegerParameterRanges"
-        limits = {"MinValue": wire_value(search_range.low), "MaxValue": wire_value(search_range.high)}
+        limits = {"MinValue": wire_value(field, search_range.low), "MaxValue": wire_value(field, search_range.high)}
         ranges[range_key].append(name | limits | {"ScalingType": "Logarithmic" if search_range.log else "Linear"})
     return {range_key: listed for range_key, listed in ranges.items() if listed}
 
 
-def _definition(settings: CloudSettings, inputs: Inputs, image_uri: str, name: str) -> dict[str, Any]:
+def _definition(settings: CloudSettings, inputs: Inputs, image_uri: str, checkpoints: str) -> dict[str, Any]:
     """The fields that single training jobs and those of a tuning job share."""
     stopping = {"MaxRuntimeInSeconds": settings.max_runtime_seconds}
     if settings.longest_wait_seconds is not None:
@@ -188,12 +191,12 @@ def _definition(settings: CloudSettings, inputs: Inputs, image_uri: str, name: s
         definition["VpcConfig"] = {"Subnets": settings.subnets, "SecurityGroupIds": settings.security_group_ids}
     if settings.checkpoints:
         # Without its last slash, the prefix of dogs-1 is one of dogs-10 too (github.com/syne-tune/syne-tune/pull/363).
-        definition["CheckpointConfig"] = {"S3Uri": f"{settings.uri}/checkpoints/{name}/", "LocalPath": CHECKPOINTS}
-    # Without a driver that fits, PyTorch would train on the CPU of a GPU instance, and say nothing.
-    environment = {"TRAINING_DEVICE": "cuda"} if has_gpu(settings.instance_type) else {}
-    environment |= settings.environment
-    if environment:
-        definition["Environment"] = environment
+        definition["CheckpointConfig"] = {
+            "S3Uri": f"{settings.uri}/checkpoints/{checkpoints}/",
+            "LocalPath": CHECKPOINTS,
+        }
+    if settings.environment:
+        definition["Environment"] = dict(settings.environment)
     if settings.retry_attempts:
         definition["RetryStrategy"] = {"MaximumRetryAttempts": settings.retry_attempts}
     return definition

@@ -30,8 +30,9 @@ from sagemaker_launch.aws.logs import LogLine, failure_reason, job_log
 from sagemaker_launch.aws.prices import price_finder
 from sagemaker_launch.aws.resources import TRAINING, TUNING
 from sagemaker_launch.container.hyperparameters import decode
+from sagemaker_launch.container.machines import run_folder_name
 from sagemaker_launch.container.metric_lines import ReportedLine, parse_lines
-from sagemaker_launch.jobs.found import ENDED, FoundJob, children, find_job, milliseconds, seconds
+from sagemaker_launch.jobs.found import ENDED, TIME_LIMITS, FoundJob, children, find_job, milliseconds, seconds
 from sagemaker_launch.jobs.repeat import WEIGHTS_PARAM, channel_uris
 from sagemaker_launch.settings.cloud import CloudSettings
 from sagemaker_launch.shipping.archive import BadArchiveError, fetch_model
@@ -185,12 +186,16 @@ class Synchroniser:
             if described[TRAINING.status] == "Failed":
                 reason = failure_reason(described, log.last_lines)
                 say(f"{name} failed: {reason}")
+            elif described.get("SecondaryStatus") in TIME_LIMITS:
+                reason = f"stopped at {TIME_LIMITS[described['SecondaryStatus']][0]}"
             if not _is_whole(described, reported):
                 reported += _final_values(described)
                 folder.add_tags({LOG_TAG: LOG_MISSING})
             folder.finish(self._outcome(described, reported, reason), ended_ms=milliseconds(_ended(described)))
         if models and described[TRAINING.status] == "Completed" and not folder.export.is_dir():
             self._fetch_model(folder, described)
+        elif models and described[TRAINING.status] == "Stopped":
+            say(f"{name} was stopped: it has left no model")
         return folder
 
     def _fetch_model(self, folder: RunFolder, described: Mapping[str, Any]) -> None:
@@ -233,7 +238,10 @@ class Synchroniser:
         if sent.get("trainer.record", "none") == "none" and sent.get("trainer.profile", "false").lower() == "false":
             return
         checkpoint_uri = described["CheckpointConfig"]["S3Uri"].rstrip("/")
-        fetch_folder(self.s3, f"{checkpoint_uri}/{described[TRAINING.name]}/{folder.artifacts.name}", folder.artifacts)
+        name = described[TRAINING.name]
+        # Jobs of older versions have a folder by their whole name.
+        run = name if checkpoint_uri.endswith(f"/{name}") else run_folder_name(name)
+        fetch_folder(self.s3, f"{checkpoint_uri}/{run}/{folder.artifacts.name}", folder.artifacts)
         if folder.needs_drawing:
             draw_once(folder.path)
 

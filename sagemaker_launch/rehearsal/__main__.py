@@ -59,6 +59,7 @@ def main() -> int:
             health_check_seconds=arguments.health_check_timeout,
             rollout_speed=arguments.rollout_speed,
             torchserve_environment=arguments.torchserve_environment,
+            without_gpu=arguments.without_gpu,
             debugger=not arguments.without_debugger,
             keep_trees=arguments.keep_trees,
         )
@@ -131,6 +132,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--checkpoint-interval", type=float, default=2.0, help="seconds between uploads of checkpoints (default: 2)")
     add("--spot-interrupt-after", type=float, metavar="SECONDS", help="interrupt each spot job once, after SECONDS")
     add("--no-namespaces", action="store_true", help="run jobs below --root even where namespaces are allowed")
+    add("--without-gpu", action="store_true", help="let jobs of GPU instances train on the CPU of this machine")
     add("--without-debugger", action="store_true", help="refuse Debugger, as AWS does in accounts that do not have it")
     add(
         "--until-eof",

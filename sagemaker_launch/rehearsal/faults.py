@@ -30,7 +30,7 @@ class FaultSettings:
     """Kinds of faults and their rates."""
 
     rate: float = 0.0
-    """Share of SageMaker calls that fail, and of S3 requests that are slow."""
+    """Share of SageMaker calls that fail, of S3 requests that are slow, and of checkpoints that are copied later."""
     seed: int = 0
     """Seed of the draws."""
     slow_seconds: float = 1.0
@@ -75,8 +75,8 @@ class Faults:
         """Start again with other settings."""
         with self._lock:
             self.settings = settings
-            # Two sequences: the number of S3 requests must not change the faults of SageMaker calls.
-            self._calls, self._storage = random.Random(settings.seed), random.Random(settings.seed)
+            # Several sequences: the number of S3 requests must not change the faults of SageMaker calls.
+            self._calls, self._storage, self._files = (random.Random(settings.seed) for _ in range(3))
             self.counts: Counter[str] = Counter()
             self._tag_calls: Counter[str] = Counter()
 
@@ -106,6 +106,13 @@ class Faults:
                 return 0.0
             self.counts["slow"] += 1
             return self.settings.slow_seconds
+
+    def skips_file(self) -> bool:
+        """Whether the next copy of a checkpoint to S3 is left for later; an interruption may come first."""
+        with self._lock:
+            skips = self._files.random() < self.settings.rate
+            self.counts["late files"] += skips
+            return skips
 
 
 class FaultyApplication:

@@ -145,7 +145,7 @@ class Server:
         install_log_search()
         self._clock = Clock(self._regions, settings.account, machine.shutdown, self._as_role)
         faults = Faults(fault_settings)
-        objects.delay = faults.delay
+        objects.delay, objects.skips_file = faults.delay, faults.skips_file
         moto = DomainDispatcherApplication(create_backend_app)
         runtime = Runtime(moto, self._regions.__getitem__, settings.account, objects)
         application = FaultyApplication(runtime, faults)

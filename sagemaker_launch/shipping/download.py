@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 from experiments.console import say
 from experiments.errors import UserError
 from experiments.runs.scoring import Scores
+from lightning_modules.files import is_own_file
 from sagemaker_launch.aws.client import THREADS
 from sagemaker_launch.shipping.archive import is_plain, read_entries, refusing_damaged
 
@@ -47,6 +48,8 @@ def fetch_scores(s3: Any, uri: str, target: Path, root: Path) -> None:
 def fetch_folder(s3: Any, uri: str, folder: Path) -> int:
     """Download all missing objects below a URI.
 
+    Left out are folders, temporary files and what SageMaker's uploader leaves beside the files that it copies.
+
     Returns:
         The number of objects.
 
@@ -56,7 +59,11 @@ def fetch_folder(s3: Any, uri: str, folder: Path) -> int:
     url = urlsplit(uri)
     prefix = f"{url.path.strip('/')}/"
     pages = s3.get_paginator("list_objects_v2").paginate(Bucket=url.netloc, Prefix=prefix)
-    entries = [entry for page in pages for entry in page.get("Contents", ())]
+    listed = (entry for page in pages for entry in page.get("Contents", ()))
+    # The console makes a folder as an empty object whose key ends in a slash.
+    entries = [
+        entry for entry in listed if not entry["Key"].endswith("/") and is_own_file(entry["Key"].removeprefix(prefix))
+    ]
     missing: list[tuple[str, Path]] = []
     for entry in entries:
         path = folder / entry["Key"].removeprefix(prefix)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from experiments.errors import UserError
 from sagemaker_launch.aws.image_uris import ImageUri, Version, read_image_uri
-from sagemaker_launch.aws.instances import GPU_CAPABILITIES, family, has_gpu, is_arm
+from sagemaker_launch.aws.instances import GPU_CAPABILITIES, family, is_arm
+from sagemaker_launch.container.machines import has_gpu
 
 MIN_PYTHON: Version = (3, 11)
 MIN_TORCH: Version = (2, 6)

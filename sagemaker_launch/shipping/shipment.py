@@ -10,11 +10,20 @@ from experiments.config import RunConfig, override, require
 from experiments.console import say
 from experiments.errors import UserError
 from sagemaker_launch.aws.image_uris import Version, read_image_uri
-from sagemaker_launch.aws.instances import has_gpu, local_disk_gb
+from sagemaker_launch.aws.instances import local_disk_gb
 from sagemaker_launch.aws.partitions import dns_suffix
+from sagemaker_launch.container.machines import has_gpu
 from sagemaker_launch.settings.cloud import CloudSettings, require_bucket_name
 from sagemaker_launch.shipping.bundle import fetch_debugger, fetch_wheels, make_bundle
-from sagemaker_launch.shipping.storage import Inputs, PhotoSet, Shipment, file_sha256, photo_files, read_photo_set
+from sagemaker_launch.shipping.storage import (
+    Inputs,
+    PhotoSet,
+    Shipment,
+    file_sha256,
+    photo_files,
+    read_photo_set,
+    weights_name,
+)
 
 SERVING_CUDA: Version = (13, 0)
 """Version of CUDA of our serving image on GPUs; a test compares it with serving/requirements-cuda.txt."""
@@ -40,7 +49,10 @@ def make_shipment(
     if channels is None and config.model.weights not in ("imagenet", "none"):
         weights = local_weights(config)
         sha256 = file_sha256(weights)
-        config = override(config, {"model.weights": weights.name})
+        config = override(config, {"model.weights": weights_name(weights)})
+    elif weights is not None:  # of a job of an older version, which may have another name
+        is_safe = config.model.weights.lower().endswith(".safetensors")
+        config = override(config, {"model.weights": "weights.safetensors" if is_safe else "weights.pth"})
     require(
         not settings.network_isolation or config.model.weights != "imagenet",
         "model.weights",

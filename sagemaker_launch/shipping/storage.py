@@ -1,10 +1,12 @@
 """The inputs of a job in S3: photos, code and weights by the hash of their content. Nothing is sent twice.
 
+What S3 has is listed each time: a lifecycle rule or a person may have removed objects, or moved them to an archive.
+
 data/objects/SHA256.jpg         one photo, of any data set
 data/sets/HASH/index.json       its photos: path below the root to object
 data/sets/HASH/manifest.json    what SageMaker copies to the machine; written last, so it names nothing that is missing
 code/SHA256/sourcedir.tar.gz    the bundle
-weights/SHA256/NAME             a local checkpoint
+initial-weights/SHA256/NAME     a local checkpoint; NAME is weights.safetensors or weights.pth, by its content
 """
 
 from __future__ import annotations
@@ -23,10 +25,14 @@ from botocore.exceptions import ClientError
 from tqdm import tqdm
 
 from experiments.errors import UserError
+from lightning_modules.files import is_safetensors
 from lightning_modules.listing import list_photos, split_folders, why_no_photo
 from sagemaker_launch.aws.client import THREADS
 from sagemaker_launch.settings.cloud import CloudSettings
 from sagemaker_launch.shipping.bundle import Bundle
+
+ARCHIVES = ("GLACIER", "DEEP_ARCHIVE")
+"""Storage classes whose objects can't be read before they are restored (S3's user guide, read 2026-11)."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +115,8 @@ class Shipment:
         """Upload the files that S3 lacks; after an interruption the next call uploads the rest.
 
         Raises:
-            UserError: if a bucket is in another region, or a photo changed while it was read.
+            UserError: if a bucket is in another region, a photo changed while it was read, or photos of another job are
+                gone.
         """
         storage = Storage(client, settings)
         storage.require_region()
@@ -117,11 +124,13 @@ class Shipment:
             require_bucket_region(client, self.photos.split("/")[2], "data.root")
         if isinstance(self.photos, PhotoSet):
             storage.upload_photos(self.photos)
+        elif self.photos.startswith(f"{settings.uri}/") and self.photos.endswith("/manifest.json"):
+            storage.require_photos(self.photos)
         archive = f"{self._code_folder}/sourcedir.tar.gz"
         if not storage.exists(archive):
             storage.put(archive, self.bundle.archive)
         if isinstance(self.weights, Path):
-            storage.upload_file(f"{self._weights_folder}/{self.weights.name}", self.weights)
+            storage.upload_file(f"{self._weights_folder}/{weights_name(self.weights)}", self.weights)
 
     @property
     def _code_folder(self) -> str:
@@ -149,25 +158,47 @@ class Storage:
         require_bucket_region(self._client, self._bucket, "cloud.bucket")
 
     def upload_photos(self, photos: PhotoSet) -> None:
-        """Upload the photos of a data set that S3 lacks.
+        """Upload the photos of a data set that S3 lacks; two listings find them.
 
         Raises:
             UserError: if a photo changed while it was read.
         """
-        manifest = photos.manifest
-        if self.exists(manifest):
-            return
         uploaded = self._names("data/objects/", of="data/objects/")
         missing = [name for name in photos.objects if name not in uploaded]
         with ThreadPoolExecutor(THREADS) as pool:
             sent = pool.map(lambda name: self._upload_photo(name, photos.objects[name]), missing)
             for _ in _progress("uploading photos", sent, len(missing)):
                 pass
-        index = f"{manifest.rpartition('/')[0]}/index.json"
+        manifest, folder = photos.manifest, f"{photos.manifest.rpartition('/')[0]}/"
+        if {"index.json", "manifest.json"} <= self._names(folder, of=folder):
+            return
+        index = f"{folder}index.json"
         self.put(index, json.dumps(photos.index, sort_keys=True).encode())
         # On the instance all objects are in one folder; the index has their original paths.
         listed = [*(f"objects/{name}" for name in sorted(photos.objects)), index.removeprefix("data/")]
         self.put(manifest, json.dumps([{"prefix": f"{self._uri}/data/"}, *listed]).encode())
+
+    def require_photos(self, manifest: str) -> None:
+        """Check that S3 has what the manifest of another job names.
+
+        Args:
+            manifest: its URI, below this prefix.
+
+        Raises:
+            UserError: naming what is gone.
+        """
+        key = manifest.removeprefix(f"{self._uri}/")
+        remedy = "run the command that started the first job with these photos again: it sends what is missing"
+        if not self.exists(key):
+            raise UserError(f"the photos of that job must be in S3, {manifest} is gone: {remedy}")
+        content = self._client.get_object(Bucket=self._bucket, Key=f"{self._prefix}/{key}")["Body"].read()
+        _, *named = json.loads(content)
+        stored = self._names("data/objects/", of="data/") | self._names("data/sets/", of="data/")
+        if gone := [name for name in named if name not in stored]:
+            raise UserError(
+                f"the photos of that job must be in S3, {len(gone)} of {len(named)} objects are gone that {manifest} "
+                f"names, such as {gone[0]}: {remedy}"
+            )
 
     def upload_file(self, key: str, path: Path) -> None:
         """Upload a file of any size, once."""
@@ -201,11 +232,12 @@ class Storage:
         return key.rpartition("/")[2] in self._names(key, of=f"{key.rpartition('/')[0]}/")
 
     def _names(self, start: str, *, of: str) -> set[str]:
-        """Names, below the folder `of`, of the objects whose keys begin with `start`."""
+        """Names, below the folder `of`, of the readable objects whose keys begin with `start`."""
         pages = self._client.get_paginator("list_objects_v2").paginate(
             Bucket=self._bucket, Prefix=f"{self._prefix}/{start}"
         )
-        keys = (entry["Key"] for page in pages for entry in page.get("Contents", ()))
+        entries = (entry for page in pages for entry in page.get("Contents", ()))
+        keys = (entry["Key"] for entry in entries if entry.get("StorageClass") not in ARCHIVES)
         return {key.removeprefix(f"{self._prefix}/{of}") for key in keys}
 
 
@@ -250,7 +282,12 @@ def encryption(settings: CloudSettings) -> dict[str, str]:
 
 def weights_folder(sha256: str) -> str:
     """The key of a checkpoint below the project's prefix, by its hash."""
-    return f"weights/{sha256[:32]}"
+    return f"initial-weights/{sha256[:32]}"
+
+
+def weights_name(weights: Path) -> str:
+    """The name of a checkpoint in its folder, whatever it is called here: one content has one name."""
+    return "weights.safetensors" if is_safetensors(weights) else "weights.pth"
 
 
 def file_sha256(path: Path) -> str:

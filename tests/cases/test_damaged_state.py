@@ -169,11 +169,22 @@ def test_a_damaged_last_checkpoint_costs_the_epochs_after_the_best_one(
 
 
 @pytest.mark.parametrize("damage", [empty, cut, flip])
-def test_a_damaged_best_checkpoint_costs_the_epochs_so_far(
+def test_a_damaged_best_checkpoint_costs_nothing(
     config: RunConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], damage: Damage
 ) -> None:
+    whole = train(override(config, {"output_dir": config.output_dir / "whole"}))
     path = interrupted(config, 3, monkeypatch)
     damage(path / CHECKPOINT_FOLDER / "best.ckpt")
+    assert losses(train(config)) == losses(whole)
+    assert "best.ckpt is damaged: it is written again from last.ckpt" in capsys.readouterr().err
+
+
+def test_a_run_whose_checkpoints_are_both_damaged_is_trained_again(
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = interrupted(config, 3, monkeypatch)
+    for name in ("best.ckpt", "last.ckpt"):
+        cut(path / CHECKPOINT_FOLDER / name)
     folder = train(config)
     assert folder.outcome is not None and folder.outcome.state == "COMPLETE"
     assert "best.ckpt is damaged: the run is trained again from its beginning" in capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import math
@@ -34,6 +35,7 @@ from sagemaker_launch.account.permissions import CALLS
 from sagemaker_launch.aws import client as aws
 from sagemaker_launch.aws.logs import job_log
 from sagemaker_launch.aws.resources import TRAINING
+from sagemaker_launch.container.metric_lines import parse_lines
 from sagemaker_launch.jobs.launch import Launched, launch
 from sagemaker_launch.jobs.requests import training_job
 from sagemaker_launch.rehearse import run_rehearsal
@@ -190,7 +192,7 @@ def test_complete_jobs_leave_no_weights_for_later_ones_to_restore(flow: Cloud) -
     pages = listed.paginate(Bucket=flow.settings.bucket, Prefix=f"{flow.settings.prefix}/checkpoints/")
     kept = [entry["Key"] for page in pages for entry in page["Contents"]]
     assert sum(key.endswith("/metrics.jsonl") for key in kept) == len(flow.runs()) - 1, "all but the search itself"
-    assert not [key for key in kept if key.endswith((".ckpt", ".part"))]
+    assert not [key for key in kept if key.endswith((".ckpt", ".sagemaker-ignore"))]
 
 
 def test_no_credential_is_printed_logged_packed_or_stored(flow: Cloud, shared_run: SharedRun) -> None:
@@ -251,6 +253,51 @@ def test_an_interrupted_spot_job_ends_with_the_metrics_of_an_uninterrupted_one(f
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_ten_interruptions_with_part_of_the_files_in_s3_cost_no_epoch_that_s3_has(flow: Cloud, tmp_path: Path) -> None:
+    """Half of all copies to S3 are late; the uploader's markers are restored with the checkpoints."""
+    options = ["--trainer.max_epochs=300", "--optimizer.schedule=constant", "--optimizer.learning_rate=0.3"]
+    options += ["--trainer.record=none", "--data.cache=none", "--cloud.spot=true"]
+    control(os.environ, "POST", "faults?rate=0.5&slow_seconds=0&seed=7")
+    try:
+        assert flow.run("train", "--no-wait", *options) == 0
+        name = flow.sent("CreateTrainingJob", -1)["TrainingJobName"]
+        logs = boto3.client("logs", region_name="us-east-1")
+        for number in range(10):
+            wait_for(functools.partial(has_reached, logs, name, epoch=12 * (number + 1), attempt=number + 1), 600)
+            control(os.environ, "POST", f"interrupt/{name}?signal={('SIGKILL', 'SIGTERM')[number % 2]}")
+    finally:
+        control(os.environ, "POST", "faults?rate=0")
+    sagemaker = boto3.client("sagemaker", region_name="us-east-1")
+    wait_for(lambda: sagemaker.describe_training_job(TrainingJobName=name)["TrainingJobStatus"] != "InProgress", 600)
+    described = sagemaker.describe_training_job(TrainingJobName=name)
+    assert described["TrainingJobStatus"] == "Completed", described.get("FailureReason")
+    interrupted = [each for each in described["SecondaryStatusTransitions"] if each["Status"] == "Interrupted"]
+    assert len(interrupted) == 10
+    assert flow.run("sync", name, "--models") == 0
+    run = flow.runs()[name]
+    history = flow.history(run)
+    assert set(history) == set(range(1, 301))
+    assert history == train_locally(at_home(flow, run), tmp_path)
+    exported = json.loads((flow.home / "cloud" / name / "export" / "model.json").read_text())["metrics"]
+    assert exported["val_loss"] == pytest.approx(run.data.metrics["best_val_loss"], abs=1e-5)
+    assert run.data.metrics["best_val_loss"] == min(values["val_loss"] for values in history.values())
+
+
+def has_reached(logs: Any, name: str, *, epoch: int, attempt: int) -> bool:
+    """Whether an attempt of a job, counted from 1, has reported an epoch."""
+    group = {"logGroupName": "/aws/sagemaker/TrainingJobs", "logStreamNamePrefix": f"{name}/"}
+    reported: dict[str, int] = {}
+    for page in logs.get_paginator("filter_log_events").paginate(**group):
+        for event in page["events"]:
+            epochs = [line.epoch for line in parse_lines([event["message"]]) if line.topic == "metrics"]
+            stream = event["logStreamName"]
+            reported[stream] = max(reported.get(stream, 0), *epochs, 0)
+    newest = [reported[stream] for stream in sorted(reported)]
+    return len(newest) >= attempt and newest[attempt - 1] >= epoch
+
+
+@pytest.mark.slow
 def test_a_job_without_network_finds_its_packages(flow: Cloud) -> None:
     assert flow.run("train", "--cloud.network_isolation=true") == 0
     described = boto3.client("sagemaker", region_name="us-east-1").describe_training_job(
@@ -289,7 +336,10 @@ def test_fifty_launches_on_a_bad_day_leave_fifty_jobs(
         def start(seed: int) -> Launched:
             config = RunConfig(seed=seed)
             return launch(
-                sagemaker, TRAINING, "storm", lambda name: training_job(settings, config, nothing, "image", name=name)
+                sagemaker,
+                TRAINING,
+                "storm",
+                lambda name, checkpoints="": training_job(settings, config, nothing, "image", name=name),
             )
 
         with ThreadPoolExecutor(8) as pool:

@@ -115,14 +115,14 @@ def test_a_photo_that_changes_meanwhile_is_named(s3: Any, photos: Path, tmp_path
 
 
 def test_a_checkpoint_and_the_code_travel_once(s3: Any, photos: Path, tmp_path: Path) -> None:
-    weights = tmp_path / "mine.safetensors"
+    weights = tmp_path / "mine (2).pth"
     weights.write_bytes(b"weights")
     config = load_config(None, {"data.name": "folder", "data.root": photos, "model.weights": str(weights)})
     shipment, sent = make_shipment(SETTINGS, config)
     shipment.upload(s3, SETTINGS)
-    assert sent.model.weights == "mine.safetensors"
+    assert sent.model.weights == "weights.pth"
     names = {key.rpartition("/")[2] for key in keys(s3)}
-    assert {"mine.safetensors", "sourcedir.tar.gz", "manifest.json"} <= names
+    assert {"weights.pth", "sourcedir.tar.gz", "manifest.json"} <= names
     inputs = shipment.inputs(SETTINGS)
     for uri in (inputs.photos, inputs.code, inputs.weights):
         assert any(f"s3://{SETTINGS.bucket}/{key}".startswith(str(uri)) for key in keys(s3)), uri

@@ -336,7 +336,7 @@ def test_the_logger_gets_one_line_an_epoch_and_the_facts_of_the_data(config: Run
 def test_a_torn_checkpoint_beside_the_whole_one_is_of_no_account(config: RunConfig, tmp_path: Path) -> None:
     with pytest.raises(ConnectionAbortedError):
         run(config, tmp_path, StopAfterEpoch(2))
-    (tmp_path / CHECKPOINT_FOLDER / ".last.ckpt.part").write_bytes(b"half")
+    (tmp_path / CHECKPOINT_FOLDER / ".last.ckpt.part.sagemaker-ignore").write_bytes(b"half")
     assert list(run(config, tmp_path).history) == [1, 2, 3]
 
 

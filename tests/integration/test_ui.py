@@ -28,6 +28,8 @@ from experiments.study.storage import open_storage
 from experiments.study.study import load_study
 from tests.conftest import REPOSITORY
 
+STUDIO = "d-abcdefgh1234.studio.eu-west-1.sagemaker.aws"
+
 
 def with_studies(output_dir: Path, *names: str) -> None:
     """Studies of a finished trial each, the last one changed last."""
@@ -65,7 +67,8 @@ def test_both_uis_answer_and_end_together(tmp_path: Path, mlflow_database: Path)
     with_studies(tmp_path, "old", "new")
     shutil.copy(mlflow_database, tmp_path / "mlflow.db")
     port = free_port()
-    with ui(tmp_path, "--port", str(port), "--dashboard", "--dashboard-port", "0") as process:
+    options = ["--port", str(port), "--dashboard", "--dashboard-port", "0", "--allow-host", STUDIO]
+    with ui(tmp_path, *options) as process:
         try:
             assert process.stdout is not None
             (first,) = itertools.islice((line for line in process.stdout if " at http" in line), 1)
@@ -81,6 +84,9 @@ def test_both_uis_answer_and_end_together(tmp_path: Path, mlflow_database: Path)
             assert "Optuna Dashboard" in get(f"{optuna_url}/dashboard", process).text
             assert requests.delete(f"{optuna_url}/api/studies/{study['study_id']}", timeout=10).status_code == 403
             assert get(f"http://127.0.0.1:{port}/health", process).text == "OK"
+            for url in (f"http://127.0.0.1:{port}/ajax-api/2.0/mlflow/experiments/search", f"{optuna_url}/api/studies"):
+                assert through_proxy(url, STUDIO) == {"host kept": 200, "host replaced": 200}
+                assert through_proxy(url, f"{STUDIO}.example.com") == {"host kept": 403, "host replaced": 403}
             addresses = {
                 (one.laddr.ip, one.laddr.port)
                 for owner in [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
@@ -94,6 +100,18 @@ def test_both_uis_answer_and_end_together(tmp_path: Path, mlflow_database: Path)
         assert process.wait(60) == 130
     _, alive = psutil.wait_procs(children, timeout=30)
     assert not alive
+
+
+def through_proxy(url: str, name: str) -> dict[str, int]:
+    """Status of a request of a page behind a proxy of a name: MLflow's pages post, Optuna's get."""
+    origin = {"Origin": f"https://{name}"}
+    cases = {"host kept": {"Host": name, **origin}, "host replaced": origin}
+    if "ajax-api" in url:
+        return {
+            case: requests.post(url, headers=sent, json={"max_results": 1}, timeout=10).status_code
+            for case, sent in cases.items()
+        }
+    return {case: requests.get(url, headers=sent, timeout=10).status_code for case, sent in cases.items()}
 
 
 def call(app: ReadOnlyDashboard, path: str, method: str = "GET") -> tuple[str, str]:

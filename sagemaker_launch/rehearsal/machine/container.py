@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from sagemaker_launch.container.machines import REHEARSED_WITHOUT_GPU
 from sagemaker_launch.rehearsal.keys import KeyPair
 from sagemaker_launch.rehearsal.machine.image import VENV, Image
 from sagemaker_launch.rehearsal.machine.namespaces import SYSTEM_PATH, Namespaces, Process, own_folder, own_tmp
@@ -31,8 +32,8 @@ OWN_SCRIPT = f"{OPT_ML}/input/data/code/train.py"
 
 GPU = Path("/dev/nvidiactl")
 """Device file of NVIDIA's driver."""
-NEEDS_GPU = ("SERVING_DEVICE", "TRAINING_DEVICE")
-"""Variables by which the launcher says that an instance has a GPU."""
+NEEDS_GPU = "SERVING_DEVICE"
+"""Variable by which the launcher says that the instance of an endpoint has a GPU."""
 
 log = logging.getLogger(__name__)
 
@@ -64,6 +65,8 @@ class ContainerSpec:
     """Of this server."""
     keys: KeyPair
     """Of the job's role."""
+    may_lack_gpu: bool = False
+    """Whether a job of a GPU instance may train on the CPU."""
 
 
 class Container:
@@ -187,7 +190,7 @@ class Container:
         # algo-1 resolves only where this container has its own /etc/hosts.
         hosts = sorted(spec.hosts) if self._namespaces is not None else ["localhost"]
         group = {"instance_group_name": "homogeneousCluster", "instance_type": spec.instance_type, "hosts": hosts}
-        resources = {
+        resources: dict[str, Any] = {
             "current_host": spec.host if self._namespaces is not None else "localhost",
             "current_instance_type": spec.instance_type,
             "current_group_name": "homogeneousCluster",
@@ -196,6 +199,8 @@ class Container:
             # eth0 on AWS; here all containers share the loopback interface.
             "network_interface_name": "lo",
         }
+        if spec.may_lack_gpu:
+            resources[REHEARSED_WITHOUT_GPU] = True
         config = self.ml / "input" / "config"
         (config / "hyperparameters.json").write_text(json.dumps(hyperparameters))
         (config / "inputdataconfig.json").write_text(json.dumps(spec.channels))
@@ -229,7 +234,7 @@ class Container:
             "TRAINING_JOB_ARN": spec.job_arn,
             "CURRENT_HOST": spec.host,
             **spec.keys.environment(),
-            **without_gpu(spec.environment),
+            **spec.environment,
         }
         if not spec.network_isolation:
             # The toolkit reads the first, boto3 the second. They hold what the address "s3.amazonaws.com" is to AWS.
@@ -263,11 +268,11 @@ class Container:
 
 
 def without_gpu(environment: Mapping[str, str]) -> dict[str, str]:
-    """The variables of a container, which needs no GPU where this machine has none."""
-    needs = [name for name in NEEDS_GPU if environment.get(name) == "cuda" and not GPU.exists()]
-    if needs:
-        log.warning("this machine has no GPU: a container of an instance with GPUs is rehearsed on the CPU")
-    return {**environment, **dict.fromkeys(needs, "")}
+    """The variables of a container of an endpoint, which needs no GPU where this machine has none."""
+    if environment.get(NEEDS_GPU) != "cuda" or GPU.exists():
+        return dict(environment)
+    log.warning("this machine has no GPU: a container of an instance with GPUs is rehearsed on the CPU")
+    return {**environment, NEEDS_GPU: ""}
 
 
 def bind_environment(tree: Path) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import hashlib
 import json
@@ -23,6 +24,9 @@ from moto.utilities.utils import get_partition
 
 from lightning_modules.files import replaced_whole
 from sagemaker_launch.rehearsal.iam import Access
+
+IGNORED, UPLOADING, UPLOADED = ".sagemaker-ignore", ".sagemaker-uploading", ".sagemaker-uploaded"
+"""Ends of names that AWS's uploader of checkpoints leaves out, or gives to its own files (observed 2026)."""
 
 
 class DataError(Exception):
@@ -69,6 +73,8 @@ class Objects:
         self.access: Access | None = None
         """Who may do what; None lets everybody do everything."""
         self._role = ""
+        self.skips_file: Callable[[], bool] = lambda: False
+        """Whether a file is copied later, asked at each."""
         self._region, self._cache = region, cache
         self._lock = threading.Lock()
         self._backend: S3Backend = s3_backends[account][get_partition(region)]
@@ -261,33 +267,60 @@ class FolderSync:
     What is deleted in the folder is deleted on S3 (docs.aws.amazon.com/sagemaker/latest/dg/model-checkpoints.html).
     """
 
-    def __init__(self, objects: Objects, folder: Path, uri: Uri, *, unfinished: str | None = None) -> None:
+    def __init__(
+        self, objects: Objects, folder: Path, uri: Uri, *, unfinished: str = IGNORED, marks: bool = False
+    ) -> None:
         """Begin with what the folder holds now.
 
         Args:
             unfinished: the end of names that are left out.
+            marks: put empty files beside the files that are copied, as AWS's uploader of checkpoints does:
+                `NAME.sagemaker-uploading` meanwhile, `NAME.sagemaker-uploaded` afterwards, which is copied too.
         """
+        self._marks = marks
         self._objects, self._folder, self._uri = objects, folder, uri
         self._unfinished = unfinished
         self._seen = dict(_states(folder))
 
-    def sync(self) -> int:
-        """Upload what is new or changed since the last call, delete what is gone; return how many were uploaded."""
+    def sync(self, *, whole: bool = True) -> int:
+        """Upload what is new or changed since the last call, delete what is gone; return how many were uploaded.
+
+        Args:
+            whole: false may leave files for the next call.
+        """
         uploaded, there = 0, dict(_states(self._folder))
         for path in self._seen.keys() - there.keys():
             self._objects.delete(self._at(path))
             del self._seen[path]
         for path, state in there.items():
-            if self._seen.get(path) == state or path.suffix == self._unfinished:
+            if self._seen.get(path) == state or path.name.endswith((self._unfinished, UPLOADING)):
+                continue
+            if not whole and self._objects.skips_file():
                 continue
             try:
-                content = path.read_bytes()
+                with self._marked(path):
+                    self._objects.put(self._at(path), path.read_bytes())
             except FileNotFoundError:
                 continue  # renamed or deleted meanwhile
-            self._objects.put(self._at(path), content)
             self._seen[path] = state
             uploaded += 1
         return uploaded
+
+    @contextlib.contextmanager
+    def _marked(self, path: Path) -> Iterator[None]:
+        """While a file is copied."""
+        if not self._marks or path.name.endswith(UPLOADED):
+            yield
+            return
+        marker = path.with_name(f"{path.name}{UPLOADING}")
+        marker.touch()
+        try:
+            yield
+        except BaseException:
+            marker.unlink(missing_ok=True)
+            raise
+        with contextlib.suppress(FileNotFoundError):  # the job has deleted it
+            marker.rename(path.with_name(f"{path.name}{UPLOADED}"))
 
     def _at(self, path: Path) -> Uri:
         return self._uri / path.relative_to(self._folder).as_posix()

@@ -70,6 +70,8 @@ class Settings:
     """How many times faster than asked for traffic is shifted: at 600 a wait of ten minutes takes a second."""
     torchserve_environment: Path | None = None
     """Folder in which AWS's inference container is built; None refuses its image."""
+    without_gpu: bool = False
+    """Let jobs of GPU instances train on the CPU. No request can set it."""
     debugger: bool = True
     """Whether the account has SageMaker Debugger."""
     keep_trees: bool = False
@@ -222,6 +224,7 @@ class JobRunner(threading.Thread):
             checkpoints=Path(checkpoints.get("LocalPath", OPT_ML / "checkpoints")) if checkpoints else None,
             endpoint_url=self._machine.url,
             keys=self._machine.keys.of(request["RoleArn"]),
+            may_lack_gpu=self._settings.without_gpu,
         )
 
     def _attempt(self, containers: Sequence[Container]) -> Ending:
@@ -251,7 +254,7 @@ class JobRunner(threading.Thread):
             for reader in readers:
                 reader.join()
             for sync in syncs:
-                sync.sync()
+                sync.sync(whole=ending != "interrupted")
             return ending
         finally:
             job.training_seconds += time.monotonic() - began
@@ -277,7 +280,7 @@ class JobRunner(threading.Thread):
             restored = self._objects.restore(uri, container.checkpoints)
             if restored:
                 log.info("job %s: restored %d checkpoint files from %s", self._job.name, restored, uri)
-        return [FolderSync(self._objects, container.checkpoints, uri) for container in containers]
+        return [FolderSync(self._objects, container.checkpoints, uri, marks=True) for container in containers]
 
     def _tensor_syncs(self, containers: Sequence[Container]) -> list[FolderSync]:
         """Prepare to upload what Debugger saves."""
@@ -340,7 +343,7 @@ class JobRunner(threading.Thread):
                 return ending
             if time.monotonic() >= next_sync:
                 for sync in syncs:
-                    sync.sync()
+                    sync.sync(whole=False)
                 next_sync = time.monotonic() + self._settings.checkpoint_seconds
             containers[0].wait(POLL_SECONDS)
 
@@ -353,7 +356,7 @@ class JobRunner(threading.Thread):
                 if self._machine.shutdown.is_set():
                     return
                 for sync in syncs:
-                    sync.sync()
+                    sync.sync(whole=False)
 
     def _reason_to_stop(self, trained: float = 0.0) -> Ending | None:
         condition = self._job.request["StoppingCondition"]

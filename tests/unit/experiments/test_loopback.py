@@ -48,3 +48,37 @@ def test_no_other_name_is_taken(host: str) -> None:
 )
 def test_only_pages_of_the_server_itself_may_ask(origin: str) -> None:
     assert "Origin header" in (why_foreign("localhost:5000", origin) or "")
+
+
+STUDIO = "d-abc.studio.eu-west-1.sagemaker.aws"
+
+
+@pytest.mark.parametrize(
+    ("host", "origin"),
+    [
+        (STUDIO, None),
+        (f"{STUDIO}:443", f"https://{STUDIO}"),
+        (STUDIO.upper(), f"https://{STUDIO}"),
+        ("127.0.0.1:5000", f"https://{STUDIO}"),  # the proxy has replaced the Host header
+        ("127.0.0.1:5000", "http://127.0.0.1:5000"),
+    ],
+)
+def test_a_name_that_a_person_allows_is_taken(host: str, origin: str | None) -> None:
+    assert why_foreign(host, origin, [STUDIO]) is None
+    if STUDIO in f"{host}{origin}".lower():
+        assert why_foreign(host, origin) is not None
+
+
+@pytest.mark.parametrize(
+    ("host", "origin"),
+    [
+        (f"x.{STUDIO}", None),
+        (f"{STUDIO}.example.com", None),
+        (STUDIO, "https://example.com"),
+        ("127.0.0.1:5000", f"https://{STUDIO}.example.com"),
+        ("127.0.0.1:5000", "null"),
+        (STUDIO, ""),
+    ],
+)
+def test_an_allowed_name_allows_no_other(host: str, origin: str | None) -> None:
+    assert why_foreign(host, origin, [STUDIO]) is not None

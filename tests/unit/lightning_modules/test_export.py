@@ -138,7 +138,7 @@ def test_exported_files_are_readable_by_other_users(written: Path) -> None:
 
 
 def test_export_replaces_an_older_one_and_its_leftovers(network: nn.Module, tmp_path: Path) -> None:
-    for leftover in (tmp_path / "model" / "stale.txt", tmp_path / ".model.part" / "stale.txt"):
+    for leftover in (tmp_path / "model" / "stale.txt", tmp_path / ".model.part.sagemaker-ignore" / "stale.txt"):
         leftover.parent.mkdir()
         leftover.write_text("from an older export")
     assert export(network, tmp_path / "model") == tmp_path / "model"

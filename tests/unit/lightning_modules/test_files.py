@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError
 
 from experiments.callbacks.checkpoints import AtomicCheckpointIO
-from lightning_modules.files import replaced_whole
+from lightning_modules.files import TEMPORARY, remove_shared, replaced_whole
 
 
 def test_a_file_appears_whole_under_its_name(tmp_path: Path) -> None:
@@ -25,7 +25,7 @@ def test_a_file_appears_whole_under_its_name(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("shared", [True, False])
 def test_what_a_killed_process_left_is_replaced(tmp_path: Path, shared: bool) -> None:
-    left = tmp_path / (f".kept.{os.getpid()}.part" if shared else ".kept.part")
+    left = tmp_path / (f".kept.{os.getpid()}{TEMPORARY}" if shared else f".kept{TEMPORARY}")
     (left / "old").mkdir(parents=True)
     with replaced_whole(tmp_path / "kept", shared=shared) as part:
         assert part == left
@@ -90,3 +90,39 @@ def test_a_checkpoint_that_finds_no_room_names_the_disk_and_keeps_the_older_one(
     monkeypatch.undo()
     assert [path.name for path in tmp_path.iterdir()] == ["last.ckpt"]
     assert torch.load(checkpoint, weights_only=True) == {"epoch": 1}
+
+
+@pytest.mark.parametrize("adds", [True, False])
+def test_a_folder_is_removed_while_another_program_adds_and_removes_files(
+    adds: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As SageMaker's uploader does beside the files that it copies."""
+    folder = tmp_path / "checkpoints"
+    (folder / "more").mkdir(parents=True)
+    for name in ("best.ckpt", "last.ckpt", "last.ckpt.sagemaker-uploading", "more/one.ckpt"):
+        (folder / name).write_bytes(b"weights")
+    unlink = os.unlink
+
+    def unlink_beside(path: str | Path) -> None:
+        unlink(path)
+        if str(path).endswith("ckpt"):
+            (folder / "last.ckpt.sagemaker-uploading").unlink(missing_ok=True)
+            if adds:
+                Path(f"{path}.sagemaker-uploaded").touch()
+
+    monkeypatch.setattr(os, "unlink", unlink_beside)
+    remove_shared(folder)
+    left = [path.name for path in folder.rglob("*") if path.is_file()]
+    assert all(name.endswith(".sagemaker-uploaded") for name in left)
+    assert folder.exists() == adds
+
+
+def test_a_file_that_cannot_be_removed_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "best.ckpt").touch()
+
+    def refuse(_path: Path) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(tmp_path / "best.ckpt"))
+
+    monkeypatch.setattr(os, "unlink", refuse)
+    with pytest.raises(PermissionError, match="Permission denied"):
+        remove_shared(tmp_path)

@@ -215,7 +215,7 @@ def test_what_a_power_cut_leaves_at_the_end_is_skipped(folder: RunFolder, torn: 
 
 @pytest.mark.parametrize("left", ["", "{", '{"name": "half'])
 def test_what_a_kill_left_beside_run_json_is_harmless(folder: RunFolder, left: str) -> None:
-    (folder.path / ".run.json.part").write_text(left)
+    (folder.path / ".run.json.part.sagemaker-ignore").write_text(left)
     assert again(folder).read().name == "trial 0003"
     again(folder).add_params({"data.classes": 10})
     assert again(folder).read().params["data.classes"] == "10"

@@ -95,7 +95,7 @@ def test_a_kill_while_it_is_computed_leaves_nothing_in_use(tmp_path: Path) -> No
         open_array(tmp_path, {"key": "a"}, shape=(10, 4), dtype="float32", fill=killed, max_gb=1.0)
     assert entries(tmp_path) == []
     assert float(open_one(tmp_path, Filler(1.0)).max()) == 1.0
-    assert not list(tmp_path.glob(".*.part"))
+    assert not list(tmp_path.glob(".*.part.sagemaker-ignore"))
 
 
 def test_two_at_once_compute_it_once(tmp_path: Path) -> None:
@@ -148,7 +148,7 @@ def test_a_disk_that_fills_up_is_named_and_nothing_is_left(
         with pytest.raises(CacheTooSmallError, match=rule):
             open_one(tmp_path, fill)
     assert fill.calls == 0
-    assert not list(tmp_path.glob(".*.part"))
+    assert not list(tmp_path.glob(".*.part.sagemaker-ignore"))
     open_one(tmp_path, fill)
     assert fill.calls == 1
 
@@ -161,7 +161,7 @@ def test_where_the_file_system_reserves_nothing_zeros_are_written(
     blocks: list[int] = []
 
     def fill(values: NDArray[Any]) -> None:
-        [file] = tmp_path.glob(".*.part/array.npy")
+        [file] = tmp_path.glob(".*.part.sagemaker-ignore/array.npy")
         blocks.append(file.stat().st_blocks)
         values[:] = 7
 
@@ -181,7 +181,7 @@ shutil.disk_usage = lambda folder: types.SimpleNamespace(free=10**12)  # somebod
 try:
     open_array(Path("small/arrays"), {}, shape=(2**22,), dtype="uint8", max_gb=1, fill=lambda values: values.fill(1))
 except CacheTooSmallError as error:
-    print(error, list(Path("small/arrays").glob(".*.part")))
+    print(error, list(Path("small/arrays").glob(".*.part.sagemaker-ignore")))
 """
     (tmp_path / "small").mkdir()
     mount = ["unshare", "-m", "sh", "-c", 'mount -t tmpfs -o size=1m none small && exec "$@"', "-"]
@@ -297,7 +297,7 @@ def test_space_is_reserved_where_the_system_has_no_call_for_it(
     blocks: list[int] = []
 
     def look(values: NDArray[Any]) -> None:
-        [part] = tmp_path.glob(f".*.part/{ARRAY_FILE}")
+        [part] = tmp_path.glob(f".*.part.sagemaker-ignore/{ARRAY_FILE}")
         blocks.append(part.stat().st_blocks * 512)
         values[:] = 5
 

@@ -18,12 +18,12 @@ from sagemaker_launch.aws.instances import (
     GPU_CAPABILITIES,
     INFERENCE_AMIS,
     family,
-    has_gpu,
     inference_ami,
     is_arm,
     local_disk_gb,
 )
 from sagemaker_launch.aws.prices import PRICES
+from sagemaker_launch.container.machines import has_gpu
 from sagemaker_launch.shipping.image_fit import OLDEST_CAPABILITIES
 from sagemaker_launch.shipping.shipment import SERVING_CUDA
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from experiments.config import RunConfig, is_sent, load_config, override, to_flat
+from experiments.errors import UserError
 from experiments.study.search_space import ChoiceRange, FloatRange, IntRange, SearchSpace, load_search_space
-from sagemaker_launch.container.hyperparameters import decode, encode, field_name, wire_name, wire_value
+from sagemaker_launch.container.hyperparameters import SAFE, decode, encode, field_name, wire_name, wire_value
 from tests.conftest import REPOSITORY
 
 SPACES = sorted((REPOSITORY / "conf" / "search").glob("*.yaml"))
@@ -31,9 +33,7 @@ def test_every_preset_comes_back_as_it_was(path: Path) -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(
-    weights=st.text(st.characters(codec="ascii", exclude_categories=["Cc"]), min_size=1).filter(
-        lambda t: t.strip() == t
-    ),
+    weights=st.from_regex(SAFE, fullmatch=True),
     learning_rate=st.floats(1e-12, 1e3),
     seed=st.integers(0, 2**32 - 1),
     compiled=st.sampled_from([True, False, "auto"]),
@@ -48,6 +48,21 @@ def test_any_config_comes_back_as_it_was(weights: str, learning_rate: float, see
         seed=seed,
     )
     assert sent_part(override(base, decode(encode(config)))) == sent_part(config)
+
+
+@settings(max_examples=300, deadline=None)
+@given(text=st.text(min_size=1) | st.text("a1.-_ $()`'\"\\;&|<>*?~#!{}[]\n\t", min_size=1))
+def test_text_is_one_word_for_a_shell_or_refused(text: str) -> None:
+    """AWS's toolkit 5.1.1 joins all values to a command line of a shell."""
+    config = replace(RunConfig(), model=replace(RunConfig().model, backbone=text))
+    if not SAFE.fullmatch(text):
+        for refused in (lambda: encode(config), lambda: wire_value("model.backbone", text)):
+            with pytest.raises(UserError, match=r"model\.backbone must have only letters, digits and \._- in a job"):
+                refused()
+        return
+    words = [word for name, value in encode(config).items() for word in (f"--{name}", str(json.loads(value)))]
+    assert shlex.split(" ".join(words), comments=True) == words
+    assert not set(" ".join(words)) & set("$`*?~{}[]()<>|&;!\n\0")
 
 
 @pytest.mark.parametrize("dialect", ["plain", "python", "quoted"])
@@ -97,7 +112,7 @@ def test_every_point_that_sagemaker_can_draw_is_the_config_that_optuna_would_hav
     space = load_search_space(path)
     point = data.draw(points(space))
     quoted = data.draw(st.booleans())
-    drawn = {wire_name(name): wire_value(value) for name, value in point.items()}
+    drawn = {wire_name(name): wire_value(name, value) for name, value in point.items()}
     if quoted:
         drawn = {name: json.dumps(value) for name, value in drawn.items()}
     at_home = override(RunConfig(), point)

@@ -12,9 +12,10 @@ from botocore.exceptions import ClientError, ReadTimeoutError
 from experiments.config import RunConfig
 from sagemaker_launch.aws.readback import ProtectionError
 from sagemaker_launch.aws.resources import TRAINING, TUNING, LaunchError, UnansweredError
-from sagemaker_launch.jobs.launch import job_name, launch
+from sagemaker_launch.container.machines import run_folder_name
+from sagemaker_launch.jobs.launch import Build, job_name, launch
 from sagemaker_launch.jobs.requests import training_job
-from sagemaker_launch.settings.cloud import load_cloud
+from sagemaker_launch.settings.cloud import CloudSettings, load_cloud
 from tests.unit.sagemaker_launch.jobs.test_requests import BASIC, INPUTS, tune
 
 
@@ -61,9 +62,18 @@ def error(code: str, status: int) -> ClientError:
     return ClientError(answer, "CreateTrainingJob")
 
 
-def build(seed: int = 0) -> Callable[[str], dict[str, Any]]:
-    settings = load_cloud(None, BASIC)
-    return lambda name: training_job(settings, RunConfig(seed=seed), INPUTS, "image", name=name)
+def build(seed: int = 0, settings: CloudSettings | None = None) -> Build:
+    settings = settings or load_cloud(None, BASIC)
+
+    def request(name: str, checkpoints: str = "") -> dict[str, Any]:
+        return training_job(settings, RunConfig(seed=seed), INPUTS, "image", name=name, checkpoints=checkpoints)
+
+    return request
+
+
+def checkpoints(service: Service, name: str) -> str:
+    """Where a job keeps its checkpoints."""
+    return str(service.jobs[name]["CheckpointConfig"]["S3Uri"])
 
 
 @pytest.fixture(autouse=True)
@@ -103,6 +113,8 @@ def test_what_failed_or_was_stopped_is_tried_again_under_the_next_name(status: s
     second = launch(service, TRAINING, "dogs", build())
     assert first.name.endswith("-1")
     assert second.name.endswith("-2")
+    assert checkpoints(service, second.name) == checkpoints(service, first.name), "paid for, and not lost"
+    assert run_folder_name(first.name) == run_folder_name(second.name) == first.name.removesuffix("-1")
 
 
 def test_again_starts_another_one_beside_a_complete_one() -> None:
@@ -110,7 +122,27 @@ def test_again_starts_another_one_beside_a_complete_one() -> None:
     first = launch(service, TRAINING, "dogs", build())
     service.jobs[first.name]["TrainingJobStatus"] = "Completed"
     assert launch(service, TRAINING, "dogs", build()).name == first.name
-    assert launch(service, TRAINING, "dogs", build(), again=True).name != first.name
+    second = launch(service, TRAINING, "dogs", build(), again=True)
+    assert second.name != first.name
+    assert checkpoints(service, second.name) != checkpoints(service, first.name), "it starts in an empty folder"
+    service.jobs[second.name]["TrainingJobStatus"] = "Stopped"
+    third = launch(service, TRAINING, "dogs", build(), again=True)
+    assert third.name.endswith("-3")
+    assert checkpoints(service, third.name) == checkpoints(service, second.name)
+    service.jobs[third.name]["TrainingJobStatus"] = "Completed"
+    fourth = launch(service, TRAINING, "dogs", build(), again=True)
+    folders = {checkpoints(service, each.name) for each in (first, second, third, fourth)}
+    assert len(folders) == 3
+    assert all(folder.endswith("/") for folder in folders), "or the one of dogs-1 begins as that of dogs-10 does"
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["dogs-1", "dogs-2026-11-30-07-40-00-123", "dogs-1a2b3c4d5e-1-001-1a2b3c4d", "1a2b3c4d5e-1", "dogs-1a2b3c4d5e"],
+)
+def test_names_of_other_programs_and_of_tuning_jobs_are_whole_folders(name: str) -> None:
+    assert run_folder_name(name) == name
+    assert run_folder_name("dogs-1a2b3c4d5e-12") == "dogs-1a2b3c4d5e"
 
 
 @pytest.mark.parametrize(
@@ -160,7 +192,7 @@ def test_a_job_with_debugger_that_is_refused_is_offered_the_recorder(debug: bool
     settings = load_cloud(None, BASIC | {"debugger.enabled": debug})
     service = Service(lambda: error(code, 400))
     with pytest.raises(LaunchError, match="AWS refuses training job") as refused:
-        launch(service, TRAINING, "dogs", lambda name: training_job(settings, RunConfig(), INPUTS, "i", name=name))
+        launch(service, TRAINING, "dogs", build(settings=settings))
     assert ("closed to new customers since 2026-07-30" in str(refused.value)) is offered
     assert ("--recorder" in str(refused.value)) is offered
 

@@ -30,7 +30,7 @@ CLOUD = load_cloud(None, SETTINGS)
 
 @pytest.fixture
 def config(photos: Path, tmp_path: Path) -> RunConfig:
-    weights = tmp_path / "mine.safetensors"
+    weights = tmp_path / "mine.pt"
     weights.write_bytes(b"weights")
     values = tiny(photos, tmp_path) | {"model.weights": str(weights), "optimizer.learning_rate": 0.05}
     return load_config(None, values)
@@ -49,7 +49,7 @@ def cats(folder: Path) -> Path:
 
 def test_without_a_config_a_job_is_repeated_on_its_own_channels(job: dict[str, Any]) -> None:
     again = config_for_another_job(RunConfig(), job, {})
-    assert (again.model.weights, again.optimizer.learning_rate) == ("mine.safetensors", 0.05)
+    assert (again.model.weights, again.optimizer.learning_rate) == ("weights.pth", 0.05)
     request = plan_training(CLOUD, again, channels=channels_of(job)).build("dogs-2")
     assert channels_of(request) == channels_of(job)
     assert request["HyperParameters"] == job["HyperParameters"]
@@ -74,7 +74,7 @@ def test_other_weights_are_refused(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("other.safetensors").write_bytes(b"others")
-    with pytest.raises(UserError, match=r"model\.weights must be those of dogs-1 \(mine\.safetensors, .*got "):
+    with pytest.raises(UserError, match=r"model\.weights must be those of dogs-1 \(weights\.pth, .*got "):
         config_for_another_job(override(config, {"model.weights": weights}), job, {})
 
 
@@ -86,7 +86,7 @@ def test_a_job_of_another_program_is_refused(job: dict[str, Any]) -> None:
 
 def params(config: RunConfig, job: dict[str, Any]) -> dict[str, str]:
     """Params of the job's run, as sync notes them."""
-    noted = {name: str(value) for name, value in to_flat(config).items()} | {"model.weights": "mine.safetensors"}
+    noted = {name: str(value) for name, value in to_flat(config).items()} | {"model.weights": "weights.pth"}
     facts = {name: str(value) for name, value in data_facts(open_data_once(config)).items()}
     return noted | facts | {WEIGHTS_PARAM: str(channels_of(job).weights)}
 

@@ -10,12 +10,10 @@ from typing import Any
 import pytest
 
 from experiments.config import RunConfig, load_config, override
-from experiments.errors import UserError
 from experiments.fields import fields_of
 from experiments.study.epochs import with_max_epochs
 from experiments.study.search_space import ChoiceRange, FloatRange, IntRange, SearchSpace, study_space
 from sagemaker_launch.aws.resources import validate
-from sagemaker_launch.container.entry import Job, job_config
 from sagemaker_launch.container.hyperparameters import decode, encode
 from sagemaker_launch.jobs.requests import training_job, tuning_job
 from sagemaker_launch.rehearsal.machine import container
@@ -177,27 +175,11 @@ def test_the_hyperparameters_of_a_training_job_are_the_config() -> None:
     assert decode(train(load_cloud(None, BASIC), config)["HyperParameters"]) == decode(encode(config))
 
 
-def test_a_job_on_an_instance_with_gpus_says_that_it_needs_them() -> None:
-    on_gpu = load_cloud(None, BASIC | {"instance_type": "ml.g5.xlarge", "environment": {"LEVEL": "1"}})
-    assert train(on_gpu)["Environment"] == {"TRAINING_DEVICE": "cuda", "LEVEL": "1"}
-    assert tune(on_gpu)["TrainingJobDefinition"]["Environment"]["TRAINING_DEVICE"] == "cuda"
-    assert "Environment" not in train(load_cloud(None, BASIC | {"instance_type": "ml.m5.large"}))
-
-
-def test_a_job_does_not_train_on_the_cpu_of_an_instance_with_gpus(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setenv("TRAINING_DEVICE", "cuda")
-    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
-    with pytest.raises(UserError, match=r"the job must see the GPU of its instance, and PyTorch .* sees none"):
-        job_config(Job(tmp_path, "job", {}, 1), tmp_path)
-
-
 def test_a_container_needs_no_gpu_where_the_rehearsals_machine_has_none(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    given = {"TRAINING_DEVICE": "cuda", "LEVEL": "1"}
+    given = {"SERVING_DEVICE": "cuda", "LEVEL": "1"}
     monkeypatch.setattr(container, "GPU", tmp_path / "none")
-    assert container.without_gpu(given) == {"TRAINING_DEVICE": "", "LEVEL": "1"}
+    assert container.without_gpu(given) == {"SERVING_DEVICE": "", "LEVEL": "1"}
     monkeypatch.setattr(container, "GPU", tmp_path)
     assert container.without_gpu(given) == given
