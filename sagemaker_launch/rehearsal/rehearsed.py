@@ -116,9 +116,12 @@ FIELDS: Mapping[str, Mapping[str, str]] = {
         "BestObjectiveNotImproving": "MaxNumberOfTrainingJobsNotImproving",
         "HyperParameterTrainingJobDefinition": """
             DefinitionName StaticHyperParameters AlgorithmSpecification RoleArn InputDataConfig VpcConfig
-            OutputDataConfig ResourceConfig StoppingCondition EnableNetworkIsolation
+            OutputDataConfig ResourceConfig HyperParameterTuningResourceConfig StoppingCondition EnableNetworkIsolation
             EnableInterContainerTrafficEncryption EnableManagedSpotTraining CheckpointConfig RetryStrategy
             Environment""",
+        "HyperParameterTuningResourceConfig": """
+            InstanceType InstanceCount VolumeSizeInGB VolumeKmsKeyId AllocationStrategy InstanceConfigs""",
+        "HyperParameterTuningInstanceConfig": "InstanceType InstanceCount VolumeSizeInGB",
         "HyperParameterAlgorithmSpecification": "TrainingImage TrainingInputMode=File|FastFile MetricDefinitions",
         "HyperParameterTuningJobWarmStartConfig": "ParentHyperParameterTuningJobs WarmStartType",
         "ParentHyperParameterTuningJob": "HyperParameterTuningJobName",

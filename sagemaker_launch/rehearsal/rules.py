@@ -71,13 +71,37 @@ def check_tuning_job(request: Mapping[str, Any], region: str | None = None) -> N
     config = request["HyperParameterTuningJobConfig"]
     if "TrainingJobDefinition" not in request:
         raise invalid("TrainingJobDefinition or TrainingJobDefinitions must be provided.")
-    definition = request["TrainingJobDefinition"]
+    definition = with_resource_config(request["TrainingJobDefinition"])
     _check_definition(definition)
-    if "ResourceConfig" not in definition:
-        raise invalid("TrainingJobDefinition.ResourceConfig must be provided.")
     _check_objective(config, definition)
     _check_ranges(config, definition)
-    check_rules("CreateHyperParameterTuningJob", request, region)
+    check_rules("CreateHyperParameterTuningJob", {**request, "TrainingJobDefinition": definition}, region)
+
+
+def with_resource_config(definition: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The TrainingJobDefinition of a tuning job with a ResourceConfig, whichever of two fields has the resources.
+
+    SDK v2 sends HyperParameterTuningResourceConfig, and reads ResourceConfig back. Of several instance types the first
+    is used here, as on AWS while it has capacity.
+
+    Raises:
+        SagemakerClientError: if neither field or both are there, or the instances are given twice.
+    """
+    flexible = definition.get("HyperParameterTuningResourceConfig")
+    if (flexible is None) == ("ResourceConfig" not in definition):
+        raise invalid(
+            "Exactly one of ResourceConfig and HyperParameterTuningResourceConfig must be provided in "
+            "TrainingJobDefinition."
+        )
+    if flexible is None:
+        return definition
+    fields = ("InstanceType", "InstanceCount", "VolumeSizeInGB")
+    configs = flexible.get("InstanceConfigs")
+    if configs is not None and any(field in flexible for field in fields):
+        raise invalid("HyperParameterTuningResourceConfig takes InstanceConfigs or InstanceType, and not both.")
+    source = {**flexible, **(configs[0] if configs else {})}
+    resources = {field: source[field] for field in (*fields, "VolumeKmsKeyId") if field in source}
+    return {**definition, "ResourceConfig": resources}
 
 
 def check_image(image: str, account: str, repositories: Sequence[str]) -> None:

@@ -14,6 +14,7 @@ from sagemaker_launch.aws.combinations import MAX_TAGS
 from sagemaker_launch.rehearsal.endpoints.endpoints import Endpoint
 from sagemaker_launch.rehearsal.endpoints.hosting import Hosting
 from sagemaker_launch.rehearsal.jobs.debugger import check_debugger
+from sagemaker_launch.rehearsal.jobs.log import JobMetrics
 from sagemaker_launch.rehearsal.jobs.strategies import make_strategy
 from sagemaker_launch.rehearsal.jobs.training import ENDED, TrainingJob
 from sagemaker_launch.rehearsal.jobs.tuning import TuningJob, TuningRunner
@@ -28,6 +29,7 @@ from sagemaker_launch.rehearsal.rules import (
     check_tuning_job,
     check_warm_start,
     invalid,
+    with_resource_config,
 )
 from sagemaker_launch.rehearsal.search import search
 
@@ -77,7 +79,8 @@ class Service:
 
     def _start(self, request: Request, tuning_job_arn: str | None) -> TrainingJob:
         name = request["TrainingJobName"]
-        job = TrainingJob(self.arn("training-job", name), request, tuning_job_arn)
+        published = JobMetrics(self.machine.settings.account, self.region, name)
+        job = TrainingJob(self.arn("training-job", name), request, tuning_job_arn, published.put)
         self.training_jobs[name] = job
         self._run(JobRunner(job, self.region, self.machine))
         return job
@@ -176,7 +179,8 @@ class Service:
     def create_hyper_parameter_tuning_job(self, request: Request) -> Answer:
         """CreateHyperParameterTuningJob."""
         check_tuning_job(request, self.region)
-        definition, name = request["TrainingJobDefinition"], request["HyperParameterTuningJobName"]
+        definition = with_resource_config(request["TrainingJobDefinition"])
+        name = request["HyperParameterTuningJobName"]
         self.check_machine(definition)
         with self.lock:
             if name in self.tuning_jobs:

@@ -25,6 +25,9 @@ ROLE = "arn:aws:iam::123456789012:role/clients"
 SECONDS = 500
 """Time of one script; pytest ends a test after 600 s."""
 
+SLOW = ("--health-check-timeout", "300")
+"""TorchServe takes minutes to start where other tests compute."""
+
 RunScript = Callable[..., None]
 
 
@@ -32,7 +35,7 @@ RunScript = Callable[..., None]
 def clients_environment(shared_run: SharedRun, job_images: Path) -> Mapping[str, str]:
     """The variables in which a client reaches the rehearsal that all clients share."""
     found = as_administrator(
-        start_shared(shared_run, job_images, "clients", "--torchserve-environment", str(job_images))
+        start_shared(shared_run, job_images, "clients", "--torchserve-environment", str(job_images), *SLOW)
     )
     iam = boto3.client(
         "iam",

@@ -26,7 +26,7 @@ UNREACHABLE = re.compile(r"Failed to establish a new connection|connection broke
 """What pip says when there is no package index, which is no fault of the requirements."""
 OUTCOMES = {works.__name__: "works", not_rehearsed.__name__: "not rehearsed"}
 
-Name = Literal["sdk_v2", "sdk_v3", "aws_cli"]
+Name = Literal["sdk_v2", "sdk_v3", "aws_cli", "smdebug"]
 NAMES: tuple[Name, ...] = get_args(Name)
 
 
@@ -64,6 +64,7 @@ CLIENTS: dict[Name, Client] = {
         Client("sdk_v2", "SageMaker SDK", "sagemaker"),
         Client("sdk_v3", "SageMaker SDK", "sagemaker"),
         Client("aws_cli", "AWS CLI", "awscli"),
+        Client("smdebug", "smdebug", "smdebug"),  # no scripts: those of sdk_v2 start it
     )
 }
 

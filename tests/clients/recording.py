@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 FILE = "CLIENT_OPERATIONS"
 """Environment variable with the file of the records, one line of JSON per operation."""
@@ -40,6 +41,19 @@ def not_rehearsed(operation: str) -> Iterator[None]:
     else:
         raise AssertionError(f"{operation} ended without an error")
     _record(operation, NOT_REHEARSED)
+
+
+def error_of(kind: type[Exception], call: Callable[[], object]) -> Any:
+    """The error of a call that must fail.
+
+    Raises:
+        AssertionError: if it does not.
+    """
+    try:
+        call()
+    except kind as error:
+        return error
+    raise AssertionError(f"no {kind.__name__} was raised")
 
 
 def _record(operation: str, outcome: str) -> None:

@@ -7,12 +7,13 @@ from pathlib import Path
 import pytest
 
 from tests.clients.conftest import RunScript
-from tests.clients.environments import CLIENTS
+from tests.clients.environments import CLIENTS, environment
 
 CLIENT = CLIENTS["sdk_v2"]
 pytestmark = pytest.mark.slow
 
 
 @pytest.mark.parametrize("script", CLIENT.scripts, ids=lambda script: script.stem)
-def test_a_script_does_what_it_declares(script: Path, run_script: RunScript) -> None:
-    run_script(CLIENT, script)
+def test_a_script_does_what_it_declares(script: Path, run_script: RunScript, photos: Path) -> None:
+    smdebug = environment(CLIENTS["smdebug"]) / "python"
+    run_script(CLIENT, script, PHOTOS=str(photos), SMDEBUG_PYTHON=str(smdebug))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import struct
 import threading
@@ -12,11 +13,15 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import IO
 
+from moto.cloudwatch.models import CloudWatchBackend, cloudwatch_backends
 from moto.logs.models import LogsBackend, logs_backends
 
 MAX_EVENT_CHARACTERS = 256_000
 """Longer messages become several events. CloudWatch takes 1 MB per event (API_PutLogEvents, 2026), and a character has
 at most 4 bytes."""
+
+METRICS_NAMESPACE = "/aws/sagemaker/TrainingJobs"
+"""CloudWatch's namespace of the metrics that jobs report (AWS documentation, 2025)."""
 
 LAST_LINES = 20
 """Last lines of a container's output, for a failure that the job does not explain."""
@@ -30,11 +35,26 @@ class MetricPoint:
     time: datetime
 
 
+Publish = Callable[[str, MetricPoint], None]
+"""Takes the name of a metric and a value."""
+
+
+def publish_nowhere(name: str, point: MetricPoint) -> None:
+    """Keep a value to the job."""
+
+
 class Metrics:
     """The values that a job reported, by metric name, in order."""
 
-    def __init__(self, definitions: Sequence[Mapping[str, str]]) -> None:
+    def __init__(self, definitions: Sequence[Mapping[str, str]], publish: Publish = publish_nowhere) -> None:
+        """Begin without a value.
+
+        Args:
+            definitions: MetricDefinitions of the job.
+            publish: called with each value.
+        """
         self._regexes = [(one["Name"], re.compile(one["Regex"])) for one in definitions]
+        self._publish = publish
         self._points: dict[str, list[MetricPoint]] = {}
         self._lock = threading.Lock()
 
@@ -47,8 +67,10 @@ class Metrics:
                     value = float32(float(match[1]))
                 except (ValueError, TypeError, OverflowError):
                     continue  # a regex that matched something else; AWS drops it silently, too
+                point = MetricPoint(value, now)
                 with self._lock:
-                    self._points.setdefault(name, []).append(MetricPoint(value, now))
+                    self._points.setdefault(name, []).append(point)
+                self._publish(name, point)
 
     def points(self, name: str) -> list[MetricPoint]:
         """All values of a metric."""
@@ -64,6 +86,21 @@ class Metrics:
 def float32(value: float) -> float:
     """Round to single precision, which is what the API keeps of a metric (shape `MetricValue`: float)."""
     return float(struct.unpack("f", struct.pack("f", value))[0])
+
+
+class JobMetrics:
+    """The metrics of one job in CloudWatch, where the SDK's analytics and the console's graphs read them."""
+
+    def __init__(self, account: str, region: str, job_name: str) -> None:
+        self._backend: CloudWatchBackend = cloudwatch_backends[account][region]
+        self._dimensions = [{"Name": "TrainingJobName", "Value": job_name}]
+
+    def put(self, name: str, point: MetricPoint) -> None:
+        """Add a value, unless it is NaN or infinite, which PutMetricData refuses (API reference, 2026)."""
+        if math.isfinite(point.value):
+            # moto's times have no zone.
+            datum = {"MetricName": name, "Value": point.value, "Timestamp": point.time.replace(tzinfo=None)}
+            self._backend.put_metric_data(METRICS_NAMESPACE, [{**datum, "Dimensions": self._dimensions}])
 
 
 class LogStream:

@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-from sagemaker_launch.rehearsal.jobs.log import Metrics
+from sagemaker_launch.rehearsal.jobs.log import Metrics, Publish, publish_nowhere
 
 Status = Literal["InProgress", "Completed", "Failed", "Stopping", "Stopped"]
 ENDED = ("Completed", "Failed", "Stopped")
+STOPPING_CONDITION = {"MaxRuntimeInSeconds": 86_400}
+"""What AWS fills in (API reference of StoppingCondition, 2026)."""
 SPOT_SHARE = 0.3
 """Share of the training time that a spot job is billed here; on AWS the saving follows the market, up to 90 %."""
 MESSAGES = {
@@ -102,13 +104,25 @@ class RuleStatuses:
 class TrainingJob:
     """One training job: its request and its state."""
 
-    def __init__(self, arn: str, request: Mapping[str, Any], tuning_job_arn: str | None = None) -> None:
+    def __init__(
+        self,
+        arn: str,
+        request: Mapping[str, Any],
+        tuning_job_arn: str | None = None,
+        publish: Publish = publish_nowhere,
+    ) -> None:
+        """Begin to start.
+
+        Args:
+            tuning_job_arn: of the tuning job that it belongs to.
+            publish: called with each value of a metric.
+        """
         self.arn, self.tuning_job_arn = arn, tuning_job_arn
         self.request = {key: value for key, value in request.items() if key != "Tags"}
         self.tags: list[dict[str, str]] = list(request.get("Tags", ()))
         self.name: str = request["TrainingJobName"]
         self.rules = RuleStatuses(arn, request)
-        self.metrics = Metrics(request["AlgorithmSpecification"].get("MetricDefinitions", ()))
+        self.metrics = Metrics(request["AlgorithmSpecification"].get("MetricDefinitions", ()), publish)
         self.status: Status = "InProgress"
         self.created = self.modified = now()
         self.started: datetime | None = None
@@ -239,7 +253,9 @@ def described_defaults(request: Mapping[str, Any]) -> dict[str, Any]:
     output = {"KmsKeyId": "", "CompressionType": "GZIP", **request["OutputDataConfig"]}
     channel_defaults = {"CompressionType": "None", "RecordWrapperType": "None"}
     channels = [channel_defaults | channel for channel in request.get("InputDataConfig", ())]
-    return {"OutputDataConfig": output, **({"InputDataConfig": channels} if channels else {})}
+    stopping = {**STOPPING_CONDITION, **request["StoppingCondition"]}
+    fields: dict[str, Any] = {"OutputDataConfig": output, "StoppingCondition": stopping}
+    return {**fields, **({"InputDataConfig": channels} if channels else {})}
 
 
 def _transition(each: Transition) -> dict[str, Any]:

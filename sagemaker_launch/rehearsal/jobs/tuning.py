@@ -16,12 +16,15 @@ from typing import Any, Literal, Protocol
 
 from sagemaker_launch.rehearsal.jobs.strategies import Point, Result, Strategy
 from sagemaker_launch.rehearsal.jobs.training import ENDED, Status, TrainingJob, described_defaults, now
+from sagemaker_launch.rehearsal.rules import with_resource_config
 
 ObjectiveStatus = Literal["Succeeded", "Pending", "Failed"]
 OBJECTIVE_HYPERPARAMETER = "_tuning_objective_metric"
 """Static hyperparameter that the service adds, in JSON's quotes; the toolkit knows it."""
 OBJECTIVE_METRIC = "ObjectiveMetric"
 """A second name that the service gives to the objective."""
+RANGES = ("IntegerParameterRanges", "ContinuousParameterRanges", "CategoricalParameterRanges")
+"""Kinds of ranges, each of which a description has; SDK v2 reads all of them."""
 PATIENCE = 5
 """Training jobs without a success, or without an objective, after which the service gives up."""
 NO_OBJECTIVE = (
@@ -87,7 +90,7 @@ class TuningJob:
     @property
     def definition(self) -> dict[str, Any]:
         """TrainingJobDefinition with what the service adds, as public records of descriptions show it (2020, 2025)."""
-        definition = self.request["TrainingJobDefinition"]
+        definition = with_resource_config(self.request["TrainingJobDefinition"])
         objective = self.config["HyperParameterTuningJobObjective"]["MetricName"]
         algorithm = definition["AlgorithmSpecification"]
         metrics = algorithm.get("MetricDefinitions", [])
@@ -151,8 +154,14 @@ class TuningJob:
     def describe(self) -> dict[str, Any]:
         """The answer to DescribeHyperParameterTuningJob."""
         end = self.ended or now()
+        ranges = {**{kind: [] for kind in RANGES}, **self.config.get("ParameterRanges", {})}
         answer = {
             **{key: value for key, value in self.request.items() if key != "Tags"},
+            "HyperParameterTuningJobConfig": {
+                "TrainingJobEarlyStoppingType": "Off",
+                **self.config,
+                "ParameterRanges": ranges,
+            },
             "TrainingJobDefinition": self.definition,
             **self.summary(),
             "TuningJobCompletionDetails": {"NumberOfTrainingJobsObjectiveNotImproving": self.not_improving},
@@ -363,6 +372,11 @@ class TuningRunner(threading.Thread):
 
 
 _MAX_JOBS = "MaxNumberOfTrainingJobs"
+NO_FIELDS_OF_A_JOB = (
+    *("StaticHyperParameters", "DefinitionName", "TuningObjective", "HyperParameterRanges"),
+    "HyperParameterTuningResourceConfig",
+)
+"""Fields of a TrainingJobDefinition that CreateTrainingJob does not have, or has under another name."""
 
 
 def child_request(definition: Mapping[str, Any], tuned: Point) -> Iterator[tuple[str, Any]]:
@@ -372,5 +386,5 @@ def child_request(definition: Mapping[str, Any], tuned: Point) -> Iterator[tuple
         if key == "ResourceConfig":
             # Warm pools do not work in tuning jobs: the service takes the field and drops it.
             yield key, {name: each for name, each in value.items() if name != "KeepAlivePeriodInSeconds"}
-        elif key not in ("StaticHyperParameters", "DefinitionName", "TuningObjective", "HyperParameterRanges"):
+        elif key not in NO_FIELDS_OF_A_JOB:
             yield key, value

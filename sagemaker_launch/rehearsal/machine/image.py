@@ -32,14 +32,17 @@ LINKED = (
     "cryptography",
     "numpy",
     "packaging",
+    "pandas",
     "pillow",
     "psutil",
     "pyyaml",
     "requests",
+    "scikit-learn",
     "scipy",
     "six",
     "torch",
     "torchvision",
+    "tqdm",
     "werkzeug",
 )
 """Packages of AWS's training container that are linked from this environment, with all that they require."""

@@ -123,11 +123,23 @@ class Objects:
             DataError: if there is none.
         """
         self.check_may("s3:GetObject", uri)
-        found = [key for key in self.below(uri) if key.name == uri.key]
-        if not found:
-            raise DataError(f"NoSuchKey (404): The specified key does not exist: {uri}")
+        key = self._find(uri)
         time.sleep(self.delay())
-        return bytes(found[0].value)
+        return bytes(key.value)
+
+    def content_type(self, uri: Uri) -> str:
+        """Type of an object, as who uploaded it gave it, or S3's own for unknown bytes.
+
+        Raises:
+            DataError: if there is none.
+        """
+        return str(self._find(uri).metadata["Content-Type"])
+
+    def _find(self, uri: Uri) -> FakeKey:
+        for key in self.below(uri):
+            if key.name == uri.key:
+                return key
+        raise DataError(f"NoSuchKey (404): The specified key does not exist: {uri}")
 
     def put(self, uri: Uri, content: bytes) -> None:
         """Store an object.

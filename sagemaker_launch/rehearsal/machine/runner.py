@@ -382,6 +382,7 @@ class JobRunner(threading.Thread):
         job = self._job
         if ending == "exited" and any(self._codes):
             reason = self._failure_reason(containers)
+            job.enter("Uploading")  # so do logs of failed jobs (github.com/huggingface/notebooks/issues/136, 2022)
             self._upload_output(containers)
             job.finish("Failed", "Failed", reason)
             return

@@ -165,8 +165,10 @@ class AsyncInvocation:
     def _ask(self, timeout_seconds: float) -> bytes:
         invocation = self._invocation
         if self._location is not None:
-            content = self._objects.get(Uri.parse(self._location))
-            invocation = Invocation(content, invocation.headers, inference_id=invocation.inference_id)
+            place = Uri.parse(self._location)
+            # Without a type in the request, the object's own counts: AWS's examples and SDK upload it with one.
+            headers = {"Content-Type": self._objects.content_type(place), **invocation.headers}
+            invocation = Invocation(self._objects.get(place), headers, inference_id=invocation.inference_id)
         _, reply = self._invoker.invoke(self._endpoint, invocation, timeout_seconds)
         return reply.body
 

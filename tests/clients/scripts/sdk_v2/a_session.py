@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import sagemaker
+from sagemaker.s3 import S3Downloader, S3Uploader
 
 from tests.clients.recording import works
 
@@ -26,3 +27,9 @@ with works("Session.upload_data, list_s3_files, read_s3_file, download_data"):
     assert session.read_s3_file(bucket, "sdk-v2/photos/a.txt") == "a"
     session.download_data("back", bucket, "sdk-v2/photos/")
     assert Path("back/a.txt").read_text() == "a"
+
+with works("S3Uploader.upload_string_as_file_body, S3Downloader.list, read_file"):
+    uri = f"s3://{bucket}/sdk-v2/notes/names.json"
+    S3Uploader.upload_string_as_file_body('{"a": 1}', uri, sagemaker_session=session)
+    assert S3Downloader.list(f"s3://{bucket}/sdk-v2/notes", sagemaker_session=session) == [uri]
+    assert S3Downloader.read_file(uri, sagemaker_session=session) == '{"a": 1}'

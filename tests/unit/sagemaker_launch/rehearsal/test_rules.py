@@ -16,6 +16,7 @@ from sagemaker_launch.rehearsal.rules import (
     check_training_job,
     check_tuning_job,
     check_warm_start,
+    with_resource_config,
 )
 
 Request = dict[str, Any]
@@ -54,6 +55,8 @@ CREATED: dict[Callable[[Request], None], str] = {
     check_model: "CreateModel",
     check_config: "CreateEndpointConfig",
 }
+M5 = {"InstanceType": "ml.m5.large", "InstanceCount": 1, "VolumeSizeInGB": 10}
+RESOURCES = "TrainingJobDefinition.HyperParameterTuningResourceConfig"
 CHOICES = [{"Name": "c", "Values": ["x", "y"]}, {"Name": "d", "Values": ["1", "2", "3"]}]
 
 
@@ -209,11 +212,27 @@ CONFIG = "HyperParameterTuningJobConfig"
         (f"{CONFIG}.Strategy", "Grid", "Grid takes only CategoricalParameterRanges, got ContinuousParameterRanges"),
         (f"{CONFIG}.StrategyConfig", {"HyperbandStrategyConfig": {}}, "must not be provided for strategy Random"),
         ("TrainingJobDefinition", None, "must be provided"),
+        ("TrainingJobDefinition.ResourceConfig", None, "Exactly one of ResourceConfig and HyperParameterTuning"),
+        ("TrainingJobDefinition.HyperParameterTuningResourceConfig", M5, "Exactly one of ResourceConfig and"),
         ("TrainingJobDefinition.EnableManagedSpotTraining", True, "Invalid MaxWaitTimeInSeconds"),
     ],
 )
 def test_a_tuning_job_is_refused_with_the_reason(path: str, value: object, message: str) -> None:
     assert message in refusal(check_tuning_job, change(TUNING, path, value))
+
+
+def test_a_tuning_job_takes_its_resources_from_either_field() -> None:
+    flexible = change(TUNING, "TrainingJobDefinition.ResourceConfig", None)
+    flexible = change(flexible, RESOURCES, {**M5, "AllocationStrategy": "Prioritized"})
+    check_tuning_job(flexible)
+    assert with_resource_config(flexible["TrainingJobDefinition"])["ResourceConfig"] == M5
+    several = change(flexible, RESOURCES, {"InstanceConfigs": [M5, {**M5, "InstanceType": "ml.m5.4xlarge"}]})
+    check_tuning_job(several)
+    assert with_resource_config(several["TrainingJobDefinition"])["ResourceConfig"] == M5
+    twice = change(flexible, RESOURCES, {**M5, "InstanceConfigs": [M5]})
+    assert "InstanceConfigs or InstanceType, and not both" in refusal(check_tuning_job, twice)
+    nothing = change(flexible, RESOURCES, {"VolumeKmsKeyId": "key"})
+    assert "ResourceConfig.InstanceType must be provided" in refusal(check_tuning_job, nothing)
 
 
 def test_a_grid_runs_as_many_jobs_as_it_has_points() -> None:

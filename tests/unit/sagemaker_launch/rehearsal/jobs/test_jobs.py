@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import itertools
 import json
 import shutil
@@ -13,18 +14,20 @@ from typing import Any
 
 import pytest
 from moto import mock_aws
+from moto.cloudwatch.models import cloudwatch_backends
 
 from sagemaker_launch.aws.readback import differences
 from sagemaker_launch.rehearsal.faults import Faults, FaultSettings
-from sagemaker_launch.rehearsal.jobs.log import Metrics, float32
+from sagemaker_launch.rehearsal.jobs.log import JobMetrics, Metrics, float32
 from sagemaker_launch.rehearsal.jobs.strategies import make_strategy
 from sagemaker_launch.rehearsal.jobs.training import TrainingJob
-from sagemaker_launch.rehearsal.jobs.tuning import TuningJob, TuningRunner, falls_behind
+from sagemaker_launch.rehearsal.jobs.tuning import TuningJob, TuningRunner, child_request, falls_behind
 from sagemaker_launch.rehearsal.keys import Keys
 from sagemaker_launch.rehearsal.machine.image import Image
 from sagemaker_launch.rehearsal.machine.objects import DataError, FolderSync, Objects, Uri, relative_path
 from sagemaker_launch.rehearsal.machine.runner import JobRunner, Machine, Settings
-from tests.unit.sagemaker_launch.rehearsal.test_rules import CONFIG, TRAINING, TUNING, change
+from sagemaker_launch.rehearsal.rules import check_shape
+from tests.unit.sagemaker_launch.rehearsal.test_rules import CONFIG, M5, RESOURCES, TRAINING, TUNING, change
 
 KEYS = Keys("123456789012")
 
@@ -35,6 +38,29 @@ def test_the_last_match_of_a_metric_counts_and_what_is_no_number_does_not() -> N
         metrics.read(line)
     assert [point.value for point in metrics.points("loss")] == [0.5, float32(0.4), float32(0.1), float("inf")]
     assert set(metrics.last()) == {"loss"}
+
+
+def test_values_of_a_job_are_in_cloudwatch_but_for_those_that_it_refuses() -> None:
+    account, region = "210987654321", "eu-west-3"
+    published = JobMetrics(account, region, "job")
+    metrics = Metrics([{"Name": "loss", "Regex": "loss=(\\S+)"}], published.put)
+    other = Metrics([{"Name": "loss", "Regex": "loss=(\\S+)"}], JobMetrics(account, region, "other").put)
+    for line in ("loss=0.5", "loss=nan", "loss=inf", "loss=1.5"):
+        metrics.read(line)
+    other.read("loss=9")
+    assert len(metrics.points("loss")) == 4
+    minute = datetime.timedelta(minutes=1)
+    now = datetime.datetime.now(datetime.UTC).replace(tzinfo=None)
+    found = cloudwatch_backends[account][region].get_metric_statistics(
+        "/aws/sagemaker/TrainingJobs",
+        "loss",
+        now - minute,
+        now + minute,
+        60,
+        ["Average", "SampleCount"],
+        [{"Name": "TrainingJobName", "Value": "job"}],
+    )
+    assert [(point.average, point.sample_count) for point in found] == [(1.0, 2)]
 
 
 def test_a_job_tells_of_its_states_in_order_and_of_its_request_as_it_came() -> None:
@@ -116,6 +142,17 @@ def tune(jobs: Jobs, *changes: tuple[str, object]) -> TuningJob:
     return tuning
 
 
+def test_jobs_of_a_search_get_the_resources_of_either_field() -> None:
+    flexible = change(TUNING, "TrainingJobDefinition.ResourceConfig", None)
+    flexible = change(flexible, RESOURCES, {"InstanceConfigs": [M5], "VolumeKmsKeyId": "key"})
+    definition = TuningJob("arn:tuning", flexible, []).definition
+    request = dict(child_request(definition, {}))
+    assert request["ResourceConfig"] == definition["ResourceConfig"] == {**M5, "VolumeKmsKeyId": "key"}
+    # SDK v2 reads what it did not send.
+    assert definition["HyperParameterTuningResourceConfig"] and "HyperParameterTuningResourceConfig" not in request
+    check_shape("CreateTrainingJob", {**request, "TrainingJobName": "child"})
+
+
 def test_a_tuning_job_counts_and_names_its_best() -> None:
     tuning = tune(Jobs(completes(lambda number: [9.0, float(10 - number)])))
     told = tuning.describe()
@@ -132,6 +169,10 @@ def test_a_tuning_job_counts_and_names_its_best() -> None:
         "ObjectiveMetric",
     ]
     assert told["TrainingJobDefinition"]["OutputDataConfig"]["KmsKeyId"] == ""
+    # What AWS fills in, and SDK v2 reads when it attaches to the job.
+    config = told["HyperParameterTuningJobConfig"]
+    assert config["TrainingJobEarlyStoppingType"] == "Off"
+    assert config["ParameterRanges"]["CategoricalParameterRanges"] == []
     child = tuning.children[0].job
     final = {each["MetricName"]: each["Value"] for each in child.describe()["FinalMetricDataList"]}
     assert final == {"val_loss": 9.0, "ObjectiveMetric": 9.0}
@@ -324,6 +365,15 @@ def objects(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Objects
         found = Objects("123456789012", "us-east-1", tmp_path / "cache")
         found._backend.create_bucket("bucket", "us-east-1")
         yield found
+
+
+def test_an_object_has_the_type_that_it_was_uploaded_with(objects: Objects) -> None:
+    objects.put(Uri("bucket", "photo"), b"photo")
+    assert objects.content_type(Uri("bucket", "photo")) == "binary/octet-stream"  # S3's own
+    objects._backend.get_bucket("bucket").keys["photo"].set_metadata({"Content-Type": "image/jpeg"})
+    assert objects.content_type(Uri("bucket", "photo")) == "image/jpeg"
+    with pytest.raises(DataError, match="does not exist"):
+        objects.content_type(Uri("bucket", "pho"))
 
 
 @pytest.mark.parametrize("name", ["../out", "a/../../out", "/tmp/out", "../" * 20 + "out"])
