@@ -23,7 +23,8 @@ from sagemaker.workflow.pipeline import Pipeline
 from tests.clients.recording import not_rehearsed
 
 ROLE, BUCKET, SOURCE = os.environ["ROLE"], os.environ["BUCKET"], str(Path(__file__).with_name("source"))
-DATA, IMAGE = f"s3://{BUCKET}/data", "763104351884.dkr.ecr.us-east-1.amazonaws.com/pytorch-training:1.13-cpu-py39"
+DATA, REGISTRY = f"s3://{BUCKET}/data", "763104351884.dkr.ecr.us-east-1.amazonaws.com"
+IMAGE, SERVING = f"{REGISTRY}/pytorch-training:1.13-cpu-py39", f"{REGISTRY}/pytorch-inference:1.13-cpu-py39"
 session = sagemaker.Session(default_bucket=BUCKET)
 
 
@@ -43,7 +44,7 @@ with not_rehearsed("ScriptProcessor.run"):
         sagemaker_session=session,
     ).run(code=f"{SOURCE}/train_model.py", wait=False)
 
-session.create_model("sdk-v2-model", ROLE, container_def(IMAGE))
+session.create_model("sdk-v2-model", ROLE, container_def(SERVING))
 
 with not_rehearsed("Transformer.transform"):
     Transformer("sdk-v2-model", 1, "ml.m5.large", sagemaker_session=session).transform(DATA, wait=False)
@@ -55,17 +56,17 @@ with not_rehearsed("Run"), Run(experiment_name="dogs", run_name="one", sagemaker
     pass
 
 with not_rehearsed("Model.register"):
-    Model(IMAGE, f"{DATA}/model.tar.gz", ROLE, sagemaker_session=session).register(
+    Model(SERVING, f"{DATA}/model.tar.gz", ROLE, sagemaker_session=session).register(
         ["image/jpeg"], ["application/json"], ["ml.m5.large"], ["ml.m5.large"], model_package_group_name="dogs"
     )
 
 with not_rehearsed("PipelineModel.deploy"):
     PipelineModel(
-        [Model(IMAGE, None, ROLE, sagemaker_session=session) for _ in range(2)], ROLE, sagemaker_session=session
+        [Model(SERVING, None, ROLE, sagemaker_session=session) for _ in range(2)], ROLE, sagemaker_session=session
     ).deploy(1, "ml.m5.large")
 
 with not_rehearsed("MultiDataModel.deploy"):
-    MultiDataModel("many", f"{DATA}/", image_uri=IMAGE, role=ROLE, sagemaker_session=session).deploy(1, "ml.m5.large")
+    MultiDataModel("many", f"{DATA}/", image_uri=SERVING, role=ROLE, sagemaker_session=session).deploy(1, "ml.m5.large")
 
 with not_rehearsed("DefaultModelMonitor.suggest_baseline"):
     DefaultModelMonitor(ROLE, sagemaker_session=session).suggest_baseline(
@@ -99,7 +100,7 @@ with not_rehearsed("Estimator.fit of disable_output_compression"):
     estimator(disable_output_compression=True).fit(DATA, wait=False)
 
 with not_rehearsed("Model.deploy of accelerator_type"):
-    Model(IMAGE, None, ROLE, sagemaker_session=session).deploy(
+    Model(SERVING, None, ROLE, sagemaker_session=session).deploy(
         1, "ml.m5.large", accelerator_type="ml.eia2.medium", wait=False
     )
 
