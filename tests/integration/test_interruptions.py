@@ -14,7 +14,7 @@ from tests.conftest import tiny
 from tests.interruptions import Files, JobOnThisMachine, epochs_with_weights, part_of, result_of, versions_of
 
 INTERRUPTIONS = 200
-FOLDER = "dogs-0123456789-1"
+FOLDER = "dogs-0123456789"
 BEST, LAST, METRICS, RUN = (
     f"{FOLDER}/{name}" for name in ("checkpoints/best.ckpt", "checkpoints/last.ckpt", "metrics.jsonl", "run.json")
 )
