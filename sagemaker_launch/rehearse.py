@@ -14,8 +14,6 @@ from pathlib import Path
 
 from experiments.config import RunConfig
 from experiments.errors import CommandError
-from sagemaker_launch.account.policy import policies
-from sagemaker_launch.aws.sessions import ENDPOINT_VARIABLE, REHEARSAL_CONFIG, hermetic_session
 from sagemaker_launch.settings.cloud import CloudSettings
 from sagemaker_launch.stages import Stages
 
@@ -114,7 +112,7 @@ def start_service(
         if settings.region is not None:
             environment |= {"AWS_DEFAULT_REGION": settings.region, "AWS_REGION": settings.region}
         administrator = environment | {name.removeprefix(ADMINISTRATOR): value for name, value in key.items()}
-        _set_up_account(settings, config, administrator)
+        set_up_account(settings, config, administrator)
     except BaseException:
         running.end()
         raise
@@ -153,10 +151,13 @@ def misleading_variables(environment: Mapping[str, str]) -> list[str]:
     return sorted(name for name in os.environ if name.startswith("AWS_") and name not in environment)
 
 
-def _set_up_account(settings: CloudSettings, config: RunConfig | None, environment: Mapping[str, str]) -> None:
+def set_up_account(settings: CloudSettings, config: RunConfig | None, environment: Mapping[str, str]) -> None:
     """What an administrator does first (docs/first-time-on-aws.md): a bucket, roles, and policies."""
     import boto3
     from botocore.config import Config
+
+    from sagemaker_launch.account.policy import policies
+    from sagemaker_launch.aws.sessions import ENDPOINT_VARIABLE, REHEARSAL_CONFIG, hermetic_session
 
     region = environment["AWS_REGION"]
     own = boto3.Session(

@@ -39,7 +39,7 @@ from experiments.runs.scoring import Scores
 from lightning_modules.export import write_export
 from sagemaker_launch import cli
 from sagemaker_launch.aws import client as aws
-from sagemaker_launch.rehearse import _make_bucket_and_roles
+from sagemaker_launch.rehearse import set_up_account
 from sagemaker_launch.settings.cloud import load_cloud
 from sagemaker_launch.shipping import shipment
 from tests.bad_days import bad_day
@@ -47,6 +47,7 @@ from tests.campaign.account import STOPPED, Account
 from tests.campaign.clock import Clock
 from tests.campaign.faults import KINDS, Planted
 from tests.campaign.scenarios import SCENARIOS, SCHEDULE, Scenario
+from tests.cloud import as_administrator
 from tests.conftest import REPOSITORY, own_flags, tiny
 from tests.pictures import make_class_folders
 from tests.unit.lightning_modules.test_export import BACKBONE, CLASS_NAMES, PREPROCESSING, tiny_network
@@ -368,10 +369,11 @@ def campaign(folder: Path) -> Iterator[Campaign]:
     values = tiny(photos, home) | {"sweep.n_trials": 2, "tracking.experiment": "campaign"}
     preset.write_text(to_yaml(load_config(None, values)))
     with service(prepared, home / "rehearsal") as environment, pytest.MonkeyPatch.context() as patch:
-        account, clock = Account(environment), Clock()
+        administrator = as_administrator(environment)
+        account, clock = Account(administrator), Clock()
         day = Planted(clock=clock)
         schedule_role = {"endpoint.schedule_role_arn": SCHEDULE.partition("=")[2]}
-        _make_bucket_and_roles(load_cloud(CLOUD, schedule_role), environment)
+        set_up_account(load_cloud(CLOUD, schedule_role), None, administrator)
         leave_out(patch)
         with bad_day(environment["AWS_ENDPOINT_URL"], day=day), clock.installed():
             for name, value in {**environment, "AWS_ENDPOINT_URL": day.address}.items():

@@ -13,7 +13,7 @@ import pytest
 
 from sagemaker_launch.jobs import sync
 from tests.bad_days import DENIED, EXPIRED, Fault, bad_day
-from tests.cloud import Cloud
+from tests.cloud import Cloud, account
 from tests.e2e.conftest import cloud, service_environment  # noqa: F401  # fixtures
 
 pytestmark = pytest.mark.slow
@@ -57,7 +57,7 @@ def test_a_job_whose_log_is_gone_has_the_metrics_of_aws(
         streams = logs.describe_log_streams(logGroupName=LOG_GROUP, logStreamNamePrefix=f"{name}/")["logStreams"]
         assert streams
         for stream in streams:
-            logs.delete_log_stream(logGroupName=LOG_GROUP, logStreamName=stream["logStreamName"])
+            account("logs").delete_log_stream(logGroupName=LOG_GROUP, logStreamName=stream["logStreamName"])
         monkeypatch.setattr(sync, "LOG_DELAY_SECONDS", 0.0)  # ten minutes later
         assert cloud.run("sync", name) == 0
     said = capsys.readouterr().err

@@ -35,13 +35,13 @@ def _hostile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_every_client_of_a_rehearsal_has_its_address_and_no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
     with Trap(monkeypatch) as trap:
         for service in SERVICES:
-            client = aws.client(service, SETTINGS, retries={"total_max_attempts": 1})
+            client = aws.client(service, SETTINGS)
             assert client.meta.endpoint_url == HERE
             assert aws.is_rehearsal(client)
-        s3 = aws.client("s3", SETTINGS, retries={"total_max_attempts": 1})
+        s3 = aws.client("s3", SETTINGS, patience_seconds=0)
         for call in (
             lambda: s3.put_object(Bucket="bucket", Key="key", Body=b""),
-            aws.client("sts", SETTINGS, retries={"total_max_attempts": 1}).get_caller_identity,
+            aws.client("sts", SETTINGS, patience_seconds=0).get_caller_identity,
         ):
             with pytest.raises(EndpointConnectionError, match=r"http://127\.0\.0\.1:9/"):
                 call()
