@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -43,7 +44,7 @@ def unknown_operations(expected: Shapes, found: Shapes) -> list[str]:
 
 
 def _operation(name: str, expected: dict[str, Shape], found: dict[str, Shape]) -> Iterator[Difference]:
-    any_state, model = Shape(), _output_model(name)
+    any_state, model = Shape(), operation_model(name).output_shape
     for state, shape in expected.items():
         if not _is_refusal(state):
             any_state.add(shape)
@@ -132,6 +133,12 @@ def _is_refusal(state: str) -> bool:
     return state[:3].isdigit()
 
 
-def _output_model(name: str) -> Any:
+def operation_model(name: str) -> Any:
+    """Botocore's model of an operation."""
     service, _, operation = name.partition(".")
-    return botocore.session.get_session().get_service_model(service).operation_model(operation).output_shape
+    return _service_model(service).operation_model(operation)
+
+
+@functools.cache
+def _service_model(service: str) -> Any:
+    return botocore.session.get_session().get_service_model(service)

@@ -27,6 +27,7 @@ def fields(photos: Path, tmp_path: Path) -> Callable[[str], list[str]]:
     return lambda command: [f"--cloud={CLOUD}", *own_flags(f"cloud {command}", flags)]
 
 
+@pytest.mark.slow
 def test_an_account_without_debugger_is_offered_the_recorder(
     fields: Callable[[str], list[str]],
     job_images: Path,

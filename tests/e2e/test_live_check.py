@@ -15,12 +15,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import botocore.session
 import pytest
 
 from sagemaker_launch.aws.recording import Recording, Shapes, read_shapes
 from sagemaker_launch.aws.response_shapes import Shape
-from sagemaker_launch.aws.shape_differences import Difference, differences
+from sagemaker_launch.aws.shape_differences import Difference, differences, operation_model
 from sagemaker_launch.live_check import REVEALING, read_expected
 from tests.bad_days import BadDay, bad_day
 from tests.cloud import CLOUD, start_shared
@@ -116,8 +115,7 @@ def replay(folder: Path, heard: list[Heard]) -> Shapes:
     folder.mkdir()
     recording = Recording(folder)
     for one in heard:
-        service, _, operation = one.operation.partition(".")
-        model = botocore.session.get_session().get_service_model(service).operation_model(operation)
+        model = operation_model(one.operation)
         recording._note_request(SimpleNamespace(url="", body=one.request))
         recording._note_answer(model, {"status_code": 200, "body": one.body})
     return read_shapes(folder)
@@ -215,8 +213,7 @@ def test_each_planted_difference_is_found_and_no_other(walk: Walk, tmp_path: Pat
     for one in walk.heard:
         by_operation[one.operation].append(one)
     for number, (operation, heard) in enumerate(sorted(by_operation.items())):
-        service, _, name = operation.partition(".")
-        model = botocore.session.get_session().get_service_model(service).operation_model(name).output_shape
+        model = operation_model(operation).output_shape
         for kind in KINDS:
             repeats = len({one.request for one in heard}) < len(heard)
             known = places(expected[operation], model, kind) if kind != "late" or repeats else []

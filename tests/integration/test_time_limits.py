@@ -166,6 +166,7 @@ def test_sigterm_ends_a_command_whose_mlflow_database_is_locked(photos: Path, tm
         terminate(commands)
 
 
+@pytest.mark.slow
 def test_sigterm_ends_a_command_whose_study_is_locked(photos: Path, tmp_path: Path) -> None:
     storage = f"sqlite:///{tmp_path}/study.db"
     sweep, train = long_runs(photos, tmp_path, sweep__storage=storage)

@@ -72,6 +72,7 @@ def server(tmp_path: Path) -> Iterator[Server]:
         started.kill()
 
 
+@pytest.mark.slow
 def test_a_server_that_goes_away_and_comes_back_gets_everything(
     server: Server, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -130,6 +130,7 @@ def test_all_trains_the_whole_network(backbone: str) -> None:
     assert all(trained_parameters(network, trainable_modules(network, "all")))
 
 
+@pytest.mark.slow
 def test_every_classifier_has_a_head_and_a_last_block_and_takes_any_state_dict_of_its_own() -> None:
     for backbone in classifier_names():
         network = empty_network(backbone)

@@ -521,6 +521,7 @@ sys.stdin.read()
 """
 
 
+@pytest.mark.slow
 def test_a_trial_waits_for_its_process_and_is_taken_over_when_that_is_killed(tmp_path: Path) -> None:
     config = make_config(tmp_path, n_trials=1)
     with another_process(CLAIM_AND_WAIT, tmp_path) as process:
@@ -583,6 +584,7 @@ def claim_until_done(folder: Path) -> list[int]:
             return numbers
 
 
+@pytest.mark.slow
 def test_processes_that_claim_at_once_share_the_trials(tmp_path: Path) -> None:
     with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as processes:
         numbers = [

@@ -62,6 +62,7 @@ def test_calls_beyond_the_project_are_refused(caller: Caller) -> None:
         assert "implicitDeny" in decisions, one
 
 
+@pytest.mark.slow
 def test_the_requests_are_ones_of_awss_api() -> None:
     for one in [*ALLOWED_CALLS["launcher"], *ALLOWED_CALLS["role"]]:
         shape = get_session().get_service_model(one.service).operation_model(one.operation).input_shape
