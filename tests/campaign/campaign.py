@@ -39,7 +39,7 @@ from experiments.runs.scoring import Scores
 from lightning_modules.export import write_export
 from sagemaker_launch import cli
 from sagemaker_launch.aws import client as aws
-from sagemaker_launch.rehearse import set_up_account
+from sagemaker_launch.rehearse import VARIABLES, set_up_account
 from sagemaker_launch.settings.cloud import load_cloud
 from sagemaker_launch.shipping import shipment
 from tests.bad_days import bad_day
@@ -54,8 +54,6 @@ from tests.unit.lightning_modules.test_export import BACKBONE, CLASS_NAMES, PREP
 
 CLOUD = REPOSITORY / "conf" / "cloud" / "rehearsal.yaml"
 BUCKET, PREFIX = "experiments-rehearsal", "experiments"
-VARIABLES = 5
-"""Lines in which the service prints its environment."""
 OPTIONS = ("--max-parallel-jobs=100000", "--max-endpoint-instances=100000", "--rollout-speed=1e9", "--no-namespaces")
 COMMAND = re.compile(r"\S*python\S* -m sagemaker_launch ([^`\n]+)")
 CARRIED_OUT_SECONDS = 0.2
