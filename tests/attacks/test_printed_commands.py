@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from experiments.config import RunConfig, override
 from experiments.console import invocation
+from experiments.errors import EXIT_USAGE
 from experiments.report.compared_runs import options_to_repeat
 from experiments.tracking import store
 from sagemaker_launch.cli import main
@@ -59,15 +60,12 @@ def in_bash(folder: Path, text: str, *programs: str) -> list[list[str]]:
 
 
 @pytest.mark.parametrize("region", HOSTILE)
-def test_the_commands_of_image_run_nothing_of_a_region(
-    region: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setenv("TORCH_INDEX", "https://download.pytorch.org/whl/cpu")
+def test_no_command_is_printed_for_a_region_that_is_none(region: str, capsys: pytest.CaptureFixture[str]) -> None:
     role = "arn:aws:iam::123456789012:role/serving"
-    assert main(["image", "--cloud.region", region, "--cloud.role_arn", role]) == 0
-    called = in_bash(tmp_path, capsys.readouterr().out, "docker", "aws")
-    assert [words for words in called if region in words], "the region arrives whole, as one argument"
-    assert called[-1][0] == "push" and called[-1][1].startswith(f"123456789012.dkr.ecr.{region}.amazonaws.com/")
+    assert main(["image", "--cloud.region", region, "--cloud.role_arn", role]) == EXIT_USAGE
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert "cloud.region must " in printed.err
 
 
 @settings(max_examples=200, deadline=None)
