@@ -6,7 +6,7 @@ import functools
 import re
 from typing import Any
 
-import botocore.session
+import botocore.loaders
 
 from experiments.errors import UserError
 
@@ -38,5 +38,6 @@ def _partition(region: str) -> dict[str, Any]:
 
 @functools.cache
 def _partitions() -> list[dict[str, Any]]:
-    partitions: list[dict[str, Any]] = botocore.session.get_session().get_data("partitions")["partitions"]
+    # Not by a session, which asks the user's profile where data is, and fails for a profile that is not there.
+    partitions: list[dict[str, Any]] = botocore.loaders.Loader().load_data("partitions")["partitions"]
     return partitions

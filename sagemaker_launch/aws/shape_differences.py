@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import botocore.session
+import botocore.loaders
+import botocore.model
 
 from sagemaker_launch.aws.recording import Shapes
 from sagemaker_launch.aws.response_shapes import Shape
@@ -145,4 +146,5 @@ def operation_model(name: str) -> Any:
 
 @functools.cache
 def _service_model(service: str) -> Any:
-    return botocore.session.get_session().get_service_model(service)
+    loaded = botocore.loaders.Loader().load_service_model(service, "service-2")
+    return botocore.model.ServiceModel(loaded, service)

@@ -12,6 +12,7 @@ import pytest
 from experiments.config import load_config
 from experiments.errors import UserError
 from sagemaker_launch.account.policy import characters_beyond, policies
+from sagemaker_launch.aws import partitions
 from sagemaker_launch.endpoints.lease import Lease
 from sagemaker_launch.endpoints.requests import (
     DIMENSION,
@@ -341,3 +342,9 @@ def test_keys_and_subnets_bring_their_own_rights() -> None:
     assert "ec2:" not in plain
     assert "key/1" in everything
     assert "ec2:CreateNetworkInterface" in everything
+
+
+def test_a_profile_that_is_not_there_does_not_matter_to_a_printed_policy(monkeypatch: pytest.MonkeyPatch) -> None:
+    partitions._partitions.cache_clear()
+    monkeypatch.setenv("AWS_PROFILE", "no-such-profile")
+    assert policies(SETTINGS, "us-east-1")["role"]["Statement"]
