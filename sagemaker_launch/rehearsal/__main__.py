@@ -13,7 +13,6 @@ from pathlib import Path
 import optuna
 
 from lightning_modules.redaction import RedactedFormatter
-from sagemaker_launch.rehearsal.faults import FaultSettings
 
 ACCOUNT = "123456789012"
 """Account of a rehearsal that is told no other, as in AWS's documentation."""
@@ -23,13 +22,14 @@ log = logging.getLogger("sagemaker_launch.rehearsal")
 
 def main() -> int:
     """Serve until told to stop."""
+    arguments = _parser().parse_args()
     _forget_aws()
     # moto makes a session of botocore when it is imported, which reads AWS's variables and files.
+    from sagemaker_launch.rehearsal.faults import FaultSettings
     from sagemaker_launch.rehearsal.machine.runner import Settings
     from sagemaker_launch.rehearsal.quotas import parse_quotas
     from sagemaker_launch.rehearsal.server import Server
 
-    arguments = _parser().parse_args()
     os.environ["MOTO_ACCOUNT_ID"] = arguments.account  # moto reads it at each request
     optuna.logging.set_verbosity(optuna.logging.WARNING)  # Optuna replaces AWS's strategies here, without log lines
     root = arguments.root.resolve()

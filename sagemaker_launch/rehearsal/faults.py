@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import random
 import socket
@@ -12,6 +11,8 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
 from typing import Any, Literal
+
+from sagemaker_launch.rehearsal.calls import CALL, Call
 
 Application = Callable[[dict[str, Any], Any], Iterable[bytes]]
 Fault = Literal["throttling", "error", "lost"]
@@ -123,14 +124,15 @@ class FaultyApplication:
 
     def __call__(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         """Answer a request, or don't."""
-        if not _is_sagemaker(environ):
-            if _is_s3(environ):
+        call: Call = environ[CALL]
+        if call.service not in ("sagemaker", "sagemaker-runtime"):
+            if call.service == "s3":
                 time.sleep(self._faults.delay())
             return self._application(environ, start_response)
         fault = self._faults.next()
-        if fault is None and self._tags_are_late(environ):
-            return json_answer(start_response, "200 OK", {"Tags": []}, "application/x-amz-json-1.1")
         if fault is None:
+            if call.operation == "ListTags" and self._faults.tags_are_late(call.parameters.get("ResourceArn", "")):
+                return json_answer(start_response, "200 OK", {"Tags": []}, "application/x-amz-json-1.1")
             return self._application(environ, start_response)
         if fault == "lost":
             # The operation is carried out, but its answer is lost.
@@ -139,17 +141,8 @@ class FaultyApplication:
             environ["werkzeug.socket"].shutdown(socket.SHUT_RDWR)
             # werkzeug takes this error for a client that went away.
             raise ConnectionAbortedError("answer lost (rehearsed)")
-        # Before it closes, werkzeug waits for what was not read.
-        environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
         status, body = BODIES[fault]
         return json_answer(start_response, status, body, "application/x-amz-json-1.1")
-
-    def _tags_are_late(self, environ: dict[str, Any]) -> bool:
-        if environ.get("HTTP_X_AMZ_TARGET") != "SageMaker.ListTags" or not self._faults.settings.rate:
-            return False
-        body = environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
-        environ["wsgi.input"] = io.BytesIO(body)
-        return self._faults.tags_are_late(json.loads(body).get("ResourceArn", ""))
 
 
 def json_answer(start_response: Any, status: str, body: object, kind: str = "application/json") -> Iterable[bytes]:
@@ -157,13 +150,3 @@ def json_answer(start_response: Any, status: str, body: object, kind: str = "app
     content = json.dumps(body).encode()
     start_response(status, [("Content-Type", kind), ("Content-Length", str(len(content)))])
     return [content]
-
-
-def _is_s3(environ: dict[str, Any]) -> bool:
-    return "/s3/aws4_request" in environ.get("HTTP_AUTHORIZATION", "")
-
-
-def _is_sagemaker(environ: dict[str, Any]) -> bool:
-    # The runtime names no operation in a header; the control plane's path is always "/".
-    signed = "/sagemaker/aws4_request" in environ.get("HTTP_AUTHORIZATION", "")
-    return environ.get("HTTP_X_AMZ_TARGET", "").startswith("SageMaker.") or signed

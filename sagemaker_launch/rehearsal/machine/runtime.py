@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
-import re
 import time
 import uuid
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from functools import partial
 from http import HTTPStatus
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 from werkzeug.datastructures import Headers as HttpHeaders
 from werkzeug.wrappers import Request as HttpRequest
 
+from sagemaker_launch.rehearsal.calls import CALL, Call
 from sagemaker_launch.rehearsal.endpoints.endpoints import Endpoint
 from sagemaker_launch.rehearsal.endpoints.invocations import (
     ATTRIBUTES,
@@ -29,7 +29,6 @@ from sagemaker_launch.rehearsal.faults import Application
 from sagemaker_launch.rehearsal.machine.objects import DataError, Objects, Uri
 from sagemaker_launch.rehearsal.service import Service
 
-PATH = re.compile(r"/endpoints/([^/]+)/(async-invocations|invocations)$")
 PREFIX = "X-Amzn-SageMaker-"
 MAX_INLINE_BYTES = 128_000
 """Body of InvokeEndpointAsync (botocore's model, 2026)."""
@@ -41,7 +40,7 @@ log = logging.getLogger(__name__)
 
 
 class Runtime:
-    """The addresses below /endpoints/, in front of moto."""
+    """The operations of SageMaker's runtime, in front of moto."""
 
     def __init__(
         self, application: Application, services: Callable[[str], Service], account: str, objects: Objects
@@ -55,14 +54,12 @@ class Runtime:
 
     def __call__(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         """Answer a request."""
-        if not is_invocation(environ):
+        call: Call = environ[CALL]
+        if call.service != "sagemaker-runtime":
             return self._application(environ, start_response)
         request = HttpRequest(environ)
-        # Credential=KEY/20250101/us-east-1/sagemaker/aws4_request
-        region = request.headers["Authorization"].split("Credential=")[1].split("/")[2]
-        body = request.get_data()
         try:
-            status, headers, answer = self._answer(region, request, body)
+            status, headers, answer = self._answer(call, request.headers, request.get_data())
         except InvocationError as error:
             status, answer = error.status, json.dumps(error.body).encode()
             headers = [("Content-Type", "application/json")]
@@ -72,25 +69,23 @@ class Runtime:
         start_response(f"{status} {phrase}", headers)
         return [answer]
 
-    def _answer(self, region: str, request: HttpRequest, body: bytes) -> tuple[int, Headers, bytes]:
-        found = PATH.fullmatch(request.path)
-        assert found is not None
-        name, kind = found.groups()
-        endpoint = self._services(region).hosting.endpoints.get(name)
+    def _answer(self, call: Call, headers: HttpHeaders, body: bytes) -> tuple[int, Headers, bytes]:
+        name = call.parameters["EndpointName"]
+        endpoint = self._services(call.region).hosting.endpoints.get(name)
         if endpoint is None or endpoint.blue is None or endpoint.status == "Deleting":
             raise InvocationError(400, "ValidationError", f"Endpoint {name} of account {self._account} not found.")
         asynchronous = "AsyncInferenceConfig" in endpoint.config.request
         objects = self._objects.acting_as(endpoint.blue.variants[0].process.role)
-        invoker = Invoker(self._account, region, objects)
-        if kind == "invocations":
-            if asynchronous:
+        invoker = Invoker(self._account, call.region, objects)
+        if call.operation == "InvokeEndpointAsync":
+            if not asynchronous:
                 raise InvocationError(
-                    400, "ValidationError", f"Endpoint {name} is asynchronous: use InvokeEndpointAsync."
+                    400, "ValidationError", f"Endpoint {name} is not asynchronous: use InvokeEndpoint."
                 )
-            return self._invoke(endpoint, invoker, request.headers, body)
-        if not asynchronous:
-            raise InvocationError(400, "ValidationError", f"Endpoint {name} is not asynchronous: use InvokeEndpoint.")
-        return self._enqueue(endpoint, invoker, request.headers, body)
+            return self._enqueue(endpoint, invoker, headers, body)
+        if asynchronous:
+            raise InvocationError(400, "ValidationError", f"Endpoint {name} is asynchronous: use InvokeEndpointAsync.")
+        return self._invoke(endpoint, invoker, headers, body)
 
     def _invoke(
         self, endpoint: Endpoint, invoker: Invoker, headers: HttpHeaders, body: bytes
@@ -171,9 +166,3 @@ class AsyncInvocation:
             invocation = Invocation(self._objects.get(place), headers, inference_id=invocation.inference_id)
         _, reply = self._invoker.invoke(self._endpoint, invocation, timeout_seconds)
         return reply.body
-
-
-def is_invocation(environ: Mapping[str, Any]) -> bool:
-    """Whether a request is one of SageMaker's runtime."""
-    signed = "/sagemaker/aws4_request" in environ.get("HTTP_AUTHORIZATION", "")
-    return signed and PATH.fullmatch(environ.get("PATH_INFO", "")) is not None

@@ -1,9 +1,11 @@
-"""The folder of a rehearsal is closed to other users."""
+"""The command of a rehearsal: its folder is closed to other users, and its help is quick."""
 
 from __future__ import annotations
 
 import os
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -27,3 +29,16 @@ def test_the_folder_of_another_user_is_refused(tmp_path: Path, monkeypatch: pyte
     with pytest.raises(PermissionError, match="belongs to another user: name a folder of your own"):
         make_private(tmp_path)
     assert stat.S_IMODE(tmp_path.stat().st_mode) == 0o755
+
+
+def test_the_help_needs_neither_moto_nor_boto3() -> None:
+    code = (
+        "import sys\n"
+        "for name in ('moto', 'boto3', 'botocore'):\n"
+        "    sys.modules[name] = None\n"
+        "from sagemaker_launch.rehearsal.__main__ import main\n"
+        "sys.argv = ['rehearsal', '--help']\n"
+        "main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.partition(" ")[0]) == (0, "usage:"), done.stderr
