@@ -38,7 +38,7 @@ def decide(policies: Policies, action: str, resource: str, context: Context | No
     Raises:
         NotImplementedError: if a policy uses what is not known here.
     """
-    statements = [one for policy in policies for one in _listed(policy["Statement"])]
+    statements = [one for policy in policies for one in listed(policy["Statement"])]
     effects = {one["Effect"] for one in statements if _covers(one, action, resource, context or {})}
     if "Deny" in effects:
         return "explicitDeny"
@@ -146,7 +146,7 @@ def _covers(statement: Mapping[str, Any], action: str, resource: str, context: C
         _names(statement, "Action", action.lower(), str.lower)
         and _names(statement, "Resource", resource, str)
         and all(
-            _holds(operator, _listed(wanted), context.get(key))
+            _holds(operator, listed(wanted), context.get(key))
             for operator, keys in statement.get("Condition", {}).items()
             for key, wanted in keys.items()
         )
@@ -155,8 +155,8 @@ def _covers(statement: Mapping[str, Any], action: str, resource: str, context: C
 
 def _names(statement: Mapping[str, Any], element: str, text: str, fold: Any) -> bool:
     if element in statement:
-        return any(_like(fold(one), text) for one in _listed(statement[element]))
-    return not any(_like(fold(one), text) for one in _listed(statement[f"Not{element}"]))
+        return any(_like(fold(one), text) for one in listed(statement[element]))
+    return not any(_like(fold(one), text) for one in listed(statement[f"Not{element}"]))
 
 
 def _holds(operator: str, wanted: list[Any], value: str | None) -> bool:
@@ -179,7 +179,8 @@ def _holds(operator: str, wanted: list[Any], value: str | None) -> bool:
     return found != negated
 
 
-def _listed(value: Any) -> list[Any]:
+def listed(value: Any) -> list[Any]:
+    """An element of a policy as a list: a single value may be there without one."""
     return value if isinstance(value, list) else [value]
 
 

@@ -47,16 +47,15 @@ def check_quota(
     Raises:
         SagemakerClientError: with AWS's words, quota and use (text of public records of 2025).
     """
+    together = (total, used.total(), sum(wanted.values()))
     for instance_type, number in wanted.items():
-        if number <= instances_left(quotas, total, used, instance_type):
-            continue
-        limit, taken = total, used.total()
-        if number > quotas.get(instance_type, math.inf) - used[instance_type]:
-            limit, taken = quotas[instance_type], used[instance_type]
-        raise SagemakerClientError(
-            "ResourceLimitExceeded",
-            f"The account-level service limit '{instance_type} for {usage}' is {limit} Instances, with current "
-            f"utilization of {taken} Instances and a request delta of {number} Instances. Please use AWS Service "
-            "Quotas to request an increase for this quota. If AWS Service Quotas is not available, contact AWS "
-            "support to request an increase for this quota.",
-        )
+        own = (quotas.get(instance_type, math.inf), used[instance_type], number)
+        for limit, taken, delta in (own, together):
+            if delta > limit - taken:
+                raise SagemakerClientError(
+                    "ResourceLimitExceeded",
+                    f"The account-level service limit '{instance_type} for {usage}' is {limit} Instances, with current "
+                    f"utilization of {taken} Instances and a request delta of {delta} Instances. Please use AWS "
+                    "Service Quotas to request an increase for this quota. If AWS Service Quotas is not available, "
+                    "contact AWS support to request an increase for this quota.",
+                )

@@ -10,6 +10,7 @@ from moto.iam.models import iam_backends
 from moto.sagemaker.exceptions import SagemakerClientError
 from moto.utilities.utils import get_partition
 
+from sagemaker_launch.rehearsal.iam import listed
 from sagemaker_launch.rehearsal.rules import invalid
 
 SERVICE = "sagemaker.amazonaws.com"
@@ -37,11 +38,7 @@ def check_role(arn: str, account: str, region: str) -> None:
 def _trusts(policy: Mapping[str, Any]) -> bool:
     return any(
         statement["Effect"] == "Allow"
-        and "sts:AssumeRole" in _listed(statement["Action"])
-        and SERVICE in _listed(statement["Principal"].get("Service", ()))
-        for statement in policy["Statement"]
+        and "sts:AssumeRole" in listed(statement["Action"])
+        and SERVICE in listed(statement["Principal"].get("Service", []))
+        for statement in listed(policy["Statement"])
     )
-
-
-def _listed(value: Any) -> list[str]:
-    return [value] if isinstance(value, str) else list(value)

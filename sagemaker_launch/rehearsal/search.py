@@ -54,11 +54,15 @@ def search(records: Sequence[Record], request: Request) -> dict[str, Any]:
         _check(shape, expression)
     shown = [{name: record[name] for name in shape.members if name in record} for record in records]
     found = [record for record in shown if expression is None or _matches(expression, record)]
-    known = [record for record in found if any(_values(record, sort_by))]
-    unknown = [record for record in found if record not in known]
+
+    def first(record: Record) -> Any:
+        return next(_values(record, sort_by), None)
+
+    known = [record for record in found if first(record) is not None]
+    unknown = [record for record in found if first(record) is None]
     descending = request.get("SortOrder", "Descending") == "Descending"
     try:
-        known.sort(key=lambda record: next(_values(record, sort_by)), reverse=descending)
+        known.sort(key=first, reverse=descending)
     except TypeError as error:
         raise invalid(f"SortBy {sort_by} can't be sorted by.") from error
     answer = page([{resource: record} for record in known + unknown], request, "Results")

@@ -17,9 +17,9 @@ from sagemaker_launch.rehearsal.roles import check_role
 ACCOUNT = "111122223333"
 
 
-def trust(service: str, **statement: Any) -> str:
+def trust(service: str, *, listed: bool = True, **statement: Any) -> str:
     one = {"Effect": "Allow", "Principal": {"Service": service}, "Action": "sts:AssumeRole", **statement}
-    return json.dumps({"Version": "2012-10-17", "Statement": [one]})
+    return json.dumps({"Version": "2012-10-17", "Statement": [one] if listed else one})
 
 
 @pytest.fixture(autouse=True)
@@ -28,6 +28,7 @@ def _roles() -> Iterator[None]:
     for name, path, policy in (
         ("training", "/", trust("sagemaker.amazonaws.com")),
         ("filed", "/service-role/", trust("sagemaker.amazonaws.com")),
+        ("single", "/", trust("sagemaker.amazonaws.com", listed=False)),
         ("lambda", "/", trust("lambda.amazonaws.com")),
         ("denied", "/", trust("sagemaker.amazonaws.com", Effect="Deny")),
     ):
@@ -36,7 +37,7 @@ def _roles() -> Iterator[None]:
     iam.reset()
 
 
-@pytest.mark.parametrize("role", ["training", "service-role/filed"])
+@pytest.mark.parametrize("role", ["training", "service-role/filed", "single"])
 def test_a_role_of_the_account_that_trusts_sagemaker_is_assumed(role: str) -> None:
     check_role(f"arn:aws:iam::{ACCOUNT}:role/{role}", ACCOUNT, "eu-west-1")
 
@@ -70,6 +71,14 @@ def test_a_type_has_a_quota_of_its_own() -> None:
         with pytest.raises(SagemakerClientError, match=said) as error:
             check_quota(quotas, 20, used, wanted)
         assert error.value.code == "ResourceLimitExceeded"
+
+
+def test_instances_of_several_types_count_together() -> None:
+    used, wanted = Counter({"ml.g5.xlarge": 1}), {"ml.g5.xlarge": 2, "ml.m5.large": 2}
+    check_quota({}, 5, used, wanted)
+    said = "is 4 Instances, with current utilization of 1 Instances and a request delta of 4 "
+    with pytest.raises(SagemakerClientError, match=said):
+        check_quota({}, 4, used, wanted)
 
 
 @pytest.mark.parametrize("text", ["ml.g5.xlarge", "g5.xlarge=1", "ml.g5.xlarge=many", "ml.g5.xlarge=-1"])

@@ -120,6 +120,13 @@ def test_results_are_sorted_and_come_in_pages() -> None:
     assert first == ["dogs-3", "dogs-2"] and names(MaxResults=2, NextToken=token) == ["dogs-1", ""]
 
 
+def test_a_metric_of_zero_is_sorted_by_its_value() -> None:
+    jobs = [job(1, accuracy=0.0), job(2, accuracy=1.0), job(3), job(4, accuracy=-1.0)]
+    request = {"Resource": "TrainingJob", "SortBy": "Metrics.val_accuracy", "SortOrder": "Ascending"}
+    names = [each["TrainingJob"]["TrainingJobName"] for each in search(jobs, request)["Results"]]
+    assert names == ["dogs-4", "dogs-1", "dogs-2", "dogs-3"]
+
+
 def test_a_record_has_the_fields_of_the_model_and_its_tags() -> None:
     [record, *_] = search(JOBS, {"Resource": "TrainingJob"})["Results"]
     assert record["TrainingJob"]["Tags"] and "StatusOfNoInterest" not in record["TrainingJob"]
