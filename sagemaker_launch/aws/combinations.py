@@ -232,7 +232,7 @@ def _async_of_several(config: Request) -> Iterator[str]:
         yield "An asynchronous endpoint can have one production variant only."
 
 
-def broken_tags(request: Request) -> Iterator[str]:
+def _broken_tags(request: Request) -> Iterator[str]:
     """What AWS would refuse of the tags of a request."""
     keys = [tag["Key"] for tag in request.get("Tags") or ()]
     for key in keys:
@@ -323,7 +323,7 @@ RULES = (
     Rule(_serverless_sizes, _CONFIG, f"{_API}/API_ProductionVariantServerlessConfig.html"),
     Rule(_async_of_several, _CONFIG, f"{_GUIDE}/async-inference-create-endpoint-create-endpoint-config.html"),
     Rule(
-        broken_tags,
+        _broken_tags,
         (*JOBS, "CreateModel", "CreateEndpointConfig", "CreateEndpoint"),
         "docs.aws.amazon.com/tag-editor/latest/userguide/reference.html",
     ),

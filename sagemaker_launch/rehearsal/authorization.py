@@ -34,7 +34,6 @@ PREFIXES = {"sagemaker-runtime": "sagemaker", "resourcegroupstaggingapi": "tag"}
 """IAM's name of a service, where it is not botocore's."""
 S3_ACTIONS = {
     "ListBuckets": "ListAllMyBuckets",
-    "HeadBucket": "ListBucket",
     "ListObjects": "ListBucket",
     "ListObjectVersions": "ListBucketVersions",
     "ListMultipartUploads": "ListBucketMultipartUploads",
@@ -156,7 +155,7 @@ class _Asked:
         roles: dict[Kind, list[Any]] = {
             "role": [
                 given.get("RoleArn") or given.get("ExecutionRoleArn"),
-                *(one.get("RoleArn") for one in [given.get("TrainingJobDefinition", {})]),
+                given.get("TrainingJobDefinition", {}).get("RoleArn"),
             ],
             "schedule-role": [given.get("Target", {}).get("RoleArn")],
             "linked-role": [self._arn("iam", LINKED_ROLE, region="")],

@@ -39,7 +39,8 @@ def select(
 
     Args:
         sort_by: what the operation sorts by unless the request says otherwise, by its API reference.
-        order: the same of its order. The operations that begin with the newest take CreationTimeAfter inclusively.
+        order: the operation's default order. The operations that begin with the newest take CreationTimeAfter
+            inclusively.
     """
     sort_by = request.get("SortBy", sort_by)
     keys: dict[str, Callable[[Listed], Any]] = {

@@ -16,6 +16,7 @@ from moto.core.utils import get_service_model
 from sagemaker_launch.rehearsal.calls import CALL, Call
 from sagemaker_launch.rehearsal.faults import Application
 from sagemaker_launch.rehearsal.gate import answer_refused
+from sagemaker_launch.rehearsal.iam import PARTITIONS
 from sagemaker_launch.rehearsal.signatures import Environ, RefusedRequestError
 
 log = logging.getLogger(__name__)
@@ -63,9 +64,7 @@ OPERATIONS: Mapping[str, frozenset[str]] = {
 }
 """Operations by service. Of STS there is nothing that hands out keys: no request would pass with them."""
 
-DELETE_ENDPOINT = "|".join(
-    f"arn:{partition}:scheduler:::aws-sdk:sagemaker:deleteEndpoint" for partition in ("aws", "aws-cn", "aws-us-gov")
-)
+DELETE_ENDPOINT = "|".join(f"arn:{partition}:scheduler:::aws-sdk:sagemaker:deleteEndpoint" for partition in PARTITIONS)
 """The target of a schedule, by partition."""
 FIELDS: Mapping[str, Mapping[str, str]] = {
     "sagemaker": {

@@ -13,7 +13,7 @@ import regex
 from moto.sagemaker.exceptions import SagemakerClientError
 
 from sagemaker_launch.aws.api_model import violations
-from sagemaker_launch.aws.combinations import broken_rules, broken_tags
+from sagemaker_launch.aws.combinations import broken_rules
 from sagemaker_launch.aws.image_uris import read_image_uri
 from sagemaker_launch.rehearsal.jobs.strategies import ranges_of
 
@@ -58,7 +58,6 @@ def check_training_job(request: Mapping[str, Any], region: str | None = None) ->
             raise invalid(f"{field} is required")
     _check_definition(request)
     check_rules("CreateTrainingJob", request, region)
-    check_tags(request)
 
 
 def check_tuning_job(request: Mapping[str, Any], region: str | None = None) -> None:
@@ -67,7 +66,6 @@ def check_tuning_job(request: Mapping[str, Any], region: str | None = None) -> N
     Raises:
         SagemakerClientError: with the first broken rule.
     """
-    check_tags(request)
     config = request["HyperParameterTuningJobConfig"]
     if "TrainingJobDefinition" not in request:
         raise invalid("TrainingJobDefinition or TrainingJobDefinitions must be provided.")
@@ -105,7 +103,7 @@ def with_resource_config(definition: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def check_image(image: str, account: str, repositories: Sequence[str]) -> None:
-    """Refuse an image of AWS, or of somebody else, that nothing here stands for.
+    """Refuse an image of AWS, or of somebody else, that the rehearsal does not replace.
 
     Args:
         account: whose own images count as this project's.
@@ -154,16 +152,6 @@ def _names(request: Mapping[str, Any]) -> set[str]:
     return {each.name for each in ranges} | set(request["TrainingJobDefinition"].get("StaticHyperParameters", {}))
 
 
-def check_tags(request: Mapping[str, Any]) -> None:
-    """Refuse what AWS refuses of tags.
-
-    Raises:
-        SagemakerClientError: naming the key.
-    """
-    for broken in broken_tags(request):
-        raise invalid(broken)
-
-
 def _check_definition(request: Mapping[str, Any]) -> None:
     """Rules that training jobs and the definition in a tuning job share."""
     algorithm = request["AlgorithmSpecification"]
@@ -182,9 +170,9 @@ def _check_definition(request: Mapping[str, Any]) -> None:
             f"CheckpointConfig.LocalPath must lie below /opt/ml and outside input to be rehearsed, got {path}"
         )
     for field in ("InstanceType", "InstanceCount"):
-        if field not in request.get("ResourceConfig", {field: ""}):
+        if field not in request["ResourceConfig"]:
             raise invalid(f"ResourceConfig.{field} must be provided.")
-    if request.get("ResourceConfig", {}).get("InstanceCount", 1) < 1:
+    if request["ResourceConfig"]["InstanceCount"] < 1:
         raise invalid("ResourceConfig.InstanceCount must be at least 1.")
 
 

@@ -41,6 +41,7 @@ from sagemaker_launch.rehearsal.machine.runtime import Runtime
 from sagemaker_launch.rehearsal.rehearsed import Rehearsed
 from sagemaker_launch.rehearsal.signatures import RefusedRequestError
 from sagemaker_launch.rehearsal.tag_index import install_tag_index
+from sagemaker_launch.rehearse import ADMINISTRATOR as ADMINISTRATOR_PREFIX
 
 REGION = "us-east-1"
 """Region of requests that name none."""
@@ -167,7 +168,7 @@ class Server:
     def administrator(self) -> dict[str, str]:
         """The key of the account's administrator, under names that no client reads by itself."""
         pair = self._keys.of(self._keys.administrator)
-        return {f"REHEARSAL_ADMINISTRATOR_{name}": value for name, value in pair.environment().items()}
+        return {f"{ADMINISTRATOR_PREFIX}{name}": value for name, value in pair.environment().items()}
 
     def _as_role(self, region: str, role: str) -> Any:
         """A client of this server that signs with the keys of a role."""

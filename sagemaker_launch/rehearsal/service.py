@@ -281,10 +281,7 @@ class Service:
 
     def tags(self, resource: str) -> list[dict[str, str]] | None:
         """The tags of what has this ARN, to read and to change, or None for an ARN of another kind."""
-        with self.lock:
-            jobs: list[TrainingJob | TuningJob] = [*self.training_jobs.values(), *self.tuning_jobs.values()]
-            found = next((job.tags for job in jobs if job.arn == resource), None)
-        return found if found is not None else self.hosting.tags(resource)
+        return dict(self.tagged()).get(resource)
 
     def tagged(self) -> list[tuple[str, list[dict[str, str]]]]:
         """ARN and tags of all jobs and of what serves models."""

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from moto.cloudwatch.models import cloudwatch_backends
-from moto.utilities.utils import get_partition
+from moto.cloudwatch.utils import make_arn_for_alarm
 
 from sagemaker_launch.rehearsal.endpoints.autoscaling import deregister, registered
 from sagemaker_launch.rehearsal.endpoints.endpoints import (
@@ -38,7 +38,7 @@ from sagemaker_launch.rehearsal.machine.objects import DataError, Uri
 from sagemaker_launch.rehearsal.machine.runner import Machine
 from sagemaker_launch.rehearsal.quotas import check_quota
 from sagemaker_launch.rehearsal.roles import check_role
-from sagemaker_launch.rehearsal.rules import check_image, check_tags, invalid
+from sagemaker_launch.rehearsal.rules import check_image, check_rules, invalid
 
 Kind = Literal["Model", "EndpointConfig"]
 ARN_KINDS = {"Model": "model", "EndpointConfig": "endpoint-config", "Endpoint": "endpoint"}
@@ -108,7 +108,7 @@ class Hosting:
 
     def create_endpoint(self, request: Request) -> Answer:
         """CreateEndpoint."""
-        check_tags(request)
+        check_rules("CreateEndpoint", request, self.region)
         name = request["EndpointName"]
         with self.lock:
             if name in self.endpoints:
@@ -191,10 +191,6 @@ class Hosting:
                 raise invalid(f'Could not find endpoint "{self._arn("Endpoint", name)}".')
             return self.endpoints[name]
 
-    def tags(self, resource: str) -> list[dict[str, str]] | None:
-        """The tags of what has this ARN, to read and to change, or None if it is none of these."""
-        return dict(self.tagged()).get(resource)
-
     def tagged(self) -> list[tuple[str, list[dict[str, str]]]]:
         """ARN and tags of all endpoints, configs and models."""
         with self.lock:
@@ -254,7 +250,7 @@ class Hosting:
         container, name = model["PrimaryContainer"], request["VariantName"]
         folder = self.machine.settings.root / "endpoints" / self.region / endpoint / f"{name}-{time.time_ns()}"
         isolated = bool(model.get("EnableNetworkIsolation"))
-        spec = ServingSpec(endpoint, name, self.region, container, isolated, model.get("ExecutionRoleArn", ""))
+        spec = ServingSpec(endpoint, name, self.region, container, isolated, model["ExecutionRoleArn"])
         return Variant(
             request,
             container,
@@ -295,8 +291,8 @@ class Hosting:
         for alarm in deployment.get("AutoRollbackConfiguration", {}).get("Alarms", ()):
             if alarm_state(cloudwatch, alarm["AlarmName"]) is None:
                 raise invalid(f"Could not find CloudWatch alarm {alarm['AlarmName']} of AutoRollbackConfiguration.")
-            resource = f"arn:{get_partition(self.region)}:cloudwatch:{self.region}:{account}:alarm:{alarm['AlarmName']}"
-            denial = access.denial(role, "cloudwatch:DescribeAlarms", resource) if access and role else None
+            resource = make_arn_for_alarm(self.region, account, alarm["AlarmName"])
+            denial = access.denial(role, "cloudwatch:DescribeAlarms", resource) if access else None
             if denial is not None:
                 raise invalid(f"Could not read the alarms of AutoRollbackConfiguration. {denial}")
 

@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from sagemaker_launch.aws.partitions import partition
+from moto.utilities.utils import get_partition
+
 from sagemaker_launch.rehearsal.endpoints.endpoints import Endpoint, Request, Variant
 from sagemaker_launch.rehearsal.endpoints.serving_process import LOG_GROUP, Reply
 from sagemaker_launch.rehearsal.machine.objects import DataError, Objects, Uri
@@ -104,7 +105,7 @@ class Invoker:
     def model_error(self, endpoint: Endpoint, status: int, message: str) -> InvocationError:
         """ModelError, as AWS words it."""
         group, side = LOG_GROUP + endpoint.name, "client" if 400 <= status < 500 else "server"
-        part = partition(self._region)
+        part = get_partition(self._region)
         host = CONSOLES.get(part, "console.aws.amazon.com")
         console = f"https://{self._region}.{host}/cloudwatch/home?region={self._region}"
         return InvocationError(

@@ -5,18 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Set
 from typing import Any
 
-from sagemaker_launch.rehearsal.rules import check_rules, check_tags, invalid
+from sagemaker_launch.rehearsal.rules import check_rules, invalid
 
 Request = Mapping[str, Any]
 
 
 def check_model(request: Request, region: str | None = None) -> None:
-    """Refuse what CreateModel refuses, and what is not rehearsed.
+    """Refuse what CreateModel refuses.
 
     Raises:
         SagemakerClientError: with the first broken rule.
     """
-    check_tags(request)
     if "ExecutionRoleArn" not in request:
         raise invalid("ExecutionRoleArn must be provided.")
     if "PrimaryContainer" not in request:
@@ -31,12 +30,11 @@ def check_model(request: Request, region: str | None = None) -> None:
 
 
 def check_config(request: Request, region: str | None = None) -> None:
-    """Refuse what CreateEndpointConfig refuses, and what is not rehearsed.
+    """Refuse what CreateEndpointConfig refuses.
 
     Raises:
         SagemakerClientError: with the first broken rule.
     """
-    check_tags(request)
     variants = request["ProductionVariants"]
     names = [variant["VariantName"] for variant in variants]
     for variant in variants:

@@ -40,7 +40,7 @@ Publish = Callable[[str, MetricPoint], None]
 
 
 def publish_nowhere(name: str, point: MetricPoint) -> None:
-    """Keep a value to the job."""
+    """Publish nothing."""
 
 
 class Metrics:

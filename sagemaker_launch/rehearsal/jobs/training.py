@@ -8,12 +8,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal
 
+from sagemaker_launch.aws.combinations import DEFAULT_RUNTIME_SECONDS
 from sagemaker_launch.rehearsal.jobs.log import Metrics, Publish, publish_nowhere
 
 Status = Literal["InProgress", "Completed", "Failed", "Stopping", "Stopped"]
 ENDED = ("Completed", "Failed", "Stopped")
-STOPPING_CONDITION = {"MaxRuntimeInSeconds": 86_400}
-"""What AWS fills in (API reference of StoppingCondition, 2026)."""
 SPOT_SHARE = 0.3
 """Share of the training time that a spot job is billed here; on AWS the saving follows the market, up to 90 %."""
 MESSAGES = {
@@ -111,7 +110,7 @@ class TrainingJob:
         tuning_job_arn: str | None = None,
         publish: Publish = publish_nowhere,
     ) -> None:
-        """Begin to start.
+        """Create a job that is starting.
 
         Args:
             tuning_job_arn: of the tuning job that it belongs to.
@@ -253,7 +252,7 @@ def described_defaults(request: Mapping[str, Any]) -> dict[str, Any]:
     output = {"KmsKeyId": "", "CompressionType": "GZIP", **request["OutputDataConfig"]}
     channel_defaults = {"CompressionType": "None", "RecordWrapperType": "None"}
     channels = [channel_defaults | channel for channel in request.get("InputDataConfig", ())]
-    stopping = {**STOPPING_CONDITION, **request["StoppingCondition"]}
+    stopping = {"MaxRuntimeInSeconds": DEFAULT_RUNTIME_SECONDS, **request["StoppingCondition"]}
     fields: dict[str, Any] = {"OutputDataConfig": output, "StoppingCondition": stopping}
     return {**fields, **({"InputDataConfig": channels} if channels else {})}
 

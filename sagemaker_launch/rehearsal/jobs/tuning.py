@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import math
@@ -87,7 +88,7 @@ class TuningJob:
         config: Mapping[str, Any] = self.request["HyperParameterTuningJobConfig"]
         return config
 
-    @property
+    @functools.cached_property
     def definition(self) -> dict[str, Any]:
         """TrainingJobDefinition with what the service adds, as public records of descriptions show it (2020, 2025)."""
         definition = with_resource_config(self.request["TrainingJobDefinition"])

@@ -128,7 +128,7 @@ class Objects:
         return bytes(key.value)
 
     def content_type(self, uri: Uri) -> str:
-        """Type of an object, as who uploaded it gave it, or S3's own for unknown bytes.
+        """Content type of an object: what the uploader set, or S3's default.
 
         Raises:
             DataError: if there is none.

@@ -15,6 +15,8 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
+from sagemaker_launch.aws.combinations import DEFAULT_RUNTIME_SECONDS
+from sagemaker_launch.aws.logs import LOG_GROUP
 from sagemaker_launch.debugger.environment import run_rules
 from sagemaker_launch.rehearsal.jobs.debugger import END_OF_JOB, judge
 from sagemaker_launch.rehearsal.jobs.log import LogStream, OutputReader
@@ -33,7 +35,6 @@ from sagemaker_launch.rehearsal.machine.objects import DataError, FolderSync, Ob
 
 Ending = Literal["exited", "stopped", "runtime", "wait", "interrupted", "shutdown"]
 POLL_SECONDS = 0.1
-LOG_GROUP = "/aws/sagemaker/TrainingJobs"
 MAX_REASON_CHARACTERS = 1024
 """Longest FailureReason (shape `FailureReason` of the API)."""
 
@@ -366,7 +367,7 @@ class JobRunner(threading.Thread):
             return "stopped"
         if time.monotonic() - self._created > condition.get("MaxWaitTimeInSeconds", math.inf):
             return "wait"
-        if trained > condition.get("MaxRuntimeInSeconds", 86_400):
+        if trained > condition.get("MaxRuntimeInSeconds", DEFAULT_RUNTIME_SECONDS):
             return "runtime"
         return None
 
