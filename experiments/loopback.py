@@ -44,8 +44,9 @@ def why_foreign(host: str, origin: str | None, allowed: Collection[str] = ()) ->
     """
     if not is_loopback(host) and _name(host) not in allowed:
         return "the Host header must name this machine, such as 127.0.0.1 or localhost"
+    if origin is None or origin.lower() == f"http://{host.lower()}":
+        return None
     # A proxy may replace the Host header by this machine's, and leave the Origin header.
-    origin_host = None if origin is None else origin.removeprefix("https://").removeprefix("http://")
-    if origin is not None and origin.lower() != f"http://{host.lower()}" and _name(str(origin_host)) not in allowed:
+    if _name(origin.removeprefix("https://").removeprefix("http://")) not in allowed:
         return "the Origin header must be missing or name this server: pages of others may not ask it"
     return None

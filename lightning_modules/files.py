@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import os
 import re
 import shutil
@@ -16,6 +17,12 @@ out names with this end (its guide on checkpoints, read 2026-11)."""
 MARKERS = (".sagemaker-uploading", ".sagemaker-uploaded")
 """Ends of the names of empty files that SageMaker's uploader puts beside the files that it copies. They come and go,
 and some of them are copied too."""
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextlib.contextmanager

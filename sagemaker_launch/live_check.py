@@ -23,7 +23,7 @@ from sagemaker_launch.aws.image_uris import read_image_uri
 from sagemaker_launch.aws.recording import FOLDER, Shapes, read_shapes
 from sagemaker_launch.aws.response_shapes import Shape
 from sagemaker_launch.aws.running import ending_signals_raise
-from sagemaker_launch.aws.shape_differences import Difference, differences, unknown_operations
+from sagemaker_launch.aws.shape_differences import differences, unknown_operations
 from sagemaker_launch.settings.cloud import CloudSettings
 from sagemaker_launch.stages import Stages
 
@@ -108,10 +108,11 @@ def live_check(
         finally:
             left = clean_up(stages)
     print(stages.verdicts())
+    found = report_of(stages, read_shapes(shapes))
     report = folder / "report.json"
     with replaced_whole(report) as part:
-        part.write_text(json.dumps(report_of(stages, read_shapes(shapes)), indent=1))
-    for line in json.loads(report.read_text())["differences"]:
+        part.write_text(json.dumps(found, indent=1))
+    for line in found["differences"]:
         print(line)
     say(f"the report, which can be attached to a bug report: {report}")
     if left:
@@ -131,6 +132,7 @@ def clean_up(stages: Stages) -> list[str]:
     for words in [["stop", job] for job in stages.jobs] + ([["delete", ENDPOINT]] if stages.has_deployed else []):
         if not stages.succeeds(*words):
             left.append(invocation("sagemaker_launch", *words, *stages.arguments_of(words[0])))
+            say(f"it may still run and cost money: {left[-1]}")  # now, whatever follows
     return left
 
 
@@ -172,8 +174,3 @@ def read_expected(report: Path = EXPECTED) -> Shapes:
         operation: {state: Shape.from_json(shape) for state, shape in states.items()}
         for operation, states in found["shapes"].items()
     }
-
-
-def found_differences(report: Path, expected: Path = EXPECTED) -> list[Difference]:
-    """The differences between two reports."""
-    return differences(read_expected(expected), read_expected(report))

@@ -93,10 +93,8 @@ def start_service(
         UserError: if the settings lack a role or a bucket, which it makes.
     """
     settings.require_for_jobs()
-    assert settings.role_arn is not None
-    account = settings.role_arn.split(":")[4]
     command = [sys.executable, "-m", "sagemaker_launch.rehearsal", "--root", str(root), "--until-eof"]
-    command += ["--account", account, *options]
+    command += ["--account", settings.account, *options]
     # However this process ends, the pipe to the service's standard input closes with it, and the service ends too. It
     # has a session of its own: a notebook's interrupt is about one cell and reaches all that the kernel has started.
     process = subprocess.Popen(command, stdin=stdin, stdout=subprocess.PIPE, text=True, start_new_session=True)

@@ -12,7 +12,7 @@ from pathlib import Path
 from experiments.console import duration, say
 
 COMMANDS = ("tune", "train", "sync", "cost", "deploy", "query", "status", "delete")
-"""The commands that it runs."""
+"""Commands that the stages run."""
 STAGES = 9
 
 
@@ -62,7 +62,7 @@ class Stages:
             self._stage("query", "query", self.endpoint, str(export / "golden" / "image.jpg"))
             self._stage("update", "deploy", self.endpoint, "--model", str(export))
             self._stage("status", "status")
-        self._stage("delete", "delete", self.endpoint)
+        self.has_deployed = not self._stage("delete", "delete", self.endpoint)
 
     def verdicts(self) -> str:
         """One line for each stage."""
@@ -72,36 +72,30 @@ class Stages:
         ]
         return "\n".join(lines)
 
-    def succeeds(self, command: str, *own: str) -> bool:
-        """Run a command that is no stage."""
-        return self._run(command, *own)[0]
-
     def _job(self, command: str, *own: str) -> str:
         """The name of the job that a stage has started, if it succeeds."""
-        printed = self._stage(command, command, *own)
-        return printed.split()[-1].rpartition("/")[2] if printed else ""
+        return self.jobs[-1] if self._stage(command, command, *own) else ""
 
-    def _stage(self, label: str, command: str, *own: str) -> str:
-        """What a stage prints on standard output, or nothing if it failed."""
+    def _stage(self, label: str, command: str, *own: str) -> bool:
+        """Whether a stage succeeds."""
         say(f"--- {label}")
         started = time.monotonic()
-        passed, printed = self._run(command, *own)
+        passed = self.succeeds(command, *own)
         self.done.append(Stage(label, passed, time.monotonic() - started))
-        return printed if passed else ""
+        return passed
 
-    def _run(self, command: str, *own: str) -> tuple[bool, str]:
+    def succeeds(self, command: str, *own: str) -> bool:
+        """Run a command, and note the job that it names."""
         words = [sys.executable, "-m", "sagemaker_launch", command, *own, *self.arguments_of(command)]
-        lines = []
         with subprocess.Popen(words, env=dict(self.environment), stdout=subprocess.PIPE, text=True) as process:
             assert process.stdout is not None
             try:
                 for line in process.stdout:
                     # At once, so that a job is known however this ends.
                     print(line, end="", flush=True)
-                    lines.append(line)
                     if line.startswith("arn:") and "-job/" in line:
                         self.jobs.append(line.strip().rpartition("/")[2])
             except BaseException:
                 process.terminate()  # it says what keeps running
                 raise
-        return process.returncode == 0, "".join(lines)
+        return process.returncode == 0

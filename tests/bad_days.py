@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
 import re
 import threading
 from collections import Counter
@@ -13,6 +14,8 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Literal
 from urllib.parse import urlsplit
+
+import pytest
 
 EXPIRED = {"code": "ExpiredTokenException", "message": "The security token included in the request is expired"}
 DENIED = {"code": "AccessDeniedException", "message": "User is not authorized to perform this operation"}
@@ -26,6 +29,10 @@ IN_S3 = {
 HOP_BY_HOP = ("transfer-encoding", "content-length", "connection", "expect", "server", "date")
 
 
+Rewrite = Callable[[str, bytes, bytes], bytes]
+"""From an operation, the body of its request and that of its answer to another body."""
+
+
 @dataclass(frozen=True)
 class Fault:
     """What happens to some calls of an operation.
@@ -36,7 +43,7 @@ class Fault:
         first: the first call that is answered so, counted from 1.
         last: the last one; None for all that follow.
         lost: `request` drops the connection before the service gets the call, `answer` after it.
-        status: of the answer, with `code` and `message`, where the connection is not dropped.
+        status: of the answer, where the connection is not dropped; by default 200 with `body`, 400 with `code`.
     """
 
     operation: str
@@ -44,15 +51,15 @@ class Fault:
     first: int = 1
     last: int | None = None
     lost: Literal["", "request", "answer"] = ""
-    status: int = 400
+    status: int | None = None
     code: str = ""
     message: str = ""
     body: bytes | None = None
     """An answer of its own, in place of an error."""
-    rewrite: Callable[[bytes], bytes] | None = None
-    """Changes the service's own answer."""
     content_type: str = "application/x-amz-json-1.1"
     """Of that answer."""
+    rewrite: Rewrite | None = None
+    """Changes the service's own answer, unless that is an error."""
     is_cut: bool = False
     """Send the service's own answer, and close the connection in the middle of it."""
 
@@ -60,10 +67,6 @@ class Fault:
         """Whether it happens to a call."""
         matches = re.fullmatch(self.operation, operation) is not None
         return matches and self.first <= call <= (self.last or call)
-
-
-Change = Callable[[str, bytes, int, bytes], bytes]
-"""From an operation, its request, the status and the body of its answer to another body."""
 
 
 @dataclass
@@ -79,8 +82,6 @@ class BadDay:
     """How many calls met a fault."""
     done: list[str] = field(default_factory=list)
     """The operations that the service has carried out, although an answer may have been lost."""
-    change: Change = lambda _operation, _request, _status, body: body
-    """Gives another body for an answer of the service."""
 
     def meets(self, fault: Fault, operation: str, call: int) -> bool:
         """Whether a fault happens to a call."""
@@ -113,21 +114,18 @@ def bad_day(upstream: str, *faults: Fault, day: BadDay | None = None) -> Iterato
                 fault = next((fault for fault in day.faults if day.meets(fault, operation, call)), None)
                 day.hits += fault is not None
             if fault is None:
-                status, headers, answer = self._forwarded(body, operation)
-                self._answer(status, headers, day.change(operation, body, status, answer))
+                self._answer(*self._forwarded(body, operation))
             elif fault.lost:
                 if fault.lost == "answer":
                     self._forwarded(body, operation)
                 self.close_connection = True
             elif fault.rewrite is not None:
                 status, headers, answer = self._forwarded(body, operation)
-                self._answer(status, headers, fault.rewrite(answer) if status == 200 else answer)
+                self._answer(status, headers, fault.rewrite(operation, body, answer) if status == 200 else answer)
             elif fault.is_cut:
                 self._answer(*self._forwarded(body, operation), is_cut=True)
             elif fault.body is not None:
-                self._answer(
-                    200 if fault.status == 400 else fault.status, [("Content-Type", fault.content_type)], fault.body
-                )
+                self._answer(fault.status or 200, [("Content-Type", fault.content_type)], fault.body)
             else:
                 self._refuse(fault, operation)
 
@@ -159,14 +157,15 @@ def bad_day(upstream: str, *faults: Fault, day: BadDay | None = None) -> Iterato
             return answer.status, answer.getheaders(), content
 
         def _refuse(self, fault: Fault, operation: str) -> None:
+            status = fault.status or 400
             if operation.startswith("S3."):
-                code, status = IN_S3.get(fault.code, (fault.code, fault.status))
+                code, status = IN_S3.get(fault.code, (fault.code, status))
                 text = f"<Error><Code>{code}</Code><Message>{fault.message}</Message></Error>"
                 self._answer(status, [("Content-Type", "application/xml")], text.encode())
             else:
                 answer = json.dumps({"__type": fault.code, "message": fault.message}).encode()
                 kinds = [("Content-Type", "application/x-amz-json-1.1"), ("x-amzn-ErrorType", fault.code)]
-                self._answer(fault.status, kinds, answer)
+                self._answer(status, kinds, answer)
 
         def _answer(self, status: int, headers: list[tuple[str, str]], body: bytes, *, is_cut: bool = False) -> None:
             self.send_response_only(status)
@@ -193,6 +192,14 @@ def bad_day(upstream: str, *faults: Fault, day: BadDay | None = None) -> Iterato
     finally:
         server.shutdown()
         server.server_close()
+
+
+@contextmanager
+def on_a_bad_day(*faults: Fault) -> Iterator[BadDay]:
+    """A proxy in front of the service that this process calls."""
+    with bad_day(os.environ["AWS_ENDPOINT_URL"], *faults) as day, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ENDPOINT_URL", day.address)
+        yield day
 
 
 def operation_of(method: str, path: str, target: str, service: str) -> str:

@@ -6,7 +6,6 @@ interruption one of the two may be missing, or older than the other.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import pickle
 import shutil
@@ -24,12 +23,12 @@ from pytorch_lightning.utilities import rank_zero_only
 from experiments.callbacks.history import History, run_metrics
 from experiments.console import say
 from experiments.errors import UserError
-from lightning_modules.files import replaced_whole
+from lightning_modules.files import file_sha256, replaced_whole
 
 CHECKPOINT_FOLDER = "checkpoints"
 BEST_CHECKPOINT, LAST_CHECKPOINT = "best.ckpt", "last.ckpt"
 BEST = "best"
-"""Entry of `last`: name, SHA-256 and epoch of the file of the best weights so far, and the weights themselves (None if
+"""Entry of `last`: SHA-256 and epoch of the file of the best weights so far, and the weights themselves (None if
 they are those of `last`)."""
 
 
@@ -63,7 +62,7 @@ class Checkpoints(Checkpoint):
         found: Path | None = self.best if _is_resumable(best) else None
         remedy = f"the run is trained {'from its best epoch' if found else 'again from its beginning'}"
         if last is not None and not (_is_resumable(best) and _epochs(best) > _epochs(last)):
-            if BEST in last and (best is None or _sha256(self.best) != last[BEST]["sha256"]):
+            if BEST in last and (best is None or file_sha256(self.best) != last[BEST]["sha256"]):
                 self._write_best_again(last)
                 remedy = f"it is written again from {self.last.name}"
             if BEST in last or not _epochs(last):
@@ -113,9 +112,9 @@ class Checkpoints(Checkpoint):
         """Name the best weights in `last`, and put them into it."""
         # Only the first process has the files, and writes.
         if self._saves_last and trainer.is_global_zero and self._history.epochs:
-            self._best_sha256 = self._best_sha256 or _sha256(self.best)
+            self._best_sha256 = self._best_sha256 or file_sha256(self.best)
             weights = None if self._last_is_best else read_checkpoint(self.best, mapped=True)["state_dict"]
-            named = {"file": self.best.name, "sha256": self._best_sha256, "epoch": self._history.best_epoch}
+            named = {"sha256": self._best_sha256, "epoch": self._history.best_epoch}
             checkpoint[BEST] = {**named, "weights": weights}
 
     def _save_last(self, trainer: pl.Trainer, *, is_best: bool) -> None:
@@ -133,11 +132,6 @@ def _is_resumable(checkpoint: dict[str, Any] | None) -> TypeGuard[dict[str, Any]
 def _epochs(checkpoint: dict[str, Any]) -> int:
     """The number of complete epochs in a checkpoint."""
     return len(checkpoint["callbacks"]["History"]["epochs"])
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def is_whole(checkpoint: Path) -> bool:

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from lightning_modules.errors import UserError
-from lightning_modules.files import part_path, remove, replaced_whole
+from lightning_modules.files import file_sha256, part_path, remove, replaced_whole
 from lightning_modules.locks import KernelLock
 
 ARRAY_FILE = "array.npy"
@@ -100,7 +100,7 @@ def open_array(
                     _reserve(part / ARRAY_FILE, values.offset)
                     fill(values)
                     values.flush()
-                    manifest = {"sha256": _digest(part / ARRAY_FILE), "key": dict(key)}
+                    manifest = {"sha256": file_sha256(part / ARRAY_FILE), "key": dict(key)}
                     (part / MANIFEST_FILE).write_text(json.dumps(manifest, indent=1))
             except OSError as error:
                 # An error of `fill` about a photo is not an error of this disk.
@@ -154,7 +154,7 @@ def _is_whole(entry: Path) -> bool:
         return False
     try:
         expected = json.loads((entry / MANIFEST_FILE).read_text())["sha256"]
-        is_whole = expected == _digest(entry / ARRAY_FILE)
+        is_whole = expected == file_sha256(entry / ARRAY_FILE)
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         is_whole = False
     except OSError as error:  # maybe temporary, or for this user only: keep the entry, which may have taken hours
@@ -163,11 +163,6 @@ def _is_whole(entry: Path) -> bool:
     if not is_whole:
         _log.warning("%s is damaged and is computed again", entry)
     return is_whole
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _make_room(folder: Path, needed: int, max_gb: float) -> None:

@@ -10,6 +10,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
+from sagemaker_launch.aws.resources import CONFIG, ENDPOINT, MODEL, TRAINING, TUNING, ResourceType
+
 Caller = Literal["launcher", "role", "schedule_role", "image"]
 """The user of the launcher; the role of jobs and endpoints; the role of the schedule that ends a lease; the person who
 pushes the serving image."""
@@ -28,7 +30,6 @@ Guard = Literal[
     "namespace",
     "used by AWS",
     "own subnets",
-    "tagged image",
 ]
 """How a policy limits a need beyond its resources; `policy.py` has the conditions."""
 Kind = Literal[
@@ -62,14 +63,8 @@ Kind = Literal[
 ]
 """What an action is done to. `any` is for actions that AWS does not limit to a resource, `network` for those of them
 that only jobs in a VPC need, `photo` for an object of a data set that is in S3."""
-NAMES: dict[Kind, str] = {
-    "training-job": "TrainingJobName",
-    "hyper-parameter-tuning-job": "HyperParameterTuningJobName",
-    "model": "ModelName",
-    "endpoint-config": "EndpointConfigName",
-    "endpoint": "EndpointName",
-}
-"""SageMaker's resources, and the parameter that names each."""
+TYPES: dict[str, ResourceType] = {one.kind: one for one in (TRAINING, TUNING, MODEL, CONFIG, ENDPOINT)}
+"""SageMaker's resources by their kind."""
 JOBS: tuple[Kind, ...] = ("training-job", "hyper-parameter-tuning-job")
 SERVED: tuple[Kind, ...] = ("model", "endpoint-config", "endpoint")
 DOCS = "docs.aws.amazon.com/"
@@ -336,7 +331,7 @@ CALLS: tuple[Call, ...] = (
         ("image",),
         (
             Need("ecr:CreateRepository", "repository"),
-            Need("ecr:TagResource", "repository", "tagged image"),
+            Need("ecr:TagResource", "repository", "tagged"),
         ),
         ECR_PUSH,
     ),

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, get_args
 
 from experiments.config import RunConfig, require
-from sagemaker_launch.account.permissions import CALLS, JOBS, NAMES, SERVED, Caller, Guard, Kind
+from sagemaker_launch.account.permissions import CALLS, JOBS, SERVED, TYPES, Caller, Guard, Kind
 from sagemaker_launch.aws.logs import ENDPOINT_LOG_GROUP, LOG_GROUP
 from sagemaker_launch.endpoints.requests import DIMENSION, alarm_names, schedule_name
 from sagemaker_launch.settings.cloud import PROJECT_TAG, CloudSettings
@@ -53,12 +53,11 @@ def characters_beyond(policy: Policy) -> int:
 
 def trust_policy(settings: CloudSettings, service: str) -> Policy:
     """Who may take a role: a service of AWS, for this account."""
-    account = str(settings.role_arn).split(":")[4]
     statement = {
         "Effect": "Allow",
         "Principal": {"Service": f"{service}.amazonaws.com"},
         "Action": "sts:AssumeRole",
-        "Condition": {"StringEquals": {"aws:SourceAccount": account}},
+        "Condition": {"StringEquals": {"aws:SourceAccount": settings.account}},
     }
     return _document([statement])
 
@@ -128,7 +127,7 @@ class _Scope:
 
     def resources(self, kind: Kind, caller: Caller) -> list[str]:
         """ARNs of a kind, as patterns; none if the settings do without it."""
-        if kind in NAMES:
+        if kind in TYPES:
             return [self._arn("sagemaker", f"{kind}/*")]
         if kind == "log-group":  # with its streams
             groups = (f"{LOG_GROUP}*", EVERY_ENDPOINT, *([f"{RULE_LOG_GROUP}*"] if caller == "role" else []))
@@ -140,7 +139,7 @@ class _Scope:
         settings, schedule_role = self.settings, self.settings.endpoint.schedule_role_arn
         linked = "role/aws-service-role/sagemaker.application-autoscaling.amazonaws.com/*"
         repository = own_serving_image(settings, self.region, "cpu").partition("/")[2].rpartition(":")[0]
-        s3 = f"arn:{self._partition}:s3:::"
+        s3 = f"arn:{self.settings.partition}:s3:::"
         own, (other, below) = f"{s3}{settings.bucket}", self._photos
         return {
             "any": ["*"],
@@ -196,7 +195,6 @@ class _Scope:
             # A grant lets somebody else use the key: only services of AWS, which need it for volumes.
             "used by AWS": {"Bool": {"kms:GrantIsForAWSResource": "true"}},
             "own subnets": {"ArnEquals": {"ec2:Subnet": self.resources("subnet", "role")}},
-            "tagged image": {"StringEquals": tag},
         }
         return conditions[guard]
 
@@ -219,18 +217,13 @@ class _Scope:
         return [key if key.startswith("arn:") else self._arn("kms", f"key/{key}")]
 
     def _arn(self, service: str, resource: str, *, region: str | None = None) -> str:
-        account = str(self.settings.role_arn).split(":")[4]
-        return f"arn:{self._partition}:{service}:{self.region if region is None else region}:{account}:{resource}"
-
-    @property
-    def _partition(self) -> str:
-        return str(self.settings.role_arn).split(":")[1]
+        owner = f"{self.region if region is None else region}:{self.settings.account}"
+        return f"arn:{self.settings.partition}:{service}:{owner}:{resource}"
 
 
 def _creators(kinds: Iterable[Kind]) -> list[str]:
     """The operations that make resources of some kinds."""
-    operations = {need.kind: call.operation for call in CALLS for need in call.needs if need.guard.startswith("tags")}
-    return [operations[kind] for kind in kinds]
+    return [TYPES[kind].create_operation for kind in kinds]
 
 
 def _document(statements: list[Policy]) -> Policy:

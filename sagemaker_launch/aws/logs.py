@@ -97,21 +97,22 @@ class NewEvents:
         self._query = {"logGroupName": group, "logStreamNamePrefix": prefix, "filterPattern": pattern}
         self._seen: dict[str, int] = {}
         """Milliseconds since 1970 of the events that the next look gets again, by their identifiers."""
-        self._newest_ms = 0
+        self._since_ms = 0
 
     def read(self) -> list[tuple[str, str]]:
         """The name of the stream and the text of each line since the last call, in order of time."""
-        since_ms = max(0, self._newest_ms - LATE_MS)
         try:
-            pages = list(self._client.get_paginator("filter_log_events").paginate(startTime=since_ms, **self._query))
+            pages = list(
+                self._client.get_paginator("filter_log_events").paginate(startTime=self._since_ms, **self._query)
+            )
         except ClientError as error:
             if error_code(error) == "ResourceNotFoundException":  # nothing was printed yet
                 return []
             raise
         events = [event for page in pages for event in page["events"] if event["eventId"] not in self._seen]
         self._seen |= {event["eventId"]: event["timestamp"] for event in events}
-        self._newest_ms = max(self._seen.values(), default=self._newest_ms)
-        self._seen = {key: time for key, time in self._seen.items() if time >= self._newest_ms - LATE_MS}
+        self._since_ms = max(0, max(self._seen.values(), default=0) - LATE_MS)
+        self._seen = {key: time for key, time in self._seen.items() if time >= self._since_ms}
         events.sort(key=lambda event: event["timestamp"])
         return [(event["logStreamName"], event["message"]) for event in events]
 

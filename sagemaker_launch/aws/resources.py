@@ -164,13 +164,13 @@ def _describe_new(client: Any, resource_type: ResourceType, name: str) -> dict[s
     Raises:
         UnansweredError: if AWS does not describe it.
     """
-    for pause in VISIBLE_PAUSES:
+    for pause in (0.0, *VISIBLE_PAUSES):
+        time.sleep(pause)
         try:
             if (described := resource_type.find(client, name)) is not None:
                 return described
         except (ClientError, BotoCoreError) as error:
             raise UnansweredError(f"{resource_type.word} {name} was created, but not described: {error}") from error
-        time.sleep(pause)
     raise UnansweredError(f"{resource_type.word} {name} was created, but AWS does not find it yet")
 
 

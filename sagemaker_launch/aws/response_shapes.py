@@ -36,7 +36,7 @@ class Shape:
     orders: set[tuple[str, ...]] = field(default_factory=set)
     """Orders of the entries of a list: hashes of their names, or `ascending` and `descending` by CreationTime."""
     late: bool = False
-    """Whether it was missing, and there when the same was asked again in the same state."""
+    """Whether it was missing at first, and there in a later answer to the same request in the same state."""
 
     @property
     def always(self) -> set[str]:

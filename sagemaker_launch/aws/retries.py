@@ -38,9 +38,9 @@ EXPIRED = frozenset(
 EXPIRED_ATTEMPTS = 4
 """Attempts of a call whose credentials were renewed and are refused again."""
 WEB_PAGE = re.compile(rb"\s*(<!doctype html|<html)", re.IGNORECASE)
-"""Begin of an answer that is not AWS's: of a proxy, or of a network that wants a login first."""
+"""Beginning of a response that does not come from AWS: of a proxy, or of a network that wants a login first."""
 BROKEN = 599
-"""Status that such an answer gets here: none of HTTP's."""
+"""Status set for such a response; HTTP does not use it."""
 
 
 class BrokenAnswerError(BotoCoreError):  # type: ignore[misc, unused-ignore]

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import botocore.loaders
-import botocore.model
-
+from sagemaker_launch.aws.api_model import service_model
 from sagemaker_launch.aws.recording import Shapes
 from sagemaker_launch.aws.response_shapes import Shape
 
@@ -55,13 +52,13 @@ def _operation(name: str, expected: dict[str, Shape], found: dict[str, Shape]) -
             any_state.add(shape)
     for state, shape in found.items():
         if not _is_refusal(state):
-            yield from _Place(name, "", expected.get(state, any_state), any_state, model).compare(shape)
+            yield from _Comparison(name, "", expected.get(state, any_state), any_state, model).compare(shape)
         elif state not in expected and state[0] == "4" and not any(part in state for part in PASSING):
             yield Difference(name, "", "refusal", f"AWS answers {state}")
 
 
 @dataclass(frozen=True)
-class _Place:
+class _Comparison:
     operation: str
     path: str
     expected: Shape
@@ -122,13 +119,13 @@ class _Place:
             if (shared and all(ours != theirs for ours, theirs in shared)) or (turned and self.any_state.orders):
                 yield self._difference("order", "has its entries in another order")
 
-    def _within(self, step: str, expected: Shape, any_state: Shape) -> _Place:
+    def _within(self, step: str, expected: Shape, any_state: Shape) -> _Comparison:
         model = self.model
         if step == "[]":
             inner = getattr(model, "member", None) or getattr(model, "value", None)
         else:
             inner = (getattr(model, "members", None) or {}).get(step[1:])
-        return _Place(self.operation, f"{self.path}{step}", expected, any_state, inner)
+        return _Comparison(self.operation, f"{self.path}{step}", expected, any_state, inner)
 
     def _difference(self, kind: str, text: str) -> Difference:
         return Difference(self.operation, self.path, kind, text)
@@ -141,10 +138,4 @@ def _is_refusal(state: str) -> bool:
 def operation_model(name: str) -> Any:
     """Botocore's model of an operation."""
     service, _, operation = name.partition(".")
-    return _service_model(service).operation_model(operation)
-
-
-@functools.cache
-def _service_model(service: str) -> Any:
-    loaded = botocore.loaders.Loader().load_service_model(service, "service-2")
-    return botocore.model.ServiceModel(loaded, service)
+    return service_model(service).operation_model(operation)

@@ -1,4 +1,4 @@
-"""Which resources belong to the project, and their tags: AWS's index of tags answers for 100 resources a call."""
+"""Which resources belong to the project, and their tags: AWS's index of tags answers for 100 resources per call."""
 
 from __future__ import annotations
 

@@ -87,15 +87,15 @@ class Job:
         """
         if not has_gpu(self.instance_type) or torch.cuda.is_available():
             return
-        built = (
-            f"PyTorch {torch.__version__}, built for {f'CUDA {torch.version.cuda}' if torch.version.cuda else 'CPUs'}"
+        if self.may_lack_gpu:
+            say(f"{self.instance_type} is rehearsed without a GPU: the job trains on the CPU")
+            return
+        device = f"CUDA {torch.version.cuda}" if torch.version.cuda else "CPUs"
+        raise UserError(
+            f"{self.instance_type} must show PyTorch a GPU, got none (PyTorch {torch.__version__}, built for {device})"
+            ": take an image whose CUDA fits the driver of the instance (cloud.image_uri), or an instance without GPU "
+            "(cloud.instance_type)"
         )
-        if not self.may_lack_gpu:
-            raise UserError(
-                f"{self.instance_type} must show PyTorch a GPU, got none ({built}): take an image whose CUDA fits the "
-                "driver of the instance (cloud.image_uri), or an instance without GPU (cloud.instance_type)"
-            )
-        say(f"{self.instance_type} is rehearsed without a GPU: the job trains on the CPU")
 
     @property
     def is_tuned(self) -> bool:

@@ -7,7 +7,6 @@ import re
 REHEARSED_WITHOUT_GPU = "rehearsed_without_gpu"
 """Entry of resourceconfig.json by which the rehearsal lets a job of a GPU instance train on the CPU. The service writes
 that file, so no request can set it."""
-_ATTEMPT = re.compile(r"(-[0-9a-f]{10})-\d+")
 
 
 def has_gpu(instance_type: str) -> bool:
@@ -21,5 +20,5 @@ def run_folder_name(job_name: str) -> str:
     So an attempt finds what the one before it has left. Jobs of a tuning job and of other programs have their whole
     name.
     """
-    match = re.fullmatch(rf"(.*){_ATTEMPT.pattern}", job_name)
-    return match[1] + match[2] if match else job_name
+    match = re.fullmatch(r"(.*-[0-9a-f]{10})-\d+", job_name)
+    return match[1] if match else job_name

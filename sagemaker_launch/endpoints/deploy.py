@@ -48,6 +48,7 @@ from sagemaker_launch.endpoints.requests import (
     alarm_names,
     create_endpoint,
     endpoint_tags,
+    has_schedule,
     scalable_target,
     scaling_policy,
     schedule,
@@ -129,7 +130,7 @@ def deploy(
     target: Target,
     log: Log,
     *,
-    running: Running | None = None,
+    running: Running,
 ) -> Deployed:
     """Create an endpoint, or update it unless it has this version.
 
@@ -144,7 +145,6 @@ def deploy(
         DeployError: if AWS refuses the version, or it fails, or its scores differ from the trainer's.
         UserError: if an endpoint of that name belongs to another project or has another `cloud.endpoint.kind`.
     """
-    running = running or Running(0.0, lambda _name: {})
     wait_settled(services, name)  # a killed call may have started a change
     before = find_endpoint(services, settings, name)
     if before is not None and before.status == "Failed":
@@ -160,7 +160,7 @@ def deploy(
     if before is not None:
         _check_kind(services, settings, before)
         running.exists(name, f"endpoint {name}")
-    if lease.expires is not None and settings.endpoint.schedule_role_arn is not None:
+    if has_schedule(settings, lease):
         running.made.append(f"schedule {schedule_name(settings, name)}")
     try:
         guards = set_lease(services, settings, name, lease, before)
@@ -175,7 +175,8 @@ def deploy(
             raise DeployError(f"endpoint {name}: {error}\nwhat was made could not be removed: {refusal}") from error
         if before is None:
             running.has_ended()
-        running.made.clear()
+        else:
+            running.made.clear()
         raise DeployError(f"endpoint {name}: {error}\n{outcome}") from error
     if settings.endpoint.scales:
         _start_scaling(services, settings, name)
@@ -235,13 +236,11 @@ def _bring_up(
         running.missing = f"endpoint {name} may not scale until the same command has succeeded"
         stop_scaling(services, name)
         _update(services, update_endpoint(settings, name, version.config_name))
-    state = wait_settled(services, name)
-    for pause in VISIBLE_PAUSES:
-        if state is not None:
-            break
+    for pause in (0.0, *VISIBLE_PAUSES):
         time.sleep(pause)
-        state = wait_settled(services, name)
-    state = state or {}
+        if (settled := wait_settled(services, name)) is not None:
+            break
+    state = settled or {}
     if state.get(ENDPOINT.status) == "InService" and state[CONFIG.name] == version.config_name:
         return
     try:

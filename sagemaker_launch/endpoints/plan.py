@@ -10,6 +10,7 @@ from experiments.config import RunConfig, require
 from experiments.console import say
 from experiments.errors import UserError
 from experiments.runs.folder import Outcome, RunFolder, now_ms
+from lightning_modules.files import file_sha256
 from sagemaker_launch.aws import client as aws
 from sagemaker_launch.aws.api_model import require_limits
 from sagemaker_launch.aws.logs import endpoint_log
@@ -31,7 +32,7 @@ from sagemaker_launch.settings.cloud import CloudSettings
 from sagemaker_launch.shipping.archive import pack_model
 from sagemaker_launch.shipping.image_fit import check_serving_image
 from sagemaker_launch.shipping.shipment import find_serving_image, serving_cuda, serving_device
-from sagemaker_launch.shipping.storage import Storage, file_sha256
+from sagemaker_launch.shipping.storage import Storage
 
 if TYPE_CHECKING:
     from sagemaker_launch.endpoints.deploy import Deployed
@@ -98,7 +99,7 @@ def deploy_model(
     plan: EndpointPlan,
     model: LocatedModel,
     *,
-    running: Running | None = None,
+    running: Running,
 ) -> Deployed:
     """Deploy a model as a new endpoint or as an update, and record it as a run in MLflow.
 
@@ -118,8 +119,7 @@ def deploy_model(
         updating = replace(plan.worst, fleets=2)
         say(updating.table())
         updating.check_budget(settings)
-        if running is not None:
-            running.usd_per_hour = updating.usd
+        running.usd_per_hour = updating.usd
     storage.upload_file(key, archive)
     archive.unlink()
     patient = Services.open(settings, patience_seconds=WHILE_RUNNING_SECONDS)
@@ -159,7 +159,7 @@ def _deploy_as_run(
     plan: EndpointPlan,
     model: LocatedModel,
     version: Deployment,
-    running: Running | None,
+    running: Running,
 ) -> Deployed:
     """Deploy, and record model, endpoint, scores and latency in MLflow."""
     from experiments.tracking.store import RunStore

@@ -11,7 +11,7 @@ from datetime import datetime
 from experiments.config import require
 from sagemaker_launch.aws.image_uris import Version
 from sagemaker_launch.aws.instances import inference_ami
-from sagemaker_launch.aws.resources import Request
+from sagemaker_launch.aws.resources import CONFIG, ENDPOINT, MODEL, Request
 from sagemaker_launch.endpoints.lease import ENDPOINT_TAG, Lease
 from sagemaker_launch.settings.cloud import PROJECT_TAG, CloudSettings
 from sagemaker_launch.settings.endpoint import VARIANT, EndpointSettings
@@ -66,15 +66,18 @@ def deployment(settings: CloudSettings, name: str, image_uri: str, model_uri: st
 def planned_requests(
     settings: CloudSettings, name: str, version: Deployment, lease: Lease
 ) -> Iterator[tuple[str, str, Request]]:
-    """Everything that `deploy` may send to create or change something: service, operation and request."""
+    """What `deploy` may send to create or change something: service, operation and request.
+
+    Left out are new tags, and the alarm that wakes an endpoint, which needs the ARN of its policy.
+    """
     endpoint = settings.endpoint
-    yield "sagemaker", "CreateModel", version.model
-    yield "sagemaker", "CreateEndpointConfig", version.config
-    yield "sagemaker", "CreateEndpoint", create_endpoint(settings, name, version.config_name, lease)
+    yield "sagemaker", MODEL.create_operation, version.model
+    yield "sagemaker", CONFIG.create_operation, version.config
+    yield "sagemaker", ENDPOINT.create_operation, create_endpoint(settings, name, version.config_name, lease)
     yield "sagemaker", "UpdateEndpoint", update_endpoint(settings, name, version.config_name)
     for alarm in update_alarms(settings, name):
         yield "cloudwatch", "PutMetricAlarm", alarm
-    if lease.expires is not None and endpoint.schedule_role_arn is not None:
+    if lease.expires is not None and has_schedule(settings, lease):
         yield "scheduler", "CreateSchedule", schedule(settings, name, lease.expires)
     if endpoint.scales:
         yield "application-autoscaling", "RegisterScalableTarget", scalable_target(endpoint, name)
@@ -207,6 +210,11 @@ def wake_alarm(settings: CloudSettings, name: str, policy_arn: str) -> Request:
 def alarm_names(settings: CloudSettings, name: str) -> list[str]:
     """Names of all alarms that this project may create for an endpoint."""
     return [_alarm_name(settings, name, suffix) for suffix in ("5xx", "latency", "wake")]
+
+
+def has_schedule(settings: CloudSettings, lease: Lease) -> bool:
+    """Whether AWS itself deletes the endpoint at the end of its lease."""
+    return lease.expires is not None and settings.endpoint.schedule_role_arn is not None
 
 
 def schedule(settings: CloudSettings, name: str, expires: datetime) -> Request:

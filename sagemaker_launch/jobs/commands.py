@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import functools
 import json
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
@@ -111,7 +110,6 @@ def _start_and_watch(settings: CloudSettings, plan: JobPlan, arguments: argparse
         return
     plan.worst.check_budget(settings)
 
-    @functools.cache
     def command(word: str, name: str) -> str:
         return invocation("sagemaker_launch", word, name, *arguments.passed_on(word, plan.label))
 

@@ -108,7 +108,8 @@ class OwnLines:
             # The command line repeats all hyperparameters.
             toolkit = "sagemaker-training-toolkit" in text or text.startswith("SM_") or " entry.py --" in text
             for report in parse_lines([text]):
-                self.reached = report if report.topic == "metrics" else self.reached
+                if report.topic == "metrics":
+                    self.reached = report
             if "error" in text.lower() or (self._running and text.strip() and not toolkit):
                 yield from _readable(text, self._facts)
             self._running = (self._running or "Invoking script" in text) and "Reporting training" not in text

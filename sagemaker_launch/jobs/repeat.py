@@ -13,11 +13,12 @@ from experiments.config import RunConfig, is_own_in_job, is_sent, noted_fields, 
 from experiments.data.inputs import open_data_once
 from experiments.errors import UserError
 from experiments.runs.folder import FINGERPRINT
+from lightning_modules.files import file_sha256
 from sagemaker_launch.aws.tags import from_tag_value
 from sagemaker_launch.container.hyperparameters import decode
 from sagemaker_launch.settings.cloud import EXPERIMENT_TAG
 from sagemaker_launch.shipping.shipment import find_photo_set, local_weights
-from sagemaker_launch.shipping.storage import Inputs, file_sha256
+from sagemaker_launch.shipping.storage import Inputs
 
 WEIGHTS_PARAM = "cloud.weights"
 """Param of a job's run: where its checkpoint is in S3, by its content."""

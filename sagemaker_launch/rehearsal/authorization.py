@@ -18,7 +18,7 @@ from moto.s3.models import s3_backends
 from moto.sagemaker.exceptions import SagemakerClientError
 from moto.utilities.utils import get_partition
 
-from sagemaker_launch.account.permissions import CALLS, NAMES, Kind, Need
+from sagemaker_launch.account.permissions import CALLS, TYPES, Kind, Need
 from sagemaker_launch.endpoints.requests import DIMENSION
 from sagemaker_launch.rehearsal.api import Regions
 from sagemaker_launch.rehearsal.calls import CALL, Call
@@ -134,7 +134,7 @@ class _Asked:
 
     def _resources(self, need: Need) -> list[str]:
         kind, given = need.kind, self._given
-        if kind in NAMES:
+        if kind in TYPES:
             return self._of_sagemaker(need)
         if kind in ("bucket", "photos-bucket"):
             return [_s3(self._call.region, given["Bucket"], None)]
@@ -171,7 +171,7 @@ class _Asked:
         if "ResourceArn" in given:
             arn = str(given["ResourceArn"])
             return [arn] if need.kind == arn.rpartition(":")[2].partition("/")[0] else []
-        name = given.get(NAMES[kind])
+        name = given.get(TYPES[kind].name)
         if name is None and str(given.get("ResourceId", "")).startswith("endpoint/"):
             name = given["ResourceId"].split("/")[1]
         return [] if name is None else [self._arn("sagemaker", f"{kind}/{name}")]
@@ -210,7 +210,7 @@ class _Asked:
         tags = given.get("Tags", ())
         if isinstance(tags, list):
             context |= {f"aws:RequestTag/{tag['Key']}": tag["Value"] for tag in tags if tag.keys() >= {"Key", "Value"}}
-        if need.kind in NAMES:
+        if need.kind in TYPES:
             held = self._state.tags(self._call.region, resource)
             context |= {f"aws:ResourceTag/{key}": value for key, value in held.items()}
         if need.action == "sagemaker:AddTags" and self._call.operation != "AddTags":

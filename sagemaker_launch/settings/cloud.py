@@ -185,6 +185,12 @@ class CloudSettings:
         return self.role_arn.split(":")[1]
 
     @property
+    def account(self) -> str:
+        """Number of the account, by the role."""
+        assert self.role_arn is not None, "checked by require_for_jobs"
+        return self.role_arn.split(":")[4]
+
+    @property
     def longest_wait_seconds(self) -> int | None:
         """Time limit of a spot job including its wait; None for on-demand instances, which do not wait."""
         return (self.max_wait_seconds or 2 * self.max_runtime_seconds) if self.spot else None

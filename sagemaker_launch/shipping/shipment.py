@@ -9,6 +9,7 @@ from pathlib import Path
 from experiments.config import RunConfig, override, require
 from experiments.console import say
 from experiments.errors import UserError
+from lightning_modules.files import file_sha256
 from sagemaker_launch.aws.image_uris import Version, read_image_uri
 from sagemaker_launch.aws.instances import local_disk_gb
 from sagemaker_launch.aws.partitions import dns_suffix
@@ -19,7 +20,6 @@ from sagemaker_launch.shipping.storage import (
     Inputs,
     PhotoSet,
     Shipment,
-    file_sha256,
     photo_files,
     read_photo_set,
     weights_name,
@@ -172,10 +172,8 @@ def serving_cuda(settings: CloudSettings, image: str) -> Version | None:
 
 def own_serving_image(settings: CloudSettings, region: str, device: str) -> str:
     """The URI to which `python -m sagemaker_launch image --push` pushes our serving image."""
-    assert settings.role_arn is not None, "checked by require_for_jobs"
-    account = settings.role_arn.split(":")[4]
     version = metadata.version("local-first-experiments")
-    return f"{account}.dkr.ecr.{region}.{dns_suffix(region)}/{settings.project}-serving:{version}-{device}"
+    return f"{settings.account}.dkr.ecr.{region}.{dns_suffix(region)}/{settings.project}-serving:{version}-{device}"
 
 
 def _image_uri(field: str, query: dict[str, str], region: str, instance_type: str, cache_dir: Path) -> str:

@@ -25,7 +25,7 @@ from botocore.exceptions import ClientError
 from tqdm import tqdm
 
 from experiments.errors import UserError
-from lightning_modules.files import is_safetensors
+from lightning_modules.files import file_sha256, is_safetensors
 from lightning_modules.listing import list_photos, split_folders, why_no_photo
 from sagemaker_launch.aws.client import THREADS
 from sagemaker_launch.settings.cloud import CloudSettings
@@ -120,12 +120,12 @@ class Shipment:
         """
         storage = Storage(client, settings)
         storage.require_region()
-        if isinstance(self.photos, str):
-            require_bucket_region(client, self.photos.split("/")[2], "data.root")
         if isinstance(self.photos, PhotoSet):
             storage.upload_photos(self.photos)
         elif self.photos.startswith(f"{settings.uri}/") and self.photos.endswith("/manifest.json"):
             storage.require_photos(self.photos)
+        else:
+            require_bucket_region(client, self.photos.split("/")[2], "data.root")
         archive = f"{self._code_folder}/sourcedir.tar.gz"
         if not storage.exists(archive):
             storage.put(archive, self.bundle.archive)
@@ -189,11 +189,12 @@ class Storage:
         """
         key = manifest.removeprefix(f"{self._uri}/")
         remedy = "run the command that started the first job with these photos again: it sends what is missing"
-        if not self.exists(key):
+        stored = self._names(f"{key.rpartition('/')[0]}/", of="data/")
+        if key.removeprefix("data/") not in stored:
             raise UserError(f"the photos of that job must be in S3, {manifest} is gone: {remedy}")
         content = self._client.get_object(Bucket=self._bucket, Key=f"{self._prefix}/{key}")["Body"].read()
         _, *named = json.loads(content)
-        stored = self._names("data/objects/", of="data/") | self._names("data/sets/", of="data/")
+        stored |= self._names("data/objects/", of="data/")
         if gone := [name for name in named if name not in stored]:
             raise UserError(
                 f"the photos of that job must be in S3, {len(gone)} of {len(named)} objects are gone that {manifest} "
@@ -288,12 +289,6 @@ def weights_folder(sha256: str) -> str:
 def weights_name(weights: Path) -> str:
     """The name of a checkpoint in its folder, whatever it is called here: one content has one name."""
     return "weights.safetensors" if is_safetensors(weights) else "weights.pth"
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _progress(description: str, items: Iterable[Any], total: int) -> Iterable[Any]:

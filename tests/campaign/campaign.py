@@ -1,7 +1,7 @@
 """Runs cases of the campaign in this process, and judges them.
 
-`python -m tests.campaign.campaign FOLDER [--scenarios …] [--faults …] [--share K/N] [--sample P]` runs cases and prints
-a table and each finding.
+`python -m tests.campaign.campaign FOLDER [--scenarios …] [--faults …] [--sample P] [--seed N] [--minutes M] [--calls]`
+runs cases and prints a table and each finding.
 """
 
 from __future__ import annotations
@@ -147,12 +147,9 @@ class Campaign:
         assert ran.code == 0, ran.text
         return ran.out
 
-    def prepare(self, scenario: Scenario, *, number: bool = True) -> Sequence[str]:
+    def prepare(self, scenario: Scenario) -> Sequence[str]:
         """Make what a command needs; the command."""
-        if number:
-            self.number += 1
-            self.output_dir = self.home / f"runs-{self.number}"
-            shutil.rmtree(self.home / f"runs-{self.number - 3}", ignore_errors=True)
+        self._begin_folder()
         words = scenario.prepare(self)
         for folder in scenario.uploads:
             self.account.empty(BUCKET, f"{PREFIX}/{folder}")
@@ -185,6 +182,12 @@ class Campaign:
                         self._try(name, scenario, words, kind, operation, ordinal, expected)
         self.seconds[name] = time.perf_counter() - started
 
+    def _begin_folder(self) -> None:
+        """Let the next command write into a folder of its own."""
+        self.number += 1
+        self.output_dir = self.home / f"runs-{self.number}"
+        shutil.rmtree(self.home / f"runs-{self.number - 3}", ignore_errors=True)
+
     def _try(
         self,
         name: str,
@@ -196,9 +199,7 @@ class Campaign:
         expected: Counter[str],
     ) -> None:
         if scenario.is_shared:
-            self.number += 1
-            shutil.rmtree(self.output_dir, ignore_errors=True)
-            self.output_dir = self.home / f"runs-{self.number}"
+            self._begin_folder()
         else:
             words = self.prepare(scenario)
         before = self.account.resources()

@@ -74,7 +74,6 @@ KINDS: dict[str, Kind] = {
     "Ctrl-C before": Kind(Fault("", lost="request"), "call", does="Ctrl-C"),
     "Ctrl-C after": Kind(Fault("", lost="answer"), "call", does="Ctrl-C"),
 }
-LISTED = tuple(KINDS)[:6]
 
 
 @dataclass

@@ -7,7 +7,7 @@ from pathlib import Path
 import boto3
 import pytest
 
-from tests.bad_days import EXPIRED, Fault, bad_day
+from tests.bad_days import EXPIRED, Fault, on_a_bad_day
 from tests.e2e.conftest import service_environment  # noqa: F401  # fixture
 from tests.e2e.test_endpoints import SCRIPT, Rehearsal, cloud, first, scripted, second  # noqa: F401  # fixtures
 from tests.hostile_aws import HOSTILE_VARIABLES, Trap, hostile_files, proxy_trap
@@ -18,14 +18,10 @@ pytestmark = pytest.mark.slow
 def test_an_endpoint_that_comes_up_unwatched_is_named_with_its_commands(
     cloud: Rehearsal,  # noqa: F811
     scripted: tuple[Path, Path],  # noqa: F811
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    here = boto3.client("sagemaker", region_name="us-east-1").meta.endpoint_url
     expired = Fault("SageMaker.DescribeEndpoint", after="SageMaker.CreateEndpoint", first=2, **EXPIRED)
-    with bad_day(here, expired) as day:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", day.address)
+    with on_a_bad_day(expired) as day:
         code, _, err = cloud.run("deploy", "exp", "--model", str(scripted[0]), SCRIPT)
-    monkeypatch.setenv("AWS_ENDPOINT_URL", here)
     assert day.hits >= 1
     assert code == 1 and "endpoint exp keeps running, for up to $" in err
     assert "to delete it: " in err.splitlines()[-1]
@@ -37,15 +33,11 @@ def test_an_endpoint_that_comes_up_unwatched_is_named_with_its_commands(
 def test_a_minute_of_503_leaves_the_endpoint_alone(
     cloud: Rehearsal,  # noqa: F811
     scripted: tuple[Path, Path],  # noqa: F811
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    here = boto3.client("sagemaker", region_name="us-east-1").meta.endpoint_url
     for name, operation in (("blip", "SageMaker.DescribeEndpoint"), ("blop", "SageMaker.(DescribeEndpoint|ListTags)")):
         unavailable = Fault(operation, after="SageMaker.CreateEndpoint", last=6, status=503, code="ServiceUnavailable")
-        with bad_day(here, unavailable) as day:
-            monkeypatch.setenv("AWS_ENDPOINT_URL", day.address)
+        with on_a_bad_day(unavailable) as day:
             cloud.done("deploy", name, "--model", str(scripted[0]), SCRIPT)
-        monkeypatch.setenv("AWS_ENDPOINT_URL", here)
         assert day.hits >= 6
         cloud.done("delete", name)
     assert cloud.left() == []

@@ -12,7 +12,7 @@ import boto3
 import pytest
 
 from sagemaker_launch.jobs import sync
-from tests.bad_days import DENIED, EXPIRED, Fault, bad_day
+from tests.bad_days import DENIED, EXPIRED, Fault, on_a_bad_day
 from tests.cloud import Cloud, account
 from tests.e2e.conftest import cloud, service_environment  # noqa: F401  # fixtures
 
@@ -78,11 +78,9 @@ WATCHED = {
 def test_what_runs_is_named_with_its_commands(
     cloud: Cloud,  # noqa: F811
     fault: Fault,
-    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    with cloud.in_reach(), bad_day(cloud.environment["AWS_ENDPOINT_URL"], fault) as day:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", day.address)
+    with cloud.in_reach(), on_a_bad_day(fault) as day:
         code = cloud.run("train", f"--seed={4100 + list(WATCHED).index(_name(fault))}")
     err = capsys.readouterr().err
     assert day.hits >= 1
@@ -108,25 +106,23 @@ STARTED = {
 def test_a_job_whose_tags_are_late_is_not_stopped(
     cloud: Cloud,  # noqa: F811
     name: str,
-    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    with cloud.in_reach(), bad_day(cloud.environment["AWS_ENDPOINT_URL"], STARTED[name]) as day:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", day.address)
+    with cloud.in_reach(), on_a_bad_day(STARTED[name]) as day:
         code = cloud.run("train", f"--seed={4200 + list(STARTED).index(name)}", "--no-wait")
         printed = capsys.readouterr()
     assert (code, day.hits) == (0, 1), printed.err
     assert job_of(cloud, printed.out)[1]["TrainingJobStatus"] == "Completed"
 
 
-def _more_metrics(answer: bytes) -> bytes:
+def _more_metrics(_operation: str, _request: bytes, answer: bytes) -> bytes:
     described = json.loads(answer)
     algorithm = described["TrainingJobDefinition"]["AlgorithmSpecification"]
     algorithm["MetricDefinitions"].append({"Name": "ObjectiveMetric", "Regex": "x=([0-9.]+)"})
     return json.dumps(described).encode()
 
 
-def _changed_case(answer: bytes) -> bytes:
+def _changed_case(_operation: str, _request: bytes, answer: bytes) -> bytes:
     described = json.loads(answer)
     definition = described["TrainingJobDefinition"]
     definition["AlgorithmSpecification"]["MetricDefinitions"].reverse()
@@ -139,12 +135,10 @@ def _changed_case(answer: bytes) -> bytes:
 def test_a_tuning_job_that_aws_describes_otherwise_runs(
     cloud: Cloud,  # noqa: F811
     rewrite: Any,
-    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     fault = Fault("SageMaker.DescribeHyperParameterTuningJob", rewrite=rewrite)
-    with cloud.in_reach(), bad_day(cloud.environment["AWS_ENDPOINT_URL"], fault) as day:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", day.address)
+    with cloud.in_reach(), on_a_bad_day(fault) as day:
         seed = 4300 + [_more_metrics, _changed_case].index(rewrite)
         code = cloud.run("tune", f"--seed={seed}", "--sweep.n_trials=2", "--no-wait")
         printed = capsys.readouterr()

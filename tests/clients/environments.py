@@ -16,7 +16,7 @@ from typing import Literal, get_args
 import pytest
 
 from lightning_modules.locks import KernelLock
-from tests.clients.recording import not_rehearsed, works
+from tests.clients.recording import NOT_REHEARSED, WORKS, not_rehearsed, works
 from tests.conftest import REPOSITORY
 
 FOLDER = Path(__file__).parent
@@ -24,7 +24,7 @@ CACHE = REPOSITORY / ".venv" / "clients"
 """`make clean` deletes it with the rest of .venv."""
 UNREACHABLE = re.compile(r"Failed to establish a new connection|connection broken|Could not connect|ProxyError", re.I)
 """What pip says when there is no package index, which is no fault of the requirements."""
-OUTCOMES = {works.__name__: "works", not_rehearsed.__name__: "not rehearsed"}
+OUTCOMES = {works.__name__: WORKS, not_rehearsed.__name__: NOT_REHEARSED}
 
 Name = Literal["sdk_v2", "sdk_v3", "aws_cli", "smdebug"]
 NAMES: tuple[Name, ...] = get_args(Name)

@@ -9,7 +9,7 @@ import shlex
 import pytest
 
 from sagemaker_launch.cli import main
-from tests.bad_days import DENIED, EXPIRED, Fault, bad_day
+from tests.bad_days import DENIED, EXPIRED, Fault, on_a_bad_day
 from tests.cloud import Cloud
 
 pytestmark = pytest.mark.slow
@@ -23,19 +23,18 @@ AFTER_A_START = {
 
 @pytest.mark.parametrize("fault", AFTER_A_START.values(), ids=AFTER_A_START)
 def test_a_job_that_is_watched_no_more_is_accounted_for(
-    flow: Cloud, fault: Fault, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    flow: Cloud, fault: Fault, capsys: pytest.CaptureFixture[str]
 ) -> None:
     seed = f"--seed={1000 + list(AFTER_A_START.values()).index(fault)}"
-    with flow.in_reach(), bad_day(flow.environment["AWS_ENDPOINT_URL"], fault) as day:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", day.address)
-        code = flow.run("train", seed)
+    with flow.in_reach():
+        with on_a_bad_day(fault) as day:
+            code = flow.run("train", seed)
         err = capsys.readouterr().err
         assert day.hits >= 1
         assert code == 1, err
         last = err.splitlines()[-3:]
         assert re.search(r"keeps running, for up to \$[\d.]+ an hour$", last[0])
         assert "Traceback" not in err
-        monkeypatch.setenv("AWS_ENDPOINT_URL", flow.environment["AWS_ENDPOINT_URL"])
         stop = shlex.split(last[2].partition("to end it: ")[2])
         assert main(stop[stop.index("sagemaker_launch") + 1 :]) == 0, "the printed command works as it is"
 
@@ -53,11 +52,10 @@ BEARABLE = {
 
 @pytest.mark.parametrize("fault", BEARABLE.values(), ids=BEARABLE)
 def test_a_job_is_watched_to_its_end_all_the_same(
-    flow: Cloud, fault: Fault, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    flow: Cloud, fault: Fault, capsys: pytest.CaptureFixture[str]
 ) -> None:
     seed = f"--seed={2000 + list(BEARABLE.values()).index(fault)}"
-    with flow.in_reach(), bad_day(flow.environment["AWS_ENDPOINT_URL"], fault) as day:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", day.address)
+    with flow.in_reach(), on_a_bad_day(fault) as day:
         code = flow.run("train", seed)
     assert day.hits >= 1
     assert code == 0, capsys.readouterr().err

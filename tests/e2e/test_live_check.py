@@ -21,7 +21,7 @@ from sagemaker_launch.aws.recording import Recording, Shapes, read_shapes
 from sagemaker_launch.aws.response_shapes import Shape
 from sagemaker_launch.aws.shape_differences import Difference, differences, operation_model
 from sagemaker_launch.live_check import REVEALING, read_expected
-from tests.bad_days import BadDay, bad_day
+from tests.bad_days import Fault, bad_day
 from tests.cloud import CLOUD, start_shared
 from tests.conftest import REPOSITORY
 from tests.shared_run import SharedRun
@@ -46,6 +46,11 @@ class Heard:
     request: bytes
     body: bytes
 
+    @property
+    def answer(self) -> Any:
+        """As JSON."""
+        return json.loads(self.body or b"{}")
+
 
 @dataclass
 class Walk:
@@ -69,14 +74,14 @@ def check_live(
     """Run the command through a proxy that may change the answers of JSON services."""
     heard: list[Heard] = []
 
-    def changed(target: str, request: bytes, status: int, body: bytes) -> bytes:
+    def changed(target: str, request: bytes, body: bytes) -> bytes:
         name = operation_name(target)
-        if not name or status >= 300:
+        if not name:
             return body
         heard.append(Heard(name, request, body))
         return change(name, request, body)
 
-    with bad_day(environment["AWS_ENDPOINT_URL"], day=BadDay(change=changed)) as day:
+    with bad_day(environment["AWS_ENDPOINT_URL"], Fault(".*", rewrite=changed)) as day:
         words = ["live-check", "--cloud", CLOUD, "--config", REPOSITORY / "conf" / "quick.yaml", "--budget-usd", "5"]
         words += ["--output_dir", folder, "--trainer.max_epochs", "1", "--seed", seed]
         done = subprocess.run(
@@ -196,20 +201,20 @@ def at(answer: Any, path: tuple[str, ...]) -> Any:
     return answer
 
 
-def planted(heard: list[Heard], operation: str, place: Place, kind: str) -> list[Heard]:
-    """All answers of an operation with a difference; what is late is planted in the first of equal requests."""
+def planted(heard: list[Heard], place: Place, kind: str) -> list[Heard]:
+    """The answers of an operation with a difference; what is late is planted in the first of equal requests."""
     first: set[bytes] = set()
     found = []
-    asked = Counter((one.request, str(at(json.loads(one.body or b"{}"), place.path))) for one in heard)
-    for one in heard:
+    keys = [(one.request, str(at(one.answer, place.path))) for one in heard]
+    asked = Counter(keys)
+    for one, key in zip(heard, keys, strict=True):
         # What a later answer does not have either is gone, and not late.
-        again = asked[one.request, str(at(json.loads(one.body or b"{}"), place.path))] > 1
-        late = kind == "late" and (one.request in first or not again)
-        if one.operation == operation and not late:
-            first.add(one.request)
-            body = json.dumps(plant(json.loads(one.body or b"{}"), place.path, kind)).encode()
-            one = Heard(one.operation, one.request, body)
-        found.append(one)
+        late = kind == "late" and (one.request in first or asked[key] == 1)
+        if late:
+            found.append(one)
+            continue
+        first.add(one.request)
+        found.append(Heard(one.operation, one.request, json.dumps(plant(one.answer, place.path, kind)).encode()))
     return found
 
 
@@ -229,8 +234,8 @@ def test_each_planted_difference_is_found_and_no_other(walk: Walk, tmp_path: Pat
             repeats = len({one.request for one in heard}) < len(heard)
             known = places(expected[operation], model, kind) if kind != "late" or repeats else []
             for trial, place in enumerate(chance.sample(known, min(3, len(known)))):
-                given = planted(heard, operation, place, kind)
-                if [json.loads(one.body or b"{}") for one in given] == [json.loads(one.body or b"{}") for one in heard]:
+                given = planted(heard, place, kind)
+                if [one.answer for one in given] == [one.answer for one in heard]:
                     continue  # the first of equal requests did not have it, or it is an empty list
                 changed = replay(tmp_path / f"{number}-{kind}-{trial}", given)
                 found = differences({operation: expected[operation]}, changed)

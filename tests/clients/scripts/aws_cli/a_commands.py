@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.clients.recording import not_rehearsed, works
+from tests.clients.served import SERVER
 
 BUCKET, ROLE = os.environ["BUCKET"], os.environ["ROLE"]
 SCRIPT = """
@@ -17,25 +18,6 @@ from pathlib import Path
 print("epoch=0 val_loss=0.5")
 print("epoch=1 val_loss=0.25")
 Path("/opt/ml/model/weights.txt").write_text(Path("/opt/ml/input/data/photos/a.txt").read_text())
-"""
-SERVER = """
-import os
-from http.server import BaseHTTPRequestHandler, HTTPServer
-
-class Handler(BaseHTTPRequestHandler):
-    def answer(self, body):
-        self.send_response(200)
-        self.send_header("Content-Type", "text/plain")
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-    def do_GET(self):
-        self.answer(b"")
-    def do_POST(self):
-        body = self.rfile.read(int(self.headers["Content-Length"]))
-        self.answer(b"%s of %d bytes" % (self.headers["Content-Type"].encode(), len(body)))
-
-HTTPServer(("127.0.0.1", int(os.environ["SAGEMAKER_BIND_TO_PORT"])), Handler).serve_forever()
 """
 
 

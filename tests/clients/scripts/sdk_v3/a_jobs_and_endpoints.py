@@ -48,6 +48,7 @@ from sagemaker.train import ModelTrainer
 from sagemaker.train.tuner import HyperparameterTuner
 
 from tests.clients.recording import not_rehearsed, works
+from tests.clients.served import SERVER
 
 BUCKET, ROLE = os.environ["BUCKET"], os.environ["ROLE"]
 SOURCE = Path(__file__).parent / "source"
@@ -56,25 +57,6 @@ import time
 from pathlib import Path
 print("epoch=0 val_loss=0.25", flush=True)
 time.sleep(60 if Path("/opt/ml/input/data/code/slow.txt").exists() else 0)
-"""
-SERVER = """
-import os
-from http.server import BaseHTTPRequestHandler, HTTPServer
-
-class Handler(BaseHTTPRequestHandler):
-    def answer(self, body):
-        self.send_response(200)
-        self.send_header("Content-Type", "text/plain")
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-    def do_GET(self):
-        self.answer(b"")
-    def do_POST(self):
-        body = self.rfile.read(int(self.headers["Content-Length"]))
-        self.answer(b"%s of %d bytes" % (self.headers["Content-Type"].encode(), len(body)))
-
-HTTPServer(("127.0.0.1", int(os.environ["SAGEMAKER_BIND_TO_PORT"])), Handler).serve_forever()
 """
 METRICS = [MetricDefinition(name="val_loss", regex="val_loss=([0-9.]+)")]
 COMPUTE = Compute(instance_type="ml.m5.large", instance_count=1, volume_size_in_gb=10)

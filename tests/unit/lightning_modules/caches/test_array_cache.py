@@ -206,7 +206,7 @@ def test_an_entry_that_can_not_be_read_now_is_kept_and_named(
     open_one(tmp_path, fill)
     [entry] = entries(tmp_path)
     with monkeypatch.context() as patched:
-        patched.setattr(array_cache, "_digest", Mock(side_effect=error))
+        patched.setattr(array_cache, "file_sha256", Mock(side_effect=error))
         with pytest.raises(OSError, match=error.strerror) as caught:
             open_one(tmp_path, fill)
     assert caught.value.filename == str(entry)

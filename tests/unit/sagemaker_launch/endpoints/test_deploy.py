@@ -13,6 +13,7 @@ from botocore.exceptions import ClientError, ReadTimeoutError
 
 from sagemaker_launch.aws.logs import Log
 from sagemaker_launch.aws.resources import LaunchError, UnansweredError
+from sagemaker_launch.aws.running import Running
 from sagemaker_launch.endpoints.deploy import DeployError, Golden, _has_failed, _update, deploy, set_lease
 from sagemaker_launch.endpoints.fleet import Services
 from sagemaker_launch.endpoints.lease import Lease
@@ -143,6 +144,7 @@ def test_an_endpoint_that_may_still_answer_is_not_removed_unasked() -> None:
             golden,
             Says([0.0]),
             Log(None, ""),
+            running=Running(0.0, lambda _name: {}),
         )
     assert set(sagemaker.calls) == {"describe_endpoint"}
 
