@@ -19,7 +19,7 @@ from sagemaker_launch.container.metric_lines import metric_line
 from sagemaker_launch.endpoints.fleet import Services
 from sagemaker_launch.jobs.follow import Tails
 from sagemaker_launch.jobs.found import children
-from sagemaker_launch.rehearsal import moto_urls
+from sagemaker_launch.rehearsal import moto_urls, tag_index
 from sagemaker_launch.rehearsal.api import Regions, install
 from sagemaker_launch.rehearsal.jobs.log import LogStream
 from sagemaker_launch.rehearsal.jobs.log_search import install_log_search
@@ -141,7 +141,7 @@ def test_jobs_of_before_are_found_without_the_tags_and_the_part_of_the_name_that
 def test_a_job_that_the_index_does_not_have_yet_is_asked_for_its_tags(
     service: Service, settings: CloudSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Service, "tagged", lambda _: [])
+    monkeypatch.setattr(tag_index, "_is_of", lambda *_: False)
     add(service, "dogs-exp-1a2b3c4d5e-1", OURS).created += EARLIER
     add(service, "cats-exp-1a2b3c4d5e-1", tags(project="theirs")).created += EARLIER
     first, last = status.status_table(open_services(clients()), settings).splitlines()
