@@ -158,14 +158,17 @@ class Hosting:
             endpoint = self._idle(request["EndpointName"])
             assert endpoint.blue is not None
             variants = {variant.name: variant for variant in endpoint.blue.variants}
+            weights, more = {name: variant.weight for name, variant in variants.items()}, Counter[str]()
             for desired in request["DesiredWeightsAndCapacities"]:
                 if desired["VariantName"] not in variants:
                     raise invalid(f'Could not find variant "{desired["VariantName"]}".')
-                if desired.get("DesiredWeight") == 0 and len(variants) == 1:
-                    raise invalid("At least one production variant must have a weight above 0.")
                 variant = variants[desired["VariantName"]]
-                more = desired.get("DesiredInstanceCount", variant.instances) - variant.instances
-                self._check_quota(Counter({variant.request.get("InstanceType", "serverless"): more}))
+                weights[variant.name] = desired.get("DesiredWeight", variant.weight)
+                instances = desired.get("DesiredInstanceCount", variant.instances)
+                more[variant.request.get("InstanceType", "serverless")] += instances - variant.instances
+            if not any(weights.values()):
+                raise invalid("At least one production variant must have a weight above 0.")
+            self._check_quota(more)
             endpoint.begin("Updating")
             self._runners[endpoint.name].rescale(lambda: _apply(variants, request["DesiredWeightsAndCapacities"]))
         return {"EndpointArn": endpoint.arn}
