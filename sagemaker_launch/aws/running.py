@@ -28,16 +28,16 @@ class StillRunningError(CommandError):
 class Running:
     """What a command has made in AWS, as far as it knows."""
 
-    usd_per_hour: float
+    usd_per_hour: float = 0.0
     """The highest cost of what runs."""
-    commands: Callable[[str], Mapping[str, str]]
+    commands: Callable[[str], Mapping[str, str]] = lambda _name: {}
     """From a name, what each command does, to the command."""
     is_certain: bool = False
     """Whether AWS has said that it exists."""
     made: list[str] = field(default_factory=list)
     """What was made beside it, or for it, and costs nothing."""
     missing: str = ""
-    """What it lacks now, as a sentence."""
+    """What it lacks now, or what is not known of it, as a sentence."""
     _name: str = ""
     _named: str = ""
 

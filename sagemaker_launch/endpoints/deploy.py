@@ -170,7 +170,7 @@ def deploy(
         if not _has_failed(error):
             raise
         try:
-            outcome = _roll_back(services, settings, name, version, before)
+            outcome = _roll_back(services, settings, name, version, before, running)
         except (ClientError, BotoCoreError) as refusal:
             raise DeployError(f"endpoint {name}: {error}\nwhat was made could not be removed: {refusal}") from error
         if before is None:
@@ -179,9 +179,11 @@ def deploy(
             running.made.clear()
         raise DeployError(f"endpoint {name}: {error}\n{outcome}") from error
     if settings.endpoint.scales:
+        running.missing = _unscaled(name)
         _start_scaling(services, settings, name)
     else:
         stop_scaling(services, name)
+    running.missing = ""
     delete_versions(services, settings, name, keep=(version.config_name, version.model_name))
     described = ENDPOINT.describe(services.sagemaker, name)
     return Deployed(described[ENDPOINT.arn], difference, latency_ms, guards)
@@ -233,8 +235,9 @@ def _bring_up(
         running.exists(name, f"endpoint {name}")
     elif before.config_name != version.config_name:
         # AWS refuses to change the instance type of a scaled variant.
-        running.missing = f"endpoint {name} may not scale until the same command has succeeded"
-        stop_scaling(services, name)
+        running.missing = _unscaled(name)
+        if not stop_scaling(services, name) and not settings.endpoint.scales:
+            running.missing = ""  # it neither scaled nor will
         _update(services, update_endpoint(settings, name, version.config_name))
     for pause in (0.0, *VISIBLE_PAUSES):
         time.sleep(pause)
@@ -266,7 +269,12 @@ def _update(services: Services, request: Request) -> None:
 
 
 def _roll_back(
-    services: Services, settings: CloudSettings, name: str, version: Deployment, before: FoundEndpoint | None
+    services: Services,
+    settings: CloudSettings,
+    name: str,
+    version: Deployment,
+    before: FoundEndpoint | None,
+    running: Running,
 ) -> str:
     """Restore the state before a failed deployment: delete all new resources."""
     if before is None:
@@ -285,6 +293,9 @@ def _roll_back(
         MODEL.delete(services.sagemaker, version.model_name)
     if settings.endpoint.scales:
         _start_scaling(services, settings, name)
+        running.missing = ""
+    elif running.missing:
+        running.missing = f"endpoint {name} may not scale any more: deploy it with the settings that it had before"
     return f"{name} answers with {old} as before; what the update brought is removed"
 
 
@@ -319,6 +330,10 @@ def set_lease(
         # The lease also works without a schedule, so a role without this right does not stop a deployment.
         return f"its time is over at {at}; only {cron} deletes it then: AWS takes no schedule ({error})"
     return f"AWS deletes it at {at} (schedule {schedule_name(settings, name)}), and {cron} removes what is left"
+
+
+def _unscaled(name: str) -> str:
+    return f"endpoint {name} may not scale until the same command has succeeded"
 
 
 def _start_scaling(services: Services, settings: CloudSettings, name: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -128,6 +129,7 @@ def test_an_endpoint_that_may_still_answer_is_not_removed_unasked() -> None:
         "EndpointStatus": "UpdateRollbackFailed",
         "EndpointConfigName": "old",
         "EndpointArn": "arn",
+        "CreationTime": datetime.now(UTC),
         "FailureReason": "no capacity",
     }
     sagemaker = Client(describe_endpoint=lambda **_: described)
@@ -180,3 +182,81 @@ def test_the_golden_photo_may_be_off_by_a_ten_thousandth(golden: Golden) -> None
 def test_other_logits_are_refused(golden: Golden, logits: list[float]) -> None:
     with pytest.raises(DeployError, match="the golden photo's logits are off by"):
         golden.check(Says(logits))
+
+
+class Scaled:
+    """An endpoint that runs one version and scales, and its account."""
+
+    def __init__(self, *, is_registered: bool = True, scaling_error: Exception | None = None) -> None:
+        self.config, self.is_registered, self.scaling_error = "old", is_registered, scaling_error
+
+    def services(self) -> Services:
+        model = {"ProductionVariants": [{"ModelName": "old"}]}
+        sagemaker = Client(
+            describe_endpoint=lambda **_: self.describe(),
+            describe_model=lambda ModelName: {"ModelName": ModelName},
+            describe_endpoint_config=lambda EndpointConfigName: {"EndpointConfigName": EndpointConfigName, **model},
+            update_endpoint=lambda EndpointConfigName, **_: self.update(EndpointConfigName),
+            add_tags=lambda **_: None,
+            delete_model=lambda **_: None,
+            delete_endpoint_config=lambda **_: None,
+        )
+        sagemaker.get_paginator = lambda operation: Tags() if operation == "list_tags" else Nothing()
+        autoscaling = Client(
+            describe_scalable_targets=lambda **_: {"ScalableTargets": [{}] if self.is_registered else []},
+            deregister_scalable_target=lambda **_: None,
+            register_scalable_target=lambda **_: self.register(),
+            put_scaling_policy=lambda **_: {"PolicyARN": "arn"},
+        )
+        cloudwatch = Client(put_metric_alarm=lambda **_: None, describe_alarms=lambda **_: {"MetricAlarms": []})
+        scheduler = Client(delete_schedule=lambda **_: None)
+        return services(sagemaker=sagemaker, autoscaling=autoscaling, cloudwatch=cloudwatch, scheduler=scheduler)
+
+    def describe(self) -> dict[str, Any]:
+        created = datetime.now(UTC)
+        state = {"EndpointArn": "arn", "EndpointStatus": "InService", "CreationTime": created}
+        return {**state, "EndpointConfigName": self.config}
+
+    def update(self, config: str) -> None:
+        self.config = config
+
+    def register(self) -> None:
+        if self.scaling_error is not None:
+            raise self.scaling_error
+
+
+class Nothing:
+    """The pages of an empty list."""
+
+    def paginate(self, **_: Any) -> list[dict[str, Any]]:
+        return [{"EndpointConfigs": [], "Models": []}]
+
+
+@pytest.mark.parametrize(
+    ("account", "scales", "logit", "missing"),
+    [
+        (Scaled(), True, 0.0, ""),
+        (Scaled(), True, 1.0, ""),  # rolled back, with its scaling
+        (Scaled(), False, 0.0, ""),  # asked for
+        (Scaled(is_registered=False), False, 1.0, ""),
+        (Scaled(), False, 1.0, "endpoint dogs may not scale any more: deploy it with the settings that it had before"),
+        (
+            Scaled(scaling_error=refusal("AccessDeniedException", "RegisterScalableTarget")),
+            True,
+            0.0,
+            "endpoint dogs may not scale until the same command has succeeded",
+        ),
+    ],
+)
+def test_an_endpoint_is_said_not_to_scale_only_while_it_does_not(
+    account: Scaled, scales: bool, logit: float, missing: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sagemaker_launch.endpoints.deploy.read_back", lambda *_: [])
+    account.config = "old"
+    settings = load_cloud(None, BASIC | ({"endpoint.max_instances": 2} if scales else {}))
+    version, running = deployment(settings, "dogs", "image", "s3://b/m"), Running()
+    golden, log = Golden(b"", (0.0,)), Log(None, "")
+    with contextlib.suppress(DeployError, ClientError):
+        deploy(account.services(), settings, "dogs", version, LEASE, golden, Says([logit]), log, running=running)
+    assert account.config == ("old" if logit else version.config_name)
+    assert running.missing == missing
