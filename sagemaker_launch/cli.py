@@ -81,19 +81,25 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
 
 def _status(settings: CloudSettings, config: RunConfig, arguments: argparse.Namespace) -> None:
     del config, arguments
+    from sagemaker_launch.aws.running import Running, keeps_running
     from sagemaker_launch.endpoints.fleet import Services
-    from sagemaker_launch.status import status_table
+    from sagemaker_launch.status import status_lines
 
-    print(status_table(Services.open(settings), settings))
+    incomplete = "the list is not complete: what is missing may run, and cost money. The same command lists it again"
+    services = Services.open(settings)
+    with keeps_running(Running(missing=incomplete), ended_by=(UserError,)):
+        for line in status_lines(services, settings):
+            print(line)
 
 
 def _cost(settings: CloudSettings, config: RunConfig, arguments: argparse.Namespace) -> None:
     del config, arguments
     from sagemaker_launch.aws.client import client
     from sagemaker_launch.aws.tag_index import TAGGING
-    from sagemaker_launch.status import cost_table
+    from sagemaker_launch.status import cost_lines
 
-    print(cost_table(client("sagemaker", settings), client(TAGGING, settings), settings))
+    for line in cost_lines(client("sagemaker", settings), client(TAGGING, settings), settings):
+        print(line)
 
 
 def _policy(settings: CloudSettings, config: RunConfig, arguments: argparse.Namespace) -> None:

@@ -33,8 +33,6 @@ PROTECTED = frozenset(
 """Names of fields that protect data, account or bill."""
 SECOND_LOOK_SECONDS = 5.0
 """Pause before a protected field is read again: a description may be completed after the answer to the creation."""
-TAG_PAUSES = (1.0, 2.0, 4.0, 8.0)
-"""Seconds between looks at tags: AWS may list them some seconds late (sagemaker-python-sdk issue 4600)."""
 MISSING = "nothing"
 """Stands for a value that AWS does not describe."""
 
@@ -81,7 +79,7 @@ def read_back(client: Any, resource_type: ResourceType, request: Request, descri
             raise ProtectionError(
                 f"{resource_type.word} {request[resource_type.name]}: {'; '.join(map(str, protected))}"
             )
-        return [*map(str, found), *_missing_tags(client, request, described[resource_type.arn])]
+        return [*map(str, found), *_missing_tags(client, resource_type, request, described)]
     except (ClientError, BotoCoreError) as error:  # it exists and is as it is: a check that fails must not hide it
         return [f"what AWS describes could not be compared with what was sent: {error}"]
 
@@ -91,14 +89,15 @@ def differences(request: Mapping[str, Any], described: Mapping[str, Any]) -> Ite
     yield from _differences({key: value for key, value in request.items() if key != "Tags"}, described, "")
 
 
-def _missing_tags(client: Any, request: Request, arn: str) -> list[str]:
-    for pause in (*TAG_PAUSES, 0.0):
-        listed = tags_of(client, arn)
-        missing = [tag for tag in request["Tags"] if listed.get(tag["Key"]) != tag["Value"]]
-        if not missing:
-            return []
-        time.sleep(pause)
-    return [f"tag {tag['Key']} was sent as {tag['Value']!r}, AWS lists {listed.get(tag['Key'])!r}" for tag in missing]
+def _missing_tags(
+    client: Any, resource_type: ResourceType, request: Request, described: Mapping[str, Any]
+) -> list[str]:
+    sent = {tag["Key"]: tag["Value"] for tag in request["Tags"]}
+    listed = tags_of(
+        client, described[resource_type.arn], described["CreationTime"], lambda tags: sent.items() <= tags.items()
+    )
+    missing = {key: value for key, value in sent.items() if listed.get(key) != value}
+    return [f"tag {key} was sent as {value!r}, AWS lists {listed.get(key)!r}" for key, value in missing.items()]
 
 
 def _differences(sent: Any, described: Any, path: str) -> Iterator[Difference]:

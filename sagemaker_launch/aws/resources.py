@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 from botocore.exceptions import BotoCoreError, ClientError
@@ -25,6 +26,8 @@ MAX_TRIES = 6
 """Attempts of a request whose answer was lost, with pauses that double from half a second."""
 VISIBLE_PAUSES = (1.0, 2.0, 4.0, 8.0)
 """Seconds between looks at what was created and is not found yet."""
+TAG_PAUSES = (1.0, 2.0, 4.0, 8.0)
+"""Seconds between looks at the tags of what was created: AWS may list them late (sagemaker-python-sdk issue 4600)."""
 
 
 @dataclass(frozen=True)
@@ -210,7 +213,25 @@ def may_pass(error: ClientError) -> bool:
     return status >= 500 or "Throttl" in error_code(error) or error_code(error) == "TooManyRequestsException"
 
 
-def tags_of(client: Any, arn: str) -> Mapping[str, str]:
-    """The tags of a resource."""
+def tags_of(
+    client: Any, arn: str, created: datetime, are_whole: Callable[[Mapping[str, str]], bool] = bool
+) -> Mapping[str, str]:
+    """The tags of a resource. While it is young, AWS may not list them yet, and is asked again.
+
+    Args:
+        created: when AWS made it, as AWS says.
+        are_whole: whether the tags are there; by default whether there is one, as each resource of ours has some.
+    """
+    age = (datetime.now(UTC) - created).total_seconds()
+    for pause in TAG_PAUSES:
+        tags = _listed_tags(client, arn)
+        if are_whole(tags) or age >= sum(TAG_PAUSES):
+            return tags
+        time.sleep(pause)
+        age += pause
+    return _listed_tags(client, arn)
+
+
+def _listed_tags(client: Any, arn: str) -> Mapping[str, str]:
     pages = client.get_paginator("list_tags").paginate(ResourceArn=arn)
     return {tag["Key"]: tag["Value"] for page in pages for tag in page["Tags"]}

@@ -37,8 +37,13 @@ class ProjectTags:
         """The tags of a resource that was listed; None if it belongs to somebody else."""
         tags = self.by_arn.get(arn)
         if tags is None and datetime.now(UTC) - created < INDEX_DELAY:
-            tags = tags_of(self._sagemaker, arn)
+            tags = tags_of(self._sagemaker, arn, created)
         return tags if tags is not None and tags.get(PROJECT_TAG) == self._project else None
+
+    def tags(self, *resource_types: ResourceType) -> list[Mapping[str, str]]:
+        """The tags of the project's resources of some types, without the youngest."""
+        kinds = tuple(f":{resource_type.kind}/" for resource_type in resource_types)
+        return [tags for arn, tags in self.by_arn.items() if any(kind in arn for kind in kinds)]
 
     def names(self, resource_type: ResourceType) -> set[str]:
         """Names of the project's resources of a type, without the youngest."""

@@ -119,21 +119,25 @@ def _query(settings: CloudSettings, config: RunConfig, arguments: argparse.Names
 def _delete(settings: CloudSettings, config: RunConfig, arguments: argparse.Namespace) -> None:
     del config
     from sagemaker_launch.aws.retries import WHILE_RUNNING_SECONDS
-    from sagemaker_launch.aws.running import end_each
-    from sagemaker_launch.endpoints.fleet import Services, delete_endpoint, orphans, project_endpoints
+    from sagemaker_launch.aws.running import Running, end_each, keeps_running
+    from sagemaker_launch.endpoints.fleet import Services, delete_endpoint, delete_expired, expired_endpoints
 
     if bool(arguments.names) == arguments.expired:
         raise UserError("NAME must be given, or --expired instead")
     services = Services.open(settings, patience_seconds=WHILE_RUNNING_SECONDS)
     names = list(arguments.names)
     if arguments.expired:
-        names = [endpoint.name for endpoint in project_endpoints(services, settings) if endpoint.lease.has_expired()]
-        names += sorted(orphans(services, settings))
+        unknown = (
+            "endpoints whose lease has expired may still run, and cost money. The same command finds and deletes them"
+        )
+        with keeps_running(Running(missing=unknown)):
+            names = expired_endpoints(services, settings)
         if not names:
             print("no endpoint has expired")
 
     def delete(name: str) -> str:
-        deleted = delete_endpoint(services, settings, name)
-        return f"{name}: " + (f"deleted {', '.join(deleted)}" if deleted else "there is nothing of that name")
+        deleted = (delete_expired if arguments.expired else delete_endpoint)(services, settings, name)
+        nothing = "nothing of it has expired" if arguments.expired else "there is nothing of that name"
+        return f"{name}: " + (f"deleted {', '.join(deleted)}" if deleted else nothing)
 
     end_each(names, delete)

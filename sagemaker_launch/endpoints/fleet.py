@@ -81,7 +81,7 @@ def find_endpoint(services: Services, settings: CloudSettings, name: str) -> Fou
     described = ENDPOINT.find(services.sagemaker, name)
     if described is None:
         return None
-    tags = _tags_of_endpoint(services, name, described[ENDPOINT.arn])
+    tags = _tags_of_endpoint(services, name, described)
     if tags is None:
         return None
     if tags.get(PROJECT_TAG) != settings.project:
@@ -105,14 +105,41 @@ def project_endpoints(services: Services, settings: CloudSettings) -> Iterator[F
             yield FoundEndpoint(summary[ENDPOINT.name], described, Lease.read(tags))
 
 
-def _tags_of_endpoint(services: Services, name: str, arn: str) -> Mapping[str, str] | None:
+def _tags_of_endpoint(services: Services, name: str, described: Mapping[str, Any]) -> Mapping[str, str] | None:
     """The tags of an endpoint; None if it has just been deleted."""
     try:
-        return tags_of(services.sagemaker, arn)
+        return tags_of(services.sagemaker, described[ENDPOINT.arn], described["CreationTime"])
     except ClientError:
         if ENDPOINT.find(services.sagemaker, name) is not None:
             raise
         return None
+
+
+def expired_endpoints(services: Services, settings: CloudSettings) -> list[str]:
+    """Names of this project's endpoints whose lease has expired, then of others that left models or configs.
+
+    They come from AWS's index of tags, which may be a minute late: `delete_expired` looks again.
+    """
+    own = ProjectTags(services.sagemaker, services.tagging, settings, ENDPOINT, CONFIG, MODEL)
+    endpoints = {tags[ENDPOINT_TAG]: Lease.read(tags) for tags in own.tags(ENDPOINT) if ENDPOINT_TAG in tags}
+    owners = {tags[ENDPOINT_TAG] for tags in own.tags(CONFIG, MODEL) if ENDPOINT_TAG in tags}
+    expired = [name for name, lease in endpoints.items() if lease.has_expired()]
+    return [*expired, *sorted(owners - endpoints.keys())]
+
+
+def delete_expired(services: Services, settings: CloudSettings, name: str) -> list[str]:
+    """`delete_endpoint`, unless the endpoint has a new lease or may belong to a deployment in progress.
+
+    Returns:
+        What was deleted.
+    """
+    found = find_endpoint(services, settings, name)
+    if found is not None and not found.lease.has_expired():
+        return []
+    before = datetime.now(UTC) - ORPHAN_AGE
+    if found is None and any(made["CreationTime"] > before for _, made in versions(services, settings, name)):
+        return []
+    return delete_endpoint(services, settings, name)
 
 
 def kind_of(config: Mapping[str, Any]) -> str:
@@ -163,38 +190,24 @@ def delete_endpoint(services: Services, settings: CloudSettings, name: str) -> l
 def delete_versions(services: Services, settings: CloudSettings, name: str, *, keep: tuple[str, ...] = ()) -> list[str]:
     """Delete the endpoint configs and models of an endpoint, except some; return what was deleted."""
     deleted: list[str] = []
-    for resource_type, version in versions(services, settings, name):
+    for resource_type, summary in versions(services, settings, name):
+        version = summary[resource_type.name]
         if version not in keep:
             resource_type.delete(services.sagemaker, version)
             deleted.append(f"{resource_type.word} {version}")
     return deleted
 
 
-def versions(services: Services, settings: CloudSettings, name: str) -> list[tuple[ResourceType, str]]:
-    """Endpoint configs and models of an endpoint, in the order of their deletion."""
-    return [
-        (resource_type, found)
-        for resource_type, summary in _listed(services, settings, NameContains=f"{name}-")
-        if (found := summary[resource_type.name]) and summary["tags"][ENDPOINT_TAG] == name
-    ]
-
-
-def orphans(services: Services, settings: CloudSettings) -> set[str]:
-    """Names of deleted endpoints whose models or configs still exist."""
-    before = datetime.now(UTC) - ORPHAN_AGE
-    old = _listed(services, settings, CreationTimeBefore=before)
-    names = {summary["tags"][ENDPOINT_TAG] for _, summary in old}
-    return {name for name in names if ENDPOINT.find(services.sagemaker, name) is None}
-
-
-def _listed(services: Services, settings: CloudSettings, **only: Any) -> Iterator[tuple[ResourceType, dict[str, Any]]]:
-    """Summaries of the project's endpoint configs and models, with their tags."""
+def versions(services: Services, settings: CloudSettings, name: str) -> list[tuple[ResourceType, dict[str, Any]]]:
+    """Summaries of the endpoint configs and models of an endpoint, in the order of their deletion."""
+    found = []
     for resource_type, key in ((CONFIG, "EndpointConfigs"), (MODEL, "Models")):
-        pages = services.sagemaker.get_paginator(f"list_{resource_type.operation}s").paginate(**only)
+        pages = services.sagemaker.get_paginator(f"list_{resource_type.operation}s").paginate(NameContains=f"{name}-")
         for summary in [summary for page in pages for summary in page[key]]:
-            tags = tags_of(services.sagemaker, summary[resource_type.arn])
-            if tags.get(PROJECT_TAG) == settings.project and ENDPOINT_TAG in tags:
-                yield resource_type, {**summary, "tags": tags}
+            tags = tags_of(services.sagemaker, summary[resource_type.arn], summary["CreationTime"])
+            if tags.get(PROJECT_TAG) == settings.project and tags.get(ENDPOINT_TAG) == name:
+                found.append((resource_type, summary))
+    return found
 
 
 def stop_scaling(services: Services, name: str) -> bool:

@@ -24,6 +24,8 @@ class Lease:
     owner: str
     expires: datetime | None
     """In UTC; None for an endpoint that never expires."""
+    unreadable: str = ""
+    """The text of a tag that was changed to something that is not a time; such an endpoint does not expire."""
 
     @property
     def tags(self) -> dict[str, str]:
@@ -32,14 +34,14 @@ class Lease:
 
     @classmethod
     def read(cls, tags: Mapping[str, str]) -> Lease:
-        """Read a lease from the tags of an endpoint.
-
-        Raises:
-            UserError: if a tag was changed to something that is not a time.
-        """
-        text = tags.get(EXPIRES_TAG, NEVER)
-        expires = None if text == NEVER else datetime.strptime(text, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC)
-        return cls(tags.get(OWNER_TAG, "unknown"), expires)
+        """Read a lease from the tags of an endpoint."""
+        owner, text = tags.get(OWNER_TAG, "unknown"), tags.get(EXPIRES_TAG, NEVER)
+        if text == NEVER:
+            return cls(owner, None)
+        try:
+            return cls(owner, datetime.strptime(text, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC))
+        except ValueError:  # one changed tag must not hide the other endpoints
+            return cls(owner, None, text)
 
     def has_expired(self, now: datetime | None = None) -> bool:
         """Whether the lease has expired."""
@@ -47,6 +49,8 @@ class Lease:
 
     def text(self) -> str:
         """The lease as text."""
+        if self.unreadable:
+            return f"stays until it is deleted: its tag {EXPIRES_TAG} is {self.unreadable!r}, which is no time"
         if self.expires is None:
             return "stays until it is deleted"
         seconds_left = (self.expires - datetime.now(UTC)).total_seconds()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from experiments.config import RunConfig, override
@@ -14,6 +14,7 @@ from sagemaker_launch.settings.cloud import CloudSettings
 
 if TYPE_CHECKING:
     from experiments.study.search_space import SearchSpace
+    from sagemaker_launch.jobs.found import FoundJob
     from sagemaker_launch.jobs.launch import Launched
     from sagemaker_launch.jobs.plan import JobPlan
 
@@ -87,7 +88,7 @@ def _train(settings: CloudSettings, config: RunConfig, arguments: argparse.Names
         channels = channels_of(described)
         overrides = dict(arguments.overrides)
         if not arguments.names_experiment:
-            tags = tags_of(sagemaker, described[TRAINING.arn])
+            tags = tags_of(sagemaker, described[TRAINING.arn], described["CreationTime"])
             overrides["tracking.experiment"] = experiment_of(tags, config)
         config = config_for_another_job(config, described, overrides)
         say(f"settings, photos and weights of {described['TrainingJobName']}, the best of {arguments.best_of}")
@@ -150,15 +151,19 @@ def _sync(settings: CloudSettings, config: RunConfig, arguments: argparse.Namesp
     from sagemaker_launch.jobs.sync import Synchroniser
 
     sagemaker = client("sagemaker", settings)
-    found = [find_job(sagemaker, name) for name in arguments.jobs]
-    if not found:
-        tags = job_tags(sagemaker, client(TAGGING, settings), settings)
-        found = [job.describe(sagemaker) for job in project_jobs(sagemaker, tags)]
+    found: Iterable[tuple[FoundJob, Mapping[str, str]]]
+    if arguments.jobs:
+        named = [find_job(sagemaker, name) for name in arguments.jobs]
+        found = (
+            (job, {} if arguments.names_experiment else tags_of(sagemaker, job.arn, job.described["CreationTime"]))
+            for job in named
+        )
+    else:
+        own = list(project_jobs(sagemaker, job_tags(sagemaker, client(TAGGING, settings), settings)))
+        found = ((job.describe(sagemaker), job.tags) for job in own)
     synchronisers: dict[str, Synchroniser] = {}
-    for job in found:
-        experiment = config.tracking.experiment
-        if not arguments.names_experiment:
-            experiment = experiment_of(tags_of(sagemaker, job.described[job.job_type.arn]), config)
+    for job, tags in found:
+        experiment = config.tracking.experiment if arguments.names_experiment else experiment_of(tags, config)
         if experiment not in synchronisers:
             there = override(config, {"tracking.experiment": experiment})
             synchronisers[experiment] = Synchroniser.open(settings, there)

@@ -33,6 +33,11 @@ class FoundJob:
     described: Mapping[str, Any]
 
     @property
+    def arn(self) -> str:
+        """Its ARN."""
+        return str(self.described[self.job_type.arn])
+
+    @property
     def status(self) -> str:
         """InProgress, Completed, Failed, Stopping or Stopped."""
         return str(self.described[self.job_type.status])

@@ -97,7 +97,7 @@ class Synchroniser:
         """
         if job.job_type is TRAINING:
             self._whole = self._find_whole([job.name])
-            folder = self._training_job(job.name, job.described, {}, models=models)
+            folder = self._training_job(job.name, job.described, {}, models=models, described=job.described)
             self._push(folder)
             return [folder]
         parent = self._tuning_job(job)
@@ -156,16 +156,26 @@ class Synchroniser:
         parent.finish(Outcome(state, best.value if best else None, found, reason), ended_ms=milliseconds(ended))
 
     def _training_job(
-        self, name: str, summary: Mapping[str, Any], tags: Mapping[str, str], *, models: bool
+        self,
+        name: str,
+        summary: Mapping[str, Any],
+        tags: Mapping[str, str],
+        *,
+        models: bool,
+        described: Mapping[str, Any] | None = None,
     ) -> RunFolder:
-        """Write the run folder of a training job: facts, metrics and outcome."""
+        """Write the run folder of a training job: facts, metrics and outcome.
+
+        Args:
+            described: AWS's description; None asks for it if it is needed.
+        """
         folder = self._folder(name, summary[TRAINING.arn], summary["CreationTime"])
         record = folder.read() if folder.has_started else None
         lacks_log = record is not None and record.tags.get(LOG_TAG) == LOG_MISSING
         ended = record is not None and record.outcome is not None
         if ended and not lacks_log and (folder.export.is_dir() or not models):
             return folder  # it can't change any more
-        described = TRAINING.describe(self.sagemaker, name)
+        described = described or TRAINING.describe(self.sagemaker, name)
         params = {**_as_at_home(decode(described["HyperParameters"])), **_machine(described)}
         if weights := channel_uris(described).get("weights"):
             params[WEIGHTS_PARAM] = weights

@@ -5,14 +5,15 @@ from __future__ import annotations
 import copy
 import json
 import random
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 from botocore.exceptions import ClientError
 from hypothesis import given, settings, strategies
 
-from sagemaker_launch.aws.readback import PROTECTED, TAG_PAUSES, ProtectionError, differences, read_back
-from sagemaker_launch.aws.resources import TUNING
+from sagemaker_launch.aws.readback import PROTECTED, ProtectionError, differences, read_back
+from sagemaker_launch.aws.resources import TAG_PAUSES, TUNING
 from sagemaker_launch.endpoints.requests import deployment
 from sagemaker_launch.settings.cloud import load_cloud
 from tests.unit.sagemaker_launch.jobs.test_requests import BASIC, EVERYTHING, train, tune
@@ -124,7 +125,10 @@ class Account:
 
     def describe_hyper_parameter_tuning_job(self, HyperParameterTuningJobName: str) -> dict[str, Any]:
         self.late_fields -= 1
-        described = copy.deepcopy(self.request) | {"HyperParameterTuningJobArn": "arn"}
+        described = copy.deepcopy(self.request) | {
+            "HyperParameterTuningJobArn": "arn",
+            "CreationTime": datetime.now(UTC),
+        }
         if self.late_fields >= 0:
             del described["TrainingJobDefinition"]["VpcConfig"]
         return described
@@ -156,7 +160,7 @@ def test_tags_that_stay_away_are_named(pauses: list[float]) -> None:
     described = account.describe_hyper_parameter_tuning_job("job")
     warnings = read_back(account, TUNING, account.request, described)
     assert "tag team was sent as 'vision', AWS lists None" in warnings
-    assert tuple(pauses) == (*TAG_PAUSES, 0.0)
+    assert tuple(pauses) == TAG_PAUSES
 
 
 def test_a_protection_that_a_second_look_finds_is_there(pauses: list[float]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -36,7 +37,8 @@ class Service:
         if request["TrainingJobName"] in self.jobs:
             raise error("ResourceInUse", 400)
         arn = f"arn:{request['TrainingJobName']}"
-        self.jobs[request["TrainingJobName"]] = {**request, "TrainingJobStatus": "InProgress", "TrainingJobArn": arn}
+        state = {"TrainingJobStatus": "InProgress", "TrainingJobArn": arn, "CreationTime": datetime.now(UTC)}
+        self.jobs[request["TrainingJobName"]] = {**request, **state}
         if fault is not None:
             raise fault
         return {"TrainingJobArn": arn}

@@ -160,7 +160,7 @@ def test_warm_instances_are_listed_and_billed(service: Service, settings: CloudS
     first, last = status.status_table(open_services(opened), settings).splitlines()
     assert first.split() == ["dogs-exp-1a2b3c4d5e-1", "kept", "warm", "1", "x", "ml.g5.xlarge", "$1.00/h"]
     assert last.endswith("$1.00 an hour")
-    cost = status.cost_table(opened["sagemaker"], opened[TAGGING], settings)
+    cost = "\n".join(status.cost_lines(opened["sagemaker"], opened[TAGGING], settings))
     (billed,) = re.findall(r" (\d+) s on ml.g5.xlarge", cost)
     assert 360 <= int(billed) < 3660
     job.ended -= timedelta(seconds=3600)
