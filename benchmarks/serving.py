@@ -38,8 +38,8 @@ from lightning_modules.inference import (
     load_export,
     read_safetensors,
 )
-from sagemaker_launch.rehearsal.endpoints.torchserve import LINKED, REQUIREMENTS, TorchServe
-from sagemaker_launch.rehearsal.machine.image import build_image
+from sagemaker_launch.rehearsal.endpoints.torchserve import TorchServe, contents
+from sagemaker_launch.rehearsal.machine.image import Interpreter, build_image
 from sagemaker_launch.rehearsal.machine.namespaces import find_namespaces
 from sagemaker_launch.shipping.archive import pack_model, unpack_model
 
@@ -68,7 +68,7 @@ def main() -> None:
         )
         network = load_export(model)
         wanted = [network.score([decode_image(photo)])[0].tolist() for photo in photos]
-        image = build_image(REPOSITORY / "runs" / "rehearsal-image", REQUIREMENTS, LINKED)
+        image = build_image(REPOSITORY / "runs" / "rehearsal-image", contents(), Interpreter.ask(Path(sys.executable)))
         theirs_alone = {"OMP_NUM_THREADS": str(arguments.their_threads)} if arguments.their_threads else {}
         with (
             TorchServe(folder / "torchserve", model, image, namespaces, theirs_alone) as torchserve,

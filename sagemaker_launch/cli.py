@@ -24,7 +24,7 @@ from sagemaker_launch.debugger.commands import add_debug_command
 from sagemaker_launch.endpoints.commands import add_endpoint_commands
 from sagemaker_launch.endpoints.serve import add_serving_commands
 from sagemaker_launch.jobs.commands import add_job_commands, add_parity_command
-from sagemaker_launch.rehearse import CONFIG, SETTINGS
+from sagemaker_launch.rehearse import CONFIG, SETTINGS, TOOLKITS
 from sagemaker_launch.settings.cloud import CloudSettings, load_cloud
 from sagemaker_launch.stages import COMMANDS
 
@@ -120,7 +120,7 @@ def _rehearse(settings: CloudSettings, config: RunConfig, arguments: argparse.Na
     from sagemaker_launch.rehearse import RehearsalError, misleading_variables, rehearse_all, run_rehearsal
 
     root = config.output_dir / "rehearsal"
-    named = ("port", "faults", "quotas", "torchserve_environment")
+    named = ("port", "faults", "quotas", "toolkit", "python", "torchserve_environment")
     options = [
         f"--{name.replace('_', '-')}={value}" for name in named if (value := getattr(arguments, name)) is not None
     ]
@@ -232,6 +232,10 @@ def _add_commands(commands: Any) -> None:
     rehearse.add_argument("--faults", metavar="rate=R,seed=N", help="let calls fail, as AWS's do on a bad day")
     text = "instances of a type that the account may use, as ml.p3.2xlarge=0,ml.g5.xlarge=1"
     rehearse.add_argument("--quotas", metavar="TYPE=N,...", help=text)
+    text = f"version of AWS's toolkit in jobs (by default {TOOLKITS[0]}, as in AWS's PyTorch 2.14 image)"
+    rehearse.add_argument("--toolkit", choices=TOOLKITS, help=text)
+    text = "interpreter of jobs (by default a Python of the version in AWS's image, if there is one)"
+    rehearse.add_argument("--python", type=Path, metavar="PATH", help=text)
     text = "folder of AWS's inference image TorchServe, which is built there once (needs Java and Linux namespaces)"
     rehearse.add_argument("--torchserve-environment", type=Path, metavar="DIR", help=text)
     text = "whose key is printed: of the launcher, under its printed policy, or one for other clients, without limits"

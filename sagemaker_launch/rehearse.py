@@ -26,8 +26,9 @@ VARIABLES = 7
 ADMINISTRATOR = "REHEARSAL_ADMINISTRATOR_"
 """Beginning of the names of the administrator's variables."""
 LAUNCHER_POLICY = "experiments-launcher"
-
-
+TOOLKITS = ("5.1.1", "5.1.4")
+"""Versions of AWS's sagemaker-training in rehearsed jobs: that of AWS's PyTorch 2.14 image, which gives each command to
+a shell, and a later one, which does not."""
 ENDPOINT = "rehearsed"
 
 

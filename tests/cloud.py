@@ -23,7 +23,7 @@ from sagemaker_launch.aws import client as aws
 from sagemaker_launch.cli import main
 from sagemaker_launch.rehearse import ADMINISTRATOR, Service, start_service
 from sagemaker_launch.settings.cloud import CloudSettings, load_cloud
-from tests.conftest import REPOSITORY, own_flags, tiny
+from tests.conftest import IMAGE_OPTIONS, REPOSITORY, own_flags, tiny
 from tests.shared_run import SharedRun
 
 CLOUD = REPOSITORY / "conf" / "cloud" / "rehearsal.yaml"
@@ -134,7 +134,7 @@ def start_shared(run: SharedRun, images: Path, name: str = "rehearsal-service", 
     def start(folder: Path) -> None:
         run.note_build(name)
         with run.alive.open("rb") as alive:
-            options = ["--images", str(images), "--grace", "2", *more]
+            options = [*IMAGE_OPTIONS, "--grace", "2", *more]
             running = start_service(load_cloud(CLOUD), folder / "rehearsal", options, stdin=alive.fileno())
         STARTED.append(running)
         run.end_with_run(psutil.Process(running.process.pid))

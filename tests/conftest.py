@@ -30,6 +30,8 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 REAL_DATA = Path(os.environ.get("EXPERIMENTS_TEST_DATA", REPOSITORY.parent / "shared"))
 # The environment of rehearsed jobs is made once for all runs of the tests: half a minute, and the package index.
 JOB_IMAGES = REPOSITORY / "runs" / "rehearsal-image"
+# Options of a rehearsal that uses it. The Python of AWS's image would cost gigabytes and minutes.
+IMAGE_OPTIONS = ("--images", str(JOB_IMAGES), "--python", sys.executable)
 # The files that take longest, longest first. `make test` hands out files in this order, so none of these is the last
 # one to run while the other process waits. A file that is missing here costs that wait and nothing else.
 LONGEST = (
@@ -140,17 +142,31 @@ def shared_run() -> SharedRun:
 @pytest.fixture(scope="session")
 def job_images(shared_run: SharedRun) -> Path:
     """Where that environment is, or a skip where AWS's container toolkit, which has a part in C, can't be built."""
-    from sagemaker_launch.rehearsal.machine.image import LINKED, REQUIREMENTS, build_image
+    from sagemaker_launch.rehearsal.machine.training_image import build_training_image
+    from sagemaker_launch.rehearse import TOOLKITS
 
     if shutil.which("cc") is None and not any(JOB_IMAGES.glob("*/complete")):
         pytest.skip("needs a C compiler (Debian: gcc libc6-dev), with which AWS's container toolkit is built")
 
     def build(_: Path) -> None:
         shared_run.note_build("environment of jobs")
-        build_image(JOB_IMAGES, REQUIREMENTS, LINKED)
+        build_training_image(JOB_IMAGES, TOOLKITS[0], Path(sys.executable))
 
     shared_run.build_once("environment-of-jobs", build)
     return JOB_IMAGES
+
+
+@pytest.fixture(scope="session")
+def default_job_images(job_images: Path, shared_run: SharedRun) -> Path:
+    """The same folder, with the environment that a rehearsal without options has: minutes and 3 GB, once."""
+    from sagemaker_launch.rehearsal.machine.training_image import build_training_image
+    from sagemaker_launch.rehearse import TOOLKITS
+
+    def build(_: Path) -> None:
+        build_training_image(job_images, TOOLKITS[0], None)
+
+    shared_run.build_once("default-environment-of-jobs", build)
+    return job_images
 
 
 @pytest.fixture(scope="session")
@@ -173,8 +189,8 @@ def start_torchserve(shared_run: SharedRun) -> Callable[..., TorchServe]:
 
     More variables of the container may be a third argument.
     """
-    from sagemaker_launch.rehearsal.endpoints.torchserve import LINKED, REQUIREMENTS, TorchServe
-    from sagemaker_launch.rehearsal.machine.image import build_image
+    from sagemaker_launch.rehearsal.endpoints.torchserve import TorchServe, contents
+    from sagemaker_launch.rehearsal.machine.image import Interpreter, build_image
     from sagemaker_launch.rehearsal.machine.namespaces import find_namespaces
 
     if shutil.which("java") is None:
@@ -185,10 +201,11 @@ def start_torchserve(shared_run: SharedRun) -> Callable[..., TorchServe]:
 
     def build(_: Path) -> None:
         shared_run.note_build("environment of TorchServe")
-        build_image(JOB_IMAGES, REQUIREMENTS, LINKED)
+        build_image(JOB_IMAGES, contents(), own)
 
+    own = Interpreter.ask(Path(sys.executable))
     shared_run.build_once("environment-of-torchserve", build)
-    image = build_image(JOB_IMAGES, REQUIREMENTS, LINKED)
+    image = build_image(JOB_IMAGES, contents(), own)
     return lambda tree, model, *environment: TorchServe(tree, model, image, namespaces, *environment)
 
 

@@ -17,14 +17,14 @@ from matplotlib.ticker import MaxNLocator
 
 from experiments.config import decides_result, field_names
 from experiments.report.page import NOTHING, Plot, Table, render_page, to_png
-from experiments.runs.folder import FINGERPRINT, ORIGINS, RunFolder, RunRecord
+from experiments.runs.folder import FINGERPRINT, ORIGINS, PACKAGE_TAG, RunFolder, RunRecord
 from lightning_modules.metrics import EPOCH_SECONDS, IMAGES_PER_SECOND, OBJECTIVES
 from lightning_modules.palette import BLUE, VERMILLION
 
 PAGE, DATA = "parity.html", "parity.json"
 BY_CLOCK = ("system/", EPOCH_SECONDS, IMAGES_PER_SECOND, "training_seconds", "billable_seconds", "spot_saving", "usd")
 """Metrics, or prefixes of their names, that differ in every run."""
-ENVIRONMENT = ("package.", "hardware.", "cloud.", "python", "host", "origin", "mlflow.source.git.commit")
+ENVIRONMENT = (PACKAGE_TAG, "hardware.", "cloud.", "python", "host", "origin", "mlflow.source.git.commit")
 """Tags and params, or prefixes of their names, that say where a run was made."""
 
 
@@ -101,6 +101,20 @@ class Parity:
     def contradictions(self) -> list[Setting]:
         """Settings that make them different experiments."""
         return [setting for setting in self.settings if setting.contradicts]
+
+    @property
+    def unlike_packages(self) -> list[Setting]:
+        """Packages of which the runs had other versions."""
+        return [found for found in self.environment if found.name.startswith(PACKAGE_TAG) and not found.is_equal]
+
+    @property
+    def packages(self) -> str:
+        """The versions that differ, in one line."""
+        differing = (
+            f"{found.name.removeprefix(PACKAGE_TAG)} {found.first or 'missing'} and {found.second or 'missing'}"
+            for found in self.unlike_packages
+        )
+        return f"versions of packages: {', '.join(differing) or 'equal'}"
 
     @property
     def common(self) -> list[Pair]:

@@ -46,6 +46,25 @@ ORIGINS: Mapping[str, str] = {"local": "at home", "rehearsal": "rehearsed job", 
 """Where a run was made, its tag `origin`, in words."""
 FINGERPRINT = "data.fingerprint"
 """Param with the fingerprint of the photos of a run."""
+PACKAGE_TAG = "package."
+"""Beginning of the tags that have the versions of packages."""
+PACKAGES = (
+    *("aiohappyeyeballs", "aiohttp", "aiosignal", "attrs", "docstring-parser", "filelock", "frozenlist", "fsspec"),
+    *("idna", "jsonargparse", "lightning-utilities", "mlflow", "multidict", "numpy", "optuna", "packaging", "pillow"),
+    *(
+        "propcache",
+        "pytorch-lightning",
+        "pyyaml",
+        "safetensors",
+        "torch",
+        "torchmetrics",
+        "torchvision",
+        "tqdm",
+        "yarl",
+    ),
+)
+"""Packages whose versions a run notes: those of training, and all in container/requirements.txt of `sagemaker_launch`,
+which a job keeps if its image has them."""
 RECORDING, PROFILE = "artifacts/recording", "artifacts/profile"
 """Folders of a run's recording and profile, below that of the run: MLflow gets them with the artifacts."""
 
@@ -395,11 +414,11 @@ class RunFolder:
 
 @functools.cache
 def environment_tags() -> Mapping[str, str]:
-    """The environment of a run: commit, Python, the packages that decide its numbers, and the machine."""
+    """The environment of a run: commit, Python, the packages that it needs, and the machine."""
     tags = {}
-    for name in ("mlflow", "numpy", "optuna", "pillow", "pytorch-lightning", "torch", "torchmetrics", "torchvision"):
-        with contextlib.suppress(metadata.PackageNotFoundError):  # a job has neither mlflow nor optuna
-            tags[f"package.{name}"] = metadata.version(name)
+    for name in PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):  # a job has no optuna
+            tags[f"{PACKAGE_TAG}{name}"] = metadata.version(name)
     tags |= {"python": platform.python_version(), "host": platform.node(), **_hardware_tags()}
     if git := shutil.which("git"):  # neither a bare machine nor a job's image need have it
         # Git refuses a repository of another user by default. The code of this one is running already.

@@ -195,8 +195,9 @@ def _stop(settings: CloudSettings, config: RunConfig, arguments: argparse.Namesp
 def _parity(settings: CloudSettings, config: RunConfig, arguments: argparse.Namespace) -> None:
     from sagemaker_launch.jobs.parity import compare_with_home
 
-    verdict, page = compare_with_home(settings, config, arguments.job, arguments.overrides, arguments.run)
-    print(verdict)
+    found, page = compare_with_home(settings, config, arguments.job, arguments.overrides, arguments.run)
+    print(found.verdict)
+    print(found.packages)
     print(page)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from experiments.config import RunConfig, require
 from experiments.console import say
-from experiments.report.parity import compare, write_parity
+from experiments.report.parity import Parity, compare, write_parity
 from experiments.runs.folder import RunFolder
 from experiments.single_run import complete_run, run_path_prefix, train_run
 from experiments.tracking.store import RunStore, find_folder
@@ -25,7 +25,7 @@ PARITY_TAG = "parity_of"
 
 def compare_with_home(
     settings: CloudSettings, config: RunConfig, name: str, overrides: Mapping[str, object], run: str | None = None
-) -> tuple[str, Path]:
+) -> tuple[Parity, Path]:
     """Compare a job with a run at home, and add the page to both runs.
 
     Args:
@@ -34,7 +34,7 @@ def compare_with_home(
         run: folder or ID in MLflow of the run to compare with; by default the job's config is trained here.
 
     Returns:
-        The verdict in one sentence, and the page.
+        The comparison, and the page.
 
     Raises:
         ValueError: if there is no such job or run, or it has not ended.
@@ -50,7 +50,7 @@ def compare_with_home(
     store = RunStore.open_or_wait(config)
     for folder in (home, job):
         store.push_or_wait(folder)
-    return found.verdict, page
+    return found, page
 
 
 def _sync(settings: CloudSettings, config: RunConfig, name: str) -> RunFolder:

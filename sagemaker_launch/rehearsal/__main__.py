@@ -13,6 +13,7 @@ from pathlib import Path
 import optuna
 
 from lightning_modules.redaction import RedactedFormatter
+from sagemaker_launch.rehearse import TOOLKITS
 
 ACCOUNT = "123456789012"
 """Account of a rehearsal that is told no other, as in AWS's documentation."""
@@ -58,6 +59,8 @@ def main() -> int:
             quotas=parse_quotas(arguments.quotas),
             health_check_seconds=arguments.health_check_timeout,
             rollout_speed=arguments.rollout_speed,
+            toolkit=arguments.toolkit,
+            python=arguments.python,
             torchserve_environment=arguments.torchserve_environment,
             without_gpu=arguments.without_gpu,
             debugger=not arguments.without_debugger,
@@ -127,6 +130,8 @@ def _parser() -> argparse.ArgumentParser:
         default=600.0,
         help="how many times faster than asked an update shifts traffic (default: 600, ten minutes take a second)",
     )
+    add("--toolkit", default=TOOLKITS[0], choices=TOOLKITS, help=f"AWS's toolkit in jobs (default: {TOOLKITS[0]})")
+    add("--python", type=Path, metavar="PATH", help="interpreter of jobs (default: as in AWS's image, if there is one)")
     add("--torchserve-environment", type=Path, help="folder of AWS's inference image, built there when first needed")
     add("--grace", type=float, default=120.0, help="seconds between SIGTERM and SIGKILL (default: 120, as on AWS)")
     add("--checkpoint-interval", type=float, default=2.0, help="seconds between uploads of checkpoints (default: 2)")

@@ -33,11 +33,11 @@ from sagemaker_launch.rehearsal.iam import Access, install_iam
 from sagemaker_launch.rehearsal.jobs.log_search import install_log_search
 from sagemaker_launch.rehearsal.jobs.schedules import Clock, install_schedules
 from sagemaker_launch.rehearsal.keys import ADMINISTRATOR, LAUNCHER, Keys
-from sagemaker_launch.rehearsal.machine.image import LINKED, REQUIREMENTS, build_image
 from sagemaker_launch.rehearsal.machine.namespaces import find_namespaces
 from sagemaker_launch.rehearsal.machine.objects import Objects
 from sagemaker_launch.rehearsal.machine.runner import Machine, Settings
 from sagemaker_launch.rehearsal.machine.runtime import Runtime
+from sagemaker_launch.rehearsal.machine.training_image import build_training_image
 from sagemaker_launch.rehearsal.rehearsed import Rehearsed
 from sagemaker_launch.rehearsal.signatures import RefusedRequestError
 from sagemaker_launch.rehearsal.tag_index import install_tag_index
@@ -108,6 +108,7 @@ class Server:
 
         Raises:
             RuntimeError: if another server has the root folder, or the job image can't be built.
+            ValueError: if jobs can't have the Python of the settings.
             OSError: if the port is taken.
         """
         self._settings = settings
@@ -131,7 +132,7 @@ class Server:
         self._keys = Keys(settings.account)
         access = objects.access = Access(settings.account)
         access.create_users(LAUNCHER, ADMINISTRATOR)
-        image = build_image(images, REQUIREMENTS, LINKED)
+        image = build_training_image(images, settings.toolkit, settings.python)
         machine = Machine(settings, image, namespaces, objects, self._keys)
         self._links = TemporaryDirectory(prefix="rehearsal-", dir="/tmp")
         if namespaces is None:

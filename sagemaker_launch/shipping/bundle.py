@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import importlib.metadata
 import io
 import subprocess
 import sys
@@ -12,6 +13,8 @@ import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from packaging.requirements import Requirement
 
 import sagemaker_launch
 from experiments.console import say
@@ -82,7 +85,7 @@ def _source(name: str, path: Path) -> bytes:
 
 
 def requirements_file() -> Path:
-    """The pinned packages of a job."""
+    """The packages of a job, each with the range of versions that it accepts in its image."""
     return Path(sagemaker_launch.__file__).parent / "container" / REQUIREMENTS
 
 
@@ -105,13 +108,42 @@ def pack(files: Mapping[str, bytes]) -> Bundle:
     return Bundle(packed.getvalue(), hashlib.sha256(packed.getvalue()).hexdigest())
 
 
+def requirements() -> list[Requirement]:
+    """The packages of a job."""
+    lines = requirements_file().read_text(encoding="utf-8").splitlines()
+    return [Requirement(line) for line in lines if line and not line.startswith("#")]
+
+
+def wheel_pins() -> list[str]:
+    """The versions that travel with a job without network: of what has a range, those of this machine.
+
+    So the bundle does not depend on what was published last.
+
+    Raises:
+        UserError: if the version of this machine is out of the range.
+    """
+    pins = []
+    for needed in requirements():
+        pin = next((each.version for each in needed.specifier if each.operator == "=="), None)
+        version = pin or importlib.metadata.version(needed.name)
+        if not needed.specifier.contains(version, prereleases=True):
+            raise UserError(
+                f"cloud.network_isolation sends this machine's packages: {needed.name} must be {needed.specifier}, got "
+                f"{version}. Install one in this range: pip install '{needed}'"
+            )
+        pins.append(f"{needed.name}=={version}")
+    return pins
+
+
 def fetch_wheels(cache_dir: Path) -> Path:
     """Download the job's packages for every interpreter that the image may have, once.
 
     Raises:
-        UserError: with pip's own message, if they are not available.
+        UserError: if a package of this machine is out of its range, or with pip's own message, if they are not
+            available.
     """
-    folder = cache_dir / f"wheels-{hashlib.sha256(requirements_file().read_bytes()).hexdigest()[:16]}"
+    pins = wheel_pins()
+    folder = cache_dir / f"wheels-{hashlib.sha256(' '.join(pins).encode()).hexdigest()[:16]}"
     cache_dir.mkdir(parents=True, exist_ok=True)
     with KernelLock(Path(f"{folder}.lock")):
         if folder.is_dir():
@@ -120,7 +152,7 @@ def fetch_wheels(cache_dir: Path) -> Path:
             for python in PYTHONS:
                 say(f"downloading the packages of a job without network, for Python {python}")
                 platforms = [f"--platform=manylinux{tag}_x86_64" for tag in ("2014", "_2_17", "_2_28")]
-                what = [f"--python-version={python}", *platforms, f"--requirement={requirements_file()}"]
+                what = [f"--python-version={python}", *platforms, *pins]
                 _download(part, what, f"cloud.network_isolation needs the packages of {REQUIREMENTS}")
     return folder
 

@@ -409,6 +409,7 @@ def test_curl_and_the_aws_cli_get_in_with_the_printed_variables(server: Rehearsa
 
 def test_the_lines_that_rehearse_prints_are_pasted_into_a_shell(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "sagemaker_launch", "rehearse", "--cloud", str(CLOUD), f"--output_dir={tmp_path}"]
+    command += ["--python", sys.executable]
     process = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None

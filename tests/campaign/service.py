@@ -123,7 +123,7 @@ def counted(answer: Callable[[Any, Mapping[str, Any]], Any], names: Callable[[An
 def prepared_image(folder: Path, *_: object) -> Image:
     """An image without packages: nothing runs in it."""
     image = Image((folder / "image").resolve())
-    image.site_packages.mkdir(parents=True, exist_ok=True)
+    (image.root / "lib" / "python3" / "site-packages").mkdir(parents=True, exist_ok=True)
     return image
 
 
@@ -138,7 +138,7 @@ def install(prepared: Path) -> None:
     PreparedContainer.prepared = prepared
     job_runner.Container = PreparedContainer
     hosting.ServingProcess = PreparedServing
-    server.build_image = prepared_image  # type: ignore[assignment]
+    server.build_training_image = prepared_image  # type: ignore[assignment]
     job_runner.judge = found_nothing
     Service.describe_training_job = counted(Service.describe_training_job, lambda asked, _: [asked["TrainingJobName"]])
     Service.list_training_jobs_for_hyper_parameter_tuning_job = counted(

@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,7 +26,7 @@ from experiments.config import load_config
 from experiments.errors import UserError
 from sagemaker_launch.container.entry import Job, job_config, write_failure
 from sagemaker_launch.container.hyperparameters import encode
-from sagemaker_launch.rehearsal.machine.image import LINKED, REQUIREMENTS, build_image
+from sagemaker_launch.rehearsal.machine.training_image import build_training_image
 from sagemaker_launch.settings.cloud import load_cloud
 from sagemaker_launch.shipping import shipment as shipment_module
 from sagemaker_launch.shipping.bundle import Bundle
@@ -232,12 +233,8 @@ def test_the_name_of_a_file_is_never_part_of_a_command(
 def test_aws_toolkit_of_today_gives_a_job_the_words_that_were_sent(
     photos: Path, tmp_path: Path, job_images: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """sagemaker-training 5.1.1, which AWS's PyTorch 2.14 image has, in an environment of its own."""
-    requirements = tmp_path / "image.txt"
-    pinned = REQUIREMENTS.read_text()
-    assert "sagemaker_training==5.1.4" in pinned
-    requirements.write_text(pinned.replace("sagemaker_training==5.1.4", "sagemaker_training==5.1.1"))
-    image = build_image(job_images / "toolkit-5.1.1", requirements, LINKED)
+    """sagemaker-training 5.1.1, which AWS's PyTorch 2.14 image has."""
+    image = build_training_image(job_images, "5.1.1", Path(sys.executable))
     program = b"import json, sys\nprint('WORDS', json.dumps(sys.argv[1:]))\n"
     for number, sent in enumerate(
         [*hostile_words(tmp_path, photos, monkeypatch), {"word": json.dumps("$(echo shell)")}]

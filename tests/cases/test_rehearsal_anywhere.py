@@ -21,10 +21,10 @@ FOREIGN = {"AWS_ENDPOINT_URL_S3": FOREIGN_URL, "AWS_ENDPOINT_URL_SAGEMAKER": FOR
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)  # nine commands in nine processes
-def test_a_whole_rehearsal_needs_no_option_and_no_usual_folder(tmp_path: Path, job_images: Path) -> None:
+def test_a_whole_rehearsal_needs_no_option_and_no_usual_folder(tmp_path: Path, default_job_images: Path) -> None:
     out = tmp_path / "it's my dir, ü" / ("x" * 100)
     (out / "rehearsal").mkdir(parents=True)
-    for image in job_images.glob("image-*/complete"):  # built once for all tests
+    for image in default_job_images.glob("image-*/complete"):  # built once for all tests
         (out / "rehearsal" / image.parent.name).symlink_to(image.parent)
     command = [sys.executable, "-m", "sagemaker_launch", "rehearse", "--all"]
     command += ["--sweep.n_trials=1", "--trainer.max_epochs=1", f"--output_dir={out}"]

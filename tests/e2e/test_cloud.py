@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from experiments.config import RunConfig, is_own_in_job, is_sent, override, to_flat
-from experiments.runs.folder import RunFolder
+from experiments.runs.folder import PACKAGES, RunFolder
 from experiments.runs.logger import RunFolderLogger
 from experiments.train import train
 from lightning_modules.export import check_golden
@@ -38,10 +39,12 @@ from sagemaker_launch.aws.resources import TRAINING
 from sagemaker_launch.container.metric_lines import parse_lines
 from sagemaker_launch.jobs.launch import Launched, launch
 from sagemaker_launch.jobs.requests import training_job
+from sagemaker_launch.rehearsal.machine.training_image import listed
 from sagemaker_launch.rehearse import run_rehearsal
 from sagemaker_launch.settings.cloud import load_cloud
 from sagemaker_launch.shipping.storage import Inputs
 from tests.cloud import CLOUD, PASSWORD, Cloud, account, comparable
+from tests.conftest import IMAGE_OPTIONS
 from tests.shared_run import SharedRun
 from tests.signing import control
 
@@ -112,8 +115,14 @@ def test_parity_trains_a_job_at_home_once_and_both_runs_have_the_page(
     assert len(flow.calls) == before, "the job is here: nobody needs to sign in for what is at home"
     captured = capsys.readouterr()
     # 6 of each epoch, loss and accuracy at the best one, the highest accuracy, 3 of the test split
-    verdict, page = captured.out.splitlines()
+    verdict, packages, page = captured.out.splitlines()
     assert verdict == "equal to the last digit: 12 metrics, 3 epochs", captured
+    # The job kept what its image has: AWS's versions.
+    image = {**listed()["toolkit"], **listed()["jobs"]}
+    at_home = {name: metadata.version(name) for name in PACKAGES if name in image}
+    differing = [f"{name} {own} and {image[name]}" for name, own in at_home.items() if own != image[name]]
+    differing.append(f"optuna {metadata.version('optuna')} and missing")
+    assert packages == f"versions of packages: {', '.join(sorted(differing))}"
     runs, home = flow.all_runs(), f"{name} at home"
     client = MlflowClient(f"sqlite:///{flow.home / 'mlflow.db'}")
     for run in (runs[name], runs[home]):
@@ -328,7 +337,7 @@ def test_fifty_launches_on_a_bad_day_leave_fifty_jobs(
 ) -> None:
     settings = load_cloud(CLOUD)
     nothing = Inputs("s3://nowhere/photos/", "s3://nowhere/code/")  # so the jobs themselves end at once
-    options = ["--images", str(job_images), "--faults", "rate=0.2,seed=3", "--max-parallel-jobs", "100"]
+    options = [*IMAGE_OPTIONS, "--faults", "rate=0.2,seed=3", "--max-parallel-jobs", "100"]
     with run_rehearsal(settings, tmp_path / "rehearsal", options) as running:
         for name, value in running.environment.items():
             monkeypatch.setenv(name, value)
@@ -361,8 +370,8 @@ def both_have_the_same_names(home: Run, job: Run, config: RunConfig) -> None:
     assert {name.partition(".")[0] for name in job.data.params.keys() - home.data.params.keys()} == {"cloud"}
     of_both = home.data.params.keys() & job.data.params.keys()
     assert {name for name in of_both if home.data.params[name] != job.data.params[name]} <= {"profile.verdict"}
-    # A job has no repository, and needs neither package.
-    only_home = {"parity_of", "mlflow.source.git.commit", "package.mlflow", "package.optuna"}
+    # A job has no repository, and no Optuna.
+    only_home = {"parity_of", "mlflow.source.git.commit", "package.optuna"}
     assert home.data.tags.keys() - job.data.tags.keys() == only_home
     assert job.data.tags.keys() - home.data.tags.keys() == {"arn", "job"}
     hardware = {name for name in job.data.tags if name.startswith("hardware.")}

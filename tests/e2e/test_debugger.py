@@ -14,7 +14,7 @@ from sagemaker_launch.cli import main
 from sagemaker_launch.rehearse import run_rehearsal
 from sagemaker_launch.settings.cloud import load_cloud
 from sagemaker_launch.settings.debugger import RULES
-from tests.conftest import REPOSITORY, own_flags, tiny
+from tests.conftest import IMAGE_OPTIONS, REPOSITORY, own_flags, tiny
 from tests.integration.test_cloud_commands import without_smdebug
 
 CLOUD = REPOSITORY / "conf" / "cloud" / "rehearsal.yaml"
@@ -36,7 +36,7 @@ def test_an_account_without_debugger_is_offered_the_recorder(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     without_smdebug(monkeypatch)
-    options = ["--images", str(job_images), "--without-debugger"]
+    options = [*IMAGE_OPTIONS, "--without-debugger"]
     with run_rehearsal(load_cloud(CLOUD), tmp_path / "rehearsal", options) as running:
         for name, value in running.environment.items():
             monkeypatch.setenv(name, value)
@@ -61,7 +61,7 @@ def test_a_watched_job_is_judged_and_its_run_says_what_was_found(
 
     settings = load_cloud(CLOUD)
     often = ["--cloud.debugger.weights_every=2", "--cloud.debugger.gradients_every=2", "--cloud.debugger.relu_every=2"]
-    with run_rehearsal(settings, tmp_path / "rehearsal", ["--images", str(job_images), "--grace", "2"]) as running:
+    with run_rehearsal(settings, tmp_path / "rehearsal", [*IMAGE_OPTIONS, "--grace", "2"]) as running:
         for name, value in running.environment.items():
             monkeypatch.setenv(name, value)
         assert main(["train", "--debug", *often, *fields("train")]) == 0

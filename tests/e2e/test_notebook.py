@@ -74,7 +74,7 @@ def test_a_step_says_what_it_does_before_it_does_it() -> None:
 @pytest.fixture
 def home(
     photos: Path,
-    job_images: Path,
+    default_job_images: Path,
     smdebug_environment: None,
     mlflow_database: Path,
     tmp_path: Path,
@@ -84,7 +84,7 @@ def home(
     shutil.copy(mlflow_database, tmp_path / "mlflow.db")
     for folder in (tmp_path / "cache", tmp_path / "rehearsal"):
         folder.mkdir()
-        for built in job_images.iterdir():
+        for built in default_job_images.iterdir():
             if built.is_dir():
                 (folder / built.name).symlink_to(built)
     jupyter = tmp_path / "jupyter"

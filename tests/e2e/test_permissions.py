@@ -18,7 +18,7 @@ from sagemaker_launch.cli import main
 from sagemaker_launch.rehearse import Service, run_rehearsal
 from sagemaker_launch.settings.cloud import load_cloud
 from tests.cloud import CLOUD
-from tests.conftest import own_flags, tiny
+from tests.conftest import IMAGE_OPTIONS, own_flags, tiny
 from tests.e2e.test_endpoints import tiny_export
 
 pytestmark = pytest.mark.slow
@@ -38,7 +38,7 @@ REQUIRE_KEY = {
 @pytest.fixture(scope="module")
 def service(job_images: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     root = tmp_path_factory.mktemp("permissions") / "rehearsal"
-    with run_rehearsal(SETTINGS, root, ["--images", str(job_images), "--grace", "1"]) as running:
+    with run_rehearsal(SETTINGS, root, [*IMAGE_OPTIONS, "--grace", "1"]) as running:
         yield running
 
 

@@ -26,7 +26,7 @@ from botocore.config import Config
 from botocore.exceptions import ClientError, HTTPClientError
 
 from sagemaker_launch.aws.readback import differences
-from tests.conftest import JOB_IMAGES
+from tests.conftest import IMAGE_OPTIONS
 from tests.integration.test_readme import INTERRUPT
 from tests.signing import control
 
@@ -68,8 +68,7 @@ def command(root: Path, *options: str) -> list[str]:
         "sagemaker_launch.rehearsal",
         "--root",
         str(root),
-        "--images",
-        str(JOB_IMAGES),
+        *IMAGE_OPTIONS,
         *options,
     ]
 
@@ -375,7 +374,7 @@ def test_a_job_runs_from_its_data_to_its_model(server: Rehearsal) -> None:
 def test_a_job_knows_nothing_of_this_machine_and_under_isolation_reaches_nothing(server: Rehearsal) -> None:
     script = f"""
         absent = []
-        for name in ("experiments", "sagemaker_launch", "lightning_modules", "mlflow", "optuna", "pytorch_lightning"):
+        for name in ("experiments", "sagemaker_launch", "lightning_modules", "moto", "optuna", "pytorch_lightning"):
             try:
                 __import__(name)
             except ImportError:
@@ -386,11 +385,13 @@ def test_a_job_knows_nothing_of_this_machine_and_under_isolation_reaches_nothing
             refused = error.strerror
         listener = socket.create_server(("127.0.0.1", 0))
         socket.create_connection(listener.getsockname())
-        import mine, numpy, signal
+        home = os.listdir(os.environ["HOME"])
+        first = open("/proc/1/cmdline").read().split("\\0")[1]
+        import mine, mlflow, numpy, signal, sklearn  # which AWS's image has
         report(absent=absent, refused=refused, mine=mine.VALUE, planted={PLANTED!r} in os.environ.values(),
-               pid=os.getppid(),
+               first=first,
                blocked=len(signal.pthread_sigmask(signal.SIG_BLOCK, [])),
-               home=os.listdir(os.environ["HOME"]), interfaces=[i for _, i in socket.if_nameindex()])
+               home=home, interfaces=[i for _, i in socket.if_nameindex()])
     """
     wheel = io.BytesIO()
     with zipfile.ZipFile(wheel, "w") as archive:
@@ -409,13 +410,13 @@ def test_a_job_knows_nothing_of_this_machine_and_under_isolation_reaches_nothing
     assert job["TrainingJobStatus"] == "Completed", job.get("FailureReason")
     seen = printed(server, "isolated")
     assert seen.pop("absent") == [
-        *("experiments", "sagemaker_launch", "lightning_modules", "mlflow", "optuna", "pytorch_lightning")
+        *("experiments", "sagemaker_launch", "lightning_modules", "moto", "optuna", "pytorch_lightning")
     ]
     assert seen == {
         "refused": "Connection refused",
         "mine": 1,
         "planted": False,
-        "pid": 1,
+        "first": "/opt/container-venv/bin/train",
         "blocked": 0,
         "home": [],
         "interfaces": ["lo"],
@@ -429,13 +430,13 @@ def test_two_hosts_reach_each_other_by_name_and_share_the_data(server: Rehearsal
         import time
         hosts, me = json.loads(os.environ["SM_HOSTS"]), os.environ["SM_CURRENT_HOST"]
         mine = sorted(os.listdir("/opt/ml/input/data/shards"))
-        if me == "algo-1":
+        if me == hosts[0]:
             connection, _ = socket.create_server((os.environ["MASTER_ADDR"], 7777)).accept()
             report(hosts=hosts, name=socket.gethostname(), mine=mine, theirs=json.loads(connection.recv(100)))
         else:
             for _ in range(100):
                 try:
-                    socket.create_connection(("algo-1", 7777)).send(json.dumps([socket.gethostname(), mine]).encode())
+                    socket.create_connection((hosts[0], 7777)).send(json.dumps([socket.gethostname(), mine]).encode())
                     break
                 except OSError:
                     time.sleep(0.1)
@@ -450,10 +451,10 @@ def test_two_hosts_reach_each_other_by_name_and_share_the_data(server: Rehearsal
     job = wait(server, "hosts")
     assert job["TrainingJobStatus"] == "Completed", job.get("FailureReason")
     assert printed(server, "hosts") == {
-        "hosts": ["algo-1", "algo-2"],
-        "name": "algo-1",
+        "hosts": ["algo-2", "algo-1"],
+        "name": "algo-2",
         "mine": ["0", "2"],
-        "theirs": ["algo-2", ["1", "3"]],
+        "theirs": ["algo-1", ["1", "3"]],
     }
     assert [stream.rsplit("-", 1)[0] for stream in streams(server, "hosts")] == ["hosts/algo-1", "hosts/algo-2"]
 

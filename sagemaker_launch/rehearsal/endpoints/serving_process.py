@@ -23,7 +23,7 @@ from sagemaker_launch.rehearsal.endpoints import torchserve
 from sagemaker_launch.rehearsal.endpoints.torchserve import free_ports
 from sagemaker_launch.rehearsal.jobs.log import LogStream, Metrics, OutputReader
 from sagemaker_launch.rehearsal.machine.container import OPT_ML, OWN_SCRIPT_IMAGE, environment_folders, without_gpu
-from sagemaker_launch.rehearsal.machine.image import build_image
+from sagemaker_launch.rehearsal.machine.image import Interpreter, build_image
 from sagemaker_launch.rehearsal.machine.namespaces import SYSTEM_PATH, Process, own_folder, own_tmp, socket_in_network
 from sagemaker_launch.rehearsal.machine.objects import DataError, Uri
 from sagemaker_launch.rehearsal.machine.runner import Machine
@@ -240,7 +240,7 @@ class ServingProcess:
         self._port = ports[0]
         try:
             environment = torchserve.container_environment(self._tree, ports) | self._service_environment()
-            built = build_image(folder, torchserve.REQUIREMENTS, torchserve.LINKED)
+            built = build_image(folder, torchserve.contents(), Interpreter.ask(Path(sys.executable)))
         except RuntimeError as error:
             raise DataError(f"image {image} can't be rehearsed: {error}") from error
         model = self._tree / "ml" / "model"

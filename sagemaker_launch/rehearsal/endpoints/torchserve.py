@@ -21,7 +21,7 @@ from types import TracebackType
 import requests
 
 from sagemaker_launch.rehearsal.machine.container import bind_environment, environment_folders
-from sagemaker_launch.rehearsal.machine.image import VENV, Image
+from sagemaker_launch.rehearsal.machine.image import VENV, Contents, Image
 from sagemaker_launch.rehearsal.machine.namespaces import SYSTEM_PATH, Namespaces, Process, own_folder, own_tmp
 
 LINKED = (
@@ -40,6 +40,14 @@ LINKED = (
 """Packages of AWS's inference container that are linked from this environment, with their requirements."""
 REQUIREMENTS = Path(__file__).with_name("torchserve.txt")
 """Further packages, installed by pip."""
+
+
+def contents() -> Contents:
+    """What AWS's inference image has, made after that for PyTorch 2.6, with the Python of this process."""
+    lines = REQUIREMENTS.read_text().splitlines()
+    return Contents(tuple(line for line in lines if line and not line.startswith("#")), LINKED, ("mlflow", "moto"))
+
+
 # What the entry of AWS's image does for `serve`; source: github.com/aws/deep-learning-containers,
 # pytorch/inference/docker/build_artifacts/torchserve-entrypoint.py, and its Dockerfile for 2.6 (2025-11).
 ENTRY = "from sagemaker_pytorch_serving_container import serving; serving.main()"

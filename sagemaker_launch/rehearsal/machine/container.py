@@ -54,7 +54,7 @@ class ContainerSpec:
     """inputdataconfig.json."""
     instance_type: str
     hosts: Mapping[str, str]
-    """Address by name, of all containers of the job."""
+    """Address by name, of all containers of the job, in the order in which they are told of each other."""
     host: str
     network_isolation: bool
     checkpoints: Path | None
@@ -188,7 +188,7 @@ class Container:
             # The toolkit can't know that /opt/ml is elsewhere.
             hyperparameters = {name: self._relocated(value) for name, value in hyperparameters.items()}
         # algo-1 resolves only where this container has its own /etc/hosts.
-        hosts = sorted(spec.hosts) if self._namespaces is not None else ["localhost"]
+        hosts = list(spec.hosts) if self._namespaces is not None else ["localhost"]
         group = {"instance_group_name": "homogeneousCluster", "instance_type": spec.instance_type, "hosts": hosts}
         resources: dict[str, Any] = {
             "current_host": spec.host if self._namespaces is not None else "localhost",
@@ -290,4 +290,5 @@ def command_of(algorithm: Mapping[str, Any]) -> tuple[str, ...]:
 def environment_folders(image: Image) -> tuple[Path, ...]:
     """Folders that a job's environment reaches into, wherever the links of its image lead."""
     linked = {path.resolve().parent for path in image.site_packages.iterdir() if path.is_symlink()}
-    return image.root, Path(sys.prefix).resolve(), Path(sys.base_prefix).resolve(), *sorted(linked)
+    base = (image.root / "bin" / "python").resolve().parents[1]
+    return image.root, base, Path(sys.prefix).resolve(), Path(sys.base_prefix).resolve(), *sorted(linked)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+import random
 import tempfile
 import threading
 import time
@@ -32,6 +33,7 @@ from sagemaker_launch.rehearsal.machine.container import (
 from sagemaker_launch.rehearsal.machine.image import Image
 from sagemaker_launch.rehearsal.machine.namespaces import Namespaces
 from sagemaker_launch.rehearsal.machine.objects import DataError, FolderSync, Objects, Uri
+from sagemaker_launch.rehearse import TOOLKITS
 
 Ending = Literal["exited", "stopped", "runtime", "wait", "interrupted", "shutdown"]
 POLL_SECONDS = 0.1
@@ -69,6 +71,10 @@ class Settings:
     """A container of an endpoint has this time to answer /ping, and less if its endpoint config says so."""
     rollout_speed: float = 600.0
     """How many times faster than asked for traffic is shifted: at 600 a wait of ten minutes takes a second."""
+    toolkit: str = TOOLKITS[0]
+    """Version of AWS's toolkit in the image of jobs."""
+    python: Path | None = None
+    """Interpreter of jobs; None takes one of the version that AWS's image has, if this machine has one."""
     torchserve_environment: Path | None = None
     """Folder in which AWS's inference container is built; None refuses its image."""
     without_gpu: bool = False
@@ -178,7 +184,7 @@ class JobRunner(threading.Thread):
     def _containers(self) -> Iterator[list[Container]]:
         """The containers of one attempt, gone afterwards."""
         attempt = self._machine.short(self._folder / str(time.time_ns()))
-        hosts = {f"algo-{number}": f"127.0.0.{number}" for number in range(1, self._job.instances + 1)}
+        hosts = {host: f"127.0.0.{host.rpartition('-')[2]}" for host in host_order(self._job.name, self._job.instances)}
         machine = self._machine
         keep = [self._settings.root, *environment_folders(machine.image)]
         containers = [
@@ -430,6 +436,18 @@ class JobRunner(threading.Thread):
     @property
     def _output(self) -> Uri:
         return Uri.parse(self._job.request["OutputDataConfig"]["S3OutputPath"]) / self._job.name / "output"
+
+
+def host_order(job: str, count: int) -> list[str]:
+    """The hosts of a job as resourceconfig.json lists them; the first one is the master to AWS's toolkit.
+
+    AWS does not promise an order, so several hosts never begin with `algo-1`. A job has the same order each time.
+    """
+    hosts = [f"algo-{number}" for number in range(1, count + 1)]
+    mixed = random.Random(job)
+    while count > 1 and hosts[0] == "algo-1":
+        mixed.shuffle(hosts)
+    return hosts
 
 
 def _check_names(hyperparameters: Mapping[str, str]) -> None:

@@ -88,6 +88,15 @@ def test_equal_runs_are_equal_with_other_clocks_and_folders(make: Make) -> None:
     }
 
 
+def test_versions_that_differ_are_named_and_leave_the_verdict_alone(make: Make) -> None:
+    assert compare(make("home"), make("job", tags=JOB_TAGS)).packages == "versions of packages: equal"
+    tags = {**JOB_TAGS, "package.torch": "2.14.0", "package.numpy": "2.5.3"}
+    found = compare(make("home", tags={**HOME_TAGS, "package.optuna": "5.0.0"}), make("job", tags=tags))
+    wanted = "numpy missing and 2.5.3, optuna 5.0.0 and missing, torch 2.14.1 and 2.14.0"
+    assert found.packages == f"versions of packages: {wanted}"
+    assert found.is_equal and not found.contradictions
+
+
 def test_the_last_digit_of_one_value_is_found_and_named(make: Make) -> None:
     other = math.nextafter(EPOCHS[1]["val_loss"], 1)
     found = compare(make("home"), make("job", tags=JOB_TAGS, epochs=changed(2, val_loss=other)))

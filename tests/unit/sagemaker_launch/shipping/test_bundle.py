@@ -9,15 +9,19 @@ import sys
 import tarfile
 import warnings
 import zipfile
+from importlib.metadata import version as metadata_version
 from io import BytesIO
 from modulefinder import ModuleFinder
 from pathlib import Path
 
 import pytest
+from packaging.utils import canonicalize_name
 
 from experiments.errors import UserError
+from experiments.runs.folder import PACKAGES
+from sagemaker_launch.rehearsal.machine.training_image import listed
 from sagemaker_launch.shipping import bundle, import_graph
-from sagemaker_launch.shipping.bundle import make_bundle, pack, requirements_file, shipped_files
+from sagemaker_launch.shipping.bundle import make_bundle, pack, requirements, shipped_files, wheel_pins
 from tests.conftest import REPOSITORY
 
 # Put together here, so that no scanner takes this file for a leak.
@@ -212,14 +216,42 @@ def test_only_wheels_of_the_folder_of_wheels_are_shipped(tmp_path: Path) -> None
         assert [name for name in archive.getnames() if name.startswith("wheels")] == ["wheels/a-1-py3-none-any.whl"]
 
 
-def test_a_job_installs_the_versions_that_are_pinned_here() -> None:
-    def pins(path: Path) -> dict[str, str]:
-        lines = (line.split("#")[0].strip() for line in path.read_text().splitlines())
-        return {
-            name.lower().replace("_", "-"): version
-            for name, _, version in (line.partition("==") for line in lines if line)
-        }
+def test_a_job_accepts_the_versions_that_are_pinned_here() -> None:
+    lines = (REPOSITORY / "constraints.txt").read_text().splitlines()
+    pinned = {canonicalize_name(name): version for name, _, version in (line.partition("==") for line in lines)}
+    for needed in requirements():
+        assert needed.specifier.contains(pinned[canonicalize_name(needed.name)]), needed
 
-    pinned = pins(REPOSITORY / "constraints.txt")
-    for name, version in pins(requirements_file()).items():
-        assert pinned[name] == version, name
+
+def test_a_job_keeps_what_aws_image_has_and_installs_what_it_lacks() -> None:
+    image = listed()
+    has = {**image["toolkit"], **image["jobs"], **image["packages"], **image["unread"], **image["cuda"]}
+    missing = {needed.name for needed in requirements() if needed.name not in has}
+    assert missing == set(image["lacks"]) - {"moto", "optuna"}
+    for needed in requirements():
+        if needed.name in has:
+            assert needed.specifier.contains(has[needed.name]), needed
+            assert all(each.operator != "==" for each in needed.specifier), needed
+        else:
+            assert [each.operator for each in needed.specifier] == ["=="], needed
+
+
+def test_a_run_notes_the_version_of_each_package_that_a_job_may_keep() -> None:
+    assert {needed.name for needed in requirements()} <= set(PACKAGES)
+
+
+def test_wheels_are_of_this_machine_and_in_range(monkeypatch: pytest.MonkeyPatch) -> None:
+    versions = {"idna": "3.15"}
+
+    def version(name: str) -> str:
+        return versions.get(name) or metadata_version(name)
+
+    monkeypatch.setattr(bundle.importlib.metadata, "version", version)
+    pins = wheel_pins()
+    assert "idna==3.15" in pins and "pytorch-lightning==2.6.6" in pins
+    assert len(pins) == len(requirements())
+    versions["filelock"] = "3.29.0"
+    with pytest.raises(
+        UserError, match=r"filelock must be <5,>=3\.30, got 3\.29\.0.* pip install 'filelock<5,>=3\.30'"
+    ):
+        wheel_pins()

@@ -25,7 +25,7 @@ from sagemaker_launch.rehearsal.jobs.tuning import TuningJob, TuningRunner, chil
 from sagemaker_launch.rehearsal.keys import Keys
 from sagemaker_launch.rehearsal.machine.image import Image
 from sagemaker_launch.rehearsal.machine.objects import DataError, FolderSync, Objects, Uri, relative_path
-from sagemaker_launch.rehearsal.machine.runner import JobRunner, Machine, Settings
+from sagemaker_launch.rehearsal.machine.runner import JobRunner, Machine, Settings, host_order
 from sagemaker_launch.rehearsal.rules import check_shape
 from tests.unit.sagemaker_launch.rehearsal.test_rules import CONFIG, M5, RESOURCES, TRAINING, TUNING, change
 
@@ -333,10 +333,20 @@ def test_a_script_is_an_image_of_its_own_also_where_opt_ml_is_elsewhere(objects:
     assert reason.startswith(f"AlgorithmError: val_loss=0.5\nargument {tmp_path}/jobs/") and "/ml/model, exit" in reason
 
 
+@pytest.mark.parametrize("count", [2, 3, 12])
+def test_several_hosts_do_not_begin_with_the_first_and_have_one_order(count: int) -> None:
+    orders = [host_order(job, count) for job in ("dogs-1", "dogs-2", "cats-1")]
+    for order in orders:
+        assert sorted(order) == sorted(f"algo-{number}" for number in range(1, count + 1))
+        assert order[0] != "algo-1"
+    assert orders[0] == host_order("dogs-1", count)
+    assert host_order("dogs-1", 1) == ["algo-1"]
+
+
 def test_the_reason_and_the_exit_code_are_those_of_the_host_that_failed(objects: Objects, tmp_path: Path) -> None:
     image = Image(tmp_path / "image")
     venv.EnvBuilder(symlinks=True, with_pip=False).create(image.root)
-    script = "echo begins; case $CURRENT_HOST in algo-1) sleep 60;; *) echo breaks; exit 7;; esac"
+    script = "echo begins; case $CURRENT_HOST in algo-2) sleep 60;; *) echo breaks; exit 7;; esac"
     request = change({**TRAINING, "InputDataConfig": []}, "ResourceConfig.InstanceCount", 2)
     request = change(request, "AlgorithmSpecification.ContainerEntrypoint", ["sh", "-c", script])
     job = TrainingJob("arn:job", request)

@@ -28,6 +28,7 @@ def test_every_script_of_the_image_runs_in_the_container_s_own_environment(tmp_p
         (image.root / "bin" / name).write_text(start + BODY)
     (image.root / "bin" / "other").write_text("#!/bin/sh\nexec true\n")
     (image.root / "bin" / "binary").write_bytes(bytes(range(256)))
+    (image.root / "bin" / "__pycache__").mkdir()  # pip makes it for scripts
     image.make_environment(root, root)
     for name in STARTS:
         done = subprocess.run([root / "bin" / name, "a b", "c"], capture_output=True, text=True, check=True)
