@@ -244,6 +244,6 @@ def _add_commands(commands: Any) -> None:
     )
     text = "refuse jobs with --debug, as AWS does in accounts that have no Debugger"
     rehearse.add_argument("--without-debugger", action="store_true", help=text)
-    text = "let jobs of GPU instances train on the CPU of this machine; without it they fail, as on AWS"
+    text = "let jobs and endpoints of GPU instances use the CPU of this machine; without it they fail, as on AWS"
     rehearse.add_argument("--without-gpu", action="store_true", help=text)
     rehearse.set_defaults(uses=("cloud rehearse", *(f"cloud {command}" for command in COMMANDS)), cloud=SETTINGS)

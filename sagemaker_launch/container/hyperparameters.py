@@ -1,8 +1,9 @@
 r"""The codec between a RunConfig and a job's hyperparameters, which are text, and whose names may hold no dot.
 
 `optimizer.learning_rate` is sent as `optimizer__learning_rate`: the container's start-up exports every hyperparameter
-as a shell variable. Values are written as JSON; they arrive in one of three forms (`false`, `False`,
-`"\"sgd\""`), which the typed config loader reads alike.
+as a shell variable. Values are written as JSON, tuned ones too: SageMaker's SDK reads each value of a job that it
+attaches to as JSON. They arrive in one of three forms (`false`, `False`, `"\"sgd\""`), which the typed config loader
+reads alike.
 
 AWS's toolkit 5.1.1 joins the values to one command line, which it gives to a shell. So a value has only characters
 that mean nothing to a shell; a file has a fixed name in a job.
@@ -37,7 +38,7 @@ def field_name(name: str) -> str:
 
 
 def wire_value(name: str, value: ConfigValue) -> str:
-    """A value as text in a parameter range.
+    """A value as text in a job's request.
 
     Args:
         name: of its field.
@@ -45,8 +46,9 @@ def wire_value(name: str, value: ConfigValue) -> str:
     Raises:
         UserError: for text that a shell would not take as one word.
     """
-    _require_safe(name, value)
-    return value if isinstance(value, str) else json.dumps(value)
+    is_safe = not isinstance(value, str) or SAFE.fullmatch(value) is not None
+    require(is_safe, name, "have only letters, digits and ._- in a job", value)
+    return json.dumps(value)
 
 
 def encode(config: RunConfig) -> dict[str, str]:
@@ -55,25 +57,17 @@ def encode(config: RunConfig) -> dict[str, str]:
     Raises:
         UserError: for text that a shell would not take as one word.
     """
-    sent = {name: value for name, value in to_flat(config).items() if is_sent(name)}
-    for name, value in sent.items():
-        _require_safe(name, value)
-    return {wire_name(name): json.dumps(value) for name, value in sent.items()}
-
-
-def _require_safe(name: str, value: ConfigValue) -> None:
-    is_safe = not isinstance(value, str) or SAFE.fullmatch(value) is not None
-    require(is_safe, name, "have only letters, digits and ._- in a job", value)
+    return {wire_name(name): wire_value(name, value) for name, value in to_flat(config).items() if is_sent(name)}
 
 
 def decode(hyperparameters: Mapping[str, str]) -> dict[str, str]:
     """Field names and values as text, for `override`, without the service's own hyperparameters."""
     return {
-        field_name(name): _unquoted(value) for name, value in hyperparameters.items() if not name.startswith(RESERVED)
+        field_name(name): unquoted(value) for name, value in hyperparameters.items() if not name.startswith(RESERVED)
     }
 
 
-def _unquoted(text: str) -> str:
+def unquoted(text: str) -> str:
     """The text without the JSON quotes that tuning jobs and the SDK put around it."""
     if not text.startswith('"'):
         return text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -26,6 +27,8 @@ from sagemaker_launch.shipping.storage import Inputs
 
 CODE_ARCHIVE = "/opt/ml/input/data/code/sourcedir.tar.gz"
 CHECKPOINTS = "/opt/ml/checkpoints"
+LOG_LEVEL = logging.INFO
+"""Of AWS's toolkit, whose default it is: SageMaker's SDK v2 attaches to no job that does not name one."""
 
 
 def training_job(
@@ -227,6 +230,7 @@ def _toolkit(settings: CloudSettings) -> dict[str, str]:
     hyperparameters = {
         "sagemaker_program": json.dumps(ENTRY),
         "sagemaker_submit_directory": json.dumps(CODE_ARCHIVE),
+        "sagemaker_container_log_level": json.dumps(LOG_LEVEL),
     }
     if settings.instance_count > 1 or has_gpu(settings.instance_type):
         hyperparameters["sagemaker_torch_distributed_enabled"] = "true"  # one process per GPU, by torchrun

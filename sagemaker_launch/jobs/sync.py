@@ -29,7 +29,7 @@ from sagemaker_launch.aws import client as aws
 from sagemaker_launch.aws.logs import LogLine, failure_reason, job_log
 from sagemaker_launch.aws.prices import price_finder
 from sagemaker_launch.aws.resources import TRAINING, TUNING
-from sagemaker_launch.container.hyperparameters import decode
+from sagemaker_launch.container.hyperparameters import decode, unquoted
 from sagemaker_launch.container.machines import run_folder_name
 from sagemaker_launch.container.metric_lines import ReportedLine, parse_lines
 from sagemaker_launch.jobs.found import ENDED, TIME_LIMITS, FoundJob, children, find_job, milliseconds, seconds
@@ -348,7 +348,10 @@ def _ranges(ranges: Mapping[str, Any]) -> dict[str, str]:
     for listed in ranges.values():
         for parameter in listed:
             (name,) = decode({parameter["Name"]: ""})
-            texts[name] = str({key: value for key, value in parameter.items() if key != "Name"})
+            shown = {key: value for key, value in parameter.items() if key != "Name"}
+            if "Values" in shown:
+                shown["Values"] = [unquoted(value) for value in shown["Values"]]
+            texts[name] = str(shown)
     return texts
 
 

@@ -10,8 +10,6 @@ import sys
 import threading
 from pathlib import Path
 
-import optuna
-
 from lightning_modules.redaction import RedactedFormatter
 from sagemaker_launch.rehearse import TOOLKITS
 
@@ -25,7 +23,9 @@ def main() -> int:
     """Serve until told to stop."""
     arguments = _parser().parse_args()
     _forget_aws()
-    # moto makes a session of botocore when it is imported, which reads AWS's variables and files.
+    # moto makes a session of botocore when it is imported, which reads AWS's variables and files. The help needs none.
+    import optuna
+
     from sagemaker_launch.rehearsal.faults import FaultSettings
     from sagemaker_launch.rehearsal.machine.runner import Settings
     from sagemaker_launch.rehearsal.quotas import parse_quotas
@@ -137,7 +137,9 @@ def _parser() -> argparse.ArgumentParser:
     add("--checkpoint-interval", type=float, default=2.0, help="seconds between uploads of checkpoints (default: 2)")
     add("--spot-interrupt-after", type=float, metavar="SECONDS", help="interrupt each spot job once, after SECONDS")
     add("--no-namespaces", action="store_true", help="run jobs below --root even where namespaces are allowed")
-    add("--without-gpu", action="store_true", help="let jobs of GPU instances train on the CPU of this machine")
+    add(
+        "--without-gpu", action="store_true", help="let jobs and endpoints of GPU instances use the CPU of this machine"
+    )
     add("--without-debugger", action="store_true", help="refuse Debugger, as AWS does in accounts that do not have it")
     add(
         "--until-eof",

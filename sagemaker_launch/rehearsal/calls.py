@@ -20,6 +20,8 @@ from sagemaker_launch.rehearsal.signatures import SCOPE, Environ, RefusedRequest
 
 CALL = "rehearsal.call"
 """Key under which a request's WSGI environment has its `Call`."""
+TARGET = "X-Amz-Target"
+"""Header with the operation, in the JSON protocol alone; none of these services has a sister with that protocol."""
 SERVICES: Mapping[str, tuple[str, ...]] = {
     "application-autoscaling": ("application-autoscaling",),
     "iam": ("iam",),
@@ -63,10 +65,24 @@ class Call:
                     operation, labels = _router(service, protocol).match(request)
                 except (NotFound, NotImplementedError):
                     continue
+                if not _is_addressed(protocol, request):
+                    continue
                 return cls(service, str(operation.name), region, _parameters(operation, protocol, request, labels))
+            name = request.headers.get(TARGET) or request.values.get("Action")
         finally:
             environ["wsgi.input"].seek(0)
+        if name and signed_for in SERVICES:
+            raise RefusedRequestError("unknown", f"{name} is no operation of {signed_for} in botocore's model")
         raise RefusedRequestError("unsupported", f"{_named(environ, signed_for)} works on AWS, but is not rehearsed")
+
+
+def _is_addressed(protocol: str, request: Request) -> bool:
+    """Whether a request is addressed as clients of its protocol do it: moto would answer others with pages of HTML."""
+    if protocol == "json":
+        return request.method == "POST" and request.path == "/"
+    if protocol == "query" and request.path != "/":
+        return False
+    return TARGET not in request.headers
 
 
 def _protocol(service: str, request: Request) -> str:

@@ -35,6 +35,7 @@ CODES: dict[Fault, tuple[str, str, str]] = {
     "payload": ("XAmzContentSHA256Mismatch", "InvalidSignatureException", "SignatureDoesNotMatch"),
     "forbidden": ("AccessDenied", "AccessDeniedException", "AccessDenied"),
     "unsupported": ("NotImplemented", "ValidationException", "ValidationError"),
+    "unknown": ("MethodNotAllowed", "UnknownOperationException", "InvalidAction"),
     "body": ("MalformedXML", "SerializationException", "MalformedQueryString"),
     "internal": ("InternalError", "InternalFailure", "InternalFailure"),
 }
@@ -43,7 +44,7 @@ CODES: dict[Fault, tuple[str, str, str]] = {
 Sources, 2026: docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html, and the pages "Common Errors" of SageMaker's
 and of IAM's API reference.
 """
-BAD_REQUESTS: tuple[Fault, ...] = ("malformed", "payload", "unsupported", "body")
+BAD_REQUESTS: tuple[Fault, ...] = ("malformed", "payload", "unsupported", "unknown", "body")
 """Faults that S3 and the query services answer with 400; all others with 403."""
 S3_SERVICES = ("s3", "s3express", "s3-outposts")
 """Names in signatures of services that answer as S3 does."""
@@ -121,14 +122,14 @@ def error_form(environ: Environ) -> Literal["json", "cbor", "rest-json", "s3", "
     service = "" if found is None else found[4]
     if environ.get("HTTP_SMITHY_PROTOCOL") == "rpc-v2-cbor":
         return "cbor"
-    if "HTTP_X_AMZ_TARGET" in environ:
-        return "json"
     if service in S3_SERVICES:
         return "s3"
     # What is posted to an endpoint may have any type.
     is_form = environ.get("CONTENT_TYPE", "").startswith("application/x-www-form-urlencoded")
     if is_form and service != "sagemaker":
         return "ec2" if service == "ec2" else "query"
+    if "HTTP_X_AMZ_TARGET" in environ:
+        return "json"
     if found is None:
         return "s3"
     return "query" if service in XML_SERVICES else "rest-json"

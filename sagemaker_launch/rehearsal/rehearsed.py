@@ -285,6 +285,8 @@ class Rehearsed:
 
     def _without_pages(self, environ: Environ, start_response: Any) -> Iterable[bytes]:
         """Answer an internal error in the form of the service: moto and Flask write a page, which no client reads."""
+        call: Call = environ[CALL]
+        failed = RefusedRequestError("internal", "We encountered an internal error. Please try again. (see server.log)")
         pages: list[str] = []
 
         def start(status: str, headers: list[tuple[str, str]], *rest: Any) -> Any:
@@ -293,12 +295,16 @@ class Rehearsed:
                 return lambda _: None
             return start_response(status, headers, *rest)
 
-        answer = self._application(environ, start)
+        try:
+            answer = self._application(environ, start)
+        except ConnectionError:  # a rehearsed one: the client gets no answer
+            raise
+        except Exception:
+            log.exception("%s:%s", call.service, call.operation)
+            return answer_refused(environ, start_response, failed)
         if not pages:
             return answer
-        call: Call = environ[CALL]
         log.error("%s:%s: %s", call.service, call.operation, b"".join(answer).decode(errors="replace"))
-        failed = RefusedRequestError("internal", "We encountered an internal error. Please try again. (see server.log)")
         return answer_refused(environ, start_response, failed)
 
 

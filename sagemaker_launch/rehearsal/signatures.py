@@ -54,6 +54,7 @@ Fault = Literal[
     "payload",
     "forbidden",
     "unsupported",
+    "unknown",
     "body",
     "internal",
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import subprocess
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -15,15 +16,18 @@ import pytest
 from sagemaker_launch.account.policy import policies
 from sagemaker_launch.settings.cloud import load_cloud
 from tests.clients.environments import Client, declared, environment
+from tests.clients.launched import launch
 from tests.clients.recording import FILE
 from tests.clients.table import WRITE, committed_rows, rows_of, write_rows
-from tests.cloud import CLOUD, as_administrator, start_shared
+from tests.cloud import CLOUD, as_administrator, cloud_in, start_shared
 from tests.conftest import REPOSITORY
 from tests.shared_run import SharedRun
 
 ROLE = "arn:aws:iam::123456789012:role/clients"
-SECONDS = 500
-"""Time of one script; pytest ends a test after 600 s."""
+SECONDS = 900
+"""Time of one script."""
+LIMIT = 1800
+"""Seconds after which pytest ends a test. The first one also installs its client and starts the rehearsal."""
 
 SLOW = ("--health-check-timeout", "300")
 """TorchServe takes minutes to start where other tests compute."""
@@ -32,11 +36,28 @@ RunScript = Callable[..., None]
 
 
 @pytest.fixture(scope="session")
-def clients_environment(shared_run: SharedRun, job_images: Path) -> Mapping[str, str]:
-    """The variables in which a client reaches the rehearsal that all clients share."""
-    found = as_administrator(
-        start_shared(shared_run, job_images, "clients", "--torchserve-environment", str(job_images), *SLOW)
-    )
+def clients_service(shared_run: SharedRun, job_images: Path) -> Mapping[str, str]:
+    """The variables in which our launcher reaches the rehearsal that all clients share."""
+    return start_shared(shared_run, job_images, "clients", "--torchserve-environment", str(job_images), *SLOW)
+
+
+@pytest.fixture(scope="session")
+def launched(shared_run: SharedRun, clients_service: Mapping[str, str], photos: Path, mlflow_database: Path) -> Path:
+    """What our launcher made in this rehearsal, as its commands reported it: a file for the scripts."""
+
+    def build(folder: Path) -> None:
+        shared_run.note_build("jobs of our launcher for the clients")
+        shutil.copy(mlflow_database, folder / "mlflow.db")
+        made = launch(cloud_in(folder, photos, clients_service))
+        (folder / "launched.json").write_text(json.dumps(made))
+
+    return shared_run.build_once("launched", build) / "launched.json"
+
+
+@pytest.fixture(scope="session")
+def clients_environment(clients_service: Mapping[str, str]) -> Mapping[str, str]:
+    """The variables in which a client reaches the same rehearsal."""
+    found = as_administrator(clients_service)
     iam = boto3.client(
         "iam",
         endpoint_url=found["AWS_ENDPOINT_URL"],

@@ -20,6 +20,8 @@ from tests.clients.recording import NOT_REHEARSED, WORKS, not_rehearsed, works
 from tests.conftest import REPOSITORY
 
 FOLDER = Path(__file__).parent
+LAUNCHED = "launched"
+"""Name of the scripts that need what our launcher has made."""
 CACHE = REPOSITORY / ".venv" / "clients"
 """`make clean` deletes it with the rest of .venv."""
 UNREACHABLE = re.compile(r"Failed to establish a new connection|connection broken|Could not connect|ProxyError", re.I)
@@ -54,8 +56,20 @@ class Client:
 
     @property
     def scripts(self) -> list[Path]:
-        """What a user of it types."""
-        return sorted((FOLDER / "scripts" / self.name).glob("*.py"))
+        """What a user of it types, in the order of the table."""
+        return sorted(
+            (FOLDER / "scripts" / self.name).glob("*.py"), key=lambda script: (script.stem == LAUNCHED, script)
+        )
+
+    @property
+    def own_scripts(self) -> list[Path]:
+        """The scripts that need nothing but their client."""
+        return [script for script in self.scripts if script.stem != LAUNCHED]
+
+    @property
+    def launched_script(self) -> Path:
+        """What a user of it does with jobs and endpoints of our launcher."""
+        return self.scripts[-1]
 
 
 CLIENTS: dict[Name, Client] = {

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.clients.conftest import RunScript
+from tests.clients.conftest import LIMIT, RunScript
 from tests.clients.environments import CLIENTS
 
 CLIENT = CLIENTS["aws_cli"]
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(LIMIT)]
 
 
-@pytest.mark.parametrize("script", CLIENT.scripts, ids=lambda script: script.stem)
+@pytest.mark.parametrize("script", CLIENT.own_scripts, ids=lambda script: script.stem)
 def test_commands_do_what_a_user_expects(script: Path, run_script: RunScript) -> None:
     run_script(CLIENT, script)

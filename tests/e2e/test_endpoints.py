@@ -293,6 +293,15 @@ def test_an_endpoint_is_deployed_asked_updated_and_deleted_and_nothing_is_left(
     _every_deployment_is_a_run(cloud, "dogs", ["FINISHED", "FINISHED", "FAILED", "FINISHED"])
 
 
+@pytest.mark.slow  # AWS's shortest limit of a start is a minute
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the server would find this machine's GPU")
+def test_an_endpoint_with_gpus_fails_where_pytorch_sees_none(cloud: Rehearsal, first: Path) -> None:
+    instance = ["--cloud.endpoint.instance_type=ml.g4dn.xlarge", "--cloud.endpoint.startup_timeout_seconds=60"]
+    code, _, err = cloud.run("deploy", "gpu", "--model", str(first), *instance)
+    assert code == 1 and "this instance has a GPU, and PyTorch sees none" in err, err
+    assert cloud.left() == []
+
+
 def answers_as(cloud: Rehearsal, name: str, export: Path) -> None:
     """An endpoint names the golden photo of an export as its trainer did."""
     golden = json.loads((export / "golden" / "scores.json").read_text())

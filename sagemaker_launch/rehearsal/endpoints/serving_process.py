@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import http.client
 import io
+import logging
 import shlex
 import shutil
 import sys
@@ -22,7 +23,7 @@ import sagemaker_launch
 from sagemaker_launch.rehearsal.endpoints import torchserve
 from sagemaker_launch.rehearsal.endpoints.torchserve import free_ports
 from sagemaker_launch.rehearsal.jobs.log import LogStream, Metrics, OutputReader
-from sagemaker_launch.rehearsal.machine.container import OPT_ML, OWN_SCRIPT_IMAGE, environment_folders, without_gpu
+from sagemaker_launch.rehearsal.machine.container import OPT_ML, OWN_SCRIPT_IMAGE, environment_folders
 from sagemaker_launch.rehearsal.machine.image import Interpreter, build_image
 from sagemaker_launch.rehearsal.machine.namespaces import SYSTEM_PATH, Process, own_folder, own_tmp, socket_in_network
 from sagemaker_launch.rehearsal.machine.objects import DataError, Uri
@@ -33,6 +34,12 @@ PACKAGES = Path(sagemaker_launch.__file__).resolve().parent.parent
 STOP_SECONDS = 30.0
 """Time between SIGTERM and SIGKILL (AWS documentation of custom inference code, 2025)."""
 POLL_SECONDS = 0.1
+GPU = Path("/dev/nvidiactl")
+"""Device file of NVIDIA's driver."""
+NEEDS_GPU = "SERVING_DEVICE"
+"""Variable by which the launcher says that the instance of an endpoint has a GPU."""
+
+log = logging.getLogger(__name__)
 
 
 class UnhealthyError(Exception):
@@ -252,11 +259,19 @@ class ServingProcess:
             "AWS_REGION": self._spec.region,
             "AWS_DEFAULT_REGION": self._spec.region,
             **self._machine.keys.of(self.role).environment(),
-            **without_gpu(self._spec.container.get("Environment", {})),
+            **self._given_environment(),
             # Containers share the loopback interface here, so none may use AWS's port 8080.
             "SAGEMAKER_BIND_TO_PORT": str(self._port),
         }
         return environment if self._spec.isolated else {**environment, "AWS_ENDPOINT_URL": self._machine.url}
+
+    def _given_environment(self) -> dict[str, str]:
+        """The variables of the model; without the need of a GPU, if that is rehearsed on a machine that has none."""
+        given = dict(self._spec.container.get("Environment", {}))
+        if self._machine.settings.without_gpu and given.get(NEEDS_GPU) == "cuda" and not GPU.exists():
+            log.warning("endpoint %s is rehearsed without a GPU: it serves from the CPU", self._spec.endpoint)
+            del given[NEEDS_GPU]
+        return given
 
 
 class _Connection(http.client.HTTPConnection):

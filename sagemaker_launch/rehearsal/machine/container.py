@@ -7,7 +7,6 @@ Where Linux namespaces are allowed, the process is PID 1 on a real /opt/ml with 
 from __future__ import annotations
 
 import json
-import logging
 import shlex
 import shutil
 import sys
@@ -29,13 +28,6 @@ HOOK_CONFIG = "debughookconfig.json"
 OWN_SCRIPT_IMAGE = "rehearsal.local/script"
 """Stands for an image of one's own: `train.py` of channel `code` runs, or `code/serve.py` of a model archive."""
 OWN_SCRIPT = f"{OPT_ML}/input/data/code/train.py"
-
-GPU = Path("/dev/nvidiactl")
-"""Device file of NVIDIA's driver."""
-NEEDS_GPU = "SERVING_DEVICE"
-"""Variable by which the launcher says that the instance of an endpoint has a GPU."""
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -265,14 +257,6 @@ class Container:
         if self.spec.network_isolation:
             lines.append("ip link set lo up")
         return "\n".join([*lines, "cd /", f"exec {shlex.join(self.spec.command)}", ""])
-
-
-def without_gpu(environment: Mapping[str, str]) -> dict[str, str]:
-    """The variables of a container of an endpoint, which needs no GPU where this machine has none."""
-    if environment.get(NEEDS_GPU) != "cuda" or GPU.exists():
-        return dict(environment)
-    log.warning("this machine has no GPU: a container of an instance with GPUs is rehearsed on the CPU")
-    return {**environment, NEEDS_GPU: ""}
 
 
 def bind_environment(tree: Path) -> list[str]:

@@ -16,7 +16,6 @@ from experiments.study.search_space import ChoiceRange, FloatRange, IntRange, Se
 from sagemaker_launch.aws.resources import validate
 from sagemaker_launch.container.hyperparameters import decode, encode
 from sagemaker_launch.jobs.requests import training_job, tuning_job
-from sagemaker_launch.rehearsal.machine import container
 from sagemaker_launch.settings.cloud import CloudSettings, load_cloud
 from sagemaker_launch.shipping.storage import Inputs
 from tests.conftest import REPOSITORY
@@ -123,7 +122,20 @@ def test_ranges_say_what_the_search_space_says() -> None:
     assert ranges["IntegerParameterRanges"] == [
         {"Name": "trainer__max_epochs", "MinValue": "2", "MaxValue": "8", "ScalingType": "Linear"}
     ]
-    assert ranges["CategoricalParameterRanges"][1] == {"Name": "optimizer__name", "Values": ["sgd", "adamw"]}
+    assert ranges["CategoricalParameterRanges"][1] == {"Name": "optimizer__name", "Values": ['"sgd"', '"adamw"']}
+
+
+def test_sagemakers_sdk_can_attach_to_each_job() -> None:
+    """Its estimators read each hyperparameter as JSON, and these three of AWS's toolkit by name."""
+    request = tune(load_cloud(None, BASIC))
+    ranges = request["HyperParameterTuningJobConfig"]["ParameterRanges"]
+    tuned = {each["Name"]: value for each in ranges["CategoricalParameterRanges"] for value in each["Values"]}
+    single = train(load_cloud(None, BASIC | {"instance_count": 2}))["HyperParameters"]
+    for hyperparameters in (single, request["TrainingJobDefinition"]["StaticHyperParameters"] | tuned):
+        read = {name: json.loads(value) for name, value in hyperparameters.items()}
+        assert read["sagemaker_program"] == "entry.py"
+        assert read["sagemaker_submit_directory"].endswith("/sourcedir.tar.gz")
+        assert read["sagemaker_container_log_level"] == 20
 
 
 def test_a_tuned_field_is_not_sent_as_a_static_one_too() -> None:
@@ -173,13 +185,3 @@ def test_every_preset_and_its_search_can_be_sent(preset: Path, monkeypatch: pyte
 def test_the_hyperparameters_of_a_training_job_are_the_config() -> None:
     config = override(RunConfig(), {"optimizer.learning_rate": 0.123, "trainer.max_epochs": 9})
     assert decode(train(load_cloud(None, BASIC), config)["HyperParameters"]) == decode(encode(config))
-
-
-def test_a_container_needs_no_gpu_where_the_rehearsals_machine_has_none(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    given = {"SERVING_DEVICE": "cuda", "LEVEL": "1"}
-    monkeypatch.setattr(container, "GPU", tmp_path / "none")
-    assert container.without_gpu(given) == {"SERVING_DEVICE": "", "LEVEL": "1"}
-    monkeypatch.setattr(container, "GPU", tmp_path)
-    assert container.without_gpu(given) == given

@@ -31,10 +31,10 @@ def test_the_folder_of_another_user_is_refused(tmp_path: Path, monkeypatch: pyte
     assert stat.S_IMODE(tmp_path.stat().st_mode) == 0o755
 
 
-def test_the_help_needs_neither_moto_nor_boto3() -> None:
+def test_the_help_needs_neither_moto_nor_boto3_nor_optuna() -> None:
     code = (
         "import sys\n"
-        "for name in ('moto', 'boto3', 'botocore'):\n"
+        "for name in ('moto', 'boto3', 'botocore', 'optuna'):\n"
         "    sys.modules[name] = None\n"
         "from sagemaker_launch.rehearsal.__main__ import main\n"
         "sys.argv = ['rehearsal', '--help']\n"

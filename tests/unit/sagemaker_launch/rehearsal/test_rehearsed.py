@@ -62,6 +62,45 @@ def known(operation: str) -> Any:
     }.get(operation)
 
 
+@pytest.mark.parametrize(
+    ("service", "operation", "changes"),
+    [
+        ("sagemaker", "DescribeTrainingJob", {"HTTP_X_AMZ_TARGET": "sagemaker.DescribeTrainingJob"}),
+        ("sagemaker", "DescribeTrainingJob", {"HTTP_X_AMZ_TARGET": "SageMaker.describeTrainingJob"}),
+        ("sagemaker", "DescribeTrainingJob", {"HTTP_X_AMZ_TARGET": "Logs_20140328.DescribeLogGroups"}),
+        ("sagemaker", "DescribeTrainingJob", {"PATH_INFO": "/x", "RAW_URI": "/x"}),
+        ("sagemaker", "DescribeTrainingJob", {"REQUEST_METHOD": "GET"}),
+        ("sagemaker-runtime", "InvokeEndpoint", {"HTTP_X_AMZ_TARGET": "SageMaker.CreateTrainingJob"}),
+        ("logs", "DescribeLogGroups", {"HTTP_X_AMZ_TARGET": "logs_20140328.DescribeLogGroups"}),
+        ("scheduler", "ListSchedules", {"HTTP_X_AMZ_TARGET": "SageMaker.ListEndpoints"}),
+        ("s3", "ListBuckets", {"HTTP_X_AMZ_TARGET": "SageMaker.ListEndpoints"}),
+        ("iam", "ListUsers", {"HTTP_X_AMZ_TARGET": "SageMaker.ListEndpoints"}),
+        ("sts", "GetCallerIdentity", {"PATH_INFO": "/x", "RAW_URI": "/x"}),
+    ],
+)
+def test_a_mixed_address_is_no_operation(service: str, operation: str, changes: dict[str, str]) -> None:
+    """moto would take one half of the address from the header, and the other from path or signature."""
+    environ = written(service, operation) | changes
+    protocol = "json" if "HTTP_X_AMZ_TARGET" in environ and service in ("sagemaker-runtime", "scheduler") else None
+    error = answered(Rehearsed(behind), environ, service, operation, protocol=protocol)["Error"]
+    assert error["Code"] in ("UnknownOperationException", "InvalidAction", "MethodNotAllowed")
+    assert error["Message"].endswith("in botocore's model")
+
+
+def test_an_error_in_the_service_is_answered_in_its_form_and_a_lost_answer_is_none() -> None:
+    def broken(environ: Environ, start_response: Any) -> Iterable[bytes]:
+        raise NotImplementedError
+
+    def lost(environ: Environ, start_response: Any) -> Iterable[bytes]:
+        raise ConnectionAbortedError
+
+    environ = written("sagemaker", "ListEndpoints")
+    error = answered(Rehearsed(broken), environ, "sagemaker", "ListEndpoints")["Error"]
+    assert error["Code"] == "InternalFailure"
+    with pytest.raises(ConnectionAbortedError):
+        Rehearsed(lost)(written("sagemaker", "ListEndpoints"), lambda *_: None)
+
+
 @pytest.mark.slow
 def test_every_service_of_aws_reads_the_refusal() -> None:
     for service in SESSION.get_available_services():

@@ -42,10 +42,12 @@ def applications(moto: Moto, rate: float = 0.0) -> Rehearsed:
 
 
 @pytest.mark.parametrize("path", ["/endpoints/dogs/invocations", "/endpoints/dogs/async-invocations"])
-def test_an_operation_in_a_header_is_no_invocation_whatever_its_path_says(path: str) -> None:
+def test_an_operation_in_a_header_and_another_in_the_path_are_none(path: str) -> None:
     moto, environ = Moto(), written("sagemaker", "ListTrainingJobs", {})
-    answered(applications(moto), environ | {"RAW_URI": path, "PATH_INFO": path}, "sagemaker", "ListTrainingJobs")
-    assert moto.calls == [("sagemaker", "ListTrainingJobs")]
+    mixed = environ | {"RAW_URI": path, "PATH_INFO": path}
+    error = answered(applications(moto), mixed, "sagemaker", "ListTrainingJobs")["Error"]
+    assert error["Code"] == "UnknownOperationException"
+    assert moto.calls == []
 
 
 @pytest.mark.parametrize("operation", ["InvokeEndpoint", "InvokeEndpointAsync"])
