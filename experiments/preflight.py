@@ -5,6 +5,7 @@ Everything that can be checked in about a second is checked here, so that a mist
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
 import tempfile
 from pathlib import Path
@@ -13,11 +14,11 @@ import torch
 
 from experiments.config import RunConfig, override, require, require_folder, with_recipe
 from experiments.data.datasets import check_photos
-from experiments.data.inputs import preprocessing
+from experiments.data.inputs import on_gpu, openvino_precision, preprocessing
 from experiments.errors import UserError
 from experiments.study.search_space import SearchSpace, check_against, extremes
 from experiments.study.storage import open_storage
-from experiments.task import task_of
+from experiments.task import HeadTask, Task, task_of
 from lightning_modules.locks import KernelLock
 from lightning_modules.network import check_network
 
@@ -101,7 +102,23 @@ def check_model(config: RunConfig) -> None:
         trainable=config.model.trainable,
         batch_size=config.data.batch_size,
     )
-    task_of(config)
+    check_feature_precision(config, task_of(config))
+
+
+def check_feature_precision(config: RunConfig, task: Task) -> None:
+    """Refuse a precision of features where there are none, or that this machine can't compute."""
+    wanted = config.data.feature_precision
+    if wanted == "auto":
+        return
+    without_features = "be auto where no features are cached (model.trainable head has them)"
+    require(isinstance(task, HeadTask), "data.feature_precision", without_features, wanted)
+    if wanted == "int8":
+        with_gpu = "be auto, float32 or bf16 on a GPU (trainer.accelerator cpu has int8)"
+        require(not on_gpu(config), "data.feature_precision", with_gpu, wanted)
+    packages = {None: (), "bf16": ("openvino",), "int8": ("openvino", "nncf")}[openvino_precision(config)]
+    missing = " and ".join(name for name in packages if importlib.util.find_spec(name) is None)
+    without_packages = f"be auto or float32 without {missing} (pip install '.[quantized]')"
+    require(not missing, "data.feature_precision", without_packages, wanted)
 
 
 def check_device(config: RunConfig) -> None:

@@ -55,6 +55,15 @@ class Split:
     def __len__(self) -> int:
         return len(self.paths)
 
+    def subset(self, indices: Sequence[int]) -> Split:
+        """The photos with these indices, in this order."""
+        return Split(
+            tuple(self.paths[i] for i in indices),
+            tuple(self.labels[i] for i in indices),
+            tuple(self.hashes[i] for i in indices),
+            tuple(self.sizes[i] for i in indices),
+        )
+
 
 @dataclass(frozen=True)
 class ClassFolders:
@@ -305,22 +314,13 @@ def _cut(split: Split, fraction: float, seed: int) -> tuple[Split, Split]:
         drawn |= set(np.random.default_rng([seed, label]).permutation(indices)[:count].tolist())
     selected = sorted(drawn)
     rest = [index for index in range(len(split)) if index not in drawn]
-    return _select(split, selected), _select(split, rest)
+    return split.subset(selected), split.subset(rest)
 
 
 def _too_few(count: int, name: str) -> UserError:
     return UserError(
         "data.root must have 2 or more photos of each class in train to take a part of them (data.fraction, or a "
         f"validation split), got {count} of {name}: add photos, or take the class out"
-    )
-
-
-def _select(split: Split, indices: Sequence[int]) -> Split:
-    return Split(
-        tuple(split.paths[i] for i in indices),
-        tuple(split.labels[i] for i in indices),
-        tuple(split.hashes[i] for i in indices),
-        tuple(split.sizes[i] for i in indices),
     )
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
@@ -57,6 +59,17 @@ def limit_threads() -> None:
     With more, all of them wait until the quota's next period.
     """
     torch.set_num_threads(min(torch.get_num_threads(), usable_cores()))
+
+
+@contextlib.contextmanager
+def at_most_threads(count: int) -> Iterator[None]:
+    """Let torch's operations of this thread use no more threads than this."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(min(before, count))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def open_threads(count: int = 0) -> ThreadPoolExecutor:

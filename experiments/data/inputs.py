@@ -21,10 +21,8 @@ from lightning_modules.caches.photos import DecodedPhotos, PhotoFiles, open_deco
 from lightning_modules.data import ClassFolderData
 from lightning_modules.folders import ClassFolders
 from lightning_modules.inference import Preprocessing
-from lightning_modules.network import (
-    create_network,
-    recipe,
-)
+from lightning_modules.network import create_network, recipe
+from lightning_modules.openvino_cpu import Precision
 
 
 def forget_opened() -> None:
@@ -138,17 +136,18 @@ def _photos_only(config: RunConfig) -> RunConfig:
 
 def training_device(config: RunConfig) -> torch.device:
     """The device of a process that trains."""
-    return torch.device("cuda" if _on_gpu(config) else "cpu")
+    return torch.device("cuda" if on_gpu(config) else "cpu")
 
 
 def precision(config: RunConfig) -> Any:
     """Lightning's precision for this machine."""
     if config.trainer.precision != "auto":
         return config.trainer.precision
-    return "bf16-mixed" if _on_gpu(config) and torch.cuda.is_bf16_supported() else "32-true"
+    return "bf16-mixed" if on_gpu(config) and torch.cuda.is_bf16_supported() else "32-true"
 
 
-def _on_gpu(config: RunConfig) -> bool:
+def on_gpu(config: RunConfig) -> bool:
+    """Whether a process trains on a CUDA GPU."""
     return config.trainer.accelerator in ("auto", "gpu") and torch.cuda.is_available()
 
 
@@ -160,18 +159,32 @@ def _open_data(config: DataConfig, seed: int) -> ClassFolders:
 @functools.lru_cache(maxsize=4)
 def _open_features(config: RunConfig) -> FeatureSet:
     folders = open_data_once(config)
-    on_gpu = _on_gpu(config)
+    gpu = on_gpu(config)
     return compute_features(
         new_network(config, len(folders.class_names)),
-        photo_data(override(config, {"data.batch_size": 256 if on_gpu else 32}), folders),
+        photo_data(override(config, {"data.batch_size": 256 if gpu else 32}), folders),
         backbone=config.model.backbone,
         views=config.data.cache_views,
         device=training_device(config),
-        autocast={"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(precision(config)),
+        autocast=_autocast(config),
+        openvino=openvino_precision(config),
         cache_dir=config.data.cache_dir,
         max_gb=config.data.cache_max_gb,
         progress=_progress,
     )
+
+
+def _autocast(config: RunConfig) -> torch.dtype | None:
+    """The data type in which PyTorch computes the training images' features, where that is safe; None is float32."""
+    if config.data.feature_precision != "auto":
+        return torch.bfloat16 if config.data.feature_precision == "bf16" and on_gpu(config) else None
+    return {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(precision(config))
+
+
+def openvino_precision(config: RunConfig) -> Precision | None:
+    """The precision in which OpenVINO computes them in PyTorch's place."""
+    wanted = config.data.feature_precision
+    return wanted if wanted in ("bf16", "int8") and not on_gpu(config) else None
 
 
 @functools.lru_cache(maxsize=4)

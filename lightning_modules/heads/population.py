@@ -6,6 +6,7 @@ label smoothing, and the epochs are shuffled alike.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import time
 from collections.abc import Sequence
@@ -20,6 +21,11 @@ from lightning_modules import metrics
 from lightning_modules.caches.features import FeatureSet
 from lightning_modules.classifier import Schedule, learning_rate_factor
 from lightning_modules.data import ShardedSampler, seed_draws, step_seed
+from lightning_modules.process import at_most_threads
+
+ONE_THREAD_WEIGHTS = 2**18
+"""Weights of all members up to which a step has too little work for several threads: they gain nothing on idle cores,
+and beside other processes, such as those that draw, each step waits for the slowest thread."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +101,12 @@ class HeadPopulation:
         Returns:
             The epoch's metrics by the member's index.
         """
+        (weights, *_), _ = self._parameters
+        is_small = weights.numel() <= ONE_THREAD_WEIGHTS
+        with at_most_threads(1) if is_small else contextlib.nullcontext():
+            return self._train_epoch()
+
+    def _train_epoch(self) -> dict[int, dict[str, float]]:
         started = time.perf_counter()
         device = self.features.train.device
         images = self.features.train.shape[1]

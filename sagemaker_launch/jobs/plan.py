@@ -117,6 +117,9 @@ def _plan(
 def _check_device(settings: CloudSettings, config: RunConfig) -> None:
     """Say what stays at home of the settings of a device, and refuse a precision that the instance lacks."""
     trainer, on_gpu = config.trainer, has_gpu(settings.instance_type)
+    rule = "be auto, float32 or, on a GPU, bf16 in a job, which has no OpenVINO"
+    known = ("auto", "float32", *(("bf16",) if on_gpu else ()))
+    require(config.data.feature_precision in known, "data.feature_precision", rule, config.data.feature_precision)
     if trainer.accelerator != "auto":
         say(f"trainer.accelerator {trainer.accelerator} is for this machine: the job uses what its instance has")
     # Lightning would train in bf16-mixed instead, with a warning.

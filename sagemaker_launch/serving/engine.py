@@ -4,26 +4,23 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from lightning_modules.cores import usable_cores
 from lightning_modules.inference import GOLDEN_TOLERANCE, Model, check_golden, model_fn
+from lightning_modules.openvino_cpu import OpenVino
 
 Precision = Literal["float32", "bf16"]
 BF16_TOLERANCE = 0.5
 """Largest difference of a logit in bfloat16, which has 8 bits; the best class of the golden photo must be equal."""
 
 log = logging.getLogger("serving")
-
-# OpenVINO's converter sends telemetry if it finds this package.
-sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
 
 
 def load_engine(folder: Path, precision: Precision = "float32") -> Model:
@@ -50,7 +47,7 @@ def load_engine(folder: Path, precision: Precision = "float32") -> Model:
         return model
     started = time.perf_counter()
     try:
-        faster = replace(model, network=OpenVino(model, threads))
+        faster = replace(model, network=OpenVino(model.network, model.preprocessing.image_size, threads))
         difference = check_golden(folder, faster)
     # A compiler may fail on any layer with any error; PyTorch runs all of them.
     except Exception as error:
@@ -71,31 +68,6 @@ def why_no_gpu() -> str:
     except (RuntimeError, AssertionError) as error:
         return str(error)
     return "it finds a driver and no device"
-
-
-class OpenVino(nn.Module):
-    """A network that OpenVINO has compiled for this CPU."""
-
-    def __init__(self, model: Model, threads: int) -> None:
-        super().__init__()
-        import openvino
-
-        side = model.preprocessing.image_size
-        # Of two images, as torch takes a batch of one for a constant.
-        example = torch.zeros(2, 3, side, side)
-        exported = torch.export.export(
-            model.network, (example,), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},)
-        )
-        converted = openvino.convert_model(exported)
-        converted.reshape([-1, 3, side, side])
-        # On some CPUs it would compute in bfloat16, with other scores.
-        options = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads}
-        self._request: Any = openvino.compile_model(converted, "CPU", options).create_infer_request()
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Score a batch: (B, 3, S, S) float32 to (B, num_classes) logits."""
-        scores = self._request.infer([images.contiguous().numpy()], share_inputs=True)[0]
-        return torch.from_numpy(scores.copy())
 
 
 class Bfloat16(nn.Module):

@@ -150,3 +150,22 @@ def test_members_that_leave_change_nothing_for_the_others(config: RunConfig) -> 
         assert_equal(found[index], wanted[index], tolerance=1e-6)
         for tensor, other in zip(thinned.head(index), whole.head(index), strict=True):
             assert torch.allclose(tensor, other, atol=1e-6)
+
+
+def test_small_members_train_on_one_thread_and_the_process_keeps_its_own(
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.set_num_threads(2)
+    threads = []
+    validate = HeadPopulation._validate
+
+    def noting(population: HeadPopulation) -> tuple[list[float], list[float], list[float]]:
+        threads.append(torch.get_num_threads())
+        return validate(population)
+
+    monkeypatch.setattr(HeadPopulation, "_validate", noting)
+    new_heads(config, MEMBERS).train_epoch()
+    assert (threads, torch.get_num_threads()) == ([1], 2)
+    monkeypatch.setattr("lightning_modules.heads.population.ONE_THREAD_WEIGHTS", len(MEMBERS) * 3 * 32 - 1)
+    new_heads(config, MEMBERS).train_epoch()
+    assert threads == [1, 2]

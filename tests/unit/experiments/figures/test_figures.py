@@ -120,7 +120,11 @@ def test_worst_errors_open_only_the_costliest_errors_in_order() -> None:
         count=2,
     )
     assert opened == ["worst.jpg", "bad.jpg"]
-    assert [axes.get_title() for axes in figure.axes] == ["dog → cat 0.55", "cat → dog 0.80"]
+    (axes,) = figure.axes
+    assert [label.get_text() for label in axes.texts] == ["dog → cat 0.55", "cat → dog 0.80"]
+    (left, right, bottom, top), second = (photo.get_extent() for photo in axes.images)
+    assert (top - bottom) / (right - left) == pytest.approx(6 / 4), "photos keep their shape"
+    assert second[0] > right, "side by side"
     assert figure.get_suptitle() == "Worst 2 of 3 errors among 4 images"
     assert png(figure)
 
