@@ -298,8 +298,9 @@ def _ui(config: RunConfig, arguments: argparse.Namespace) -> None:
     if arguments.dashboard is not None:
         require_free_port("--dashboard-port", arguments.dashboard_port)
     from experiments.runs.processes import start_process
+    from experiments.tracking.check import artifact_folder, check_tracking
     from experiments.tracking.server import serve_mlflow
-    from experiments.tracking.store import artifact_folder, check_tracking, save_views
+    from experiments.tracking.store import save_views
     from experiments.tracking.views import CHARTS, TABLE, view_link
 
     check_tracking(config)

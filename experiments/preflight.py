@@ -19,6 +19,7 @@ from experiments.errors import UserError
 from experiments.study.search_space import SearchSpace, check_against, extremes
 from experiments.study.storage import open_storage
 from experiments.task import HeadTask, Task, task_of
+from experiments.tracking.check import check_tracking
 from lightning_modules.locks import KernelLock
 from lightning_modules.network import check_network
 
@@ -69,8 +70,6 @@ def check_training(config: RunConfig) -> None:
 
 def check_locations(config: RunConfig) -> None:
     """Refuse photos, an output folder or a tracking store that cannot be used."""
-    from experiments.tracking.store import check_tracking  # MLflow takes a second or more to import
-
     check_photos(config.data)
     require_folder("output_dir", config.output_dir)
     check_locks(config.output_dir)

@@ -22,8 +22,9 @@ def locate_export(model: str, config: RunConfig) -> Path:
         if not (Path(model) / MANIFEST_FILE).is_file():
             raise UserError(f"--model must be an export folder, which holds {MANIFEST_FILE}, got {model!r}")
         return Path(model)
+    from experiments.tracking.check import check_tracking
     from experiments.tracking.registry import download_export  # MLflow takes seconds to import
-    from experiments.tracking.store import RunStore, check_tracking
+    from experiments.tracking.store import RunStore
 
     check_tracking(config)
     return download_export(model, RunStore.open_or_wait(config))

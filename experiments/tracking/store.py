@@ -13,43 +13,42 @@ import os
 import re
 import shlex
 import sqlite3
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
-import mlflow
-import sqlalchemy
-from alembic.migration import MigrationContext
-from alembic.script import ScriptDirectory
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, LifecycleStage, Metric, Param, Run, RunTag, ViewType
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, RESOURCE_DOES_NOT_EXIST, ErrorCode
-from mlflow.store.db.db_types import DATABASE_ENGINES
-from mlflow.utils.file_utils import local_file_uri_to_path
-from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError, SQLAlchemyError
-from sqlalchemy.pool import NullPool
 
-from experiments.config import RunConfig, require, require_folder, sqlite_url, tracking_uri
+from experiments.config import RunConfig, sqlite_url, tracking_uri
 from experiments.console import say
-from experiments.errors import TrackingError, UserError
+from experiments.errors import TrackingError
 from experiments.runs.folder import FINGERPRINT, MetricLine, Published, RunFolder, RunRecord, now_ms
+from experiments.tracking.check import (
+    ARTIFACTS,
+    CHECK_SECONDS,
+    DATABASE,
+    Experiment,
+    artifact_folder,
+    database,
+    first_line,
+    local_folder,
+    restore_command,
+)
 from experiments.tracking.views import tuned_names, view_tags
 from lightning_modules.files import replaced_whole
 from lightning_modules.locks import KernelLock
 from lightning_modules.metrics import DIRECTIONS, VAL_LOSS
-from lightning_modules.redaction import public_url, redact
+from lightning_modules.redaction import public_url
 
 KEY_TAG = "experiments.key"
 """Tag by which the run of a run folder is found."""
 STATUS = {"COMPLETE": "FINISHED", "PRUNED": "FINISHED", "FAIL": "FAILED", "STOPPED": "KILLED"}
 
-DATABASE, ARTIFACTS = "mlflow.db", "mlartifacts"
-"""MLflow's store below `output_dir`; `tracking.uri` may name another database, or a server that keeps both."""
 LOCATIONS = {
     "experiments": ("artifact_location",),
     "runs": ("artifact_uri",),
@@ -60,10 +59,6 @@ LOCATIONS = {
 
 AWAY = (MlflowException, OSError)
 """Errors of MLflow's client if its server or database does not answer (requests' errors are OSErrors)."""
-CHECK_SECONDS = 5.0
-"""How long `check_tracking` waits for an answer. A server in good health answers within a second."""
-MAX_NAME_LENGTH = 256
-"""Longest name of experiments and registered models in MLflow's tables (3.17.2)."""
 
 _Item = TypeVar("_Item")
 _Point = tuple[str, int, int]
@@ -87,7 +82,7 @@ class RunStore:
         self.flush_timeout_seconds = config.tracking.flush_timeout_seconds
         self.before_call = before_call
         # A server has its own place. A database has none, and MLflow would take the working directory.
-        local = None if _database(self.uri) is None else artifact_folder(config).resolve().as_uri()
+        local = None if database(self.uri) is None else artifact_folder(config).resolve().as_uri()
         before_call()
         with _locked_store(config):
             self.client = MlflowClient(self.uri, registry_uri=self.uri)  # otherwise an environment variable decides
@@ -326,151 +321,28 @@ def reason(error: BaseException, uri: str) -> str:
     """Why MLflow does not take a run, with the next step where a person must do something."""
     text = str(error)
     if deleted := re.search(r"experiment (\d+) must be in the 'active' state", text):
-        return f"its experiment was deleted; restore it: {_restore_command(uri, deleted[1])}"
+        return f"its experiment was deleted; restore it: {restore_command(uri, deleted[1])}"
     if "out-of-date database schema" in text:
         upgrade = shlex.join(["mlflow", "db", "upgrade", uri])
         return f"another version of MLflow made this database; back it up, then run `{upgrade}`"
     return first_line(error)
 
 
-def _restore_command(uri: str, experiment_id: str) -> str:
-    return f"MLFLOW_TRACKING_URI={shlex.quote(uri)} mlflow experiments restore --experiment-id {experiment_id}"
-
-
-@dataclass(frozen=True)
-class _Experiment:
-    """The properties of an experiment that `check_tracking` needs."""
-
-    experiment_id: str
-    is_deleted: bool
-    artifact_location: str
-
-
-def check_tracking(config: RunConfig) -> None:
-    """Refuse what MLflow would refuse at the end of a run. Takes about a second and creates nothing.
+def find_on_server(uri: str, name: str) -> Experiment | None:
+    """The experiment with a name on a server.
 
     Raises:
-        UserError: if `tracking.uri` is malformed or does not answer, if its database has the schema of another version
-            of MLflow, if the experiment was deleted, if MLflow refuses its name for an experiment or a model, or if its
-            artifact folder is not writable.
+        OSError: if it does not answer, or refuses.
     """
-    name, uri = config.tracking.experiment, tracking_uri(config)
-    # The registered model has the name of the experiment, and MLflow allows fewer names for models.
-    allowed = name.strip() not in ("", ".", "..") and len(name) <= MAX_NAME_LENGTH and not re.search("[/:]", name)
-    require(allowed, "tracking.experiment", f"have 1..{MAX_NAME_LENGTH} characters, none of them / or :", name)
-    found = _find_experiment(uri, name)
-    if found is not None and found.is_deleted:
-        raise UserError(
-            f"tracking.experiment must not be deleted in MLflow, got {name!r}: choose another name, or restore it: "
-            f"{_restore_command(uri, found.experiment_id)}"
-        )
-    is_own = found is not None and config.tracking.uri is None and found.artifact_location.endswith(f"/{ARTIFACTS}")
-    if found is not None and not is_own and (folder := _local_folder(found.artifact_location)) is not None:
-        require_folder(f"the artifact folder of tracking.experiment {name!r}", folder)
-    elif _database(uri) is not None:
-        require_folder("output_dir", config.output_dir)
-
-
-def _find_experiment(uri: str, name: str) -> _Experiment | None:
-    """The experiment with a name; None if the store has none, or is a database that is locked now."""
-    if "://" not in uri and uri != "databricks":
-        hint = f"; did you mean http://{uri}?" if re.match(r"[\w.-]+:\d+", uri) else ""
-        raise UserError(f"tracking.uri must start with http://, https:// or a database's sqlite:///, got {uri!r}{hint}")
     _limit_requests()
     try:
-        url = _database(uri)
-        if url is None:
-            client = MlflowClient(uri, registry_uri=uri)
-            found = _with_timeout(CHECK_SECONDS, lambda: client.get_experiment_by_name(name))
-            if found is None:
-                return None
-            is_deleted = found.lifecycle_stage == LifecycleStage.DELETED
-            return _Experiment(str(found.experiment_id), is_deleted, found.artifact_location)
-        if url.get_backend_name() == "sqlite" and not Path(url.database or "").exists():
-            require_folder("the folder of tracking.uri", Path(url.database or "").parent)
-            return None  # a run creates it
-        return _with_timeout(CHECK_SECONDS, lambda: _find_experiment_in_database(url, name))
-    except (*AWAY, SQLAlchemyError, ImportError) as error:
-        if "database is locked" in str(error):
-            return None  # the publisher waits for it
-        raise UserError(
-            f"tracking.uri must be an MLflow server or database that answers, got {uri}: {first_line(error)}"
-        ) from None
-
-
-def artifact_folder(config: RunConfig) -> Path:
-    """The artifact folder of a store whose database this process opens itself."""
-    return config.output_dir / ARTIFACTS
-
-
-def _database(uri: str) -> URL | None:
-    """The URL of a database; None for a server."""
-    try:
-        url = make_url(uri)
-        return url if url.get_backend_name() in DATABASE_ENGINES else None
-    except (ArgumentError, ValueError):  # MLflow's client explains what is wrong with it
+        found = MlflowClient(uri, registry_uri=uri).get_experiment_by_name(name)
+    except MlflowException as error:
+        raise OSError(str(error)) from error
+    if found is None:
         return None
-
-
-def _find_experiment_in_database(url: URL, name: str) -> _Experiment | None:
-    """Read the experiment with SQL: MLflow's own client creates or changes tables when it opens a database."""
-    timeout = {"sqlite": {"timeout": 0.5}, "postgresql": {"connect_timeout": int(CHECK_SECONDS)}}
-    options = timeout.get(url.get_backend_name(), {})
-    engine = sqlalchemy.create_engine(url, poolclass=NullPool, connect_args=options)
-    with engine.connect() as connection:
-        schema = MigrationContext.configure(connection).get_current_revision()
-        if schema is None:
-            return None  # an empty database: a run creates the tables
-        (expected,) = ScriptDirectory(str(Path(mlflow.__file__).parent / "store" / "db_migrations")).get_heads()
-        upgrade = shlex.join(["mlflow", "db", "upgrade", str(url)])
-        require(
-            schema == expected,
-            "tracking.uri",
-            f"be a database of MLflow {mlflow.__version__} (back it up, then run `{upgrade}`; if it is "
-            f"of a newer MLflow, install that one), schema {expected}",
-            schema,
-        )
-        row = connection.execute(
-            sqlalchemy.text(
-                "SELECT experiment_id, lifecycle_stage, artifact_location FROM experiments WHERE name = :name"
-            ),
-            {"name": name},
-        ).first()
-    if row is None:
-        return None
-    return _Experiment(str(row.experiment_id), row.lifecycle_stage == LifecycleStage.DELETED, row.artifact_location)
-
-
-def _with_timeout(seconds: float, call: Callable[[], _Item]) -> _Item:
-    """The result of a call that may hang, for example if a server accepts a connection and sends nothing.
-
-    Raises:
-        TimeoutError: if it takes longer; the call keeps its thread, which ends with the process.
-    """
-    results: list[_Item] = []
-    errors: list[Exception] = []
-
-    def work() -> None:
-        try:
-            results.append(call())
-        except Exception as error:
-            errors.append(error)
-
-    thread = threading.Thread(target=work, name="check_tracking", daemon=True)
-    thread.start()
-    thread.join(seconds)
-    if errors:
-        raise errors[0]
-    if not results:
-        raise TimeoutError(f"no answer within {seconds:.0f} seconds")
-    return results[0]
-
-
-def _local_folder(location: str) -> Path | None:
-    """The folder of an artifact location; None if it is not on this machine, such as S3 or a server's own."""
-    if location.startswith("file:") or not re.match(r"[a-z][a-z0-9+-]+:", location):
-        return Path(local_file_uri_to_path(location)).absolute()
-    return None
+    is_deleted = found.lifecycle_stage == LifecycleStage.DELETED
+    return Experiment(str(found.experiment_id), is_deleted, found.artifact_location)
 
 
 def find_folder(run: Run, output_dir: Path) -> RunFolder | None:
@@ -565,7 +437,7 @@ def _follow_folder(output_dir: Path) -> None:
                 for (location,) in locations
                 if location.endswith(f"/{ARTIFACTS}") and location != artifacts.as_uri()
             ):
-                folder = _local_folder(before)
+                folder = local_folder(before)
                 if folder is None or (folder.is_dir() and not artifacts.is_dir()):
                     continue  # artifacts are elsewhere on purpose
                 for table, column in (
@@ -605,10 +477,3 @@ def _point(metric: Metric) -> _Point:
 def _chunks(items: list[_Item], size: int) -> Iterator[list[_Item]]:
     for start in range(0, len(items), size):
         yield items[start : start + size]
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error, without secrets and the pages that MLflow and urllib3 add."""
-    text = redact(str(error))
-    system = re.search(r"\[Errno -?\d+\] ([\w ]+)", text)
-    return system[1] if system else text.strip().splitlines()[0][:300]

@@ -15,8 +15,9 @@ from experiments.config import RunConfig, load_config, override
 from experiments.runs.folder import Outcome, RunFolder
 from experiments.runs.logger import RunFolderLogger
 from experiments.tracking import registry
+from experiments.tracking.check import check_tracking
 from experiments.tracking.registry import CHAMPION, download_export, register
-from experiments.tracking.store import RunStore, check_tracking
+from experiments.tracking.store import RunStore
 from experiments.train import score_and_export, train
 from tests.conftest import tiny
 

@@ -5,19 +5,26 @@ from __future__ import annotations
 import shutil
 import socket
 import sqlite3
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import mlflow
 import pytest
+from alembic.script import ScriptDirectory
 from mlflow import MlflowClient
 from mlflow.environment_variables import MLFLOW_HTTP_REQUEST_MAX_RETRIES, MLFLOW_HTTP_REQUEST_TIMEOUT
 
 from experiments.config import RunConfig, load_config
 from experiments.errors import UserError
+from experiments.tracking import check
 from experiments.tracking import store as tracking
+from experiments.tracking.check import check_tracking
 from experiments.tracking.publish import MODEL_FILES, REGISTER_SECONDS, seconds_to_register
-from experiments.tracking.store import RunStore, check_tracking
+from experiments.tracking.store import RunStore
+from tests.conftest import REPOSITORY
 
 
 @pytest.fixture
@@ -75,6 +82,22 @@ def test_a_first_run_passes(tmp_path: Path) -> None:
     check_tracking(config_of(tmp_path))
 
 
+def test_a_local_database_is_checked_without_mlflow_which_takes_long_to_import(tmp_path: Path, database: Path) -> None:
+    script = (
+        "import sys\n"
+        "from experiments.config import load_config\n"
+        "from experiments.tracking.check import check_tracking\n"
+        f"check_tracking(load_config(None, {{'output_dir': {str(database.parent)!r}}}))\n"
+        "assert 'mlflow' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, cwd=REPOSITORY)
+
+
+def test_the_newest_schema_is_that_of_mlflow() -> None:
+    migrations = Path(mlflow.__file__).parent / "store" / "db_migrations"
+    assert check.newest_schema() == ScriptDirectory(str(migrations)).get_current_head()
+
+
 def test_a_database_of_another_mlflow_is_refused_with_the_command_that_upgrades_it(
     tmp_path: Path, database: Path
 ) -> None:
@@ -109,7 +132,7 @@ def test_artifacts_that_can_not_be_written_are_refused(tmp_path: Path, database:
 
 @pytest.mark.usefixtures("nothing_created")
 def test_a_silent_server_is_refused_after_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tracking, "CHECK_SECONDS", 0.5)
+    monkeypatch.setattr(check, "CHECK_SECONDS", 0.5)
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
         server.listen()
