@@ -15,15 +15,16 @@ from argparse import ArgumentError
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, TypeVar, get_args, get_origin
-
-from jsonargparse import ArgumentParser
+from typing import TYPE_CHECKING, Literal, TypeVar, get_args, get_origin
 
 from experiments.errors import UserError
 from experiments.fields import EVERY_COMMAND, Field, field, fields_of, unknown_field, used_by
 from experiments.yaml_files import dump_yaml, read_yaml
 from lightning_modules.metrics import DIRECTIONS
 from lightning_modules.redaction import public_url, remember_url
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser
 
 SEARCHES = ("sweep", "cloud tune")
 TRAINS = (*SEARCHES, "train", "cloud train")
@@ -615,6 +616,8 @@ def load_settings(
 
 @functools.cache
 def _parser(settings_type: type) -> ArgumentParser:
+    from jsonargparse import ArgumentParser  # half of the time of `--help`, which needs none
+
     # allow_abbrev=True would silently take --max_ep for trainer.max_epochs.
     parser = ArgumentParser(allow_abbrev=False, exit_on_error=False, add_help=False)
     parser.add_class_arguments(settings_type)
