@@ -59,9 +59,14 @@ class Account:
         if keys:
             self.s3.delete_objects(Bucket=bucket, Delete={"Objects": keys})
 
-    def delete(self, name: str) -> None:
-        """Delete an endpoint, so that the next case has the quota."""
-        self.sagemaker.delete_endpoint(EndpointName=name)
+    def delete(self, resource: str, name: str) -> None:
+        """Delete an endpoint, so that the next case has the quota, or a config or a model."""
+        if resource == "endpoint":
+            self.sagemaker.delete_endpoint(EndpointName=name)
+        elif resource == "config":
+            self.sagemaker.delete_endpoint_config(EndpointConfigName=name)
+        else:
+            self.sagemaker.delete_model(ModelName=name)
 
     def _listed(self, client: Any, operation: str, **only: Any) -> list[dict[str, Any]]:
         pages = list(client.get_paginator(operation).paginate(**only))

@@ -58,6 +58,8 @@ OPTIONS = ("--max-parallel-jobs=100000", "--max-endpoint-instances=100000", "--r
 COMMAND = re.compile(r"\S*python\S* -m sagemaker_launch ([^`\n]+)")
 CARRIED_OUT_SECONDS = 0.2
 """In which the service carries out a call whose command was interrupted."""
+KEPT_ENDPOINTS = 6
+"""The last endpoints, which cases that change nothing share."""
 LAST_LINES = 5
 """Lines at the end of an output, which say what is running."""
 INDEX = "ResourceGroupsTaggingAPI_20170126.GetResources"
@@ -276,12 +278,16 @@ class Campaign:
         return ""
 
     def _tidy(self) -> None:
-        """Delete the endpoints of earlier cases, which each case lists again."""
+        """Delete the endpoints of earlier cases and what belongs to them, which each case lists again."""
         self.day.plant(None)
-        endpoints = [name for resource, name in self.account.resources() if resource == "endpoint"]
-        for name in endpoints[6:]:
-            with contextlib.suppress(ClientError):  # it is changing: the next case tries again
-                self.account.delete(name)
+        resources = self.account.resources()
+        endpoints = [name for resource, name in resources if resource == "endpoint"]
+        kept = tuple(f"{name}-" for name in endpoints[:KEPT_ENDPOINTS])
+        for resource, name in resources:
+            is_left = resource in ("config", "model") and not name.startswith(kept)
+            if is_left or (resource == "endpoint" and name in endpoints[KEPT_ENDPOINTS:]):
+                with contextlib.suppress(ClientError):  # it is changing: the next case tries again
+                    self.account.delete(resource, name)
 
     def table(self) -> str:
         """Faults: how many cases, and of these how many ended with 0, with another code, and wrongly."""
