@@ -11,9 +11,10 @@ from typing import Any
 
 import boto3
 import pytest
+from botocore.exceptions import EndpointConnectionError
 from moto import mock_aws
 
-from sagemaker_launch import status
+from sagemaker_launch import cli, status
 from sagemaker_launch.aws.tag_index import TAGGING
 from sagemaker_launch.container.metric_lines import metric_line
 from sagemaker_launch.endpoints.fleet import Services
@@ -147,6 +148,48 @@ def test_a_job_that_the_index_does_not_have_yet_is_asked_for_its_tags(
     first, last = status.status_table(open_services(clients()), settings).splitlines()
     assert first.startswith("dogs-exp-1a2b3c4d5e-1 ")
     assert last.startswith("1 jobs")
+
+
+@pytest.mark.parametrize(
+    ("operation", "words", "shown", "last"),
+    [
+        (
+            "sagemaker.ListEndpoints",
+            ["status"],
+            "dogs-exp-1a2b3c4d5e-1 ",
+            "the list is not complete: what is missing may",
+        ),
+        ("sagemaker.ListEndpoints", ["cost"], "dogs-exp-1a2b3c4d5e-1 ", ""),
+        (
+            "resource-groups-tagging-api.GetResources",
+            ["delete", "--expired"],
+            "",
+            "endpoints whose lease has expired may still run, and cost money. The same command finds",
+        ),
+    ],
+)
+def test_a_list_that_breaks_off_has_shown_what_it_found_and_says_what_it_may_lack(
+    service: Service,
+    settings: CloudSettings,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    operation: str,
+    words: list[str],
+    shown: str,
+    last: str,
+) -> None:
+    def break_off(**_: Any) -> None:
+        raise EndpointConnectionError(endpoint_url="https://aws")
+
+    add(service, "dogs-exp-1a2b3c4d5e-1", OURS)
+    opened = clients()
+    for client in opened.values():
+        client.meta.events.register(f"before-call.{operation}", break_off)
+    monkeypatch.setattr("sagemaker_launch.aws.client.client", lambda name, *_, **__: opened[name])
+    code = cli.main([*words, "--cloud.region=us-east-1", "--cloud.project=ours"])
+    found = capsys.readouterr()
+    assert shown in found.out
+    assert (code, last in found.err.splitlines()[-1]) == (1, True) if last else code == 0
 
 
 def test_warm_instances_are_listed_and_billed(service: Service, settings: CloudSettings) -> None:
