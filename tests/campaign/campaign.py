@@ -171,8 +171,8 @@ class Campaign:
         """
         scenario, started = SCENARIOS[name], time.perf_counter()
         words = self.prepare(scenario)
+        self._tidy()
         before = self.account.resources()
-        self.day.plant(None)
         good = self.run(*words)
         assert good.code == 0, good.text
         calls = self.calls[name] = Counter(self.day.calls)
@@ -216,10 +216,13 @@ class Campaign:
                 ran = Ran(words, -1, "", f"Traceback of the command itself: {error!r}")
         if "Ctrl-C" in kind:
             self.clock.wait(CARRIED_OUT_SECONDS)
-        hits, done = self.day.hits, list(self.day.done)
+        hits, done, reached = self.day.hits, list(self.day.done), self.day.calls[operation]
         if not hits:
-            self.counts[name, kind, "not reached"] += 1
             self._tidy()
+            if 1 <= reached < ordinal:  # it polled less often this time
+                self._try(name, scenario, words, kind, operation, reached, expected)
+            else:
+                self.counts[name, kind, "not reached"] += 1
             return
         after = self.account.resources()
         wrong = [*judge(scenario, f"c{self.number}", "Ctrl-C" in kind, ran, before, after, done, self.secret)]
