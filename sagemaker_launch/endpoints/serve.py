@@ -92,6 +92,8 @@ def _image(settings: CloudSettings, config: RunConfig, arguments: argparse.Names
         for program in ("docker", "aws"):
             if shutil.which(program) is None:
                 raise UserError(f"--push needs the program {program}, which is not here: run the commands elsewhere")
+        if subprocess.run(["docker", "buildx", "version"], capture_output=True, check=False).returncode:
+            raise UserError("--push needs docker with its plugin buildx, which is not here: install the plugin")
         for command in commands:
             # The very line that was printed.
             if subprocess.run(["bash", "-o", "pipefail", "-c", command], check=False).returncode:

@@ -127,6 +127,11 @@ class Server:
                 "no Linux namespaces: jobs run below %s instead of /opt/ml, with the network and writable inputs",
                 settings.root / "jobs",
             )
+        if settings.serving_root is not None and (namespaces is None or not namespaces.root):
+            raise RuntimeError(
+                "--serving-root needs Linux namespaces made by root, who can become the image's user: leave it out, or "
+                "start the rehearsal as root"
+            )
         objects = Objects(settings.account, REGION, settings.root / "cache")
         # In memory and in the environment of processes only: jobs can read the files of this folder.
         self._keys = Keys(settings.account)

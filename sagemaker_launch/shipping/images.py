@@ -1,4 +1,4 @@
-"""The shell commands that push our serving image to ECR."""
+"""The shell commands that build our serving image and push it to ECR."""
 
 from __future__ import annotations
 
@@ -14,10 +14,13 @@ ROOT = Path(__file__).resolve().parents[2]
 DOCKERFILE = "sagemaker_launch/serving/Dockerfile"
 REPOSITORY_NAME = r"[a-z0-9]+([._-][a-z0-9]+)*(/[a-z0-9]+([._-][a-z0-9]+)*)*"
 """ECR's own pattern (CreateRepository, read 2026-11)."""
+MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
+"""The only type of manifest that SageMaker takes. It answers CreateModel with "Unsupported manifest media type" to
+OCI's manifests and indexes (github.com/aws/amazon-sagemaker-feedback/issues/180, read 2026-11)."""
 
 
 def push_commands(image_uri: str, region: str, device: str, project: str) -> list[str]:
-    """Commands that build the image and push it, and create the repository if it is missing.
+    """Commands that create the repository if it is missing, build the image, push it, and check what ECR has.
 
     Args:
         image_uri: REGISTRY/REPOSITORY:TAG.
@@ -27,21 +30,24 @@ def push_commands(image_uri: str, region: str, device: str, project: str) -> lis
         UserError: if ECR takes no such name.
     """
     registry, _, rest = image_uri.partition("/")
-    repository = rest.rpartition(":")[0]
+    repository, _, tag = rest.rpartition(":")
     if re.fullmatch(REPOSITORY_NAME, repository) is None:
         raise UserError(f"cloud.project must be lower case as part of an ECR repository, got {project!r}")
     aws = ["aws", "--region", region, "ecr"]
-    # SageMaker's machines are x86-64, and it takes no index of several manifests, which BuildKit makes of provenance.
-    build = ["docker", "buildx", "build", "--load", "--platform", "linux/amd64", "--provenance=false"]
-    build += ["--build-arg", f"DEVICE={device}"]
-    if device == "cpu":
-        build += ["--build-arg", "TORCH_INDEX"]  # taken from the environment
     login = ["docker", "login", "--username", "AWS", "--password-stdin", registry]
     create = ["create-repository", "--repository-name", repository, "--tags", f"Key={PROJECT_TAG},Value={project}"]
+    # SageMaker's machines are x86-64. It takes one manifest in Docker's format: no index of several, which BuildKit
+    # makes of attestations, and nothing in OCI's format, which is the default since BuildKit 0.31.
+    build = ["docker", "buildx", "build", "--platform", "linux/amd64", "--provenance=false", "--sbom=false"]
+    build += ["--output", "type=image,push=true,oci-mediatypes=false", "--build-arg", f"DEVICE={device}"]
+    if device == "cpu":
+        build += ["--build-arg", "TORCH_INDEX"]  # taken from the environment
+    pushed = ["batch-get-image", "--repository-name", repository, "--image-ids", f"imageTag={tag}"]
+    pushed += ["--query", "images[0].imageManifestMediaType", "--output", "text"]
     return [
-        shlex.join([*build, "--tag", image_uri, "--file", str(ROOT / DOCKERFILE), str(ROOT)]),
         f"{shlex.join([*aws, 'get-login-password'])} | {shlex.join(login)}",
         f"{shlex.join([*aws, 'describe-repositories', '--repository-names', repository])} > /dev/null || "
         f"{shlex.join([*aws, *create])}",
-        shlex.join(["docker", "push", image_uri]),
+        shlex.join([*build, "--tag", image_uri, "--file", str(ROOT / DOCKERFILE), str(ROOT)]),
+        f"{shlex.join([*aws, *pushed])} | grep --fixed-strings --line-regexp {MANIFEST}",
     ]

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from sagemaker_launch.rehearsal.machine.image_root import UNKNOWN_USER, ImageRoot
 from sagemaker_launch.rehearsal.machine.namespaces import SYSTEM_PATH, find_namespaces, own_folder, own_tmp
 
 
@@ -96,3 +97,35 @@ def test_a_folder_that_contains_the_container_itself_shows_all_it_had_and_keeps_
     assert seen == "plain,.hidden,with space,my project/file,my project\nnew\nplain\nwith space\n"
     assert not (system / "new").exists()
     assert (tree.parent / "made").exists(), "what is inside one of its folders is the machine's own"
+
+
+def machine(tree: Path, look: str, *, serverless: bool) -> str:
+    """What a shell prints in a container whose image is this machine's root file system."""
+    namespaces = find_namespaces()
+    if namespaces is None or not namespaces.root:
+        pytest.skip("needs Linux namespaces of root, who can become another user")
+    for folder in ("tmp", "model"):
+        (tree / folder).mkdir(parents=True)
+    (tree / "model" / "model.json").write_text("model,")
+    tree.chmod(0o700)  # the container's user reads its files all the same
+    image = ImageRoot(Path("/"), ["sh", "-c"], {"PATH": SYSTEM_PATH}, "/usr", 1000, 1000, "/home/serving")
+    return output(image.init_script(tree, tree / "model", [*image.entrypoint, look], serverless=serverless))
+
+
+LOOK = """id -u; id -G; pwd; cat /opt/ml/model/model.json
+for path in /opt/ml/model /usr /dev/shm /tmp; do ( echo x > $path/written ) 2> /dev/null && echo $path; done
+echo x > /dev/null && head -c 1 /dev/urandom > /dev/null && ls /proc/self/fd > /dev/null && echo devices
+"""
+
+
+def test_a_container_of_an_image_has_its_user_and_a_shared_memory(below_tmp: Path) -> None:
+    seen = machine(below_tmp / "a: tree, with $signs", LOOK, serverless=False)
+    assert seen == "1000\n1000\n/usr\nmodel,/dev/shm\n/tmp\ndevices\n"
+    assert not Path("/usr/written").exists() and not Path("/tmp/written").exists()
+
+
+def test_a_serverless_machine_knows_no_user_and_is_read_only_without_shared_memory(below_tmp: Path) -> None:
+    seen = machine(
+        below_tmp / "tree", LOOK + "[ -e /dev/shm ] || echo none; id -un 2> /dev/null || true", serverless=True
+    )
+    assert seen == f"{UNKNOWN_USER}\n{UNKNOWN_USER}\n/usr\nmodel,/tmp\ndevices\nnone\n{UNKNOWN_USER}\n"

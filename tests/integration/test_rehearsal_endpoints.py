@@ -150,8 +150,10 @@ def deploy(
     return wait(server, name)
 
 
-def wait(server: Rehearsal, name: str, while_in: tuple[str, ...] = ("Creating", "Updating")) -> dict[str, Any]:
-    client, until = server.client("sagemaker"), time.monotonic() + 150
+def wait(
+    server: Rehearsal, name: str, while_in: tuple[str, ...] = ("Creating", "Updating"), seconds: float = 150
+) -> dict[str, Any]:
+    client, until = server.client("sagemaker"), time.monotonic() + seconds
     while time.monotonic() < until:
         told: dict[str, Any] = client.describe_endpoint(EndpointName=name)
         if told["EndpointStatus"] not in while_in:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import fnmatch
+import itertools
 import json
+import os
 import re
 import shlex
 import shutil
+import subprocess
 import sys
 from collections.abc import Iterator
 from importlib.metadata import requires
@@ -43,7 +46,7 @@ def copied(steps: list[tuple[str, str]]) -> Iterator[tuple[Path, Path]]:
     """Each file of the repository that is copied, and where to."""
     for word, rest in steps:
         if word == "COPY" and not rest.startswith("--from="):
-            *sources, target = rest.split()
+            *sources, target = (one for one in rest.split() if not one.startswith("--"))
             for source in sources:
                 files = sorted(REPOSITORY.glob(source))
                 assert files, f"the Dockerfile copies {source}, which is not there"
@@ -112,6 +115,11 @@ def test_the_image_has_the_versions_that_are_tested_and_all_that_its_packages_wa
     assert set(found) == needed
 
 
+def test_any_user_reads_what_is_copied_from_a_checkout_of_any_umask() -> None:
+    copies = [rest for word, rest in final_stage() if word == "COPY" and "--from=" not in rest]
+    assert copies and all("--chmod=0644" in rest.split() for rest in copies)
+
+
 def test_it_runs_as_nobody_in_particular_and_gets_signals_itself() -> None:
     steps = final_stage()
     assert [rest for word, rest in steps if word == "USER"] == ["serving"]
@@ -157,15 +165,48 @@ def test_what_is_copied_serves_alone(tmp_path: Path) -> None:
 
 def test_the_commands_build_and_push_one_image() -> None:
     uri = "123456789012.dkr.ecr.eu-west-1.amazonaws.com/dogs-serving:0.1.0-cuda"
-    build, login, create, push = push_commands(uri, "eu-west-1", "cuda", "dogs")
+    login, create, build, check = push_commands(uri, "eu-west-1", "cuda", "dogs")
     assert f"--tag {uri}" in build
     assert "--build-arg DEVICE=cuda" in build
     assert "TORCH_INDEX" not in build
-    assert "--build-arg TORCH_INDEX" in push_commands(uri, "eu-west-1", "cpu", "dogs")[0]
+    assert "--build-arg TORCH_INDEX" in push_commands(uri, "eu-west-1", "cpu", "dogs")[2]
     assert shlex.quote(str(REPOSITORY / DOCKERFILE)) in build
     assert login.endswith("--password-stdin 123456789012.dkr.ecr.eu-west-1.amazonaws.com")
     assert "--repository-names dogs-serving" in create
-    assert push == f"docker push {uri}"
+    assert "--repository-name dogs-serving --image-ids imageTag=0.1.0-cuda" in check
+
+
+def test_what_is_pushed_is_one_manifest_in_docker_s_format() -> None:
+    build = shlex.split(push_commands("registry/dogs-serving:1-cpu", "eu-west-1", "cpu", "dogs")[2])
+    assert build[:3] == ["docker", "buildx", "build"]
+    options = dict(itertools.pairwise(build))
+    assert options["--platform"] == "linux/amd64"  # one platform
+    # BuildKit makes an index of several manifests of each kind of attestation, and OCI's media types by default.
+    assert {"--provenance=false", "--sbom=false"} <= set(build)
+    output = dict(one.split("=") for one in options["--output"].split(","))
+    assert output == {"type": "image", "push": "true", "oci-mediatypes": "false"}
+    assert not {"--load", "--push", "--annotation", "--attest"} & set(build)
+
+
+@pytest.mark.parametrize(
+    ("media_type", "code"),
+    [
+        ("application/vnd.docker.distribution.manifest.v2+json", 0),
+        ("application/vnd.docker.distribution.manifest.list.v2+json", 1),
+        ("application/vnd.oci.image.manifest.v1+json", 1),
+        ("application/vnd.oci.image.index.v1+json", 1),
+        ("None", 1),
+    ],
+)
+def test_the_last_command_fails_if_sagemaker_would_refuse_what_was_pushed(
+    tmp_path: Path, media_type: str, code: int
+) -> None:
+    aws = tmp_path / "aws"
+    aws.write_text(f"#!/bin/sh\necho {media_type}\n")
+    aws.chmod(0o755)
+    check = push_commands("registry/dogs-serving:1-cpu", "eu-west-1", "cpu", "dogs")[3]
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    assert subprocess.run(["bash", "-o", "pipefail", "-c", check], env=environment, check=False).returncode == code
 
 
 def test_a_project_that_ecr_takes_no_name_from_is_refused() -> None:

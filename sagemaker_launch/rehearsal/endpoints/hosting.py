@@ -253,7 +253,15 @@ class Hosting:
         container, name = model["PrimaryContainer"], request["VariantName"]
         folder = self.machine.settings.root / "endpoints" / self.region / endpoint / f"{name}-{time.time_ns()}"
         isolated = bool(model.get("EnableNetworkIsolation"))
-        spec = ServingSpec(endpoint, name, self.region, container, isolated, model["ExecutionRoleArn"])
+        spec = ServingSpec(
+            endpoint,
+            name,
+            self.region,
+            container,
+            isolated,
+            model["ExecutionRoleArn"],
+            serverless="ServerlessConfig" in request,
+        )
         return Variant(
             request,
             container,

@@ -25,6 +25,7 @@ from sagemaker_launch.rehearsal.endpoints.torchserve import free_ports
 from sagemaker_launch.rehearsal.jobs.log import LogStream, Metrics, OutputReader
 from sagemaker_launch.rehearsal.machine.container import OPT_ML, OWN_SCRIPT_IMAGE, environment_folders
 from sagemaker_launch.rehearsal.machine.image import Interpreter, build_image
+from sagemaker_launch.rehearsal.machine.image_root import ImageRoot
 from sagemaker_launch.rehearsal.machine.namespaces import SYSTEM_PATH, Process, own_folder, own_tmp, socket_in_network
 from sagemaker_launch.rehearsal.machine.objects import DataError, Uri
 from sagemaker_launch.rehearsal.machine.runner import Machine
@@ -34,6 +35,8 @@ PACKAGES = Path(sagemaker_launch.__file__).resolve().parent.parent
 STOP_SECONDS = 30.0
 """Time between SIGTERM and SIGKILL (AWS documentation of custom inference code, 2025)."""
 POLL_SECONDS = 0.1
+READABLE_FOLDER = 0o755
+"""A container's user reads the folders of its model, whatever the umask of the rehearsal is."""
 GPU = Path("/dev/nvidiactl")
 """Device file of NVIDIA's driver."""
 NEEDS_GPU = "SERVING_DEVICE"
@@ -68,6 +71,8 @@ class ServingSpec:
     """Whether it has only a loopback network, where that is possible."""
     role: str
     """ExecutionRoleArn of the model."""
+    serverless: bool = False
+    """Whether its machine is a serverless one, which lacks more than others do."""
 
 
 class ServingProcess:
@@ -92,6 +97,7 @@ class ServingProcess:
         """
         for folder in ("tmp", "home", "ml/model"):
             (self._tree / folder).mkdir(parents=True)
+        (self._tree / "ml" / "model").chmod(READABLE_FOLDER)
         url = self._spec.container.get("ModelDataUrl")
         if url is not None:
             unpack(self._machine.objects.acting_as(self.role).get(Uri.parse(url)), self._tree / "ml" / "model", url)
@@ -99,7 +105,7 @@ class ServingProcess:
     def start(self) -> None:
         """Start its process, or restart it."""
         namespaces = self._machine.namespaces
-        lines, command, environment = self._torchserve() if self._is_torchserve else self._own()
+        lines, command, environment = self._what_runs()
         if namespaces is not None:
             script = self._tree / "init.sh"
             loopback = ["ip link set lo up"] if self._isolated else []
@@ -193,22 +199,38 @@ class ServingProcess:
         namespaces = self._machine.namespaces
         return self._spec.isolated and namespaces is not None and namespaces.root
 
-    @property
-    def _is_torchserve(self) -> bool:
-        return "pytorch-inference" in self._spec.container["Image"]
-
-    def _arguments(self) -> list[str]:
-        if self._spec.container["Image"].startswith(OWN_SCRIPT_IMAGE):
+    def _what_runs(self) -> tuple[list[str], list[str], dict[str, str]]:
+        """Mounts, command and environment of the model's image."""
+        image, unpacked = self._spec.container["Image"], self._machine.settings.serving_root
+        if image.startswith(OWN_SCRIPT_IMAGE):
             ml = OPT_ML if self._machine.namespaces is not None else self._tree / "ml"
-            return [str(ml / "model" / "code" / "serve.py")]
-        return ["-m", "sagemaker_launch.serving"]
+            return self._of_this_environment(str(ml / "model" / "code" / "serve.py"))
+        if "pytorch-inference" in image:
+            return self._torchserve()
+        if unpacked is not None:
+            return self._of_image(unpacked)
+        return self._of_this_environment("-m", "sagemaker_launch.serving")
 
-    def _own(self) -> tuple[list[str], list[str], dict[str, str]]:
-        """Mounts, command and environment of this project's server, or of a script in the archive."""
+    def _of_image(self, image: ImageRoot) -> tuple[list[str], list[str], dict[str, str]]:
+        """This project's server, as its image has it."""
+        self._port = free_ports()[0]
+        environment = {
+            **image.machine_environment(serverless=self._spec.serverless),
+            "SERVING_HOST": "127.0.0.1",
+            **self._service_environment(),
+        }
+        # The script gets the system's PATH, and gives the image's to the command.
+        environment["PATH"] = SYSTEM_PATH
+        command = [*image.entrypoint, "serve"]
+        lines = image.init_script(self._tree, self._tree / "ml" / "model", command, serverless=self._spec.serverless)
+        return lines, command, environment
+
+    def _of_this_environment(self, *arguments: str) -> tuple[list[str], list[str], dict[str, str]]:
+        """This project's server, or a script in the archive, in the rehearsal's own environment."""
         self._port = free_ports()[0]
         # Only its folder is resolved: by the link itself, the interpreter of a virtual environment finds its packages.
         python = Path(sys.executable).parent.resolve() / Path(sys.executable).name
-        command = [str(python), *self._arguments()]
+        command = [str(python), *arguments]
         environment = {
             "PATH": f"{python.parent}:{SYSTEM_PATH}",
             "PYTHONPATH": str(PACKAGES),
@@ -314,6 +336,10 @@ def unpack(content: bytes, folder: Path, url: str) -> None:
     try:
         with tarfile.open(fileobj=io.BytesIO(content), mode="r:gz") as archive:
             extract_all(archive, folder)
+            named = {folder / entry.name for entry in archive.getmembers() if entry.isdir()}
+        for path in folder.rglob("*"):
+            if path.is_dir() and path not in named:
+                path.chmod(READABLE_FOLDER)
     except (tarfile.TarError, EOFError, OSError) as error:
         raise DataError(
             f'Failed to extract model data archive for container "container_1" from URL "{url}". Please ensure that '

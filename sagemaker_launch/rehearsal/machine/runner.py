@@ -31,6 +31,7 @@ from sagemaker_launch.rehearsal.machine.container import (
     environment_folders,
 )
 from sagemaker_launch.rehearsal.machine.image import Image
+from sagemaker_launch.rehearsal.machine.image_root import ImageRoot
 from sagemaker_launch.rehearsal.machine.namespaces import Namespaces
 from sagemaker_launch.rehearsal.machine.objects import DataError, FolderSync, Objects, Uri
 from sagemaker_launch.rehearse import TOOLKITS
@@ -77,6 +78,8 @@ class Settings:
     """Interpreter of jobs; None takes one of the version that AWS's image has, if this machine has one."""
     torchserve_environment: Path | None = None
     """Folder in which AWS's inference container is built; None refuses its image."""
+    serving_root: ImageRoot | None = None
+    """This project's serving image, unpacked; None serves from the rehearsal's own environment."""
     without_gpu: bool = False
     """Let jobs of GPU instances train on the CPU. No request can set it."""
     debugger: bool = True
