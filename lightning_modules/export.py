@@ -72,7 +72,7 @@ def write_export(
             "sha256": hashlib.sha256((part / WEIGHTS_FILE).read_bytes()).hexdigest(),
         }
         (part / MANIFEST_FILE).write_text(json.dumps(manifest, indent=2) + "\n")
-        shutil.copy(inference.__file__, part / "code" / "inference.py")
+        shutil.copyfile(inference.__file__, part / "code" / "inference.py")
         # SageMaker's containers have torch, torchvision and Pillow; nothing more is needed, nothing may be installed.
         (part / "code" / "requirements.txt").write_text("")
         photo.save(part / "golden" / "image.jpg", quality=95)

@@ -132,8 +132,14 @@ def test_manifest_is_complete(written: Path) -> None:
     assert manifest["sha256"] == hashlib.sha256((written / "model.safetensors").read_bytes()).hexdigest()
 
 
-def test_exported_files_are_readable_by_other_users(written: Path) -> None:
-    for path in written.rglob("*"):
+def test_exported_files_are_readable_by_other_users(
+    network: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As a checkout made under umask 077 has it.
+    code = Path(shutil.copyfile(inference.__file__, tmp_path / "inference.py"))
+    code.chmod(0o600)
+    monkeypatch.setattr(inference, "__file__", str(code))
+    for path in export(network, tmp_path / "model").rglob("*"):
         assert path.stat().st_mode & 0o044 == 0o044, path
 
 
