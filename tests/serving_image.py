@@ -2,7 +2,7 @@
 
     python -m tests.serving_image FOLDER --device cuda
 
-needs root, some 25 GB of disk, and Debian's buildah and debootstrap. debootstrap makes the base that stands for
+needs root, some 30 GB of disk, and Debian's buildah and debootstrap. debootstrap makes the base that stands for
 `python:3.11-slim-bookworm`, as no registry of images is asked. For cpu the variable TORCH_INDEX names the index of
 PyTorch's builds without CUDA, as in the Dockerfile. Without it the image has PyTorch with CUDA and OpenVINO: it
 serves as the real one does, but is five times larger.
@@ -23,7 +23,7 @@ from sagemaker_launch.shipping.images import DOCKERFILE
 from tests.conftest import REPOSITORY
 
 Device = Literal["cpu", "cuda"]
-DISK_BYTES = 25_000_000_000
+DISK_BYTES = 30_000_000_000
 """The image has 6 GB, and is copied for each step that buildah's driver vfs keeps."""
 BASE = "standin/python:3.11-slim-bookworm"
 BASE_DOCKERFILE = """FROM scratch

@@ -1,6 +1,6 @@
 """Our server on the machines of SageMaker: from this environment where a machine lacks most, and from its image.
 
-The image takes minutes and 25 GB of disk. `SERVING_IMAGE=FOLDER` names one that `python -m tests.serving_image` built.
+The image takes minutes and 30 GB of disk. `SERVING_IMAGE=FOLDER` names one that `python -m tests.serving_image` built.
 """
 
 from __future__ import annotations
