@@ -114,8 +114,10 @@ class Builder:
             shutil.copytree(REPOSITORY / package, checkout / package, ignore=shutil.ignore_patterns("__pycache__"))
         if device == "cpu" and "TORCH_INDEX" not in os.environ:
             serving = checkout / "sagemaker_launch" / "serving"
-            openvino = [line for line in _lines(serving / "requirements-cpu.txt") if line.startswith("openvino")]
-            both = [*_lines(serving / "requirements-cuda.txt"), *openvino]
+            others = [
+                line for line in _lines(serving / "requirements-cpu.txt") if "+cpu" not in line and "-r" not in line
+            ]
+            both = [*_lines(serving / "requirements-cuda.txt"), *others]
             (serving / "requirements-cpu.txt").write_text("\n".join(both) + "\n")
         for path in checkout.rglob("*"):
             path.chmod(0o700 if path.is_dir() else 0o600)
