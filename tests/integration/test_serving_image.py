@@ -87,6 +87,7 @@ def test_nothing_is_copied_but_the_server_and_the_code_that_scores() -> None:
         "lightning_modules/__init__.py",
         "lightning_modules/cores.py",
         "lightning_modules/inference.py",
+        "lightning_modules/openvino_cpu.py",
         "sagemaker_launch/__init__.py",
         *(str(path.relative_to(REPOSITORY)) for path in ROOM.glob("*.py")),
     }
