@@ -32,8 +32,16 @@ SETTINGS = {
     "TrainingImage": "cloud.image_uri",
     "Image": "cloud.endpoint.image_uri",
     "RuleEvaluatorImage": "cloud.debugger.rule_image_uri",
+    "RoleArn": "cloud.role_arn",
+    "ExecutionRoleArn": "cloud.role_arn",
+    "Target.RoleArn": "cloud.endpoint.schedule_role_arn",
+    "KmsKeyId": "cloud.volume_kms_key",  # of an endpoint config
+    "VolumeKmsKeyId": "cloud.volume_kms_key",
+    "OutputDataConfig.KmsKeyId": "cloud.output_kms_key",
+    "OutputConfig.KmsKeyId": "cloud.output_kms_key",
+    "DataCaptureConfig.KmsKeyId": "cloud.output_kms_key",
 }
-"""Fields of images, and the setting of the launcher that each is taken from."""
+"""Fields with names of a region, and the setting of the launcher that each is taken from; the longer path counts."""
 
 
 def broken_rules(operation: str, request: Request, region: str | None = None) -> list[str]:
@@ -245,17 +253,18 @@ def _broken_tags(request: Request) -> Iterator[str]:
 
 
 def _foreign_image(request: Request, region: str) -> Iterator[str]:
-    for field, uri in _fields(request):
+    for path, uri in _fields(request):
+        field = path.rpartition(".")[2]
         image = read_image_uri(uri) if field in SETTINGS else None
         if image is None:
             continue
         if image.region != region:
             yield (
                 f"{field} must be in the region {region} of the request, got {uri}: push it there, or set "
-                f"{SETTINGS[field]} or cloud.region"
+                f"{_setting(path)} or cloud.region"
             )
         elif image.suffix not in (dns_suffix(region), _dual_stack_suffix(region)):
-            yield f"{field} must end its host with {dns_suffix(region)} in {region}, got {uri}: set {SETTINGS[field]}"
+            yield f"{field} must end its host with {dns_suffix(region)} in {region}, got {uri}: set {_setting(path)}"
 
 
 def _dual_stack_suffix(region: str) -> str:
@@ -264,29 +273,38 @@ def _dual_stack_suffix(region: str) -> str:
 
 
 def _foreign_arn(request: Request, region: str) -> Iterator[str]:
-    for field, arn in _fields(request):
-        parts = arn.split(":")
+    for path, arn in _fields(request):
+        field, parts = path.rpartition(".")[2], arn.split(":")
         if parts[0] != "arn" or not field.endswith(("Arn", "KmsKeyId")) or len(parts) < 6:
             continue
         if parts[1] != partition(region):
             yield (
-                f"{field} must be an ARN of {partition(region)}, the partition of {region}, got {arn}: name one of "
-                "your account there, or change cloud.region"
+                f"{field} must be an ARN of {partition(region)}, the partition of {region}, got {arn}: set "
+                f"{_setting(path)} to one of your account there, or change cloud.region"
             )
         elif parts[2] == "kms" and parts[3] != region:
-            yield f"{field} must be a key in {region}, the region of the request, got {arn}: name a key there"
+            yield (
+                f"{field} must be a key in {region}, the region of the request, got {arn}: set {_setting(path)} to a "
+                "key there"
+            )
 
 
-def _fields(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
-    """All texts in a request, each with the field that holds it."""
+def _setting(path: str) -> str:
+    """The setting that a field of a request is taken from; the field itself, if it is of none."""
+    *_, inner = names = path.split(".")
+    return SETTINGS.get(".".join(names[-2:])) or SETTINGS.get(inner) or inner
+
+
+def _fields(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
+    """All texts in a request, each with the dotted path to it."""
     if isinstance(value, str):
-        yield name, value
+        yield path, value
     elif isinstance(value, Mapping):
         for key, item in value.items():
-            yield from _fields(item, str(key))
+            yield from _fields(item, f"{path}.{key}".lstrip("."))
     elif isinstance(value, list | tuple):
         for item in value:
-            yield from _fields(item, name)
+            yield from _fields(item, path)
 
 
 @dataclass(frozen=True)

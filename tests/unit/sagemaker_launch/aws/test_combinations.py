@@ -13,7 +13,7 @@ from experiments.config import RunConfig, load_config, override
 from experiments.errors import UserError
 from experiments.study.search_space import ChoiceRange, IntRange, SearchSpace
 from sagemaker_launch.aws.api_model import require_limits, service_model, violations
-from sagemaker_launch.aws.combinations import broken_rules
+from sagemaker_launch.aws.combinations import _foreign_arn, broken_rules
 from sagemaker_launch.aws.resources import validate
 from sagemaker_launch.jobs.plan import plan_training, plan_tuning
 from sagemaker_launch.settings.cloud import load_cloud
@@ -23,6 +23,7 @@ from tests.unit.sagemaker_launch.jobs.test_requests import BASIC, EVERYTHING, tr
 
 TRAIN, TUNE = "CreateTrainingJob", "CreateHyperParameterTuningJob"
 IMAGE = "123456789012.dkr.ecr.us-east-1.amazonaws.com/training:1"
+FOREIGN = "arn:aws-cn:kms:cn-north-1:123456789012:key/1"
 
 
 @pytest.fixture
@@ -110,9 +111,13 @@ def test_a_month_is_the_longest_job(config: RunConfig) -> None:
         (
             "us-east-1",
             {"role_arn": "arn:aws-cn:iam::123456789012:role/jobs"},
-            r"RoleArn must be an ARN of aws, the part",
+            r"RoleArn must be an ARN of aws, the part.*: set cloud\.role_arn to one of your account there",
         ),
-        ("us-east-1", {"volume_kms_key": "arn:aws:kms:us-west-2:123456789012:key/1"}, "must be a key in us-east-1"),
+        (
+            "us-east-1",
+            {"volume_kms_key": "arn:aws:kms:us-west-2:123456789012:key/1"},
+            r"must be a key in us-east-1.*: set cloud\.volume_kms_key to a key there",
+        ),
         ("us-gov-west-1", {"image_uri": IMAGE.replace("us-east-1", "us-gov-west-1")}, "an ARN of aws-us-gov"),
         ("mars-1", {}, r"cloud\.region must be a region of AWS such as us-east-1, got 'mars-1'"),
     ],
@@ -123,6 +128,29 @@ def test_names_of_another_region_or_partition_are_refused(
     base = {**SETTINGS, "instance_type": "ml.m5.large", "region": region}
     with pytest.raises(UserError, match=message):
         plan_training(load_cloud(None, base | values), config)
+
+
+@pytest.mark.parametrize(
+    ("operation", "request_body", "setting"),
+    [
+        (TRAIN, {"OutputDataConfig": {"KmsKeyId": FOREIGN}}, "cloud.output_kms_key"),
+        (TUNE, {"TrainingJobDefinition": {"ResourceConfig": {"VolumeKmsKeyId": FOREIGN}}}, "cloud.volume_kms_key"),
+        ("CreateEndpointConfig", {"KmsKeyId": FOREIGN}, "cloud.volume_kms_key"),
+        ("CreateEndpointConfig", {"DataCaptureConfig": {"KmsKeyId": FOREIGN}}, "cloud.output_kms_key"),
+        (
+            "CreateEndpointConfig",
+            {"AsyncInferenceConfig": {"OutputConfig": {"KmsKeyId": FOREIGN}}},
+            "cloud.output_kms_key",
+        ),
+        ("CreateModel", {"ExecutionRoleArn": FOREIGN}, "cloud.role_arn"),
+        ("CreateSchedule", {"Target": {"RoleArn": FOREIGN}}, "cloud.endpoint.schedule_role_arn"),
+    ],
+)
+def test_a_foreign_name_is_refused_with_the_setting_that_has_it(
+    operation: str, request_body: dict[str, object], setting: str
+) -> None:
+    (sentence,) = _foreign_arn(request_body, "us-east-1")
+    assert f"set {setting} to" in sentence, operation
 
 
 @pytest.mark.parametrize(
