@@ -308,6 +308,19 @@ def has_reached(logs: Any, name: str, *, epoch: int, attempt: int) -> bool:
 
 
 @pytest.mark.slow
+def test_two_hosts_train_one_model_and_report_it_once(flow: Cloud) -> None:
+    assert flow.run("train", "--cloud.instance_count=2") == 0
+    name = flow.sent("CreateTrainingJob", -1)["TrainingJobName"]
+    log = log_of(boto3.client("logs", region_name="us-east-1"), name)
+    reported = [line.epoch for line in parse_lines(log.splitlines()) if line.topic == "metrics"]
+    assert reported == [1, 2, 3]
+    assert flow.run("sync", name, "--models") == 0
+    run = flow.runs()[name]
+    assert run.data.params["trainer.num_nodes"] == "2" and run.data.tags["host"] == "algo-2"
+    check_golden(flow.home / "cloud" / name / "export")
+
+
+@pytest.mark.slow
 def test_a_job_without_network_finds_its_packages(flow: Cloud) -> None:
     assert flow.run("train", "--cloud.network_isolation=true") == 0
     described = boto3.client("sagemaker", region_name="us-east-1").describe_training_job(

@@ -205,6 +205,12 @@ def is_installed(name: str) -> bool:
     return next(iter(importlib.metadata.distributions(name=name)), None) is not None
 
 
+def fits_each_python(name: str) -> bool:
+    """Whether an installed package has nothing that is compiled for one version of Python."""
+    wheel = importlib.metadata.distribution(name).read_text("WHEEL") or ""
+    return re.search(r"^Tag: py3-none-", wheel, re.MULTILINE) is not None
+
+
 def _fingerprint(
     contents: Contents, linked: dict[str, importlib.metadata.Distribution], interpreter: Interpreter
 ) -> str:

@@ -15,10 +15,18 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from sagemaker_launch.rehearsal.machine.image import Contents, Image, Interpreter, build_image, is_installed
+from sagemaker_launch.rehearsal.machine.image import (
+    Contents,
+    Image,
+    Interpreter,
+    build_image,
+    fits_each_python,
+    is_installed,
+)
 from sagemaker_launch.shipping.bundle import PYTHONS
 
 TOOLKIT = "sagemaker-training"
+LINUX = sys.platform == "linux"
 
 log = logging.getLogger(__name__)
 
@@ -48,10 +56,13 @@ def contents_of(toolkit: str, interpreter: Interpreter) -> Contents:
     """What a rehearsed image has: everything that is listed, but for what is left out."""
     image = listed()
     pinned = {**image["toolkit"], TOOLKIT: toolkit, **image["jobs"]}
-    others = {**image["packages"], **image["unread"], **image["cuda"]}
-    candidates = others if interpreter.fits_own_packages else image["cuda"]
-    linked = [name for name in candidates if is_installed(name)]
-    pinned |= {name: version for name, version in others.items() if name not in linked}
+    others, gpu = image["packages"] | image["unread"], image["gpu"]
+    if interpreter.fits_own_packages:  # our PyTorch may be one for CPUs
+        linked = [name for name in (*others, *gpu) if is_installed(name)]
+        pinned |= {name: version for name, version in others.items() if name not in linked}
+    else:
+        linked = [name for name in gpu if is_installed(name) and fits_each_python(name)]
+        pinned |= others | {name: version for name, version in gpu.items() if name not in linked and LINUX}
     lines = tuple(f"{name}=={version}" for name, version in sorted(pinned.items()))
     return Contents(lines, tuple(sorted(linked)), tuple(image["lacks"]))
 

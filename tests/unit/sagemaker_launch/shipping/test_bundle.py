@@ -225,7 +225,7 @@ def test_a_job_accepts_the_versions_that_are_pinned_here() -> None:
 
 def test_a_job_keeps_what_aws_image_has_and_installs_what_it_lacks() -> None:
     image = listed()
-    has = {**image["toolkit"], **image["jobs"], **image["packages"], **image["unread"], **image["cuda"]}
+    has = {**image["toolkit"], **image["jobs"], **image["packages"], **image["unread"], **image["gpu"]}
     missing = {needed.name for needed in requirements() if needed.name not in has}
     assert missing == set(image["lacks"]) - {"moto", "optuna"}
     for needed in requirements():

@@ -14,7 +14,7 @@ from sagemaker_launch.rehearsal.machine.image import Contents, Interpreter, _clo
 from sagemaker_launch.rehearsal.machine.training_image import contents_of, listed, training_python
 from sagemaker_launch.rehearse import TOOLKITS
 
-HAS = ("toolkit", "jobs", "packages", "unread", "cuda")
+HAS = ("toolkit", "jobs", "packages", "unread", "gpu")
 OWN = f"{sys.version_info.major}.{sys.version_info.minor}"
 
 
@@ -59,7 +59,19 @@ def test_an_image_has_all_that_is_listed_and_nothing_that_aws_image_lacks(toolki
     assert image["jobs"].items() <= pinned.items()
     if minor != OWN:  # compiled packages can't be linked
         assert (image["packages"] | image["unread"]).items() <= pinned.items()
-        assert set(linked) <= set(image["cuda"])
+        assert set(linked) <= set(image["gpu"]) - {"triton", "cuda-bindings"}
+
+
+def test_an_image_of_a_machine_without_gpu_libraries_asks_for_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch for CPUs, or a machine for which NVIDIA makes none."""
+    gpu = listed()["gpu"]
+    monkeypatch.setattr(training_image, "is_installed", lambda name: name not in gpu)
+    contents = contents_of(TOOLKITS[0], Interpreter(Path("python"), f"{OWN}.0"))
+    assert not (versions(contents).keys() | set(contents.linked)) & gpu.keys()
+    foreign = Interpreter(Path("python"), "3.99.0")
+    assert gpu.items() <= versions(contents_of(TOOLKITS[0], foreign)).items()
+    monkeypatch.setattr(training_image, "LINUX", False)
+    assert not versions(contents_of(TOOLKITS[0], foreign)).keys() & gpu.keys()
 
 
 def test_no_line_of_an_image_has_anything_but_a_version() -> None:
