@@ -114,7 +114,7 @@ def docker_variables() -> list[str]:
 def answers(url: str) -> bool:
     try:
         return requests.get(f"{url}/ping", timeout=2).status_code == 200
-    except requests.ConnectionError:
+    except (requests.ConnectionError, requests.Timeout):  # it may have no core while it compiles the network
         return False
 
 
@@ -185,7 +185,9 @@ def server(image: Path, job_images: Path, tmp_path_factory: pytest.TempPathFacto
 
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize(("variant", "user"), [(INSTANCES, 1000), (SERVERLESS, UNKNOWN_USER)])
-def test_an_endpoint_serves_from_the_image(server: Rehearsal, variant: Mapping[str, Any], user: int) -> None:
+def test_an_endpoint_serves_from_the_image(
+    image: Path, server: Rehearsal, variant: Mapping[str, Any], user: int
+) -> None:
     content = server.client("s3").get_object(Bucket="bucket", Key="export.tar.gz")["Body"].read()
     with tarfile.open(fileobj=io.BytesIO(content)) as packed:
         photo, scores = (packed.extractfile(f"golden/{name}") for name in ("image.jpg", "scores.json"))
@@ -203,6 +205,8 @@ def test_an_endpoint_serves_from_the_image(server: Rehearsal, variant: Mapping[s
     running = [one for one in psutil.process_iter(["cmdline", "uids"]) if serves(one) and one.uids().real == user]
     memory = sum(one.memory_full_info().pss for one in running)
     assert running
+    engine = "OpenVINO" if any(image.glob("rootfs/opt/packages/lib/python3*/site-packages/openvino")) else "PyTorch"
+    assert any(line.startswith(f"engine {engine}") for line in lines(server, "ours")), lines(server, "ours")
     delete(server, "ours")
     print(f"{cold:.1f} s to InService, {memory / 1e6:.0f} MB, user {user}")
 
