@@ -105,7 +105,7 @@ def machine(tree: Path, look: str, *, serverless: bool) -> str:
     if namespaces is None or not namespaces.root:
         pytest.skip("needs Linux namespaces of root, who can become another user")
     for folder in ("tmp", "model"):
-        (tree / folder).mkdir(parents=True)
+        (tree / folder).mkdir(parents=True, exist_ok=True)
     (tree / "model" / "model.json").write_text("model,")
     tree.chmod(0o700)  # the container's user reads its files all the same
     image = ImageRoot(Path("/"), ["sh", "-c"], {"PATH": SYSTEM_PATH}, "/usr", 1000, 1000, "/home/serving")
@@ -122,6 +122,7 @@ def test_a_container_of_an_image_has_its_user_and_a_shared_memory(below_tmp: Pat
     seen = machine(below_tmp / "a: tree, with $signs", LOOK, serverless=False)
     assert seen == "1000\n1000\n/usr\nmodel,/dev/shm\n/tmp\ndevices\n"
     assert not Path("/usr/written").exists() and not Path("/tmp/written").exists()
+    assert machine(below_tmp / "a: tree, with $signs", "echo restarted", serverless=False) == "restarted\n"
 
 
 def test_a_serverless_machine_knows_no_user_and_is_read_only_without_shared_memory(below_tmp: Path) -> None:
