@@ -8,7 +8,11 @@ from typing import Any
 
 import pytest
 
+from sagemaker_launch.rehearsal import server
+from sagemaker_launch.rehearsal.faults import FaultSettings
 from sagemaker_launch.rehearsal.machine.image_root import ImageRoot
+from sagemaker_launch.rehearsal.machine.namespaces import Namespaces
+from sagemaker_launch.rehearsal.machine.runner import Settings
 
 CONFIG = {
     "User": "serving",
@@ -79,3 +83,15 @@ def test_what_is_no_image_is_refused_with_its_option_and_rule(tmp_path: Path, de
 def test_a_folder_without_the_files_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"--serving-root must have the image's files in rootfs, got .*docs/endpoints"):
         ImageRoot.read(tmp_path)
+
+
+@pytest.mark.parametrize("namespaces", [None, Namespaces(("unshare", "--map-root-user"), root=False)])
+def test_an_image_without_root_is_refused_before_anything_is_built(
+    tmp_path: Path, namespaces: Namespaces | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = ImageRoot.read(unpacked(tmp_path / "image", [{"Config": CONFIG}]))
+    monkeypatch.setattr(server, "find_namespaces", lambda: namespaces)
+    monkeypatch.setattr(server, "Objects", None)
+    settings = Settings(root=tmp_path, serving_root=image)
+    with pytest.raises(RuntimeError, match="--serving-root needs Linux namespaces made by root"):
+        server.Server(settings, 0, tmp_path, use_namespaces=True, fault_settings=FaultSettings())
