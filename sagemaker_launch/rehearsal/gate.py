@@ -48,6 +48,8 @@ BAD_REQUESTS: tuple[Fault, ...] = ("malformed", "payload", "unsupported", "unkno
 """Faults that S3 and the query services answer with 400; all others with 403."""
 S3_SERVICES = ("s3", "s3express", "s3-outposts")
 """Names in signatures of services that answer as S3 does."""
+QUERY_SERVICES = ("iam", "sts")
+"""Names in signatures of rehearsed services that have the query protocol alone."""
 XML_SERVICES = ("cloudfront", "route53")
 """Names in signatures of services with XML and operations in the path; all others with such operations have JSON."""
 
@@ -124,12 +126,12 @@ def error_form(environ: Environ) -> Literal["json", "cbor", "rest-json", "s3", "
         return "cbor"
     if service in S3_SERVICES:
         return "s3"
+    if "HTTP_X_AMZ_TARGET" in environ and service not in QUERY_SERVICES:
+        return "json"
     # What is posted to an endpoint may have any type.
     is_form = environ.get("CONTENT_TYPE", "").startswith("application/x-www-form-urlencoded")
     if is_form and service != "sagemaker":
         return "ec2" if service == "ec2" else "query"
-    if "HTTP_X_AMZ_TARGET" in environ:
-        return "json"
     if found is None:
         return "s3"
     return "query" if service in XML_SERVICES else "rest-json"

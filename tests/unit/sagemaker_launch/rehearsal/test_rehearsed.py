@@ -72,6 +72,7 @@ def known(operation: str) -> Any:
         ("sagemaker", "DescribeTrainingJob", {"REQUEST_METHOD": "GET"}),
         ("sagemaker-runtime", "InvokeEndpoint", {"HTTP_X_AMZ_TARGET": "SageMaker.CreateTrainingJob"}),
         ("logs", "DescribeLogGroups", {"HTTP_X_AMZ_TARGET": "logs_20140328.DescribeLogGroups"}),
+        ("logs", "DescribeLogGroups", {"HTTP_X_AMZ_TARGET": "x", "CONTENT_TYPE": "application/x-www-form-urlencoded"}),
         ("scheduler", "ListSchedules", {"HTTP_X_AMZ_TARGET": "SageMaker.ListEndpoints"}),
         ("s3", "ListBuckets", {"HTTP_X_AMZ_TARGET": "SageMaker.ListEndpoints"}),
         ("iam", "ListUsers", {"HTTP_X_AMZ_TARGET": "SageMaker.ListEndpoints"}),
