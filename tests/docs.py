@@ -8,8 +8,8 @@ from pathlib import Path
 
 from tests.conftest import REPOSITORY
 
-NEEDS_AWS = "# needs AWS"
-"""First line of a block whose commands nobody can run without an account."""
+NEEDS = ("# needs AWS", "# needs Docker", "# needs buildah")
+"""First lines of blocks whose commands no test runs: they need what the machine of a test lacks."""
 
 
 @dataclass(frozen=True)
@@ -21,9 +21,9 @@ class Block:
     text: str
 
     @property
-    def needs_aws(self) -> bool:
-        """Whether it says so."""
-        return self.text.startswith(f"{NEEDS_AWS}\n")
+    def needs_more(self) -> bool:
+        """Whether it says that it needs AWS or another thing."""
+        return self.text.startswith(NEEDS)
 
     @property
     def holds_commands(self) -> bool:
@@ -43,7 +43,7 @@ class Command:
 
     location: str
     line: str
-    needs_aws: bool
+    needs_more: bool
 
     @property
     def words(self) -> str:
@@ -69,7 +69,7 @@ def pages() -> list[Path]:
 def commands(*paths: Path) -> list[Command]:
     """The commands of some pages, in their order."""
     return [
-        Command(block.location, line, block.needs_aws)
+        Command(block.location, line, block.needs_more)
         for path in paths
         for block in blocks(path)
         if block.holds_commands

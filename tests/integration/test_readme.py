@@ -36,7 +36,7 @@ README = (REPOSITORY / "README.md").read_text()
 DOCS = REPOSITORY / "docs"
 ALL = commands(*pages())
 INLINE = [
-    Command(path.name, line, needs_aws=True)
+    Command(path.name, line, needs_more=True)
     for path in pages()
     for line in re.findall(r"`(?:\.venv/bin/)?(python -m (?:experiments|sagemaker_launch) [^`\n]+)`", path.read_text())
     if not re.search(r"--help|\||\.\.\.", line)
@@ -112,7 +112,7 @@ def test_cloud_commands_are_understood(command: Command) -> None:
 )
 def test_what_asks_aws_is_marked(command: Command) -> None:
     local = shlex.split(command.words)[3] in WITHOUT_AWS or re.search(r"--dry-run|--url", command.words)
-    assert local or command.needs_aws, "its block must begin with # needs AWS"
+    assert local or command.needs_more, "its block must begin with # needs AWS"
 
 
 def test_every_other_command_runs_in_a_test_or_is_marked() -> None:
@@ -127,7 +127,7 @@ def test_every_other_command_runs_in_a_test_or_is_marked() -> None:
     ran = {command.line for page in RUN for command in commands(DOCS / page)}
     for command in ALL:
         ours = command.words.startswith(("python -m experiments ", "python -m sagemaker_launch "))
-        assert ours or command.needs_aws or command.words in known or command.line in ran, (
+        assert ours or command.needs_more or command.words in known or command.line in ran, (
             f"{command.location}: {command.line!r} runs in no test; if it can't, its block must begin with # needs AWS"
         )
 
@@ -216,7 +216,7 @@ def test_a_newcomer_gets_from_page_to_page(photos: Path, mlflow_database: Path, 
         _step(command, short)
         for page, short in RUN.items()
         for command in commands(DOCS / page)
-        if not command.needs_aws and command.line not in NOT_RUN
+        if not command.needs_more and command.line not in NOT_RUN
     ]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
     (tmp_path / "steps.json").write_text(json.dumps(steps))

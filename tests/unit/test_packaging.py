@@ -17,7 +17,7 @@ from tests.unit.test_architecture import OURS, imports
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
 EXTRAS = {
     "experiments": (),
-    "lightning_modules": (),
+    "lightning_modules": ("quantized",),
     "sagemaker_launch": ("cloud", "serving"),
     "sagemaker_launch/rehearsal": ("cloud", "serving", "rehearsal"),
     "benchmarks": tuple(PROJECT["optional-dependencies"]),
