@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 
 from lightning_modules.cores import usable_cores
+from lightning_modules.garbage import collect_as_usual
 
 MOST_THREADS = 4
 """More threads wait for the GIL: on 16 cores four threads decode and scale 1,618 photos per second, sixteen 1,236."""
@@ -27,6 +28,7 @@ def prepare_process() -> None:
     """
     keep_memory()
     limit_threads()
+    collect_as_usual()
     if not torch.cuda.is_available():
         # Lightning's import has torch look for a driver each time it is asked for GPUs. Each step of an optimiser asks:
         # 0.16 ms.

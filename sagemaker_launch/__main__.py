@@ -3,12 +3,14 @@
 import sys
 
 from experiments.console import guard_output
+from lightning_modules.garbage import collect_rarely
 from sagemaker_launch.cli import main
 
 
 def run() -> int:
     """Run the command that this process was started with, and return its exit code."""
     guard_output()
+    collect_rarely()
     return main(sys.argv[1:])
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from experiments.errors import EXIT_INTERRUPTED
 from experiments.runs.environment import own_environment, set_variables
+from lightning_modules.garbage import collect_rarely
 from lightning_modules.redaction import remember, remembered
 
 CONTEXT = multiprocessing.get_context("spawn")
@@ -61,6 +62,7 @@ def start_process(
 def _run(secrets: frozenset[str], target: Callable[..., None], arguments: tuple[Any, ...]) -> None:
     """Run a function in a new process that redacts what its parent redacts."""
     remember(secrets)
+    collect_rarely()
     target(*arguments)
 
 
