@@ -20,7 +20,7 @@ from experiments.config import RunConfig, override
 from experiments.console import invocation
 from experiments.errors import EXIT_USAGE
 from experiments.report.compared_runs import options_to_repeat
-from experiments.tracking import store
+from experiments.tracking import check, store
 from sagemaker_launch.cli import main
 from sagemaker_launch.shipping.images import push_commands
 
@@ -38,7 +38,7 @@ HOSTILE = (
     f"eu-west-1 > {CANARY}",
 )
 NAMES = st.text(st.characters(exclude_characters="\0", exclude_categories=("Cs",)), min_size=1, max_size=30)
-NOTES = """#!{python}
+NOTES = """#!{folder}/python
 import json, os, sys
 with open(os.environ["NOTES"], "a") as notes:
     notes.write(json.dumps(sys.argv) + "\\n")
@@ -48,9 +48,11 @@ with open(os.environ["NOTES"], "a") as notes:
 def in_bash(folder: Path, text: str, *programs: str) -> list[list[str]]:
     """Run a text in bash in a folder, and return the arguments that the named programs got."""
     (folder / "bin").mkdir(exist_ok=True)
+    if not (folder / "python").exists():
+        (folder / "python").symlink_to(sys.executable)  # the kernel splits the path of an interpreter at spaces
     for program in programs:
         path = folder / "bin" / program
-        path.write_text(NOTES.format(python=sys.executable))
+        path.write_text(NOTES.format(folder=folder))
         path.chmod(0o755)
     environment = {"PATH": f"{folder / 'bin'}:{os.environ['PATH']}", "NOTES": str(folder / "notes")}
     (folder / "notes").write_text("")
@@ -84,7 +86,7 @@ def test_hints_to_repeat_and_to_restore_run_nothing_of_a_name(name: str, tmp_pat
     config = override(RunConfig(), {"model.weights": name, "data.root": f"/{name}", "data.name": "folder"})
     assert in_bash(tmp_path, f"tool {options_to_repeat(config, 'train')}", "tool")[0].count(name) == 1
     assert in_bash(tmp_path, f"tool {invocation('experiments', 'ui', name)}", "tool")[0][-1] == name
-    restore = store._restore_command(f"sqlite:///{name}", "1")
+    restore = check.restore_command(f"sqlite:///{name}", "1")
     in_bash(tmp_path, restore, "mlflow")
     upgrade = store.reason(ValueError("Detected out-of-date database schema"), f"sqlite:///{name}")
     assert in_bash(tmp_path, upgrade.split("`", 1)[1][:-1], "mlflow") == [["db", "upgrade", f"sqlite:///{name}"]]

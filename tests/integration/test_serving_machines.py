@@ -206,7 +206,10 @@ def test_an_endpoint_serves_from_the_image(
     memory = sum(one.memory_full_info().pss for one in running)
     assert running
     engine = "OpenVINO" if any(image.glob("rootfs/opt/packages/lib/python3*/site-packages/openvino")) else "PyTorch"
-    assert any(line.startswith(f"engine {engine}") for line in lines(server, "ours")), lines(server, "ours")
+    until = time.monotonic() + 10
+    while not any(line.startswith(f"engine {engine}") for line in lines(server, "ours")):  # the log follows
+        assert time.monotonic() < until, lines(server, "ours")
+        time.sleep(0.1)
     delete(server, "ours")
     print(f"{cold:.1f} s to InService, {memory / 1e6:.0f} MB, user {user}")
 
