@@ -8,7 +8,6 @@ empty cache; and the best of 20 heads by val_loss, whose accuracies are those of
 
 from __future__ import annotations
 
-import statistics
 import sys
 import tempfile
 import time
@@ -18,7 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from benchmarks.common import parser, report
+from benchmarks.common import parser, report, spread
 from benchmarks.sweep import settings
 from experiments.config import RunConfig, override
 from experiments.data.inputs import forget_opened, new_network, open_data_once, open_features_once, photo_data
@@ -98,11 +97,11 @@ def main() -> None:
         config = override(settings(arguments.data, arguments.weights, Path(folder)), {"trainer.accelerator": "cpu"})
         speeds = rates(config)
         figures["images_per_second"] = speeds
-        base = statistics.median(speeds["PyTorch float32"])
-        for name, values in speeds.items():
-            middle = statistics.median(values)
-            text = f"{middle:.0f} images/s ({min(values):.0f} to {max(values):.0f}), {middle / base:.2f} x"
-            rows.append((name, text))
+        spreads = {name: spread(values) for name, values in speeds.items()}
+        base = spreads["PyTorch float32"]["median"]
+        for name, found in spreads.items():
+            text = f"{found['median']:.0f} images/s ({found['min']:.0f} to {found['max']:.0f})"
+            rows.append((name, f"{text}, {found['median'] / base:.2f} x"))
         test = test_features(config)
         for precision in PRECISIONS:
             forget_opened()

@@ -119,7 +119,7 @@ def _find_experiment_in_database(url: URL, name: str) -> Experiment | None:
             return None  # an empty database: a run creates the tables
         schema = connection.execute(sqlalchemy.text("SELECT version_num FROM alembic_version")).scalar()
         expected = newest_schema()
-        upgrade = shlex.join(["mlflow", "db", "upgrade", str(url)])
+        upgrade = upgrade_command(str(url))
         require(
             schema == expected,
             "tracking.uri",
@@ -186,6 +186,11 @@ def local_folder(location: str) -> Path | None:
 def restore_command(uri: str, experiment_id: str) -> str:
     """The command that restores an experiment that was deleted."""
     return f"MLFLOW_TRACKING_URI={shlex.quote(uri)} mlflow experiments restore --experiment-id {experiment_id}"
+
+
+def upgrade_command(url: str) -> str:
+    """The command that gives a database of an older MLflow the schema of the installed one."""
+    return shlex.join(["mlflow", "db", "upgrade", url])
 
 
 def first_line(error: BaseException) -> str:

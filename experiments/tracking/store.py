@@ -11,7 +11,6 @@ import json
 import logging
 import os
 import re
-import shlex
 import sqlite3
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -38,6 +37,7 @@ from experiments.tracking.check import (
     first_line,
     local_folder,
     restore_command,
+    upgrade_command,
 )
 from experiments.tracking.views import tuned_names, view_tags
 from lightning_modules.files import replaced_whole
@@ -323,8 +323,7 @@ def reason(error: BaseException, uri: str) -> str:
     if deleted := re.search(r"experiment (\d+) must be in the 'active' state", text):
         return f"its experiment was deleted; restore it: {restore_command(uri, deleted[1])}"
     if "out-of-date database schema" in text:
-        upgrade = shlex.join(["mlflow", "db", "upgrade", uri])
-        return f"another version of MLflow made this database; back it up, then run `{upgrade}`"
+        return f"another version of MLflow made this database; back it up, then run `{upgrade_command(uri)}`"
     return first_line(error)
 
 

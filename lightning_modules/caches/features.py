@@ -145,9 +145,10 @@ def compute_features(
 
 def _compiled(trunk: nn.Module, data: ClassFolderData, precision: Precision) -> OpenVino:
     """The network without its head, for this CPU; int8 is calibrated on training photos, the same each time."""
-    train = data.folders.train
-    chosen = np.random.default_rng(0).permutation(len(train))[:CALIBRATION_PHOTOS]
-    calibration = list(data.split_inputs(train.subset(sorted(chosen.tolist())), torch.device("cpu")))
+    train, calibration = data.folders.train, list[Tensor]()
+    if precision == "int8":
+        chosen = np.random.default_rng(0).permutation(len(train))[:CALIBRATION_PHOTOS]
+        calibration += data.split_inputs(train.subset(sorted(chosen.tolist())), torch.device("cpu"))
     side = data.preprocessing.image_size
     try:
         return OpenVino(trunk, side, torch.get_num_threads(), precision, calibration)

@@ -6,7 +6,6 @@ label smoothing, and the epochs are shuffled alike.
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import time
 from collections.abc import Sequence
@@ -102,8 +101,7 @@ class HeadPopulation:
             The epoch's metrics by the member's index.
         """
         (weights, *_), _ = self._parameters
-        is_small = weights.numel() <= ONE_THREAD_WEIGHTS
-        with at_most_threads(1) if is_small else contextlib.nullcontext():
+        with at_most_threads(1 if weights.numel() <= ONE_THREAD_WEIGHTS else torch.get_num_threads()):
             return self._train_epoch()
 
     def _train_epoch(self) -> dict[int, dict[str, float]]:

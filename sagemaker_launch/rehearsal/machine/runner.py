@@ -81,7 +81,7 @@ class Settings:
     serving_root: ImageRoot | None = None
     """This project's serving image, unpacked; None serves from the rehearsal's own environment."""
     without_gpu: bool = False
-    """Let jobs of GPU instances train on the CPU. No request can set it."""
+    """Let jobs and endpoints of GPU instances use the CPU. No request can set it."""
     debugger: bool = True
     """Whether the account has SageMaker Debugger."""
     keep_trees: bool = False
