@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import tarfile
 from pathlib import Path
 from typing import Any
 
 from tests.clients.recording import not_rehearsed, works
 from tests.clients.served import SERVER
+from tests.clients.typed import answer, aws
 
 BUCKET, ROLE = os.environ["BUCKET"], os.environ["ROLE"]
 SCRIPT = """
@@ -19,20 +19,6 @@ print("epoch=0 val_loss=0.5")
 print("epoch=1 val_loss=0.25")
 Path("/opt/ml/model/weights.txt").write_text(Path("/opt/ml/input/data/photos/a.txt").read_text())
 """
-
-
-def aws(*arguments: str) -> str:
-    """Type a command, and read what it prints."""
-    done = subprocess.run(["aws", *arguments], capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(done.stderr)
-    return done.stdout
-
-
-def answer(*arguments: str, query: str = "@") -> Any:
-    """The answer of an operation, or what a JMESPath expression takes from it."""
-    printed = aws(*arguments, "--output", "json", "--query", query)
-    return json.loads(printed) if printed.strip() else None
 
 
 def channel(name: str) -> dict[str, Any]:

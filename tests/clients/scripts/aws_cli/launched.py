@@ -3,37 +3,12 @@
 from __future__ import annotations
 
 import json
-import math
-import os
-import subprocess
 import tarfile
 from pathlib import Path
-from typing import Any
 
+from tests.clients.made import BEST, MADE, TRAINING_JOB, TUNING_JOB, close
 from tests.clients.recording import works
-
-MADE = json.loads(Path(os.environ["LAUNCHED"]).read_text())
-TUNING_JOB, TRAINING_JOB, BEST = MADE["tuning_job"], MADE["training_job"], MADE["best"]
-
-
-def aws(*arguments: str) -> str:
-    """Type a command, and read what it prints."""
-    done = subprocess.run(["aws", *arguments], capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(done.stderr)
-    return done.stdout
-
-
-def answer(*arguments: str, query: str = "@") -> Any:
-    """The answer of an operation, or what a JMESPath expression takes from it."""
-    printed = aws(*arguments, "--output", "json", "--query", query)
-    return json.loads(printed) if printed.strip() else None
-
-
-def close(found: float, reported: float) -> bool:
-    """Whether they agree to what float32 keeps, in which AWS keeps metrics."""
-    return math.isclose(found, reported, rel_tol=1e-5, abs_tol=1e-6)
-
+from tests.clients.typed import answer, aws
 
 with works("sagemaker describe-hyper-parameter-tuning-job; the launcher's search"):
     tuning = answer(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import math
 import os
 from pathlib import Path
 
@@ -19,18 +18,11 @@ from sagemaker.predictor import Predictor
 from sagemaker.pytorch import PyTorch
 from sagemaker.tuner import HyperparameterTuner
 
+from tests.clients.made import BEST, MADE, TRAINING_JOB, TUNING_JOB, close
 from tests.clients.recording import error_of, works
 
-MADE = json.loads(Path(os.environ["LAUNCHED"]).read_text())
-TUNING_JOB, TRAINING_JOB, BEST = MADE["tuning_job"], MADE["training_job"], MADE["best"]
 session = sagemaker.Session(default_bucket=os.environ["BUCKET"])
 photo = Path(MADE["photo"]).read_bytes()
-
-
-def close(found: list[float], reported: list[float]) -> bool:
-    """Whether they agree to what float32 keeps, which CloudWatch's metrics are read as."""
-    pairs = zip(found, reported, strict=True)
-    return all(math.isclose(one, other, rel_tol=1e-5, abs_tol=1e-6) for one, other in pairs)
 
 
 with works("HyperparameterTuner.attach, best_training_job; of the launcher's search"):
@@ -44,9 +36,9 @@ with works("HyperparameterTuner.analytics; of the launcher's search"):
     frame = tuner.analytics().dataframe().set_index("TrainingJobName")
     assert set(frame.index) == set(MADE["objectives"])
     for job, value in MADE["objectives"].items():
-        assert close([frame.FinalObjectiveValue[job]], [value])
+        assert close(frame.FinalObjectiveValue[job], value)
         settings = MADE["settings"][job]
-        assert close([frame.optimizer__learning_rate[job]], [float(settings["optimizer.learning_rate"])])
+        assert close(frame.optimizer__learning_rate[job], float(settings["optimizer.learning_rate"]))
         assert frame.optimizer__name[job].strip('"') == settings["optimizer.name"]
         assert frame.data__batch_size[job] == float(settings["data.batch_size"])
     ranges = HyperparameterTuningJobAnalytics(TUNING_JOB, sagemaker_session=session).tuning_ranges
@@ -55,8 +47,8 @@ with works("HyperparameterTuner.analytics; of the launcher's search"):
 with works("TrainingJobAnalytics.dataframe; of the launcher's jobs"):
     for job in (BEST, TRAINING_JOB):
         metrics = TrainingJobAnalytics(job, sagemaker_session=session).dataframe().groupby("metric_name").value
-        assert close([metrics.mean()["val_loss"]], [sum(MADE["epochs"][job]) / len(MADE["epochs"][job])])
-        assert close([metrics.min()[MADE["objective"]]], [min(MADE["epochs"][job])])
+        assert close(metrics.mean()["val_loss"], sum(MADE["epochs"][job]) / len(MADE["epochs"][job]))
+        assert close(metrics.min()[MADE["objective"]], min(MADE["epochs"][job]))
 
 with works("Estimator.attach, PyTorch.attach, model_data; of the launcher's jobs"):
     for job in (BEST, TRAINING_JOB):
@@ -87,7 +79,7 @@ with works("Session.logs_for_job, wait_for_job; of the launcher's job"):
 with works("Predictor(endpoint_name).predict(jpeg); of the launcher's endpoint"):
     predictor = Predictor(MADE["endpoint"], session, deserializer=JSONDeserializer())
     [scores] = predictor.predict(photo, initial_args={"ContentType": "image/jpeg"})
-    assert close(scores, MADE["scores"])
+    assert all(close(*pair) for pair in zip(scores, MADE["scores"], strict=True))
 
 with works("Estimator.deploy of the launcher's job, delete_endpoint"):
     own = Estimator.attach(TRAINING_JOB, sagemaker_session=session).deploy(
@@ -98,7 +90,7 @@ with works("Estimator.deploy of the launcher's job, delete_endpoint"):
         deserializer=JSONDeserializer(),
     )
     [beside] = own.predict(photo, initial_args={"ContentType": "image/jpeg"})
-    assert close(beside, scores)
+    assert all(close(*pair) for pair in zip(beside, scores, strict=True))
     own.delete_model()
     own.delete_endpoint()
     session.sagemaker_client.get_waiter("endpoint_deleted").wait(

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
-import os
 from pathlib import Path
 
 import boto3
@@ -17,16 +15,10 @@ from sagemaker.core.resources import (
     TrainingJob,
 )
 
+from tests.clients.made import BEST, MADE, TRAINING_JOB, TUNING_JOB, close
 from tests.clients.recording import works
 
-MADE = json.loads(Path(os.environ["LAUNCHED"]).read_text())
-TUNING_JOB, TRAINING_JOB, BEST = MADE["tuning_job"], MADE["training_job"], MADE["best"]
 photo = Path(MADE["photo"]).read_bytes()
-
-
-def close(found: float, reported: float) -> bool:
-    """Whether they agree to what float32 keeps, in which AWS keeps metrics."""
-    return math.isclose(found, reported, rel_tol=1e-5, abs_tol=1e-6)
 
 
 with works("HyperParameterTuningJob.get, refresh, wait; the launcher's search"):
