@@ -3,7 +3,8 @@
 python -m benchmarks.precision --data PATH/dogs6 --weights PATH/resnet50.safetensors
 
 Images per second of the network without its head, engines in turn; seconds until a sweep has its features, from an
-empty cache; and the best of 20 heads by val_loss, whose accuracies are those of the float32 network.
+empty cache; and the best of 20 heads by val_loss, whose accuracies are those of the float32 network. `--network-only`
+ends after the first of these.
 """
 
 from __future__ import annotations
@@ -85,11 +86,29 @@ def test_features(config: RunConfig) -> tuple[Tensor, Tensor]:
         return torch.cat([trunk(images) for images in inputs]), torch.tensor(folders.test.labels)
 
 
+def heads_on_each(config: RunConfig, figures: dict[str, object]) -> list[tuple[str, str]]:
+    """Seconds until the features are there, and the best head on them, for each precision."""
+    rows, test = [], test_features(config)
+    for precision in PRECISIONS:
+        forget_opened()
+        open_data_once(config)
+        started = time.perf_counter()
+        features = open_features_once(override(config, {"data.feature_precision": precision}))
+        seconds = time.perf_counter() - started
+        best = best_head(features, test)
+        figures[precision] = {"seconds": seconds, **best}
+        scores = ", ".join(f"{name} {value:.4f}" for name, value in best.items())
+        rows.append((f"features in {precision}", f"{seconds:.1f} s; {scores}"))
+        print(*rows[-1], file=sys.stderr)
+    return rows
+
+
 def main() -> None:
     """Measure and report."""
     command = parser(__doc__ or "")
     command.add_argument("--data", type=Path, required=True)
     command.add_argument("--weights", type=Path, required=True)
+    command.add_argument("--network-only", action="store_true")
     arguments = command.parse_args()
     prepare_process()
     rows, figures = [], dict[str, object]()
@@ -99,21 +118,12 @@ def main() -> None:
         figures["images_per_second"] = speeds
         spreads = {name: spread(values) for name, values in speeds.items()}
         base = spreads["PyTorch float32"]["median"]
+        figures["ratios"] = ratios = {name: found["median"] / base for name, found in spreads.items()}
         for name, found in spreads.items():
             text = f"{found['median']:.0f} images/s ({found['min']:.0f} to {found['max']:.0f})"
-            rows.append((name, f"{text}, {found['median'] / base:.2f} x"))
-        test = test_features(config)
-        for precision in PRECISIONS:
-            forget_opened()
-            open_data_once(config)
-            started = time.perf_counter()
-            features = open_features_once(override(config, {"data.feature_precision": precision}))
-            seconds = time.perf_counter() - started
-            best = best_head(features, test)
-            figures[precision] = {"seconds": seconds, **best}
-            scores = ", ".join(f"{name} {value:.4f}" for name, value in best.items())
-            rows.append((f"features in {precision}", f"{seconds:.1f} s; {scores}"))
-            print(*rows[-1], file=sys.stderr)
+            rows.append((name, f"{text}, {ratios[name]:.2f} x"))
+        if not arguments.network_only:
+            rows += heads_on_each(config, figures)
     report(rows, figures, arguments.json)
 
 

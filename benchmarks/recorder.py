@@ -102,6 +102,7 @@ def main() -> None:
                     own_spread = spread([seconds[index] for seconds in measured[record]])
                     figures[f"{case}, {clock}, {record}"] = own_spread
                     cost = own_spread["median"] / bare["median"] - 1
+                    figures[f"{case}, {clock}, {record}, ratio"] = 1 + cost
                     text = f"{cost:+.1%} ({bare['median']:.3f} -> {own_spread['median']:.3f} ms a step)"
                     rows.append((f"{case}, {record}, {clock}", text))
     report(rows, figures, arguments.json)

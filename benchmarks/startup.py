@@ -3,6 +3,7 @@
 python -m benchmarks.startup
 
 `--help`, and the time from the command to the first training step of a sweep over tiny photos with a small network.
+Beside them, in turn, what every program that trains waits for: torch, torchvision and an optimiser.
 """
 
 from __future__ import annotations
@@ -14,6 +15,15 @@ import time
 from pathlib import Path
 
 from benchmarks.common import parser, report, spread, write_photos
+
+BARE = "import torch, torchvision; torch.optim.SGD([torch.zeros(1, requires_grad=True)])"
+
+
+def bare_seconds() -> float:
+    """A program that makes an optimiser."""
+    started = time.perf_counter()
+    subprocess.run([sys.executable, "-c", BARE], check=True)
+    return time.perf_counter() - started
 
 
 def help_seconds() -> float:
@@ -55,15 +65,26 @@ def main() -> None:
     command = parser(__doc__ or "")
     command.add_argument("--repeat", type=int, default=7)
     arguments = command.parse_args()
+    seconds: dict[str, list[float]] = {"help": [], "first step": [], "bare": []}
     with tempfile.TemporaryDirectory() as folder:
         write_photos(Path(folder) / "photos", per_class=8, size=32)
-        shown = spread([help_seconds() for _ in range(arguments.repeat)])
-        step = spread([first_step_seconds(Path(folder) / "photos") for _ in range(arguments.repeat)])
+        for _ in range(arguments.repeat):
+            seconds["help"].append(help_seconds())
+            seconds["first step"].append(first_step_seconds(Path(folder) / "photos"))
+            seconds["bare"].append(bare_seconds())
+    spreads = {name: spread(values) for name, values in seconds.items()}
+    ratios = {name: spreads[name]["median"] / spreads["bare"]["median"] for name in ("help", "first step")}
+    shown = {
+        "help": "--help",
+        "first step": "first training step of a sweep",
+        "bare": "import torch, torchvision, make an optimiser",
+    }
     rows = [
-        ("--help", f"{shown['median']:.2f} s ({shown['min']:.2f} to {shown['max']:.2f})"),
-        ("first training step of a sweep", f"{step['median']:.1f} s ({step['min']:.1f} to {step['max']:.1f})"),
+        (shown[name], f"{found['median']:.2f} s ({found['min']:.2f} to {found['max']:.2f}, n={found['n']})")
+        for name, found in spreads.items()
     ]
-    report(rows, {"help_seconds": shown, "first_step_seconds": step}, arguments.json)
+    rows += [(f"{shown[name]} / the imports alone", f"{ratio:.2f}") for name, ratio in ratios.items()]
+    report(rows, {"seconds": spreads, "ratios": ratios}, arguments.json)
 
 
 if __name__ == "__main__":

@@ -4,13 +4,13 @@ import sys
 
 from experiments.cli import main
 from experiments.console import guard_output
-from lightning_modules.garbage import collect_rarely
+from lightning_modules.startup import start_fast
 
 
 def run() -> int:
     """Run the command that this process was started with, and return its exit code."""
     guard_output()
-    collect_rarely()
+    start_fast()
     return main(sys.argv[1:])
 
 

@@ -3,14 +3,14 @@
 import sys
 
 from experiments.console import guard_output
-from lightning_modules.garbage import collect_rarely
+from lightning_modules.startup import start_fast
 from sagemaker_launch.cli import main
 
 
 def run() -> int:
     """Run the command that this process was started with, and return its exit code."""
     guard_output()
-    collect_rarely()
+    start_fast()
     return main(sys.argv[1:])
 
 

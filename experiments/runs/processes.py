@@ -14,8 +14,8 @@ from typing import Any
 
 from experiments.errors import EXIT_INTERRUPTED
 from experiments.runs.environment import own_environment, set_variables
-from lightning_modules.garbage import collect_rarely
 from lightning_modules.redaction import remember, remembered
+from lightning_modules.startup import start_fast
 
 CONTEXT = multiprocessing.get_context("spawn")
 """CUDA and threads do not survive a fork, and a fork server keeps the environment that it started with."""
@@ -62,7 +62,7 @@ def start_process(
 def _run(secrets: frozenset[str], target: Callable[..., None], arguments: tuple[Any, ...]) -> None:
     """Run a function in a new process that redacts what its parent redacts."""
     remember(secrets)
-    collect_rarely()
+    start_fast()
     target(*arguments)
 
 

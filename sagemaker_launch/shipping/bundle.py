@@ -27,6 +27,14 @@ from sagemaker_launch.shipping.secret_scan import refuse_secrets
 ENTRY = "entry.py"
 REQUIREMENTS = "requirements.txt"
 ENTRY_MODULE = "sagemaker_launch.container.entry"
+ENTRY_SCRIPT = f"""from lightning_modules.startup import start_fast
+
+start_fast()
+
+from {ENTRY_MODULE} import main
+
+main()
+"""
 SMDEBUG = "smdebug==1.0.34"
 PYTHONS = ("3.11", "3.12", "3.13")
 """Interpreters for which packages travel with a job that has no network: the image decides which one it is."""
@@ -67,7 +75,7 @@ def shipped_files() -> dict[str, bytes]:
     files = {f"{name.replace('.', '/')}.py": _source(name, path) for name, path in import_graph(ENTRY_MODULE).items()}
     packages = {folder.as_posix() for name in files for folder in Path(name).parents[:-1]}
     files |= {f"{package}/__init__.py": b"" for package in packages}
-    files[ENTRY] = f"from {ENTRY_MODULE} import main\n\nmain()\n".encode()
+    files[ENTRY] = ENTRY_SCRIPT.encode()
     files[REQUIREMENTS] = requirements_file().read_bytes()
     return files
 
