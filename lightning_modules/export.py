@@ -14,7 +14,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 
-from lightning_modules import inference
+from lightning_modules import inference, ray_serve
 from lightning_modules.errors import UserError
 from lightning_modules.files import replaced_whole
 from lightning_modules.folders import read_photo
@@ -75,6 +75,7 @@ def write_export(
         shutil.copyfile(inference.__file__, part / "code" / "inference.py")
         # SageMaker's containers have torch, torchvision and Pillow; nothing more is needed, nothing may be installed.
         (part / "code" / "requirements.txt").write_text("")
+        (part / ray_serve.CONFIG_FILE).write_text(ray_serve.CONFIG, encoding="utf-8")
         photo.save(part / "golden" / "image.jpg", quality=95)
         model = inference.Model(network, preprocessing, class_names, version=str(manifest["sha256"]))
         scores = model.score([inference.decode_image((part / "golden" / "image.jpg").read_bytes())])[0]

@@ -1,9 +1,12 @@
 """Score images with an export folder. Stands alone: torch, torchvision, Pillow and the standard library only.
 
+What Ray Serve calls, at the end, imports Ray and Starlette too, which are where Ray Serve runs.
+
 This file is copied into every export as `code/inference.py` and is what an endpoint runs; training, `predict` and the
 registered MLflow model decode and crop through the same functions, so serving cannot drift from training.
 """
 
+import asyncio
 import base64
 import enum
 import functools
@@ -14,6 +17,7 @@ import math
 import os
 import re
 import struct
+import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -47,6 +51,8 @@ MAX_BODY = 6 * 1024 * 1024
 """Bytes of a request (SageMaker's own limit for real-time endpoints was 6 MB for years)."""
 MAX_IMAGES = 32
 """Images that one JSON request may hold; together they may have MAX_PIXELS."""
+MAX_QUEUED = 64
+"""Requests that may wait for a replica of Ray Serve; beyond it the answer is 503. Each has up to MAX_BODY in memory."""
 MAX_HEADER = 1024 * 1024
 """Bytes of a safetensors header. The longest of torchvision's classifiers has 160 KB."""
 MAX_JSON = 16 * 1024 * 1024
@@ -74,6 +80,9 @@ PngImagePlugin.MAX_TEXT_CHUNK = 16 * 1024 * 1024
 _BITS, _PHOTOMETRIC, _SAMPLE_FORMAT, _LEAST, _MOST = 258, 262, 339, 340, 341
 _STRIP_OFFSETS, _TILE_OFFSETS = 273, 324
 _WHITE_IS_ZERO, _SIGNED = 0, 2
+
+_EXPORT = Path(__file__).resolve().parents[1]
+"""The export folder, for the copy of this file that is in it."""
 
 _NO_MEMORY = (MemoryError, RuntimeError)
 """RuntimeError is torch's; Pillow's decoders say it by an OSError too."""
@@ -798,13 +807,17 @@ def model_fn(model_dir: str) -> Model:
     Raises:
         BadExportError: if the folder is not whole, the scores are others, or PyTorch does not see the instance's GPU.
     """
-    # `deploy` sets it for instances with GPUs. On the CPU they would be slow, and nothing would say why.
-    if os.environ.get("SERVING_DEVICE") == "cuda" and not torch.cuda.is_available():
-        raise BadExportError("this instance has a GPU, and PyTorch sees none: the driver must fit its CUDA")
+    _require_gpu(torch.cuda.is_available())
     torch.backends.cudnn.allow_tf32 = False  # with its 10 bits logits are off by more than GOLDEN_TOLERANCE
     model = load_export(Path(model_dir), "cuda" if torch.cuda.is_available() else "cpu")
     check_golden(Path(model_dir), model)
     return model
+
+
+def _require_gpu(is_seen: bool) -> None:
+    # `deploy` sets it for instances with GPUs. On the CPU they would be slow, and nothing would say why.
+    if os.environ.get("SERVING_DEVICE") == "cuda" and not is_seen:
+        raise BadExportError("this instance has a GPU, and PyTorch sees none: the driver must fit its CUDA")
 
 
 def input_fn(body: bytes | str, content_type: str | None) -> list[Tensor | BadImageError]:
@@ -886,3 +899,61 @@ def output_fn(prediction: Prediction, accept: str, context: object = None) -> tu
     if status != 200:
         context.set_response_status(status, "Bad Request")  # type: ignore[attr-defined]
     return text, "application/json"
+
+
+# What Ray Serve calls, which is in AWS's `ray` images. `config.yaml` of the export names `ray_application`.
+
+
+class RayReplica:
+    """A process of Ray Serve with the model: it decodes some requests at once, and scores one at a time."""
+
+    def __init__(self) -> None:
+        self._model = model_fn(str(_EXPORT))
+        self._network = threading.Lock()
+
+    async def __call__(self, request: Any) -> Any:
+        """Answer a request of Starlette with a response of Starlette."""
+        from starlette.responses import Response
+
+        body, headers = await request.body(), request.headers
+        status, text = await asyncio.to_thread(self._answer, body, headers)
+        return Response(text, status, media_type="application/json")
+
+    def _answer(self, body: bytes, headers: Mapping[str, str]) -> tuple[int, str]:
+        images = input_fn(body, headers.get("content-type"))
+        with self._network:
+            prediction = predict_fn(images, self._model)
+        return prediction.answer(headers.get("accept", ""), headers.get(ATTRIBUTES_HEADER, ""))
+
+
+def ray_application(args: dict) -> Any:  # type: ignore[type-arg]
+    """The application of Ray Serve: a replica per GPU, or one that uses all processors.
+
+    It scores the golden photo first, on a processor. Until it returns, Ray has no route, so that `/ping` of AWS's
+    container answers 503 for a model that scores otherwise. Each replica scores the photo again, where it computes.
+
+    Args:
+        args: of `config.yaml`, which has none.
+
+    Raises:
+        BadExportError: if the export is not whole, its scores are others, or Ray sees no GPU of an instance that has.
+    """
+    import ray
+    from ray import serve
+
+    del args
+    resources = ray.cluster_resources()
+    cpus, gpus = int(resources["CPU"]), int(resources.get("GPU", 0))
+    _require_gpu(gpus > 0)
+    check_golden(_EXPORT, load_export(_EXPORT))
+    replicas = max(1, gpus)
+    # Ray gives a replica as many threads of OpenMP as it has processors.
+    cpus_each = max(1, cpus // replicas)
+    deployed = serve.deployment(
+        RayReplica,
+        num_replicas=replicas,
+        ray_actor_options={"num_cpus": cpus_each, "num_gpus": 1 if gpus else 0},
+        max_ongoing_requests=cpus_each,
+        max_queued_requests=MAX_QUEUED,
+    )
+    return deployed.bind()

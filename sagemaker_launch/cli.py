@@ -120,7 +120,7 @@ def _rehearse(settings: CloudSettings, config: RunConfig, arguments: argparse.Na
     from sagemaker_launch.rehearse import RehearsalError, misleading_variables, rehearse_all, run_rehearsal
 
     root = config.output_dir / "rehearsal"
-    named = ("port", "faults", "quotas", "toolkit", "python", "torchserve_environment", "serving_root")
+    named = ("port", "faults", "quotas", "toolkit", "python", "inference_images", "serving_root")
     options = [
         f"--{name.replace('_', '-')}={value}" for name in named if (value := getattr(arguments, name)) is not None
     ]
@@ -236,8 +236,8 @@ def _add_commands(commands: Any) -> None:
     rehearse.add_argument("--toolkit", choices=TOOLKITS, help=text)
     text = "interpreter of jobs (by default a Python of the version in AWS's image, if there is one)"
     rehearse.add_argument("--python", type=Path, metavar="PATH", help=text)
-    text = "folder of AWS's inference image TorchServe, which is built there once (needs Java and Linux namespaces)"
-    rehearse.add_argument("--torchserve-environment", type=Path, metavar="DIR", help=text)
+    text = "folder of AWS's images Ray Serve (needs root) and TorchServe (needs Java), each built there once"
+    rehearse.add_argument("--inference-images", type=Path, metavar="DIR", help=text)
     text = "folder of our serving image, unpacked (docs/endpoints.md): endpoints run from it (needs root)"
     rehearse.add_argument("--serving-root", type=Path, metavar="DIR", help=text)
     text = "whose key is printed: of the launcher, under its printed policy, or one for other clients, without limits"

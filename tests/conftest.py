@@ -15,7 +15,9 @@ import pytest
 from tests.shared_run import Keeper, SharedRun
 
 if TYPE_CHECKING:
-    from sagemaker_launch.rehearsal.endpoints.torchserve import TorchServe
+    from sagemaker_launch.rehearsal.endpoints.aws_server import AwsServer
+    from sagemaker_launch.rehearsal.machine.image import Contents, Image
+    from sagemaker_launch.rehearsal.machine.namespaces import Namespaces
 
 # Before torch is imported, here and in the processes that tests start. Tiny networks gain nothing from a second thread,
 # and wait long for one that another process, such as the publisher, keeps off its core.
@@ -54,6 +56,7 @@ LONGEST = (
     "integration/test_publisher.py",
     "integration/test_postgres.py",
     "integration/test_rehearsal.py",
+    "integration/test_ray_serve.py",
     "integration/test_torchserve.py",
 )
 KEEPER = pytest.StashKey[Keeper]()
@@ -184,29 +187,48 @@ def smdebug_environment(shared_run: SharedRun) -> None:
 
 
 @pytest.fixture(scope="session")
-def start_torchserve(shared_run: SharedRun) -> Callable[..., TorchServe]:
-    """Starts AWS's inference container with a folder of its own on a model folder, or a skip where that can't be.
+def start_torchserve(shared_run: SharedRun) -> Callable[..., AwsServer]:
+    """Starts AWS's container with TorchServe in a folder of its own on a model folder, or a skip where that can't be.
 
     More variables of the container may be a third argument.
     """
-    from sagemaker_launch.rehearsal.endpoints.torchserve import TorchServe, contents
-    from sagemaker_launch.rehearsal.machine.image import Interpreter, build_image
-    from sagemaker_launch.rehearsal.machine.namespaces import find_namespaces
+    from sagemaker_launch.rehearsal.endpoints import torchserve
 
     if shutil.which("java") is None:
         pytest.skip("needs Java (Debian: default-jre-headless), in which TorchServe is written")
+    image, namespaces = _inference_image(shared_run, "torchserve", torchserve.contents())
+    return lambda tree, model, *environment: torchserve.start(tree, model, image, namespaces, *environment)
+
+
+@pytest.fixture(scope="session")
+def start_ray_serve(shared_run: SharedRun) -> Callable[..., AwsServer]:
+    """The same of AWS's container with Ray Serve."""
+    from sagemaker_launch.rehearsal.endpoints import ray_serve
+    from sagemaker_launch.rehearsal.machine.namespaces import find_namespaces
+
+    namespaces = find_namespaces()
+    if namespaces is None or not namespaces.root or shutil.which("curl") is None:
+        pytest.skip("needs curl, and root to give the container a network of its own")
+    image, namespaces = _inference_image(shared_run, "ray-serve", ray_serve.contents())
+    return lambda tree, model, *environment: ray_serve.start(tree, model, image, namespaces, *environment)
+
+
+def _inference_image(shared_run: SharedRun, name: str, contents: Contents) -> tuple[Image, Namespaces]:
+    """One of AWS's inference images in JOB_IMAGES, and namespaces for its containers."""
+    from sagemaker_launch.rehearsal.machine.image import Interpreter, build_image
+    from sagemaker_launch.rehearsal.machine.namespaces import find_namespaces
+
     namespaces = find_namespaces()
     if namespaces is None:
-        pytest.skip("needs Linux namespaces: AWS's toolkit writes to /etc and sees the whole machine's processes")
+        pytest.skip("needs Linux namespaces: AWS's containers write to /etc and see the whole machine's processes")
 
     def build(_: Path) -> None:
-        shared_run.note_build("environment of TorchServe")
-        build_image(JOB_IMAGES, contents(), own)
+        shared_run.note_build(f"environment of {name}")
+        build_image(JOB_IMAGES, contents, own)
 
     own = Interpreter.ask(Path(sys.executable))
-    shared_run.build_once("environment-of-torchserve", build)
-    image = build_image(JOB_IMAGES, contents(), own)
-    return lambda tree, model, *environment: TorchServe(tree, model, image, namespaces, *environment)
+    shared_run.build_once(f"environment-of-{name}", build)
+    return build_image(JOB_IMAGES, contents, own), namespaces
 
 
 @pytest.fixture(scope="session")

@@ -27,9 +27,8 @@ def add_endpoint_commands(add: Add) -> None:
     source.add_argument("--run", metavar="RUN_ID", help="the model of a run in MLflow")
     source.add_argument("--model", help="export folder, or registry URI such as models:/NAME@champion")
     deploy.add_argument("--ttl", default=DEFAULT_TTL, help="how long it may live: 30m, 4h, 2d, none (default 4h)")
-    deploy.add_argument(
-        "--image", dest="endpoint.image", choices=("own", "aws"), help="ours, or AWS's last one with TorchServe"
-    )
+    text = "ours, AWS's maintained one with Ray Serve, or AWS's last one with TorchServe"
+    deploy.add_argument("--image", dest="endpoint.image", choices=("own", "aws", "torchserve"), help=text)
     deploy.add_argument("--dry-run", action="store_true", help="print the requests as JSON and deploy nothing")
     query = add("query", _query, "Name what is on photos, by an endpoint or a server at home.")
     query.add_argument("targets", nargs="+", metavar="NAME PHOTO", help="the endpoint, then photos and folders of them")

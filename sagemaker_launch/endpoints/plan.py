@@ -131,7 +131,8 @@ def _packed(
 ) -> tuple[Path, str, Deployment]:
     """A model's archive on this machine, its key in the bucket, and the deployment."""
     say(f"model: {model.source}, {_check(model)}")
-    archive = pack_model(model.export, config.output_dir / "models" / f"{plan.name}.tar.gz")
+    target = config.output_dir / "models" / f"{plan.name}.tar.gz"
+    archive = pack_model(model.export, target, for_ray_serve=settings.endpoint.image == "aws")
     key = f"models/{file_sha256(archive)[:32]}/model.tar.gz"
     return archive, key, deployment(settings, plan.name, plan.image, f"{settings.uri}/{key}")
 

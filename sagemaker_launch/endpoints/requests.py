@@ -10,7 +10,7 @@ from datetime import datetime
 
 from experiments.config import require
 from sagemaker_launch.aws.image_uris import Version
-from sagemaker_launch.aws.instances import inference_ami
+from sagemaker_launch.aws.instances import GPU_CAPABILITIES, family, inference_ami
 from sagemaker_launch.aws.resources import CONFIG, ENDPOINT, MODEL, Request
 from sagemaker_launch.endpoints.lease import ENDPOINT_TAG, Lease
 from sagemaker_launch.settings.cloud import PROJECT_TAG, CloudSettings
@@ -20,6 +20,21 @@ from sagemaker_launch.shipping.shipment import serving_cuda, serving_device
 DIMENSION = "sagemaker:variant:DesiredInstanceCount"
 MAX_NAME = 52
 """Characters of an endpoint's name: AWS takes 63, and models and configs have a hash at the end."""
+_TOOLKIT_VARIABLES = {"SAGEMAKER_PROGRAM": "inference.py", "SAGEMAKER_SUBMIT_DIRECTORY": "/opt/ml/model/code"}
+IMAGE_VARIABLES: Mapping[str, Mapping[str, str]] = {
+    "own": _TOOLKIT_VARIABLES,
+    "torchserve": _TOOLKIT_VARIABLES,
+    # Ray reports its use to its maker unless it is told not to (docs.ray.io, Usage Stats Collection).
+    "aws": {"RAY_USAGE_STATS_ENABLED": "0"},
+}
+"""Variables of a serving image's container. AWS's toolkit beside TorchServe reads the first two."""
+RAY_SERVE_AMI = "al2-ami-sagemaker-inference-gpu-3-1"
+"""Machine image with which AWS documents its Ray Serve image: its driver runs all of CUDA 12.
+
+Source: github.com/aws/deep-learning-containers, docs/ray/deployment/sagemaker.md (2026-08).
+"""
+NEWEST_WITH_RAY_SERVE_AMI = (9, 0)
+"""Newest compute capability that its driver (550) knows; GPUs of Blackwell have 10.0 and more and need 570."""
 INVOCATIONS_PER_INSTANCE, BACKLOG_PER_INSTANCE = 300.0, 5.0
 """Default targets of scaling: requests per minute; for an async endpoint requests that wait."""
 
@@ -259,10 +274,8 @@ def _model(settings: CloudSettings, image_uri: str, model_uri: str) -> Request:
         "PrimaryContainer": {
             "Image": image_uri,
             "ModelDataUrl": model_uri,
-            # AWS's toolkit reads the first two.
             "Environment": {
-                "SAGEMAKER_PROGRAM": "inference.py",
-                "SAGEMAKER_SUBMIT_DIRECTORY": "/opt/ml/model/code",
+                **IMAGE_VARIABLES[settings.endpoint.image],
                 **needs_gpu,
                 **settings.endpoint.environment,
             },
@@ -290,7 +303,7 @@ def _config(settings: CloudSettings, name: str, model_name: str, cuda: Version |
             "InitialVariantWeight": 1.0,
             "ContainerStartupHealthCheckTimeoutInSeconds": endpoint.startup_timeout_seconds,
         }
-        ami = endpoint.inference_ami or (inference_ami(cuda) if cuda and serving_device(settings) == "cuda" else None)
+        ami = endpoint.inference_ami or (_ami(endpoint, cuda) if serving_device(settings) == "cuda" else None)
         if ami is not None:
             variant["InferenceAmiVersion"] = ami
     config: Request = {"ProductionVariants": [variant]}
@@ -313,6 +326,14 @@ def _config(settings: CloudSettings, name: str, model_name: str, cuda: Version |
             **key,
         }
     return config
+
+
+def _ami(endpoint: EndpointSettings, cuda: Version | None) -> str | None:
+    """The machine image of an endpoint with GPUs; None for AWS's default, where the image's CUDA is not known."""
+    capability = GPU_CAPABILITIES.get(family(endpoint.instance_type), NEWEST_WITH_RAY_SERVE_AMI)
+    if endpoint.image == "aws" and capability <= NEWEST_WITH_RAY_SERVE_AMI:
+        return RAY_SERVE_AMI
+    return inference_ami(cuda) if cuda else None
 
 
 def async_uri(settings: CloudSettings, name: str, folder: str) -> str:

@@ -62,7 +62,7 @@ def main() -> int:
             rollout_speed=arguments.rollout_speed,
             toolkit=arguments.toolkit,
             python=arguments.python,
-            torchserve_environment=arguments.torchserve_environment,
+            inference_images=arguments.inference_images,
             serving_root=arguments.serving_root and ImageRoot.read(arguments.serving_root),
             without_gpu=arguments.without_gpu,
             debugger=not arguments.without_debugger,
@@ -134,7 +134,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--toolkit", default=TOOLKITS[0], choices=TOOLKITS, help=f"AWS's toolkit in jobs (default: {TOOLKITS[0]})")
     add("--python", type=Path, metavar="PATH", help="interpreter of jobs (default: as in AWS's image, if there is one)")
-    add("--torchserve-environment", type=Path, help="folder of AWS's inference image, built there when first needed")
+    add("--inference-images", type=Path, help="folder of AWS's inference images, built there when first needed")
     add("--serving-root", type=Path, help="folder of this project's serving image, unpacked: endpoints run from it")
     add("--grace", type=float, default=120.0, help="seconds between SIGTERM and SIGKILL (default: 120, as on AWS)")
     add("--checkpoint-interval", type=float, default=2.0, help="seconds between uploads of checkpoints (default: 2)")

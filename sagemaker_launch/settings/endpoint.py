@@ -21,8 +21,8 @@ class EndpointSettings:
 
     kind: Literal["realtime", "serverless", "async"] = "realtime"
     """Running instances (realtime), instances that start on a request (serverless), or a queue in S3 (async)."""
-    image: Literal["own", "aws"] = "own"
-    """Our serving image for current PyTorch, or AWS's last one (PyTorch 2.6 with TorchServe)."""
+    image: Literal["own", "aws", "torchserve"] = "own"
+    """Our serving image, AWS's maintained one (Ray Serve), or AWS's last one with TorchServe (PyTorch 2.6)."""
     image_uri: str | None = None
     """Serving image in ECR; by default what `python -m sagemaker_launch image` pushes, or AWS's."""
     instance_type: str = used_by("ml.c5.xlarge", "cloud deploy", "cloud image", shape="ProductionVariantInstanceType")
@@ -73,6 +73,8 @@ class EndpointSettings:
         check(self.min_instances >= fewest, "min_instances", f"be >= {fewest} for kind {self.kind}")
         most = max(1, self.min_instances)
         check(self.max_instances >= most, "max_instances", f"be >= {most}, the machines that it starts with")
+        # Ray keeps objects in shared memory, which a serverless container lacks; AWS documents instances only.
+        check(self.kind != "serverless" or self.image != "aws", "image", "be own or torchserve for kind serverless")
         check(
             self.kind != "serverless" or self.max_instances == 1,
             "max_instances",

@@ -15,18 +15,24 @@ from urllib.parse import urlsplit
 
 from experiments.console import say
 from experiments.errors import UserError
+from lightning_modules import ray_serve
 from lightning_modules.files import replaced_whole
 
 WEIGHTS = "model.safetensors"
+CODE = "code/inference.py"
 FILES = (
     WEIGHTS,
     "model.json",
     "golden/image.jpg",
     "golden/scores.json",
-    "code/inference.py",
+    CODE,
     "code/requirements.txt",
+    ray_serve.CONFIG_FILE,
 )
 """The files of an export folder and of an archive, listed here without importing torch, so that `sync` starts fast."""
+OPTIONAL = (ray_serve.CONFIG_FILE,)
+"""Files that exports of 0.1.0 lack."""
+_INFERENCE = Path(ray_serve.__file__).with_name("inference.py")
 PICKLES = (".pt", ".pth", ".pkl", ".pickle", ".bin", ".ckpt", ".joblib", ".npy", ".npz")
 """Suffixes of weights that run code when they are read."""
 MAX_BYTES = 8_000_000_000
@@ -46,8 +52,12 @@ class BadArchiveError(UserError):
     """The archive is not a model of this project; nothing of it was kept."""
 
 
-def pack_model(export: Path, target: Path) -> Path:
+def pack_model(export: Path, target: Path, *, for_ray_serve: bool = False) -> Path:
     """Write an export folder as `model.tar.gz`, which depends on names and contents only.
+
+    Args:
+        for_ray_serve: give an export that Ray Serve can't run, as it lacks `config.yaml`, that file and today's
+            `code/inference.py`, by which this version reads such exports too.
 
     Returns:
         `target`.
@@ -55,9 +65,13 @@ def pack_model(export: Path, target: Path) -> Path:
     Raises:
         BadArchiveError: if a file is missing, or a link out of the folder, whose target would be sent.
     """
-    missing = [name for name in FILES if not (export / name).is_file()]
+    missing = _missing(export)
     if missing:
         raise BadArchiveError(f"{export} must be an export folder, it lacks {', '.join(missing)}")
+    contents: dict[str, Path | bytes] = {name: export / name for name in FILES if (export / name).is_file()}
+    if for_ray_serve and ray_serve.CONFIG_FILE not in contents:
+        say(f"{export} has no {ray_serve.CONFIG_FILE}: the archive gets one, and today's {CODE}")
+        contents |= {ray_serve.CONFIG_FILE: ray_serve.CONFIG.encode(), CODE: _INFERENCE}
     links = [name for name in FILES if not (export / name).resolve().is_relative_to(export.resolve())]
     if links:
         raise BadArchiveError(f"{export} must hold its own files, but {', '.join(links)} is a link to one elsewhere")
@@ -69,12 +83,17 @@ def pack_model(export: Path, target: Path) -> Path:
         gzip.GzipFile(fileobj=file, mode="wb", filename="", mtime=0, compresslevel=1) as zipped,
         tarfile.open(fileobj=zipped, mode="w", format=tarfile.USTAR_FORMAT) as archive,
     ):
-        for name in sorted(FILES):
+        for name, source in sorted(contents.items()):
             entry = tarfile.TarInfo(name)
-            entry.size, entry.mode = (export / name).stat().st_size, 0o644
-            with (export / name).open("rb") as content:
+            entry.size = len(source) if isinstance(source, bytes) else source.stat().st_size
+            entry.mode = 0o644
+            with io.BytesIO(source) if isinstance(source, bytes) else source.open("rb") as content:
                 archive.addfile(entry, content)
     return target
+
+
+def _missing(export: Path) -> list[str]:
+    return [name for name in FILES if name not in OPTIONAL and not (export / name).is_file()]
 
 
 def unpack_model(archive: Path, folder: Path) -> Path:
@@ -91,7 +110,7 @@ def unpack_model(archive: Path, folder: Path) -> Path:
         part.mkdir()
         with refusing_damaged(archive):
             _extract(archive, part)
-        missing = [name for name in FILES if not (part / name).is_file()]
+        missing = _missing(part)
         if missing:
             raise BadArchiveError(f"{archive} must hold a whole export, it lacks {', '.join(missing)}")
         shutil.rmtree(folder, ignore_errors=True)

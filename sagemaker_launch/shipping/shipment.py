@@ -5,12 +5,19 @@ from __future__ import annotations
 import json
 from importlib import metadata
 from pathlib import Path
+from typing import Literal
 
 from experiments.config import RunConfig, override, require
 from experiments.console import say
 from experiments.errors import UserError
 from lightning_modules.files import file_sha256
-from sagemaker_launch.aws.image_uris import Version, read_image_uri
+from sagemaker_launch.aws.image_uris import (
+    CONTAINER_ACCOUNTS,
+    RAY_SERVE_CUDA,
+    Version,
+    read_image_uri,
+    repository_of,
+)
 from sagemaker_launch.aws.instances import local_disk_gb
 from sagemaker_launch.aws.partitions import dns_suffix
 from sagemaker_launch.container.machines import has_gpu
@@ -142,23 +149,37 @@ def find_image(settings: CloudSettings, region: str, cache_dir: Path) -> str:
 
 
 def find_serving_image(settings: CloudSettings, region: str, cache_dir: Path) -> str:
-    """The serving image: the one that is set, our own in this account's ECR, or AWS's last one.
+    """The serving image: the one that is set, our own in this account's ECR, or one of AWS's.
 
     Raises:
-        UserError: if AWS's is selected and AWS's SDK, which has its URI, is not installed.
+        UserError: if one of AWS's is selected and another one is set, or its URI is not known.
     """
     endpoint = settings.endpoint
-    if endpoint.image == "aws":
-        say("AWS's PyTorch inference image is the last one: PyTorch 2.6.0, without patches since 2026-06-30")
+    if endpoint.image == "torchserve":
+        say("AWS's TorchServe image is the last one: PyTorch 2.6.0, without patches since 2026-06-30")
     if endpoint.image_uri is not None:
+        _check_repository(endpoint.image, endpoint.image_uri)
         return endpoint.image_uri
     if endpoint.image == "own":
         return own_serving_image(settings, region, serving_device(settings))
+    if endpoint.image == "aws":
+        return ray_serve_image(region, serving_device(settings))
     query = {"framework": "pytorch", "version": "2.6.0", "py_version": "py312", "image_scope": "inference"}
     return _image_uri("cloud.endpoint.image_uri", query, region, endpoint.instance_type, cache_dir)
 
 
-def serving_device(settings: CloudSettings) -> str:
+def _check_repository(image: str, uri: str) -> None:
+    """Refuse an image of ours, or AWS's other one, as the one of AWS that is selected."""
+    repository = {"aws": "ray", "torchserve": "pytorch-inference"}.get(image)
+    if repository is not None and repository_of(uri) != repository:
+        raise UserError(
+            f"cloud.endpoint.image_uri must name AWS's repository {repository}, or a copy of that name, for "
+            f"cloud.endpoint.image {image}, got {uri}: leave it out (--cloud.endpoint.image_uri null), or choose "
+            "another cloud.endpoint.image"
+        )
+
+
+def serving_device(settings: CloudSettings) -> Literal["cpu", "cuda"]:
     """Device of an endpoint's instances: cpu or cuda."""
     return "cuda" if settings.endpoint.has_instances and has_gpu(settings.endpoint.instance_type) else "cpu"
 
@@ -167,13 +188,32 @@ def serving_cuda(settings: CloudSettings, image: str) -> Version | None:
     """Version of CUDA of a serving image, by its tag, or of our own image; None if it is not known."""
     found = read_image_uri(image)
     tagged = found.cuda if found else None
-    return tagged or (SERVING_CUDA if settings.endpoint.image == "own" else None)
+    return tagged or {"own": SERVING_CUDA, "aws": RAY_SERVE_CUDA}.get(settings.endpoint.image)
 
 
 def own_serving_image(settings: CloudSettings, region: str, device: str) -> str:
     """The URI to which `python -m sagemaker_launch image --push` pushes our serving image."""
     version = metadata.version("local-first-experiments")
     return f"{settings.account}.dkr.ecr.{region}.{dns_suffix(region)}/{settings.project}-serving:{version}-{device}"
+
+
+def ray_serve_image(region: str, device: Literal["cpu", "cuda"]) -> str:
+    """The URI of AWS's Ray Serve image for SageMaker.
+
+    The tag `-v1` moves with AWS's patches and with new versions of Ray, up to a change that is not compatible.
+
+    Raises:
+        UserError: if AWS does not say where the region has it.
+
+    Source: github.com/aws/deep-learning-containers, docs/src/data/ray/2.57-cpu-sagemaker.yml (2026-08).
+    """
+    account = CONTAINER_ACCOUNTS.get(region)
+    if account is None:
+        raise UserError(
+            f"cloud.endpoint.image_uri must be set in {region}, for which AWS lists no registry with its Ray Serve "
+            "image: name the image there, or choose cloud.endpoint.image own"
+        )
+    return f"{account}.dkr.ecr.{region}.{dns_suffix(region)}/ray:serve-ml-sagemaker-{device}-v1"
 
 
 def _image_uri(field: str, query: dict[str, str], region: str, instance_type: str, cache_dir: Path) -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import requests
 
-from sagemaker_launch.rehearsal.endpoints.torchserve import TorchServe
+from sagemaker_launch.rehearsal.endpoints.aws_server import AwsServer
 from sagemaker_launch.shipping.archive import pack_model, unpack_model
 from tests.unit.lightning_modules.test_export import export, tiny_network
 
@@ -69,19 +69,19 @@ def attacker() -> Iterator[Attacker]:
         thread.join()
 
 
-def attack(server: TorchServe, attacker: Attacker) -> int:
+def attack(server: AwsServer, attacker: Attacker) -> int:
     """What a page of the attacker can send without asking the browser's leave; the status."""
     question = {"url": attacker.url, "initial_workers": "1", "synchronous": "false", "model_name": "evil"}
     headers = {"Origin": "http://attacker.example", "Content-Type": "text/plain"}
     return requests.post(f"{server.url}/models", params=question, headers=headers, timeout=60).status_code
 
 
-def ran(server: TorchServe) -> bool:
+def ran(server: AwsServer) -> bool:
     return (server.tree / "home" / "ran").exists()
 
 
 def test_no_page_loads_a_model_into_an_endpoint(
-    model: Path, start_torchserve: Callable[[Path, Path], TorchServe], attacker: Attacker, tmp_path: Path
+    model: Path, start_torchserve: Callable[[Path, Path], AwsServer], attacker: Attacker, tmp_path: Path
 ) -> None:
     with start_torchserve(tmp_path / "tree", model) as server:
         server.wait_until_ready()
@@ -95,7 +95,7 @@ def test_no_page_loads_a_model_into_an_endpoint(
 
 
 def test_the_attack_works_where_the_api_is_open(
-    model: Path, start_torchserve: Callable[..., TorchServe], attacker: Attacker, tmp_path: Path
+    model: Path, start_torchserve: Callable[..., AwsServer], attacker: Attacker, tmp_path: Path
 ) -> None:
     """So a refusal above is one of TorchServe, not a mistake of the attack."""
     server = start_torchserve(tmp_path / "tree", model, {"TS_ENABLE_MODEL_API": "true"})

@@ -38,7 +38,7 @@ RunScript = Callable[..., None]
 @pytest.fixture(scope="session")
 def clients_service(shared_run: SharedRun, job_images: Path) -> Mapping[str, str]:
     """The variables in which our launcher reaches the rehearsal that all clients share."""
-    return start_shared(shared_run, job_images, "clients", "--torchserve-environment", str(job_images), *SLOW)
+    return start_shared(shared_run, job_images, "clients", "--inference-images", str(job_images), *SLOW)
 
 
 @pytest.fixture(scope="session")

@@ -198,7 +198,7 @@ def test_a_local_study_narrows_the_search_and_gives_its_best_settings(
 def test_awss_image_is_said_to_be_the_last_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = export(tiny_network(), tmp_path / "export")
     options = ["--cloud.endpoint.image_uri=x/pytorch-inference:2.6.0-cpu", f"--output_dir={tmp_path}"]
-    assert main(["deploy", "dogs", "--model", str(model), "--image", "aws", "--dry-run", CLOUD, *options]) == 0
+    assert main(["deploy", "dogs", "--model", str(model), "--image", "torchserve", "--dry-run", CLOUD, *options]) == 0
     printed = capsys.readouterr()
     assert "without patches since 2026-06-30" in printed.err
     requests = json.loads(printed.out)
@@ -207,6 +207,20 @@ def test_awss_image_is_said_to_be_the_last_one(tmp_path: Path, capsys: pytest.Ca
     assert main(["deploy", "dogs", "--model", str(model), "--dry-run", CLOUD, f"--output_dir={tmp_path}"]) == 0
     own = json.loads(capsys.readouterr().out)["CreateModel"]["PrimaryContainer"]["Image"]
     assert own.startswith("123456789012.dkr.ecr.us-east-1.amazonaws.com/local-first-experiments-serving:")
+
+
+def test_awss_maintained_image_gets_what_it_deploys_also_from_an_older_export(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = export(tiny_network(), tmp_path / "export")
+    (model / "config.yaml").unlink()
+    command = ["deploy", "dogs", "--model", str(model), "--image", "aws", "--dry-run", CLOUD]
+    assert main([*command, f"--output_dir={tmp_path}"]) == 0
+    printed = capsys.readouterr()
+    assert "has no config.yaml: the archive gets one, and today's code/inference.py" in printed.err
+    container = json.loads(printed.out)["CreateModel"]["PrimaryContainer"]
+    assert container["Image"] == "763104351884.dkr.ecr.us-east-1.amazonaws.com/ray:serve-ml-sagemaker-cpu-v1"
+    assert container["Environment"] == {"RAY_USAGE_STATS_ENABLED": "0"}
 
 
 def test_help_imports_nothing_heavy() -> None:

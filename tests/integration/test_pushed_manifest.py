@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import requests
 
-from sagemaker_launch.rehearsal.endpoints.torchserve import free_ports
+from sagemaker_launch.rehearsal.endpoints.ports import free_ports
 from sagemaker_launch.shipping.images import MANIFEST, ROOT, push_commands
 
 pytestmark = pytest.mark.slow

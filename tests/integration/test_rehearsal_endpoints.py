@@ -6,7 +6,6 @@ import base64
 import io
 import json
 import re
-import shutil
 import subprocess
 import tarfile
 import textwrap
@@ -23,7 +22,6 @@ from botocore.exceptions import ClientError, HTTPClientError
 
 from sagemaker_launch.rehearsal.endpoints.serving_process import extract_all
 from sagemaker_launch.shipping.archive import pack_model
-from tests.conftest import JOB_IMAGES
 from tests.integration.test_rehearsal import (
     PLANTED,
     ROLE,
@@ -47,7 +45,6 @@ UNHEALTHY = (
 )
 
 SCRIPT = "rehearsal.local/script"
-AWS_IMAGE = "763104351884.dkr.ecr.us-east-1.amazonaws.com/pytorch-inference:2.6.0-cpu-py312-ubuntu22.04-sagemaker"
 SERVER = """
     import http.server, json, os, signal, socket, sys, time
 
@@ -308,12 +305,13 @@ def test_what_is_no_archive_fails_the_endpoint(server: Rehearsal) -> None:
     delete(server, "text")
 
 
-def test_torchserve_without_its_environment_fails_with_the_option_to_give(server: Rehearsal) -> None:
-    model(server, "aws", AWS_IMAGE)
-    config(server, "aws", "aws")
-    server.client("sagemaker").create_endpoint(EndpointName="aws", EndpointConfigName="aws")
-    assert "--torchserve-environment DIR" in wait(server, "aws")["FailureReason"]
-    delete(server, "aws")
+def test_an_image_of_aws_without_its_environment_fails_with_the_option_to_give(server: Rehearsal) -> None:
+    for name, image in (("ray", "ray:serve-ml-sagemaker-cpu-v1"), ("torchserve", "pytorch-inference:2.6.0-cpu-py312")):
+        model(server, name, f"763104351884.dkr.ecr.us-east-1.amazonaws.com/{image}")
+        config(server, name, name)
+        server.client("sagemaker").create_endpoint(EndpointName=name, EndpointConfigName=name)
+        assert "--inference-images DIR" in wait(server, name)["FailureReason"]
+        delete(server, name)
 
 
 def test_errors_of_the_container_reach_the_client_and_a_dead_one_starts_anew(server: Rehearsal) -> None:
@@ -710,28 +708,3 @@ def test_a_killed_server_takes_its_endpoints_along(tmp_path: Path) -> None:
     while processes_of(str(tmp_path / "endpoints")):
         assert time.monotonic() < until
         time.sleep(0.05)
-
-
-@pytest.mark.slow
-def test_the_image_of_aws_serves_the_same_archive(tmp_path: Path, export_archive: bytes) -> None:
-    if shutil.which("java") is None:
-        pytest.skip("needs Java (Debian: default-jre-headless), in which TorchServe is written")
-    with rehearsal(tmp_path, "--torchserve-environment", str(JOB_IMAGES)) as server:
-        server.client("s3").put_object(Bucket="bucket", Key="export.tar.gz", Body=export_archive)
-        model(server, "aws", AWS_IMAGE, "export.tar.gz", SAGEMAKER_MODEL_SERVER_WORKERS="1")
-        config(server, "aws", "aws")
-        server.client("sagemaker").create_endpoint(EndpointName="aws", EndpointConfigName="aws")
-        told = wait(server, "aws")
-        assert told["EndpointStatus"] == "InService", told["FailureReason"]
-        with tarfile.open(fileobj=io.BytesIO(export_archive)) as packed:
-            photo, scores = (packed.extractfile(f"golden/{name}") for name in ("image.jpg", "scores.json"))
-            assert photo is not None and scores is not None
-            content, logits = photo.read(), json.loads(scores.read())["logits"]
-        # As on AWS, /ping says 200 before the model is loaded.
-        until = time.monotonic() + 60
-        while code_of(server, "aws", content) == "ModelError":
-            assert time.monotonic() < until, lines(server, "aws")
-            time.sleep(0.2)
-        [answer] = json.loads(invoke(server, "aws", content)["Body"].read())
-        assert answer == pytest.approx(logits, abs=1e-4)
-        delete(server, "aws")

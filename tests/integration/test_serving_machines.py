@@ -21,7 +21,7 @@ import psutil
 import pytest
 import requests
 
-from sagemaker_launch.rehearsal.endpoints.torchserve import free_ports
+from sagemaker_launch.rehearsal.endpoints.ports import free_ports
 from sagemaker_launch.rehearsal.machine.image_root import UNKNOWN_USER, ImageRoot
 from sagemaker_launch.rehearsal.machine.namespaces import SYSTEM_PATH, Process, find_namespaces
 from sagemaker_launch.serving.settings import STOP_SECONDS
@@ -75,7 +75,7 @@ def test_our_server_answers_where_a_serverless_machine_lacks_most(tree: Path, wr
     script = readable(image.init_script(tree, tree / "model", command, serverless=True))
     if not writable:
         script = [line for line in script if "bind tmp" not in line]
-    [port, *_] = free_ports()
+    [port] = free_ports()
     environment = {
         "PATH": SYSTEM_PATH,
         "SAGEMAKER_BIND_TO_PORT": str(port),

@@ -15,7 +15,7 @@ import pytest
 import requests
 
 from lightning_modules.inference import MAX_BODY
-from sagemaker_launch.rehearsal.endpoints.torchserve import TorchServe
+from sagemaker_launch.rehearsal.endpoints.aws_server import AwsServer
 from sagemaker_launch.shipping.archive import pack_model, unpack_model
 from tests.mutations import Attack, attacks
 from tests.servers import attack
@@ -38,10 +38,10 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def server(
     model: Path,
-    start_torchserve: Callable[[Path, Path], TorchServe],
+    start_torchserve: Callable[[Path, Path], AwsServer],
     tmp_path_factory: pytest.TempPathFactory,
     shared_run: SharedRun,
-) -> Iterator[TorchServe]:
+) -> Iterator[AwsServer]:
     shared_run.note_build("TorchServe")
     with start_torchserve(tmp_path_factory.mktemp("server") / "tree", model) as started:
         started.wait_until_ready()
@@ -53,7 +53,7 @@ def golden(model: Path) -> bytes:
     return (model / "golden" / "image.jpg").read_bytes()
 
 
-def post(server: TorchServe, body: bytes, kind: str = "image/jpeg", attributes: str = "") -> requests.Response:
+def post(server: AwsServer, body: bytes, kind: str = "image/jpeg", attributes: str = "") -> requests.Response:
     headers = {"Content-Type": kind, ATTRIBUTES: attributes}
     return requests.post(f"{server.url}/invocations", data=body, headers=headers, timeout=60)
 
@@ -66,7 +66,7 @@ def sentence(answer: requests.Response) -> str:
     return str(text)
 
 
-def test_the_golden_photo_gets_the_trainers_scores(server: TorchServe, model: Path, golden: bytes) -> None:
+def test_the_golden_photo_gets_the_trainers_scores(server: AwsServer, model: Path, golden: bytes) -> None:
     answer = post(server, golden)
     assert answer.status_code == 200, answer.text
     assert answer.headers["Content-Type"] == "application/json"
@@ -74,7 +74,7 @@ def test_the_golden_photo_gets_the_trainers_scores(server: TorchServe, model: Pa
     assert logits == pytest.approx(json.loads((model / "golden" / "scores.json").read_text())["logits"], abs=1e-4)
 
 
-def test_classes_are_named_where_the_request_asks_for_them(server: TorchServe, model: Path, golden: bytes) -> None:
+def test_classes_are_named_where_the_request_asks_for_them(server: AwsServer, model: Path, golden: bytes) -> None:
     answer = post(server, golden, attributes="top_k=2").json()
     assert answer["model_version"] == json.loads((model / "model.json").read_text())["sha256"]
     (prediction,) = answer["predictions"]
@@ -83,7 +83,7 @@ def test_classes_are_named_where_the_request_asks_for_them(server: TorchServe, m
     assert names[0] == json.loads((model / "golden" / "scores.json").read_text())["class_name"]
 
 
-def test_a_bad_image_of_a_batch_leaves_its_neighbours_alone(server: TorchServe, golden: bytes) -> None:
+def test_a_bad_image_of_a_batch_leaves_its_neighbours_alone(server: AwsServer, golden: bytes) -> None:
     images = [base64.b64encode(image).decode() for image in (golden, b"no image", golden)]
     answer = post(server, json.dumps({"images": images}).encode(), "application/json")
     assert answer.status_code == 200, answer.text
@@ -106,35 +106,35 @@ def test_a_bad_image_of_a_batch_leaves_its_neighbours_alone(server: TorchServe, 
     ],
 )
 def test_what_cannot_be_scored_is_refused_with_one_sentence(
-    server: TorchServe, body: bytes, kind: str, attributes: str, status: int, reason: str
+    server: AwsServer, body: bytes, kind: str, attributes: str, status: int, reason: str
 ) -> None:
     answer = post(server, body, kind, attributes)
     assert answer.status_code == status, answer.text
     assert reason in sentence(answer)
 
 
-def test_a_request_without_a_content_type_is_refused(server: TorchServe, golden: bytes) -> None:
+def test_a_request_without_a_content_type_is_refused(server: AwsServer, golden: bytes) -> None:
     answer = requests.post(f"{server.url}/invocations", data=golden, timeout=60)
     assert answer.status_code == 415
     assert "content type ''" in sentence(answer)
 
 
-def test_an_answer_says_what_it_is_whatever_was_asked_for(server: TorchServe, golden: bytes) -> None:
+def test_an_answer_says_what_it_is_whatever_was_asked_for(server: AwsServer, golden: bytes) -> None:
     for accept, status in (("application/*", 200), ("text/csv", 406), ("é" * 50, 406)):
         headers = {"Content-Type": "image/jpeg", "Accept": accept.encode()}
         answer = requests.post(f"{server.url}/invocations", data=golden, headers=headers, timeout=60)
         assert (answer.status_code, answer.headers["Content-Type"]) == (status, "application/json")
 
 
-def test_seven_megabytes_are_refused_by_the_server_itself(server: TorchServe) -> None:
+def test_seven_megabytes_are_refused_by_the_server_itself(server: AwsServer) -> None:
     assert post(server, bytes(7 * 1024 * 1024)).status_code == 413
 
 
-def test_ping_answers(server: TorchServe) -> None:
+def test_ping_answers(server: AwsServer) -> None:
     assert requests.get(f"{server.url}/ping", timeout=60).status_code == 200
 
 
-def test_json_that_is_no_utf8_is_beyond_us(server: TorchServe) -> None:
+def test_json_that_is_no_utf8_is_beyond_us(server: AwsServer) -> None:
     # AWS's toolkit decodes it before it calls any function of ours. When this fails one day, `beyond_us` can go.
     answer = post(server, b"\xff", "application/json")
     assert answer.status_code == 500
@@ -145,10 +145,10 @@ def test_json_that_is_no_utf8_is_beyond_us(server: TorchServe) -> None:
 
 @pytest.mark.slow
 def test_two_servers_run_beside_each_other(
-    server: TorchServe,
+    server: AwsServer,
     model: Path,
     golden: bytes,
-    start_torchserve: Callable[[Path, Path], TorchServe],
+    start_torchserve: Callable[[Path, Path], AwsServer],
     tmp_path: Path,
 ) -> None:
     with start_torchserve(tmp_path / "tree", model) as second:
@@ -169,7 +169,7 @@ def beyond_us(one: Attack) -> bool:
     return False
 
 
-def memory(server: TorchServe) -> int:
+def memory(server: AwsServer) -> int:
     """Bytes that all processes of the server hold."""
     first = psutil.Process(server.pid)
     return sum(process.memory_info().rss for process in (first, *first.children(recursive=True)))
@@ -179,7 +179,7 @@ def memory(server: TorchServe) -> int:
     ("count", "seed"), [(100, 1), pytest.param(10_000, 2, marks=[pytest.mark.slow, pytest.mark.timeout(3600)])]
 )
 def test_no_body_crashes_it_makes_it_fail_or_fills_its_memory(
-    server: TorchServe, golden: bytes, count: int, seed: int
+    server: AwsServer, golden: bytes, count: int, seed: int
 ) -> None:
     right = post(server, golden).json()
     workers = {process.pid for process in psutil.Process(server.pid).children(recursive=True)}

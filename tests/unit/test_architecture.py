@@ -26,7 +26,11 @@ TENSOR_STACK = {
     "filelock",  # torch itself needs it; the caches lock with it
 }
 STANDALONE = {"torch", "torchvision", "PIL"}
-ALONE = {"inference": STANDALONE, "cores": set[str](), "openvino_cpu": {"torch", "openvino", "nncf"}}
+ALONE = {
+    "inference": STANDALONE | {"ray", "starlette"},
+    "cores": set[str](),
+    "openvino_cpu": {"torch", "openvino", "nncf"},
+}
 """The modules of that room that our serving image has, and what each may import."""
 STANDALONE_MODULES = {f"lightning_modules.{name}" for name in ALONE}
 SERVING = STANDALONE | {"fastapi", "starlette", "uvicorn", "h11", "prometheus_client", "openvino"}

@@ -39,6 +39,8 @@ BROUGHT_BY = {
 """Imports of a package that another declared package is built on and returns objects of."""
 NOT_ON_PYPI = {"smdebug"}
 """AWS's images have it."""
+WHERE_RAY_RUNS = {"lightning_modules/inference.py": {"ray", "starlette"}}
+"""Imports of a copy of that file in AWS's Ray Serve image."""
 NOT_INSTALLED = {"sagemaker": "sagemaker-core"}
 """Imports of an extra that the tests run without, and their distribution."""
 
@@ -59,6 +61,7 @@ def undeclared(path: Path, installed: dict[str, list[str]]) -> list[str]:
     folder = max((name for name in EXTRAS if relative_path.startswith(f"{name}/")), key=len)
     allowed = declared(*EXTRAS[folder])
     ours = OURS | {"benchmarks", "tests"} | NOT_ON_PYPI
+    ours |= WHERE_RAY_RUNS.get(relative_path, set())
     packages = {name.split(".")[0] for name in imports(path)} - sys.stdlib_module_names - ours - {"__future__"}
     missing = []
     for package in sorted(packages):

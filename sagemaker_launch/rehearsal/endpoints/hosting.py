@@ -64,7 +64,7 @@ class Hosting:
         check_model(request, self.region)
         container = request["PrimaryContainer"]
         check_role(request["ExecutionRoleArn"], self.machine.settings.account, self.region)
-        check_image(container["Image"], self.machine.settings.account, ("pytorch-inference",))
+        check_image(container["Image"], self.machine.settings.account, ("ray", "pytorch-inference"))
         if "ModelDataUrl" in container:
             self._check_object(container["ModelDataUrl"])
         namespaces = self.machine.namespaces

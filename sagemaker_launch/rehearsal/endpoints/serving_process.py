@@ -20,13 +20,14 @@ from pathlib import Path
 from typing import Any
 
 import sagemaker_launch
-from sagemaker_launch.rehearsal.endpoints import torchserve
-from sagemaker_launch.rehearsal.endpoints.torchserve import free_ports
+from sagemaker_launch.aws.image_uris import repository_of
+from sagemaker_launch.rehearsal.endpoints import ray_serve, torchserve
+from sagemaker_launch.rehearsal.endpoints.ports import connect, free_ports
 from sagemaker_launch.rehearsal.jobs.log import LogStream, Metrics, OutputReader
 from sagemaker_launch.rehearsal.machine.container import OPT_ML, OWN_SCRIPT_IMAGE, environment_folders
-from sagemaker_launch.rehearsal.machine.image import Interpreter, build_image
+from sagemaker_launch.rehearsal.machine.image import Contents, Image, Interpreter, build_image
 from sagemaker_launch.rehearsal.machine.image_root import ImageRoot
-from sagemaker_launch.rehearsal.machine.namespaces import SYSTEM_PATH, Process, own_folder, own_tmp, socket_in_network
+from sagemaker_launch.rehearsal.machine.namespaces import SYSTEM_PATH, Process, own_folder, own_tmp
 from sagemaker_launch.rehearsal.machine.objects import DataError, Uri
 from sagemaker_launch.rehearsal.machine.runner import Machine
 
@@ -108,10 +109,10 @@ class ServingProcess:
         lines, command, environment = self._what_runs()
         if namespaces is not None:
             script = self._tree / "init.sh"
-            loopback = ["ip link set lo up"] if self._isolated else []
+            loopback = ["ip link set lo up"] if self._own_network else []
             script.write_text("\n".join(["set -e", *loopback, *lines, ""]))
             command = [*namespaces.command, "sh", str(script)]
-            command[1:1] = ["--net"] if self._isolated else []
+            command[1:1] = ["--net"] if self._own_network else []
         spec, settings = self._spec, self._machine.settings
         stream = LogStream(
             settings.account,
@@ -186,18 +187,20 @@ class ServingProcess:
         process = self._process
         if process is None:
             raise ConnectionRefusedError("no process")
-        connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=timeout_seconds)
-        if self._isolated:
-            connection = _Connection(process, self._port, timeout_seconds)
+        connection = connect(process, self._port, timeout_seconds, own_network=self._own_network)
         try:
             yield connection
         finally:
             connection.close()
 
     @property
-    def _isolated(self) -> bool:
+    def _own_network(self) -> bool:
         namespaces = self._machine.namespaces
-        return self._spec.isolated and namespaces is not None and namespaces.root
+        return (self._spec.isolated or self._repository == "ray") and namespaces is not None and namespaces.root
+
+    @property
+    def _repository(self) -> str:
+        return repository_of(self._spec.container["Image"])
 
     def _what_runs(self) -> tuple[list[str], list[str], dict[str, str]]:
         """Mounts, command and environment of the model's image."""
@@ -205,8 +208,10 @@ class ServingProcess:
         if image.startswith(OWN_SCRIPT_IMAGE):
             ml = OPT_ML if self._machine.namespaces is not None else self._tree / "ml"
             return self._of_this_environment(str(ml / "model" / "code" / "serve.py"))
-        if "pytorch-inference" in image:
+        if self._repository == "pytorch-inference":
             return self._torchserve()
+        if self._repository == "ray":
+            return self._ray_serve()
         if unpacked is not None:
             return self._of_image(unpacked)
         return self._of_this_environment("-m", "sagemaker_launch.serving")
@@ -258,22 +263,48 @@ class ServingProcess:
         return lines, command, environment
 
     def _torchserve(self) -> tuple[list[str], list[str], dict[str, str]]:
-        """The same of AWS's image; raises DataError if it is not available."""
-        folder, image = self._machine.settings.torchserve_environment, self._spec.container["Image"]
-        if folder is None or self._machine.namespaces is None:
-            raise DataError(
-                f"image {image} is AWS's TorchServe, which is rehearsed with --torchserve-environment DIR and Linux "
-                "namespaces only: start the rehearsal with it, or take rehearsal.local/serving"
-            )
-        ports = free_ports()
-        self._port = ports[0]
-        try:
+        """The same of AWS's image with TorchServe; raises DataError if it is not available."""
+        with self._refusing_image():
+            ports = free_ports(torchserve.PORTS)
+            self._port = ports[0]
             environment = torchserve.container_environment(self._tree, ports) | self._service_environment()
-            built = build_image(folder, torchserve.contents(), Interpreter.ask(Path(sys.executable)))
+            image = self._inference_image(torchserve.contents())
+        model = self._tree / "ml" / "model"
+        return torchserve.init_script(self._tree, model, image, [self._machine.settings.root]), [], environment
+
+    def _ray_serve(self) -> tuple[list[str], list[str], dict[str, str]]:
+        """The same of AWS's image with Ray Serve."""
+        with self._refusing_image():
+            assert self._machine.namespaces is not None
+            ray_serve.require_machine(self._machine.namespaces)
+            self._port = ray_serve.PORT
+            environment = ray_serve.container_environment(self._tree) | self._service_environment()
+            image = self._inference_image(ray_serve.contents())
+        model = self._tree / "ml" / "model"
+        return ray_serve.init_script(self._tree, model, image, [self._machine.settings.root]), [], environment
+
+    def _inference_image(self, contents: Contents) -> Image:
+        folder = self._machine.settings.inference_images
+        assert folder is not None
+        return build_image(folder, contents, Interpreter.ask(Path(sys.executable)))
+
+    @contextmanager
+    def _refusing_image(self) -> Iterator[None]:
+        """While one of AWS's inference images is made ready.
+
+        Raises:
+            DataError: if it is not available here.
+        """
+        image, settings = self._spec.container["Image"], self._machine.settings
+        if settings.inference_images is None or self._machine.namespaces is None:
+            raise DataError(
+                f"image {image} of AWS is rehearsed with --inference-images DIR and Linux namespaces only: start the "
+                "rehearsal with it, or take rehearsal.local/serving"
+            )
+        try:
+            yield
         except RuntimeError as error:
             raise DataError(f"image {image} can't be rehearsed: {error}") from error
-        model = self._tree / "ml" / "model"
-        return torchserve.init_script(self._tree, model, built, [self._machine.settings.root]), [], environment
 
     def _service_environment(self) -> dict[str, str]:
         """The variables of the service, and those of the model."""
@@ -294,20 +325,6 @@ class ServingProcess:
             log.warning("endpoint %s is rehearsed without a GPU: it serves from the CPU", self._spec.endpoint)
             del given[NEEDS_GPU]
         return given
-
-
-class _Connection(http.client.HTTPConnection):
-    """A connection to a container in its own network."""
-
-    def __init__(self, process: Process, port: int, timeout_seconds: float) -> None:
-        super().__init__("127.0.0.1", port, timeout=timeout_seconds)
-        self._guest = process
-
-    def connect(self) -> None:
-        """Connect from within that network."""
-        self.sock = socket_in_network(self._guest.first_process())
-        self.sock.settimeout(self.timeout)
-        self.sock.connect((self.host, self.port))
 
 
 def extract_all(archive: tarfile.TarFile, folder: Path) -> None:

@@ -81,6 +81,12 @@ class Contents:
     """Packages that it must not have."""
 
 
+def read_pins(requirements: Path) -> tuple[str, ...]:
+    """The requirements in a file, without its comments."""
+    lines = requirements.read_text(encoding="utf-8").splitlines()
+    return tuple(line for line in lines if line and not line.startswith("#"))
+
+
 @dataclass(frozen=True)
 class Image:
     """A built image."""

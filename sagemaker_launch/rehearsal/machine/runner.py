@@ -76,7 +76,7 @@ class Settings:
     """Version of AWS's toolkit in the image of jobs."""
     python: Path | None = None
     """Interpreter of jobs; None takes one of the version that AWS's image has, if this machine has one."""
-    torchserve_environment: Path | None = None
+    inference_images: Path | None = None
     """Folder in which AWS's inference container is built; None refuses its image."""
     serving_root: ImageRoot | None = None
     """This project's serving image, unpacked; None serves from the rehearsal's own environment."""

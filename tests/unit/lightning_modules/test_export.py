@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import asyncio
 import base64
 import hashlib
 import json
@@ -13,10 +14,12 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -116,6 +119,7 @@ def test_export_holds_what_design_promises_and_nothing_else(written: Path) -> No
         "golden/scores.json",
         "code/inference.py",
         "code/requirements.txt",
+        "config.yaml",
     }
     assert not [path for path in written.parent.iterdir() if path.name.startswith(".")]
 
@@ -351,8 +355,77 @@ def test_inference_file_imports_only_what_a_server_has(written: Path) -> None:
             assert node.level == 0
             names.add(str(node.module))
     allowed = {"torch", "torchvision", "PIL", *sys.stdlib_module_names}
-    assert {name.split(".")[0] for name in names} <= allowed
+    assert {name.split(".")[0] for name in names} - allowed == {"ray", "starlette"}  # see the next test
     assert "pickle" not in names
+
+
+class FakeRequest:
+    """What Starlette gives a replica of Ray Serve."""
+
+    def __init__(self, body: bytes, **headers: str) -> None:
+        self._body, self.headers = body, {name.replace("_", "-"): value for name, value in headers.items()}
+
+    async def body(self) -> bytes:
+        return self._body
+
+
+def test_ray_serve_finds_its_application_and_a_replica_answers_by_the_same_contract(
+    written: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (application,) = yaml.safe_load((written / "config.yaml").read_text())["applications"]
+    module, _, function = application["import_path"].partition(":")
+    assert callable(getattr(inference, function)) and (written / "code" / f"{module}.py").is_file()
+    monkeypatch.setattr(inference, "_EXPORT", written)
+    replica = inference.RayReplica()
+    photo = (written / "golden" / "image.jpg").read_bytes()
+    answer = asyncio.run(replica(FakeRequest(photo, content_type="image/jpeg")))
+    golden = json.loads((written / "golden" / "scores.json").read_text())
+    assert (answer.status_code, answer.media_type) == (200, "application/json")
+    assert json.loads(answer.body)[0] == pytest.approx(golden["logits"], abs=1e-4)
+    named = {"content_type": "image/jpeg", inference.ATTRIBUTES_HEADER: "top_k=1"}
+    (best,) = json.loads(asyncio.run(replica(FakeRequest(photo, **named))).body)["predictions"]
+    assert best["classes"][0]["name"] == golden["class_name"]
+    refused = asyncio.run(replica(FakeRequest(b"", content_type="text/csv")))
+    assert refused.status_code == 415 and "is not one of" in json.loads(refused.body)["error"]
+
+
+@pytest.mark.parametrize(
+    ("resources", "replicas", "cpus", "gpus"),
+    [({"CPU": 4.0}, 1, 4, 0), ({"CPU": 48.0, "GPU": 4.0}, 4, 12, 1), ({"CPU": 1.0, "GPU": 2.0}, 2, 1, 1)],
+)
+def test_ray_serve_has_a_replica_per_gpu_or_one_for_all_processors(
+    written: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    resources: dict[str, float],
+    replicas: int,
+    cpus: int,
+    gpus: int,
+) -> None:
+    asked: dict[str, object] = {}
+    bound = SimpleNamespace(bind=lambda: "application")
+    serve = SimpleNamespace(deployment=lambda cls, **options: asked.update(options) or bound)
+    ray = SimpleNamespace(serve=serve, cluster_resources=lambda: resources)
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    monkeypatch.setattr(inference, "_EXPORT", written)
+    assert inference.ray_application({}) == "application"
+    assert asked["num_replicas"] == replicas and asked["max_ongoing_requests"] == cpus
+    assert asked["ray_actor_options"] == {"num_cpus": cpus, "num_gpus": gpus}
+    monkeypatch.setenv("SERVING_DEVICE", "cuda")
+    if not gpus:
+        with pytest.raises(BadExportError, match="this instance has a GPU"):
+            inference.ray_application({})
+
+
+def test_ray_serve_has_no_route_for_a_model_that_scores_otherwise(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ray = SimpleNamespace(serve=None, cluster_resources=lambda: {"CPU": 2.0})
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    monkeypatch.setattr(inference, "_EXPORT", folder)
+    scores = json.loads((folder / "golden" / "scores.json").read_text())
+    (folder / "golden" / "scores.json").write_text(json.dumps({**scores, "logits": [0.0, 1.0, 2.0]}))
+    with pytest.raises(BadExportError, match="the golden photo scores"):
+        inference.ray_application({})
 
 
 # Reading weights without the package

@@ -10,11 +10,14 @@ import pytest
 from experiments.config import RunConfig, load_config
 from experiments.errors import UserError
 from sagemaker_launch.aws import client as aws
+from sagemaker_launch.aws.image_uris import CONTAINER_ACCOUNTS
+from sagemaker_launch.aws.partitions import dns_suffix
 from sagemaker_launch.endpoints.lease import Lease
 from sagemaker_launch.endpoints.plan import plan_endpoint
 from sagemaker_launch.endpoints.requests import create_endpoint, deployment, planned_requests
 from sagemaker_launch.jobs.budget import OverBudgetError
 from sagemaker_launch.settings.cloud import load_cloud
+from sagemaker_launch.shipping.shipment import find_serving_image
 from tests.unit.sagemaker_launch.jobs.test_plan import SETTINGS
 from tests.unit.sagemaker_launch.shipping.test_image_fit import DLC
 
@@ -46,6 +49,20 @@ def test_a_name_that_aws_refuses_is_refused_before_a_model_is_fetched(config: Ru
         ({"endpoint.instance_type": "ml.c7g.large"}, "must be built for Arm processors"),
         ({"endpoint.instance_type": "ml.p3.2xlarge"}, "must have GPUs of compute capability 7.5 or newer"),
         ({"endpoint.inference_ami": "al2-ami-sagemaker-inference-gpu-2"}, "inference_ami must be left out without an"),
+        ({"endpoint.image": "aws", "endpoint.kind": "serverless"}, "image must be own or torchserve for kind serverl"),
+        ({"endpoint.image": "aws", "endpoint.instance_type": "ml.c7g.large"}, "must be built for Arm processors"),
+        (
+            {"endpoint.image": "aws", "endpoint.image_uri": f"{DLC}/pytorch-inference:2.6.0-cpu-py312"},
+            "image_uri must name AWS's repository ray, or a copy of that name, for cloud.endpoint.image aws",
+        ),
+        (
+            {"endpoint.image": "torchserve", "endpoint.image_uri": f"{DLC}/ray:serve-ml-sagemaker-cpu-v1"},
+            "image_uri must name AWS's repository pytorch-inference",
+        ),
+        (
+            {"endpoint.image": "aws", "endpoint.image_uri": "rehearsal.local/serving"},
+            "leave it out .--cloud.endpoint.image_uri null",
+        ),
         ({"endpoint.alarms": [" "]}, "UpdateEndpoint would not be taken: .*alarmName"),
         ({"tags": {"expires": "never"}}, "cloud.tags must leave 'expires' to --ttl"),
         ({"tags": {"endpoint": "x"}}, "cloud.tags must leave 'endpoint' to NAME"),
@@ -84,12 +101,23 @@ def test_what_aws_would_refuse_is_refused_before_a_model_is_fetched(
         (
             {
                 "endpoint.instance_type": "ml.g4dn.xlarge",
-                "endpoint.image": "aws",
+                "endpoint.image": "torchserve",
                 "endpoint.image_uri": f"{DLC}/pytorch-inference:2.6.0-gpu-py312-cu124",
             },
             "al2-ami-sagemaker-inference-gpu-3-1",
             "cuda",
         ),
+        (
+            {"endpoint.instance_type": "ml.g5.xlarge", "endpoint.image": "aws"},
+            "al2-ami-sagemaker-inference-gpu-3-1",
+            "cuda",
+        ),
+        (
+            {"endpoint.instance_type": "ml.g7e.2xlarge", "endpoint.image": "aws"},
+            "al2023-ami-sagemaker-inference-gpu-4-1",
+            "cuda",
+        ),
+        ({"endpoint.instance_type": "ml.c5.xlarge", "endpoint.image": "aws"}, None, None),
         ({"endpoint.instance_type": "ml.c5.xlarge"}, None, None),
         ({"endpoint.instance_type": "ml.g5.xlarge", "endpoint.kind": "serverless"}, None, None),
     ],
@@ -121,3 +149,31 @@ def test_an_endpoint_in_china_has_the_names_of_china(config: RunConfig) -> None:
     sent = json.dumps([request for _, _, request in planned_requests(settings, "dogs", version, plan.lease)])
     assert ".dkr.ecr.cn-north-1.amazonaws.com.cn/" in sent and "arn:aws-cn:scheduler:::aws-sdk" in sent
     assert "arn:aws:" not in sent and "amazonaws.com/" not in sent
+
+
+@pytest.mark.parametrize(
+    ("region", "instance_type", "image"),
+    [
+        ("us-east-1", "ml.c5.xlarge", "763104351884.dkr.ecr.us-east-1.amazonaws.com/ray:serve-ml-sagemaker-cpu-v1"),
+        ("eu-south-1", "ml.g5.xlarge", "692866216735.dkr.ecr.eu-south-1.amazonaws.com/ray:serve-ml-sagemaker-cuda-v1"),
+        (
+            "cn-north-1",
+            "ml.c5.xlarge",
+            "727897471807.dkr.ecr.cn-north-1.amazonaws.com.cn/ray:serve-ml-sagemaker-cpu-v1",
+        ),
+    ],
+)
+def test_the_image_with_ray_serve_is_that_of_the_region_and_the_device(
+    config: RunConfig, region: str, instance_type: str, image: str
+) -> None:
+    role = f"arn:aws{'-cn' if region.startswith('cn-') else ''}:iam::123456789012:role/jobs"
+    values = {"region": region, "role_arn": role, "endpoint.image": "aws", "endpoint.instance_type": instance_type}
+    settings = load_cloud(None, SETTINGS | values)
+    assert find_serving_image(settings, region, config.data.cache_dir) == image
+
+
+def test_a_region_without_the_image_is_refused_with_a_way_out(config: RunConfig) -> None:
+    settings = load_cloud(None, SETTINGS | {"region": "us-gov-west-1", "endpoint.image": "aws"})
+    with pytest.raises(UserError, match=r"image_uri must be set in us-gov-west-1.*choose cloud\.endpoint\.image own"):
+        find_serving_image(settings, "us-gov-west-1", config.data.cache_dir)
+    assert {region for region in CONTAINER_ACCOUNTS if not dns_suffix(region).startswith("amazonaws.com")} == set()

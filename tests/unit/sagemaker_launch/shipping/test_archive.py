@@ -15,7 +15,7 @@ import torch
 from lightning_modules.export import check_golden
 from lightning_modules.inference import BadExportError
 from sagemaker_launch.shipping import archive
-from sagemaker_launch.shipping.archive import FILES, BadArchiveError, pack_model, unpack_model
+from sagemaker_launch.shipping.archive import FILES, OPTIONAL, BadArchiveError, pack_model, unpack_model
 from tests.unit.lightning_modules.test_export import export, tiny_network
 
 
@@ -60,12 +60,29 @@ def test_the_same_export_packs_to_the_same_bytes_whenever_and_by_whomever(folder
     assert pack_model(folder, tmp_path / "second.tar.gz").read_bytes() == first
 
 
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("name", [name for name in FILES if name not in OPTIONAL])
 def test_an_export_that_lacks_a_file_is_not_packed(folder: Path, tmp_path: Path, name: str) -> None:
     (folder / name).unlink()
     with pytest.raises(BadArchiveError, match=f"lacks {name}"):
         pack_model(folder, tmp_path / "model.tar.gz")
     assert not (tmp_path / "model.tar.gz").exists()
+
+
+def test_an_export_of_an_older_version_is_packed_as_it_is_or_made_ready_for_ray_serve(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    complete = pack_model(folder, tmp_path / "complete.tar.gz", for_ray_serve=True)
+    assert complete.read_bytes() == pack_model(folder, tmp_path / "same.tar.gz").read_bytes()
+    (folder / "config.yaml").unlink()
+    (folder / "code" / "inference.py").write_text("# of an older version\n")
+    older = unpack_model(pack_model(folder, tmp_path / "older.tar.gz"), tmp_path / "older")
+    assert not (older / "config.yaml").exists()
+    assert (older / "code" / "inference.py").read_text() == "# of an older version\n"
+    assert not capsys.readouterr().err
+    ready = pack_model(folder, tmp_path / "ready.tar.gz", for_ray_serve=True)
+    assert "the archive gets one, and today's code/inference.py" in capsys.readouterr().err
+    # What was exported today, it is from then on.
+    assert ready.read_bytes() == complete.read_bytes()
 
 
 def link(kind: bytes) -> tarfile.TarInfo:
