@@ -38,7 +38,7 @@ from lightning_modules.inference import (
     load_export,
     read_safetensors,
 )
-from sagemaker_launch.rehearsal.endpoints.torchserve import TorchServe, contents
+from sagemaker_launch.rehearsal.endpoints import torchserve
 from sagemaker_launch.rehearsal.machine.image import Interpreter, build_image
 from sagemaker_launch.rehearsal.machine.namespaces import find_namespaces
 from sagemaker_launch.shipping.archive import pack_model, unpack_model
@@ -68,14 +68,15 @@ def main() -> None:
         )
         network = load_export(model)
         wanted = [network.score([decode_image(photo)])[0].tolist() for photo in photos]
-        image = build_image(REPOSITORY / "runs" / "rehearsal-image", contents(), Interpreter.ask(Path(sys.executable)))
+        own = Interpreter.ask(Path(sys.executable))
+        image = build_image(REPOSITORY / "runs" / "rehearsal-image", torchserve.contents(), own)
         theirs_alone = {"OMP_NUM_THREADS": str(arguments.their_threads)} if arguments.their_threads else {}
         with (
-            TorchServe(folder / "torchserve", model, image, namespaces, theirs_alone) as torchserve,
+            torchserve.start(folder / "torchserve", model, image, namespaces, theirs_alone) as theirs,
             _our_server(model.parent, folder / "log") as (url, pid, engine),
         ):
-            torchserve.wait_until_ready()
-            servers = {THEIRS: (torchserve.url, torchserve.pid), OURS: (url, pid)}
+            theirs.wait_until_ready()
+            servers = {THEIRS: (theirs.url, theirs.pid), OURS: (url, pid)}
             figures = _measure(servers, photos, wanted, arguments.rounds, arguments.seconds)
     settings = {
         THEIRS: f"{os.cpu_count()} workers, OMP_NUM_THREADS {arguments.their_threads or 'not set'}",

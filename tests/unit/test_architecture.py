@@ -138,6 +138,36 @@ def is_public_name(room: str, name: str) -> bool:
     return name in getattr(importlib.import_module(room), "__all__", ())
 
 
+def names_of(path: Path) -> set[str]:
+    """What a module defines or imports at its top, and in the branches there."""
+    found: set[str] = set()
+    waiting: list[ast.stmt] = list(ast.parse(path.read_text()).body)
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            found.add(node.name)
+            continue
+        waiting += [child for child in ast.walk(node) if isinstance(child, ast.stmt) and child is not node]
+        found |= {name.id for name in ast.walk(node) if isinstance(name, ast.Name)}
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            found |= {(alias.asname or alias.name).split(".")[0] for alias in node.names}
+    return found
+
+
+def test_benchmarks_import_what_there_is() -> None:
+    """Types are not checked here: benchmarks replace names of modules, and no test runs them."""
+    missing = []
+    for path in (REPOSITORY / "benchmarks").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.ImportFrom) or (node.module or "").split(".")[0] not in OURS:
+                continue
+            module = REPOSITORY / (node.module or "").replace(".", "/")
+            source = module.with_suffix(".py") if module.with_suffix(".py").is_file() else module / "__init__.py"
+            inside = names_of(source) | {one.stem for one in module.glob("*") if source.parent == module}
+            missing += [f"{path.name}: {node.module}.{one.name}" for one in node.names if one.name not in inside]
+    assert missing == []
+
+
 def test_every_module_has_a_place_in_the_order() -> None:
     for room, lines in ORDER.items():
         inside = {path.stem for path in (REPOSITORY / room).iterdir() if path.suffix == ".py"}
