@@ -1,6 +1,7 @@
 """The figures of a run: confusion matrix, accuracy by class, worst errors, learning curves.
 
-Every function returns a matplotlib `Figure` and shows nothing. None touches pyplot, so any thread or process may draw.
+Every function returns a `Canvas`, which saves itself as a PNG and which a notebook displays. Each trial has all four
+of them, so no library of plots draws them: see `canvas.py`.
 """
 
 from __future__ import annotations
@@ -12,11 +13,9 @@ from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
-from experiments.figures.style import DPI, MAX_TICKS, needs_log_axis, new_figure, short
+from experiments.figures.canvas import LINE_HEIGHT, TEXT, TITLE, Canvas, fitting, text_width
+from experiments.figures.style import MAX_TICKS, epoch_ticks, linear_ticks, log_ticks, needs_log_axis, short
 from experiments.runs.intervals import bracketed, wilson_interval
 from lightning_modules.metrics import TRAIN_ACCURACY, TRAIN_LOSS, VAL_LOSS
 from lightning_modules.palette import BLUE, GREEN, GREY, PURPLE, VERMILLION
@@ -31,9 +30,19 @@ MAX_CLASSES_IN_MATRIX = 200
 """Beyond this many classes a confusion matrix has those with the most errors only: it grows with their square."""
 MAX_BARS = 40
 """Beyond this many classes only the worst and the best half of as many bars are shown."""
+_BLUES = np.array([(247, 251, 255), (198, 219, 239), (107, 174, 214), (33, 113, 181), (8, 48, 107)])
+"""Colours of 0, 25, 50, 75 and 100 % (ColorBrewer's Blues)."""
+_GRID = "#E5E5E5"
+_TICK, _EDGE = 6, 14
+"""Pixels of a tick, and between the parts of a figure."""
+_LINE = round(LINE_HEIGHT * TEXT)
+_ROTATED = math.sin(math.pi / 4)
+_CELL, _CAPTION = 172, 11
+"""Pixels of a photo with its margin, among the worst errors, and of the letters above it."""
+_CLASS_AXIS = ("class (number of images)", "class (images)", "class")
 
 
-def confusion_matrix_figure(labels: IntArray, predictions: IntArray, class_names: Sequence[str]) -> Figure:
+def confusion_matrix_figure(labels: IntArray, predictions: IntArray, class_names: Sequence[str]) -> Canvas:
     """Draw a confusion matrix.
 
     Args:
@@ -61,25 +70,52 @@ def confusion_matrix_figure(labels: IntArray, predictions: IntArray, class_names
         title += f"\nthe {len(shown)} of {num_classes:,} classes with the most errors"
     class_names, num_classes = [class_names[index] for index in shown], len(shown)
 
-    side = min(max(4.0 + 0.5 * num_classes, 5.5), 14.0)
-    figure = new_figure(side, 0.9 * side)
-    axes = figure.subplots()
-    image = axes.imshow(percent, cmap="Blues", vmin=0, vmax=100)
-    figure.colorbar(image, ax=axes, label="share of the true class (%)", shrink=0.8)
+    cell = max(60, 240 // num_classes) if num_classes <= MAX_CLASSES_WITH_COUNTS else max(6, 1200 // num_classes)
+    side = cell * num_classes
     ticks = range(0, num_classes, math.ceil(num_classes / MAX_TICKS))
     names = [short(class_names[index]) for index in ticks]
-    axes.set_xticks(ticks, names, rotation=90 if num_classes > MAX_CLASSES_WITH_COUNTS else 45)
-    axes.set_yticks(ticks, names)
-    for tick_label in axes.get_xticklabels():
-        tick_label.set(horizontalalignment="right", rotation_mode="anchor", verticalalignment="center")
-    axes.set_xlabel("predicted class")
-    axes.set_ylabel("true class")
-    axes.set_title(title)
+    longest = max(map(text_width, names))
+    angle = 90 if num_classes > MAX_CLASSES_WITH_COUNTS else 45
+    below = longest if angle == 90 else _ROTATED * (longest + TEXT)
+    left, top = _EDGE + _LINE + _EDGE + longest + _TICK + 4, _EDGE + _height(title, TITLE) + _EDGE
+    bottom, right = top + side, left + side
+    scale = right + 2 * _EDGE
+    width = max(scale + 24 + _TICK + 40 + _LINE + _EDGE, text_width(title, TITLE) + 2 * _EDGE)
+    canvas = Canvas(width, bottom + _TICK + 4 + below + _EDGE + _LINE + _EDGE)
+    canvas.text(width / 2, _EDGE + _height(title, TITLE) / 2, title, size=TITLE)
+    canvas.photo(left, top, _blues(percent), (side, side))
+    canvas.frame(left, top, right, bottom)
+    for index, name in zip(ticks, names, strict=True):
+        along = (index + 0.5) * cell
+        canvas.line((left - _TICK, top + along), (left, top + along))
+        canvas.text(left - _TICK - 4, top + along, name, align="right")
+        canvas.line((left + along, bottom), (left + along, bottom + _TICK))
+        canvas.text(left + along, bottom + _TICK + 4, name, align="right", angle=angle)
+    canvas.text(_EDGE + _LINE / 2, top + side / 2, "true class", angle=90)
+    canvas.text(left + side / 2, canvas.image.height - _EDGE - _LINE / 2, "predicted class")
+    high = min(side, 480)
+    canvas.photo(scale, top, _blues(np.linspace(100, 0, high)[:, None]), (24, high))
+    canvas.frame(scale, top, scale + 24, top + high)
+    for share in range(0, 101, 20):
+        y = top + (1 - share / 100) * high
+        canvas.line((scale + 24, y), (scale + 24 + _TICK, y))
+        canvas.text(scale + 24 + _TICK + 4, y, str(share), align="left")
+    canvas.text(scale + 24 + _TICK + 40 + _LINE / 2, top + high / 2, "share of the true class (%)", angle=90)
     if num_classes <= MAX_CLASSES_WITH_COUNTS:
         for (true, predicted), count in np.ndenumerate(counts):
             color = "white" if percent[true, predicted] > 55 else "black" if count else GREY
-            axes.text(predicted, true, str(count), color=color, ha="center", va="center")
-    return figure
+            canvas.text(left + (predicted + 0.5) * cell, top + (true + 0.5) * cell, str(count), color=color)
+    return canvas
+
+
+def _blues(percent: FloatArray) -> ImageArray:
+    """(H, W, 3) colours of (H, W) shares in percent."""
+    stops = np.linspace(0, 100, len(_BLUES))
+    return np.stack([np.interp(percent, stops, channel) for channel in _BLUES.T], axis=-1).astype(np.uint8)
+
+
+def _height(text: str, size: int = TEXT) -> float:
+    return LINE_HEIGHT * size * (text.count("\n") + 1)
 
 
 def classes_in_matrix(labels: IntArray, predictions: IntArray, num_classes: int) -> IntArray:
@@ -104,7 +140,7 @@ def confusion_counts(labels: IntArray, predictions: IntArray, classes: IntArray)
     return counts
 
 
-def per_class_accuracy_figure(labels: IntArray, predictions: IntArray, class_names: Sequence[str]) -> Figure:
+def per_class_accuracy_figure(labels: IntArray, predictions: IntArray, class_names: Sequence[str]) -> Canvas:
     """Draw the accuracy of each class, worst first.
 
     Args:
@@ -134,30 +170,45 @@ def per_class_accuracy_figure(labels: IntArray, predictions: IntArray, class_nam
     if len(seen) < num_classes:
         title += f"\n{num_classes - len(seen)} of {num_classes} classes have no image"
 
-    figure = new_figure(8.0, 1.8 + 0.28 * len(shown))
-    axes = figure.subplots()
     names = [f"{short(class_names[index])} ({images[index]})" for index in shown]
-    # Positions, not names, on the axis: two classes of one name would share a bar.
-    known = [wilson_interval(percent[index] / 100, int(images[index])) for index in shown]
-    reach = [
-        [percent[index] - 100 * low, 100 * high - percent[index]]
-        for index, (low, high) in zip(shown, known, strict=True)
-    ]
-    bars = axes.barh(range(len(shown)), percent[shown], color=BLUE, xerr=np.clip(reach, 0, None).T, ecolor="black")
-    axes.bar_label(bars, fmt="%.0f", padding=3, bbox={"facecolor": "white", "edgecolor": "none", "pad": 1})
-    axes.set_yticks(range(len(shown)), names)
-    axes.set_ylim(len(shown) - 0.4, -0.6)
+    bar = 32
     overall = 100 * correct.sum() / images.sum()
-    axes.axvline(overall, color=VERMILLION, linestyle="--", label=f"all images: {overall:.1f} %")
+    left, top = _EDGE + _LINE + _EDGE + max(map(text_width, names)) + _TICK + 4, _EDGE + _height(title, TITLE) + 8
+    unit = 5.2  # pixels of one percent
+    bottom, right = top + bar * len(shown), left + 108 * unit
+    width = max(right + _EDGE, text_width(title, TITLE) + 2 * _EDGE)
+    canvas = Canvas(width, bottom + _TICK + 3 * _LINE + 2 * _EDGE)
+    canvas.text(width / 2, _EDGE + _height(title, TITLE) / 2, title, size=TITLE)
+    for row, (index, name) in enumerate(zip(shown, names, strict=True)):
+        middle, end = top + (row + 0.5) * bar, left + unit * percent[index]
+        canvas.rectangle(left, middle - 0.4 * bar, end, middle + 0.4 * bar, color=BLUE)
+        canvas.line((left - _TICK, middle), (left, middle))
+        canvas.text(left - _TICK - 4, middle, name, align="right")
+    for y in np.arange(top, bottom, 10):  # dashed, over the bars and below the numbers
+        canvas.line((left + unit * overall, y), (left + unit * overall, min(y + 6, bottom)), color=VERMILLION, width=2)
+    for row, index in enumerate(shown):
+        middle = top + (row + 0.5) * bar
+        low, high = wilson_interval(percent[index] / 100, int(images[index]))
+        canvas.line((left + 100 * unit * low, middle), (left + 100 * unit * high, middle), width=2)
+        end = max(left + 100 * unit * high, left + unit * percent[index])
+        canvas.text(end + 6, middle, f"{percent[index]:.0f}", align="left", background="white")
     if len(shown) < len(worst_first):
-        axes.axhline(MAX_BARS // 2 - 0.5, color="black", linestyle=":", linewidth=1)
-    axes.set_xlim(0, 108)
-    axes.set_xlabel("accuracy (%), with its 95 % interval")
-    axes.set_ylabel("class (number of images)")
-    axes.set_title(title)
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(loc="outside lower right", frameon=False)
-    return figure
+        canvas.line((left, top + MAX_BARS // 2 * bar), (right, top + MAX_BARS // 2 * bar), color=GREY)
+    canvas.line((left, top), (left, bottom))
+    canvas.line((left, bottom), (right, bottom))
+    for share in range(0, 101, 20):
+        canvas.line((left + unit * share, bottom), (left + unit * share, bottom + _TICK))
+        canvas.text(left + unit * share, bottom + _TICK + _LINE / 2 + 2, str(share))
+    axis = next(text for text in _CLASS_AXIS if text_width(text) < bottom - top or text == _CLASS_AXIS[-1])
+    canvas.text(_EDGE + _LINE / 2, (top + bottom) / 2, axis, angle=90)
+    below = bottom + _TICK + 1.5 * _LINE + 4
+    canvas.text((left + right) / 2, below, "accuracy (%), with its 95 % interval")
+    legend, below = f"all images: {overall:.1f} %", below + _LINE + 4
+    canvas.text(right, below, legend, align="right")
+    start = right - text_width(legend) - 8
+    for x in (start - 30, start - 20, start - 10):
+        canvas.line((x, below), (x + 6, below), color=VERMILLION, width=2)
+    return canvas
 
 
 def worst_first(labels: IntArray, probabilities: FloatArray) -> IntArray:
@@ -180,7 +231,7 @@ def worst_errors_figure(
     *,
     open_image: Callable[[Path], ImageArray],
     count: int = 16,
-) -> Figure:
+) -> Canvas:
     """Show the wrong predictions with the largest loss.
 
     Args:
@@ -206,40 +257,45 @@ def worst_errors_figure(
     _check_indices(labels, predictions, len(class_names))
     wrong = worst_first(labels, probabilities)
     if len(wrong) == 0:
-        figure = new_figure(6.0, 2.0)
-        figure.text(0.5, 0.5, f"No errors: {_images(len(labels))}, all predicted right", ha="center")
-        return figure
+        text = f"No errors: {_images(len(labels))}, all predicted right"
+        canvas = Canvas(text_width(text) + 120, 120)
+        canvas.text(canvas.image.width / 2, 60, text)
+        return canvas
 
     shown = wrong[:count]
     columns = math.ceil(math.sqrt(len(shown)))
     rows = math.ceil(len(shown) / columns)
+    title = f"Worst {len(shown)} of {len(wrong)} errors among {_images(len(labels))}"
     # Wide enough for the heading over a single picture.
-    width, height = max(2.6 * columns, 5.0), 2.9 * rows + 0.5
-    figure = Figure(figsize=(width, height), dpi=DPI * 2 / 3)  # photos make large files
-    figure.suptitle(f"Worst {len(shown)} of {len(wrong)} errors among {_images(len(labels))}")
-    # One hidden pair of axes, in inches: sixteen pairs take five times as long as all the rest.
-    axes = figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(0, height))
-    axes.set_axis_off()
-    margin = (width - 2.6 * columns) / 2
+    width, heading = max(_CELL * columns, text_width(title) + 2 * _EDGE), 2 * _LINE
+    above = _height("two\nlines", _CAPTION) + 4
+    canvas = Canvas(width, heading + (above + _CELL) * rows)
+    canvas.text(width / 2, heading / 2, title)
+    margin = (width - _CELL * columns) / 2
     for position, index in enumerate(shown):
         row, column = divmod(position, columns)
-        left, bottom = margin + 2.6 * column + 0.1, height - 0.5 - 2.9 * (row + 1) + 0.1
+        middle, top = margin + (column + 0.5) * _CELL, heading + (above + _CELL) * row + above
         true_name, predicted_name = short(class_names[labels[index]]), short(class_names[predictions[index]])
-        gap = "\n" if len(true_name) + len(predicted_name) > 20 else " "
-        title = f"{true_name} →{gap}{predicted_name} {probabilities[index].max():.2f}"
+        probability = f"{probabilities[index].max():.2f}"
+        words = [f"{true_name} → {predicted_name} {probability}"]
+        if text_width(words[0], _CAPTION) > _CELL - 8:
+            room = _CELL - 8 - text_width(f" {probability}", _CAPTION)
+            words = [
+                f"{fitting(name, room, _CAPTION)} {end}"
+                for name, end in ((true_name, "→"), (predicted_name, probability))
+            ]
+        caption = "\n".join(words)
+        canvas.text(middle, top - 4 - _height(caption, _CAPTION) / 2, caption, size=_CAPTION)
         try:
             photo = open_image(images[index])
         except (OSError, ValueError):  # moved, deleted or damaged since it was scored
-            axes.text(left + 1.2, bottom + 1.2, "no image", ha="center", va="center")
+            canvas.text(middle, top + _CELL / 2, "no image", size=_CAPTION)
         else:
-            longest = max(photo.shape[:2])
-            right, top = (left + 2.4 * photo.shape[1] / longest, bottom + 2.4 * photo.shape[0] / longest)
-            axes.imshow(photo, extent=(left, right, bottom, top), aspect="auto")
-        axes.text(left + 1.2, bottom + 2.45, title, fontsize=8 if gap == "\n" else 10, ha="center", va="bottom")
-    return figure
+            canvas.photo(middle - photo.shape[1] / 2, top, photo)
+    return canvas
 
 
-def learning_curves_figure(history: Mapping[str, Mapping[int, float]]) -> Figure:
+def learning_curves_figure(history: Mapping[str, Mapping[int, float]]) -> Canvas:
     """Draw losses and accuracies by epoch.
 
     Args:
@@ -250,19 +306,17 @@ def learning_curves_figure(history: Mapping[str, Mapping[int, float]]) -> Figure
         Losses on the left, accuracies on the right. Training is dashed; the others name the
         epoch with the lowest loss or the highest accuracy.
     """
-    # Its labels are known, so it needs no layout engine, which takes as long as all the rest.
-    figure = Figure(figsize=(11.0, 4.2), dpi=DPI)
-    figure.subplots_adjust(left=0.065, right=0.99, bottom=0.12, top=0.91, wspace=0.16)
-    loss_axes, accuracy_axes = figure.subplots(1, 2)
     losses = [name for name in (TRAIN_LOSS, VAL_LOSS) if history.get(name)]
     accuracies = [name for name in history if name.endswith("_accuracy") and history[name]]
-    _draw_curves(loss_axes, history, losses, best=min)
-    _draw_curves(accuracy_axes, history, accuracies, best=max)
-    if needs_log_axis(VAL_LOSS, (value for name in losses for value in history[name].values())):
-        loss_axes.set_yscale("log")
-    loss_axes.set(title="Loss by epoch", ylabel="cross entropy (nats)")
-    accuracy_axes.set(title="Accuracy by epoch", ylabel="accuracy (share of the images)")
-    return figure
+    is_log = needs_log_axis(VAL_LOSS, (value for name in losses for value in history[name].values()))
+    legends = max(len(losses), len(accuracies), 1)
+    top = _EDGE + _LINE + 8 + legends * _LINE + 8
+    canvas = Canvas(1320, top + 400 + _TICK + 2 * _LINE + _EDGE)
+    curves = (losses, "Loss by epoch", "cross entropy (nats)", is_log, min)
+    _draw_curves(canvas, 0, top, history, *curves)
+    curves = (accuracies, "Accuracy by epoch", "accuracy (share of the images)", False, max)
+    _draw_curves(canvas, 660, top, history, *curves)
+    return canvas
 
 
 def _check_indices(labels: IntArray, predictions: IntArray, num_classes: int) -> None:
@@ -284,31 +338,71 @@ def _images(count: int) -> str:
 
 
 def _draw_curves(
-    axes: Axes,
+    canvas: Canvas,
+    left: float,
+    top: float,
     history: Mapping[str, Mapping[int, float]],
     names: Sequence[str],
-    *,
+    title: str,
+    axis: str,
+    is_log: bool,
     best: Callable[[Iterable[float]], float],
 ) -> None:
-    colors = iter((BLUE, GREEN, PURPLE))
-    for name in names:
-        epochs = sorted(history[name])
-        values = [history[name][epoch] for epoch in epochs]
-        if name in (TRAIN_LOSS, TRAIN_ACCURACY):
-            axes.plot(epochs, values, "o--", color=VERMILLION, markersize=4, label=name)
-            continue
-        label = name
-        finite = [value for value in values if math.isfinite(value)]
-        if finite:
-            best_epoch = epochs[values.index(best(finite))]
-            word = "highest" if best is max else "lowest"
-            label = f"{name}, {word} {best(finite):.4g} in epoch {best_epoch}"
-        axes.plot(epochs, values, "o-", color=next(colors), markersize=4, label=label)
-    axes.set_xlabel("epoch")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    axes.grid(alpha=0.3)
-    axes.spines[["top", "right"]].set_visible(False)
-    if names:
-        axes.legend(frameon=False)
+    """Draw one panel of the learning curves, its legend above it: there it hides no curve."""
+    canvas.text(left + 370, _EDGE + _LINE / 2, title, size=TITLE)
+    start, end, bottom = left + 105, left + 640, top + 400
+    canvas.text(left + 16, (top + bottom) / 2, axis, angle=90)
+    values = [value for name in names for value in history[name].values() if math.isfinite(value)]
+    epochs = sorted({epoch for name in names for epoch in history[name]})
+    if not values:
+        canvas.text((start + end) / 2, (top + bottom) / 2, "nothing recorded", color=GREY)
     else:
-        axes.text(0.5, 0.5, "nothing recorded", transform=axes.transAxes, ha="center", color=GREY)
+        across, _, _ = _axis(epochs[0], epochs[-1], start + 20, end - 20, is_log=False)
+        up, low, high = _axis(min(values), max(values), bottom - 20, top + 10, is_log=is_log)
+        for tick in log_ticks(low, high) if is_log else linear_ticks(low, high):
+            canvas.line((start, up(tick)), (end, up(tick)), color=_GRID)
+            canvas.text(start - 10, up(tick), f"{tick:.4g}", align="right")
+        for epoch in epoch_ticks(epochs[0], epochs[-1]):
+            canvas.line((across(epoch), top), (across(epoch), bottom + _TICK), color=_GRID)
+            canvas.text(across(epoch), bottom + _TICK + _LINE / 2, str(epoch))
+        colors = iter((BLUE, GREEN, PURPLE, GREY))
+        for number, name in enumerate(names):
+            is_training = name in (TRAIN_LOSS, TRAIN_ACCURACY)
+            color = VERMILLION if is_training else next(colors)
+            points = [(across(epoch), up(value)) for epoch, value in sorted(history[name].items())]
+            canvas.curve(points, color=color, is_dashed=is_training)
+            height = top - 8 - (len(names) - number - 0.5) * _LINE
+            canvas.curve(
+                [(start + 10, height), (start + 30, height), (start + 50, height)], color=color, is_dashed=is_training
+            )
+            canvas.text(start + 62, height, _legend(name, history[name], best), align="left")
+    canvas.line((start, top), (start, bottom))
+    canvas.line((start, bottom), (end, bottom))
+    canvas.text((start + end) / 2, bottom + _TICK + 1.5 * _LINE, "epoch")
+
+
+def _legend(name: str, values: Mapping[int, float], best: Callable[[Iterable[float]], float]) -> str:
+    """The name of a metric; unless it is of training, with its best value and the first epoch that has it."""
+    finite = {epoch: value for epoch, value in sorted(values.items()) if math.isfinite(value)}
+    if name in (TRAIN_LOSS, TRAIN_ACCURACY) or not finite:
+        return name
+    found = best(finite.values())
+    epoch = next(epoch for epoch, value in finite.items() if value == found)
+    return f"{name}, {'highest' if best is max else 'lowest'} {found:.4g} in epoch {epoch}"
+
+
+def _axis(
+    low: float, high: float, start: float, end: float, *, is_log: bool
+) -> tuple[Callable[[float], float], float, float]:
+    """A scale from values to pixels, `low` at `start` and `high` at `end`, and the range that it has at least."""
+    if low == high:
+        low, high = (low / 2, high * 2) if is_log else (low - 0.5, high + 0.5)
+    of = math.log10 if is_log else float
+    unit = (end - start) / (of(high) - of(low))
+
+    def pixel(value: float) -> float:
+        if not math.isfinite(value) or (is_log and value <= 0):
+            return math.nan
+        return start + unit * (of(value) - of(low))
+
+    return pixel, low, high

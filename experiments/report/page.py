@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING
 
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
-from matplotlib.figure import Figure
 
 from experiments.figures.style import needs_log_axis, save_figure
 from lightning_modules.palette import BLUE, GREEN, GREY, VERMILLION
 
 if TYPE_CHECKING:  # pages with pictures only do not need it
     import plotly.graph_objects as go
+    from matplotlib.figure import Figure
 
 NOTHING = "—"
 """A cell without a value."""

@@ -71,7 +71,7 @@ def _drawer(connection: Connection) -> None:
 
 def draw_once(path: Path) -> None:
     """Draw a finished run, once. If a photo is gone, the pictures show that, and the run is published."""
-    from experiments.figures.pictures import draw  # matplotlib takes half a second to import
+    from experiments.figures.pictures import draw  # numpy and Pillow; other processes need neither
 
     folder = RunFolder(path)
     try:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import math
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -8,55 +9,69 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from matplotlib.figure import Figure
-from matplotlib.text import Text
 from numpy.typing import NDArray
+from PIL import Image, ImageColor
 
+from experiments.figures.canvas import Canvas, Words, fitting, text_width
 from experiments.figures.run_figures import (
     confusion_matrix_figure,
     learning_curves_figure,
     per_class_accuracy_figure,
     worst_errors_figure,
 )
-from experiments.figures.style import save_figure
+from experiments.figures.style import epoch_ticks, linear_ticks, log_ticks
+from lightning_modules.palette import BLUE, GREEN, VERMILLION
 from tests.conftest import REPOSITORY
 
 
-def png(figure: Figure) -> bytes:
-    """Draw for real: layout and font warnings are errors here."""
+def png(canvas: Canvas) -> Image.Image:
+    """What is in the file."""
     file = io.BytesIO()
-    save_figure(figure, file, format="png", dpi=40)
-    return file.getvalue()
+    canvas.save(file)
+    return Image.open(file, formats=("PNG",))
 
 
-def texts(figure: Figure) -> dict[str, bool]:
-    """What a figure says, and whether that is read as a formula."""
-    return {label.get_text(): label.get_parse_math() for label in figure.findobj(Text)}
+def texts(canvas: Canvas) -> list[str]:
+    return [words.text for words in canvas.words]
+
+
+def at(canvas: Canvas, text: str) -> Words:
+    """The only text that says this."""
+    (found,) = [words for words in canvas.words if words.text == text]
+    return found
+
+
+def has_color(canvas: Canvas, color: str) -> bool:
+    return bool((np.asarray(canvas.image) == ImageColor.getrgb(color)).all(axis=-1).any())
 
 
 def test_confusion_matrix_writes_each_count_into_its_cell() -> None:
     labels, predictions = np.array([0, 0, 0, 1]), np.array([0, 0, 1, 1])
-    figure = confusion_matrix_figure(labels, predictions, ["cat", "dog", "unseen"])
-    axes = figure.axes[0]
-    cells = {(text.get_position()[1], text.get_position()[0]): text.get_text() for text in axes.texts}
-    counts = [[2, 1, 0], [0, 1, 0], [0, 0, 0]]
-    assert cells == {(r, c): str(counts[r][c]) for r in range(3) for c in range(3)}
-    percent = np.asarray(axes.images[0].get_array())
-    np.testing.assert_allclose(percent, [[200 / 3, 100 / 3, 0], [0, 100, 0], [0, 0, 0]])
-    assert [label.get_text() for label in axes.get_yticklabels()] == ["cat", "dog", "unseen"]
-    assert "4 images" in axes.get_title()
-    assert "75.0%" in axes.get_title()
-    assert png(figure)
+    canvas = confusion_matrix_figure(labels, predictions, ["cat", "dog", "unseen"])
+    rows = [words.y for name in ("cat", "dog", "unseen") for words in canvas.words if words.text == name][::2]
+    counts = canvas.words[-9:]
+    assert [int(words.text) for words in counts] == [2, 1, 0, 0, 1, 0, 0, 0, 0]
+    assert [words.y for words in counts] == [row for row in rows for _ in range(3)]
+    assert [words.color for words in counts[:3]] == ["white", "black", "#8C8C8C"], "readable on its cell"
+    # Beside the number: a third of a class is lighter than the whole of another one.
+    pixels = np.asarray(canvas.image)
+    shades = [tuple(pixels[round(words.y) - 25, round(words.x) - 25].tolist()) for words in counts[:5]]
+    assert shades[4] == (8, 48, 107)
+    assert shades[2] == shades[3] == (247, 251, 255)
+    assert shades[4] < shades[0] < shades[1] < shades[2]
+    assert "4 images" in texts(canvas)[0]
+    assert "75.0%" in texts(canvas)[0]
+    assert png(canvas).size == canvas.image.size
 
 
 def test_confusion_matrix_of_133_breeds_has_no_text_and_few_tick_labels() -> None:
     names = [f"breed {index}" for index in range(133)]
     indices = np.arange(133)
-    axes = confusion_matrix_figure(indices, indices, names).axes[0]
-    assert not axes.texts
-    shown = {int(tick): label.get_text() for tick, label in zip(axes.get_xticks(), axes.get_xticklabels(), strict=True)}
-    assert 20 < len(shown) <= 45
-    assert all(names[tick] == label for tick, label in shown.items())
+    canvas = confusion_matrix_figure(indices, indices, names)
+    shown = [text for text in texts(canvas) if text.startswith("breed ")]
+    assert 20 < len(set(shown)) <= 45
+    assert shown[::2] == shown[1::2] == names[::3], "each beside its row and below its column"
+    assert not {"0", "1"} & {words.text for words in canvas.words[-5:]}, "no counts"
 
 
 @pytest.mark.parametrize("draw", [confusion_matrix_figure, per_class_accuracy_figure])
@@ -78,15 +93,18 @@ def test_impossible_indices_are_refused_by_name(
 
 def test_per_class_accuracy_puts_the_worst_class_first_and_leaves_out_the_unseen() -> None:
     labels, predictions = np.array([0, 0, 2, 2]), np.array([0, 0, 2, 0])
-    figure = per_class_accuracy_figure(labels, predictions, ["cat", "unseen", "dog"])
-    axes = figure.axes[0]
-    assert [label.get_text() for label in axes.get_yticklabels()] == ["dog (2)", "cat (2)"]
-    assert [bar.get_width() for bar in axes.patches] == [50, 100]
-    bottom, top = axes.get_ylim()
-    assert bottom > top, "the first bar must be the topmost"
-    assert "1 of 3 classes have no image" in axes.get_title()
-    assert "75.0 %" in figure.legends[0].get_texts()[0].get_text()
-    assert png(figure)
+    canvas = per_class_accuracy_figure(labels, predictions, ["cat", "unseen", "dog"])
+    dog, cat = at(canvas, "dog (2)"), at(canvas, "cat (2)")
+    assert dog.y < cat.y, "the worst class is the topmost"
+    scale = {share: at(canvas, str(share)).x for share in (0, 40, 60)}
+    for words, share in ((dog, 50), (cat, 100)):
+        row = np.asarray(canvas.image)[round(words.y) + 10] == ImageColor.getrgb(BLUE)
+        end = scale[0] + (scale[60] - scale[0]) / 60 * share
+        assert np.flatnonzero(row.all(axis=-1)).max() == pytest.approx(end, abs=2)
+    assert "1 of 3 classes have no image" in texts(canvas)[0]
+    assert "all images: 75.0 %" in texts(canvas)
+    assert has_color(canvas, VERMILLION)
+    assert png(canvas).size == canvas.image.size
 
 
 def test_per_class_accuracy_of_many_classes_shows_the_20_worst_and_20_best() -> None:
@@ -96,9 +114,9 @@ def test_per_class_accuracy_of_many_classes_shows_the_20_worst_and_20_best() -> 
     right = np.tile(np.arange(images), num_classes) < labels
     predictions = np.where(right, labels, (labels + 1) % num_classes)
     names = [f"breed {index}" for index in range(num_classes)]
-    axes = per_class_accuracy_figure(labels, predictions, names).axes[0]
+    canvas = per_class_accuracy_figure(labels, predictions, names)
     expected = [f"breed {index} (60)" for index in (*range(20), *range(40, 60))]
-    assert [label.get_text() for label in axes.get_yticklabels()] == expected
+    assert [text for text in texts(canvas) if text.startswith("breed ")] == expected
 
 
 def test_worst_errors_open_only_the_costliest_errors_in_order() -> None:
@@ -109,9 +127,9 @@ def test_worst_errors_open_only_the_costliest_errors_in_order() -> None:
 
     def open_image(path: Path) -> np.ndarray:
         opened.append(path.name)
-        return np.zeros((6, 4, 3), dtype=np.uint8)
+        return np.full((60, 40, 3), (0, 0, 255), dtype=np.uint8)
 
-    figure = worst_errors_figure(
+    canvas = worst_errors_figure(
         images,
         np.array([0, 0, 1, 0]),
         probabilities,
@@ -120,26 +138,23 @@ def test_worst_errors_open_only_the_costliest_errors_in_order() -> None:
         count=2,
     )
     assert opened == ["worst.jpg", "bad.jpg"]
-    (axes,) = figure.axes
-    assert [label.get_text() for label in axes.texts] == ["dog → cat 0.55", "cat → dog 0.80"]
-    (left, right, bottom, top), second = (photo.get_extent() for photo in axes.images)
-    assert (top - bottom) / (right - left) == pytest.approx(6 / 4), "photos keep their shape"
-    assert second[0] > right, "side by side"
-    assert figure.get_suptitle() == "Worst 2 of 3 errors among 4 images"
-    assert png(figure)
+    assert texts(canvas) == ["Worst 2 of 3 errors among 4 images", "dog → cat 0.55", "cat → dog 0.80"]
+    photos = (np.asarray(canvas.image) == (0, 0, 255)).all(axis=-1)
+    assert sorted(set(photos.sum(axis=0))) == [0, 60], "photos keep their shape"
+    assert photos.any(axis=0).sum() == 2 * 40, "and are side by side"
+    assert png(canvas).size == canvas.image.size
 
 
 def test_worst_errors_say_when_there_is_none() -> None:
-    figure = worst_errors_figure(
+    canvas = worst_errors_figure(
         [Path("right.jpg")],
         np.array([0]),
         np.array([[0.9, 0.1]]),
         ["cat", "dog"],
         open_image=lambda path: pytest.fail(f"opened {path}"),
     )
-    assert [text.get_text() for text in figure.texts] == ["No errors: 1 image, all predicted right"]
-    assert not figure.axes
-    assert png(figure)
+    assert texts(canvas) == ["No errors: 1 image, all predicted right"]
+    assert png(canvas).size == canvas.image.size
 
 
 def test_worst_errors_refuse_a_row_too_many() -> None:
@@ -160,22 +175,33 @@ def test_learning_curves_draw_losses_left_and_accuracies_right() -> None:
         "val_accuracy": {1: 0.2, 2: 0.6, 3: 0.5},
         "epoch_seconds": {1: 9.0},
     }
-    figure = learning_curves_figure(history)
-    losses, accuracies = figure.axes
-    drawn = {str(line.get_label()): line.get_xydata().tolist() for line in losses.lines}
-    assert drawn == {
-        "train_loss": [[1, 2.0], [2, 1.0], [3, 0.5]],
-        "val_loss, lowest 1.2 in epoch 2": [[1, 1.9], [2, 1.2], [3, 1.5]],
-    }
-    assert [line.get_label() for line in accuracies.lines] == ["val_accuracy, highest 0.6 in epoch 2"]
-    assert png(figure)
+    canvas = learning_curves_figure(history)
+    left, right = ("train_loss", "val_loss, lowest 1.2 in epoch 2"), ("val_accuracy, highest 0.6 in epoch 2",)
+    half = canvas.image.width / 2
+    assert all(at(canvas, text).x < half for text in left)
+    assert all(at(canvas, text).x > half for text in right)
+    assert not [text for text in texts(canvas) if "epoch_seconds" in text]
+    # The dot of the lowest val_loss is where the axes say.
+    ticks = {words.text: words for words in canvas.words if words.x < half}
+    x, unit = ticks["2"].x, (ticks["0.75"].y - ticks["1.25"].y) / 0.5
+    assert canvas.image.getpixel((round(x), round(ticks["1.25"].y + 0.05 * unit))) == ImageColor.getrgb(BLUE)
+    assert png(canvas).size == canvas.image.size
 
 
 @pytest.mark.parametrize("history", [{}, {"val_loss": {}}, {"val_loss": {1: 0.4}}, {"val_loss": {1: float("nan")}}])
 def test_learning_curves_need_no_second_epoch(history: Mapping[str, Mapping[int, float]]) -> None:
-    figure = learning_curves_figure(history)
-    assert "nothing recorded" in [text.get_text() for text in figure.axes[1].texts]
-    assert png(figure)
+    canvas = learning_curves_figure(history)
+    recorded = any(math.isfinite(value) for values in history.values() for value in values.values())
+    assert texts(canvas).count("nothing recorded") == (1 if recorded else 2)
+    assert png(canvas).size == canvas.image.size
+
+
+def test_learning_curves_of_diverged_epochs_have_a_gap() -> None:
+    whole = learning_curves_figure({"val_loss": {1: 1.0, 2: 0.9, 3: 0.8, 4: 0.7}})
+    broken = learning_curves_figure({"val_loss": {1: 1.0, 2: float("inf"), 3: float("nan"), 4: 0.7}})
+    blue = [np.asarray(canvas.image) == ImageColor.getrgb(BLUE) for canvas in (whole, broken)]
+    assert 0 < blue[1].all(axis=-1).sum() < 0.7 * blue[0].all(axis=-1).sum()
+    assert "val_loss, lowest 0.7 in epoch 4" in texts(broken)
 
 
 MARKUP = ("over_$10", "from_$5_to_$10", "a$^{$b", "<b>bold</b> & <a href='x'>", r"\$\frac{", "{x}%s%(y)d")
@@ -194,12 +220,11 @@ def test_class_names_are_text_and_never_formulas(tmp_path: Path) -> None:
         per_class_accuracy_figure(labels, wrong, MARKUP),
         worst_errors_figure([tmp_path] * len(MARKUP), labels, probabilities, MARKUP, open_image=black),
     ]
-    for figure in pictures:
-        assert png(figure)
-        drawn_texts = texts(figure)
+    for canvas in pictures:
+        assert png(canvas).size == canvas.image.size
         for name in MARKUP:
-            assert any(name in label for label in drawn_texts), name
-        assert not any(drawn_texts.values())
+            assert any(name[:9] in text for text in texts(canvas)), name
+    assert set(MARKUP) <= set(texts(pictures[0]))
 
 
 def test_a_photo_that_is_gone_is_shown_as_such(tmp_path: Path) -> None:
@@ -207,30 +232,53 @@ def test_a_photo_that_is_gone_is_shown_as_such(tmp_path: Path) -> None:
         raise FileNotFoundError(path)
 
     probabilities = np.array([[0.1, 0.9], [0.1, 0.9]])
-    figure = worst_errors_figure([tmp_path] * 2, np.array([0, 1]), probabilities, ["a", "b"], open_image=gone)
-    assert "no image" in texts(figure)
-    assert png(figure)
+    canvas = worst_errors_figure([tmp_path] * 2, np.array([0, 1]), probabilities, ["a", "b"], open_image=gone)
+    assert "no image" in texts(canvas)
 
 
-@pytest.mark.parametrize(("first", "scale"), [(466.0, "log"), (1.5, "linear")])
-def test_a_first_epoch_that_would_flatten_the_rest_is_drawn_on_a_log_axis(first: float, scale: str) -> None:
-    figure = learning_curves_figure({"val_loss": {1: first, 2: 0.6, 3: 0.5}, "val_accuracy": {1: 0.1, 2: 0.9, 3: 0.9}})
-    assert [axes.get_yscale() for axes in figure.axes] == [scale, "linear"]
+@pytest.mark.parametrize(("first", "ticks"), [(466.0, ["1", "10", "100"]), (1.5, ["0.6", "0.8", "1", "1.2", "1.4"])])
+def test_a_first_epoch_that_would_flatten_the_rest_is_drawn_on_a_log_axis(first: float, ticks: list[str]) -> None:
+    canvas = learning_curves_figure({"val_loss": {1: first, 2: 0.6, 3: 0.5}, "val_accuracy": {1: 0.1, 2: 0.9, 3: 0.9}})
+    left = [words for words in canvas.words if words.x < at(canvas, "Loss by epoch").x - 260]
+    heights = [words.y for words in left if words.text in ticks]
+    assert set(ticks) <= {words.text for words in left}
+    assert np.diff(heights) == pytest.approx(np.diff(heights)[0]), "evenly spaced"
 
 
-def test_powers_of_ten_on_an_axis_stay_formulas() -> None:
-    figure = learning_curves_figure({"val_loss": {1: 466.0, 2: 0.6, 3: 0.5}})
-    assert png(figure)
-    powers = [is_formula for words, is_formula in texts(figure).items() if "mathdefault" in words]
-    assert powers
-    assert all(powers)
+def test_ticks_are_round_numbers_within_the_axis() -> None:
+    assert linear_ticks(0.13, 0.58) == pytest.approx([0.2, 0.3, 0.4, 0.5])
+    assert linear_ticks(-1, 1, most=4) == pytest.approx([-1, -0.5, 0, 0.5, 1])
+    assert log_ticks(0.5, 466) == pytest.approx([1, 10, 100])
+    assert log_ticks(0.5, 4) == pytest.approx([0.5, 1, 2])
+    assert epoch_ticks(1, 5) == [1, 2, 3, 4, 5]
+    assert epoch_ticks(1, 50) == [5, 10, 15, 20, 25, 30, 35, 40, 45, 50]
+    assert epoch_ticks(7, 7) == [7]
 
 
-def test_figures_need_no_optuna_and_no_pyplot() -> None:
+def test_a_text_that_is_too_wide_loses_its_middle() -> None:
+    assert fitting("cat", 100, 12) == "cat"
+    shown = fitting("abcdefghijklmnopqrstuvwxyz", 100, 12)
+    assert text_width(shown, 12) <= 100
+    assert shown.startswith("abc")
+    assert shown.endswith("z")
+    assert "…" in shown
+
+
+def test_a_dashed_curve_has_gaps() -> None:
+    canvas = Canvas(200, 20)
+    canvas.curve([(10, 10), (190, 10)], color=GREEN, is_dashed=True)
+    row = (np.asarray(canvas.image)[10, 20:180] == ImageColor.getrgb(GREEN)).all(axis=-1)
+    assert 0.4 < row.mean() < 0.8
+
+
+def test_pictures_of_trials_need_no_matplotlib_and_none_pyplot() -> None:
     script = """
 import sys
 sys.modules["optuna"] = None
-import experiments.figures.pictures, experiments.figures.recording_figure
+import experiments.figures.pictures
+assert "matplotlib" not in sys.modules
+assert "torch" not in sys.modules
+import experiments.figures.recording_figure
 assert "matplotlib.pyplot" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", script], check=True, cwd=REPOSITORY)
