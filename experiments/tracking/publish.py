@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Set
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from multiprocessing.connection import Connection
@@ -98,7 +98,7 @@ class _Work:
         except AWAY as error:
             self._say_once("store", error)
             return
-        for folder in drawn([folder for folder in self._folders() if folder.path not in self._done], self._drawers):
+        for folder in drawn(self._folders(but=self._done), self._drawers):
             if self._connection.poll():
                 return
             self._record_system(folder, sample)
@@ -163,9 +163,10 @@ class _Work:
             self._store = store
         return self._store
 
-    def _folders(self) -> list[RunFolder]:
+    def _folders(self, but: Set[Path] = frozenset()) -> list[RunFolder]:
+        """The folders of runs that have started, but for some, which are not read."""
         runs = self._publication.runs
-        folders = [RunFolder(path) for path in sorted(runs.parent.glob(runs.name))]
+        folders = [RunFolder(path) for path in sorted(runs.parent.glob(runs.name)) if path not in but]
         return [folder for folder in folders if folder.has_started]
 
     def _ended(self) -> Iterator[RunFolder]:

@@ -7,6 +7,7 @@ folder again sends only what the server lacks.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import logging
 import os
@@ -57,6 +58,8 @@ LOCATIONS = {
 }
 """Columns in which MLflow keeps absolute paths of artifacts (3.17.2)."""
 
+POINTS, PARAMS, TAGS = 800, 100, 100
+"""Entries of a call: MLflow takes 100 params, 100 tags, and 1,000 entries in all (its REST API's Log Batch)."""
 AWAY = (MlflowException, OSError)
 """Errors of MLflow's client if its server or database does not answer (requests' errors are OSErrors)."""
 
@@ -87,9 +90,10 @@ class RunStore:
         with _locked_store(config):
             self.client = MlflowClient(self.uri, registry_uri=self.uri)  # otherwise an environment variable decides
             self.experiment_id = self._experiment(config.tracking.experiment, local)
-        # What this process knows MLflow to have, by run: metric points and params.
+        # What this process knows MLflow to have, by run: metric points, params and tags.
         self._sent: dict[str, set[_Point]] = {}
         self._params: dict[str, Mapping[str, str]] = {}
+        self._tags: dict[str, Mapping[str, str]] = {}
 
     @classmethod
     def open_or_wait(cls, config: RunConfig) -> RunStore:
@@ -120,19 +124,13 @@ class RunStore:
             assert record.ended_ms is not None, "written with the outcome"
             last = max((line.step for line in epochs), default=0)
             points += [Metric(key, value, record.ended_ms, last) for key, value in folder.final_metrics().items()]
-        for chunk in _chunks(
-            [point for point in points if _point(point) not in sent], 1000
-        ):  # MLflow's limit a request
-            self.before_call()
-            self.client.log_batch(run_id, metrics=chunk)
-            sent |= {_point(point) for point in chunk}
-        self._push_params(run_id, record.params)
+        tags: dict[str, str] = {}
         if record.outcome is not None:
             # With the tags that were added since the run began.
             tags = {**record.tags, "trial_state": record.outcome.state}
             tags |= {"failure_reason": record.outcome.reason} if record.outcome.reason else {}
-            self.before_call()
-            self.client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
+        self._push_values(run_id, [point for point in points if _point(point) not in sent], record.params, tags)
+        if record.outcome is not None:
             self._push_artifacts(run_id, folder, files)
             self.before_call()
             self.client.set_terminated(run_id, STATUS[record.outcome.state], record.ended_ms)
@@ -164,9 +162,10 @@ class RunStore:
                 tags["mlflow.parentRunId"] = parent_run_id
             run = self.client.create_run(self.experiment_id, record.started_ms, tags=tags, run_name=record.name)
             found_id = str(run.info.run_id)
-            self._sent[found_id], self._params[found_id] = set(), {}
+            self._sent[found_id], self._params[found_id], self._tags[found_id] = set(), {}, tags
         else:
             found_id = str(found.info.run_id)
+            self._tags[found_id] = found.data.tags
             if found.info.lifecycle_stage == LifecycleStage.DELETED:
                 self.client.restore_run(found_id)
             # After a crash the run may already hold some of what is in the folder.
@@ -261,22 +260,31 @@ class RunStore:
         )
         return found[0] if found else None
 
-    def _push_params(self, run_id: str, params: Mapping[str, str]) -> None:
+    def _push_values(
+        self, run_id: str, points: Sequence[Metric], params: Mapping[str, str], tags: Mapping[str, str]
+    ) -> None:
+        """Send metrics, and the params and tags that MLflow lacks, in as few calls as its limits allow."""
         known = self._params.get(run_id)
-        if known == params:
-            return
-        self.before_call()
         if known is None:
+            self.before_call()
             run = self.client.get_run(run_id)
             known, has_dataset = run.data.params, bool(run.inputs and run.inputs.dataset_inputs)
         else:
             has_dataset = FINGERPRINT in known
-        new = [Param(key, value) for key, value in params.items() if key not in known]
-        for chunk in _chunks(new, 100):  # MLflow's limit a request
-            self.client.log_batch(run_id, params=chunk)
+        before = self._tags.get(run_id, {})
+        columns = (
+            list(_chunks(points, POINTS)),
+            list(_chunks([Param(key, value) for key, value in params.items() if key not in known], PARAMS)),
+            list(_chunks([RunTag(key, value) for key, value in tags.items() if before.get(key) != value], TAGS)),
+        )
+        for some_points, some_params, some_tags in itertools.zip_longest(*columns, fillvalue=()):
+            self.before_call()
+            self.client.log_batch(run_id, some_points, some_params, some_tags)
+            self._sent[run_id] |= {_point(point) for point in some_points}
         if FINGERPRINT in params and not has_dataset:
+            self.before_call()
             self.client.log_inputs(run_id, [_dataset(params)])
-        self._params[run_id] = params
+        self._params[run_id], self._tags[run_id] = params, {**before, **tags}
 
 
 def call_or_wait(call: Callable[[], _Item], uri: str, seconds: float, kept: str) -> _Item:
@@ -473,6 +481,6 @@ def _point(metric: Metric) -> _Point:
     return metric.key, metric.step, metric.timestamp
 
 
-def _chunks(items: list[_Item], size: int) -> Iterator[list[_Item]]:
+def _chunks(items: Sequence[_Item], size: int) -> Iterator[Sequence[_Item]]:
     for start in range(0, len(items), size):
         yield items[start : start + size]
