@@ -27,7 +27,7 @@ from sagemaker_launch.shipping.storage import (
     Inputs,
     PhotoSet,
     Shipment,
-    photo_files,
+    photo_bytes,
     read_photo_set,
     weights_name,
 )
@@ -112,10 +112,10 @@ def _require_room(settings: CloudSettings, config: RunConfig, weights: Path | st
     Raises:
         UserError: naming their size and the disk.
     """
-    copied = [weights] if isinstance(weights, Path) else []
+    size = weights.stat().st_size if isinstance(weights, Path) else 0
     if s3_root(config) is None and settings.input_mode == "File":
-        copied += photo_files(_photo_root(config))
-    needed_gb = sum(path.stat().st_size for path in copied) / 1e9
+        size += photo_bytes(_photo_root(config))
+    needed_gb = size / 1e9
     local = local_disk_gb(settings.instance_type)
     if needed_gb <= (settings.volume_size_gb if local is None else local):
         return

@@ -78,6 +78,15 @@ def photo_files(root: Path) -> list[Path]:
     return [path for path in listed if path.is_file() and not why_no_photo(path)]
 
 
+def photo_bytes(root: Path) -> int:
+    """Size of all photos of the class folders under `root`.
+
+    Raises:
+        UserError: if there is no root or no train folder.
+    """
+    return sum(path.stat().st_size for path in photo_files(root))
+
+
 def read_photo_set(root: Path) -> PhotoSet:
     """Hash all photos of the class folders under `root`.
 
