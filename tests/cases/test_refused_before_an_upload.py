@@ -132,7 +132,7 @@ def test_photos_that_do_not_fit_on_the_disk_are_refused(
     large = tmp_path / "large.jpg"
     with large.open("wb") as file:
         file.truncate(11 * 10**9)  # no byte of it is written
-    monkeypatch.setattr(shipment, "photo_files", lambda _: [large])
+    monkeypatch.setattr(shipment, "photo_bytes", lambda _: large.stat().st_size)
     assert dry_run("train", "rehearsal.yaml", fields, "--cloud.volume_size_gb=10") == EXIT_USAGE
     assert "cloud.volume_size_gb must hold the 11.0 GB of photos" in capsys.readouterr().err
     assert photos_are_hashed == []

@@ -8,7 +8,7 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sized
 from pathlib import Path
 
 import mlflow
@@ -19,6 +19,7 @@ from mlflow.environment_variables import MLFLOW_HTTP_REQUEST_MAX_RETRIES, MLFLOW
 
 from experiments.config import RunConfig, load_config
 from experiments.errors import UserError
+from experiments.runs.folder import Outcome, RunFolder
 from experiments.tracking import check
 from experiments.tracking import store as tracking
 from experiments.tracking.check import check_tracking
@@ -182,3 +183,33 @@ def test_a_database_that_is_named_puts_no_artifacts_into_the_working_directory(
     store.client.log_artifact(run.info.run_id, str(tmp_path / "picture.png"))
     assert files(tmp_path / "elsewhere") == set()
     assert [one.name for one in (tmp_path / "runs" / "mlartifacts").rglob("*.png")] == ["picture.png"]
+
+
+@pytest.mark.usefixtures("database")
+def test_a_run_with_more_than_a_call_takes_arrives_whole_in_few_calls(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = RunFolder(tmp_path / "run")
+    params = {f"param.{number}": number for number in range(130)}
+    folder.start("run", params, {f"tag.{number}": str(number) for number in range(150)})
+    for epoch in range(1, 301):
+        folder.record(epoch, {"val_loss": 1 / epoch, "val_accuracy": 0.5, "train_loss": 2 / epoch})
+    folder.add_tags({"late": "tag"})
+    folder.finish(Outcome("COMPLETE", 1 / 300, {"val_loss": 1 / 300}))
+    store = RunStore(config_of(tmp_path))
+    sent: list[tuple[int, int, int]] = []
+    send = store.client.log_batch
+
+    def log_batch(run_id: str, metrics: Sized, params: Sized, tags: Sized) -> None:
+        sent.append((len(metrics), len(params), len(tags)))
+        send(run_id, metrics, params, tags)
+
+    monkeypatch.setattr(store.client, "log_batch", log_batch)
+    run = store.client.get_run(store.push(folder))
+    assert sent == [(800, 100, 1), (101, 30, 0)], "the other tags were sent with the run"
+    assert run.data.params == {name: str(value) for name, value in params.items()}
+    assert {"tag.149", "late", "trial_state"} <= run.data.tags.keys()
+    assert len(store.client.get_metric_history(run.info.run_id, "val_loss")) == 300
+    assert run.data.metrics["best_val_loss"] == pytest.approx(1 / 300)
+    store.push(folder)
+    assert len(sent) == 2, "nothing is sent twice"
