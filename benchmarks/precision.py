@@ -25,7 +25,7 @@ from experiments.data.inputs import forget_opened, new_network, open_data_once, 
 from lightning_modules.caches.features import FeatureSet
 from lightning_modules.heads.population import HeadPopulation, Member
 from lightning_modules.network import find_head
-from lightning_modules.openvino_cpu import OpenVino, Precision
+from lightning_modules.openvino_cpu import OpenVino, Precision, convert, quantize
 from lightning_modules.process import prepare_process
 
 PRECISIONS: tuple[Precision, ...] = ("float32", "bf16", "int8")
@@ -39,9 +39,10 @@ def rates(config: RunConfig) -> dict[str, list[float]]:
     assert side is not None
     images = torch.rand(BATCH, 3, side, side)
     engines: dict[str, Callable[[Tensor], Tensor]] = {"PyTorch float32": trunk.to(memory_format=torch.channels_last)}
+    converted = convert(without_head(config), side)
     for precision in PRECISIONS:
-        compiled = OpenVino(without_head(config), side, torch.get_num_threads(), precision, [images])
-        engines[f"OpenVINO {precision}"] = compiled
+        wanted = quantize(converted, [images]) if precision == "int8" else converted
+        engines[f"OpenVINO {precision}"] = OpenVino(wanted, torch.get_num_threads(), precision)
     found: dict[str, list[float]] = {name: [] for name in engines}
     with torch.inference_mode():
         for _ in range(ROUNDS + 1):

@@ -2,10 +2,12 @@
 
 python -m benchmarks.serving [--weights PATH/resnet50.safetensors] [--photos PATH/images]
 
-Both serve the same ResNet50 at 224 px from one packed and unpacked archive: our server as its image starts it, and
-TorchServe 0.12 with AWS's toolkit as AWS's image starts it, a worker a core with PyTorch's own number of threads. Both
-run all the time, and while one is measured the other has nothing to do. Clients are threads of this process that send
-the next photo when the last one is answered. Rounds alternate; each answer is compared with the scores of the export.
+All serve the same ResNet50 at 224 px from one packed and unpacked archive: our server as its image starts it, in
+float32 and in int8, and TorchServe 0.12 with AWS's toolkit as AWS's image starts it, a worker a core with PyTorch's own
+number of threads. All run all the time, and while one is measured the others have nothing to do. Clients are threads of
+this process that send the next photo when the last one is answered. Rounds alternate; each answer is compared with the
+scores of the export. `--only ours` leaves TorchServe out. `ready` is the time from the start of a process to its first
+answer to a ping.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -21,7 +24,8 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -30,6 +34,7 @@ import torch
 from torch import nn
 
 from benchmarks.common import parser, report, spread, write_photos
+from experiments.int8 import GOLDEN_SHARE
 from lightning_modules.export import write_export
 from lightning_modules.inference import (
     Preprocessing,
@@ -38,14 +43,28 @@ from lightning_modules.inference import (
     load_export,
     read_safetensors,
 )
+from lightning_modules.openvino_cpu import INT8_FOLDER, INT8_GOLDEN, convert, quantize, write_converted
 from sagemaker_launch.rehearsal.endpoints import torchserve
 from sagemaker_launch.rehearsal.machine.image import Interpreter, build_image
 from sagemaker_launch.rehearsal.machine.namespaces import find_namespaces
+from sagemaker_launch.serving.engine import golden_tolerance
 from sagemaker_launch.shipping.archive import pack_model, unpack_model
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 CONCURRENCY = (1, 4, 16)
-THEIRS, OURS = "TorchServe, AWS's toolkit", "our server"
+THEIRS, OURS, INT8 = "TorchServe, AWS's toolkit", "our server", "our server in int8"
+TOLERANCE = 1e-3
+"""Of a logit."""
+
+
+@dataclass(frozen=True)
+class Server:
+    """A server that is measured."""
+
+    url: str
+    pid: int
+    tolerance: float = TOLERANCE
+    """How far a logit may be from that of the export."""
 
 
 def main() -> None:
@@ -56,31 +75,49 @@ def main() -> None:
     command.add_argument("--rounds", type=int, default=5)
     command.add_argument("--seconds", type=float, default=10, help="of each measurement")
     command.add_argument("--their-threads", type=int, help="OMP_NUM_THREADS of TorchServe; default: as AWS, not set")
+    command.add_argument("--only", choices=("ours",), help="measure our server only")
     arguments = command.parse_args()
     namespaces = find_namespaces()
-    if namespaces is None:
+    if namespaces is None and not arguments.only:
         sys.exit("error: AWS's toolkit writes to /etc and needs Linux namespaces, which this machine or user has not")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         photos = _photos(arguments.photos, folder)
         model = unpack_model(
-            pack_model(_export(folder, arguments.weights), folder / "model.tar.gz"), folder / "ml" / "model"
+            pack_model(_export(folder, arguments.weights, photos[0]), folder / "model.tar.gz"), folder / "ml" / "model"
         )
         network = load_export(model)
         wanted = [network.score([decode_image(photo)])[0].tolist() for photo in photos]
-        own = Interpreter.ask(Path(sys.executable))
-        image = build_image(REPOSITORY / "runs" / "rehearsal-image", torchserve.contents(), own)
-        theirs_alone = {"OMP_NUM_THREADS": str(arguments.their_threads)} if arguments.their_threads else {}
-        with (
-            torchserve.start(folder / "torchserve", model, image, namespaces, theirs_alone) as theirs,
-            _our_server(model.parent, folder / "log") as (url, pid, engine),
-        ):
-            theirs.wait_until_ready()
-            servers = {THEIRS: (theirs.url, theirs.pid), OURS: (url, pid)}
+        model_in_int8 = _in_int8(model, photos)
+        bound = golden_tolerance(model_in_int8, "int8")
+        started = time.perf_counter()
+        with ExitStack() as stack:
+            servers, engines, ready = {}, {}, {}
+            if not arguments.only:
+                assert namespaces is not None
+                python = Interpreter.ask(Path(sys.executable))
+                image = build_image(REPOSITORY / "runs" / "rehearsal-image", torchserve.contents(), python)
+                alone = {"OMP_NUM_THREADS": str(arguments.their_threads)} if arguments.their_threads else {}
+                started = time.perf_counter()
+                theirs = stack.enter_context(torchserve.start(folder / "torchserve", model, image, namespaces, alone))
+                theirs.wait_until_ready()
+                servers[THEIRS] = Server(theirs.url, theirs.pid)
+                ready[THEIRS] = time.perf_counter() - started
+            for name, export, precision, tolerance in (
+                (OURS, model, "float32", TOLERANCE),
+                (INT8, model_in_int8, "int8", bound),
+            ):
+                started = time.perf_counter()
+                url, pid, engines[name] = stack.enter_context(
+                    _our_server(export.parent, folder / f"{precision}.log", precision)
+                )
+                ready[name] = time.perf_counter() - started
+                servers[name] = Server(url, pid, tolerance)
             figures = _measure(servers, photos, wanted, arguments.rounds, arguments.seconds)
     settings = {
         THEIRS: f"{os.cpu_count()} workers, OMP_NUM_THREADS {arguments.their_threads or 'not set'}",
-        OURS: engine,
+        **engines,
+        "ready after": ", ".join(f"{name} {seconds:.1f} s" for name, seconds in ready.items()),
         "load average at the end": os.getloadavg()[1],
         "rounds": arguments.rounds,
         "seconds": arguments.seconds,
@@ -97,7 +134,7 @@ def _photos(folder: Path, work: Path) -> list[bytes]:
     return [file.read_bytes() for file in files]
 
 
-def _export(folder: Path, weights: Path | None) -> Path:
+def _export(folder: Path, weights: Path | None, photo: bytes) -> Path:
     torch.manual_seed(0)
     state = read_safetensors(weights) if weights else {}
     network = build_network("resnet50", len(state["fc.bias"]) if weights else 133)
@@ -111,7 +148,7 @@ def _export(folder: Path, weights: Path | None) -> Path:
                 part.momentum = 1.0
         with torch.no_grad():
             network(torch.randn(8, 3, 224, 224))  # so that random weights score pictures differently
-    write_photos(folder / "golden", per_class=1, size=300)
+    (folder / "golden.jpg").write_bytes(photo)
     head = network.get_submodule("fc")
     assert isinstance(head, nn.Linear)
     return write_export(
@@ -123,14 +160,34 @@ def _export(folder: Path, weights: Path | None) -> Path:
         metrics={},
         data={},
         config={},
-        golden_photos=sorted((folder / "golden" / "train").rglob("*.jpg")),
+        golden_photos=[folder / "golden.jpg"],
     )
 
 
+def _in_int8(model: Path, photos: list[bytes]) -> Path:
+    """The export folder with its network in int8 too, calibrated on the photos that are sent."""
+    folder = model.parent.parent / "ml-int8" / "model"
+    shutil.copytree(model, folder)
+    loaded = load_export(model)
+    crops = torch.stack([loaded.preprocessing.crop(decode_image(photo)) for photo in photos])
+    exact = convert(loaded.network, loaded.preprocessing.image_size)
+    (folder / INT8_FOLDER).mkdir()
+    write_converted(quantize(exact, [loaded.preprocessing.normalise(crops)]), folder / INT8_FOLDER)
+    scores = loaded.score_crops(list(crops))
+    bound = GOLDEN_SHARE * float((scores.amax(1) - scores.amin(1)).max())
+    (folder / INT8_GOLDEN).write_text(json.dumps({"tolerance": bound}))
+    return folder
+
+
 @contextmanager
-def _our_server(base: Path, log: Path) -> Iterator[tuple[str, int, str]]:
+def _our_server(base: Path, log: Path, precision: str) -> Iterator[tuple[str, int, str]]:
     """Our server's address, process and what it says of its engine."""
-    variables = {"SAGEMAKER_BASE_DIR": str(base), "SAGEMAKER_BIND_TO_PORT": "0", "SERVING_HOST": "127.0.0.1"}
+    variables = {
+        "SAGEMAKER_BASE_DIR": str(base),
+        "SAGEMAKER_BIND_TO_PORT": "0",
+        "SERVING_HOST": "127.0.0.1",
+        "SERVING_PRECISION": precision,
+    }
     environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"} | variables
     with log.open("wb") as file:
         process = subprocess.Popen(
@@ -140,10 +197,11 @@ def _our_server(base: Path, log: Path) -> Iterator[tuple[str, int, str]]:
         while "ready at " not in log.read_text():
             if process.poll() is not None:
                 raise RuntimeError(f"the server did not start: {log.read_text()}")
-            time.sleep(0.1)
+            time.sleep(0.02)
         lines = log.read_text().splitlines()
         (ready,) = [line for line in lines if "ready at " in line]
         (engine,) = [line for line in lines if "engine " in line]
+        assert f"OpenVINO in {precision}" in engine, engine
         yield ready.rpartition(" ")[2], process.pid, engine
     finally:
         process.terminate()
@@ -151,7 +209,7 @@ def _our_server(base: Path, log: Path) -> Iterator[tuple[str, int, str]]:
 
 
 def _measure(
-    servers: dict[str, tuple[str, int]],
+    servers: dict[str, Server],
     photos: list[bytes],
     wanted: list[list[float]],
     rounds: int,
@@ -166,9 +224,9 @@ def _measure(
         for level in CONCURRENCY:
             # Who goes first changes, so that a machine that slows down or speeds up favours none.
             for name in sorted(servers, reverse=bool(turn % 2)):
-                url, pid = servers[name]
-                with _peak(pid) as peak:
-                    times, took = _drive(url, photos, wanted, level, seconds if turn else min(seconds, 5))
+                server = servers[name]
+                with _peak(server.pid) as peak:
+                    times, took = _drive(server, photos, wanted, level, seconds if turn else min(seconds, 5))
                 if not turn:  # the first one warms up
                     continue
                 found = figures[name][level]
@@ -176,19 +234,19 @@ def _measure(
                 found["p99_ms"].append(1000 * statistics.quantiles(times, n=100, method="inclusive")[98])
                 found["requests_per_second"].append(len(times) / took)
                 found["peak_rss_mb"].append(max(peak) / 1e6)
-                found["pss_mb"].append(sum(process.memory_full_info().pss for process in _tree(pid)) / 1e6)
+                found["pss_mb"].append(sum(process.memory_full_info().pss for process in _tree(server.pid)) / 1e6)
     return figures
 
 
 def _drive(
-    url: str, photos: list[bytes], wanted: list[list[float]], clients: int, seconds: float
+    server: Server, photos: list[bytes], wanted: list[list[float]], clients: int, seconds: float
 ) -> tuple[list[float], float]:
     """Seconds of each request, and of all together."""
     started = time.perf_counter()
 
     def client(number: int) -> tuple[list[float], list[tuple[int, int, bytes]]]:
         times, answers = [], []
-        address = urlsplit(url)
+        address = urlsplit(server.url)
         connection = http.client.HTTPConnection(address.hostname or "", address.port, timeout=120)
         turn = number
         while time.perf_counter() - started < seconds:
@@ -207,9 +265,10 @@ def _drive(
     took = time.perf_counter() - started
     for _, answers in done:
         for index, status, body in answers:
-            assert status == 200, (url, status, body[:200])
+            assert status == 200, (server.url, status, body[:200])
             (row,) = json.loads(body)
-            assert max(abs(logit - other) for logit, other in zip(row, wanted[index], strict=True)) < 1e-3, url
+            off = max(abs(logit - other) for logit, other in zip(row, wanted[index], strict=True))
+            assert off < server.tolerance, (server.url, off)
     return [one for times, _ in done for one in times], took
 
 
@@ -242,16 +301,21 @@ def _report(
         for name, levels in figures.items()
     }
     ratios = {
-        level: {kind: one["median"] / spreads[THEIRS][level][kind]["median"] for kind, one in kinds.items()}
-        for level, kinds in spreads[OURS].items()
+        f"{one} / {other}": {
+            level: {kind: values["median"] / spreads[other][level][kind]["median"] for kind, values in kinds.items()}
+            for level, kinds in spreads[one].items()
+        }
+        for one, other in ((OURS, THEIRS), (INT8, THEIRS), (INT8, OURS))
+        if {one, other} <= {*spreads}
     }
     rows = [
         (
-            f"ours / theirs, {level} clients",
+            f"{pair}, {level} clients",
             f"p50 {one['p50_ms']:.2f}, p99 {one['p99_ms']:.2f}, throughput {one['requests_per_second']:.2f}, "
             f"peak memory {one['peak_rss_mb']:.2f} (shared pages counted once {one['pss_mb']:.2f})",
         )
-        for level, one in ratios.items()
+        for pair, levels in ratios.items()
+        for level, one in levels.items()
     ]
     for name, levels in spreads.items():
         for level, kinds in levels.items():

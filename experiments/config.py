@@ -106,7 +106,7 @@ class DataConfig:
 
     name: Literal["digits", "folder", "dog_images"] = field("digits", "photos", sent=True, used_by=LOCATES_PHOTOS)
     """Data set: `digits` (embedded, no download), `folder` (your own class folders), `dog_images` (133 breeds)."""
-    root: Path | None = field(None, "photos", used_by=LOCATES_PHOTOS)
+    root: Path | None = field(None, "photos", used_by=(*LOCATES_PHOTOS, "cloud deploy", "cloud serve"))
     """Folder with train, valid and test; digits and dog_images are kept there."""
     image_size: int | None = field(None, "result")
     """Side of the network's square input, in pixels; by default that of torchvision's weights of the backbone."""
@@ -136,7 +136,7 @@ class DataConfig:
     OpenVINO computes `bf16` and `int8`, in a half and a quarter of the time. Validation is always in float32."""
     cache_max_gb: float = field(20.0, "speed")
     """Largest size of the caches in cache_dir, in 10^9 bytes; the least recently used ones are removed first."""
-    cache_dir: Path = field(Path("runs/cache"), "place", used_by=(*FINDS_PHOTOS, "cloud deploy"))
+    cache_dir: Path = field(Path("runs/cache"), "place", used_by=(*FINDS_PHOTOS, "cloud deploy", "cloud serve"))
     """Folder of the caches and of the hashes of files."""
 
     def __post_init__(self) -> None:

@@ -1,4 +1,4 @@
-"""How many cores this process may use. Needs the standard library only: our serving image has this file, too."""
+"""Which cores this process may use. Needs the standard library only: our serving image has this file, too."""
 
 from __future__ import annotations
 
@@ -16,6 +16,20 @@ def usable_cores(root: Path = Path("/")) -> int:
     # macOS binds no process to cores.
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min([cores, *(int(quota) for quota in cpu_quotas(root))]))
+
+
+INT8_FLAGS = frozenset({"avx512_vnni", "avx_vnni", "amx_int8"})
+"""What Linux calls the instructions that multiply 8-bit integers and add the products in 32 bits."""
+
+
+def has_int8(root: Path = Path("/")) -> bool:
+    """Whether this processor multiplies 8-bit integers at once. Others saturate sums, and are not faster in int8.
+
+    Args:
+        root: where `proc` is. A system without it is taken for one without these instructions.
+    """
+    described = root / "proc" / "cpuinfo"
+    return described.is_file() and not INT8_FLAGS.isdisjoint(described.read_text().split())
 
 
 def cpu_quotas(root: Path) -> Iterator[float]:

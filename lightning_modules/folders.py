@@ -64,6 +64,11 @@ class Split:
             tuple(self.sizes[i] for i in indices),
         )
 
+    def sample(self, count: int) -> Split:
+        """At most `count` photos of all classes, the same each time."""
+        drawn = np.random.default_rng(0).permutation(len(self))[:count]
+        return self.subset(sorted(drawn.tolist()))
+
 
 @dataclass(frozen=True)
 class ClassFolders:

@@ -6,13 +6,23 @@ import contextlib
 import io
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 Precision = Literal["float32", "bf16", "int8"]
+INT8_FOLDER = "int8"
+"""Folder of an export with its network in int8, in OpenVINO's own format (IR)."""
+INT8_GOLDEN = "golden/int8.json"
+"""What is known about that network: the bound of its golden scores, and its accuracy."""
+RANKING_PHOTOS = 100
+"""Photos by which the layers of a network are ranked: NNCF scores all of them once per layer, of which ResNet50 has 72.
+"""
+FLOAT32_LAYERS = 10
+"""Most layers that get back to float32: each takes time while it is found, and in each request."""
 
 # OpenVINO and NNCF send telemetry if they find this package.
 sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
@@ -22,34 +32,18 @@ class OpenVino(nn.Module):
     """A compiled network.
 
     Args:
-        network: on the CPU, from (B, 3, S, S) float32 to one tensor.
-        side: S.
+        converted: of `convert`, `quantize` or `read_converted`.
         threads: threads of a call.
         precision: of the products: `bf16` needs AVX-512 or AMX to be faster, `int8` needs VNNI.
-        calibration: for int8, float32 images of (B, 3, S, S), from which NNCF measures the range of each layer.
 
     Raises:
-        RuntimeError, ValueError, TypeError: and other errors of OpenVINO, for a network that it cannot convert.
+        RuntimeError: and other errors of OpenVINO, for a network that it cannot compile.
     """
 
-    def __init__(
-        self,
-        network: nn.Module,
-        side: int,
-        threads: int,
-        precision: Precision = "float32",
-        calibration: Sequence[Tensor] = (),
-    ) -> None:
+    def __init__(self, converted: Any, threads: int, precision: Precision = "float32") -> None:
         super().__init__()
         import openvino
 
-        # Of two images, as torch takes a batch of one for a constant.
-        example = torch.zeros(2, 3, side, side)
-        exported = torch.export.export(network, (example,), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},))
-        converted = openvino.convert_model(exported)
-        converted.reshape([-1, 3, side, side])
-        if precision == "int8":
-            converted = _quantized(converted, calibration)
         # Without a hint it would compute in bfloat16 on some CPUs, with other scores.
         hint = "bf16" if precision == "bf16" else "f32"
         options = {"INFERENCE_PRECISION_HINT": hint, "PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads}
@@ -61,11 +55,105 @@ class OpenVino(nn.Module):
         return torch.from_numpy(outputs.copy())
 
 
-def _quantized(converted: Any, calibration: Sequence[Tensor]) -> Any:
-    """NNCF's post-training quantisation to 8 bits: the same result each time for the same images."""
+def convert(network: nn.Module, side: int) -> Any:
+    """A network as OpenVINO's model.
+
+    Args:
+        network: on the CPU, from (B, 3, S, S) float32 to one tensor.
+        side: S.
+
+    Raises:
+        RuntimeError, ValueError, TypeError: and other errors of OpenVINO, for a network that it cannot convert.
+    """
+    import openvino
+
+    # Of two images, as torch takes a batch of one for a constant.
+    example = torch.zeros(2, 3, side, side)
+    exported = torch.export.export(network, (example,), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},))
+    converted = openvino.convert_model(exported)
+    converted.reshape([-1, 3, side, side])
+    return converted
+
+
+def quantize(converted: Any, calibration: Sequence[Tensor]) -> Any:
+    """NNCF's post-training quantisation to 8 bits: the same result each time for the same images.
+
+    Args:
+        converted: of `convert`; it keeps its precision.
+        calibration: batches of (B, 3, S, S) float32, from which NNCF measures the range of each layer.
+    """
+    import nncf
+
+    with _quiet():
+        return nncf.quantize(converted, _arrays(calibration), subset_size=len(calibration))
+
+
+def quantize_classifier(
+    converted: Any, calibration: Sequence[Tensor], judged: Sequence[Tensor], labels: Sequence[int], max_drop: float
+) -> Any:
+    """`quantize` with each layer corrected by what the layers before it do in int8, and by its accuracy.
+
+    As long as the accuracy is more than `max_drop` lower, the layer that costs most of it gets back to float32. There
+    are at most FLOAT32_LAYERS, so the accuracy may stay lower.
+
+    Args:
+        judged: batches of (B, 3, S, S) float32, by which the accuracy is judged.
+        labels: of all their images.
+    """
+    import nncf
+    from nncf.quantization.advanced_parameters import AdvancedAccuracyRestorerParameters
+
+    images = [image for batch in judged for image in batch[:, None].contiguous().numpy()]
+    pairs = list(zip(images, labels, strict=True))
+
+    def accuracy(network: Any, pairs: Iterable[tuple[Any, int]]) -> tuple[float, list[float]]:
+        right = [float(network([image])[0].argmax() == label) for image, label in pairs]
+        return sum(right) / len(right), right
+
+    with _quiet():
+        return nncf.quantize_with_accuracy_control(
+            converted,
+            _arrays(calibration),
+            nncf.Dataset(pairs, lambda pair: pair[0]),
+            accuracy,
+            max_drop=max_drop,
+            subset_size=len(calibration),
+            fast_bias_correction=False,
+            advanced_accuracy_restorer_parameters=AdvancedAccuracyRestorerParameters(
+                max_num_iterations=FLOAT32_LAYERS, ranking_subset_size=RANKING_PHOTOS, num_ranking_workers=1
+            ),
+        )
+
+
+def _arrays(batches: Sequence[Tensor]) -> Any:
+    import nncf
+
+    return nncf.Dataset([batch.contiguous().numpy() for batch in batches])
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without NNCF's log and progress bars."""
     import nncf
 
     nncf.set_log_level(logging.ERROR)
-    images = [batch.contiguous().numpy() for batch in calibration]
-    with contextlib.redirect_stdout(io.StringIO()):  # its progress bars
-        return nncf.quantize(converted, nncf.Dataset(images), subset_size=len(images))
+    with contextlib.redirect_stdout(io.StringIO()):
+        yield
+
+
+def write_converted(converted: Any, folder: Path) -> None:
+    """Write a model as `model.xml` and `model.bin`: layers, and their numbers."""
+    import openvino
+
+    openvino.save_model(converted, folder / "model.xml", compress_to_fp16=False)
+
+
+def read_converted(folder: Path) -> Any:
+    """What `write_converted` wrote.
+
+    Raises:
+        RuntimeError: if a file is missing or damaged, or of a newer format than this OpenVINO reads.
+    """
+    import openvino
+
+    return openvino.Core().read_model(folder / "model.xml", folder / "model.bin")

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import pytorch_lightning as pl
 import torch
 from numpy.typing import NDArray
@@ -24,7 +23,7 @@ from lightning_modules.data import IGNORED_LABEL, ClassFolderData, EpochBatches,
 from lightning_modules.errors import UserError
 from lightning_modules.folders import Split
 from lightning_modules.network import find_head
-from lightning_modules.openvino_cpu import OpenVino, Precision
+from lightning_modules.openvino_cpu import OpenVino, Precision, convert, quantize
 from lightning_modules.precision import exact_float32
 
 CALIBRATION_PHOTOS = 64
@@ -144,14 +143,13 @@ def compute_features(
 
 
 def _compiled(trunk: nn.Module, data: ClassFolderData, precision: Precision) -> OpenVino:
-    """The network without its head, for this CPU; int8 is calibrated on training photos, the same each time."""
-    train, calibration = data.folders.train, list[Tensor]()
-    if precision == "int8":
-        chosen = np.random.default_rng(0).permutation(len(train))[:CALIBRATION_PHOTOS]
-        calibration += data.split_inputs(train.subset(sorted(chosen.tolist())), torch.device("cpu"))
-    side = data.preprocessing.image_size
+    """The network without its head, for this CPU."""
     try:
-        return OpenVino(trunk, side, torch.get_num_threads(), precision, calibration)
+        converted = convert(trunk, data.preprocessing.image_size)
+        if precision == "int8":
+            calibration = data.folders.train.sample(CALIBRATION_PHOTOS)
+            converted = quantize(converted, list(data.split_inputs(calibration, torch.device("cpu"))))
+        return OpenVino(converted, torch.get_num_threads(), precision)
     except ImportError:
         raise
     except Exception as error:  # a converter may fail on any layer with any error

@@ -64,6 +64,8 @@ def _deploy(settings: CloudSettings, config: RunConfig, arguments: argparse.Name
         model = models.model_of_run(settings, config, arguments.run)
     else:
         model = models.registered_model(config, arguments.model)
+    if settings.endpoint.precision == "int8":
+        settings, model = models.in_int8(settings, config, model)
     if arguments.dry_run:
         print(json.dumps(deployment_requests(settings, config, plan, model), indent=2))
         return

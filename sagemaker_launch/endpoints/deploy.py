@@ -58,7 +58,9 @@ from sagemaker_launch.endpoints.requests import (
     wake_alarm,
     wake_policy,
 )
+from sagemaker_launch.serving.engine import golden_tolerance
 from sagemaker_launch.settings.cloud import CloudSettings
+from sagemaker_launch.settings.endpoint import Precision
 
 
 class DeployError(CommandError):
@@ -67,14 +69,15 @@ class DeployError(CommandError):
 
 @dataclass(frozen=True)
 class Golden:
-    """The golden photo of an export, and the trainer's scores."""
+    """The golden photo of an export, the trainer's scores, and how far an answer may be from them."""
 
     photo: bytes
     logits: tuple[float, ...]
+    tolerance: float = GOLDEN_TOLERANCE
 
     @classmethod
-    def read(cls, export: Path) -> Golden:
-        """Read them from an export folder.
+    def read(cls, export: Path, precision: Precision) -> Golden:
+        """Read them from an export folder that is served in a precision.
 
         Raises:
             DeployError: if they are not whole.
@@ -82,7 +85,8 @@ class Golden:
         try:
             scores = json.loads((export / "golden" / "scores.json").read_text())
             logits = tuple(float(logit) for logit in scores["logits"])
-            return cls((export / "golden" / "image.jpg").read_bytes(), logits)
+            photo = (export / "golden" / "image.jpg").read_bytes()
+            return cls(photo, logits, golden_tolerance(export, precision))
         except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
             raise DeployError(f"{export} has no whole golden photo and scores: {error}") from error
 
@@ -93,7 +97,7 @@ class Golden:
             The largest difference of a logit, and the latency in milliseconds.
 
         Raises:
-            DeployError: if the best class is another one, or a logit off by more than GOLDEN_TOLERANCE.
+            DeployError: if the best class is another one, or a logit off by more than the tolerance.
         """
         answer = target.ask(self.photo, "image/jpeg")
         (logits,) = answer.content
@@ -101,11 +105,9 @@ class Golden:
         differences = [abs(logit - golden) for logit, golden in zip(logits, self.logits, strict=same)]
         difference = max(differences) if same else math.inf
         # One by one: NaN is not within any tolerance, and max() may pass over it.
-        close = same and all(difference <= GOLDEN_TOLERANCE for difference in differences)
+        close = same and all(difference <= self.tolerance for difference in differences)
         if not close or logits.index(max(logits)) != self.logits.index(max(self.logits)):
-            raise DeployError(
-                f"the golden photo's logits are off by {difference:.2g}, allowed are {GOLDEN_TOLERANCE:g}"
-            )
+            raise DeployError(f"the golden photo's logits are off by {difference:.2g}, allowed are {self.tolerance:g}")
         return difference, answer.latency_ms
 
 

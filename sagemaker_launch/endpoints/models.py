@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from experiments.config import RunConfig, require
+from experiments.console import say
 from experiments.tracking.exports import locate_export
 from experiments.tracking.store import RunStore, find_folder
 from sagemaker_launch.aws import client as aws
@@ -13,6 +15,9 @@ from sagemaker_launch.aws.resources import TRAINING
 from sagemaker_launch.jobs.found import best_training_job
 from sagemaker_launch.settings.cloud import CloudSettings
 from sagemaker_launch.shipping.archive import fetch_model
+
+if TYPE_CHECKING:  # imports torch
+    from experiments.int8 import Int8
 
 
 @dataclass(frozen=True)
@@ -23,6 +28,8 @@ class LocatedModel:
     source: str
     registered: str | None = None
     """Registry URI of a registered version; None for any other model."""
+    int8: Int8 | None = None
+    """Its network in int8, where that was asked for: accepted or not."""
 
 
 def model_of_tuning_job(settings: CloudSettings, config: RunConfig, tuning_job: str) -> LocatedModel:
@@ -62,6 +69,21 @@ def registered_model(config: RunConfig, model: str) -> LocatedModel:
         ValueError: if there is no such model.
     """
     return LocatedModel(locate_export(model, config), model, model if model.startswith("models:/") else None)
+
+
+def in_int8(settings: CloudSettings, config: RunConfig, model: LocatedModel) -> tuple[CloudSettings, LocatedModel]:
+    """A model with its network in int8, and the settings that serve it: float32 if int8 is less accurate.
+
+    Raises:
+        UserError: as `quantize_export`.
+    """
+    from experiments.int8 import quantize_export  # imports torch
+
+    found = quantize_export(model.export, config)
+    say(found.summary)
+    if not found.is_accepted:
+        settings = replace(settings, endpoint=replace(settings.endpoint, precision="float32"))
+    return settings, replace(model, export=found.export, int8=found)
 
 
 def _export_of_job(settings: CloudSettings, config: RunConfig, described: object) -> Path:

@@ -69,6 +69,16 @@ def plan_endpoint(settings: CloudSettings, config: RunConfig, name: str, *, ttl:
         "be left out without an instance type that has GPUs",
         endpoint.inference_ami,
     )
+    machine = endpoint.instance_type if endpoint.has_instances else "a serverless endpoint"
+    served = (endpoint.precision, serving_device(settings))
+    with_gpus = f"be float32 or bf16 on {machine}, which has GPUs"
+    without = f"be float32 or int8 on {machine}, which has no GPU"
+    require(served != ("int8", "cuda"), "cloud.endpoint.precision", with_gpus, endpoint.precision)
+    require(served != ("bf16", "cpu"), "cloud.endpoint.precision", without, endpoint.precision)
+    if endpoint.precision == "int8":
+        from experiments.int8 import require_quantizer  # imports torch
+
+        require_quantizer()
     image = find_serving_image(settings, region, config.data.cache_dir)
     instance_type = endpoint.instance_type if endpoint.has_instances else None
     check_serving_image(image, serving_cuda(settings, image), instance_type)
@@ -164,19 +174,22 @@ def _deploy_as_run(
 ) -> Deployed:
     """Deploy, and record model, endpoint, scores and latency in MLflow."""
     from experiments.tracking.store import RunStore
+    from lightning_modules.inference import GOLDEN_TOLERANCE
     from sagemaker_launch.endpoints.deploy import Golden, deploy
 
     name, lease, store = plan.name, plan.lease, RunStore.open_or_wait(config)
     folder = RunFolder(config.output_dir / "endpoints" / f"{version.config_name}-{now_ms()}")
     container = version.model["PrimaryContainer"]
     params = {f"cloud.endpoint.{field}": value for field, value in asdict(settings.endpoint).items()}
+    if model.int8 is not None:
+        params["cloud.endpoint.int8"] = model.int8.summary
     params |= {"model.source": model.source, "model.archive": container["ModelDataUrl"], "image": container["Image"]}
     tags = {"origin": aws.origin(services.sagemaker), "endpoint": name, "config": version.config_name, **lease.tags}
     folder.start(f"deploy {name}", params, tags)
     log = endpoint_log(aws.client("logs", settings, patience_seconds=WHILE_RUNNING_SECONDS), name, now_ms())
     try:
         target = open_target(settings, name, settings.endpoint.kind, patience_seconds=WHILE_RUNNING_SECONDS)
-        golden = Golden.read(model.export)
+        golden = Golden.read(model.export, settings.endpoint.precision)
         done = deploy(services, settings, name, version, lease, golden, target, log, running=running)
     except KeyboardInterrupt:
         folder.finish(Outcome("STOPPED"))
@@ -187,6 +200,8 @@ def _deploy_as_run(
         store.push_or_wait(folder)
         raise
     measured = {"golden_difference": done.golden_difference, "first_latency_ms": done.first_latency_ms}
+    if model.int8 is not None:
+        measured |= model.int8.accuracies
     folder.finish(Outcome("COMPLETE", None, {"usd_per_hour": plan.worst.steady_usd, **measured}))
     store.push_or_wait(folder)
     if model.registered is not None:
@@ -194,5 +209,10 @@ def _deploy_as_run(
 
         tag_version(model.registered, store, {"endpoint": name})
     say(f"the golden photo's logits are off by {done.golden_difference:.1g}; {done.first_latency_ms:.0f} ms")
+    if settings.endpoint.precision != "float32" and done.golden_difference <= GOLDEN_TOLERANCE:
+        say(
+            f"the endpoint serves float32 in place of {settings.endpoint.precision}: its instance can't, and its log "
+            "says why"
+        )
     say(done.guards)
     return done

@@ -270,6 +270,8 @@ def variant_of(name: str) -> Request:
 def _model(settings: CloudSettings, image_uri: str, model_uri: str) -> Request:
     # Without a driver that fits, PyTorch would compute on the CPU of a GPU instance, and say nothing.
     needs_gpu = {"SERVING_DEVICE": "cuda"} if serving_device(settings) == "cuda" else {}
+    precision = settings.endpoint.precision
+    lower = {"SERVING_PRECISION": precision} if precision != "float32" else {}
     model: Request = {
         "PrimaryContainer": {
             "Image": image_uri,
@@ -277,6 +279,7 @@ def _model(settings: CloudSettings, image_uri: str, model_uri: str) -> Request:
             "Environment": {
                 **IMAGE_VARIABLES[settings.endpoint.image],
                 **needs_gpu,
+                **lower,
                 **settings.endpoint.environment,
             },
         },

@@ -34,7 +34,6 @@ def add_serving_commands(add: Add) -> None:
 
 
 def _serve(settings: CloudSettings, config: RunConfig, arguments: argparse.Namespace) -> None:
-    del settings
     import torch
 
     from experiments.tracking.exports import REGISTRY, locate_export
@@ -46,7 +45,10 @@ def _serve(settings: CloudSettings, config: RunConfig, arguments: argparse.Names
         raise UserError(f"`serve` needs the extra `serving` (pip install '.[serving]'): {error}") from None
     from sagemaker_launch.serving.settings import read_settings
 
-    environment = {"SERVING_HOST": "127.0.0.1", **os.environ, "SAGEMAKER_BIND_TO_PORT": str(arguments.port)}
+    rule = "be left out of the environment: `serve` takes --cloud.endpoint.precision"
+    require("SERVING_PRECISION" not in os.environ, "SERVING_PRECISION", rule, os.environ.get("SERVING_PRECISION"))
+    environment = {"SERVING_HOST": "127.0.0.1", **os.environ, "SERVING_PRECISION": settings.endpoint.precision}
+    environment["SAGEMAKER_BIND_TO_PORT"] = str(arguments.port)
     served = read_settings(environment, cuda=torch.cuda.is_available())
     with TemporaryDirectory() as folder:
         if arguments.export.startswith(REGISTRY):
@@ -55,6 +57,13 @@ def _serve(settings: CloudSettings, config: RunConfig, arguments: argparse.Names
             export = Path(arguments.export)
         else:
             export = unpack_model(Path(arguments.export), Path(folder) / "model")
+        if served.precision == "int8":
+            from experiments.int8 import quantize_export
+
+            found = quantize_export(export, config)
+            say(found.summary)
+            served = replace(served, precision="int8" if found.is_accepted else "float32")
+            export = found.export
         run(replace(served, model=export), _announce, log_file=sys.stderr)  # results go to standard output
     sys.stdout.flush()
     sys.stderr.flush()

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import math
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from lightning_modules.cores import usable_cores
-from lightning_modules.inference import GOLDEN_TOLERANCE, Model, check_golden, model_fn
-from lightning_modules.openvino_cpu import OpenVino
+from lightning_modules.cores import has_int8, usable_cores
+from lightning_modules.inference import GOLDEN_TOLERANCE, BadExportError, Model, check_golden, model_fn, read_json
+from lightning_modules.openvino_cpu import INT8_FOLDER, INT8_GOLDEN, OpenVino, Precision, convert, read_converted
 
-Precision = Literal["float32", "bf16"]
 BF16_TOLERANCE = 0.5
 """Largest difference of a logit in bfloat16, which has 8 bits; the best class of the golden photo must be equal."""
 
@@ -27,37 +26,70 @@ def load_engine(folder: Path, precision: Precision = "float32") -> Model:
     """Load an export folder for serving, and check the scores of its golden photo.
 
     Args:
-        precision: data type on a GPU.
+        precision: bf16 is for a GPU, int8 for a CPU and an export that has its network in int8.
 
     Raises:
         BadExportError: if the folder is incomplete, or the scores differ.
     """
     # PyTorch does not look at a container's quota.
     torch.set_num_threads(min(torch.get_num_threads(), usable_cores()))
-    threads = torch.get_num_threads()
     model = model_fn(str(folder))
     if torch.cuda.is_available():
         if precision == "bf16":
             model = replace(model, network=Bfloat16(model.network))
-        difference = check_golden(folder, model, BF16_TOLERANCE if precision == "bf16" else GOLDEN_TOLERANCE)
+        difference = check_golden(folder, model, golden_tolerance(folder, precision))
         log.info(f"engine PyTorch on a GPU in {precision}, golden photo off by {difference:.1g}")
         return model
+    return _on_cpu(folder, model, precision)
+
+
+def golden_tolerance(folder: Path, precision: Precision) -> float:
+    """How far the logits of an export's golden photo may be from the trainer's in a precision.
+
+    Raises:
+        BadExportError: if the export has no network in int8.
+    """
+    if precision == "int8":
+        stated = read_json(folder / INT8_GOLDEN).get("tolerance")
+        if not (isinstance(stated, int | float) and 0 < stated < math.inf):
+            raise BadExportError(f"{folder / INT8_GOLDEN} must state a tolerance above 0, got {str(stated)[:50]}")
+        return float(stated)
+    return BF16_TOLERANCE if precision == "bf16" else GOLDEN_TOLERANCE
+
+
+def _on_cpu(folder: Path, model: Model, precision: Precision) -> Model:
+    threads = torch.get_num_threads()
     if importlib.util.find_spec("openvino") is None:
         log.info(f"engine PyTorch on {threads} threads; install openvino, which takes two thirds of the time")
         return model
+    if precision == "int8":
+        tolerance = golden_tolerance(folder, precision)  # an export without int8 is refused on each machine
+        if not has_int8():
+            log.warning("int8 is not used: this processor has no VNNI, without which it is not faster")
+            precision = "float32"
     started = time.perf_counter()
     try:
-        faster = replace(model, network=OpenVino(model.network, model.preprocessing.image_size, threads))
-        difference = check_golden(folder, faster)
+        if precision == "int8":
+            converted = read_converted(folder / INT8_FOLDER)
+        else:
+            converted, tolerance = convert(model.network, model.preprocessing.image_size), GOLDEN_TOLERANCE
+        faster = replace(model, network=OpenVino(converted, threads, precision))
+        difference = check_golden(folder, faster, tolerance)
     # A compiler may fail on any layer with any error; PyTorch runs all of them.
     except Exception as error:
         reason = " ".join(str(error).split())[:500]
+        if precision == "int8":
+            log.warning(f"int8 is not used: OpenVINO can't run it here: {reason}")
+            return _on_cpu(folder, model, "float32")
         log.warning(f"engine PyTorch on {threads} threads: OpenVINO can't run this network: {reason}")
         return model
     # PyTorch has little work left, and its threads would compete with those of OpenVINO.
     torch.set_num_threads(1)
     seconds = time.perf_counter() - started
-    log.info(f"engine OpenVINO on {threads} threads, compiled in {seconds:.1f} s, golden photo off by {difference:.1g}")
+    log.info(
+        f"engine OpenVINO in {precision} on {threads} threads, compiled in {seconds:.1f} s, golden photo off by "
+        f"{difference:.1g}"
+    )
     return faster
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import cast, get_args
 
 from lightning_modules.cores import usable_cores
-from sagemaker_launch.serving.engine import Precision
+from lightning_modules.openvino_cpu import Precision
 
 STOP_SECONDS = 8.0
 """A server has ended 10 s after SIGTERM. SageMaker kills after 30 s, Docker after 10."""
@@ -43,7 +43,7 @@ class Settings:
     idle_seconds: float
     """Time limit of a connection to send the head of its next request, and to read an answer."""
     precision: Precision
-    """Data type on a GPU: float32, or bf16, which is faster and may change the first decimal of a logit."""
+    """float32; bf16 on a GPU, or int8 on a CPU, both of which are faster and change the first decimal of a logit."""
     lacks_gpu: bool = False
     """Whether the instance has a GPU that PyTorch does not see. Then the server answers nothing."""
 
@@ -80,7 +80,7 @@ def read_settings(environment: Mapping[str, str], *, cuda: bool) -> Settings:
     timeout_seconds = number("SERVING_TIMEOUT_SECONDS", 50, 0.1, 3600)
     precision = environment.get("SERVING_PRECISION") or "float32"
     if precision not in get_args(Precision):
-        raise ValueError(f"SERVING_PRECISION must be {' or '.join(get_args(Precision))}, got {precision!r}")
+        raise ValueError(f"SERVING_PRECISION must be {', '.join(get_args(Precision))}, got {precision!r}")
     # `deploy` sets it to cuda for instances with GPUs.
     device = environment.get("SERVING_DEVICE", "")
     if device not in ("", "cuda"):
@@ -88,6 +88,8 @@ def read_settings(environment: Mapping[str, str], *, cuda: bool) -> Settings:
     lacks_gpu = device == "cuda" and not cuda
     if precision == "bf16" and not cuda and not lacks_gpu:
         raise ValueError("SERVING_PRECISION may be bf16 on a GPU only, and there is none: leave it out")
+    if precision == "int8" and (cuda or device == "cuda"):
+        raise ValueError("SERVING_PRECISION may be int8 on a CPU only, and this is a GPU: set bf16, or leave it out")
     settings = Settings(
         model=Path(environment.get("SAGEMAKER_BASE_DIR") or "/opt/ml") / "model",
         host=environment.get("SERVING_HOST") or "0.0.0.0",

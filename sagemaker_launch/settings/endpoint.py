@@ -9,6 +9,8 @@ from typing import Literal
 from experiments.config import require
 from experiments.fields import used_by
 
+Precision = Literal["float32", "bf16", "int8"]
+"""The same as `openvino_cpu.Precision`, which imports torch."""
 VARIANT = "AllTraffic"
 """Name of the one production variant; a blue/green update needs the old and the new one to have the same."""
 ROLE_ARN = r"arn:aws[a-z-]*:iam::\d{12}:role/[\w+=,.@/-]+"
@@ -25,6 +27,9 @@ class EndpointSettings:
     """Our serving image, AWS's maintained one (Ray Serve), or AWS's last one with TorchServe (PyTorch 2.6)."""
     image_uri: str | None = None
     """Serving image in ECR; by default what `python -m sagemaker_launch image` pushes, or AWS's."""
+    precision: Precision = used_by("float32", "cloud deploy", "cloud serve")
+    """Precision of our server: float32, bf16 on a GPU, or int8 on a CPU, which is several times as fast. int8 is
+    calibrated on training photos, and float32 is served instead if validation photos show it less accurate."""
     instance_type: str = used_by("ml.c5.xlarge", "cloud deploy", "cloud image", shape="ProductionVariantInstanceType")
     """Instance type of a realtime or async endpoint."""
     inference_ami: str | None = used_by(None, shape="ProductionVariantInferenceAmiVersion")
@@ -69,6 +74,16 @@ class EndpointSettings:
             require(condition, f"cloud.endpoint.{name}", rule, getattr(self, name))
 
         check(self.instance_type.startswith("ml."), "instance_type", "begin with ml.")
+        check(
+            self.precision == "float32" or self.image == "own",
+            "precision",
+            f"be float32 with cloud.endpoint.image {self.image}",
+        )
+        check(
+            "SERVING_PRECISION" not in self.environment,
+            "environment",
+            "leave SERVING_PRECISION to cloud.endpoint.precision",
+        )
         fewest = 0 if self.kind == "async" else 1
         check(self.min_instances >= fewest, "min_instances", f"be >= {fewest} for kind {self.kind}")
         most = max(1, self.min_instances)

@@ -33,14 +33,16 @@ FILES = (
 OPTIONAL = (ray_serve.CONFIG_FILE,)
 """Files that exports of 0.1.0 lack."""
 _INFERENCE = Path(ray_serve.__file__).with_name("inference.py")
+INT8_FILES = ("int8/model.xml", "int8/model.bin", "golden/int8.json")
+"""Further files of one that has its network in int8: all of them, or none."""
 PICKLES = (".pt", ".pth", ".pkl", ".pickle", ".bin", ".ckpt", ".joblib", ".npy", ".npz")
 """Suffixes of weights that run code when they are read."""
 MAX_BYTES = 8_000_000_000
 """Unpacked; torchvision's largest classifier has 2.6 GB of weights."""
-
-
+LARGE = (WEIGHTS, "int8/model.bin")
+"""The files of numbers."""
 MAX_OTHER_BYTES = 64_000_000
-"""Unpacked, of each file but the weights."""
+"""Unpacked, of each other file."""
 MAX_HEADER = 1024 * 1024
 """Bytes of the headers in front of an entry, and behind the last one. tarfile reads them at once, as long as they say
 that they are; those of GNU tar and Go have some KB."""
@@ -68,11 +70,13 @@ def pack_model(export: Path, target: Path, *, for_ray_serve: bool = False) -> Pa
     missing = _missing(export)
     if missing:
         raise BadArchiveError(f"{export} must be an export folder, it lacks {', '.join(missing)}")
-    contents: dict[str, Path | bytes] = {name: export / name for name in FILES if (export / name).is_file()}
+    contents: dict[str, Path | bytes] = {
+        name: export / name for name in (*FILES, *INT8_FILES) if (export / name).is_file()
+    }
     if for_ray_serve and ray_serve.CONFIG_FILE not in contents:
         say(f"{export} has no {ray_serve.CONFIG_FILE}: the archive gets one, and today's {CODE}")
         contents |= {ray_serve.CONFIG_FILE: ray_serve.CONFIG.encode(), CODE: _INFERENCE}
-    links = [name for name in FILES if not (export / name).resolve().is_relative_to(export.resolve())]
+    links = [name for name in (*FILES, *INT8_FILES) if not (export / name).resolve().is_relative_to(export.resolve())]
     if links:
         raise BadArchiveError(f"{export} must hold its own files, but {', '.join(links)} is a link to one elsewhere")
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -93,7 +97,10 @@ def pack_model(export: Path, target: Path, *, for_ray_serve: bool = False) -> Pa
 
 
 def _missing(export: Path) -> list[str]:
-    return [name for name in FILES if name not in OPTIONAL and not (export / name).is_file()]
+    needed = [name for name in FILES if name not in OPTIONAL]
+    if any((export / name).exists() for name in INT8_FILES):
+        needed += INT8_FILES
+    return [name for name in needed if not (export / name).is_file()]
 
 
 def unpack_model(archive: Path, folder: Path) -> Path:
@@ -201,14 +208,15 @@ def _extract(archive: Path, folder: Path) -> None:
             continue
         if not is_plain(entry):
             raise BadArchiveError(f"{archive} must hold plain files, but {entry.name!r} is a link or a device")
-        if name.suffix.lower() in PICKLES:
+        is_known = str(name) in FILES + INT8_FILES
+        if name.suffix.lower() in PICKLES and not is_known:
             raise BadArchiveError(
                 f"{archive} must hold its weights as {WEIGHTS}: {entry.name!r} is a pickle, which runs code when "
                 "it is read"
             )
-        if str(name) not in FILES:
+        if not is_known:
             raise BadArchiveError(f"{archive} must hold {', '.join(FILES)} and nothing else, but has {entry.name!r}")
-        most = MAX_BYTES if str(name) == WEIGHTS else MAX_OTHER_BYTES
+        most = MAX_BYTES if str(name) in LARGE else MAX_OTHER_BYTES
         if entry.size > most:
             raise BadArchiveError(f"{archive} must unpack to files of at most {most} bytes, got {name!s}")
         target = folder / name

@@ -38,7 +38,7 @@ ORDER = {
     "experiments": (
         "__main__",
         "cli",
-        "preflight predict single_run sweep",
+        "int8 preflight predict single_run sweep",
         "report",
         "tracking",
         "study",

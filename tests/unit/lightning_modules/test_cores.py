@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lightning_modules.cores import cpu_quotas, usable_cores
+from lightning_modules.cores import cpu_quotas, has_int8, usable_cores
 from lightning_modules.process import default_threads, limit_threads
 
 
@@ -67,3 +67,12 @@ def test_decoding_and_training_take_no_more_threads_than_cores(monkeypatch: pyte
     monkeypatch.setattr("lightning_modules.process.usable_cores", lambda: 3)
     limit_threads()
     assert (asked, default_threads()) == ([3], 3)
+
+
+@pytest.mark.parametrize(
+    ("flags", "has"), [("fpu avx2 avx512f", False), ("avx2 avx_vnni", True), ("avx512_vnni", True), ("amx_int8", True)]
+)
+def test_a_processor_says_whether_it_multiplies_8_bits(tmp_path: Path, flags: str, has: bool) -> None:
+    assert not has_int8(tmp_path), "another system"
+    machine(tmp_path, "0::/", {"proc/cpuinfo": f"model name\t: CPU\nflags\t\t: {flags}"})
+    assert has_int8(tmp_path) is has

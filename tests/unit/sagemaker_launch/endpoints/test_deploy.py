@@ -21,6 +21,7 @@ from sagemaker_launch.endpoints.lease import Lease
 from sagemaker_launch.endpoints.query import Answer, BusyError, NoAnswerError, QueryError
 from sagemaker_launch.endpoints.requests import deployment
 from sagemaker_launch.settings.cloud import load_cloud
+from sagemaker_launch.settings.endpoint import Precision
 from tests.unit.sagemaker_launch.jobs.test_requests import BASIC, ROLE
 
 LEASE = Lease("anna", datetime.now(UTC) + timedelta(hours=4))
@@ -168,12 +169,28 @@ def golden(tmp_path: Path) -> Golden:
     (tmp_path / "golden").mkdir()
     (tmp_path / "golden" / "scores.json").write_text(json.dumps({"class_name": "b", "logits": [0.5, 2.0]}))
     (tmp_path / "golden" / "image.jpg").write_bytes(b"photo")
-    return Golden.read(tmp_path)
+    return Golden.read(tmp_path, "float32")
 
 
 def test_the_golden_photo_may_be_off_by_a_ten_thousandth(golden: Golden) -> None:
     difference, latency_ms = golden.check(Says([0.5, 2.00005]))
     assert difference == pytest.approx(5e-5) and latency_ms == 5.0
+
+
+@pytest.mark.parametrize(("precision", "off"), [("bf16", 0.4), ("int8", 0.06)])
+def test_lower_precision_has_its_own_bound(golden: Golden, tmp_path: Path, precision: Precision, off: float) -> None:
+    (tmp_path / "golden" / "int8.json").write_text(json.dumps({"tolerance": 0.1}))
+    rough = Golden.read(tmp_path, precision)
+    assert rough.check(Says([0.5, 2.0 + off]))[0] == pytest.approx(off)
+    with pytest.raises(DeployError, match="the golden photo's logits are off by"):
+        golden.check(Says([0.5, 2.0 + off]))
+    with pytest.raises(DeployError, match="the golden photo's logits are off by"):
+        rough.check(Says([0.5, 2.0 + 2 * off]))
+
+
+def test_an_export_without_int8_has_no_bound_for_it(golden: Golden, tmp_path: Path) -> None:
+    with pytest.raises(DeployError, match=r"has no whole golden photo and scores: .*int8\.json"):
+        Golden.read(tmp_path, "int8")
 
 
 @pytest.mark.parametrize(

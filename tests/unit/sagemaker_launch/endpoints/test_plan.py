@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -82,6 +83,38 @@ def test_what_aws_would_refuse_is_refused_before_a_model_is_fetched(
 ) -> None:
     with pytest.raises(UserError, match=message):
         plan_endpoint(load_cloud(None, SETTINGS | values), config, "dogs", ttl="1h")
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"precision": "int8", "instance_type": "ml.g5.xlarge"}, "be float32 or bf16 on ml.g5.xlarge, which has GPUs"),
+        ({"precision": "bf16"}, "be float32 or int8 on ml.c5.xlarge, which has no GPU, got 'bf16'"),
+        ({"precision": "bf16", "kind": "serverless"}, "be float32 or int8 on a serverless endpoint"),
+        ({"precision": "int8"}, r"be float32 without nncf \(pip install '.\[quantized\]'\), got 'int8'"),
+    ],
+)
+def test_a_precision_that_cannot_be_served_is_refused_at_once(
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch, values: dict[str, str], message: str
+) -> None:
+    monkeypatch.setitem(sys.modules, "nncf", None)
+    settings = load_cloud(None, SETTINGS | {f"endpoint.{name}": value for name, value in values.items()})
+    with pytest.raises(UserError, match=f"cloud.endpoint.precision must {message}"):
+        plan_endpoint(settings, config, "dogs", ttl="1h")
+
+
+@pytest.mark.parametrize(
+    ("precision", "machine", "variable"),
+    [
+        ("float32", "ml.c5.xlarge", None),
+        ("int8", "ml.c5.xlarge", "int8"),
+        ("bf16", "ml.g5.xlarge", "bf16"),
+    ],
+)
+def test_the_precision_reaches_the_server(precision: str, machine: str, variable: str | None) -> None:
+    settings = load_cloud(None, SETTINGS | {"endpoint.precision": precision, "endpoint.instance_type": machine})
+    version = deployment(settings, "dogs", "image", "s3://b/m")
+    assert version.model["PrimaryContainer"]["Environment"].get("SERVING_PRECISION") == variable
 
 
 @pytest.mark.parametrize(

@@ -75,6 +75,7 @@ OTHER = {
     "kind": "async",
     "image_uri": None,
     "instance_type": "ml.m5.large",
+    "precision": "int8",
     "min_instances": 2,
     "max_instances": 9,
     "scale_target": 7.0,

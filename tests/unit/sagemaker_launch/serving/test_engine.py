@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import shutil
 import sys
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import torch
 from torch import nn
 
 from lightning_modules.inference import BadExportError, Preprocessing, build_network, decode_image, load_export
+from lightning_modules.openvino_cpu import INT8_FOLDER, INT8_GOLDEN, convert, read_converted, write_converted
 from sagemaker_launch.serving import engine
 from sagemaker_launch.serving.engine import Bfloat16, OpenVino, load_engine
 from tests.pictures import jpeg_bytes
@@ -67,7 +70,7 @@ def test_openvino_scores_batches_of_any_size_as_pytorch_does(
     caplog.set_level(logging.INFO, "serving")
     model = load_engine(folder)
     assert isinstance(model.network, OpenVino), caplog.text
-    assert "engine OpenVINO on " in caplog.text
+    assert "engine OpenVINO in float32 on " in caplog.text
     photos = [decode_image(jpeg_bytes((60 * index, 128, 255 - 60 * index), size=80)) for index in range(4)]
     wanted = load_export(folder).score(photos)
     assert float((wanted[0] - wanted[3]).abs().max()) > 1e-3, "the scores tell these photos apart"
@@ -128,3 +131,50 @@ def test_bfloat16_is_close_but_not_the_same() -> None:
 def test_a_gpu_serves_in_bfloat16_if_asked(tiny: Path) -> None:
     assert isinstance(load_engine(tiny, "bf16").network, Bfloat16)
     assert not isinstance(load_engine(tiny).network, Bfloat16)
+
+
+@pytest.fixture(scope="module")
+def in_int8(tiny: Path) -> Path:
+    """An export that says that its second network is in int8; it has float32, as quantising takes seconds."""
+    pytest.importorskip("openvino", reason="needs openvino, of the extra 'serving'")
+    folder = tiny.parent / "int8"
+    shutil.copytree(tiny, folder)
+    (folder / INT8_FOLDER).mkdir()
+    write_converted(convert(load_export(tiny).network, 32), folder / INT8_FOLDER)
+    (folder / INT8_GOLDEN).write_text(json.dumps({"tolerance": 0.5}))
+    return folder
+
+
+def test_int8_is_served_from_its_own_file(
+    in_int8: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(engine, "has_int8", lambda: True)
+    monkeypatch.setattr(engine, "convert", lambda *_: pytest.fail("converted float32"))
+    caplog.set_level(logging.INFO, "serving")
+    assert isinstance(load_engine(in_int8, "int8").network, OpenVino)
+    assert "engine OpenVINO in int8 on " in caplog.text
+
+
+@pytest.mark.parametrize("reason", ["no VNNI", "Cannot create", "scores"])
+def test_float32_is_served_where_int8_cannot_be_and_the_log_says_so(
+    in_int8: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, reason: str
+) -> None:
+    monkeypatch.setattr(engine, "has_int8", lambda: reason != "no VNNI")
+    monkeypatch.setattr(engine, "convert", lambda *_: read_converted(in_int8 / INT8_FOLDER))
+    folder = Path(shutil.copytree(in_int8, tmp_path / "model"))
+    if reason == "Cannot create":
+        (folder / INT8_FOLDER / "model.xml").write_text("of a newer version")
+    elif reason == "scores":  # of another model
+        (folder / "golden" / "int8.json").write_text(json.dumps({"tolerance": 1e-12}))
+    caplog.set_level(logging.INFO, "serving")
+    load_engine(folder, "int8")
+    assert "int8 is not used" in caplog.text and "engine OpenVINO in float32 on " in caplog.text
+
+
+def test_int8_without_its_network_is_refused(tiny: Path, tmp_path: Path) -> None:
+    with pytest.raises(BadExportError, match=r"int8\.json"):
+        load_engine(tiny, "int8")
+    folder = Path(shutil.copytree(tiny, tmp_path / "model"))
+    (folder / INT8_GOLDEN).write_text(json.dumps({"tolerance": "much"}))
+    with pytest.raises(BadExportError, match="must state a tolerance above 0, got much"):
+        load_engine(folder, "int8")

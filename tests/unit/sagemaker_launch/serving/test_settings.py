@@ -83,5 +83,12 @@ def test_bfloat16_is_for_a_gpu() -> None:
     assert read_settings({"SERVING_PRECISION": "bf16"}, cuda=True).precision == "bf16"
     with pytest.raises(ValueError, match="SERVING_PRECISION may be bf16 on a GPU only"):
         read_settings({"SERVING_PRECISION": "bf16"}, cuda=False)
-    with pytest.raises(ValueError, match="SERVING_PRECISION must be float32 or bf16, got 'fp16'"):
+    with pytest.raises(ValueError, match="SERVING_PRECISION must be float32, bf16, int8, got 'fp16'"):
         read_settings({"SERVING_PRECISION": "fp16"}, cuda=True)
+
+
+def test_int8_is_for_a_cpu() -> None:
+    assert read_settings({"SERVING_PRECISION": "int8"}, cuda=False).precision == "int8"
+    for environment, cuda in (({}, True), ({"SERVING_DEVICE": "cuda"}, False)):
+        with pytest.raises(ValueError, match="SERVING_PRECISION may be int8 on a CPU only, and this is a GPU"):
+            read_settings({"SERVING_PRECISION": "int8", **environment}, cuda=cuda)

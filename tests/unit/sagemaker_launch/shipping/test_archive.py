@@ -15,7 +15,7 @@ import torch
 from lightning_modules.export import check_golden
 from lightning_modules.inference import BadExportError
 from sagemaker_launch.shipping import archive
-from sagemaker_launch.shipping.archive import FILES, OPTIONAL, BadArchiveError, pack_model, unpack_model
+from sagemaker_launch.shipping.archive import FILES, INT8_FILES, OPTIONAL, BadArchiveError, pack_model, unpack_model
 from tests.unit.lightning_modules.test_export import export, tiny_network
 
 
@@ -58,6 +58,19 @@ def test_the_same_export_packs_to_the_same_bytes_whenever_and_by_whomever(folder
         os.utime(folder / name, (time.time() - 9_999,) * 2)
     (folder / "notes.txt").write_text("not part of a model")
     assert pack_model(folder, tmp_path / "second.tar.gz").read_bytes() == first
+
+
+def test_an_export_in_int8_is_packed_whole_and_unpacked(folder: Path, tmp_path: Path) -> None:
+    (folder / "int8").mkdir()
+    for name in INT8_FILES:
+        (folder / name).write_bytes(name.encode())
+    unpacked = unpack_model(pack_model(folder, tmp_path / "model.tar.gz"), tmp_path / "unpacked")
+    assert {name: (unpacked / name).read_bytes() for name in INT8_FILES} == {name: name.encode() for name in INT8_FILES}
+    for name in INT8_FILES:
+        (folder / name).unlink()
+        with pytest.raises(BadArchiveError, match=f"lacks {name}"):
+            pack_model(folder, tmp_path / "model.tar.gz")
+        (folder / name).write_bytes(b"again")
 
 
 @pytest.mark.parametrize("name", [name for name in FILES if name not in OPTIONAL])

@@ -1,0 +1,146 @@
+"""A finished model in int8: where its photos come from, when it is accepted, and what is said."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from experiments import int8
+from experiments.config import RunConfig, load_config
+from experiments.data.inputs import open_data_once
+from experiments.errors import UserError
+from experiments.int8 import Int8, quantize_export
+from experiments.task import task_of
+from experiments.train import exported_data
+from lightning_modules.inference import MANIFEST_FILE, BadExportError, load_export, read_json
+from sagemaker_launch.endpoints import models
+from sagemaker_launch.settings.cloud import load_cloud
+from sagemaker_launch.shipping.archive import pack_model, unpack_model
+from tests.conftest import tiny
+from tests.unit.lightning_modules.test_export import export, tiny_network
+from tests.unit.sagemaker_launch.jobs.test_requests import BASIC
+
+FACTS: dict[str, Any] = {
+    "float32_val_accuracy": 0.75,
+    "int8_val_accuracy": 0.75,
+    "valid_images": 12,
+    "changed_images": 0,
+    "golden_class_is_equal": True,
+    "golden_difference": 0.1,
+    "tolerance": 0.5,
+    "refused": "",
+}
+
+
+@pytest.fixture
+def config(photos: Path, tmp_path: Path) -> RunConfig:
+    return load_config(None, tiny(photos, tmp_path))
+
+
+@pytest.fixture
+def model(config: RunConfig, photos: Path, tmp_path: Path) -> Path:
+    """An export that says that it was trained on the photos."""
+    folders = open_data_once(config)
+    flat = {"data.name": "folder", "data.root": str(photos), "data.max_bad_fraction": 0.01}
+    return export(
+        tiny_network(),
+        tmp_path / "export",
+        class_names=folders.class_names,
+        data=exported_data(task_of(config)),
+        config=flat,
+        golden_photos=folders.valid.paths,
+    )
+
+
+@pytest.mark.slow
+def test_a_model_is_quantised_once_and_its_archive_has_all_of_it(
+    model: Path, config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(int8, "_why_refused", lambda _: "")  # int8 changes what random weights see
+    found = quantize_export(model, config)
+    assert found.is_accepted, found.summary
+    assert found.facts["valid_images"] == 12 and 0 < found.facts["golden_difference"] < 10
+    monkeypatch.setattr(int8, "_quantize", lambda *_: pytest.fail("quantised again"))
+    assert quantize_export(model, config) == found
+    unpacked = unpack_model(pack_model(found.export, tmp_path / "model.tar.gz"), tmp_path / "unpacked")
+    again = quantize_export(unpacked, config)
+    assert again.is_accepted and again.export == unpacked
+    assert load_export(unpacked).version == load_export(model).version
+
+
+@pytest.mark.slow
+def test_a_model_that_loses_photos_stays_in_float32(
+    model: Path, config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(int8, "quantize_classifier", lambda converted, *_, **__: converted)
+    monkeypatch.setattr(int8, "MAX_DROP", -1.0)
+    found = quantize_export(model, config)
+    assert not found.is_accepted and found.export == model
+    assert "float32 is served: int8 loses " in found.summary
+    assert list(config.output_dir.glob("int8/*/int8")) == [], "only the verdict is kept"
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        ({}, ""),
+        ({"int8_val_accuracy": 0.8}, ""),
+        ({"int8_val_accuracy": 8 / 12}, "int8 loses 1 of 12 validation photos, more than 0.2%"),
+        ({"valid_images": 1000, "int8_val_accuracy": 0.748}, ""),
+        ({"valid_images": 1000, "int8_val_accuracy": 0.747}, "int8 loses 3 of 1000 validation photos"),
+        ({"golden_class_is_equal": False}, "the golden photo gets another class"),
+        ({"golden_difference": 0.6}, "the logits of the golden photo are beyond their bound"),
+        ({"golden_difference": float("nan")}, "the logits of the golden photo are beyond their bound"),
+    ],
+)
+def test_int8_is_refused_for_what_it_loses(changed: dict[str, Any], says: str) -> None:
+    why = int8._why_refused(FACTS | changed)
+    assert why.startswith(says) and bool(why) == bool(says)
+
+
+def test_photos_that_are_not_here_are_refused_with_the_option_that_names_them(model: Path, config: RunConfig) -> None:
+    moved = _changed(model, "config", {"data.root": "/gone"})
+    here = replace(config, data=replace(config.data, root=None))
+    with pytest.raises(UserError, match=r"data.root must have the photos .*got '/gone', which is not here: add --data"):
+        quantize_export(moved, here)
+
+
+def test_other_photos_are_refused(model: Path, config: RunConfig) -> None:
+    other = _changed(model, "data", {"fingerprint": "f00d"})
+    with pytest.raises(UserError, match=r"data.root must have the photos .*which has others: add --data.root FOLDER"):
+        quantize_export(other, config)
+
+
+def test_an_export_that_does_not_say_what_it_was_trained_on_is_refused(model: Path, config: RunConfig) -> None:
+    manifest = read_json(model / MANIFEST_FILE)
+    del manifest["data"]
+    (model / MANIFEST_FILE).write_text(json.dumps(manifest))
+    with pytest.raises(BadExportError, match=r"must say what the model was trained on, for --cloud.endpoint.precision"):
+        quantize_export(model, config)
+
+
+@pytest.mark.parametrize("is_accepted", [True, False])
+def test_deploy_serves_float32_where_int8_is_refused_and_says_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], is_accepted: bool
+) -> None:
+    refused = "" if is_accepted else "int8 loses 3 of 12 validation photos, more than 0.2%"
+    found = Int8(tmp_path / "int8", is_accepted, FACTS | {"refused": refused})
+    monkeypatch.setattr(int8, "quantize_export", lambda *_: found)
+    settings = load_cloud(None, BASIC | {"endpoint.precision": "int8"})
+    settings, located = models.in_int8(settings, RunConfig(), models.LocatedModel(tmp_path, "a run"))
+    assert settings.endpoint.precision == ("int8" if is_accepted else "float32")
+    assert located.int8 == found and located.export == tmp_path / "int8"
+    said = capsys.readouterr().err
+    assert "int8: val_accuracy 0.7500, float32 0.7500, of 12 photos" in said
+    assert (f"float32 is served: {refused}" in said) is not is_accepted
+
+
+def _changed(model: Path, section: str, values: dict[str, Any]) -> Path:
+    manifest = read_json(model / MANIFEST_FILE)
+    manifest[section] |= values
+    (model / MANIFEST_FILE).write_text(json.dumps(manifest))
+    return model
