@@ -1,13 +1,15 @@
-"""Our server beside AWS's: one archive, one machine, one run.
+"""Our server beside AWS's two: one archive, one machine, one run.
 
 python -m benchmarks.serving [--weights PATH/resnet50.safetensors] [--photos PATH/images]
 
 All serve the same ResNet50 at 224 px from one packed and unpacked archive: our server as its image starts it, in
-float32 and in int8, and TorchServe 0.12 with AWS's toolkit as AWS's image starts it, a worker a core with PyTorch's own
-number of threads. All run all the time, and while one is measured the others have nothing to do. Clients are threads of
-this process that send the next photo when the last one is answered. Rounds alternate; each answer is compared with the
-scores of the export. `--only ours` leaves TorchServe out. `ready` is the time from the start of a process to its first
-answer to a ping.
+float32 and in int8; Ray Serve by AWS's own start script and adapter, as `deploy --image aws`; and TorchServe 0.12 with
+AWS's toolkit as AWS's image starts it, a worker a core with PyTorch's own number of threads. All run all the time, and
+while one is measured the others have nothing to do but what they do by themselves. Clients are threads of this process
+that send the next photo when the last one is answered. Rounds alternate; each answer is compared with the scores of the
+export. `--only ours` leaves AWS's servers out, and `--only ray` TorchServe. `ready` is the time from the start of a
+process until our server answers a ping, and AWS's a request, as they answer a ping before the model is loaded; the time
+to build AWS's environments, once, is not in it.
 """
 
 from __future__ import annotations
@@ -22,10 +24,11 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -44,7 +47,7 @@ from lightning_modules.inference import (
     read_safetensors,
 )
 from lightning_modules.openvino_cpu import INT8_FOLDER, INT8_GOLDEN, convert, quantize, write_converted
-from sagemaker_launch.rehearsal.endpoints import torchserve
+from sagemaker_launch.rehearsal.endpoints import ray_serve, torchserve
 from sagemaker_launch.rehearsal.machine.image import Interpreter, build_image
 from sagemaker_launch.rehearsal.machine.namespaces import find_namespaces
 from sagemaker_launch.serving.engine import golden_tolerance
@@ -53,6 +56,7 @@ from sagemaker_launch.shipping.archive import pack_model, unpack_model
 REPOSITORY = Path(__file__).resolve().parent.parent
 CONCURRENCY = (1, 4, 16)
 THEIRS, OURS, INT8 = "TorchServe, AWS's toolkit", "our server", "our server in int8"
+RAY = "Ray Serve, AWS's adapter"
 TOLERANCE = 1e-3
 """Of a logit."""
 
@@ -61,7 +65,8 @@ TOLERANCE = 1e-3
 class Server:
     """A server that is measured."""
 
-    url: str
+    connection: Callable[[], http.client.HTTPConnection]
+    """Makes a connection to it, which opens with the first request."""
     pid: int
     tolerance: float = TOLERANCE
     """How far a logit may be from that of the export."""
@@ -75,11 +80,11 @@ def main() -> None:
     command.add_argument("--rounds", type=int, default=5)
     command.add_argument("--seconds", type=float, default=10, help="of each measurement")
     command.add_argument("--their-threads", type=int, help="OMP_NUM_THREADS of TorchServe; default: as AWS, not set")
-    command.add_argument("--only", choices=("ours",), help="measure our server only")
+    command.add_argument("--only", choices=("ours", "ray"), help="measure our server only, or it and Ray Serve")
     arguments = command.parse_args()
     namespaces = find_namespaces()
-    if namespaces is None and not arguments.only:
-        sys.exit("error: AWS's toolkit writes to /etc and needs Linux namespaces, which this machine or user has not")
+    if arguments.only != "ours" and (namespaces is None or not namespaces.root):
+        sys.exit("error: AWS's servers need Linux namespaces made by root: start this as root, or with --only ours")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         photos = _photos(arguments.photos, folder)
@@ -90,19 +95,23 @@ def main() -> None:
         wanted = [network.score([decode_image(photo)])[0].tolist() for photo in photos]
         model_in_int8 = _in_int8(model, photos)
         bound = golden_tolerance(model_in_int8, "int8")
-        started = time.perf_counter()
         with ExitStack() as stack:
             servers, engines, ready = {}, {}, {}
-            if not arguments.only:
+            for name, image, wanted_by in ((THEIRS, torchserve, (None,)), (RAY, ray_serve, (None, "ray"))):
+                if arguments.only not in wanted_by:
+                    continue
                 assert namespaces is not None
                 python = Interpreter.ask(Path(sys.executable))
-                image = build_image(REPOSITORY / "runs" / "rehearsal-image", torchserve.contents(), python)
-                alone = {"OMP_NUM_THREADS": str(arguments.their_threads)} if arguments.their_threads else {}
+                built = build_image(REPOSITORY / "runs" / "rehearsal-image", image.contents(), python)
+                threads = arguments.their_threads if name == THEIRS else None
+                alone = {"OMP_NUM_THREADS": str(threads)} if threads else {}
                 started = time.perf_counter()
-                theirs = stack.enter_context(torchserve.start(folder / "torchserve", model, image, namespaces, alone))
-                theirs.wait_until_ready()
-                servers[THEIRS] = Server(theirs.url, theirs.pid)
-                ready[THEIRS] = time.perf_counter() - started
+                theirs = stack.enter_context(
+                    image.start(folder / image.__name__.rpartition(".")[2], model, built, namespaces, alone)
+                )
+                theirs.wait_until_ready(300)
+                servers[name] = Server(theirs.connection, theirs.pid)
+                ready[name] = time.perf_counter() - started
             for name, export, precision, tolerance in (
                 (OURS, model, "float32", TOLERANCE),
                 (INT8, model_in_int8, "int8", bound),
@@ -112,10 +121,11 @@ def main() -> None:
                     _our_server(export.parent, folder / f"{precision}.log", precision)
                 )
                 ready[name] = time.perf_counter() - started
-                servers[name] = Server(url, pid, tolerance)
+                servers[name] = Server(partial(_connection, url), pid, tolerance)
             figures = _measure(servers, photos, wanted, arguments.rounds, arguments.seconds)
     settings = {
         THEIRS: f"{os.cpu_count()} workers, OMP_NUM_THREADS {arguments.their_threads or 'not set'}",
+        RAY: "one replica with all processors; ready includes 15 s of pauses in AWS's start script",
         **engines,
         "ready after": ", ".join(f"{name} {seconds:.1f} s" for name, seconds in ready.items()),
         "load average at the end": os.getloadavg()[1],
@@ -208,6 +218,11 @@ def _our_server(base: Path, log: Path, precision: str) -> Iterator[tuple[str, in
         process.wait()
 
 
+def _connection(url: str) -> http.client.HTTPConnection:
+    address = urlsplit(url)
+    return http.client.HTTPConnection(address.hostname or "", address.port, timeout=120)
+
+
 def _measure(
     servers: dict[str, Server],
     photos: list[bytes],
@@ -246,8 +261,7 @@ def _drive(
 
     def client(number: int) -> tuple[list[float], list[tuple[int, int, bytes]]]:
         times, answers = [], []
-        address = urlsplit(server.url)
-        connection = http.client.HTTPConnection(address.hostname or "", address.port, timeout=120)
+        connection = server.connection()
         turn = number
         while time.perf_counter() - started < seconds:
             index = turn % len(photos)
@@ -265,10 +279,10 @@ def _drive(
     took = time.perf_counter() - started
     for _, answers in done:
         for index, status, body in answers:
-            assert status == 200, (server.url, status, body[:200])
+            assert status == 200, (server, status, body[:200])
             (row,) = json.loads(body)
             off = max(abs(logit - other) for logit, other in zip(row, wanted[index], strict=True))
-            assert off < server.tolerance, (server.url, off)
+            assert off < server.tolerance, (server, off)
     return [one for times, _ in done for one in times], took
 
 
@@ -305,7 +319,7 @@ def _report(
             level: {kind: values["median"] / spreads[other][level][kind]["median"] for kind, values in kinds.items()}
             for level, kinds in spreads[one].items()
         }
-        for one, other in ((OURS, THEIRS), (INT8, THEIRS), (INT8, OURS))
+        for one, other in ((OURS, THEIRS), (OURS, RAY), (INT8, THEIRS), (INT8, RAY), (INT8, OURS))
         if {one, other} <= {*spreads}
     }
     rows = [
