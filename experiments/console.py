@@ -86,7 +86,7 @@ def progress(what: str, total: int, unit: str) -> Iterator[Callable[[int], objec
     if sys.stderr.isatty():
         from tqdm import tqdm  # `--help` does not need it
 
-        with tqdm(total=total, desc=what, unit=unit) as bar:
+        with tqdm(total=total, desc=what, unit=unit, unit_scale=unit == "byte") as bar:
             yield bar.update
         return
     done, started = 0, time.monotonic()

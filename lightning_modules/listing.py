@@ -6,6 +6,7 @@ import os
 import re
 import stat
 import unicodedata
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -57,7 +58,7 @@ def class_folders(folder: Path) -> list[Path]:
     Raises:
         UserError: for a name that is not in UTF-8, which no file of results could hold.
     """
-    found = sorted(path for path in _entries(folder) if path.is_dir())
+    found = sorted(Path(entry.path) for entry in _entries(folder) if _is_folder(entry))
     for path in found:
         if not _is_text(path.name):
             raise UserError(
@@ -97,27 +98,53 @@ def find_photos(paths: Sequence[Path], suffixes: Sequence[str]) -> list[Path]:
     return found
 
 
-def list_photos(folder: Path) -> list[Path]:
-    """All files in the class folders of a split, photos or not, except hidden files.
+def class_entries(folder: Path) -> Iterator[tuple[Path, os.DirEntry[str]]]:
+    """All files in the class folders of a split, photos or not, except hidden files; in no order, and none is kept.
+
+    Yields:
+        The class folder and the file.
 
     Raises:
         UserError: as `class_folders`, and for a class folder that holds folders only.
     """
-    found: list[tuple[str, str, Path]] = []
     for class_folder in class_folders(folder):
-        inside = list(_entries(class_folder))
-        if inside and all(entry.is_dir() for entry in inside):
+        has_file, first = False, ""
+        for entry in _entries(class_folder):
+            if not has_file:
+                has_file, first = not _is_folder(entry), min(first or entry.name, entry.name)
+            yield class_folder, entry
+        if first and not has_file:
             raise UserError(
                 f"data.root {folder.parent}: {folder.name}/{class_folder.name} must hold photos, got only folders, "
-                f"such as {printable(min(inside).name)}: class folders stand directly in {folder.name}, move them there"
+                f"such as {printable(first)}: class folders stand directly in {folder.name}, move them there"
             )
-        found += [(in_one_spelling(class_folder.name), in_one_spelling(entry.name), entry) for entry in inside]
+
+
+def count_photos(folder: Path) -> Counter[str]:
+    """How many files each class folder of a split has: those of `list_photos`, without a list of them.
+
+    Raises:
+        UserError: as `class_entries`.
+    """
+    return Counter(in_one_spelling(class_folder.name) for class_folder, _ in class_entries(folder))
+
+
+def list_photos(folder: Path) -> list[Path]:
+    """All files in the class folders of a split, photos or not, except hidden files.
+
+    Raises:
+        UserError: as `class_entries`.
+    """
+    found = [
+        (in_one_spelling(class_folder.name), in_one_spelling(entry.name), class_folder / entry.name)
+        for class_folder, entry in class_entries(folder)
+    ]
     return [path for _, _, path in sorted(found)]  # the same on a Mac, as the order decides what is trained
 
 
 def loose_files(folder: Path) -> list[Path]:
     """Files in a split outside of its class folders, which are never used as photos."""
-    return [path for path in _entries(folder) if not path.is_dir()]
+    return [Path(entry.path) for entry in _entries(folder) if not _is_folder(entry)]
 
 
 def in_one_spelling(name: str) -> str:
@@ -154,10 +181,16 @@ def printable(name: object) -> str:
     return str(name).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
-def _entries(folder: Path) -> Iterator[Path]:
-    for entry in os.scandir(folder):
-        if not _is_ignored(entry.name):
-            yield Path(entry.path)
+def _entries(folder: Path) -> Iterator[os.DirEntry[str]]:
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if not _is_ignored(entry.name):
+                yield entry
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    # The file system has said what an entry is, but for links. Some of them lead to themselves, which only Path takes.
+    return Path(entry.path).is_dir() if entry.is_symlink() else entry.is_dir()
 
 
 def _is_ignored(name: str) -> bool:

@@ -20,6 +20,7 @@ from lightning_modules.caches.array_cache import GB, CacheTooSmallError, open_ar
 from lightning_modules.folders import Split, read_photo
 from lightning_modules.inference import DECODER_VERSION, BadImageError, Preprocessing, open_image
 from lightning_modules.process import open_threads
+from lightning_modules.threads import map_in_order
 
 SHORT_SIDE = 1.15
 """Short side of a photo before a random crop, as a multiple of image_size."""
@@ -161,7 +162,7 @@ def _open(
         pool = open_threads()  # decoding and scaling release the GIL
         try:
             with progress("decoding", len(files)) as advance:
-                for _ in pool.map(decode, range(len(files))):
+                for _ in map_in_order(pool, decode, range(len(files))):
                     advance(1)
         finally:
             pool.shutdown(cancel_futures=True)

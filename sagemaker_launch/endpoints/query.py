@@ -6,7 +6,6 @@ import hashlib
 import io
 import json
 import re
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,8 +16,8 @@ from urllib.parse import urlsplit
 
 import requests
 from botocore.exceptions import BotoCoreError, ClientError
-from tqdm import tqdm
 
+from experiments.console import progress
 from experiments.errors import CommandError, UserError
 from lightning_modules.listing import class_name, in_one_spelling, printable, why_no_photo
 from sagemaker_launch.aws import client as aws
@@ -248,9 +247,12 @@ def query_photos(target: Target, photos: Sequence[Path], *, top_k: int, parallel
         known = true_name(photo, [name for name, _ in classes])
         return PhotoAnswer(photo, classes[:top_k], known, answer.latency_ms)
 
-    with ThreadPoolExecutor(parallel) as pool:
-        answers = pool.map(ask, photos)
-        return list(tqdm(answers, "asking", len(photos), unit="photo", disable=not sys.stderr.isatty()))
+    answers = []
+    with ThreadPoolExecutor(parallel) as pool, progress("asking", len(photos), "photo") as advance:
+        for answer in pool.map(ask, photos):
+            answers.append(answer)
+            advance(1)
+    return answers
 
 
 def read_photo(path: Path, max_body: int = MAX_BODY) -> tuple[bytes, str]:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
@@ -15,10 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from botocore.exceptions import ClientError
-from tqdm import tqdm
 
 from experiments.config import RunConfig
-from experiments.console import say
+from experiments.console import progress, say
 from experiments.data.datasets import photo_root
 from experiments.runs.folder import Outcome, RunFolder
 from experiments.study.search_space import SEARCHED
@@ -106,12 +104,14 @@ class Synchroniser:
         best = job.described.get("BestTrainingJob", {}).get("TrainingJobName")
         listed = children(self.sagemaker, job.name)
         self._whole = self._find_whole([summary["TrainingJobName"] for summary in listed])
-        for summary in tqdm(listed, desc="sync", unit="job", disable=not sys.stderr.isatty()):
-            name = summary["TrainingJobName"]
-            tags = {"tuning_job": job.name}
-            folder = self._training_job(name, summary, tags, models=models and name == best)
-            self._push(folder, parent_run_id)
-            folders.append(folder)
+        with progress("sync", len(listed), "job") as advance:
+            for summary in listed:
+                name = summary["TrainingJobName"]
+                tags = {"tuning_job": job.name}
+                folder = self._training_job(name, summary, tags, models=models and name == best)
+                self._push(folder, parent_run_id)
+                folders.append(folder)
+                advance(1)
         if job.status in ENDED and parent.outcome is None and all(folder.outcome for folder in folders[1:]):
             self._finish_search(parent, job.described, {folder.path.name: folder for folder in folders[1:]})
             self._push(parent)

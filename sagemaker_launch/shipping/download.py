@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from experiments.console import say
+from experiments.console import progress, say
 from experiments.errors import UserError
 from experiments.runs.scoring import Scores
 from lightning_modules.files import is_own_file
+from lightning_modules.threads import map_in_order
 from sagemaker_launch.aws.client import THREADS
 from sagemaker_launch.shipping.archive import is_plain, read_entries, refusing_damaged
 
@@ -78,6 +79,7 @@ def fetch_folder(s3: Any, uri: str, folder: Path) -> int:
         path.parent.mkdir(parents=True, exist_ok=True)
         s3.download_file(url.netloc, key, str(path))
 
-    with ThreadPoolExecutor(THREADS) as pool:
-        list(pool.map(lambda key_and_path: fetch(*key_and_path), missing))
+    with ThreadPoolExecutor(THREADS) as pool, progress("fetching", len(missing), "file") as advance:
+        for _ in map_in_order(pool, lambda key_and_path: fetch(*key_and_path), missing):
+            advance(1)
     return len(entries)

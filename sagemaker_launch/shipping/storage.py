@@ -14,7 +14,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import sys
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -22,17 +21,21 @@ from pathlib import Path
 from typing import Any
 
 from botocore.exceptions import ClientError
-from tqdm import tqdm
 
+from experiments.console import progress, say
 from experiments.errors import UserError
 from lightning_modules.files import file_sha256, is_safetensors
-from lightning_modules.listing import list_photos, split_folders, why_no_photo
+from lightning_modules.listing import class_entries, list_photos, split_folders, why_no_photo
+from lightning_modules.threads import map_in_order
 from sagemaker_launch.aws.client import THREADS
 from sagemaker_launch.settings.cloud import CloudSettings
 from sagemaker_launch.shipping.bundle import Bundle
 
 ARCHIVES = ("GLACIER", "DEEP_ARCHIVE")
 """Storage classes whose objects can't be read before they are restored (S3's user guide, read 2026-11)."""
+
+SAID_PAGES = 100
+"""Pages of 1,000 objects after which a listing says how far it is: S3 takes some 20 seconds for them."""
 
 
 @dataclass(frozen=True)
@@ -73,9 +76,7 @@ def photo_files(root: Path) -> list[Path]:
     Raises:
         UserError: if there is no root or no train folder.
     """
-    listed = [path for folder in split_folders(root).values() for path in list_photos(folder)]
-    # Ignored at home too: folders below a class, pipes, archives of gigabytes.
-    return [path for path in listed if path.is_file() and not why_no_photo(path)]
+    return [path for folder in split_folders(root).values() for path in list_photos(folder) if _is_photo(path)]
 
 
 def photo_bytes(root: Path) -> int:
@@ -84,7 +85,13 @@ def photo_bytes(root: Path) -> int:
     Raises:
         UserError: if there is no root or no train folder.
     """
-    return sum(path.stat().st_size for path in photo_files(root))
+    entries = (entry for folder in split_folders(root).values() for _, entry in class_entries(folder))
+    return sum(path.stat().st_size for path in (Path(entry.path) for entry in entries) if _is_photo(path))
+
+
+def _is_photo(path: Path) -> bool:
+    # Ignored at home too: folders below a class, pipes, archives of gigabytes.
+    return path.is_file() and not why_no_photo(path)
 
 
 def read_photo_set(root: Path) -> PhotoSet:
@@ -95,7 +102,7 @@ def read_photo_set(root: Path) -> PhotoSet:
     """
     paths = photo_files(root)
     with ThreadPoolExecutor() as pool:  # hashing releases the GIL
-        hashes = list(_progress("hashing photos", pool.map(file_sha256, paths), len(paths)))
+        hashes = list(_progress("hashing photos", map_in_order(pool, file_sha256, paths), len(paths)))
     names = [f"{digest}{path.suffix.lower()}" for digest, path in zip(hashes, paths, strict=True)]
     return PhotoSet(
         objects=dict(zip(names, paths, strict=True)),
@@ -175,7 +182,7 @@ class Storage:
         uploaded = self._names("data/objects/", of="data/objects/")
         missing = [name for name in photos.objects if name not in uploaded]
         with ThreadPoolExecutor(THREADS) as pool:
-            sent = pool.map(lambda name: self._upload_photo(name, photos.objects[name]), missing)
+            sent = map_in_order(pool, lambda name: self._upload_photo(name, photos.objects[name]), missing)
             for _ in _progress("uploading photos", sent, len(missing)):
                 pass
         manifest, folder = photos.manifest, f"{photos.manifest.rpartition('/')[0]}/"
@@ -214,9 +221,9 @@ class Storage:
         """Upload a file of any size, once."""
         if self.exists(key):
             return
-        with _bar(f"uploading {path.name}", path.stat().st_size, "B") as bar:
+        with progress(f"uploading {path.name}", path.stat().st_size, "byte") as advance:
             self._client.upload_file(
-                str(path), self._bucket, f"{self._prefix}/{key}", ExtraArgs=self._encryption, Callback=bar.update
+                str(path), self._bucket, f"{self._prefix}/{key}", ExtraArgs=self._encryption, Callback=advance
             )
 
     def _upload_photo(self, name: str, path: Path) -> None:
@@ -246,9 +253,13 @@ class Storage:
         pages = self._client.get_paginator("list_objects_v2").paginate(
             Bucket=self._bucket, Prefix=f"{self._prefix}/{start}"
         )
-        entries = (entry for page in pages for entry in page.get("Contents", ()))
-        keys = (entry["Key"] for entry in entries if entry.get("StorageClass") not in ARCHIVES)
-        return {key.removeprefix(f"{self._prefix}/{of}") for key in keys}
+        names: set[str] = set()
+        for number, page in enumerate(pages, start=1):
+            readable = (entry for entry in page.get("Contents", ()) if entry.get("StorageClass") not in ARCHIVES)
+            names |= {entry["Key"].removeprefix(f"{self._prefix}/{of}") for entry in readable}
+            if number % SAID_PAGES == 0:
+                say(f"listing {self._uri}/{start}: {len(names):,} objects so far")
+        return names
 
 
 def require_bucket_region(client: Any, bucket: str, setting: str) -> None:
@@ -301,13 +312,9 @@ def weights_name(weights: Path) -> str:
 
 
 def _progress(description: str, items: Iterable[Any], total: int) -> Iterable[Any]:
-    with _bar(description, total, "photo") as bar:
+    if not total:
+        return
+    with progress(description, total, "photo") as advance:
         for item in items:
-            bar.update()
+            advance(1)
             yield item
-
-
-def _bar(description: str, total: int, unit: str) -> tqdm[Any]:
-    return tqdm(
-        total=total, desc=description, unit=unit, unit_scale=unit == "B", disable=not sys.stderr.isatty() or not total
-    )
