@@ -84,6 +84,12 @@ class EndpointSettings:
             "environment",
             "leave SERVING_PRECISION to cloud.endpoint.precision",
         )
+        ours = any(name.startswith("SERVING_") for name in self.environment)
+        check(
+            self.image == "own" or not ours,
+            "environment",
+            f"have no SERVING_ variables with cloud.endpoint.image {self.image}, whose server does not read them",
+        )
         fewest = 0 if self.kind == "async" else 1
         check(self.min_instances >= fewest, "min_instances", f"be >= {fewest} for kind {self.kind}")
         most = max(1, self.min_instances)

@@ -51,6 +51,10 @@ def test_a_name_that_aws_refuses_is_refused_before_a_model_is_fetched(config: Ru
         ({"endpoint.instance_type": "ml.p3.2xlarge"}, "must have GPUs of compute capability 7.5 or newer"),
         ({"endpoint.inference_ami": "al2-ami-sagemaker-inference-gpu-2"}, "inference_ami must be left out without an"),
         ({"endpoint.image": "aws", "endpoint.kind": "serverless"}, "image must be own or torchserve for kind serverl"),
+        (
+            {"endpoint.image": "aws", "endpoint.environment": {"SERVING_MAX_BATCH": "4"}},
+            "environment must have no SERVING_ variables with cloud.endpoint.image aws",
+        ),
         ({"endpoint.image": "aws", "endpoint.instance_type": "ml.c7g.large"}, "must be built for Arm processors"),
         (
             {"endpoint.image": "aws", "endpoint.image_uri": f"{DLC}/pytorch-inference:2.6.0-cpu-py312"},
