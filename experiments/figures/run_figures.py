@@ -6,6 +6,7 @@ of them, so no library of plots draws them: see `canvas.py`.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -15,7 +16,15 @@ import numpy as np
 import numpy.typing as npt
 
 from experiments.figures.canvas import LINE_HEIGHT, TEXT, TITLE, Canvas, fitting, text_width
-from experiments.figures.style import MAX_TICKS, epoch_ticks, linear_ticks, log_ticks, needs_log_axis, short
+from experiments.figures.style import (
+    MAX_TICKS,
+    epoch_ticks,
+    linear_ticks,
+    log_ticks,
+    needs_log_axis,
+    short,
+    tick_labels,
+)
 from experiments.runs.intervals import bracketed, wilson_interval
 from lightning_modules.metrics import TRAIN_ACCURACY, TRAIN_LOSS, VAL_LOSS
 from lightning_modules.palette import BLUE, GREEN, GREY, PURPLE, VERMILLION
@@ -359,13 +368,14 @@ def _draw_curves(
     else:
         across, _, _ = _axis(epochs[0], epochs[-1], start + 20, end - 20, is_log=False)
         up, low, high = _axis(min(values), max(values), bottom - 20, top + 10, is_log=is_log)
-        for tick in log_ticks(low, high) if is_log else linear_ticks(low, high):
+        ticks = log_ticks(low, high) if is_log else linear_ticks(low, high)
+        for tick, label in zip(ticks, tick_labels(ticks), strict=True):
             canvas.line((start, up(tick)), (end, up(tick)), color=_GRID)
-            canvas.text(start - 10, up(tick), f"{tick:.4g}", align="right")
+            canvas.text(start - 10, up(tick), label, align="right")
         for epoch in epoch_ticks(epochs[0], epochs[-1]):
             canvas.line((across(epoch), top), (across(epoch), bottom + _TICK), color=_GRID)
             canvas.text(across(epoch), bottom + _TICK + _LINE / 2, str(epoch))
-        colors = iter((BLUE, GREEN, PURPLE, GREY))
+        colors = itertools.cycle((BLUE, GREEN, PURPLE, GREY))
         for number, name in enumerate(names):
             is_training = name in (TRAIN_LOSS, TRAIN_ACCURACY)
             color = VERMILLION if is_training else next(colors)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -72,6 +72,12 @@ def epoch_ticks(first: int, last: int, most: int = 10) -> list[int]:
     """Whole numbers from the first to the last epoch, at most so many."""
     step = max(1, math.ceil(_round_step((last - first) / most))) if last > first else 1
     return list(range(-(-first // step) * step, last + 1, step))
+
+
+def tick_labels(ticks: Sequence[float]) -> list[str]:
+    """Ticks as text, with as many digits as tell them apart."""
+    rows = ([f"{tick:.{digits}g}" for tick in ticks] for digits in range(4, 18))
+    return next(row for row in rows if len(set(row)) == len(ticks))
 
 
 def _round_step(least: float) -> float:

@@ -255,6 +255,28 @@ def test_ticks_are_round_numbers_within_the_axis() -> None:
     assert epoch_ticks(7, 7) == [7]
 
 
+def test_nearly_equal_values_and_many_metrics_are_drawn() -> None:
+    nearly = learning_curves_figure({"val_loss": {1: 1.0000000001, 2: 1.0}})
+    labels = [text for text in texts(nearly) if text.startswith("1.0000000000")]
+    assert len(set(labels)) == len(labels) >= 3
+    many = learning_curves_figure({f"of_{number}_accuracy": {1: 0.1 * number, 2: 0.5} for number in range(8)})
+    assert len([text for text in texts(many) if "_accuracy, highest" in text]) == 8
+
+
+@pytest.mark.parametrize(
+    "name", ["", "\x00", "\udcff", "\u05e9\u05dc\u05d5\u05dd", "\U0001f436", "a" * 9999, "\r\n\u2028", "\x1b[31mred"]
+)
+def test_any_class_name_can_be_drawn(name: str, tmp_path: Path) -> None:
+    labels, probabilities = np.array([0, 1]), np.array([[0.1, 0.9], [0.1, 0.9]])
+    names = [name, "other"]
+    for canvas in (
+        confusion_matrix_figure(labels, labels[::-1], names),
+        per_class_accuracy_figure(labels, labels[::-1], names),
+        worst_errors_figure([tmp_path] * 2, labels, probabilities, names, open_image=black),
+    ):
+        assert png(canvas).width < 1400
+
+
 def test_a_text_that_is_too_wide_loses_its_middle() -> None:
     assert fitting("cat", 100, 12) == "cat"
     shown = fitting("abcdefghijklmnopqrstuvwxyz", 100, 12)
