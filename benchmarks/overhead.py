@@ -19,6 +19,7 @@ import itertools
 import logging
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from experiments import sweep
 from experiments.config import RunConfig, load_config, with_recipe
 from experiments.data.inputs import new_network, open_data_once, open_decoded_once, photo_data
 from experiments.study import trials
+from experiments.study.storage import study_folder
 from experiments.train import train
 from lightning_modules.process import prepare_process
 
@@ -102,10 +104,23 @@ def our_loop(config: RunConfig) -> tuple[list[float], list[float]]:
     return timer.epochs[1:], [*itertools.chain(*timer.steps[1:])]
 
 
-def trial_costs(config: RunConfig) -> tuple[list[float], list[float], float]:
-    """Seconds of each trial of a study beyond its training, in all, and from the last one to the end of the sweep."""
+@dataclass(frozen=True)
+class TrialCosts:
+    """Wall-clock seconds of a study's trials and of its end."""
+
+    beyond_training: list[float]
+    whole: list[float]
+    after_last: float
+    """From the end of the last trial to the end of the command: publisher, export, report."""
+    publisher_behind: float
+    """From the end of the last trial until MLflow has all trials."""
+
+
+def trial_costs(config: RunConfig) -> TrialCosts:
+    """Run a study and measure it."""
     timers: list[EpochTimer] = []
     ended: list[float] = []
+    wall: list[float] = []
     real_train, real_tell = trials.train, trials._tell
 
     def timed_train(*args: Any, callbacks: Any, **kwargs: Any) -> Any:
@@ -115,13 +130,21 @@ def trial_costs(config: RunConfig) -> tuple[list[float], list[float], float]:
     def timed_tell(*args: Any) -> Any:
         outcome = real_tell(*args)
         ended.append(time.perf_counter())
+        wall.append(time.time())
         return outcome
 
     trials.train, trials._tell = timed_train, timed_tell  # type: ignore[assignment]
     sweep.run_sweep(config)
     after = time.perf_counter() - ended[-1]
     whole = between(ended)
-    return [seconds - timer.whole for seconds, timer in zip(whole, timers[1:], strict=True)], whole, after
+    published = [path.stat().st_mtime for path in study_folder(config).glob("trials/*/published.json")]
+    assert len(published) == config.sweep.n_trials, "the publisher has sent all"
+    return TrialCosts(
+        [seconds - timer.whole for seconds, timer in zip(whole, timers[1:], strict=True)],
+        whole,
+        after,
+        max(published) - wall[-1],
+    )
 
 
 def main() -> None:
@@ -153,7 +176,7 @@ def main() -> None:
             for name, loop in (("bare loop", bare_loop), ("train()", our_loop)):
                 for kept, seconds in zip(loops[name], loop(large), strict=True):
                     kept += seconds
-        costs, whole, after = trial_costs(small) if arguments.trials else ([], [], 0.0)
+        costs = trial_costs(small) if arguments.trials > 1 else None
     rows: list[tuple[str, str]] = []
     figures: dict[str, object] = {}
     for index, unit in ((1, "step"), (0, "epoch")) if arguments.repeat else ():
@@ -163,16 +186,17 @@ def main() -> None:
         for name, times in (("train()", mine), ("bare loop", theirs)):
             text = f"{times['median']:.3f} s ({times['min']:.3f} to {times['max']:.3f}, n={times['n']})"
             rows.append((f"  {name}", text))
-    for number in (10, 100, 1000):
-        if number <= arguments.trials:
-            cost = spread(costs[number - 10 : number])
-            rows.append((f"fixed cost of trial {number}", f"{cost['median']:.3f} s (to {cost['max']:.3f})"))
-            figures[f"trial_{number}_seconds"] = cost
-    if arguments.trials > 1:
-        text = f"{after:.1f} s, after {arguments.trials} trials of {spread(whole)['median']:.3f} s"
-        rows.append(("from the last trial to the end of the sweep", text))
-        figures |= {"trial_whole_seconds": spread(whole), "seconds_after_last_trial": after}
-    figures["trial_seconds"] = costs
+    if costs is not None:
+        for number in (10, 100, 1000):
+            if number <= arguments.trials:
+                cost = spread(costs.beyond_training[number - 10 : number])
+                rows.append((f"fixed cost of trial {number}", f"{cost['median']:.3f} s (to {cost['max']:.3f})"))
+                figures[f"trial_{number}_seconds"] = cost
+        after = f"{costs.after_last:.1f} s, after {arguments.trials} trials of {spread(costs.whole)['median']:.3f} s"
+        rows.append(("from the last trial until MLflow has all", f"{costs.publisher_behind:.1f} s"))
+        rows.append(("from the last trial to the end of the command", after))
+        figures |= {"seconds_after_last_trial": costs.after_last, "seconds_until_published": costs.publisher_behind}
+        figures |= {"trial_whole_seconds": spread(costs.whole), "trial_seconds": costs.beyond_training}
     report(rows, figures, arguments.json)
 
 
