@@ -124,7 +124,8 @@ def _parser() -> argparse.ArgumentParser:
         type=float,
         default=60.0,
         metavar="SECONDS",
-        help="time in which a container of an endpoint must answer /ping, unless its config gives less (default: 60)",
+        help="time in which a container of an endpoint must answer /ping, unless its config gives less (default: 60; "
+        "AWS's Ray Serve has at least 180)",
     )
     add(
         "--rollout-speed",

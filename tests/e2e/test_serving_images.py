@@ -37,7 +37,7 @@ def test_each_image_gives_the_same_photos_the_same_scores(
     if namespaces is None or not namespaces.root or not all(map(shutil.which, ("java", "curl"))):
         pytest.skip("needs root, curl for Ray Serve, and Java (Debian: default-jre-headless) for TorchServe")
     shown = sorted(map(str, real("images").glob("*.jpg")))
-    options = ("--inference-images", str(JOB_IMAGES), "--health-check-timeout", "300")
+    options = ("--inference-images", str(JOB_IMAGES), "--health-check-timeout", "120")
     cloud = cloud_in(tmp_path, photos, start_shared(shared_run, job_images, "serving-images", *options))
     cloud.preset.write_text(to_yaml(cloud.config))
     shutil.copy(mlflow_database, tmp_path / "mlflow.db")

@@ -20,6 +20,8 @@ from sagemaker_launch.rehearsal.machine.namespaces import SYSTEM_PATH, Namespace
 
 PORT = 8080
 """Of AWS's adapter."""
+START_SECONDS = 180.0
+"""It may take this long to answer /ping: AWS's script pauses for 15 s, and a busy machine of two cores took 45 s."""
 LINKED = ("boto3", "numpy", "pillow", "torch", "torchvision")
 """Packages of AWS's image that are linked from this environment, with their requirements that it does not pin."""
 REQUIREMENTS = Path(__file__).with_name("ray_serve.txt")

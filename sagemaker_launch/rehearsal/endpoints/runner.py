@@ -119,8 +119,7 @@ class EndpointRunner(threading.Thread):
             variant.process.start()
         for variant in fleet.variants:
             asked = variant.request.get("ContainerStartupHealthCheckTimeoutInSeconds", 3600)
-            seconds = min(asked, self._machine.settings.health_check_seconds)
-            variant.process.wait_until_healthy(seconds, self._machine.shutdown.is_set)
+            variant.process.wait_until_healthy(asked, self._machine.shutdown.is_set)
 
     def _retire(self, fleet: Fleet) -> None:
         """Answer accepted requests, then end the processes of a fleet without traffic."""

@@ -131,10 +131,13 @@ class ServingProcess:
     def wait_until_healthy(self, timeout_seconds: float, give_up: Callable[[], bool]) -> None:
         """Call /ping until it answers 200.
 
+        Args:
+            timeout_seconds: of the endpoint config; the rehearsal's own limit may be shorter.
+
         Raises:
             UnhealthyError: with AWS's message, if the process ends, at the time limit, or if `give_up` returns true.
         """
-        until = time.monotonic() + timeout_seconds
+        until = time.monotonic() + min(timeout_seconds, self._start_seconds())
         while self.running and time.monotonic() < until and not give_up():
             if self._ping():
                 return
@@ -172,6 +175,11 @@ class ServingProcess:
         if self._reader is not None:
             self._reader.join()
         self._process = self._reader = None
+
+    def _start_seconds(self) -> float:
+        """The rehearsal's limit for the first answer to /ping."""
+        seconds = self._machine.settings.health_check_seconds
+        return max(seconds, ray_serve.START_SECONDS) if self._repository == "ray" else seconds
 
     def _ping(self) -> bool:
         try:
