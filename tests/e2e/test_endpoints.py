@@ -21,9 +21,13 @@ import mlflow
 import pytest
 import torch
 from mlflow import MlflowClient
+from mlflow.entities import Run
 
 from experiments.config import load_config, to_yaml
+from lightning_modules.cores import has_int8
 from lightning_modules.export import write_export
+from lightning_modules.inference import load_export
+from lightning_modules.openvino_cpu import INT8_FOLDER, INT8_GOLDEN, convert, write_converted
 from sagemaker_launch.account.permissions import CALLS
 from sagemaker_launch.aws import client as aws
 from sagemaker_launch.cli import main
@@ -293,6 +297,36 @@ def test_an_endpoint_is_deployed_asked_updated_and_deleted_and_nothing_is_left(
     _every_deployment_is_a_run(cloud, "dogs", ["FINISHED", "FINISHED", "FAILED", "FINISHED"])
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(not has_int8(), reason="needs a processor with VNNI")
+def test_an_endpoint_serves_the_network_in_int8_and_its_run_has_both_accuracies(
+    cloud: Rehearsal, first: Path, tmp_path: Path
+) -> None:
+    rough = Path(shutil.copytree(first, tmp_path / "rough"))
+    network = load_export(first).network
+    network.fc.bias.data += 0.01  # in place of rounding, so that the scores say which network answers
+    (rough / INT8_FOLDER).mkdir()
+    write_converted(convert(network, PREPROCESSING.image_size), rough / INT8_FOLDER)
+    accuracies = {"float32_val_accuracy": 0.75, "int8_val_accuracy": 0.8}
+    facts = {"valid_images": 20, "changed_images": 1, "golden_difference": 0.01, "tolerance": 0.5, "refused": ""}
+    (rough / INT8_GOLDEN).write_text(json.dumps(facts | accuracies))
+    precision = "--cloud.endpoint.precision=int8"
+    printed = cloud.done("deploy", "rough", "--model", str(rough), precision)
+    assert "int8: val_accuracy 0.8000, float32 0.7500, of 20 photos" in printed
+    assert "the golden photo's logits are off by 0.01;" in printed and "in place of int8" not in printed
+    (run,) = _deployments(cloud, "rough")
+    assert run.data.params["cloud.endpoint.precision"] == "int8"
+    assert {name: run.data.metrics[name] for name in accuracies} == accuracies
+
+    # An OpenVINO that can't read it.
+    (rough / INT8_FOLDER / "model.xml").write_text("of a newer version")
+    twice = "--cloud.endpoint.budget_usd_per_hour=0.46"
+    assert "the endpoint serves float32 in place of int8" in cloud.done(
+        "deploy", "rough", "--model", str(rough), precision, twice
+    )
+    cloud.done("delete", "rough")
+
+
 @pytest.mark.slow  # AWS's shortest limit of a start is a minute
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the server would find this machine's GPU")
 def test_an_endpoint_with_gpus_fails_where_pytorch_sees_none(cloud: Rehearsal, first: Path) -> None:
@@ -331,11 +365,15 @@ def _bad_photos_are_named(cloud: Rehearsal, name: str, export: Path, folder: Pat
     assert code == 2 and "found none called nobody" in err
 
 
-def _every_deployment_is_a_run(cloud: Rehearsal, name: str, states: list[str]) -> None:
+def _deployments(cloud: Rehearsal, name: str) -> list[Run]:
     client = MlflowClient(f"sqlite:///{cloud.home / 'mlflow.db'}")
     experiment = client.get_experiment_by_name("endpoints")
     assert experiment is not None
-    found = client.search_runs([experiment.experiment_id], f"tags.endpoint = '{name}'", order_by=["start_time"])
+    return client.search_runs([experiment.experiment_id], f"tags.endpoint = '{name}'", order_by=["start_time"])
+
+
+def _every_deployment_is_a_run(cloud: Rehearsal, name: str, states: list[str]) -> None:
+    found = _deployments(cloud, name)
     assert [run.info.status for run in found] == states
     run = found[0]
     assert run.data.tags["origin"] == "rehearsal"
