@@ -24,6 +24,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -47,6 +48,8 @@ from lightning_modules.inference import (
     read_safetensors,
 )
 from lightning_modules.openvino_cpu import INT8_FOLDER, INT8_GOLDEN, convert, quantize, write_converted
+from sagemaker_launch.aws.prices import known_price
+from sagemaker_launch.endpoints.budget import SERVERLESS
 from sagemaker_launch.rehearsal.endpoints import ray_serve, torchserve
 from sagemaker_launch.rehearsal.machine.image import Interpreter, build_image
 from sagemaker_launch.rehearsal.machine.namespaces import find_namespaces
@@ -57,6 +60,10 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 CONCURRENCY = (1, 4, 16)
 THEIRS, OURS, INT8 = "TorchServe, AWS's toolkit", "our server", "our server in int8"
 RAY = "Ray Serve, AWS's adapter"
+PARTS = ("decode_ms", "total_ms")
+"""Parts of a line of our server's log."""
+INSTANCE_TYPE, SERVERLESS_GB = "ml.c5.xlarge", 3
+"""What costs are computed for: the defaults of `cloud.endpoint`."""
 TOLERANCE = 1e-3
 """Of a logit."""
 
@@ -70,6 +77,8 @@ class Server:
     pid: int
     tolerance: float = TOLERANCE
     """How far a logit may be from that of the export."""
+    log: Path | None = None
+    """Of our server: a line of JSON per request."""
 
 
 def main() -> None:
@@ -121,7 +130,7 @@ def main() -> None:
                     _our_server(export.parent, folder / f"{precision}.log", precision)
                 )
                 ready[name] = time.perf_counter() - started
-                servers[name] = Server(partial(_connection, url), pid, tolerance)
+                servers[name] = Server(partial(_connection, url), pid, tolerance, folder / f"{precision}.log")
             figures = _measure(servers, photos, wanted, arguments.rounds, arguments.seconds)
     settings = {
         THEIRS: f"{os.cpu_count()} workers, OMP_NUM_THREADS {arguments.their_threads or 'not set'}",
@@ -233,13 +242,14 @@ def _measure(
     """Rounds of all servers in turn: for each and each concurrency, lists of p50, p99, requests a second and peak."""
     kinds = ("p50_ms", "p99_ms", "requests_per_second", "peak_rss_mb", "pss_mb")
     figures: dict[str, dict[int, dict[str, list[float]]]] = {
-        name: {level: {kind: [] for kind in kinds} for level in CONCURRENCY} for name in servers
+        name: {level: defaultdict(list, {kind: [] for kind in kinds}) for level in CONCURRENCY} for name in servers
     }
     for turn in range(rounds + 1):
         for level in CONCURRENCY:
             # Who goes first changes, so that a machine that slows down or speeds up favours none.
             for name in sorted(servers, reverse=bool(turn % 2)):
                 server = servers[name]
+                before = len(_requests(server))
                 with _peak(server.pid) as peak:
                     times, took = _drive(server, photos, wanted, level, seconds if turn else min(seconds, 5))
                 if not turn:  # the first one warms up
@@ -250,7 +260,17 @@ def _measure(
                 found["requests_per_second"].append(len(times) / took)
                 found["peak_rss_mb"].append(max(peak) / 1e6)
                 found["pss_mb"].append(sum(process.memory_full_info().pss for process in _tree(server.pid)) / 1e6)
+                if server.log and level == 1:
+                    parts = _requests(server)[before:]
+                    decoding, whole = (statistics.median(one[part] for one in parts) for part in PARTS)
+                    found["decode_share"].append(decoding / whole)
     return figures
+
+
+def _requests(server: Server) -> list[dict[str, float]]:
+    """What our server's log says of each request so far."""
+    lines = server.log.read_text().splitlines() if server.log else []
+    return [json.loads(line) for line in lines if line.startswith("{")]
 
 
 def _drive(
@@ -307,6 +327,15 @@ def _peak(pid: int) -> Iterator[list[int]]:
     thread.join()
 
 
+def _usd_per_million(levels: dict[int, dict[str, dict[str, float]]]) -> tuple[float, float]:
+    """Of an instance that always has photos, and of a serverless endpoint, which is billed for time and memory."""
+    instance, gb_second = (known_price("us-east-1", unit) for unit in (INSTANCE_TYPE, SERVERLESS))
+    assert instance is not None and gb_second is not None
+    fastest = max(kinds["requests_per_second"]["median"] for kinds in levels.values())
+    seconds = levels[1]["p50_ms"]["median"] / 1000
+    return 1e6 * instance.usd_per_hour / 3600 / fastest, 1e6 * gb_second.usd_per_hour * SERVERLESS_GB * seconds
+
+
 def _report(
     figures: dict[str, dict[int, dict[str, list[float]]]], settings: dict[str, object], path: Path | None
 ) -> None:
@@ -343,6 +372,17 @@ def _report(
                     f"peak {kinds['peak_rss_mb']['max']:.0f} MB (PSS {kinds['pss_mb']['max']:.0f})",
                 )
             )
+    for name, levels in spreads.items():
+        if "decode_share" in levels[1]:
+            rows.append((f"  {name}, decoding and resizing", f"{levels[1]['decode_share']['median']:.0%} of a request"))
+        always, on_request = _usd_per_million(levels)
+        rows.append(
+            (
+                f"  {name}, dollars per million photos",
+                f"{INSTANCE_TYPE} {always:.2f}, serverless with {SERVERLESS_GB} GB {on_request:.2f}, both as fast as "
+                "this machine",
+            )
+        )
     rows += [(f"  {name}", str(value)) for name, value in settings.items()]
     report(rows, {"ratios": ratios, "servers": spreads, "settings": settings}, path)
 
