@@ -50,7 +50,7 @@ class OpenVino(nn.Module):
         self._request: Any = openvino.compile_model(converted, "CPU", options).create_infer_request()
 
     def forward(self, images: Tensor) -> Tensor:
-        """Map a batch: (B, 3, S, S) float32 to (B, …) float32."""
+        """Map a batch: (B, 3, S, S) float32, or uint8 after `take_bytes`, to (B, …) float32."""
         outputs = self._request.infer([images.contiguous().numpy()], share_inputs=True)[0]
         return torch.from_numpy(outputs.copy())
 
@@ -139,6 +139,27 @@ def _quiet() -> Iterator[None]:
     nncf.set_log_level(logging.ERROR)
     with contextlib.redirect_stdout(io.StringIO()):
         yield
+
+
+def take_bytes(converted: Any, mean: Sequence[float], std: Sequence[float]) -> Any:
+    """Let a model normalise its input itself: it takes uint8 in place of float32.
+
+    Normalising within the first layer spares a pass over the batch and two copies, a seventh of an int8 request.
+
+    Args:
+        converted: it is changed.
+        mean: of each channel, of values from 0 to 1.
+        std: the same.
+    """
+    import openvino
+    from openvino.preprocess import PrePostProcessor
+
+    wrapped = PrePostProcessor(converted)
+    wrapped.input().tensor().set_element_type(openvino.Type.u8).set_layout(openvino.Layout("NCHW"))
+    wrapped.input().model().set_layout(openvino.Layout("NCHW"))
+    steps = wrapped.input().preprocess().convert_element_type(openvino.Type.f32)
+    steps.mean([255 * value for value in mean]).scale([255 * value for value in std])
+    return wrapped.build()
 
 
 def write_converted(converted: Any, folder: Path) -> None:
