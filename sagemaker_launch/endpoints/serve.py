@@ -49,7 +49,10 @@ def _serve(settings: CloudSettings, config: RunConfig, arguments: argparse.Names
     require("SERVING_PRECISION" not in os.environ, "SERVING_PRECISION", rule, os.environ.get("SERVING_PRECISION"))
     environment = {"SERVING_HOST": "127.0.0.1", **os.environ, "SERVING_PRECISION": settings.endpoint.precision}
     environment["SAGEMAKER_BIND_TO_PORT"] = str(arguments.port)
-    served = read_settings(environment, cuda=torch.cuda.is_available())
+    try:
+        served = read_settings(environment, cuda=torch.cuda.is_available())
+    except ValueError as error:
+        raise UserError(str(error)) from None
     with TemporaryDirectory() as folder:
         if arguments.export.startswith(REGISTRY):
             export = locate_export(arguments.export, config)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import requests
+import torch
 
 from experiments.config import RunConfig
 from sagemaker_launch.cli import main
@@ -74,6 +75,28 @@ def test_serve_takes_a_registered_model(uri: str, tmp_path: Path, monkeypatch: p
     assert main(["serve", uri, "--output_dir", str(tmp_path)]) == 0
     assert ended == [0]
     assert (asked, served) == ([(uri, tmp_path)], [model])
+
+
+@pytest.mark.parametrize(
+    ("variables", "options", "message"),
+    [
+        ({"SERVING_MAX_BATCH": "many"}, [], "SERVING_MAX_BATCH must be a number 1..1024, got 'many'"),
+        ({}, ["--cloud.endpoint.precision", "bf16"], "SERVING_PRECISION may be bf16 on a GPU only"),
+        ({"SERVING_PRECISION": "int8"}, [], "SERVING_PRECISION must be left out of the environment"),
+    ],
+)
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_serve_refuses_a_wrong_setting_of_the_server(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    variables: dict[str, str],
+    options: list[str],
+    message: str,
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert main(["serve", "export", *options]) == 2
+    assert f"error: {message}" in capsys.readouterr().err
 
 
 def test_serve_says_what_is_wrong_with_an_export(tmp_path: Path) -> None:
