@@ -229,28 +229,33 @@ def _learning_curves(
     metric: str, trials: Sequence[FrozenTrial], best: FrozenTrial | None, interrupted: Collection[int]
 ) -> go.Figure:
     figure = go.Figure()
-    named: set[str] = set()
-    # The best trial is drawn last, over the others.
+    # One trace for all trials that look alike, with gaps between them: a thousand traces take plotly and a browser
+    # seconds. The best trial is drawn last, over the others.
+    alike: dict[tuple[str, bool], list[FrozenTrial]] = {}
     for trial in sorted(trials, key=lambda trial: trial is best):
         group = f"best: trial {trial.number}" if trial is best else state_word(trial, interrupted)
-        steps = sorted(trial.intermediate_values)
+        alike.setdefault((group, trial.state in (TrialState.PRUNED, TrialState.FAIL)), []).append(trial)
+    for (group, is_dotted), members in alike.items():
+        is_best = members == [best]
+        points: list[tuple[int | None, float | None, int | None]] = []
+        for trial in members:
+            points += [(None, None, None)] if points else []
+            points += [(step, value, trial.number) for step, value in sorted(trial.intermediate_values.items())]
         figure.add_scatter(
-            x=steps,
-            y=[trial.intermediate_values[step] for step in steps],
+            x=[step for step, _, _ in points],
+            y=[value for _, value, _ in points],
+            customdata=[number for _, _, number in points],
             mode="lines+markers",
             line={
-                "width": 4 if trial is best else 1.5,
-                "color": VERMILLION if trial is best else BLUE,
-                "dash": "dot" if trial.state in (TrialState.PRUNED, TrialState.FAIL) else "solid",
+                "width": 4 if is_best else 1.5,
+                "color": VERMILLION if is_best else BLUE,
+                "dash": "dot" if is_dotted else "solid",
             },
-            marker={"size": 7 if trial is best else 4},
-            opacity=1 if trial is best else 0.8,
+            marker={"size": 7 if is_best else 4},
+            opacity=1 if is_best else 0.8,
             name=group,
-            legendgroup=group,
-            showlegend=group not in named,
-            hovertemplate=f"trial {trial.number}, epoch %{{x}}: %{{y:.4g}}<extra></extra>",
+            hovertemplate="trial %{customdata}, epoch %{x}: %{y:.4g}<extra></extra>",
         )
-        named.add(group)
     figure.update_layout(yaxis_title=metric)
     unflatten(figure, metric, (value for trial in trials for value in trial.intermediate_values.values()))
     name_epochs(figure, max(step for trial in trials for step in trial.intermediate_values))

@@ -260,7 +260,10 @@ def test_each_plot_has_data_a_label_a_caption_and_its_numbers(page: Page) -> Non
 def test_learning_curves_highlight_the_best_trial(page: Page) -> None:
     *others, best = page.plots()["Learning curves"]["data"]
     assert (best["name"], best["y"]) == ("best: trial 1", [0.9, 0.8, 0.25])
-    assert len(others) == 5
+    curves = sum(1 + curve["y"].count(None) for curve in others)
+    assert curves == 5, "with gaps between trials that look alike"
+    assert len({curve["name"] for curve in others}) == len(others), "each once in the legend"
+    assert {number for curve in others for number in curve["customdata"]} == {0, 2, 3, 4, 5, None}
     assert all(curve["line"]["width"] < best["line"]["width"] for curve in others)
 
 
