@@ -318,6 +318,7 @@ def test_an_endpoint_serves_the_network_in_int8_and_its_run_has_both_accuracies(
     (run,) = _deployments(cloud, "rough")
     assert run.data.params["cloud.endpoint.precision"] == "int8"
     assert {name: run.data.metrics[name] for name in accuracies} == accuracies
+    assert run.data.tags["served_precision"] == "int8" and "val_accuracy 0.8000" in run.data.tags["int8"]
 
     # An OpenVINO that can't read it.
     (rough / INT8_FOLDER / "model.xml").write_text("of a newer version")
@@ -325,6 +326,7 @@ def test_an_endpoint_serves_the_network_in_int8_and_its_run_has_both_accuracies(
     assert "the endpoint serves float32 in place of int8" in cloud.done(
         "deploy", "rough", "--model", str(rough), precision, twice
     )
+    assert [run.data.tags["served_precision"] for run in _deployments(cloud, "rough")] == ["int8", "float32"]
     cloud.done("delete", "rough")
 
 
