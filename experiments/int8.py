@@ -6,9 +6,11 @@ import hashlib
 import importlib.util
 import json
 import shutil
+import signal
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import metadata
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +20,9 @@ from experiments.config import CUT_FIELDS, RunConfig, override, require
 from experiments.console import say
 from experiments.data.datasets import photo_root
 from experiments.data.inputs import forget_opened, open_data_once, say_data
-from experiments.errors import UserError
+from experiments.errors import CommandError, UserError
+from experiments.runs.processes import die_with_parent, pipe, start_process
 from experiments.runs.scoring import Scores, predict_log_probabilities
-from lightning_modules.cores import usable_cores
 from lightning_modules.data import ClassFolderData
 from lightning_modules.files import replaced_whole
 from lightning_modules.inference import (
@@ -40,7 +42,7 @@ from lightning_modules.openvino_cpu import (
     quantize_classifier,
     write_converted,
 )
-from lightning_modules.process import at_most_threads, prepare_process
+from lightning_modules.process import prepare_process
 
 MAX_DROP = 0.002
 """Most that the validation accuracy may drop. Below 500 photos, which one photo changes by more, none may be lost."""
@@ -113,12 +115,43 @@ def quantize_export(export: Path, config: RunConfig) -> Int8:
     folder.parent.mkdir(parents=True, exist_ok=True)
     with KernelLock(Path(f"{folder}.lock")):
         if not folder.is_dir():
-            # Threads that decode leave PyTorch's default at one, also for the network of `serve`.
-            with at_most_threads(usable_cores()):
-                _quantize(export, config, folder, versions)
+            _in_own_process(export, config, folder, versions)
     facts = read_json(folder / INT8_GOLDEN)
     is_accepted = not facts["refused"]
     return Int8(folder if is_accepted else export, is_accepted, facts)
+
+
+def _in_own_process(*arguments: Any) -> None:
+    """`_quantize`. It leaves threads and gigabytes, and `serve` may not have threads when it forks.
+
+    Raises:
+        UserError, BadExportError: as `_quantize`.
+        CommandError: if the process ends without a result.
+    """
+    ours, theirs = pipe()
+    process = start_process(_quantize_and_tell, (theirs, *arguments), name="quantising", daemon=True)
+    theirs.close()
+    try:
+        error = ours.recv()
+    except EOFError:
+        process.join()
+        raise CommandError(
+            f"the process that quantises ended with exit code {process.exitcode}: its last lines are above"
+        ) from None
+    process.join()
+    if error is not None:
+        raise error
+
+
+def _quantize_and_tell(told: Connection, *arguments: Any) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent gets it too, and ends this process
+    die_with_parent()
+    try:
+        _quantize(*arguments)
+    except (UserError, BadExportError) as error:
+        told.send(error)
+    else:
+        told.send(None)
 
 
 def _quantize(export: Path, config: RunConfig, folder: Path, versions: Mapping[str, str]) -> None:

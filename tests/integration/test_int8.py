@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import shutil
+import threading
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,7 +15,7 @@ import pytest
 from experiments import int8
 from experiments.config import RunConfig, load_config
 from experiments.data.inputs import open_data_once
-from experiments.errors import UserError
+from experiments.errors import CommandError, UserError
 from experiments.int8 import Int8, quantize_export
 from experiments.task import task_of
 from experiments.train import exported_data
@@ -37,6 +40,12 @@ FACTS: dict[str, Any] = {
 
 
 @pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Quantise in this process, where names can be replaced and which starts at once."""
+    monkeypatch.setattr(int8, "_in_own_process", int8._quantize)
+
+
+@pytest.fixture
 def config(photos: Path, tmp_path: Path) -> RunConfig:
     return load_config(None, tiny(photos, tmp_path))
 
@@ -57,6 +66,7 @@ def model(config: RunConfig, photos: Path, tmp_path: Path) -> Path:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("here")
 def test_a_model_is_quantised_once_and_its_archive_has_all_of_it(
     model: Path, config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -73,6 +83,7 @@ def test_a_model_is_quantised_once_and_its_archive_has_all_of_it(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("here")
 def test_a_model_that_loses_photos_stays_in_float32(
     model: Path, config: RunConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -102,6 +113,7 @@ def test_int8_is_refused_for_what_it_loses(changed: dict[str, Any], says: str) -
     assert why.startswith(says) and bool(why) == bool(says)
 
 
+@pytest.mark.usefixtures("here")
 def test_photos_that_are_not_here_are_refused_with_the_option_that_names_them(model: Path, config: RunConfig) -> None:
     moved = _changed(model, "config", {"data.root": "/gone"})
     here = replace(config, data=replace(config.data, root=None))
@@ -109,18 +121,44 @@ def test_photos_that_are_not_here_are_refused_with_the_option_that_names_them(mo
         quantize_export(moved, here)
 
 
+@pytest.mark.usefixtures("here")
 def test_other_photos_are_refused(model: Path, config: RunConfig) -> None:
     other = _changed(model, "data", {"fingerprint": "f00d"})
     with pytest.raises(UserError, match=r"data.root must have the photos .*which has others: add --data.root FOLDER"):
         quantize_export(other, config)
 
 
+@pytest.mark.usefixtures("here")
 def test_an_export_that_does_not_say_what_it_was_trained_on_is_refused(model: Path, config: RunConfig) -> None:
     manifest = read_json(model / MANIFEST_FILE)
     del manifest["data"]
     (model / MANIFEST_FILE).write_text(json.dumps(manifest))
     with pytest.raises(BadExportError, match=r"must say what the model was trained on, for --cloud.endpoint.precision"):
         quantize_export(model, config)
+
+
+@pytest.mark.slow
+def test_it_is_quantised_in_a_process_of_its_own_which_says_what_is_wrong(model: Path, config: RunConfig) -> None:
+    threads = threading.active_count()
+    found = quantize_export(model, config)  # accepted or not: the weights are random
+    assert found.facts["valid_images"] == 12
+    other = _changed(Path(shutil.copytree(model, model.parent / "other")), "data", {"fingerprint": "f00d"})
+    shutil.rmtree(config.output_dir / "int8")
+    with pytest.raises(UserError, match=r"data.root must have the photos .*which has others: add --data.root FOLDER"):
+        quantize_export(other, config)
+    assert threading.active_count() == threads, "`serve` forks after it"
+
+
+def test_a_process_that_dies_is_an_error(model: Path, config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(int8, "start_process", _dies)
+    with pytest.raises(CommandError, match="the process that quantises ended with exit code 9"):
+        quantize_export(model, config)
+    assert not list(config.output_dir.glob("int8/*/golden"))
+
+
+def _dies(target: object, arguments: tuple[Any, ...], **_: object) -> SimpleNamespace:
+    arguments[0].close()
+    return SimpleNamespace(join=lambda: None, exitcode=9)
 
 
 @pytest.mark.parametrize("is_accepted", [True, False])
