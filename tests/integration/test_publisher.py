@@ -85,8 +85,8 @@ def test_publishing_and_drawing_load_neither_the_tensor_stack_nor_optuna(
     imported = {line.rpartition("|")[2].strip().partition(".")[0] for line in lines}
     assert done.returncode == 0, done.stderr[-2000:]
     assert whole(finished)
-    assert {"mlflow", "matplotlib"} <= imported
-    assert imported & (TENSOR_STACK | {"optuna", "sklearn"}) == set()
+    assert {"mlflow", "PIL"} <= imported
+    assert imported & (TENSOR_STACK | {"matplotlib", "optuna", "sklearn"}) == set()
 
 
 def wait_for_drawer() -> tuple[psutil.Process, psutil.Process]:
