@@ -22,7 +22,7 @@ pytestmark = pytest.mark.slow
 MARGIN, TRIES = 1.3, 3
 IMPORTS_SECONDS = 2.0
 """What torch, torchvision and an optimiser take where the goals of the first seconds were set."""
-DATA, WEIGHTS = REAL_DATA / "data" / "dogs6", REAL_DATA / "weights" / "resnet50.safetensors"
+DATA, WEIGHTS = REAL_DATA / "data" / "dogs6", REAL_DATA / "weights" / "resnet50-tinyimagenet194-fp16.safetensors"
 needs_photos = pytest.mark.skipif(
     not (DATA.is_dir() and WEIGHTS.is_file()), reason=f"needs the photos in {DATA} and the weights {WEIGHTS}"
 )
