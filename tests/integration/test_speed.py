@@ -15,6 +15,8 @@ from typing import Any
 
 import pytest
 
+from benchmarks.serving import INT8, OURS
+from lightning_modules.cores import has_int8
 from tests.conftest import REAL_DATA, REPOSITORY
 
 pytestmark = pytest.mark.slow
@@ -26,6 +28,11 @@ DATA, WEIGHTS = REAL_DATA / "data" / "dogs6", REAL_DATA / "weights" / "resnet50-
 needs_photos = pytest.mark.skipif(
     not (DATA.is_dir() and WEIGHTS.is_file()), reason=f"needs the photos in {DATA} and the weights {WEIGHTS}"
 )
+needs_int8 = pytest.mark.skipif(not has_int8(), reason="this processor is not faster in int8")
+
+
+def has_bf16() -> bool:
+    return not {"avx512_bf16", "amx_bf16"}.isdisjoint(Path("/proc/cpuinfo").read_text().split())
 
 
 @dataclass(frozen=True)
@@ -58,11 +65,6 @@ def check(folder: Path, goals: list[Goal], benchmark: str, *arguments: object) -
     pytest.fail(f"{benchmark} misses its goals by more than {MARGIN} times: {tries}")
 
 
-def processor_flags() -> set[str]:
-    info = Path("/proc/cpuinfo")
-    return set(info.read_text().split()) if info.is_file() else set()
-
-
 @needs_photos
 def test_a_sweep_of_heads_is_fifty_times_as_fast_as_the_plain_loop(tmp_path: Path) -> None:
     for split in ("train", "valid"):
@@ -91,15 +93,26 @@ def test_the_first_seconds(tmp_path: Path) -> None:
 
 
 @needs_photos
-@pytest.mark.parametrize(
-    ("precision", "times", "instructions"),
-    [("bf16", 1.9, {"avx512_bf16", "amx_bf16"}), ("int8", 3.5, {"avx512_vnni", "avx_vnni"})],
-)
-def test_features_in_lower_precision(tmp_path: Path, precision: str, times: float, instructions: set[str]) -> None:
-    if not processor_flags() & instructions:
-        pytest.skip(f"the processor has none of {instructions}")
-    goal = Goal(("ratios", f"OpenVINO {precision}"), times, at_least=True)
-    check(tmp_path, [goal], "precision", "--data", DATA, "--weights", WEIGHTS, "--network-only")
+@needs_int8
+def test_features_in_lower_precision(tmp_path: Path) -> None:
+    goals = [
+        Goal(("ratios", f"OpenVINO {precision}"), times, at_least=True)
+        for precision, times in (("bf16", 1.9), ("int8", 3.5))
+        if precision == "int8" or has_bf16()
+    ]
+    check(tmp_path, goals, "precision", "--data", DATA, "--weights", WEIGHTS, "--network-only")
+
+
+@needs_int8
+def test_an_endpoint_in_int8(tmp_path: Path) -> None:
+    pair = ("ratios", f"{INT8} / {OURS}")
+    goals = [
+        Goal((*pair, "1", "p50_ms"), 0.40),
+        *(Goal((*pair, clients, "requests_per_second"), 3, at_least=True) for clients in ("1", "16")),
+        Goal(("servers", OURS, "1", "decode_share", "median"), 0.15),
+        Goal(("servers", INT8, "1", "decode_share", "median"), 0.25),
+    ]
+    check(tmp_path, goals, "serving", "--only", "ours", "--rounds", 3, "--seconds", 4)
 
 
 def test_recording_costs_a_fiftieth_of_a_step(tmp_path: Path) -> None:
