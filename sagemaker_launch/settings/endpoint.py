@@ -28,7 +28,7 @@ class EndpointSettings:
     image_uri: str | None = None
     """Serving image in ECR; by default what `python -m sagemaker_launch image` pushes, or AWS's."""
     precision: Precision = used_by("float32", "cloud deploy", "cloud serve")
-    """Precision of our server: float32, bf16 on a GPU, or int8 on a CPU, which is several times as fast. int8 is
+    """Precision of our server: float32, bf16 on a GPU, or int8 on a CPU, which is two to three times as fast. int8 is
     calibrated on training photos, and float32 is served instead if validation photos show it less accurate."""
     instance_type: str = used_by("ml.c5.xlarge", "cloud deploy", "cloud image", shape="ProductionVariantInstanceType")
     """Instance type of a realtime or async endpoint."""
