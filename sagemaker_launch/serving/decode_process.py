@@ -33,9 +33,9 @@ DECODE_BYTES = 1_000_000_000
 """Memory that a process may take to decode: the largest honest image, a PNG of 16 bits, takes 660 MB."""
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """Parameters of glibc's mallopt(3)."""
-KEPT_BLOCK, KEPT_BYTES = 1 << 25, 1 << 27
-"""Freed blocks of up to 32 MB, the most that mallopt takes, stay with the process, but for more than 128 MB together.
-A photo of 2.8 million pixels has such a block."""
+KEPT_BLOCK, KEPT_BYTES = 1 << 25, 1 << 26
+"""Freed blocks of up to 32 MB, the most that mallopt takes, stay with the process, but for more than 64 MB together. A
+photo of 2.8 million pixels has such a block."""
 HEAD = struct.Struct("<IQ")
 """In front of each message: the bytes of its text, and of its content."""
 

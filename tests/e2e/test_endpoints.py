@@ -43,6 +43,8 @@ ROLE = "arn:aws:iam::123456789012:role/scheduler"
 UUID = "-[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$"
 """At the end of an alarm's name that autoscaling gives."""
 SCRIPT = "--cloud.endpoint.image_uri=rehearsal.local/script"
+BRIEF = ("--ttl", "1m", "--cloud.endpoint.startup_timeout_seconds=60")
+"""A lease may not end before an instance has had its time to start."""
 SERVER = """
 import json, os, signal
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -467,9 +469,8 @@ def test_what_is_over_is_deleted_and_what_is_not_or_is_not_ours_stays(
     cloud: Rehearsal, scripted: tuple[Path, Path]
 ) -> None:
     (first, _), theirs = scripted, "--cloud.project=theirs"
-    brief = ["--ttl", "1m", "--cloud.endpoint.startup_timeout_seconds=60"]
-    cloud.done("deploy", "short", "--model", str(first), *brief, SCRIPT)
-    cloud.done("deploy", "theirs", "--model", str(first), *brief, SCRIPT, theirs)
+    cloud.done("deploy", "short", "--model", str(first), *BRIEF, SCRIPT)
+    cloud.done("deploy", "theirs", "--model", str(first), *BRIEF, SCRIPT, theirs)
     assert "no endpoint has expired" in cloud.done("delete", "--expired")
     sagemaker = account("sagemaker")
     for name in ("short", "theirs"):
@@ -488,7 +489,7 @@ def test_what_is_over_is_deleted_and_what_is_not_or_is_not_ours_stays(
 @pytest.mark.slow
 def test_the_schedules_role_ends_the_lease_of_a_scaled_endpoint(cloud: Rehearsal, scripted: tuple[Path, Path]) -> None:
     scaling = ["--cloud.endpoint.max_instances=2", f"--cloud.endpoint.schedule_role_arn={ROLE}"]
-    cloud.done("deploy", "leased", "--model", str(scripted[0]), "--ttl", "1m", SCRIPT, *scaling)
+    cloud.done("deploy", "leased", "--model", str(scripted[0]), *BRIEF, SCRIPT, *scaling)
     assert sum("endpoint/leased/variant" in name for name in cloud.left()) == 3, "a target and two alarms"
     until = time.monotonic() + 120
     while time.monotonic() < until and "leased" in cloud.left():
