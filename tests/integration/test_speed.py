@@ -103,6 +103,7 @@ def test_features_in_lower_precision(tmp_path: Path) -> None:
     check(tmp_path, goals, "precision", "--data", DATA, "--weights", WEIGHTS, "--network-only")
 
 
+@needs_photos
 @needs_int8
 def test_an_endpoint_in_int8(tmp_path: Path) -> None:
     pair = ("ratios", f"{INT8} / {OURS}")
@@ -113,7 +114,7 @@ def test_an_endpoint_in_int8(tmp_path: Path) -> None:
         Goal(("servers", OURS, "1", "decode_share", "median"), 0.15),
         Goal(("servers", INT8, "1", "decode_share", "median"), 0.35),  # the goal is 0.25
     ]
-    check(tmp_path, goals, "serving", "--only", "ours", "--rounds", 3, "--seconds", 4)
+    check(tmp_path, goals, "serving", "--weights", WEIGHTS, "--only", "ours", "--rounds", 3, "--seconds", 4)
 
 
 def test_recording_costs_a_fiftieth_of_a_step(tmp_path: Path) -> None:
