@@ -28,8 +28,13 @@ def has_int8(root: Path = Path("/")) -> bool:
     Args:
         root: where `proc` is. A system without it is taken for one without these instructions.
     """
+    return not INT8_FLAGS.isdisjoint(processor_words(root))
+
+
+def processor_words(root: Path = Path("/")) -> set[str]:
+    """What Linux says about the processor, word by word, its flags among them; nothing where there is no `proc`."""
     described = root / "proc" / "cpuinfo"
-    return described.is_file() and not INT8_FLAGS.isdisjoint(described.read_text().split())
+    return set(described.read_text().split()) if described.is_file() else set()
 
 
 def cpu_quotas(root: Path) -> Iterator[float]:

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from benchmarks.serving import INT8, OURS
-from lightning_modules.cores import has_int8
+from lightning_modules.cores import has_int8, processor_words
 from tests.conftest import REAL_DATA, REPOSITORY
 
 pytestmark = pytest.mark.slow
@@ -32,7 +32,7 @@ needs_int8 = pytest.mark.skipif(not has_int8(), reason="this processor is not fa
 
 
 def has_bf16() -> bool:
-    return not {"avx512_bf16", "amx_bf16"}.isdisjoint(Path("/proc/cpuinfo").read_text().split())
+    return not {"avx512_bf16", "amx_bf16"}.isdisjoint(processor_words())
 
 
 @dataclass(frozen=True)
