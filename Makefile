@@ -12,7 +12,7 @@ demo: .venv/installed
 	$(BIN)/python -m experiments sweep --config conf/quick.yaml --more 2
 
 test: .venv/installed-dev lint
-	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder --durations=30
+	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0 --durations=30
 
 test-all: .venv/installed-dev lint
 	$(BIN)/python -m pytest --cov --cov-report=term

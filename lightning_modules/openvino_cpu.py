@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import io
 import logging
+import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -23,6 +25,8 @@ RANKING_PHOTOS = 100
 """
 FLOAT32_LAYERS = 10
 """Most layers that get back to float32: each takes time while it is found, and in each request."""
+STACK_BYTES = 64
+"""More than the 24 of sigaltstack's `stack_t`, which is only passed on."""
 
 # OpenVINO and NNCF send telemetry if they find this package.
 sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
@@ -47,7 +51,8 @@ class OpenVino(nn.Module):
         # Without a hint it would compute in bfloat16 on some CPUs, with other scores.
         hint = "bf16" if precision == "bf16" else "f32"
         options = {"INFERENCE_PRECISION_HINT": hint, "PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads}
-        self._request: Any = openvino.compile_model(converted, "CPU", options).create_infer_request()
+        with _same_signal_stack():
+            self._request: Any = openvino.compile_model(converted, "CPU", options).create_infer_request()
 
     def forward(self, images: Tensor) -> Tensor:
         """Map a batch: (B, 3, S, S) float32, or uint8 after `take_bytes`, to (B, …) float32."""
@@ -137,8 +142,32 @@ def _quiet() -> Iterator[None]:
     import nncf
 
     nncf.set_log_level(logging.ERROR)
-    with contextlib.redirect_stdout(io.StringIO()):
+    with contextlib.redirect_stdout(io.StringIO()), _same_signal_stack():
         yield
+
+
+@contextlib.contextmanager
+def _same_signal_stack() -> Iterator[None]:
+    """Handle signals of this thread where they were handled before.
+
+    Each network that OpenVINO compiles brings a stack for signal handlers, and frees it at its end. Where two of them
+    end in the order of their start, or one ends in another thread, this thread is left with a stack that is gone, and
+    the next signal, such as Ctrl-C, ends the process with a segmentation fault.
+
+    Source: SigAltStackSetup of OpenVINO 2026.4, src/plugins/intel_cpu/src/plugin.cpp; sigaltstack(2).
+    """
+    if sys.platform != "linux":  # OpenVINO does this on Linux only
+        yield
+        return
+    system = ctypes.CDLL(None, use_errno=True)
+    before = ctypes.create_string_buffer(STACK_BYTES)
+    system.sigaltstack(None, before)
+    try:
+        yield
+    finally:
+        if system.sigaltstack(before, None):
+            reason = os.strerror(ctypes.get_errno())
+            raise OSError(f"the stack for signals is not as before OpenVINO compiled a network: {reason}")
 
 
 def take_bytes(converted: Any, mean: Sequence[float], std: Sequence[float]) -> Any:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.shared_run import Keeper, SharedRun
+from tests.worker_deaths import pytest_testnodedown as pytest_testnodedown
 
 if TYPE_CHECKING:
     from sagemaker_launch.rehearsal.endpoints.aws_server import AwsServer
