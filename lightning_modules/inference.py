@@ -171,17 +171,30 @@ def _floats(image: Tensor) -> Tensor:
     return image.to(torch.float32, memory_format=torch.contiguous_format)
 
 
-def _narrowed(image: Tensor, width: int, mode: InterpolationMode) -> Tensor:
-    """A large image resized along its rows, as PyTorch does it first too: (3, H, W) uint8 to (3, H, width) float32.
+def _middle(side: int, crop: int) -> int:
+    """Where the middle `crop` pixels of a side begin, rounded as torchvision's `center_crop` does."""
+    return round((side - crop) / 2)
 
-    A few rows at a time stay in the processor's cache as floats.
+
+def _needed(side: int, resized: int, crop: int) -> tuple[int, int]:
+    """The pixels, from one to before another, from which the middle `crop` of a resized side are computed."""
+    scale, first = side / resized, _middle(resized, crop)
+    reach = 2 * max(scale, 1) + 1  # of bicubic interpolation, and one for rounding
+    start, stop = int((first + 0.5) * scale - reach), math.ceil((first + crop - 0.5) * scale + reach)
+    # PyTorch does not resize what keeps its length.
+    return max(0, start), stop if stop < side and int(stop / scale) != stop else side
+
+
+def _scaled(floats: Tensor, axis: int, side: int, resized: int, mode: InterpolationMode) -> Tensor:
+    """Resize one axis as a whole side would be. What is left out at its end is missing at the end of the result.
+
+    Args:
+        axis: 0 for rows, 1 for columns.
     """
-    narrow = torch.empty(3, image.shape[1], width)
-    rows = max(1, PIXELS_AT_ONCE // image.shape[2])
-    for start in range(0, image.shape[1], rows):
-        band = _floats(image[:, start : start + rows])
-        narrow[:, start : start + rows] = F.resize(band, [band.shape[1], width], mode, antialias=True)
-    return narrow
+    factors = [1.0, 1.0]
+    factors[axis] = math.nextafter(resized / side, math.inf)  # or rounding may cost the last pixel
+    options = {"mode": mode.value, "align_corners": False, "antialias": True}
+    return nn.functional.interpolate(floats[None], scale_factor=factors, **options)[0]
 
 
 @dataclass(frozen=True)
@@ -209,16 +222,31 @@ class Preprocessing:
         if max(image.shape[-2:]) > longest:
             # Only the middle stays: resizing all of a 1x16384 strip would take gigabytes.
             image = F.center_crop(image, [min(side, longest) for side in image.shape[-2:]])
-        return F.center_crop(self._resize(image), [self.image_size, self.image_size])
-
-    def _resize(self, image: Tensor) -> Tensor:
         if self.interpolation == Interpolation.BILINEAR_UINT8:
-            return F.resize(image, [self.resize_size], antialias=True)
+            resized = F.resize(image, [self.resize_size], antialias=True)
+        else:
+            resized = self._resized_middle(image).round_().clamp_(0, 255).to(torch.uint8)
+        return F.center_crop(resized, [self.image_size, self.image_size])
+
+    def _resized_middle(self, image: Tensor) -> Tensor:
+        """What torchvision's resizing of the float32 image has at its centre, and nothing beside it.
+
+        Rows first, as PyTorch does it. Some of them at a time stay in the processor's cache as floats.
+        """
         mode, short = InterpolationMode(self.interpolation), min(image.shape[-2:])
-        height, width = (int(self.resize_size * side / short) for side in image.shape[-2:])
-        floats = _floats(image) if image[0].numel() <= PIXELS_AT_ONCE else _narrowed(image, width, mode)
-        resized = F.resize(floats, [height, width], mode, antialias=True)
-        return resized.round_().clamp_(0, 255).to(torch.uint8)
+        height, width = image.shape[-2:]
+        new_height, new_width = (int(self.resize_size * side / short) for side in (height, width))
+        crop_height, crop_width = min(self.image_size, new_height), min(self.image_size, new_width)
+        begin, end = _needed(height, new_height, crop_height)
+        left, right = _middle(new_width, crop_width), _needed(width, new_width, crop_width)[1]
+        narrow = torch.zeros(3, end, crop_width)
+        rows = max(1, PIXELS_AT_ONCE // width)
+        for start in range(begin, end, rows):
+            stop = min(start + rows, end)
+            band = _scaled(_floats(image[:, start:stop, :right]), 1, width, new_width, mode)
+            narrow[:, start:stop] = band[..., left : left + crop_width]
+        top = _middle(new_height, crop_height)
+        return _scaled(narrow, 0, height, new_height, mode)[:, top : top + crop_height]
 
     def normalise(self, images: Tensor) -> Tensor:
         """Scale bytes to what the network was trained on.

@@ -13,18 +13,20 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image, PngImagePlugin
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+from torchvision.transforms.v2 import InterpolationMode, functional
 
 from lightning_modules.inference import (
     MAX_PIXELS,
     MAX_SIDE,
     BadExportError,
     BadImageError,
+    Interpolation,
     OutOfMemoryError,
     Preprocessing,
     decode_image,
@@ -474,6 +476,32 @@ def test_preprocessing_crops_the_centre_and_normalises() -> None:
     assert white.dtype == torch.float32
     assert white[0, :, 0, 0].tolist() == pytest.approx([(1 - 0.485) / 0.229, (1 - 0.456) / 0.224, (1 - 0.406) / 0.225])
     assert Preprocessing.from_dict(preprocessing.to_dict()) == preprocessing
+
+
+SIDES = st.one_of(st.integers(1, 60), st.integers(1, 700))
+
+
+@pytest.mark.parametrize("kind", [Interpolation.BILINEAR, Interpolation.BICUBIC])
+@settings(max_examples=60, deadline=None)
+# Kept rows that would keep their number; a side that stays; a strip; a crop beyond the image; bands of a large image.
+@example(height=145, width=749, image_size=128, resize_size=146)
+@example(height=64, width=64, image_size=56, resize_size=64)
+@example(height=1, width=600, image_size=5, resize_size=6)
+@example(height=9, width=7, image_size=40, resize_size=33)
+@example(height=700, width=900, image_size=64, resize_size=73)
+@given(height=SIDES, width=SIDES, image_size=st.integers(2, 80), resize_size=st.integers(2, 90))
+def test_a_crop_has_the_pixels_of_torchvision_s_resizing(
+    kind: Interpolation, height: int, width: int, image_size: int, resize_size: int
+) -> None:
+    """Which computes all of the image before it is cropped. (PyTorch 2.14 resizes rows of one pixel wrongly.)"""
+    generator = torch.Generator().manual_seed(height * width)
+    image = torch.randint(0, 256, (height, width, 3), dtype=torch.uint8, generator=generator).permute(2, 0, 1)
+    middle = functional.center_crop(image, [min(side, 8 * min(height, width)) for side in (height, width)])
+    size = [int(resize_size * side / min(height, width)) for side in middle.shape[1:]]
+    resized = functional.resize(middle.float(), size, InterpolationMode(kind), antialias=True)
+    wanted = functional.center_crop(resized.round().clamp(0, 255).byte(), [image_size, image_size])
+    crop = Preprocessing(image_size=image_size, resize_size=resize_size, interpolation=kind).crop(image)
+    assert torch.equal(crop, wanted)
 
 
 def test_a_model_is_not_served_from_the_cpu_of_an_instance_with_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
