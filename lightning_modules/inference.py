@@ -177,11 +177,11 @@ def _middle(side: int, crop: int) -> int:
 
 
 def _needed(side: int, resized: int, crop: int) -> tuple[int, int]:
-    """The pixels, from one to before another, from which the middle `crop` of a resized side are computed."""
+    """From which pixel, and up to but without which one, the middle `crop` pixels of a resized side are computed."""
     scale, first = side / resized, _middle(resized, crop)
     reach = 2 * max(scale, 1) + 1  # of bicubic interpolation, and one for rounding
     start, stop = int((first + 0.5) * scale - reach), math.ceil((first + crop - 0.5) * scale + reach)
-    # PyTorch does not resize what keeps its length.
+    # PyTorch does not resize at all what would keep its length.
     return max(0, start), stop if stop < side and int(stop / scale) != stop else side
 
 
@@ -192,7 +192,8 @@ def _scaled(floats: Tensor, axis: int, side: int, resized: int, mode: Interpolat
         axis: 0 for rows, 1 for columns.
     """
     factors = [1.0, 1.0]
-    factors[axis] = math.nextafter(resized / side, math.inf)  # or rounding may cost the last pixel
+    # PyTorch rounds length times factor down, which would lose the last pixel if the factor was rounded down too.
+    factors[axis] = math.nextafter(resized / side, math.inf)
     options = {"mode": mode.value, "align_corners": False, "antialias": True}
     return nn.functional.interpolate(floats[None], scale_factor=factors, **options)[0]
 
@@ -239,7 +240,8 @@ class Preprocessing:
         crop_height, crop_width = min(self.image_size, new_height), min(self.image_size, new_width)
         begin, end = _needed(height, new_height, crop_height)
         left, right = _middle(new_width, crop_width), _needed(width, new_width, crop_width)[1]
-        narrow = torch.zeros(3, end, crop_width)
+        # Rows above `begin` stay zero: no pixel of the crop depends on them.
+        narrow = torch.zeros(3, end, crop_width, dtype=torch.float32, device=image.device)
         rows = max(1, PIXELS_AT_ONCE // width)
         for start in range(begin, end, rows):
             stop = min(start + rows, end)
@@ -274,8 +276,9 @@ class Preprocessing:
         """
         mean, std = ([float(number) for number in values[name]] for name in ("mean", "std"))
         for name in ("image_size", "resize_size"):
-            if type(values[name]) is not int or not 1 <= values[name] <= MAX_INPUT_SIDE:
-                raise ValueError(f"preprocessing.{name} must be 1..{MAX_INPUT_SIDE}, got {str(values[name])[:50]}")
+            # PyTorch 2.14 resizes rows of one pixel wrongly.
+            if type(values[name]) is not int or not 2 <= values[name] <= MAX_INPUT_SIDE:
+                raise ValueError(f"preprocessing.{name} must be 2..{MAX_INPUT_SIDE}, got {str(values[name])[:50]}")
         if len(mean) != 3 or len(std) != 3 or not all(map(math.isfinite, (*mean, *std))) or min(std) <= 0:
             raise ValueError("preprocessing must have three numbers as mean, and three above 0 as std")
         return cls(

@@ -6,7 +6,7 @@ import contextlib
 import ctypes
 import io
 import logging
-import os
+import struct
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -26,7 +26,9 @@ RANKING_PHOTOS = 100
 FLOAT32_LAYERS = 10
 """Most layers that get back to float32: each takes time while it is found, and in each request."""
 STACK_BYTES = 64
-"""More than the 24 of sigaltstack's `stack_t`, which is only passed on."""
+"""More than the 24 of sigaltstack's `stack_t`, which is only passed back."""
+NO_STACK = struct.pack("@PiN", 0, 2, 0)
+"""A `stack_t` with SS_DISABLE: signals are handled on the thread's own stack."""
 
 # OpenVINO and NNCF send telemetry if they find this package.
 sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
@@ -148,26 +150,24 @@ def _quiet() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _same_signal_stack() -> Iterator[None]:
-    """Handle signals of this thread where they were handled before.
+    """Restore this thread's stack for signal handlers at the end.
 
-    Each network that OpenVINO compiles brings a stack for signal handlers, and frees it at its end. Where two of them
-    end in the order of their start, or one ends in another thread, this thread is left with a stack that is gone, and
-    the next signal, such as Ctrl-C, ends the process with a segmentation fault.
+    Each network that OpenVINO compiles gives its thread such a stack, and frees it with the network. Where networks are
+    freed in the order in which they were made, or in another thread, this thread keeps a stack that is freed. Python
+    handles signals on it, so that the next Ctrl-C ends the process with a segmentation fault.
 
     Source: SigAltStackSetup of OpenVINO 2026.4, src/plugins/intel_cpu/src/plugin.cpp; sigaltstack(2).
     """
     if sys.platform != "linux":  # OpenVINO does this on Linux only
         yield
         return
-    system = ctypes.CDLL(None, use_errno=True)
-    before = ctypes.create_string_buffer(STACK_BYTES)
+    system, before = ctypes.CDLL(None), ctypes.create_string_buffer(STACK_BYTES)
     system.sigaltstack(None, before)
     try:
         yield
     finally:
-        if system.sigaltstack(before, None):
-            reason = os.strerror(ctypes.get_errno())
-            raise OSError(f"the stack for signals is not as before OpenVINO compiled a network: {reason}")
+        if system.sigaltstack(before, None):  # the kernel may refuse one that is too small for instructions such as AMX
+            system.sigaltstack(NO_STACK, None)
 
 
 def take_bytes(converted: Any, mean: Sequence[float], std: Sequence[float]) -> Any:

@@ -24,7 +24,7 @@ def options_of_make_test() -> list[str]:
         pytest.param("os._exit(130)", "ended by exit code 130", marks=pytest.mark.slow),
     ],
 )
-def test_a_dead_worker_is_named_and_the_others_end_the_run(tmp_path: Path, ending: str, words: str) -> None:
+def test_a_dead_worker_ends_the_run_and_is_named(tmp_path: Path, ending: str, words: str) -> None:
     """xdist 3.8 starts another worker otherwise, and then waits for ever (its issue 1378)."""
     for name in "abcdef":
         line = ending if name == "b" else "pass"

@@ -493,7 +493,7 @@ SIDES = st.one_of(st.integers(1, 60), st.integers(1, 700))
 def test_a_crop_has_the_pixels_of_torchvision_s_resizing(
     kind: Interpolation, height: int, width: int, image_size: int, resize_size: int
 ) -> None:
-    """Which computes all of the image before it is cropped. (PyTorch 2.14 resizes rows of one pixel wrongly.)"""
+    """torchvision resizes the whole image, then crops it. (Its rows of one pixel are wrong.)"""
     generator = torch.Generator().manual_seed(height * width)
     image = torch.randint(0, 256, (height, width, 3), dtype=torch.uint8, generator=generator).permute(2, 0, 1)
     middle = functional.center_crop(image, [min(side, 8 * min(height, width)) for side in (height, width)])

@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import nn
 
+from lightning_modules import openvino_cpu
 from lightning_modules.openvino_cpu import OpenVino, convert, quantize, read_converted, write_converted
 
 pytest.importorskip("openvino", reason="needs openvino, of the extra 'quantized'")
@@ -24,28 +25,37 @@ def converted() -> object:
     return convert(nn.Sequential(*layers).eval(), 32)
 
 
-def end_in_the_order_of_their_start(converted: object) -> None:
+def end_in_the_order_of_their_start(converted: object, _: pytest.MonkeyPatch) -> None:
     first, second = OpenVino(converted, 1), OpenVino(converted, 1)
     del first, second
 
 
-def end_in_another_thread(converted: object) -> None:
+def end_in_another_thread(converted: object, _: pytest.MonkeyPatch) -> None:
     networks = [OpenVino(converted, 1)]
     thread = threading.Thread(target=networks.clear)
     thread.start()
     thread.join()
 
 
-def quantise(converted: object) -> None:
-    pytest.importorskip("nncf", reason="needs nncf, of the extra 'quantized'")
-    OpenVino(quantize(converted, [torch.rand(2, 3, 32, 32) for _ in range(4)]), 1, "int8")
+def quantise(converted: object, patch: pytest.MonkeyPatch) -> object:
+    """NNCF compiles networks; of one that it still has, the stack would be in use."""
+    nncf, openvino = pytest.importorskip("nncf", reason="needs nncf, of the extra 'quantized'"), sys.modules["openvino"]
+    patch.setattr(nncf, "quantize", lambda *_, **__: openvino.compile_model(converted, "CPU"))
+    return quantize(converted, [torch.rand(2, 3, 32, 32)])
 
 
-def fail(converted: object) -> None:
-    kept = OpenVino(converted, 1)
-    with pytest.raises(RuntimeError):
-        OpenVino("no-model.xml", 1)
-    del kept
+def fail(converted: object, patch: pytest.MonkeyPatch) -> object:
+    nncf, openvino = pytest.importorskip("nncf", reason="needs nncf, of the extra 'quantized'"), sys.modules["openvino"]
+    kept = []
+
+    def compile_and_fail(*_: object, **__: object) -> None:
+        kept.append(openvino.compile_model(converted, "CPU"))
+        raise RuntimeError("no such layer")
+
+    patch.setattr(nncf, "quantize", compile_and_fail)
+    with pytest.raises(RuntimeError, match="no such layer"):
+        quantize(converted, [torch.rand(2, 3, 32, 32)])
+    return kept
 
 
 def signal_stack() -> bytes:
@@ -58,10 +68,14 @@ def signal_stack() -> bytes:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="OpenVINO changes it on Linux only")
 @pytest.mark.parametrize("use", [end_in_the_order_of_their_start, end_in_another_thread, quantise, fail])
-def test_signals_are_handled_where_they_were_before(converted: object, use: Callable[[object], None]) -> None:
+def test_signals_are_handled_where_they_were_before(
+    converted: object, use: Callable[[object, pytest.MonkeyPatch], object], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """On a stack that OpenVINO has freed, Ctrl-C and SIGTERM end the process with a segmentation fault."""
     before = signal_stack()
-    use(converted)
+    kept = use(converted, monkeypatch)
+    assert signal_stack() == before
+    del kept
     assert signal_stack() == before
     seen: list[int] = []
     handler = signal.signal(signal.SIGUSR1, lambda number, _: seen.append(number))
@@ -77,3 +91,23 @@ def test_a_model_that_is_read_changes_no_stack(converted: object, tmp_path: Path
     write_converted(converted, tmp_path / "model")
     read_converted(tmp_path / "model")
     assert signal_stack() == before
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="OpenVINO changes it on Linux only")
+def test_a_stack_that_the_kernel_refuses_is_left_out(converted: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As one that is too small for a processor's instructions, such as AMX."""
+    system, before = ctypes.CDLL(None), ctypes.create_string_buffer(64)
+    system.sigaltstack(None, before)
+
+    class Refusing:
+        def sigaltstack(self, new: object, old: object) -> int:
+            return -1 if new not in (None, openvino_cpu.NO_STACK) else int(system.sigaltstack(new, old))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(ctypes, "CDLL", lambda _: Refusing())
+        network = OpenVino(converted, 1)
+    try:
+        assert b" 2 " in signal_stack(), "SS_DISABLE"
+    finally:
+        assert system.sigaltstack(before, None) == 0
+    del network
