@@ -231,7 +231,11 @@ def left(case: str, config: RunConfig) -> dict[str, Any]:
             manifest = json.loads((folder.export / "model.json").read_text())
             found |= {f"{name} export {key}": value for key, value in manifest["metrics"].items()}
             found[f"{name} export weights"] = manifest["sha256"]
-        found[f"{name} checkpoints"] = sorted(path.name for path in path.parent.glob("checkpoints/*.ckpt"))
+        checkpoints = {path.name for path in path.parent.glob("checkpoints/*.ckpt")}
+        if outcome.state == "FAIL":
+            # Killed between both files and resumed from `best`, it fails in its next epoch and writes no `last`.
+            checkpoints -= {"last.ckpt"}
+        found[f"{name} checkpoints"] = sorted(checkpoints)
     if case in SEARCHES:
         for trial in load_study(config, config.sweep.study_name).trials:
             name = f"trial {trial.number}"
