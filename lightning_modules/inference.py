@@ -177,16 +177,16 @@ def _middle(side: int, crop: int) -> int:
 
 
 def _needed(side: int, resized: int, crop: int) -> tuple[int, int]:
-    """From which pixel, and up to but without which one, the middle `crop` pixels of a resized side are computed."""
+    """Half-open range of the pixels from which the middle `crop` pixels of the resized side are computed."""
     scale, first = side / resized, _middle(resized, crop)
     reach = 2 * max(scale, 1) + 1  # of bicubic interpolation, and one for rounding
     start, stop = int((first + 0.5) * scale - reach), math.ceil((first + crop - 0.5) * scale + reach)
-    # PyTorch does not resize at all what would keep its length.
+    # A part whose length stays the same is not resized by PyTorch: then the whole side is taken.
     return max(0, start), stop if stop < side and int(stop / scale) != stop else side
 
 
 def _scaled(floats: Tensor, axis: int, side: int, resized: int, mode: InterpolationMode) -> Tensor:
-    """Resize one axis as a whole side would be. What is left out at its end is missing at the end of the result.
+    """Resize one axis of an image from `side` to `resized` pixels; pixels may be missing at its end.
 
     Args:
         axis: 0 for rows, 1 for columns.
@@ -230,13 +230,12 @@ class Preprocessing:
         return F.center_crop(resized, [self.image_size, self.image_size])
 
     def _resized_middle(self, image: Tensor) -> Tensor:
-        """What torchvision's resizing of the float32 image has at its centre, and nothing beside it.
+        """The centre of the resized float32 image, with torchvision's values, without computing what is around it.
 
-        Rows first, as PyTorch does it. Some of them at a time stay in the processor's cache as floats.
+        Each row is resized first, as in PyTorch. A few rows at a time stay in the processor's cache as floats.
         """
-        mode, short = InterpolationMode(self.interpolation), min(image.shape[-2:])
-        height, width = image.shape[-2:]
-        new_height, new_width = (int(self.resize_size * side / short) for side in (height, width))
+        mode, (height, width) = InterpolationMode(self.interpolation), image.shape[-2:]
+        new_height, new_width = (int(self.resize_size * side / min(height, width)) for side in (height, width))
         crop_height, crop_width = min(self.image_size, new_height), min(self.image_size, new_width)
         begin, end = _needed(height, new_height, crop_height)
         left, right = _middle(new_width, crop_width), _needed(width, new_width, crop_width)[1]

@@ -32,6 +32,7 @@ from optuna.storages.journal import JournalFileBackend
 import experiments.tracking.store  # noqa: F401 - with MLflow, once for all attempts
 from experiments import single_run as training
 from experiments import sweep
+from experiments.callbacks.checkpoints import read_checkpoint
 from experiments.callbacks.history import NotANumberError
 from experiments.config import RunConfig, load_config, override
 from experiments.errors import UserError
@@ -231,10 +232,12 @@ def left(case: str, config: RunConfig) -> dict[str, Any]:
             manifest = json.loads((folder.export / "model.json").read_text())
             found |= {f"{name} export {key}": value for key, value in manifest["metrics"].items()}
             found[f"{name} export weights"] = manifest["sha256"]
-        checkpoints = {path.name for path in path.parent.glob("checkpoints/*.ckpt")}
+        checkpoints = {path.name: read_checkpoint(path) for path in path.parent.glob("checkpoints/*.ckpt")}
+        epochs = [len(checkpoint["callbacks"]["History"]["epochs"]) for checkpoint in checkpoints.values()]
+        found[f"{name} resumes after epoch"] = max(epochs, default=0)
         if outcome.state == "FAIL":
             # Killed between both files and resumed from `best`, it fails in its next epoch and writes no `last`.
-            checkpoints -= {"last.ckpt"}
+            checkpoints.pop("last.ckpt", None)
         found[f"{name} checkpoints"] = sorted(checkpoints)
     if case in SEARCHES:
         for trial in load_study(config, config.sweep.study_name).trials:

@@ -16,7 +16,8 @@ from torch import nn
 from lightning_modules import openvino_cpu
 from lightning_modules.openvino_cpu import OpenVino, convert, quantize, read_converted, write_converted
 
-pytest.importorskip("openvino", reason="needs openvino, of the extra 'quantized'")
+openvino = pytest.importorskip("openvino", reason="needs openvino, of the extra 'quantized'")
+nncf = pytest.importorskip("nncf", reason="needs nncf, of the extra 'quantized'")
 
 
 @pytest.fixture(scope="module")
@@ -39,13 +40,11 @@ def end_in_another_thread(converted: object, _: pytest.MonkeyPatch) -> None:
 
 def quantise(converted: object, patch: pytest.MonkeyPatch) -> object:
     """NNCF compiles networks; of one that it still has, the stack would be in use."""
-    nncf, openvino = pytest.importorskip("nncf", reason="needs nncf, of the extra 'quantized'"), sys.modules["openvino"]
     patch.setattr(nncf, "quantize", lambda *_, **__: openvino.compile_model(converted, "CPU"))
     return quantize(converted, [torch.rand(2, 3, 32, 32)])
 
 
 def fail(converted: object, patch: pytest.MonkeyPatch) -> object:
-    nncf, openvino = pytest.importorskip("nncf", reason="needs nncf, of the extra 'quantized'"), sys.modules["openvino"]
     kept = []
 
     def compile_and_fail(*_: object, **__: object) -> None:
