@@ -77,7 +77,8 @@ def convert(network: nn.Module, side: int) -> Any:
     # Of two images, as torch takes a batch of one for a constant.
     example = torch.zeros(2, 3, side, side)
     exported = torch.export.export(network, (example,), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},))
-    converted = openvino.convert_model(exported)
+    with _same_root_logger():
+        converted = openvino.convert_model(exported)
     converted.reshape([-1, 3, side, side])
     return converted
 
@@ -141,11 +142,33 @@ def _arrays(batches: Sequence[Tensor]) -> Any:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Without NNCF's log and progress bars."""
-    import nncf
+    log = logging.getLogger("nncf")
+    level = log.level
+    # Not nncf.set_log_level, which also sets the level of each handler that others have added, such as pytest's.
+    log.setLevel(logging.ERROR)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), _same_signal_stack():
+            yield
+    finally:
+        log.setLevel(level)
 
-    nncf.set_log_level(logging.ERROR)
-    with contextlib.redirect_stdout(io.StringIO()), _same_signal_stack():
+
+@contextlib.contextmanager
+def _same_root_logger() -> Iterator[None]:
+    """Restore the root logger at the end.
+
+    While OpenVINO converts a network, the root logger passes on errors only. Where it fails, nothing restores that: all
+    warnings of this process would be lost.
+
+    Source: convert_model of OpenVINO 2026.4, openvino/tools/ovc/convert.py and logger.py.
+    """
+    root = logging.getLogger()
+    level, filters, handlers = root.level, root.filters[:], root.handlers[:]
+    try:
         yield
+    finally:
+        root.setLevel(level)
+        root.filters[:], root.handlers[:] = filters, handlers
 
 
 @contextlib.contextmanager

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.process_state import process_state as process_state
 from tests.shared_run import Keeper, SharedRun
 from tests.worker_deaths import pytest_testnodedown as pytest_testnodedown
 
@@ -121,7 +122,7 @@ def secrets() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def aws_session(monkeypatch: pytest.MonkeyPatch) -> None:
+def aws_session(process_state: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """boto3 keeps the credentials of the first test, which another rehearsal does not know."""
     if "boto3" in sys.modules:
         monkeypatch.setattr(sys.modules["boto3"], "DEFAULT_SESSION", None)

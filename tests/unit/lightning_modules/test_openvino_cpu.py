@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import logging
 import signal
 import sys
 import threading
@@ -15,6 +16,7 @@ from torch import nn
 
 from lightning_modules import openvino_cpu
 from lightning_modules.openvino_cpu import OpenVino, convert, quantize, read_converted, write_converted
+from tests.process_state import signal_stack
 
 openvino = pytest.importorskip("openvino", reason="needs openvino, of the extra 'quantized'")
 nncf = pytest.importorskip("nncf", reason="needs nncf, of the extra 'quantized'")
@@ -55,14 +57,6 @@ def fail(converted: object, patch: pytest.MonkeyPatch) -> object:
     with pytest.raises(RuntimeError, match="no such layer"):
         quantize(converted, [torch.rand(2, 3, 32, 32)])
     return kept
-
-
-def signal_stack() -> bytes:
-    """This thread's stack for signal handlers: `stack_t` of sigaltstack(2), whose padding holds nothing."""
-    stack = (ctypes.c_size_t * 3)()
-    ctypes.CDLL(None).sigaltstack(None, stack)
-    place, flags, size = stack
-    return b"%d %d %d" % (place, flags & 0xFFFFFFFF, size)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="OpenVINO changes it on Linux only")
@@ -110,3 +104,42 @@ def test_a_stack_that_the_kernel_refuses_is_left_out(converted: object, monkeypa
     finally:
         assert system.sigaltstack(before, None) == 0
     del network
+
+
+class Unconvertible(nn.Module):
+    """OpenVINO has no singular value decomposition."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return torch.linalg.svdvals(images)
+
+
+def test_warnings_are_still_said_after_a_network_that_openvino_cannot_convert(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """It is served by PyTorch then, in the same process."""
+    filters, handlers = logging.getLogger().filters[:], logging.getLogger().handlers[:]
+    with pytest.raises(openvino.frontend.OpConversionFailure, match="svd"):
+        convert(Unconvertible(), 8)
+    logging.getLogger("lightning_modules.folders").warning("a class has no photo")
+    assert caplog.messages[-1] == "a class has no photo"
+    assert logging.getLogger().filters == filters
+    assert logging.getLogger().handlers == handlers
+
+
+def test_a_handler_of_the_application_keeps_its_level(converted: object, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its log may take NNCF's lines too: an error's, and no others while NNCF works."""
+    seen: list[str] = []
+
+    class Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            seen.append(record.getMessage())
+
+    handler, log, level = Handler(), logging.getLogger("nncf"), logging.getLogger("nncf").level
+    log.addHandler(handler)
+    try:
+        quantize(converted, [torch.rand(2, 3, 32, 32)])
+        log.info("after it")
+    finally:
+        log.removeHandler(handler)
+    assert seen == ["after it"]
+    assert (handler.level, log.level) == (logging.NOTSET, level)
