@@ -96,7 +96,7 @@ def test_docker_pushes_the_one_manifest_that_sagemaker_takes(
     context = tmp_path / "context"
     context.mkdir()
     (context / "file").write_text("content")
-    (context / "Dockerfile").write_text("FROM scratch\nARG DEVICE\nCOPY --chmod=0644 file /\n")
+    (context / "Dockerfile").write_text("FROM scratch\nARG DEVICE\nCOPY file /\n")
     build = shlex.split(push_commands(f"{registry}/dogs-serving:1-cuda", "eu-west-1", "cuda", "dogs")[2])
     assert build[-1] == str(ROOT)
     build[build.index("--file") + 1], build[-1] = str(context / "Dockerfile"), str(context)
