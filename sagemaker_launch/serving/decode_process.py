@@ -10,6 +10,7 @@ import signal
 import socket
 import struct
 import sys
+import traceback
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -83,6 +84,10 @@ def _run(stream: socket.socket, work: Callable[[socket.socket], None]) -> NoRetu
         os.closerange(kept + 1, os.sysconf("SC_OPEN_MAX"))
         work(stream)
         code = 0
+    except ConnectionError:
+        pass  # the server has closed the socket
+    except BaseException:
+        traceback.print_exc()
     finally:
         os._exit(code)
 
@@ -147,7 +152,11 @@ def _limit_memory() -> None:
     statistics = Path("/proc/self/statm")
     if statistics.is_file():  # elsewhere the kernel does not limit it
         now = int(statistics.read_text().split()[5]) * resource.getpagesize()
-        resource.setrlimit(resource.RLIMIT_DATA, (now + DECODE_BYTES, resource.RLIM_INFINITY))
+        limit = now + DECODE_BYTES
+        # To raise the hard limit, which a service manager or `ulimit -d` may have set, a process needs a privilege.
+        _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+        soft = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
+        resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
 
 
 def _decode(content_type: str, body: bytes, preprocessing: Preprocessing) -> list[Tensor | BadImageError]:

@@ -7,11 +7,14 @@ import base64
 import contextlib
 import json
 import os
+import resource
 import signal
+import socket
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from unittest.mock import Mock
 
 import psutil
@@ -146,6 +149,75 @@ def test_memory_beyond_the_limit_is_an_answer(monkeypatch: pytest.MonkeyPatch, e
             assert processes_of_mine() == [process]
 
     asyncio.run(check())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the kernel does not limit the memory of a process")
+@pytest.mark.parametrize("hard_bytes", [decode_process.DECODE_BYTES // 2, 2**50], ids=["below_ours", "above_ours"])
+def test_a_hard_limit_of_memory_stays_and_the_smaller_limit_counts(
+    monkeypatch: pytest.MonkeyPatch, hard_bytes: int
+) -> None:
+    now = int(Path("/proc/self/statm").read_text().split()[5]) * resource.getpagesize()
+    hard, setrlimit = now + hard_bytes, resource.setrlimit
+
+    def set_without_privilege(number: int, limits: tuple[int, int]) -> None:
+        if not 0 <= limits[0] <= limits[1] <= hard:
+            raise ValueError("not allowed to raise maximum limit")
+        setrlimit(number, limits)
+
+    monkeypatch.setattr(decode_process.resource, "getrlimit", lambda number: (hard, hard))
+    monkeypatch.setattr(decode_process.resource, "setrlimit", set_without_privilege)
+
+    async def check() -> None:
+        async with decoding() as one:
+            (process,) = processes_of_mine()
+            soft, kept = process.rlimit(psutil.RLIMIT_DATA)
+            assert kept == hard
+            assert soft == hard if hard_bytes < decode_process.DECODE_BYTES else now < soft < hard
+            assert not isinstance((await one.decode(jpeg_bytes(), "image/jpeg")).images[0], BadImageError)
+
+    asyncio.run(asyncio.wait_for(check(), 20))
+
+
+def test_a_process_that_fails_prints_its_traceback(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(decode_process, "decode_request", Mock(side_effect=RuntimeError("no such operator")))
+
+    async def check() -> None:
+        async with decoding() as one:
+            old = processes_of_mine()
+            (error,) = (await one.decode(jpeg_bytes(), "image/jpeg")).images
+            assert isinstance(error, DecoderError)
+            await replaced(old)
+
+    # A process closes all files but the standard ones, and pytest's stderr is another one.
+    with open(2, "w", buffering=1, closefd=False) as stderr:
+        monkeypatch.setattr(sys, "stderr", stderr)
+        asyncio.run(check())
+    printed = capfd.readouterr().err
+    assert printed.startswith("Traceback (most recent call last):\n")
+    assert printed.endswith("\nRuntimeError: no such operator\n")
+
+
+def test_a_process_whose_socket_is_closed_prints_nothing(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    async def check() -> None:
+        async with decoding() as one:
+            (process,) = old = processes_of_mine()
+            ours, theirs = socket.socketpair()
+            ours.close()
+            with theirs:
+                socket.send_fds(one._forker, [b"1"], [theirs.fileno()])
+            process.kill()
+            process.wait(5)
+            await one.decode(jpeg_bytes(), "image/jpeg")
+            await replaced(old)
+
+    with open(2, "w", buffering=1, closefd=False) as stderr:
+        monkeypatch.setattr(sys, "stderr", stderr)
+        asyncio.run(check())
+    assert capfd.readouterr().err == ""
 
 
 def test_a_process_that_is_killed_is_replaced_and_only_its_request_fails() -> None:
