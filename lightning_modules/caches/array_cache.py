@@ -74,17 +74,21 @@ def open_array(
     entry = folder / name
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = KernelLock(folder / f".{name}.lock").acquire()
+        lock = _lock(entry).acquire()
     except OSError as error:
         if error.errno not in NOT_WRITABLE:
             raise
-        if not _is_whole(entry):
-            raise CacheError(
-                f"data.cache_dir must be a folder that can be written, or have all that this run reads, got {folder} "
-                f"({error.strerror}): choose another data.cache_dir, or set data.cache none"
-            ) from error
-        return _open(entry)
+        with contextlib.suppress(FileNotFoundError):  # its owner makes room meanwhile
+            if _is_whole(entry):
+                return _open(entry)
+        raise CacheError(
+            f"data.cache_dir must be a folder that can be written, or have all that this run reads, got {folder} "
+            f"({error.strerror}): choose another data.cache_dir, or set data.cache none"
+        ) from error
     with lock:
+        # Before the hash, which takes seconds per GB. Of another user's entry only the owner may note the use.
+        with contextlib.suppress(FileNotFoundError, PermissionError):
+            os.utime(entry / MANIFEST_FILE)
         if not _is_whole(entry):
             shutil.rmtree(entry, ignore_errors=True)
             remove(part_path(entry))
@@ -109,9 +113,11 @@ def open_array(
                 raise CacheTooSmallError(
                     f"data.cache_dir {folder} must have {size / GB:.3g} GB free: {error.strerror}"
                 ) from error
-        with contextlib.suppress(PermissionError):  # another user's entry: only its owner may note the use
-            os.utime(entry / MANIFEST_FILE)
         return _open(entry)
+
+
+def _lock(entry: Path) -> KernelLock:
+    return KernelLock(entry.with_name(f".{entry.name}.lock"))
 
 
 def _open(entry: Path) -> NDArray[Any]:
@@ -166,13 +172,26 @@ def _is_whole(entry: Path) -> bool:
 
 
 def _make_room(folder: Path, needed: int, max_gb: float) -> None:
-    """Remove the least recently used entries. A process that has one open can use it until it ends."""
-    entries = sorted((path.stat().st_mtime, path.parent) for path in folder.glob(f"*/{MANIFEST_FILE}"))
-    sizes = {entry: (entry / ARRAY_FILE).stat().st_size for _, entry in entries}
-    total = sum(sizes.values())
-    for _, entry in entries:
+    """Remove the least recently used entries. A process that has one open can use it until it ends.
+
+    An entry that a process is opening stays, even if the cache is then larger than `max_gb` for a while.
+    """
+    entries = []
+    for manifest in folder.glob(f"[!.]*/{MANIFEST_FILE}"):  # not those that are being written, with temporary names
+        with contextlib.suppress(FileNotFoundError):  # another process makes room, too
+            size = (manifest.parent / ARRAY_FILE).stat().st_size
+            entries.append((manifest.stat().st_mtime, manifest.parent, size))
+    total = sum(size for _, _, size in entries)
+    for _, entry, size in sorted(entries):
         if total + needed <= max_gb * GB:
             return
-        _log.warning("data.cache_max_gb %s is full: %s goes, it was not used for longest", max_gb, entry)
-        shutil.rmtree(entry)
-        total -= sizes[entry]
+        lock = _lock(entry)
+        if not lock.try_acquire():
+            continue
+        try:
+            _log.warning("data.cache_max_gb %s is full: %s goes, it was not used for longest", max_gb, entry)
+            with contextlib.suppress(FileNotFoundError):
+                shutil.rmtree(entry)
+        finally:
+            lock.release()
+        total -= size

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from lightning_modules.caches import array_cache
 from lightning_modules.caches.array_cache import ARRAY_FILE, MANIFEST_FILE, CacheError, CacheTooSmallError, open_array
+from lightning_modules.files import file_sha256, part_path
 from tests.conftest import REPOSITORY
 
 
@@ -122,6 +123,62 @@ def test_the_entry_that_was_not_used_for_longest_goes_first(tmp_path: Path) -> N
         open_one(tmp_path, fill, key, rows=1000, max_gb=room)
     assert fill.calls == 7
     assert float(opened.max()) == 1.0, "who has an entry open keeps it"
+
+
+ROOM_FOR_ONE = 1.5 * 10 * 4 * 4 / 10**9
+"""Value of `data.cache_max_gb`, for arrays of `open_one`."""
+
+
+def test_an_entry_that_another_process_opens_is_not_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill = Filler()
+    open_one(tmp_path, fill, "a")
+    [entry] = entries(tmp_path)
+    os.utime(entry / MANIFEST_FILE, (1, 1))
+    with ThreadPoolExecutor(1) as pool:
+
+        def hash_while_another_needs_room(path: Path) -> str:
+            monkeypatch.setattr(array_cache, "file_sha256", file_sha256)
+            assert (entry / MANIFEST_FILE).stat().st_mtime > 1, "its use is noted first"
+            found = file_sha256(path)
+            pool.submit(open_one, tmp_path, fill, "b", max_gb=ROOM_FOR_ONE).result(20)
+            return found
+
+        monkeypatch.setattr(array_cache, "file_sha256", hash_while_another_needs_room)
+        opened = open_one(tmp_path, fill, "a")
+    assert float(opened.min()) == 1.0
+    assert (fill.calls, len(entries(tmp_path))) == (2, 2)
+    open_one(tmp_path, fill, "c", max_gb=ROOM_FOR_ONE)
+    assert len(entries(tmp_path)) == 1, "nobody opens the others now"
+
+
+def test_another_process_may_make_room_at_the_same_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    fill = Filler()
+    for key in "ab":
+        open_one(tmp_path, fill, key)
+    first, second = entries(tmp_path)
+    (first / ARRAY_FILE).unlink()  # as where the other process has come so far
+    remove = shutil.rmtree
+
+    def remove_after_another(path: Path, **options: object) -> None:
+        if path == second:
+            remove(path)
+        remove(path, **options)
+
+    monkeypatch.setattr(array_cache.shutil, "rmtree", remove_after_another)
+    opened = open_one(tmp_path, fill, "c", max_gb=ROOM_FOR_ONE)
+    assert float(opened.min()) == 1.0
+    assert f"{second} goes" in caplog.text
+
+
+def test_an_entry_that_another_process_is_writing_is_not_removed(tmp_path: Path) -> None:
+    fill = Filler()
+    open_one(tmp_path, fill, "a")
+    [entry] = entries(tmp_path)
+    entry.rename(part_path(entry))
+    open_one(tmp_path, fill, "b", max_gb=ROOM_FOR_ONE)
+    assert (part_path(entry) / ARRAY_FILE).exists()
 
 
 def test_an_array_larger_than_the_cache_is_refused_and_nothing_is_removed(tmp_path: Path) -> None:
@@ -241,6 +298,23 @@ def test_an_array_is_read_from_a_cache_that_may_only_be_read(tmp_path: Path, req
     request.getfixturevalue("read_only")
     assert float(open_one(tmp_path, fill).min()) == 2.0
     assert fill.calls == 1
+
+
+@pytest.mark.parametrize("is_hashed", [False, True])
+def test_an_array_that_its_owner_removes_while_it_is_read_is_refused_by_name(
+    is_hashed: bool, tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    open_one(tmp_path, Filler())
+    request.getfixturevalue("read_only")
+
+    def hash_while_it_goes(path: Path) -> str:
+        found = file_sha256(path)
+        shutil.rmtree(path.parent)
+        return found if is_hashed else file_sha256(path)
+
+    monkeypatch.setattr(array_cache, "file_sha256", hash_while_it_goes)
+    with pytest.raises(CacheError, match=r"data\.cache_dir must be .*have all that this run reads"):
+        open_one(tmp_path, Filler())
 
 
 @pytest.mark.usefixtures("read_only")
