@@ -47,7 +47,7 @@ from lightning_modules.inference import (
     load_export,
     read_safetensors,
 )
-from lightning_modules.openvino_cpu import INT8_FOLDER, INT8_GOLDEN, convert, quantize, write_converted
+from lightning_modules.openvino_cpu import INT8_FOLDER, INT8_GOLDEN, convert, file_hashes, quantize, write_converted
 from sagemaker_launch.aws.prices import known_price
 from sagemaker_launch.endpoints.budget import SERVERLESS
 from sagemaker_launch.rehearsal.endpoints import ray_serve, torchserve
@@ -194,7 +194,7 @@ def _in_int8(model: Path, photos: list[bytes]) -> Path:
     write_converted(quantize(exact, [loaded.preprocessing.normalise(crops)]), folder / INT8_FOLDER)
     scores = loaded.score_crops(list(crops))
     bound = GOLDEN_SHARE * float((scores.amax(1) - scores.amin(1)).max())
-    (folder / INT8_GOLDEN).write_text(json.dumps({"tolerance": bound}))
+    (folder / INT8_GOLDEN).write_text(json.dumps({"tolerance": bound, "sha256": file_hashes(folder / INT8_FOLDER)}))
     return folder
 
 

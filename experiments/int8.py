@@ -24,10 +24,11 @@ from experiments.errors import CommandError, UserError
 from experiments.runs.processes import die_with_parent, pipe, start_process
 from experiments.runs.scoring import Scores, predict_log_probabilities
 from lightning_modules.data import ClassFolderData
-from lightning_modules.files import replaced_whole
+from lightning_modules.files import file_sha256, replaced_whole
 from lightning_modules.inference import (
     MANIFEST_FILE,
     BadExportError,
+    BadImageError,
     Model,
     decode_image,
     load_export,
@@ -39,7 +40,9 @@ from lightning_modules.openvino_cpu import (
     INT8_GOLDEN,
     OpenVino,
     convert,
+    file_hashes,
     quantize_classifier,
+    read_int8,
     write_converted,
 )
 from lightning_modules.process import prepare_process
@@ -54,6 +57,8 @@ CALIBRATION_PHOTOS = 128
 INPUT_BYTES = 1_000_000_000
 """Memory of photos as the network's input: 1,660 of 224 pixels. Layers are ranked by no more validation photos."""
 PACKAGES = ("openvino", "nncf")
+NUMBERS = ("float32_val_accuracy", "int8_val_accuracy", "valid_images", "changed_images", "golden_difference")
+"""What is said of a model in int8, beside the bound of its scores."""
 OPTION = "--cloud.endpoint.precision int8"
 """What asks for it."""
 
@@ -105,27 +110,42 @@ def quantize_export(export: Path, config: RunConfig) -> Int8:
     Raises:
         UserError: if these photos are not here, or packages are missing, or OpenVINO can't run the network.
         BadExportError: if the export is not whole.
+        BadImageError: if a photo was damaged since.
     """
     if (export / INT8_GOLDEN).is_file():  # an archive of `deploy`
-        return Int8(export, True, read_json(export / INT8_GOLDEN))
+        return _read(export)
     require_quantizer()
     versions = {name: metadata.version(name) for name in PACKAGES}
-    made_of = [read_json(export / MANIFEST_FILE).get("sha256"), versions, MAX_DROP, GOLDEN_SHARE]
+    # All files: equal weights may have got other class names, which are part of what is served.
+    files = {path.relative_to(export).as_posix(): file_sha256(path) for path in export.rglob("*") if path.is_file()}
+    made_of = [sorted(files.items()), versions, MAX_DROP, GOLDEN_SHARE, CALIBRATION_PHOTOS]
     folder = config.output_dir / "int8" / hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:16]
     folder.parent.mkdir(parents=True, exist_ok=True)
     with KernelLock(Path(f"{folder}.lock")):
         if not folder.is_dir():
             _in_own_process(export, config, folder, versions)
     facts = read_json(folder / INT8_GOLDEN)
-    is_accepted = not facts["refused"]
-    return Int8(folder if is_accepted else export, is_accepted, facts)
+    return Int8(export, False, facts) if facts.get("refused") else _read(folder)
+
+
+def _read(export: Path) -> Int8:
+    """A model that was quantised and accepted before.
+
+    Raises:
+        BadExportError: as `read_int8`, or if the export does not state its accuracies.
+    """
+    facts = read_int8(export)
+    missing = [name for name in NUMBERS if not isinstance(facts.get(name), int | float)]
+    if missing:
+        raise BadExportError(f"{export / INT8_GOLDEN} must state {', '.join(missing)} as numbers")
+    return Int8(export, True, facts)
 
 
 def _in_own_process(*arguments: Any) -> None:
     """`_quantize`. It leaves threads and gigabytes, and `serve` may not have threads when it forks.
 
     Raises:
-        UserError, BadExportError: as `_quantize`.
+        UserError, BadExportError, BadImageError: as `_quantize`.
         CommandError: if the process ends without a result.
     """
     ours, theirs = pipe()
@@ -148,7 +168,7 @@ def _quantize_and_tell(told: Connection, *arguments: Any) -> None:
     die_with_parent()
     try:
         _quantize(*arguments)
-    except (UserError, BadExportError) as error:
+    except (UserError, BadExportError, BadImageError) as error:
         told.send(error)
     else:
         told.send(None)
@@ -160,18 +180,16 @@ def _quantize(export: Path, config: RunConfig, folder: Path, versions: Mapping[s
     model = load_export(export)
     data = _photos_of(export, config, model)
     say(f"quantising {export} to int8, once: this takes a minute, or some if layers have to stay in float32")
+    most = max(1, INPUT_BYTES // (4 * 3 * model.preprocessing.image_size**2))
+    judged = data.folders.valid.sample(most)
+    # Outside of what is caught: a photo that can't be read is no fault of the network.
+    calibration_inputs, judged_inputs = (
+        list(data.split_inputs(split, torch.device("cpu")))
+        for split in (data.folders.train.sample(min(CALIBRATION_PHOTOS, most)), judged)
+    )
     try:
         exact = convert(model.network, model.preprocessing.image_size)
-        most = max(1, INPUT_BYTES // (4 * 3 * model.preprocessing.image_size**2))
-        calibration = data.folders.train.sample(min(CALIBRATION_PHOTOS, most))
-        judged, cpu = data.folders.valid.sample(most), torch.device("cpu")
-        rough = quantize_classifier(
-            exact,
-            list(data.split_inputs(calibration, cpu)),
-            list(data.split_inputs(judged, cpu)),
-            judged.labels,
-            MAX_DROP,
-        )
+        rough = quantize_classifier(exact, calibration_inputs, judged_inputs, judged.labels, MAX_DROP)
         networks = [OpenVino(one, torch.get_num_threads()) for one in (exact, rough)]
     except Exception as error:  # a converter may fail on any layer with any error
         reason = " ".join(str(error).split())[:500]
@@ -187,6 +205,7 @@ def _quantize(export: Path, config: RunConfig, folder: Path, versions: Mapping[s
             shutil.copytree(export, part)
             (part / INT8_FOLDER).mkdir()
             write_converted(rough, part / INT8_FOLDER)
+            facts["sha256"] = file_hashes(part / INT8_FOLDER)
         (part / INT8_GOLDEN).write_text(json.dumps(facts, indent=2) + "\n")
 
 

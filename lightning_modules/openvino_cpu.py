@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import hashlib
 import io
 import logging
+import math
 import struct
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,11 +17,15 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from lightning_modules.inference import BadExportError, read_json
+
 Precision = Literal["float32", "bf16", "int8"]
 INT8_FOLDER = "int8"
 """Folder of an export with its network in int8, in OpenVINO's own format (IR)."""
 INT8_GOLDEN = "golden/int8.json"
-"""What is known about that network: the bound of its golden scores, and its accuracy."""
+"""What is known about that network: its files, the bound of its golden scores, and its accuracy."""
+FILES = ("model.xml", "model.bin")
+"""A converted model: its layers, and their numbers."""
 RANKING_PHOTOS = 100
 """Photos by which the layers of a network are ranked: NNCF scores all of them once per layer, of which ResNet50 has 72.
 """
@@ -90,8 +96,7 @@ def quantize(converted: Any, calibration: Sequence[Tensor]) -> Any:
         converted: of `convert`; it keeps its precision.
         calibration: batches of (B, 3, S, S) float32, from which NNCF measures the range of each layer.
     """
-    import nncf
-
+    nncf = _nncf()
     with _quiet():
         return nncf.quantize(converted, _arrays(calibration), subset_size=len(calibration))
 
@@ -108,7 +113,7 @@ def quantize_classifier(
         judged: batches of (B, 3, S, S) float32, by which the accuracy is judged.
         labels: of all their images.
     """
-    import nncf
+    nncf = _nncf()
     from nncf.quantization.advanced_parameters import AdvancedAccuracyRestorerParameters
 
     images = [image for batch in judged for image in batch[:, None].contiguous().numpy()]
@@ -133,10 +138,18 @@ def quantize_classifier(
         )
 
 
-def _arrays(batches: Sequence[Tensor]) -> Any:
-    import nncf
+def _nncf() -> Any:
+    """NNCF, whose import would make each later logger of this process one of its own class."""
+    logger_class = logging.getLoggerClass()
+    try:
+        import nncf
+    finally:
+        logging.setLoggerClass(logger_class)
+    return nncf
 
-    return nncf.Dataset([batch.contiguous().numpy() for batch in batches])
+
+def _arrays(batches: Sequence[Tensor]) -> Any:
+    return _nncf().Dataset([batch.contiguous().numpy() for batch in batches])
 
 
 @contextlib.contextmanager
@@ -215,10 +228,10 @@ def take_bytes(converted: Any, mean: Sequence[float], std: Sequence[float]) -> A
 
 
 def write_converted(converted: Any, folder: Path) -> None:
-    """Write a model as `model.xml` and `model.bin`: layers, and their numbers."""
+    """Write a model as FILES."""
     import openvino
 
-    openvino.save_model(converted, folder / "model.xml", compress_to_fp16=False)
+    openvino.save_model(converted, folder / FILES[0], compress_to_fp16=False)
 
 
 def read_converted(folder: Path) -> Any:
@@ -229,4 +242,37 @@ def read_converted(folder: Path) -> Any:
     """
     import openvino
 
-    return openvino.Core().read_model(folder / "model.xml", folder / "model.bin")
+    return openvino.Core().read_model(*(folder / name for name in FILES))
+
+
+def file_hashes(folder: Path) -> dict[str, str]:
+    """SHA-256 of each of FILES.
+
+    Raises:
+        OSError: if one is missing.
+    """
+    hashes = {}
+    for name in FILES:
+        with (folder / name).open("rb") as file:
+            hashes[name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return hashes
+
+
+def read_int8(export: Path) -> dict[str, Any]:
+    """What an export states about its network in int8, after a look at the files of that network.
+
+    Raises:
+        BadExportError: if it has none, states no bound for its scores, or has other files than it states.
+    """
+    stated = export / INT8_GOLDEN
+    facts = read_json(stated)
+    tolerance = facts.get("tolerance")
+    if not (isinstance(tolerance, int | float) and 0 < tolerance < math.inf):
+        raise BadExportError(f"{stated} must state a tolerance above 0, got {str(tolerance)[:50]}")
+    try:
+        is_whole = file_hashes(export / INT8_FOLDER) == facts.get("sha256")
+    except OSError as error:
+        raise BadExportError(f"{export} is not an export folder: {error}") from error
+    if not is_whole:
+        raise BadExportError(f"{export / INT8_FOLDER} has other files than {INT8_GOLDEN} says, by their SHA-256")
+    return facts

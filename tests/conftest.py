@@ -138,6 +138,16 @@ def variables() -> Iterator[None]:
     os.environ.update(before)
 
 
+@pytest.fixture
+def own_threads() -> Iterator[None]:
+    """For a test that sets how many threads PyTorch uses."""
+    import torch
+
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="session")
 def shared_run() -> SharedRun:
     """What all processes of this run of the tests share."""

@@ -40,7 +40,7 @@ def umask() -> int:
 def settings_of_torch() -> tuple[object, ...]:
     """Those that it starts with, as long as no test has imported it."""
     if "torch" not in sys.modules:
-        return ("torch.float32", True, False, False, "highest")
+        return ("torch.float32", True, False, False, "highest", int(os.environ["OMP_NUM_THREADS"]))
     import torch
 
     return (
@@ -49,6 +49,7 @@ def settings_of_torch() -> tuple[object, ...]:
         torch.is_inference_mode_enabled(),
         torch.are_deterministic_algorithms_enabled(),
         torch.get_float32_matmul_precision(),
+        torch.get_num_threads(),
     )
 
 
@@ -62,6 +63,7 @@ STATE: dict[str, Callable[[], object]] = {
     "the filters of the root logger": lambda: logging.getLogger().filters[:],
     "the handlers of the root logger": lambda: [(handler, handler.level) for handler in logging.getLogger().handlers],
     "the level below which nothing is logged": lambda: logging.root.manager.disable,
+    "the class of new loggers": logging.getLoggerClass,
     "hooks for exceptions": lambda: (sys.excepthook, threading.excepthook, sys.unraisablehook),
     "the collection of garbage": lambda: (gc.isenabled(), gc.get_threshold()),
     "PyTorch's settings": settings_of_torch,

@@ -7,6 +7,7 @@ import functools
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +20,7 @@ from lightning_modules import augmentation
 from lightning_modules.augmentation import Augment
 from lightning_modules.caches.array_cache import open_array
 from lightning_modules.caches.photos import Progress, cache_key
+from lightning_modules.cores import has_int8
 from lightning_modules.data import IGNORED_LABEL, ClassFolderData, EpochBatches, ShardedSampler
 from lightning_modules.errors import UserError
 from lightning_modules.folders import Split
@@ -109,7 +111,7 @@ def compute_features(
             "backbone": [backbone, trunk_digest],
             "preprocessing": data.preprocessing.to_dict(),
             "views": [augment, augmentation.VERSION, count, data.seed] if augment != "none" else [],
-            "precision": str(autocast) if openvino is None else f"OpenVINO {openvino}",
+            "precision": str(autocast) if openvino is None else _of_openvino(openvino),
             "device": device.type,
         }
 
@@ -142,13 +144,27 @@ def compute_features(
     return FeatureSet(train, torch.tensor(folders.train.labels), valid, torch.tensor(folders.valid.labels), head)
 
 
+def _of_openvino(precision: Precision) -> dict[str, object]:
+    """What decides about the features that OpenVINO computes, beside the network and the photos."""
+    packages = ("openvino", "nncf") if precision == "int8" else ("openvino",)
+    found: dict[str, object] = {"openvino": precision, "packages": {name: metadata.version(name) for name in packages}}
+    if precision == "int8":
+        # Processors without these instructions add in 16 bits: their features differ by a percent.
+        found |= {"calibration": CALIBRATION_PHOTOS, "has_int8": has_int8()}
+    return found
+
+
 def _compiled(trunk: nn.Module, data: ClassFolderData, precision: Precision) -> OpenVino:
     """The network without its head, for this CPU."""
+    # Outside of what is caught: a photo that can't be read is no fault of the network.
+    calibration = []
+    if precision == "int8":
+        photos = data.folders.train.sample(CALIBRATION_PHOTOS)
+        calibration = list(data.split_inputs(photos, torch.device("cpu")))
     try:
         converted = convert(trunk, data.preprocessing.image_size)
         if precision == "int8":
-            calibration = data.folders.train.sample(CALIBRATION_PHOTOS)
-            converted = quantize(converted, list(data.split_inputs(calibration, torch.device("cpu"))))
+            converted = quantize(converted, calibration)
         return OpenVino(converted, torch.get_num_threads(), precision)
     except ImportError:
         raise

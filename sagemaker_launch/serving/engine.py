@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-import math
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -14,14 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from lightning_modules.cores import has_int8, usable_cores
-from lightning_modules.inference import GOLDEN_TOLERANCE, BadExportError, Model, check_golden, model_fn, read_json
+from lightning_modules.inference import GOLDEN_TOLERANCE, Model, check_golden, model_fn
 from lightning_modules.openvino_cpu import (
     INT8_FOLDER,
-    INT8_GOLDEN,
     OpenVino,
     Precision,
     convert,
     read_converted,
+    read_int8,
     take_bytes,
 )
 
@@ -56,26 +55,26 @@ def golden_tolerance(folder: Path, precision: Precision) -> float:
     """How far the logits of an export's golden photo may be from the trainer's in a precision.
 
     Raises:
-        BadExportError: if the export has no network in int8.
+        BadExportError: as `read_int8`.
     """
     if precision == "int8":
-        stated = read_json(folder / INT8_GOLDEN).get("tolerance")
-        if not (isinstance(stated, int | float) and 0 < stated < math.inf):
-            raise BadExportError(f"{folder / INT8_GOLDEN} must state a tolerance above 0, got {str(stated)[:50]}")
-        return float(stated)
+        return float(read_int8(folder)["tolerance"])
     return BF16_TOLERANCE if precision == "bf16" else GOLDEN_TOLERANCE
 
 
 def _on_cpu(folder: Path, model: Model, precision: Precision) -> Model:
-    threads = torch.get_num_threads()
-    if importlib.util.find_spec("openvino") is None:
-        log.info(f"engine PyTorch on {threads} threads; install openvino, which takes two thirds of the time")
-        return model
+    threads, has_openvino = torch.get_num_threads(), importlib.util.find_spec("openvino") is not None
     if precision == "int8":
         tolerance = golden_tolerance(folder, precision)  # an export without int8 is refused on each machine
-        if not has_int8():
-            log.warning("int8 is not used: this processor has no VNNI, without which it is not faster")
+        if not (has_openvino and has_int8()):
+            why = (
+                "this processor has no VNNI, without which it is not faster" if has_openvino else "openvino is missing"
+            )
+            log.warning(f"int8 is not used: {why}")
             precision = "float32"
+    if not has_openvino:
+        log.info(f"engine PyTorch on {threads} threads; install openvino, which takes two thirds of the time")
+        return model
     started = time.perf_counter()
     try:
         if precision == "int8":

@@ -27,7 +27,7 @@ from experiments.config import load_config, to_yaml
 from lightning_modules.cores import has_int8
 from lightning_modules.export import write_export
 from lightning_modules.inference import load_export
-from lightning_modules.openvino_cpu import INT8_FOLDER, INT8_GOLDEN, convert, write_converted
+from lightning_modules.openvino_cpu import INT8_FOLDER, INT8_GOLDEN, convert, file_hashes, write_converted
 from sagemaker_launch.account.permissions import CALLS
 from sagemaker_launch.aws import client as aws
 from sagemaker_launch.cli import main
@@ -312,7 +312,7 @@ def test_an_endpoint_serves_the_network_in_int8_and_its_run_has_both_accuracies(
     write_converted(convert(network, PREPROCESSING.image_size), rough / INT8_FOLDER)
     accuracies = {"float32_val_accuracy": 0.75, "int8_val_accuracy": 0.8}
     facts = {"valid_images": 20, "changed_images": 1, "golden_difference": 0.01, "tolerance": 0.5, "refused": ""}
-    (rough / INT8_GOLDEN).write_text(json.dumps(facts | accuracies))
+    (rough / INT8_GOLDEN).write_text(json.dumps(facts | accuracies | {"sha256": file_hashes(rough / INT8_FOLDER)}))
     precision = "--cloud.endpoint.precision=int8"
     printed = cloud.done("deploy", "rough", "--model", str(rough), precision)
     assert "int8: val_accuracy 0.8000, float32 0.7500, of 20 photos" in printed
@@ -324,6 +324,7 @@ def test_an_endpoint_serves_the_network_in_int8_and_its_run_has_both_accuracies(
 
     # An OpenVINO that can't read it.
     (rough / INT8_FOLDER / "model.xml").write_text("of a newer version")
+    (rough / INT8_GOLDEN).write_text(json.dumps(facts | accuracies | {"sha256": file_hashes(rough / INT8_FOLDER)}))
     twice = "--cloud.endpoint.budget_usd_per_hour=0.46"
     assert "the endpoint serves float32 in place of int8" in cloud.done(
         "deploy", "rough", "--model", str(rough), precision, twice

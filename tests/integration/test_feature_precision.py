@@ -12,7 +12,10 @@ from experiments.config import RunConfig, load_config, override
 from experiments.data.inputs import forget_opened, open_features_once
 from experiments.errors import UserError
 from experiments.preflight import check_model
+from lightning_modules.caches import features
 from lightning_modules.caches.features import FeatureSet
+from lightning_modules.data import ClassFolderData
+from lightning_modules.inference import BadImageError
 from tests.conftest import tiny
 
 KEY = "data.feature_precision"
@@ -39,6 +42,46 @@ def test_training_views_are_close_and_validation_is_exact(
     arrays = len(list((config.data.cache_dir / "arrays").iterdir()))
     assert torch.equal(features_in(config, precision).train, rough.train)
     assert len(list((config.data.cache_dir / "arrays").iterdir())) == arrays, "they were read"
+
+
+def test_features_are_read_only_where_the_same_would_be_computed(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = load_config(None, tiny(photos, tmp_path))
+    compiled: list[str] = []
+    monkeypatch.setattr(features, "_compiled", lambda network, _, precision: compiled.append(precision) or network)
+    versions = {"openvino": "1", "nncf": "1"}
+    monkeypatch.setattr(features.metadata, "version", lambda name: versions.get(name, "0"))
+    monkeypatch.setattr(features, "has_int8", lambda: True)
+
+    def computed() -> list[str]:
+        """What is not on disk."""
+        compiled.clear()
+        for precision in ("bf16", "int8"):
+            features_in(config, precision)
+        return compiled
+
+    assert computed() == ["bf16", "int8"]
+    assert computed() == []
+    versions["nncf"] = "2"
+    assert computed() == ["int8"]
+    versions["openvino"] = "2"
+    assert computed() == ["bf16", "int8"]
+    monkeypatch.setattr(features, "has_int8", lambda: False)
+    assert computed() == ["int8"]
+    monkeypatch.setattr(features, "CALIBRATION_PHOTOS", features.CALIBRATION_PHOTOS + 1)
+    assert computed() == ["int8"]
+
+
+def test_a_photo_that_was_damaged_meanwhile_is_no_fault_of_openvino(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def damaged(*_: object) -> None:
+        raise BadImageError("train/001.Class1/1.jpg: the image is damaged")
+
+    monkeypatch.setattr(ClassFolderData, "split_inputs", damaged)
+    with pytest.raises(BadImageError, match=r"1\.jpg: the image is damaged"):
+        features_in(load_config(None, tiny(photos, tmp_path)), "int8")
 
 
 def test_without_its_packages_it_is_refused_before_anything_runs(

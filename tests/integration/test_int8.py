@@ -19,7 +19,9 @@ from experiments.errors import CommandError, UserError
 from experiments.int8 import Int8, quantize_export
 from experiments.task import task_of
 from experiments.train import exported_data
-from lightning_modules.inference import MANIFEST_FILE, BadExportError, load_export, read_json
+from lightning_modules.data import ClassFolderData
+from lightning_modules.inference import MANIFEST_FILE, BadExportError, BadImageError, load_export, read_json
+from lightning_modules.openvino_cpu import FILES, INT8_FOLDER, INT8_GOLDEN, file_hashes
 from sagemaker_launch.endpoints import models
 from sagemaker_launch.settings.cloud import load_cloud
 from sagemaker_launch.shipping.archive import pack_model, unpack_model
@@ -111,6 +113,61 @@ def test_a_model_that_loses_photos_stays_in_float32(
 def test_int8_is_refused_for_what_it_loses(changed: dict[str, Any], says: str) -> None:
     why = int8._why_refused(FACTS | changed)
     assert why.startswith(says) and bool(why) == bool(says)
+
+
+def write_as_quantised(export: Path, _: RunConfig, folder: Path, __: object) -> None:
+    """What `_quantize` writes, with files that no OpenVINO reads."""
+    shutil.copytree(export, folder)
+    (folder / INT8_FOLDER).mkdir()
+    for name in FILES:
+        (folder / INT8_FOLDER / name).write_text(name)
+    (folder / INT8_GOLDEN).write_text(json.dumps(FACTS | {"sha256": file_hashes(folder / INT8_FOLDER)}))
+
+
+@pytest.fixture
+def quantised(model: Path, tmp_path: Path) -> Path:
+    """An export in int8, as the archives of `deploy` have it."""
+    write_as_quantised(model, RunConfig(), tmp_path / "quantised", None)
+    return tmp_path / "quantised"
+
+
+def test_equal_weights_with_other_class_names_are_another_model(
+    model: Path, config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after a class folder's name was corrected: the seed gives the same weights again."""
+    monkeypatch.setattr(int8, "_in_own_process", write_as_quantised)
+    first = quantize_export(model, config)
+    manifest = read_json(model / MANIFEST_FILE)
+    corrected = [f"{name} (corrected)" for name in manifest["class_names"]]
+    (model / MANIFEST_FILE).write_text(json.dumps(manifest | {"class_names": corrected}))
+    second = quantize_export(model, config)
+    assert second.export != first.export
+    assert list(load_export(second.export).class_names) == corrected
+    assert quantize_export(model, config) == second
+
+
+def test_what_an_archive_states_is_looked_at(quantised: Path, config: RunConfig) -> None:
+    assert quantize_export(quantised, config).summary.startswith("int8: val_accuracy 0.7500, float32 0.7500, of 12 ")
+    facts = read_json(quantised / INT8_GOLDEN)
+    (quantised / INT8_GOLDEN).write_text(json.dumps(facts | {"int8_val_accuracy": "high", "valid_images": None}))
+    with pytest.raises(BadExportError, match=r"int8\.json must state int8_val_accuracy, valid_images as numbers"):
+        quantize_export(quantised, config)
+    (quantised / INT8_GOLDEN).write_text(json.dumps(facts))
+    (quantised / INT8_FOLDER / FILES[1]).write_text("damaged")
+    with pytest.raises(BadExportError, match=r"has other files than golden/int8\.json says"):
+        quantize_export(quantised, config)
+
+
+@pytest.mark.usefixtures("here")
+def test_a_photo_that_was_damaged_meanwhile_is_no_fault_of_openvino(
+    model: Path, config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def damaged(*_: object) -> None:
+        raise BadImageError("train/001.Class1/1.jpg: the image is damaged")
+
+    monkeypatch.setattr(ClassFolderData, "split_inputs", damaged)
+    with pytest.raises(BadImageError, match=r"1\.jpg: the image is damaged"):
+        quantize_export(model, config)
 
 
 @pytest.mark.usefixtures("here")

@@ -152,6 +152,7 @@ def test_members_that_leave_change_nothing_for_the_others(config: RunConfig) -> 
             assert torch.allclose(tensor, other, atol=1e-6)
 
 
+@pytest.mark.usefixtures("own_threads")
 def test_small_members_train_on_one_thread_and_the_process_keeps_its_own(
     config: RunConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -74,6 +74,12 @@ def nothing_logged() -> Callable[[], object]:
     return lambda: logging.disable(logging.NOTSET)
 
 
+def class_of_loggers() -> Callable[[], object]:
+    before = logging.getLoggerClass()
+    logging.setLoggerClass(type("Other", (logging.Logger,), {}))
+    return lambda: logging.setLoggerClass(before)
+
+
 def hook_for_exceptions() -> Callable[[], object]:
     before = sys.excepthook
     sys.excepthook = lambda *_: None
@@ -100,6 +106,7 @@ CHANGES: dict[str, Change] = {
     "the filters of the root logger": filters,
     "the handlers of the root logger": level_of_a_handler,
     "the level below which nothing is logged": nothing_logged,
+    "the class of new loggers": class_of_loggers,
     "hooks for exceptions": hook_for_exceptions,
     "the collection of garbage": garbage,
     "PyTorch's settings": no_gradients,

@@ -13,18 +13,20 @@ import torch
 from torch import nn
 
 from lightning_modules.inference import BadExportError, Preprocessing, build_network, decode_image, load_export
-from lightning_modules.openvino_cpu import INT8_FOLDER, INT8_GOLDEN, convert, read_converted, write_converted
+from lightning_modules.openvino_cpu import (
+    INT8_FOLDER,
+    INT8_GOLDEN,
+    convert,
+    file_hashes,
+    read_converted,
+    write_converted,
+)
 from sagemaker_launch.serving import engine
 from sagemaker_launch.serving.engine import Bfloat16, OpenVino, load_engine
 from tests.pictures import jpeg_bytes
 from tests.unit.lightning_modules.test_export import CLASS_NAMES, export, tiny_network
 
-
-@pytest.fixture(autouse=True)
-def own_threads() -> object:
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("own_threads")
 
 
 @pytest.fixture(scope="module")
@@ -141,8 +143,14 @@ def in_int8(tiny: Path) -> Path:
     shutil.copytree(tiny, folder)
     (folder / INT8_FOLDER).mkdir()
     write_converted(convert(load_export(tiny).network, 32), folder / INT8_FOLDER)
-    (folder / INT8_GOLDEN).write_text(json.dumps({"tolerance": 0.5}))
+    state(folder, 0.5)
     return folder
+
+
+def state(folder: Path, tolerance: object) -> None:
+    """Write what is known about the network in int8."""
+    facts = {"tolerance": tolerance, "sha256": file_hashes(folder / INT8_FOLDER)}
+    (folder / INT8_GOLDEN).write_text(json.dumps(facts))
 
 
 def test_int8_is_served_from_its_own_file(
@@ -155,26 +163,49 @@ def test_int8_is_served_from_its_own_file(
     assert "engine OpenVINO in int8 on " in caplog.text
 
 
-@pytest.mark.parametrize("reason", ["no VNNI", "Cannot create", "scores"])
+@pytest.mark.parametrize("reason", ["no VNNI", "Unable to read", "scores", "openvino is missing"])
 def test_float32_is_served_where_int8_cannot_be_and_the_log_says_so(
     in_int8: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, reason: str
 ) -> None:
     monkeypatch.setattr(engine, "has_int8", lambda: reason != "no VNNI")
     monkeypatch.setattr(engine, "convert", lambda *_: read_converted(in_int8 / INT8_FOLDER))
     folder = Path(shutil.copytree(in_int8, tmp_path / "model"))
-    if reason == "Cannot create":
+    if reason == "Unable to read":
         (folder / INT8_FOLDER / "model.xml").write_text("of a newer version")
+        state(folder, 0.5)
     elif reason == "scores":  # of another model
-        (folder / "golden" / "int8.json").write_text(json.dumps({"tolerance": 1e-12}))
+        state(folder, 1e-12)
+    elif reason == "openvino is missing":
+        monkeypatch.setitem(sys.modules, "openvino", None)
     caplog.set_level(logging.INFO, "serving")
     load_engine(folder, "int8")
-    assert "int8 is not used" in caplog.text and "engine OpenVINO in float32 on " in caplog.text
+    (warning,) = [record.message for record in caplog.records if record.levelno == logging.WARNING]
+    assert warning.startswith("int8 is not used: ") and (reason == "scores" or reason in warning)
+    served = "PyTorch on " if reason == "openvino is missing" else "OpenVINO in float32 on "
+    assert f"engine {served}" in caplog.text
 
 
 def test_int8_without_its_network_is_refused(tiny: Path, tmp_path: Path) -> None:
     with pytest.raises(BadExportError, match=r"int8\.json"):
         load_engine(tiny, "int8")
     folder = Path(shutil.copytree(tiny, tmp_path / "model"))
-    (folder / INT8_GOLDEN).write_text(json.dumps({"tolerance": "much"}))
+    (folder / INT8_GOLDEN).write_text(json.dumps({"tolerance": 0.5}))
+    with pytest.raises(BadExportError, match=r"is not an export folder: .*model\.xml"):
+        load_engine(folder, "int8")
+
+
+def test_int8_without_a_bound_is_refused(in_int8: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(in_int8, tmp_path / "model"))
+    state(folder, "much")
     with pytest.raises(BadExportError, match="must state a tolerance above 0, got much"):
+        load_engine(folder, "int8")
+
+
+def test_a_damaged_network_in_int8_is_refused_as_damaged_weights_are(in_int8: Path, tmp_path: Path) -> None:
+    """A few wrong numbers change the class of some photos, and the golden one hardly."""
+    folder = Path(shutil.copytree(in_int8, tmp_path / "model"))
+    numbers = bytearray((folder / INT8_FOLDER / "model.bin").read_bytes())
+    numbers[100] ^= 1
+    (folder / INT8_FOLDER / "model.bin").write_bytes(numbers)
+    with pytest.raises(BadExportError, match=r"has other files than golden/int8\.json says, by their SHA-256"):
         load_engine(folder, "int8")
