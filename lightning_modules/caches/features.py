@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import metadata
@@ -28,6 +29,7 @@ from lightning_modules.network import find_head
 from lightning_modules.openvino_cpu import OpenVino, Precision, convert, quantize
 from lightning_modules.precision import exact_float32
 
+_log = logging.getLogger(__name__)
 CALIBRATION_PHOTOS = 64
 """Photos from which the ranges of int8 are measured. With 300, NNCF's default, it takes four times as long."""
 IMAGES_AT_ONCE = 4096
@@ -159,6 +161,8 @@ def _compiled(trunk: nn.Module, data: ClassFolderData, precision: Precision) -> 
     # Outside of what is caught: a photo that can't be read is no fault of the network.
     calibration = []
     if precision == "int8":
+        if not has_int8():
+            _log.warning("data.feature_precision int8: this processor has no VNNI, without which int8 is not faster")
         photos = data.folders.train.sample(CALIBRATION_PHOTOS)
         calibration = list(data.split_inputs(photos, torch.device("cpu")))
     try:

@@ -104,3 +104,21 @@ def test_int8_is_refused_on_a_gpu(photos: Path, tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr("experiments.preflight.on_gpu", lambda _: True)
     with pytest.raises(UserError, match=rf"{KEY} must be auto, float32 or bf16 on a GPU .*, got 'int8'"):
         check_model(config)
+
+
+@pytest.mark.parametrize(("precision", "warnings"), [("int8", 1), ("bf16", 0)])
+def test_int8_where_it_is_not_faster_is_a_warning(
+    photos: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    precision: str,
+    warnings: int,
+) -> None:
+    monkeypatch.setattr(features, "_of_openvino", lambda precision: precision)
+    monkeypatch.setattr(features, "has_int8", lambda: False)
+    monkeypatch.setattr(features, "convert", lambda network, _: network)
+    monkeypatch.setattr(features, "quantize", lambda network, _: network)
+    monkeypatch.setattr(features, "OpenVino", lambda network, *_: network)
+    features_in(load_config(None, tiny(photos, tmp_path)), precision)
+    assert caplog.text.count("this processor has no VNNI") == warnings
