@@ -30,6 +30,7 @@ from lightning_modules.inference import (
     BadExportError,
     BadImageError,
     Model,
+    check_golden,
     decode_image,
     load_export,
     read_json,
@@ -178,6 +179,7 @@ def _quantize(export: Path, config: RunConfig, folder: Path, versions: Mapping[s
     """Write the folder: the export with its network in int8, or why that was refused."""
     prepare_process()
     model = load_export(export)
+    check_golden(export, model)  # whose photo and scores int8 is compared with
     data = _photos_of(export, config, model)
     say(f"quantising {export} to int8, once: this takes a minute, or some if layers have to stay in float32")
     most = max(1, INPUT_BYTES // (4 * 3 * model.preprocessing.image_size**2))

@@ -171,6 +171,17 @@ def test_a_photo_that_was_damaged_meanwhile_is_no_fault_of_openvino(
 
 
 @pytest.mark.usefixtures("here")
+def test_an_export_without_a_whole_golden_photo_is_refused_before_it_is_quantised(
+    model: Path, config: RunConfig
+) -> None:
+    golden = read_json(model / "golden" / "scores.json")
+    del golden["logits"]
+    (model / "golden" / "scores.json").write_text(json.dumps(golden))
+    with pytest.raises(BadExportError, match="has no whole golden photo and scores: KeyError 'logits'"):
+        quantize_export(model, config)
+
+
+@pytest.mark.usefixtures("here")
 def test_photos_that_are_not_here_are_refused_with_the_option_that_names_them(model: Path, config: RunConfig) -> None:
     moved = _changed(model, "config", {"data.root": "/gone"})
     here = replace(config, data=replace(config.data, root=None))
