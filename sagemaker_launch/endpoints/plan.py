@@ -109,17 +109,18 @@ def deploy_model(
     plan: EndpointPlan,
     model: LocatedModel,
     *,
-    running: Running,
+    running: Running | None = None,
 ) -> Deployed:
     """Deploy a model as a new endpoint or as an update, and record it as a run in MLflow.
 
     Args:
-        running: is told what is made.
+        running: is told what is made, for the last lines of a command that fails.
 
     Raises:
         OverBudgetError: if an update would exceed the budget, as the old and the new instances run at the same time.
         DeployError: if it does not start, or its scores differ from the trainer's; the previous version is kept.
     """
+    running = Running() if running is None else running
     services, storage = Services.open(settings), Storage(aws.client("s3", settings), settings)
     storage.require_region()
     existing = find_endpoint(services, settings, plan.name)

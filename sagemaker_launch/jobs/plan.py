@@ -135,8 +135,8 @@ def start_job(
     plan: JobPlan,
     *,
     again: bool = False,
-    starts: Callable[[str], None],
-    exists: Callable[[Launched], None],
+    starts: Callable[[str], None] = lambda _name: None,
+    exists: Callable[[Launched], None] = lambda _job: None,
 ) -> Launched:
     """Upload missing files, and start the job or find it.
 

@@ -103,5 +103,7 @@ def test_the_charts_lay_all_trained_runs_over_each_other_by_epoch(links: Links, 
 
 
 def jobs_of(flow: Cloud) -> list[str]:
-    """The training jobs of the tuning job."""
-    return sorted(name for name, run in flow.runs().items() if "mlflow.parentRunId" in run.data.tags)
+    """The training jobs of the tuning job; other tests may have started more tuning jobs."""
+    runs = flow.runs()
+    tuning_run = runs[flow.tuning_job].info.run_id
+    return sorted(name for name, run in runs.items() if run.data.tags.get("mlflow.parentRunId") == tuning_run)

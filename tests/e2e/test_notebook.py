@@ -8,6 +8,7 @@ import json
 import os
 import pprint
 import shutil
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -62,6 +63,18 @@ def test_its_code_is_short_and_calls_public_functions_only() -> None:
         private = {name for name in used if name.startswith("_") and not name.endswith("__")}
         assert not private | used & {"system", "popen", "run_line_magic", "run_cell_magic"}, name
         assert name in ("settings", "prepare", "imports") or len(cell.source.splitlines()) <= 8, name
+
+
+def test_its_calls_fit_the_functions(tmp_path: Path) -> None:
+    code = tmp_path / "walk_through.py"
+    code.write_text("\n".join(cell.source for cell in code_cells(read_notebook()).values()))
+    # As `make lint` calls it, so that its cache spares the types of all libraries.
+    checked = subprocess.run([".venv/bin/mypy", code], cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert checked.stdout.splitlines()[-1].startswith("Found "), checked
+    errors = [line for line in checked.stdout.splitlines() if ": error: " in line]
+    # A notebook need not say that something may be None, and IPython has no types.
+    beside = ("[arg-type]", "[assignment]", "[no-untyped-call]", "[union-attr]")
+    assert [line for line in errors if not line.endswith(beside)] == []
 
 
 def test_a_step_says_what_it_does_before_it_does_it() -> None:
