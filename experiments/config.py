@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Literal, TypeVar, get_args, get_origin
 from experiments.errors import UserError
 from experiments.fields import EVERY_COMMAND, Field, field, fields_of, unknown_field, used_by
 from experiments.yaml_files import dump_yaml, read_yaml
+from lightning_modules.files import file_sha256
 from lightning_modules.metrics import DIRECTIONS
 from lightning_modules.redaction import public_url, remember_url
 
@@ -453,6 +454,12 @@ def decides_result(name: str) -> bool:
 def is_needed_to_repeat(name: str) -> bool:
     """Whether a command that repeats a run must set a field."""
     return decides_result(name) or _field(name).role == "photos"
+
+
+def weights_digest(weights: str) -> str:
+    """SHA-256 of the file of `model.weights`, whose content decides the results; empty where there is no file."""
+    path = Path(weights)
+    return file_sha256(path) if weights not in ("imagenet", "none") and path.is_file() else ""
 
 
 def is_tunable(name: str) -> bool:

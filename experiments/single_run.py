@@ -17,7 +17,7 @@ from filelock import AcquireReturnProxy, Timeout
 
 from experiments.callbacks.checkpoints import best_so_far
 from experiments.callbacks.progress import EpochProgress
-from experiments.config import RunConfig, override, to_flat, to_public, with_recipe
+from experiments.config import RunConfig, override, to_flat, to_public, weights_digest, with_recipe
 from experiments.console import say
 from experiments.data.inputs import forget_opened, open_data_once, say_data
 from experiments.errors import CommandError, InterruptedRunError, UserError
@@ -215,9 +215,10 @@ def _has_first_process(folder: RunFolder) -> bool:
 def run_path_prefix(config: RunConfig, folder: str = "train") -> Path:
     """The path of the run folders of a config, without `-` and a number, in a folder below `output_dir`.
 
-    It is the same whether the config leaves the sizes of photos to the backbone or sets the same sizes.
+    It is the same whether the config leaves the sizes of photos to the backbone or sets the same sizes, and another one
+    for other content of the weights file.
     """
-    flat = json.dumps(to_flat(with_recipe(config)))
+    flat = json.dumps(to_flat(with_recipe(config))) + weights_digest(config.model.weights)
     return config.output_dir / folder / hashlib.sha256(flat.encode()).hexdigest()[:8]
 
 

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from experiments.config import RunConfig, decides_result, option_text, to_public
+from experiments.config import RunConfig, decides_result, option_text, to_public, weights_digest
 from experiments.console import say
 from experiments.errors import UserError
 from experiments.runs.folder import RunFolder
@@ -57,6 +57,8 @@ class StudyIdentity:
     """None in a study of an older version, which did not note them."""
     interpolation: str = "bilinear"
     """How the photos of each backbone are resized; studies of older versions, which do not note it, are bilinear."""
+    weights: Mapping[str, str] = field(default_factory=dict)
+    """SHA-256 of each weights file, by its path in the config; studies of older versions do not note it."""
 
     @classmethod
     def of(cls, config: RunConfig, space: SearchSpace, photos: Photos) -> StudyIdentity:
@@ -65,7 +67,9 @@ class StudyIdentity:
 
         backbones = extremes(space["model.backbone"]) if "model.backbone" in space else (config.model.backbone,)
         interpolation = ", ".join(sorted({recipe(str(backbone)).interpolation.value for backbone in backbones}))
-        return cls(dump_search_space(space), to_public(config), photos, interpolation)
+        files = extremes(space["model.weights"]) if "model.weights" in space else (config.model.weights,)
+        weights = {str(file): digest for file in files if (digest := weights_digest(str(file)))}
+        return cls(dump_search_space(space), to_public(config), photos, interpolation, weights)
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -83,7 +87,8 @@ class StudyIdentity:
         photos = noted.get("photos")
         if photos is not None:
             photos = Photos(**{**photos, "class_names": tuple(photos["class_names"])})
-        return cls(noted["search_space"], noted["config"], photos, noted.get("interpolation", cls.interpolation))
+        interpolation, weights = noted.get("interpolation", cls.interpolation), noted.get("weights") or {}
+        return cls(noted["search_space"], noted["config"], photos, interpolation, weights)
 
     def check_same(self, other: StudyIdentity) -> None:
         """Refuse another identity.
@@ -114,6 +119,12 @@ class StudyIdentity:
             raise UserError(
                 f"sweep.study_name must be another one: trials of {study} resized photos by {self.interpolation} "
                 f"interpolation, and model.backbone wants {other.interpolation} now"
+            )
+        replaced = [path for path, digest in self.weights.items() if other.weights.get(path, digest) != digest]
+        if replaced:
+            raise UserError(
+                f"model.weights must be the file that the trials of {study} began with, and {replaced[0]} has other "
+                "content now: choose another sweep.study_name, or put the old file back"
             )
         assert other.photos is not None, "a command knows its photos"
         if self.photos is not None and self.photos.fingerprint != other.photos.fingerprint:

@@ -108,6 +108,11 @@ def _create_study(config: RunConfig, identity: StudyIdentity, check: Callable[[]
 
     study = create()
     noted = StudyIdentity.from_dict(study.user_attrs)
+    if noted is None and study.get_trials(deepcopy=False):
+        raise UserError(
+            f"sweep.study_name must name a study of this program, got {name!r}, which another program has put into "
+            "sweep.storage: choose another name"
+        )
     if noted is not None and not noted.is_same(identity):
         if count_finished(study):
             noted.check_same(identity)
@@ -219,9 +224,11 @@ def best_config(study: optuna.Study, config: RunConfig) -> tuple[RunConfig, Froz
     """The config of the study's best trial, with the folders and the tracking of `config`.
 
     Raises:
-        UserError: if no trial is complete.
+        UserError: if no trial is complete, or another program has made the study.
     """
     best = best_trial(study)
+    if "config" not in study.user_attrs:
+        raise UserError(f"study must be one of this program, got {study.study_name!r}, which another program has made")
     if best is None:
         raise UserError(f"study {study.study_name!r} has no complete trial yet")
     values = {**study.user_attrs["config"], **best.params}

@@ -6,19 +6,23 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
+import torch
 from mlflow import MlflowClient
+from safetensors.torch import save_file
 
+from experiments import sweep
 from experiments.config import RunConfig, load_config, override, tracking_uri
 from experiments.errors import InterruptedRunError, SweepError, UserError
 from experiments.interrupts import Watch
 from experiments.runs.folder import RunFolder
-from experiments.single_run import train_and_register
+from experiments.single_run import run_path_prefix, train_and_register
 from experiments.study import trials as study_trials
 from experiments.study.storage import study_folder
-from experiments.study.study import load_study, trial_folder
+from experiments.study.study import best_config, load_study, trial_folder
 from experiments.sweep import run_sweep
-from lightning_modules.inference import load_export
+from lightning_modules.inference import build_network, load_export
 from tests.conftest import tiny
 from tests.pictures import make_class_folders
 
@@ -82,6 +86,53 @@ def test_photos_that_change_below_one_root_are_not_taken_for_the_old_ones(home: 
     moved = tmp_path / "elsewhere" / "photos"
     shutil.copytree(root, moved)
     assert len(run_sweep(config_for(moved, home, sweep__n_trials=2)).study.trials) == 2
+
+
+def write_weights(path: Path, seed: int) -> None:
+    torch.manual_seed(seed)
+    save_file(build_network("shufflenet_v2_x0_5", 2).state_dict(), path)
+
+
+@pytest.mark.usefixtures("unpublished")
+def test_weights_that_change_below_one_path_are_not_taken_for_the_old_ones(
+    home: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the export has the new backbone and the head that was trained on the old one's features."""
+    weights, kept = tmp_path / "last.safetensors", tmp_path / "kept.safetensors"
+    write_weights(weights, 1)
+    shutil.copy(weights, kept)
+    config = config_for(photos, home, model__weights=str(weights), sweep__study_name="own")
+    with monkeypatch.context() as patched:  # killed before the export
+        patched.setattr(sweep, "_export", lambda *_: (_ for _ in ()).throw(InterruptedRunError))
+        with pytest.raises(InterruptedRunError):
+            run_sweep(config)
+    write_weights(weights, 2)
+    for changed in (config, override(config, {"sweep.n_trials": 2})):
+        with pytest.raises(
+            UserError, match=r"model\.weights must be the file that .*last\.safetensors has other content"
+        ):
+            run_sweep(changed)
+    assert len(run_sweep(override(config, {"sweep.study_name": "other"})).study.trials) == 1
+    shutil.copy(kept, weights)
+    assert trial_folder(config, run_sweep(config).best.number).export.is_dir()
+    # A training takes another folder.
+    before = run_path_prefix(config)
+    write_weights(weights, 2)
+    assert run_path_prefix(config) != before
+
+
+@pytest.mark.usefixtures("unpublished")
+def test_a_study_of_another_program_is_left_as_it_is(home: Path, photos: Path, tmp_path: Path) -> None:
+    storage = f"sqlite:///{tmp_path}/shared.db"
+    theirs = optuna.create_study(study_name="own", storage=storage)
+    theirs.optimize(lambda trial: trial.suggest_float("lr", 0, 1), n_trials=2)
+    config = config_for(photos, home, sweep__study_name="own", sweep__storage=storage)
+    with pytest.raises(UserError, match=r"sweep\.study_name must name a study of this program, got 'own'"):
+        run_sweep(config)
+    with pytest.raises(UserError, match=r"study must be one of this program, got 'own'"):
+        best_config(load_study(config, "own"), config)
+    assert theirs.user_attrs == {} and len(theirs.trials) == 2
+    assert len(run_sweep(override(config, {"sweep.study_name": "ours"})).study.trials) == 1
 
 
 @pytest.mark.usefixtures("unpublished")
