@@ -16,11 +16,24 @@ from sagemaker_launch.aws.api_model import violations
 from sagemaker_launch.aws.combinations import broken_rules
 from sagemaker_launch.aws.image_uris import read_image_uri
 from sagemaker_launch.rehearsal.jobs.strategies import ranges_of
+from sagemaker_launch.rehearsal.machine.objects import DataError, Uri
 
 
 def invalid(message: str) -> SagemakerClientError:
     """The error for an invalid request."""
     return SagemakerClientError("ValidationException", message)
+
+
+def parse_uri(text: str) -> Uri:
+    """Bucket and key of an s3:// address in a request.
+
+    Raises:
+        SagemakerClientError: if it is not one; AWS's model of the API lets https:// addresses pass.
+    """
+    try:
+        return Uri.parse(text)
+    except DataError as error:
+        raise invalid(str(error)) from error
 
 
 def check_shape(operation: str, request: Mapping[str, Any]) -> None:

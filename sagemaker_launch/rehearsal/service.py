@@ -19,7 +19,6 @@ from sagemaker_launch.rehearsal.jobs.strategies import make_strategy
 from sagemaker_launch.rehearsal.jobs.training import ENDED, TrainingJob
 from sagemaker_launch.rehearsal.jobs.tuning import TuningJob, TuningRunner
 from sagemaker_launch.rehearsal.listing import arn, page, select
-from sagemaker_launch.rehearsal.machine.objects import DataError, Uri
 from sagemaker_launch.rehearsal.machine.runner import JobRunner, Machine
 from sagemaker_launch.rehearsal.quotas import check_quota, instances_left
 from sagemaker_launch.rehearsal.roles import check_role
@@ -29,6 +28,7 @@ from sagemaker_launch.rehearsal.rules import (
     check_tuning_job,
     check_warm_start,
     invalid,
+    parse_uri,
     with_resource_config,
 )
 from sagemaker_launch.rehearsal.search import search
@@ -130,10 +130,7 @@ class Service:
         for field in ("OutputDataConfig", "DebugHookConfig", "ProfilerConfig"):
             if "S3OutputPath" not in definition.get(field, {}):
                 continue
-            try:
-                output = Uri.parse(definition[field]["S3OutputPath"])
-            except DataError as error:
-                raise invalid(str(error)) from error
+            output = parse_uri(definition[field]["S3OutputPath"])
             if not self.machine.objects.bucket_exists(output.bucket):
                 raise invalid(f"{field}.S3OutputPath {output}: bucket {output.bucket} does not exist")
         namespaces, isolated = self.machine.namespaces, definition.get("EnableNetworkIsolation", False)

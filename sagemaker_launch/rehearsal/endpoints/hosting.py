@@ -34,11 +34,10 @@ from sagemaker_launch.rehearsal.endpoints.rules import (
 from sagemaker_launch.rehearsal.endpoints.runner import EndpointRunner
 from sagemaker_launch.rehearsal.endpoints.serving_process import ServingProcess, ServingSpec
 from sagemaker_launch.rehearsal.listing import arn, page, select
-from sagemaker_launch.rehearsal.machine.objects import DataError, Uri
 from sagemaker_launch.rehearsal.machine.runner import Machine
 from sagemaker_launch.rehearsal.quotas import check_quota
 from sagemaker_launch.rehearsal.roles import check_role
-from sagemaker_launch.rehearsal.rules import check_image, check_rules, invalid
+from sagemaker_launch.rehearsal.rules import check_image, check_rules, invalid, parse_uri
 
 Kind = Literal["Model", "EndpointConfig"]
 ARN_KINDS = {"Model": "model", "EndpointConfig": "endpoint-config", "Endpoint": "endpoint"}
@@ -277,10 +276,7 @@ class Hosting:
         deregister(self.machine.settings.account, self.region, endpoint.name)
 
     def _check_object(self, url: str) -> None:
-        try:
-            uri = Uri.parse(url)
-        except DataError as error:
-            raise invalid(str(error)) from error
+        uri = parse_uri(url)
         if not any(key.name == uri.key for key in self.machine.objects.below(uri)):
             raise invalid(f"Could not find model data at {url}.")
 
@@ -292,7 +288,7 @@ class Hosting:
             "DestinationS3Uri": request.get("DataCaptureConfig", {}).get("DestinationS3Uri"),
         }
         for field, place in places.items():
-            if place is not None and not self.machine.objects.bucket_exists(Uri.parse(place).bucket):
+            if place is not None and not self.machine.objects.bucket_exists(parse_uri(place).bucket):
                 raise invalid(f"{field} {place}: there is no such bucket")
 
     def _check_alarms(self, deployment: Request, role: str) -> None:

@@ -18,6 +18,8 @@ from sagemaker_launch.rehearsal.machine.runner import Machine
 
 RESTART_SECONDS = 1.0
 """Seconds before an ended container is restarted."""
+START_ERRORS = (DataError, UnhealthyError, OSError)
+"""Errors with which a container does not start; OSError: of this machine, such as a full disk."""
 
 log = logging.getLogger(__name__)
 
@@ -53,8 +55,7 @@ class EndpointRunner(threading.Thread):
             try:
                 work = self._work.get(timeout=POLL_SECONDS)
             except queue.Empty:
-                self._watch()
-                continue
+                work = self._watch
             try:
                 work()
             except Exception as error:
@@ -72,7 +73,7 @@ class EndpointRunner(threading.Thread):
         assert fleet is not None
         try:
             self._start(fleet)
-        except (DataError, UnhealthyError) as error:
+        except START_ERRORS as error:
             self._retire(fleet)
             self._finish("Failed", str(error))
             return
@@ -89,7 +90,7 @@ class EndpointRunner(threading.Thread):
             self._start(green)
             rollout = Rollout(deployment, blue, green, self._machine.settings, self._region, self._pause)
             rollout.run()
-        except (DataError, UnhealthyError, RollbackError) as error:
+        except (*START_ERRORS, RollbackError) as error:
             with endpoint.lock:
                 blue.share = 1.0
                 endpoint.green = None
@@ -148,7 +149,12 @@ class EndpointRunner(threading.Thread):
                 log.warning("endpoint %s: the container of %s died, it is restarted", self._endpoint.name, variant.name)
                 del self._died[process]
                 process.end()
-                process.start()
+                try:
+                    process.start()
+                except START_ERRORS as error:
+                    # As a container that ends at once: it is restarted again.
+                    name = self._endpoint.name
+                    log.warning("endpoint %s: the container of %s did not start: %s", name, variant.name, error)
 
     def _pause(self, seconds: float) -> None:
         """Wait, and watch the containers meanwhile.

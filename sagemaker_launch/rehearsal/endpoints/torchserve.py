@@ -62,10 +62,10 @@ def start(
         RuntimeError: if this machine lacks Java.
     """
     tree = tree.resolve()
-    for folder in ("tmp", "home"):
-        (tree / folder).mkdir(parents=True)
     ports = free_ports(PORTS)
     variables = container_environment(tree, ports) | dict(environment or {})
+    for folder in ("tmp", "home"):
+        (tree / folder).mkdir(parents=True)
     return AwsServer(tree, init_script(tree, model, image, ()), variables, namespaces, ports[0])
 
 

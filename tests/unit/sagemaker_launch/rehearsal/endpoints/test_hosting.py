@@ -10,7 +10,7 @@ from moto.sagemaker.exceptions import SagemakerClientError
 
 from sagemaker_launch.rehearsal.endpoints.endpoints import Endpoint, Fleet, Resource, Variant
 from sagemaker_launch.rehearsal.endpoints.hosting import Hosting
-from tests.unit.sagemaker_launch.rehearsal.endpoints.test_rules import CONFIG, MODEL, VARIANT
+from tests.unit.sagemaker_launch.rehearsal.endpoints.test_rules import CAPTURE, CONFIG, MODEL, VARIANT
 
 
 @pytest.fixture
@@ -36,6 +36,21 @@ def rescale(hosting: Hosting, **desired: dict[str, float]) -> None:
     wanted = [{"VariantName": name, **values} for name, values in desired.items()]
     request = {"EndpointName": "both", "DesiredWeightsAndCapacities": wanted}
     hosting.update_endpoint_weights_and_capacities(request)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"AsyncInferenceConfig": {"OutputConfig": {"S3OutputPath": "https://bucket/out"}}},
+        {"AsyncInferenceConfig": {"OutputConfig": {"S3OutputPath": "s3://b/out", "S3FailurePath": "https://b/failed"}}},
+        {"DataCaptureConfig": CAPTURE | {"DestinationS3Uri": "https://bucket/captured"}},
+    ],
+)
+def test_an_output_of_a_config_that_is_no_s3_address_is_refused(hosting: Hosting, fields: dict[str, Any]) -> None:
+    hosting.machine.objects = SimpleNamespace(bucket_exists=lambda name: True)  # type: ignore[assignment]
+    hosting._resources["Model"]["dogs"] = Resource("Model", "arn:dogs", MODEL)
+    with pytest.raises(SagemakerClientError, match=r"S3 URI https://.* is not valid"):
+        hosting.create_endpoint_config(CONFIG | fields)
 
 
 @pytest.mark.parametrize(
