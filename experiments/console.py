@@ -135,9 +135,11 @@ def duration(seconds: float, *, exact: bool = False) -> str:
 
 def quiet_libraries() -> None:
     """Leave out what the libraries say about themselves."""
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-    # Lightning and Optuna set the level of their own loggers when they are imported: filter what they pass on.
-    logging.getLogger().handlers[0].addFilter(lambda record: record.levelno >= logging.WARNING)
+    root = logging.getLogger()
+    if not root.handlers:  # a handler of the caller, such as a notebook's, shows what its owner wants
+        logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+        # Lightning and Optuna set the level of their own loggers when they are imported: the handler's own decides.
+        root.handlers[0].setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec.*")
     # Frozen parts are in eval mode on purpose.
     warnings.filterwarnings("ignore", "Found .* in eval mode at the start of training.*")

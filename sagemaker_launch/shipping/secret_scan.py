@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import tempfile
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -37,10 +38,12 @@ def refuse_secrets(files: Mapping[str, bytes]) -> None:
 
 def _found(files: Mapping[str, bytes]) -> Iterator[tuple[str, int, str]]:
     """File, line and type of each probable secret."""
-    # Takes a tenth of a second, which only packing needs. It redirects warnings of this process into its own log.
+    shown_by = warnings.showwarning
+    # Takes a tenth of a second, which only packing needs. The first import redirects this process's warnings to a log.
     from detect_secrets.settings import default_settings, get_plugins
 
-    logging.captureWarnings(False)
+    if warnings.showwarning is not shown_by:
+        logging.captureWarnings(False)
     with default_settings() as settings:
         settings.disable_plugins(*NOT_USED)
         detectors = get_plugins()

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import logging
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from experiments.console import invocation
+from experiments.console import invocation, quiet_libraries
 from tests.conftest import REPOSITORY
 
 
@@ -71,3 +75,39 @@ def test_no_way_of_printing_shows_a_secret(tmp_path: Path) -> None:
     assert f"say {shown}" in done.stderr and f"ERROR: logged {shown}" in done.stderr
     assert f"UserWarning: {shown}" in done.stderr and f"RuntimeError: {shown}" in done.stderr
     assert "hunter22" not in done.stderr and "t0ken" not in done.stderr
+
+
+@contextlib.contextmanager
+def root_handlers(*handlers: logging.Handler) -> Iterator[logging.Logger]:
+    """The root logger with these handlers only."""
+    root = logging.getLogger()
+    level, before = root.level, root.handlers[:]
+    root.handlers[:] = handlers
+    try:
+        yield root
+    finally:
+        root.handlers[:] = before
+        root.setLevel(level)
+
+
+def test_a_handler_of_the_caller_shows_what_it_showed_before() -> None:
+    shown = io.StringIO()
+    handler = logging.StreamHandler(shown)
+    with root_handlers(handler) as root:
+        root.setLevel(logging.INFO)
+        quiet_libraries()
+        logging.getLogger("of the caller").info("training begins")
+        assert (root.handlers, root.level) == ([handler], logging.INFO)
+    assert shown.getvalue() == "training begins\n"
+
+
+def test_libraries_are_quiet_where_the_caller_has_no_handler(capsys: pytest.CaptureFixture[str]) -> None:
+    library = logging.getLogger("of a library")
+    library.setLevel(logging.INFO)
+    with root_handlers() as root:
+        for _ in range(2):
+            quiet_libraries()
+        assert len(root.handlers) == 1
+        library.info("hidden")
+        library.warning("shown")
+    assert capsys.readouterr().err == "WARNING: shown\n"
