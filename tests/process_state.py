@@ -53,6 +53,12 @@ def settings_of_torch() -> tuple[object, ...]:
     )
 
 
+def mlflow_addresses() -> tuple[object, ...]:
+    """The tracking URI and the registry URI that its functions have set; None as long as no test has imported it."""
+    packages = [sys.modules.get(f"mlflow.tracking.{name}.utils") for name in ("_tracking_service", "_model_registry")]
+    return tuple(getattr(*pair, None) for pair in zip(packages, ("_tracking_uri", "_registry_uri"), strict=True))
+
+
 STATE: dict[str, Callable[[], object]] = {
     "the working directory": os.getcwd,
     "the mask of new files' modes": umask,
@@ -67,6 +73,7 @@ STATE: dict[str, Callable[[], object]] = {
     "hooks for exceptions": lambda: (sys.excepthook, threading.excepthook, sys.unraisablehook),
     "the collection of garbage": lambda: (gc.isenabled(), gc.get_threshold()),
     "PyTorch's settings": settings_of_torch,
+    "MLflow's addresses": mlflow_addresses,
 }
 
 

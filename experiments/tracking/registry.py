@@ -20,6 +20,7 @@ from mlflow.types.schema import AnyType, ColSpec, DataType, Schema
 from experiments.console import say
 from experiments.errors import UserError
 from experiments.runs.folder import FINGERPRINT, RunFolder
+from experiments.tracking.mlflow_settings import client_settings, default_store
 from experiments.tracking.store import STATUS, RunStore
 from lightning_modules.inference import MANIFEST_FILE
 from lightning_modules.metrics import BEST, DIRECTIONS, OBJECTIVES, to_minimize
@@ -31,6 +32,7 @@ CLASS_NAMES = "class_names"
 """Tags of a version: the data set that its model was trained on."""
 
 
+@client_settings()
 def register(store: RunStore, folder: RunFolder, *, name: str) -> None:
     """Log the export of a run as its model, register it, and note the version in the run folder.
 
@@ -54,7 +56,8 @@ def register(store: RunStore, folder: RunFolder, *, name: str) -> None:
     store.before_call()
     version = _find_version(store.client, name, published.run_id)
     if version is None:
-        version = mlflow.register_model(_log_model(store, published.run_id, folder.export), name)
+        with default_store(store.uri):
+            version = mlflow.register_model(_log_model(published.run_id, folder.export), name)
     store.before_call()
     for key, value in tags.items():
         store.client.set_model_version_tag(name, version.version, key, value)
@@ -81,14 +84,12 @@ def _quoted(name: str) -> str:
     return name.replace("'", "''")
 
 
-def _log_model(store: RunStore, run_id: str, export: Path) -> str:
-    """Log an export as the model of a run.
+def _log_model(run_id: str, export: Path) -> str:
+    """Log an export as the model of a run in the default store.
 
     Returns:
         The URI of the logged model.
     """
-    mlflow.set_tracking_uri(store.uri)
-    mlflow.set_registry_uri(store.uri)
     golden = (export / "golden" / "image.jpg").read_bytes()
     signature = ModelSignature(
         Schema([ColSpec(AnyType(), "image")]),
@@ -164,6 +165,7 @@ def _find_champion(client: MlflowClient, name: str) -> ModelVersion | None:
     return client.get_model_version(name, aliases[CHAMPION]) if CHAMPION in aliases else None
 
 
+@client_settings()
 def tag_version(uri: str, store: RunStore, tags: Mapping[str, str]) -> None:
     """Tag the version that `models:/NAME@ALIAS` or `models:/NAME/VERSION` names."""
     name, version = _parse(uri, store)
@@ -180,21 +182,21 @@ def _parse(uri: str, store: RunStore) -> tuple[str, str]:
     return name, version
 
 
+@client_settings()
 def download_export(uri: str, store: RunStore) -> Path:
     """The export folder inside a registered model.
 
     Raises:
         UserError: if there is no such model.
     """
-    # Not by arguments: MLflow would make its inner calls to a database that it creates in the working directory.
-    mlflow.set_tracking_uri(store.uri)
-    mlflow.set_registry_uri(store.uri)
     source = uri
     try:
         name, version = _parse(uri, store) if uri.startswith("models:/") else ("", "")
         if version.isdecimal():
             source = store.client.get_model_version_download_uri(name, version)
-        return Path(mlflow.artifacts.download_artifacts(f"{source}/artifacts/export"))
+        # Not by arguments: MLflow would make its inner calls to a database that it creates in the working directory.
+        with default_store(store.uri):
+            return Path(mlflow.artifacts.download_artifacts(f"{source}/artifacts/export"))
     except (MlflowException, OSError) as error:
         raise UserError(
             f"--model must be an export folder or a registered model, got {uri!r}: {error}"

@@ -9,8 +9,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
-import logging
-import os
 import re
 import sqlite3
 import time
@@ -40,6 +38,7 @@ from experiments.tracking.check import (
     restore_command,
     upgrade_command,
 )
+from experiments.tracking.mlflow_settings import client_settings
 from experiments.tracking.views import tuned_names, view_tags
 from lightning_modules.files import replaced_whole
 from lightning_modules.locks import KernelLock
@@ -104,6 +103,7 @@ class RunStore:
         """
         return wait_for_store(lambda: cls(config), config)
 
+    @client_settings()
     def push(self, folder: RunFolder, parent_run_id: str | None = None) -> str:
         """Bring MLflow up to date with a folder: what MLflow has is not sent again.
 
@@ -198,6 +198,7 @@ class RunStore:
         kept = f"the run is whole in {folder.path} and is sent when the same command runs again"
         return call_or_wait(call, self.uri, self.flush_timeout_seconds, kept)
 
+    @client_settings()
     def push_killed(self, folder: RunFolder, parent_run_id: str | None = None) -> str:
         """Push, and show a run that has not ended as KILLED: the same command continues it later.
 
@@ -210,6 +211,7 @@ class RunStore:
             self.client.update_run(run_id, "KILLED")
         return run_id
 
+    @client_settings()
     def find_complete(self, folders: Sequence[RunFolder]) -> set[Path]:
         """The folders that MLflow has completely. MLflow itself is asked, as its database may have been deleted."""
         by_run_id = {
@@ -222,6 +224,7 @@ class RunStore:
             and run.info.end_time == by_run_id[run.info.run_id].read().ended_ms
         }
 
+    @client_settings()
     def find_known(self, folders: Sequence[RunFolder]) -> set[Path]:
         """The folders that have a run in MLflow, complete or not, deleted or not."""
         paths = {folder.run_id: folder.path for folder in folders}
@@ -241,6 +244,7 @@ class RunStore:
             return str(self.client.create_experiment(name, artifact_location))
         return str(found.experiment_id)
 
+    @client_settings()
     def find_run(self, run_id: str) -> Run | None:
         """A run by its ID; None if there is none."""
         try:
@@ -335,13 +339,13 @@ def reason(error: BaseException, uri: str) -> str:
     return first_line(error)
 
 
+@client_settings()
 def find_on_server(uri: str, name: str) -> Experiment | None:
     """The experiment with a name on a server.
 
     Raises:
         OSError: if it does not answer, or refuses.
     """
-    _limit_requests()
     try:
         found = MlflowClient(uri, registry_uri=uri).get_experiment_by_name(name)
     except MlflowException as error:
@@ -361,6 +365,7 @@ def find_folder(run: Run, output_dir: Path) -> RunFolder | None:
     return None
 
 
+@client_settings()
 def save_views(config: RunConfig) -> dict[str, str]:
     """Give each experiment of a store the views in which its runs are compared.
 
@@ -398,24 +403,14 @@ def _runs_without_parent(client: MlflowClient, experiment_id: str) -> list[Run]:
 @contextlib.contextmanager
 def _locked_store(config: RunConfig) -> Iterator[None]:
     """Prepare MLflow's store and lock it, so that no other process creates it at the same time."""
-    _limit_requests()
-    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # standard output is for results
     config.output_dir.mkdir(parents=True, exist_ok=True)
     # Two processes that create the database at once break its migrations.
-    with KernelLock(config.output_dir / "mlflow.lock", timeout=config.tracking.flush_timeout_seconds):
+    lock = KernelLock(config.output_dir / "mlflow.lock", timeout=config.tracking.flush_timeout_seconds)
+    with lock, client_settings():
         if config.tracking.uri is None:
             _create_database(config.output_dir / DATABASE)
             _follow_folder(config.output_dir.resolve())
         yield
-
-
-def _limit_requests() -> None:
-    """Turn off the retries of MLflow's client: this module decides how long to wait, and reports what failed.
-
-    The time limit of a request remains MLflow's 120 seconds, which a large artifact in a slow store needs.
-    """
-    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # it logs tracebacks of what it also raises
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
 
 
 def _create_database(path: Path) -> None:

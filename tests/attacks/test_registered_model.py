@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 
 from experiments.config import load_config
 from experiments.runs.folder import Outcome, RunFolder
+from experiments.tracking.mlflow_settings import default_store
 from experiments.tracking.registry import register
 from experiments.tracking.store import RunStore
 from tests.integration.test_ui import free_port
@@ -46,8 +47,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder.finish(Outcome("COMPLETE", 0.5, {"val_loss": 0.5, "val_accuracy": 0.5}))
     store.push(folder)
     register(store, folder, name="dogs")
-    mlflow.set_tracking_uri(store.uri)
-    return Path(mlflow.artifacts.download_artifacts("models:/dogs@champion"))
+    with default_store(store.uri):
+        return Path(mlflow.artifacts.download_artifacts("models:/dogs@champion"))
 
 
 @pytest.fixture(scope="module")

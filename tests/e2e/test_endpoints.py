@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import boto3
-import mlflow
 import pytest
 import torch
 from mlflow import MlflowClient
@@ -192,12 +191,7 @@ def cloud(
         for project in (PROJECT, "theirs"):
             grant(load_cloud(CLOUD, {"project": project, "bucket": BUCKET, "endpoint.schedule_role_arn": ROLE}))
         patch.setattr(aws, "client", watched)
-        for name in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI"):
-            patch.setenv(name, "")  # noted as absent, so that what MLflow leaves there is gone at the end
-            patch.delenv(name)
         yield found
-    mlflow.set_tracking_uri(None)
-    mlflow.set_registry_uri(None)
 
 
 def tiny_export(folder: Path, seed: int) -> Path:

@@ -16,6 +16,7 @@ import pytest
 from mlflow import MlflowClient
 
 from experiments.config import load_config, override, tracking_uri
+from experiments.tracking.mlflow_settings import default_store
 from tests.conftest import REPOSITORY, own_flags, tiny
 from tests.warm import run_warm
 
@@ -109,8 +110,8 @@ def test_sweep_train_register_evaluate_predict_report(flags: list[str], photos: 
 
 
 def plain_pyfunc(client: MlflowClient, uri: str) -> Any:
-    mlflow.set_tracking_uri(client.tracking_uri)
-    return mlflow.pyfunc.load_model(uri)
+    with default_store(client.tracking_uri):
+        return mlflow.pyfunc.load_model(uri)
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import shutil
 from pathlib import Path
@@ -10,16 +11,20 @@ from pathlib import Path
 import mlflow
 import pytest
 from mlflow import MlflowClient
+from mlflow.environment_variables import MLFLOW_HTTP_REQUEST_MAX_RETRIES
 
 from experiments.config import RunConfig, load_config, override
+from experiments.errors import UserError
 from experiments.runs.folder import Outcome, RunFolder
 from experiments.runs.logger import RunFolderLogger
 from experiments.tracking import registry
 from experiments.tracking.check import check_tracking
+from experiments.tracking.mlflow_settings import ADDRESSES, VARIABLES, default_store
 from experiments.tracking.registry import CHAMPION, download_export, register
 from experiments.tracking.store import RunStore
 from experiments.train import score_and_export, train
 from tests.conftest import tiny
+from tests.process_state import mlflow_addresses
 
 # MLflow (3.17.2) compares a column of the input example with a range.
 pytestmark = pytest.mark.filterwarnings("ignore:Operation with range is deprecated")
@@ -167,7 +172,29 @@ def test_registering_leaves_the_run_as_the_folder_has_it(store: RunStore, config
     run = MlflowClient(store.uri).get_run(str(folder.run_id))
     assert (run.info.status, run.info.end_time) == ("FINISHED", folder.read().ended_ms)
     assert store.find_complete([folder]) == {folder.path}
-    assert mlflow.pyfunc.load_model("models:/dogs@champion") is not None
+    with default_store(store.uri):
+        assert mlflow.pyfunc.load_model("models:/dogs@champion") is not None
+
+
+def test_registering_and_fetching_a_model_leave_mlflows_settings_of_the_caller(
+    store: RunStore, config: RunConfig, export: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = trained(store, config, export, "a", val_loss=0.5, data="dogs")
+    retries: list[int] = []
+    monkeypatch.setattr(
+        store.client, "set_model_version_tag", lambda *_: retries.append(MLFLOW_HTTP_REQUEST_MAX_RETRIES.get())
+    )
+    uri = "sqlite:////nonexistent/of the caller.db"
+    with default_store(uri):
+        addresses = mlflow_addresses()
+        register(store, folder, name="dogs")
+        assert set(retries) == {0}
+        assert (download_export("models:/dogs@champion", store) / "model.json").is_file()
+        with pytest.raises(UserError, match="must be an export folder or a registered model"):
+            download_export("models:/cats@champion", store)
+        assert mlflow_addresses() == addresses
+        assert {name: os.environ[name] for name in ADDRESSES} == dict.fromkeys(ADDRESSES, uri)
+        assert not VARIABLES.keys() & os.environ.keys()
 
 
 def move(config: RunConfig, target: Path) -> RunConfig:
@@ -185,8 +212,8 @@ def test_a_store_that_moved_opens_its_champion_and_writes_nothing_into_the_old_p
     there = RunStore(moved)
     capsys.readouterr()
     assert (download_export("models:/dogs@champion", there) / "model.json").is_file()
-    mlflow.set_tracking_uri(there.uri)
-    assert mlflow.pyfunc.load_model("models:/dogs@champion") is not None
+    with default_store(there.uri):
+        assert mlflow.pyfunc.load_model("models:/dogs@champion") is not None
     folder = RunFolder(moved.output_dir / "train" / "a")
     assert there.find_complete([folder]) == {folder.path}, "nothing is sent again"
     register(there, trained(there, moved, export, "b", val_loss=0.4, data="dogs"), name="dogs")

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import mlflow
 import pytest
 import torch
 
@@ -96,6 +97,11 @@ def no_gradients() -> Callable[[], object]:
     return lambda: torch.set_grad_enabled(True)
 
 
+def address_of_mlflow() -> Callable[[], object]:
+    mlflow.set_registry_uri("http://127.0.0.1:1")
+    return lambda: mlflow.set_registry_uri(None)
+
+
 CHANGES: dict[str, Change] = {
     "the working directory": directory,
     "the mask of new files' modes": mask,
@@ -110,6 +116,7 @@ CHANGES: dict[str, Change] = {
     "hooks for exceptions": hook_for_exceptions,
     "the collection of garbage": garbage,
     "PyTorch's settings": no_gradients,
+    "MLflow's addresses": address_of_mlflow,
 }
 
 

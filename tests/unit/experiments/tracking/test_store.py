@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import socket
 import sqlite3
@@ -10,6 +11,7 @@ import sys
 import time
 from collections.abc import Iterator, Sized
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import pytest
@@ -23,8 +25,10 @@ from experiments.runs.folder import Outcome, RunFolder
 from experiments.tracking import check
 from experiments.tracking import store as tracking
 from experiments.tracking.check import check_tracking
+from experiments.tracking.mlflow_settings import ADDRESSES, VARIABLES, client_settings
 from experiments.tracking.publish import MODEL_FILES, REGISTER_SECONDS, seconds_to_register
-from experiments.tracking.store import RunStore
+from experiments.tracking.registry import download_export, tag_version
+from experiments.tracking.store import RunStore, find_on_server, save_views
 from tests.conftest import REPOSITORY
 
 
@@ -157,11 +161,53 @@ def test_a_request_has_the_time_limit_of_mlflow_or_of_the_shell(monkeypatch: pyt
     for name in ("MLFLOW_HTTP_REQUEST_TIMEOUT", "MLFLOW_HTTP_REQUEST_MAX_RETRIES"):
         monkeypatch.setenv(name, "7")  # and back to what it was afterwards
         monkeypatch.delenv(name)
-    tracking._limit_requests()
-    assert (MLFLOW_HTTP_REQUEST_TIMEOUT.get(), MLFLOW_HTTP_REQUEST_MAX_RETRIES.get()) == (120, 0)
+    with client_settings():
+        assert (MLFLOW_HTTP_REQUEST_TIMEOUT.get(), MLFLOW_HTTP_REQUEST_MAX_RETRIES.get()) == (120, 0)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "7")
-    tracking._limit_requests()
-    assert MLFLOW_HTTP_REQUEST_TIMEOUT.get() == 7
+    with client_settings():
+        assert MLFLOW_HTTP_REQUEST_TIMEOUT.get() == 7
+
+
+@pytest.mark.usefixtures("database")
+def test_each_call_of_a_client_is_without_retries_and_leaves_the_variables_of_the_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = {*VARIABLES, *ADDRESSES}
+    for name in names:
+        monkeypatch.delenv(name, raising=False)
+    retries: list[tuple[str, int]] = []
+
+    class Watched(MlflowClient):
+        """Notes how often each call would be tried again."""
+
+        def __getattribute__(self, name: str) -> Any:
+            if not name.startswith("_"):
+                retries.append((name, MLFLOW_HTTP_REQUEST_MAX_RETRIES.get()))
+            return super().__getattribute__(name)
+
+    monkeypatch.setattr(tracking, "MlflowClient", Watched)
+    config = config_of(tmp_path)
+    store = RunStore.open_or_wait(config)
+    folder = RunFolder(tmp_path / "run")
+    folder.start("run", {}, {})
+    run_id = store.push_killed(folder)
+    folder.finish(Outcome("COMPLETE", 0.5, {"val_loss": 0.5}))
+    store.push_or_wait(folder)
+    assert store.find_run(run_id) is not None
+    assert store.find_complete([folder]) == store.find_known([folder]) == {folder.path}
+    assert save_views(config).keys() == {config.tracking.experiment}
+    other = MlflowClient(store.uri, registry_uri=store.uri)
+    other.create_registered_model("dogs")
+    other.create_model_version("dogs", "file:///nowhere")
+    tag_version("models:/dogs/1", store, {"endpoint": "dogs"})
+    with pytest.raises(UserError, match="must be an export folder or a registered model"):
+        download_export("models:/cats/1", store)
+    find_on_server(store.uri, config.tracking.experiment)
+    assert {count for _, count in retries} == {0}, retries
+    assert {"set_model_version_tag", "get_model_version_download_uri", "set_experiment_tag"} <= {
+        name for name, _ in retries
+    }
+    assert not names & os.environ.keys()
 
 
 def test_a_slow_store_may_take_its_time_for_each_file_of_a_model(tmp_path: Path) -> None:
