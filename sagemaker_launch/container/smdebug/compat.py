@@ -14,6 +14,7 @@ import importlib.util
 import os
 import sys
 import types
+import warnings
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,9 @@ def load_smdebug() -> None:
     # `import smdebug.profiler` would import pandas, for what the profiler has measured.
     profiler = types.ModuleType("smdebug.profiler")
     profiler.__path__ = [str(root / "profiler")]
-    with _stand_ins(UNUSED):
+    with _stand_ins(UNUSED), warnings.catch_warnings():
+        # Python 3.12 warns of backslashes in smdebug's strings.
+        warnings.simplefilter("ignore", SyntaxWarning)
         import google.protobuf
 
         importlib.import_module("smdebug")
@@ -80,10 +83,12 @@ def _stand_ins(names: Collection[str]) -> Iterator[None]:
     absent = [name for name in names if importlib.util.find_spec(name.partition(".")[0]) is None]
     before = {name: sys.modules[name] for name in absent if name in sys.modules}
     sys.modules.update({name: _StandIn(name) for name in absent})
-    yield
-    for name in absent:
-        del sys.modules[name]
-    sys.modules.update(before)
+    try:
+        yield
+    finally:
+        for name in absent:
+            del sys.modules[name]
+        sys.modules.update(before)
 
 
 def _rebuild_messages(root: Path) -> None:

@@ -273,14 +273,20 @@ class Objects:
 
 
 class FolderSync:
-    """Keeps a prefix on S3 up to date with a folder, as the service does with checkpoints.
+    """Keeps a prefix on S3 up to date with a folder, as the service does with checkpoints and Debugger's tensors.
 
     Files are uploaded in any state: a job that must not restore half a checkpoint writes atomically.
-    What is deleted in the folder is deleted on S3 (docs.aws.amazon.com/sagemaker/latest/dg/model-checkpoints.html).
     """
 
     def __init__(
-        self, objects: Objects, folder: Path, uri: Uri, *, unfinished: str = IGNORED, marks: bool = False
+        self,
+        objects: Objects,
+        folder: Path,
+        uri: Uri,
+        *,
+        unfinished: str = IGNORED,
+        marks: bool = False,
+        deletes: bool = True,
     ) -> None:
         """Begin with what the folder holds now.
 
@@ -288,8 +294,10 @@ class FolderSync:
             unfinished: the end of names that are left out.
             marks: put empty files beside the files that are copied, as AWS's uploader of checkpoints does:
                 `NAME.sagemaker-uploading` meanwhile, `NAME.sagemaker-uploaded` afterwards, which is copied too.
+            deletes: delete on S3 what is deleted in the folder, which AWS documents for checkpoints only
+                (docs.aws.amazon.com/sagemaker/latest/dg/model-checkpoints.html).
         """
-        self._marks = marks
+        self._marks, self._deletes = marks, deletes
         self._objects, self._folder, self._uri = objects, folder, uri
         self._unfinished = unfinished
         self._seen = dict(_states(folder))
@@ -302,7 +310,8 @@ class FolderSync:
         """
         uploaded, there = 0, dict(_states(self._folder))
         for path in self._seen.keys() - there.keys():
-            self._objects.delete(self._at(path))
+            if self._deletes:
+                self._objects.delete(self._at(path))
             del self._seen[path]
         for path, state in there.items():
             if self._seen.get(path) == state or path.name.endswith((self._unfinished, UPLOADING)):

@@ -297,8 +297,10 @@ class JobRunner(threading.Thread):
         if "DebugHookConfig" not in self._job.request:
             return []
         objects, uri = self._objects, self._tensors
-        # smdebug writes beside a file's place and moves it there.
-        return [FolderSync(objects, container.tensors, uri, unfinished=".tmp") for container in containers]
+        # smdebug writes beside a file's place and moves it there, and at its end it deletes the file that says who writes.
+        return [
+            FolderSync(objects, container.tensors, uri, unfinished=".tmp", deletes=False) for container in containers
+        ]
 
     @property
     def _objects(self) -> Objects:

@@ -465,6 +465,17 @@ def test_checkpoints_that_a_job_deletes_are_deleted_and_those_of_others_are_not(
     assert [key.name for key in objects.below(uri)] == ["checkpoints/search/other/1", "checkpoints/search/other/2"]
 
 
+def test_what_smdebug_deletes_stays_in_s3_where_the_role_may_delete_nothing(objects: Objects, tmp_path: Path) -> None:
+    folder, uri = tmp_path / "tensors", Uri("bucket", "debug/job/")
+    folder.mkdir()
+    sync = FolderSync(objects, folder, uri, deletes=False)
+    (folder / "claim.smd").write_text("the first process")
+    assert sync.sync() == 1
+    (folder / "claim.smd").unlink()
+    assert sync.sync() == 0
+    assert [key.name for key in objects.below(uri)] == ["debug/job/claim.smd"]
+
+
 def test_output_to_a_bucket_that_is_missing_is_an_error_of_the_client(objects: Objects) -> None:
     with pytest.raises(DataError, match=r"ClientError: Artifact upload failed.*NoSuchBucket"):
         objects.put(Uri("nowhere", "a"), b"")
