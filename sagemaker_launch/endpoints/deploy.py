@@ -6,6 +6,7 @@ import json
 import math
 import time
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 
 from botocore.exceptions import BotoCoreError, ClientError
@@ -48,7 +49,6 @@ from sagemaker_launch.endpoints.requests import (
     alarm_names,
     create_endpoint,
     endpoint_tags,
-    has_schedule,
     scalable_target,
     scaling_policy,
     schedule,
@@ -61,6 +61,9 @@ from sagemaker_launch.endpoints.requests import (
 from sagemaker_launch.serving.engine import golden_tolerance
 from sagemaker_launch.settings.cloud import CloudSettings
 from sagemaker_launch.settings.endpoint import Precision
+
+LEAST_TIME = timedelta(minutes=5)
+"""Least time from the end of an update to the end of the lease, which the update may have outlasted."""
 
 
 class DeployError(CommandError):
@@ -137,8 +140,8 @@ def deploy(
     """Create an endpoint, or update it unless it has this version.
 
     A new endpoint that fails is deleted with everything created for it. An existing endpoint keeps its version,
-    and what was created for the new version is deleted. After a kill the same call continues. Nothing is deleted
-    because a call was refused or not answered.
+    and what was created for the new version is deleted; its lease changes only after the golden photo. After a kill
+    the same call continues. Nothing is deleted because a call was refused or not answered.
 
     Args:
         running: is told what is made.
@@ -162,10 +165,11 @@ def deploy(
     if before is not None:
         _check_kind(services, settings, before)
         running.exists(name, f"endpoint {name}")
-    if has_schedule(settings, lease):
-        running.made.append(f"schedule {schedule_name(settings, name)}")
     try:
-        guards = set_lease(services, settings, name, lease, before)
+        if before is None:  # a killed call leaves no endpoint without an end
+            guards = set_lease(services, settings, name, lease, None, running)
+        else:
+            _keep_alive(services, settings, before, running)
         _bring_up(services, settings, name, version, lease, before, log, running)
         difference, latency_ms = golden.check(target)
     except Exception as error:
@@ -180,6 +184,8 @@ def deploy(
         else:
             running.made.clear()
         raise DeployError(f"endpoint {name}: {error}\n{outcome}") from error
+    if before is not None:
+        guards = set_lease(services, settings, name, lease.lasting(LEAST_TIME), before, running)
     if settings.endpoint.scales:
         running.missing = _unscaled(name)
         _start_scaling(services, settings, name)
@@ -301,10 +307,26 @@ def _roll_back(
     return f"{name} answers with {old} as before; what the update brought is removed"
 
 
+def _keep_alive(services: Services, settings: CloudSettings, before: FoundEndpoint, running: Running) -> None:
+    """Extend a lease that would expire during the update, so that nothing deletes the endpoint meanwhile."""
+    lease = before.lease.lasting(timedelta(seconds=settings.endpoint.update_timeout_seconds))
+    if lease != before.lease:
+        guards = set_lease(services, settings, before.name, lease, before, running)
+        say(f"endpoint {before.name} would expire during the update, so it gets more time: {guards}")
+
+
 def set_lease(
-    services: Services, settings: CloudSettings, name: str, lease: Lease, before: FoundEndpoint | None
+    services: Services,
+    settings: CloudSettings,
+    name: str,
+    lease: Lease,
+    before: FoundEndpoint | None,
+    running: Running,
 ) -> str:
     """Write owner and expiry of the endpoint into its tags, and schedule its deletion in AWS.
+
+    Args:
+        running: is told of the schedule.
 
     Returns:
         A sentence about when and how it will be deleted.
@@ -320,6 +342,7 @@ def set_lease(
     if settings.endpoint.schedule_role_arn is None:
         delete_schedule(services, settings, name)
         return f"its time is over at {at}; only {cron} deletes it then: cloud.endpoint.schedule_role_arn is not set"
+    running.made.append(f"schedule {schedule_name(settings, name)}")
     request = schedule(settings, name, lease.expires)
     try:
         try:

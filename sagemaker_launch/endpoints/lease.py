@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
 from experiments.errors import UserError
@@ -46,6 +46,11 @@ class Lease:
     def has_expired(self, now: datetime | None = None) -> bool:
         """Whether the lease has expired."""
         return self.expires is not None and self.expires <= (now or datetime.now(UTC))
+
+    def lasting(self, span: timedelta) -> Lease:
+        """This lease, extended if it expires within a time from now."""
+        until = (datetime.now(UTC) + span).replace(microsecond=0)
+        return self if self.expires is None or self.expires >= until else replace(self, expires=until)
 
     def text(self) -> str:
         """The lease as text."""

@@ -126,7 +126,7 @@ def update_endpoint(settings: CloudSettings, name: str, config_name: str) -> Req
         "BlueGreenUpdatePolicy": {
             "TrafficRoutingConfiguration": routing,
             "TerminationWaitInSeconds": 0,
-            "MaximumExecutionTimeoutInSeconds": min(28_800, 3600 + 10 * endpoint.rollout_wait_seconds),
+            "MaximumExecutionTimeoutInSeconds": endpoint.update_timeout_seconds,
         },
         "AutoRollbackConfiguration": {"Alarms": [{"AlarmName": alarm} for alarm in alarms]},
     }

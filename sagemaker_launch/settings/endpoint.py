@@ -126,6 +126,11 @@ class EndpointSettings:
         return self.max_instances > self.min_instances
 
     @property
+    def update_timeout_seconds(self) -> int:
+        """Time after which AWS rolls an update back."""
+        return min(28_800, 3600 + 10 * self.rollout_wait_seconds)
+
+    @property
     def first_instances(self) -> int:
         """Number of instances at the start."""
         return max(1, self.min_instances)

@@ -62,7 +62,7 @@ def services(**clients: Client) -> Services:
 
 def test_where_the_role_may_not_the_output_says_that_only_the_command_ends_the_endpoint() -> None:
     scheduler = Client(create_schedule=raising(refusal("AccessDeniedException", "CreateSchedule")))
-    guard = set_lease(services(scheduler=scheduler), SCHEDULED, "dogs", LEASE, None)
+    guard = set_lease(services(scheduler=scheduler), SCHEDULED, "dogs", LEASE, None, Running())
     assert "only `python -m sagemaker_launch delete --expired`" in guard
     assert "AccessDeniedException" in guard
 
@@ -73,14 +73,15 @@ def test_a_schedule_that_is_there_gets_the_new_time() -> None:
         create_schedule=raising(refusal("ConflictException", "CreateSchedule")),
         update_schedule=lambda **given: times.append(given["ScheduleExpression"]),
     )
-    assert "AWS deletes it at" in set_lease(services(scheduler=scheduler), SCHEDULED, "dogs", LEASE, None)
+    assert "AWS deletes it at" in set_lease(services(scheduler=scheduler), SCHEDULED, "dogs", LEASE, None, Running())
     assert LEASE.expires is not None
     assert times == [f"at({LEASE.expires:%Y-%m-%dT%H:%M:%S})"]
 
 
 def test_an_endpoint_without_an_end_has_no_schedule_and_the_output_says_so() -> None:
     scheduler = Client(delete_schedule=lambda **_: None)
-    assert "nothing ends it" in set_lease(services(scheduler=scheduler), SCHEDULED, "dogs", Lease("anna", None), None)
+    endless = Lease("anna", None)
+    assert "nothing ends it" in set_lease(services(scheduler=scheduler), SCHEDULED, "dogs", endless, None, Running())
     assert scheduler.calls == ["delete_schedule"]
 
 
@@ -121,8 +122,11 @@ def test_only_an_answer_about_the_version_removes_it(error: Exception, is_bad: b
 class Tags:
     """The pages of ListTags."""
 
+    def __init__(self, **more: str) -> None:
+        self._tags = {"project": "local-first-experiments", **more}
+
     def paginate(self, **_: Any) -> list[dict[str, Any]]:
-        return [{"Tags": [{"Key": "project", "Value": "local-first-experiments"}]}]
+        return [{"Tags": [{"Key": key, "Value": value} for key, value in self._tags.items()]}]
 
 
 def test_an_endpoint_that_may_still_answer_is_not_removed_unasked() -> None:
@@ -206,6 +210,7 @@ class Scaled:
 
     def __init__(self, *, is_registered: bool = True, scaling_error: Exception | None = None) -> None:
         self.config, self.is_registered, self.scaling_error = "old", is_registered, scaling_error
+        self.tags, self.schedule = dict[str, str](), ""
 
     def services(self) -> Services:
         model = {"ProductionVariants": [{"ModelName": "old"}]}
@@ -214,11 +219,11 @@ class Scaled:
             describe_model=lambda ModelName: {"ModelName": ModelName},
             describe_endpoint_config=lambda EndpointConfigName: {"EndpointConfigName": EndpointConfigName, **model},
             update_endpoint=lambda EndpointConfigName, **_: self.update(EndpointConfigName),
-            add_tags=lambda **_: None,
+            add_tags=lambda Tags, **_: self.tags.update({tag["Key"]: tag["Value"] for tag in Tags}),
             delete_model=lambda **_: None,
             delete_endpoint_config=lambda **_: None,
         )
-        sagemaker.get_paginator = lambda operation: Tags() if operation == "list_tags" else Nothing()
+        sagemaker.get_paginator = lambda operation: Tags(**self.tags) if operation == "list_tags" else Nothing()
         autoscaling = Client(
             describe_scalable_targets=lambda **_: {"ScalableTargets": [{}] if self.is_registered else []},
             deregister_scalable_target=lambda **_: None,
@@ -226,7 +231,10 @@ class Scaled:
             put_scaling_policy=lambda **_: {"PolicyARN": "arn"},
         )
         cloudwatch = Client(put_metric_alarm=lambda **_: None, describe_alarms=lambda **_: {"MetricAlarms": []})
-        scheduler = Client(delete_schedule=lambda **_: None)
+        scheduler = Client(
+            create_schedule=lambda ScheduleExpression, **_: self.end_at(ScheduleExpression),
+            delete_schedule=lambda **_: self.end_at(""),
+        )
         return services(sagemaker=sagemaker, autoscaling=autoscaling, cloudwatch=cloudwatch, scheduler=scheduler)
 
     def describe(self) -> dict[str, Any]:
@@ -236,6 +244,9 @@ class Scaled:
 
     def update(self, config: str) -> None:
         self.config = config
+
+    def end_at(self, schedule: str) -> None:
+        self.schedule = schedule
 
     def register(self) -> None:
         if self.scaling_error is not None:
@@ -277,3 +288,53 @@ def test_an_endpoint_is_said_not_to_scale_only_while_it_does_not(
         deploy(account.services(), settings, "dogs", version, LEASE, golden, Says([logit]), log, running=running)
     assert account.config == ("old" if logit else version.config_name)
     assert running.missing == missing
+
+
+@pytest.fixture
+def unscaled(monkeypatch: pytest.MonkeyPatch) -> Scaled:
+    monkeypatch.setattr("sagemaker_launch.endpoints.deploy.read_back", lambda *_: [])
+    return Scaled(is_registered=False)
+
+
+def update(account: Scaled, lease: Lease, *, logit: float) -> str:
+    """Deploy another version, whose golden photo is right at 0; return what is said about its end."""
+    version, running = deployment(SCHEDULED, "dogs", "image", "s3://b/m"), Running()
+    golden, log, target = Golden(b"", (0.0,)), Log(None, ""), Says([logit])
+    return deploy(account.services(), SCHEDULED, "dogs", version, lease, golden, target, log, running=running).guards
+
+
+NOW = datetime.now(UTC)
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (Lease("anna", None), Lease("otto", NOW + timedelta(hours=4))),
+        (Lease("anna", NOW + timedelta(hours=4)), Lease("otto", None)),
+    ],
+)
+def test_an_update_that_fails_leaves_the_lease_as_it_was(unscaled: Scaled, before: Lease, after: Lease) -> None:
+    unscaled.tags, unscaled.schedule = before.tags, "before"
+    with pytest.raises(DeployError, match="answers with old as before"):
+        update(unscaled, after, logit=1.0)
+    assert (unscaled.tags, unscaled.schedule) == (before.tags, "before")
+    guards = update(unscaled, after, logit=0.0)
+    assert unscaled.tags.items() >= after.tags.items()
+    assert unscaled.schedule == (f"at({after.expires:%Y-%m-%dT%H:%M:%S})" if after.expires else "")
+    assert ("AWS deletes it at" if after.expires else "nothing ends it") in guards
+
+
+@pytest.mark.parametrize("ends", [timedelta(minutes=-5), timedelta(minutes=5)])
+def test_an_endpoint_does_not_expire_while_it_is_updated(unscaled: Scaled, ends: timedelta) -> None:
+    unscaled.tags = Lease("anna", datetime.now(UTC) + ends).tags
+    with pytest.raises(DeployError, match="answers with old as before"):
+        update(unscaled, Lease("otto", None), logit=1.0)
+    left = Lease.read(unscaled.tags)
+    assert left.owner == "anna" and left.expires is not None and unscaled.schedule
+    longest = timedelta(seconds=SCHEDULED.endpoint.update_timeout_seconds)
+    assert timedelta(0) < left.expires - datetime.now(UTC) <= longest
+
+
+def test_an_update_that_outlasts_its_lease_ends_soon_after(unscaled: Scaled) -> None:
+    update(unscaled, Lease("otto", datetime.now(UTC) - timedelta(minutes=1)), logit=0.0)
+    assert not Lease.read(unscaled.tags).has_expired() and unscaled.schedule
