@@ -167,6 +167,7 @@ CALLS: tuple[Call, ...] = (
         ),
         SAGEMAKER,
     ),
+    _sagemaker("UpdateEndpointWeightsAndCapacities", "endpoint", guard="own"),
     Call(
         "sagemaker",
         "DeleteEndpoint",

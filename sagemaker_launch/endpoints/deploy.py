@@ -49,6 +49,7 @@ from sagemaker_launch.endpoints.requests import (
     alarm_names,
     create_endpoint,
     endpoint_tags,
+    fixed_instances,
     scalable_target,
     scaling_policy,
     schedule,
@@ -191,6 +192,9 @@ def deploy(
         _start_scaling(services, settings, name)
     else:
         stop_scaling(services, name)
+        if settings.endpoint.has_instances:
+            running.missing = f"endpoint {name} may run more instances until the same command has succeeded"
+            _fix_instances(services, settings, name)
     running.missing = ""
     delete_versions(services, settings, name, keep=(version.config_name, version.model_name))
     described = ENDPOINT.describe(services.sagemaker, name)
@@ -359,6 +363,17 @@ def set_lease(
 
 def _unscaled(name: str) -> str:
     return f"endpoint {name} may not scale until the same command has succeeded"
+
+
+def _fix_instances(services: Services, settings: CloudSettings, name: str) -> None:
+    """Bring a version that scaled before to the number of instances of the settings: AWS keeps those that run."""
+    wait_settled(services, name)  # the scaling may have started a change
+    (variant,) = ENDPOINT.describe(services.sagemaker, name)["ProductionVariants"]
+    if variant["DesiredInstanceCount"] != settings.endpoint.first_instances:
+        request = fixed_instances(settings.endpoint, name)
+        validate("UpdateEndpointWeightsAndCapacities", request)
+        services.sagemaker.update_endpoint_weights_and_capacities(**request)
+        wait_settled(services, name)
 
 
 def _start_scaling(services: Services, settings: CloudSettings, name: str) -> None:

@@ -94,6 +94,8 @@ def planned_requests(
         yield "cloudwatch", "PutMetricAlarm", alarm
     if lease.expires is not None and has_schedule(settings, lease):
         yield "scheduler", "CreateSchedule", schedule(settings, name, lease.expires)
+    if endpoint.has_instances and not endpoint.scales:
+        yield "sagemaker", "UpdateEndpointWeightsAndCapacities", fixed_instances(endpoint, name)
     if endpoint.scales:
         yield "application-autoscaling", "RegisterScalableTarget", scalable_target(endpoint, name)
         yield "application-autoscaling", "PutScalingPolicy", scaling_policy(endpoint, name)
@@ -158,6 +160,12 @@ def update_alarms(settings: CloudSettings, name: str) -> list[Request]:
             }
         )
     return alarms
+
+
+def fixed_instances(endpoint: EndpointSettings, name: str) -> Request:
+    """The body of UpdateEndpointWeightsAndCapacities that runs the instances of an endpoint that does not scale."""
+    desired = {"VariantName": VARIANT, "DesiredInstanceCount": endpoint.first_instances}
+    return {"EndpointName": name, "DesiredWeightsAndCapacities": [desired]}
 
 
 def scalable_target(endpoint: EndpointSettings, name: str) -> Request:

@@ -494,6 +494,21 @@ def test_the_schedules_role_ends_the_lease_of_a_scaled_endpoint(cloud: Rehearsal
     assert cloud.left() == []
 
 
+def test_without_scaling_an_endpoint_returns_to_its_first_instances(
+    cloud: Rehearsal, scripted: tuple[Path, Path]
+) -> None:
+    command = ["deploy", "fewer", "--model", str(scripted[0]), *BRIEF, SCRIPT]
+    cloud.done(*command, "--cloud.endpoint.max_instances=2")
+    sagemaker = account("sagemaker")
+    desired = [{"VariantName": "AllTraffic", "DesiredInstanceCount": 2}]
+    sagemaker.update_endpoint_weights_and_capacities(EndpointName="fewer", DesiredWeightsAndCapacities=desired)
+    cloud.done(*command)
+    (variant,) = sagemaker.describe_endpoint(EndpointName="fewer")["ProductionVariants"]
+    assert variant["CurrentInstanceCount"] == 1
+    cloud.done("delete", "fewer")
+    assert cloud.left() == []
+
+
 @pytest.mark.parametrize("kind", ["serverless", "async"])
 @pytest.mark.slow
 def test_other_kinds_answer_as_well(cloud: Rehearsal, scripted: tuple[Path, Path], kind: str) -> None:

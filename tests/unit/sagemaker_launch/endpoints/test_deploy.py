@@ -210,7 +210,7 @@ class Scaled:
 
     def __init__(self, *, is_registered: bool = True, scaling_error: Exception | None = None) -> None:
         self.config, self.is_registered, self.scaling_error = "old", is_registered, scaling_error
-        self.tags, self.schedule = dict[str, str](), ""
+        self.tags, self.schedule, self.instances = dict[str, str](), "", 1
 
     def services(self) -> Services:
         model = {"ProductionVariants": [{"ModelName": "old"}]}
@@ -222,11 +222,14 @@ class Scaled:
             add_tags=lambda Tags, **_: self.tags.update({tag["Key"]: tag["Value"] for tag in Tags}),
             delete_model=lambda **_: None,
             delete_endpoint_config=lambda **_: None,
+            update_endpoint_weights_and_capacities=lambda DesiredWeightsAndCapacities, **_: self.resize(
+                DesiredWeightsAndCapacities[0]["DesiredInstanceCount"]
+            ),
         )
         sagemaker.get_paginator = lambda operation: Tags(**self.tags) if operation == "list_tags" else Nothing()
         autoscaling = Client(
             describe_scalable_targets=lambda **_: {"ScalableTargets": [{}] if self.is_registered else []},
-            deregister_scalable_target=lambda **_: None,
+            deregister_scalable_target=lambda **_: self.deregister(),
             register_scalable_target=lambda **_: self.register(),
             put_scaling_policy=lambda **_: {"PolicyARN": "arn"},
         )
@@ -240,10 +243,18 @@ class Scaled:
     def describe(self) -> dict[str, Any]:
         created = datetime.now(UTC)
         state = {"EndpointArn": "arn", "EndpointStatus": "InService", "CreationTime": created}
-        return {**state, "EndpointConfigName": self.config}
+        variants = [{"DesiredInstanceCount": self.instances}]
+        return {**state, "EndpointConfigName": self.config, "ProductionVariants": variants}
+
+    def resize(self, instances: int) -> None:
+        assert not self.is_registered, "the scaling would change it again"
+        self.instances = instances
 
     def update(self, config: str) -> None:
         self.config = config
+
+    def deregister(self) -> None:
+        self.is_registered = False
 
     def end_at(self, schedule: str) -> None:
         self.schedule = schedule
@@ -338,3 +349,11 @@ def test_an_endpoint_does_not_expire_while_it_is_updated(unscaled: Scaled, ends:
 def test_an_update_that_outlasts_its_lease_ends_soon_after(unscaled: Scaled) -> None:
     update(unscaled, Lease("otto", datetime.now(UTC) - timedelta(minutes=1)), logit=0.0)
     assert not Lease.read(unscaled.tags).has_expired() and unscaled.schedule
+
+
+@pytest.mark.parametrize("is_registered", [True, False])  # False: a killed call has ended the scaling
+def test_an_endpoint_that_scales_no_more_runs_the_instances_of_the_table(unscaled: Scaled, is_registered: bool) -> None:
+    unscaled.config = deployment(SCHEDULED, "dogs", "image", "s3://b/m").config_name
+    unscaled.instances, unscaled.is_registered = 3, is_registered
+    update(unscaled, LEASE, logit=0.0)
+    assert (unscaled.instances, unscaled.is_registered) == (1, False)

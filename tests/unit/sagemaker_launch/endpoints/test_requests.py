@@ -16,6 +16,7 @@ from sagemaker_launch.endpoints.lease import Lease, new_lease
 from sagemaker_launch.endpoints.requests import (
     create_endpoint,
     deployment,
+    fixed_instances,
     scalable_target,
     scaling_policy,
     schedule,
@@ -47,6 +48,7 @@ def requests(values: dict[str, object]) -> dict[tuple[str, str], Any]:
         ("sagemaker", "CreateEndpointConfig"): version.config,
         ("sagemaker", "CreateEndpoint"): create_endpoint(settings, "dogs", version.config_name, LEASE),
         ("sagemaker", "UpdateEndpoint"): update_endpoint(settings, "dogs", version.config_name),
+        ("sagemaker", "UpdateEndpointWeightsAndCapacities"): fixed_instances(settings.endpoint, "dogs"),
         ("application-autoscaling", "RegisterScalableTarget"): scalable_target(settings.endpoint, "dogs"),
         ("application-autoscaling", "PutScalingPolicy"): scaling_policy(settings.endpoint, "dogs"),
         ("application-autoscaling", "PutScalingPolicy "): wake_policy("dogs"),
