@@ -115,8 +115,10 @@ def _start_and_watch(settings: CloudSettings, plan: JobPlan, arguments: argparse
         return invocation("sagemaker_launch", word, name, *arguments.passed_on(word, plan.label))
 
     def commands(name: str) -> Mapping[str, str]:
-        again = f"the same {'tune' if plan.job_type is TUNING else 'train'} command watches it again"
-        return {f"{again}; its results": command("sync", name), "to end it": command("stop", name)}
+        same = f"the same {'tune' if plan.job_type is TUNING else 'train'} command"
+        if arguments.again:  # it would start another job after the end of this one
+            same = f"{same} without --again"
+        return {f"{same} watches it again; its results": command("sync", name), "to end it": command("stop", name)}
 
     at_once = settings.max_parallel_jobs if plan.job_type is TUNING else 1
     running = Running(at_once * plan.worst.usd_per_hour, commands)

@@ -77,11 +77,11 @@ def launch(
 ) -> Launched:
     """Start the job that `build` describes, or find the one that was started before.
 
-    A job that failed or was stopped is followed by another attempt, which resumes from its checkpoints; one that runs
-    or is complete is found.
+    The newest attempt counts. If it failed or was stopped, another one follows, which resumes from its checkpoints; if
+    it runs or is complete, it is found.
 
     Args:
-        again: start another job even if one is complete.
+        again: start another job even if the newest one is complete.
         starts: called with the job's name before it is created.
         exists: called as soon as AWS has the job, before anything else can fail.
 
@@ -91,22 +91,24 @@ def launch(
         ProtectionError: if the job lacks a protection that was asked for; it was stopped.
     """
     completed = 0
+    complete: Launched | None = None
     for attempt in count(1):
         name = job_name(label, build, attempt)
         described = job_type.find(client, name)
-        if described is not None and described[job_type.status] in ("InProgress", "Stopping", "Completed"):
-            if again and described[job_type.status] == "Completed":
-                completed += 1
-                continue
-            is_running = described[job_type.status] != "Completed"
-            found = Launched(job_type, name, described[job_type.arn], found=True, is_running=is_running)
+        if described is None:
+            break
+        status = described[job_type.status]
+        found = Launched(job_type, name, described[job_type.arn], found=True, is_running=status != "Completed")
+        if status in ("InProgress", "Stopping"):
             exists(found)
             return found
-        if described is None:
-            starts(name)
-            request = build(name, checkpoint_folder(name, completed))
-            return _create_job(client, job_type, request, name, exists)
-    raise AssertionError("count never ends")
+        completed += status == "Completed"
+        complete = found if status == "Completed" else None
+    if complete is not None and not again:
+        exists(complete)
+        return complete
+    starts(name)
+    return _create_job(client, job_type, build(name, checkpoint_folder(name, completed)), name, exists)
 
 
 def _create_job(

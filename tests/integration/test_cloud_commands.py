@@ -300,6 +300,10 @@ def test_ctrl_c_leaves_the_job_running_and_says_how_to_come_back(
     assert "job-1 keeps running, for up to $0.74 an hour\n" in printed
     assert f"its results: {invocation('sagemaker_launch', 'sync', 'job-1')} " in printed
     assert f"to end it: {invocation('sagemaker_launch', 'stop', 'job-1')} " in printed
+    assert "the same train command watches it again" in printed
+    # With --again it would start another job as soon as this one is complete.
+    assert main(["train", CLOUD, "--again", *own_flags("cloud train", fields)]) == 130
+    assert "the same train command without --again watches it again" in capsys.readouterr().err
 
 
 def test_what_the_toolkit_prints_around_a_script_is_left_out() -> None:

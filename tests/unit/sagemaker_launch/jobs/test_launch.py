@@ -138,6 +138,31 @@ def test_again_starts_another_one_beside_a_complete_one() -> None:
     assert all(folder.endswith("/") for folder in folders), "or the one of dogs-1 begins as that of dogs-10 does"
 
 
+def test_without_again_the_newest_job_is_found() -> None:
+    service = Service()
+    first = launch(service, TRAINING, "dogs", build())
+    service.jobs[first.name]["TrainingJobStatus"] = "Completed"
+    second = launch(service, TRAINING, "dogs", build(), again=True)
+    running = launch(service, TRAINING, "dogs", build())
+    assert (running.name, running.found, running.is_running) == (second.name, True, True)
+    service.jobs[second.name]["TrainingJobStatus"] = "Completed"
+    ended = launch(service, TRAINING, "dogs", build())
+    assert (ended.name, ended.found, ended.is_running) == (second.name, True, False)
+    assert list(service.jobs) == [first.name, second.name], "nothing is paid for twice"
+
+
+@pytest.mark.parametrize("status", ["Failed", "Stopped"])
+def test_without_again_one_that_again_started_and_that_did_not_end_is_continued(status: str) -> None:
+    service = Service()
+    first = launch(service, TRAINING, "dogs", build())
+    service.jobs[first.name]["TrainingJobStatus"] = "Completed"
+    second = launch(service, TRAINING, "dogs", build(), again=True)
+    service.jobs[second.name]["TrainingJobStatus"] = status
+    third = launch(service, TRAINING, "dogs", build())
+    assert third.name.endswith("-3")
+    assert checkpoints(service, third.name) == checkpoints(service, second.name)
+
+
 @pytest.mark.parametrize(
     "name",
     ["dogs-1", "dogs-2026-11-30-07-40-00-123", "dogs-1a2b3c4d5e-1-001-1a2b3c4d", "1a2b3c4d5e-1", "dogs-1a2b3c4d5e"],
