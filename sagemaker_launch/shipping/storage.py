@@ -18,7 +18,7 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from botocore.exceptions import ClientError
 
@@ -131,8 +131,8 @@ class Shipment:
         """Upload the files that S3 lacks; after an interruption the next call uploads the rest.
 
         Raises:
-            UserError: if a bucket is in another region, a photo changed while it was read, or photos of another job are
-                gone.
+            UserError: if a bucket is in another region, a photo or the checkpoint changed since it was hashed, or
+                photos of another job are gone.
         """
         storage = Storage(client, settings)
         storage.require_region()
@@ -218,18 +218,30 @@ class Storage:
             )
 
     def upload_file(self, key: str, path: Path) -> None:
-        """Upload a file of any size, once."""
+        """Upload a file of up to 80 GB, once.
+
+        Args:
+            key: its folder is named by the file's SHA-256, or by the beginning of it.
+
+        Raises:
+            UserError: if the file has changed since it was hashed; nothing is stored.
+        """
         if self.exists(key):
             return
-        with progress(f"uploading {path.name}", path.stat().st_size, "byte") as advance:
-            self._client.upload_file(
-                str(path), self._bucket, f"{self._prefix}/{key}", ExtraArgs=self._encryption, Callback=advance
+        size, sha256 = path.stat().st_size, key.split("/")[-2]
+        with progress(f"uploading {path.name}", size, "byte") as advance, path.open("rb") as file:
+            self._client.upload_fileobj(
+                _Unchanged(file, path, sha256),
+                self._bucket,
+                f"{self._prefix}/{key}",
+                ExtraArgs=self._encryption,
+                Callback=advance,
             )
 
     def _upload_photo(self, name: str, path: Path) -> None:
         content = path.read_bytes()
         if not name.startswith(hashlib.sha256(content).hexdigest()):
-            raise UserError(f"{path} changed while it was uploaded: run the command again")
+            raise _changed(path)
         self.put(f"data/objects/{name}", content)
 
     def put(self, key: str, content: bytes) -> None:
@@ -260,6 +272,28 @@ class Storage:
             if number % SAID_PAGES == 0:
                 say(f"listing {self._uri}/{start}: {len(names):,} objects so far")
         return names
+
+
+class _Unchanged:
+    """A file that is read once, from its beginning. An error at its end keeps S3 from storing another content.
+
+    boto3 reads a file that can't seek to its end before it sends all of it, and sends the bytes that it has read.
+    """
+
+    def __init__(self, file: BinaryIO, path: Path, sha256: str) -> None:
+        self._file, self._path, self._expected = file, path, sha256
+        self._hash = hashlib.sha256()
+
+    def read(self, size: int = -1) -> bytes:
+        content = self._file.read(size)
+        self._hash.update(content)
+        if (size < 0 or len(content) < size) and not self._hash.hexdigest().startswith(self._expected):
+            raise _changed(self._path)
+        return content
+
+
+def _changed(path: Path) -> UserError:
+    return UserError(f"{path} changed while it was uploaded: run the command again when nothing writes to it")
 
 
 def require_bucket_region(client: Any, bucket: str, setting: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ from experiments.errors import UserError
 from sagemaker_launch.container.entry import photo_folder
 from sagemaker_launch.settings.cloud import CloudSettings, load_cloud
 from sagemaker_launch.shipping.shipment import make_shipment, s3_root
-from sagemaker_launch.shipping.storage import Storage, read_photo_set
+from sagemaker_launch.shipping.storage import Storage, read_photo_set, weights_folder
 from tests.unit.sagemaker_launch.jobs.test_requests import BASIC
 
 SETTINGS = load_cloud(None, BASIC)
@@ -112,6 +113,20 @@ def test_a_photo_that_changes_meanwhile_is_named(s3: Any, photos: Path, tmp_path
     changed.write_bytes(b"something else")
     with pytest.raises(ValueError, match=f"{changed} changed while it was uploaded"):
         Storage(s3, SETTINGS).upload_photos(found)
+
+
+@pytest.mark.parametrize("size", [0, 100, 8 * 2**20, 20 * 2**20], ids=["empty", "small", "one part", "several parts"])
+def test_a_file_that_changes_meanwhile_is_named_and_not_stored(s3: Any, tmp_path: Path, size: int) -> None:
+    path, planned, changed = tmp_path / "mine.pth", b"a" * size, b"b" * (size + 1)
+    key = f"{weights_folder(hashlib.sha256(planned).hexdigest())}/weights.pth"
+    path.write_bytes(changed)
+    with pytest.raises(UserError, match=f"{path} changed while it was uploaded: run the command again when nothing"):
+        Storage(s3, SETTINGS).upload_file(key, path)
+    assert keys(s3) == {}
+    assert "Uploads" not in s3.list_multipart_uploads(Bucket=SETTINGS.bucket), "parts would be billed"
+    path.write_bytes(planned)
+    Storage(s3, SETTINGS).upload_file(key, path)
+    assert keys(s3) == {f"{SETTINGS.prefix}/{key}": planned}
 
 
 def test_a_checkpoint_and_the_code_travel_once(s3: Any, photos: Path, tmp_path: Path) -> None:

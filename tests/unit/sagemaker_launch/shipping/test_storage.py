@@ -11,6 +11,7 @@ import pytest
 from botocore.awsrequest import AWSPreparedRequest, AWSResponse
 
 from experiments.errors import UserError
+from lightning_modules.files import file_sha256
 from sagemaker_launch.endpoints import query
 from sagemaker_launch.settings.cloud import CloudSettings, load_cloud
 from sagemaker_launch.shipping.bundle import Bundle
@@ -44,7 +45,7 @@ def put(client: Any, settings: CloudSettings, path: Path) -> None:
 def upload(client: Any, settings: CloudSettings, path: Path) -> None:
     storage = Storage(client, settings)
     storage.exists = lambda key: False
-    storage.upload_file("weights/x", path)
+    storage.upload_file(f"weights/{file_sha256(path)[:32]}/x", path)
 
 
 def ask(client: Any, settings: CloudSettings, path: Path) -> None:
