@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from importlib import metadata
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Literal
 from experiments.config import RunConfig, override, require
 from experiments.console import say
 from experiments.errors import UserError
-from lightning_modules.files import file_sha256
+from lightning_modules.files import file_sha256, replaced_whole
 from sagemaker_launch.aws.image_uris import (
     CONTAINER_ACCOUNTS,
     RAY_SERVE_CUDA,
@@ -219,7 +220,8 @@ def ray_serve_image(region: str, device: Literal["cpu", "cuda"]) -> str:
 def _image_uri(field: str, query: dict[str, str], region: str, instance_type: str, cache_dir: Path) -> str:
     """The URI of AWS's image, looked up once."""
     known = cache_dir / f"image-{'-'.join([*query.values(), region, instance_type])}.json"
-    if known.is_file():
+    # A file that can't be read, as an older version left it after a kill or on a full disk, is written again.
+    with contextlib.suppress(FileNotFoundError, ValueError):
         return str(json.loads(known.read_text()))
     try:
         from sagemaker.core import image_uris  # seconds
@@ -230,5 +232,6 @@ def _image_uri(field: str, query: dict[str, str], region: str, instance_type: st
     found = str(image_uris.retrieve(region=region, instance_type=instance_type, **query))
     say(f"image: {found} (set {field} to keep to it)")
     cache_dir.mkdir(parents=True, exist_ok=True)
-    known.write_text(json.dumps(found))
+    with replaced_whole(known, shared=True) as part:
+        part.write_text(json.dumps(found))
     return found

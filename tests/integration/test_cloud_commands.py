@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import subprocess
 import sys
@@ -249,6 +250,22 @@ def test_the_newest_image_is_looked_up_once(tmp_path: Path, monkeypatch: pytest.
     for _ in range(2):
         assert find_image(load_cloud(), "eu-west-1", tmp_path) == "account/pytorch:2.14"
     assert [query["region"] for query in asked] == ["eu-west-1"]
+    (known,) = tmp_path.iterdir()
+    for damaged in (b"", b'"account/pyt', b"\xff"):  # a kill, or a full disk
+        known.write_bytes(damaged)
+        for _ in range(2):
+            assert find_image(load_cloud(), "eu-west-1", tmp_path) == "account/pytorch:2.14"
+    assert len(asked) == 4, "each is looked up once more"
+
+    def cut_off(path: Path, text: str) -> int:
+        path.write_bytes(text[:5].encode())
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_text", cut_off)
+        with pytest.raises(OSError, match="No space left"):
+            find_image(load_cloud(), "eu-west-2", tmp_path)
+    assert list(tmp_path.iterdir()) == [known], "no half of a file"
     assert find_image(load_cloud(None, {"image_uri": "mine"}), "eu-west-1", tmp_path) == "mine"
     monkeypatch.setitem(sys.modules, "sagemaker.core", None)
     with pytest.raises(ValueError, match=r"cloud\.image_uri must be set"):
