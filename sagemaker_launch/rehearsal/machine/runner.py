@@ -297,7 +297,7 @@ class JobRunner(threading.Thread):
         if "DebugHookConfig" not in self._job.request:
             return []
         objects, uri = self._objects, self._tensors
-        # smdebug writes beside a file's place and moves it there, and at its end it deletes the file that says who writes.
+        # smdebug writes beside a file's place and moves it there. At its end it deletes its file that says who writes.
         return [
             FolderSync(objects, container.tensors, uri, unfinished=".tmp", deletes=False) for container in containers
         ]

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from botocore.exceptions import ClientError, ReadTimeoutError
 
+from lightning_modules.openvino_cpu import FILES, INT8_FOLDER, INT8_GOLDEN, file_hashes
 from sagemaker_launch.aws.logs import Log
 from sagemaker_launch.aws.resources import LaunchError, UnansweredError
 from sagemaker_launch.aws.running import Running
@@ -183,7 +184,11 @@ def test_the_golden_photo_may_be_off_by_a_ten_thousandth(golden: Golden) -> None
 
 @pytest.mark.parametrize(("precision", "off"), [("bf16", 0.4), ("int8", 0.06)])
 def test_lower_precision_has_its_own_bound(golden: Golden, tmp_path: Path, precision: Precision, off: float) -> None:
-    (tmp_path / "golden" / "int8.json").write_text(json.dumps({"tolerance": 0.1}))
+    (tmp_path / INT8_FOLDER).mkdir()
+    for name in FILES:
+        (tmp_path / INT8_FOLDER / name).write_text(name)
+    facts = {"tolerance": 0.1, "sha256": file_hashes(tmp_path / INT8_FOLDER)}
+    (tmp_path / INT8_GOLDEN).write_text(json.dumps(facts))
     rough = Golden.read(tmp_path, precision)
     assert rough.check(Says([0.5, 2.0 + off]))[0] == pytest.approx(off)
     with pytest.raises(DeployError, match="the golden photo's logits are off by"):
