@@ -151,7 +151,9 @@ def fetch_wheels(cache_dir: Path) -> Path:
             available.
     """
     pins = wheel_pins()
-    folder = cache_dir / f"wheels-{hashlib.sha256(' '.join(pins).encode()).hexdigest()[:16]}"
+    platforms = [f"--platform=manylinux{tag}_x86_64" for tag in ("2014", "_2_17", "_2_28")]
+    content = " ".join([*PYTHONS, *platforms, *pins])
+    folder = cache_dir / f"wheels-{hashlib.sha256(content.encode()).hexdigest()[:16]}"
     cache_dir.mkdir(parents=True, exist_ok=True)
     with KernelLock(Path(f"{folder}.lock")):
         if folder.is_dir():
@@ -159,7 +161,6 @@ def fetch_wheels(cache_dir: Path) -> Path:
         with replaced_whole(folder) as part:
             for python in PYTHONS:
                 say(f"downloading the packages of a job without network, for Python {python}")
-                platforms = [f"--platform=manylinux{tag}_x86_64" for tag in ("2014", "_2_17", "_2_28")]
                 what = [f"--python-version={python}", *platforms, *pins]
                 _download(part, what, f"cloud.network_isolation needs the packages of {REQUIREMENTS}")
     return folder

@@ -240,6 +240,21 @@ def test_a_run_notes_the_version_of_each_package_that_a_job_may_keep() -> None:
     assert {needed.name for needed in requirements()} <= set(PACKAGES)
 
 
+def test_wheels_for_another_python_are_downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a job without network would lack them, and fail when it is billed."""
+    downloads: list[str] = []
+
+    def download(folder: Path, what: list[str], _: str) -> None:
+        folder.mkdir(exist_ok=True)
+        downloads.append(what[0])
+
+    monkeypatch.setattr(bundle, "_download", download)
+    first = bundle.fetch_wheels(tmp_path)
+    assert bundle.fetch_wheels(tmp_path) == first and len(downloads) == len(bundle.PYTHONS)
+    monkeypatch.setattr(bundle, "PYTHONS", (*bundle.PYTHONS, "3.14"))
+    assert bundle.fetch_wheels(tmp_path) != first and downloads[-1] == "--python-version=3.14"
+
+
 def test_wheels_are_of_this_machine_and_in_range(monkeypatch: pytest.MonkeyPatch) -> None:
     versions = {"idna": "3.15"}
 
