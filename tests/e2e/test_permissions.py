@@ -106,7 +106,7 @@ def test_what_the_launcher_may_not_do_is_one_line(
     detach(service, "no-uploads")
     printed = capsys.readouterr().err.splitlines()
     assert "Traceback" not in "\n".join(printed)
-    assert re.search("error: Failed to upload .*AccessDenied.* s3:PutObject on resource", printed[-1])
+    assert re.search(r"error: An error occurred \(AccessDenied\) .* s3:PutObject on resource", printed[-1])
     assert main([*deploy, f"--cloud={CLOUD}", "--cloud.prefix=other"]) == 1
     printed = capsys.readouterr().err.splitlines()
     assert re.search("error: .*AccessDenied.*s3:ListBucket on resource", printed[-1])
