@@ -69,7 +69,9 @@ def test_its_calls_fit_the_functions(tmp_path: Path) -> None:
     code = tmp_path / "walk_through.py"
     code.write_text("\n".join(cell.source for cell in code_cells(read_notebook()).values()))
     # As `make lint` calls it, so that its cache spares the types of all libraries.
-    checked = subprocess.run([".venv/bin/mypy", code], cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    checked = subprocess.run(
+        [sys.executable, "-m", "mypy", code], cwd=REPOSITORY, capture_output=True, text=True, check=False
+    )
     assert checked.stdout.splitlines()[-1].startswith("Found "), checked
     errors = [line for line in checked.stdout.splitlines() if ": error: " in line]
     # A notebook need not say that something may be None, and IPython has no types.
